@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from heterokd.errors import DataError
 from heterokd.views import POLICIES, AugmentPolicy, permutation
 
+TaskName = Literal["classification", "segmentation"]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -32,6 +33,7 @@ HELD_OUT = 0.2
 # Images decoded for mean and std when they lie in files; the error of a mean over them is below a grey level.
 STATISTICS_SAMPLE = 512
 READ_AT_ONCE = 512
+READ_BYTES = 2**28
 
 
 class Images(Protocol):
@@ -50,8 +52,24 @@ class Images(Protocol):
         ...
 
 
+class LabelMaps(Protocol):
+    """Label maps of segmentation, read by position."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The label maps at `index` [B], as a new array [B, H, W]: class numbers, 255 where a pixel counts nowhere.
+
+        Raises:
+            DataError: a label map is damaged, has gone or does not fit its image; names the file.
+        """
+        ...
+
+
 class ArrayImages:
-    """Images that lie in memory, [N, S, S, 3] uint8."""
+    """Images [N, H, W, 3] or label maps [N, H, W] that lie in memory, uint8."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.array = array
@@ -61,7 +79,7 @@ class ArrayImages:
         return len(self.array)
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `index` [B], as a new array [B, S, S, 3]."""
+        """The images or label maps at `index` [B], as a new array."""
         chosen: NDArray[np.uint8] = self.array[index]
         return chosen
 
@@ -85,16 +103,16 @@ class ResizedImages:
 
 
 class ChosenImages:
-    """Some of another's images, in a given order."""
+    """Some of another's images or label maps, in a given order."""
 
-    def __init__(self, images: Images, index: NDArray[np.int64]) -> None:
+    def __init__(self, images: Images | LabelMaps, index: NDArray[np.int64]) -> None:
         self.images, self.index = images, index
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `index` [B], as a new array [B, S, S, 3]."""
+        """The images or label maps at `index` [B], as a new array."""
         return self.images.read(self.index[index])
 
 
@@ -103,34 +121,42 @@ class Split:
     """Images with labels.
 
     Attributes:
-        images: read by position.
-        labels: [N] class numbers.
+        images: read by position; in segmentation all of one canvas size, [Hc, Wc].
+        labels: [N] class numbers; zeros where every image has a label map instead.
         name: train, val or test.
+        label_maps: of segmentation, [Hc, Wc] each; None in classification.
     """
 
     images: Images
     labels: NDArray[np.int64]
     name: SplitName
+    label_maps: LabelMaps | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def chosen(self, index: NDArray[np.int64]) -> Split:
         """The images at `index`; positions count anew from 0."""
-        return replace(self, images=ChosenImages(self.images, index), labels=self.labels[index])
+        maps = None if self.label_maps is None else ChosenImages(self.label_maps, index)
+        return replace(self, images=ChosenImages(self.images, index), labels=self.labels[index], label_maps=maps)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over every pixel and label, in hexadecimal; reads every image."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, "<i8").tobytes())
-        for pixels in self.pieces(np.arange(len(self))):
+        everything = np.arange(len(self))
+        for pixels in self.pieces(everything):
             digest.update(pixels.tobytes())
+        if self.label_maps is not None:
+            for start in range(0, len(self), READ_AT_ONCE):
+                digest.update(self.label_maps.read(everything[start : start + READ_AT_ONCE]).tobytes())
         return digest.hexdigest()
 
     def pieces(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """The images at `index`, a few hundred at a time."""
-        for start in range(0, len(index), READ_AT_ONCE):
-            yield self.images.read(index[start : start + READ_AT_ONCE])
+        count = max(1, min(READ_AT_ONCE, READ_BYTES // self.images.read(index[:1]).nbytes)) if len(index) else 1
+        for start in range(0, len(index), count):
+            yield self.images.read(index[start : start + count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +168,7 @@ class Splits:
         val: what the search selects on.
         test: what promotion opens, once.
         class_names: name of each class number.
-        image_size: height = width in pixels.
+        image_size: height = width in pixels; in segmentation what the canvas follows from, see the data set.
         fingerprint: SHA-256 over the content and the split, in hexadecimal: the same content gives the same one in
             every process.
     """
@@ -195,6 +221,8 @@ class Splits:
         Raises:
             DataError: a class has fewer train images.
         """
+        if self.train.label_maps is not None:
+            raise DataError("data.labels_per_class counts images of one class; for label maps set data.train_images")
         kept: list[NDArray[np.int64]] = []
         for number, name in enumerate(self.class_names):
             members = np.flatnonzero(self.train.labels == number)
@@ -207,18 +235,33 @@ class Splits:
         digest = hashlib.sha256(f"{self.fingerprint}:labels_per_class={count}:seed={seed}".encode())
         return replace(self, train=self.train.chosen(np.sort(np.concatenate(kept))), fingerprint=digest.hexdigest())
 
+    def with_train_images(self, count: int, seed: int = 0) -> Splits:
+        """The same data set with `count` seeded train images; val and test stay whole.
+
+        Raises:
+            DataError: train has fewer images.
+        """
+        if not 1 <= count <= len(self.train):
+            raise DataError(
+                f"data.train_images: there are {len(self.train)} training images, {count} were asked for; "
+                f"choose 1 to {len(self.train)}"
+            )
+        kept = np.sort(permutation(len(self.train), 0, "train_images", seed)[:count])
+        digest = hashlib.sha256(f"{self.fingerprint}:train_images={count}:seed={seed}".encode())
+        return replace(self, train=self.train.chosen(kept), fingerprint=digest.hexdigest())
+
 
 class Dataset(ABC):
     """A source of images and labels. One file of `heterokd/datasets/` holds one final subclass of it.
 
     Attributes:
         needs_root: whether it is read from a folder that the experiment names.
-        tasks: what its labels are.
+        tasks: what its labels are: one class an image, or a label map.
         default_policy: its views unless the experiment says otherwise; see `policy_at`.
     """
 
     needs_root: ClassVar[bool] = False
-    tasks: ClassVar[str] = "classification"
+    tasks: ClassVar[TaskName] = "classification"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
 
     @classmethod
@@ -232,7 +275,7 @@ class Dataset(ABC):
 
         Args:
             root: the data set's folder; None where `needs_root` is false.
-            image_size: height = width of the images to give, in pixels.
+            image_size: height = width of the images to give, in pixels; in segmentation what the canvas follows from.
             seed: of the split, where the data set does not ship one.
 
         Raises:

@@ -1,6 +1,7 @@
 """What a network gives: the one set of types that networks, teachers, caches and methods share.
 
-Letters in shapes: B batch, K classes, D embedding, C H W the channels, height and width of a map, N tokens.
+Letters in shapes: B batch, K classes, D embedding, C H W the channels, height and width of a map, N tokens. In
+segmentation logits and embedding are maps too, [B, K, h, w] and [B, D, h, w], at the decoder's own stride.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from enum import Flag, auto
 from typing import Literal, NoReturn, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heterokd.errors import MissingSignal
 
 Kind = Literal["cnn", "attention", "mlp"]
+IGNORE = 255
+"""The label of pixels that count nowhere: not in the task loss, in no method's terms, in no metric."""
+
 Losses = dict[str, Tensor]
 """Named, weighted scalars of one step: what is summed is what is logged."""
 
@@ -67,6 +72,8 @@ class OutputSpec:
             then apply one linear layer (their mean over positions is the logits: not class tokens, attention pooling,
             norms or hidden layers after the average); PRE_ACTIVATIONS to CNNs whose four stages all end in
             BatchNorm -> (add) -> ReLU.
+        logits_stride: input pixels per pixel of the logits (and of the embedding) in segmentation; None in
+            classification.
     """
 
     num_classes: int
@@ -76,6 +83,7 @@ class OutputSpec:
     prefix_tokens: int = 0
     stem: StageSpec | None = None
     serves: Signal = EVERY_NETWORK
+    logits_stride: int | None = None
 
     def at(self, stage: int) -> StageSpec:
         """The map of `stage`: 1 is the shallowest, 0 the stem's."""
@@ -269,7 +277,8 @@ class Batch:
 
     Attributes:
         images: [B, 3, H, W] float in [0, 1]; each network resizes and normalises them for itself.
-        labels: [B] class numbers, or [B, K] class shares when images are mixed.
+        labels: [B] class numbers, or [B, K] class shares when images are mixed; in segmentation [B, H, W] class
+            numbers, `IGNORE` where a pixel counts nowhere.
         index: [B] positions in the training split: the cache's key and a memory bank's key.
         view: [B] view numbers; (index, view) names the augmented image.
     """
@@ -300,3 +309,12 @@ class Batch:
 def hard_labels(labels: Tensor) -> Tensor:
     """Class numbers [B]: labels as they are, or the largest share of mixed ones (every method's rule)."""
     return labels.argmax(dim=1) if labels.dim() == 2 else labels
+
+
+def labels_at(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Label maps [B, H, W] on another grid, [B, h, w]: the nearest pixel's, so that no class is made up."""
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    # Class numbers are small: they are exact in float32, the only kind that nearest neighbours are offered for.
+    nearest = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")
+    return nearest[:, 0].to(labels.dtype)
