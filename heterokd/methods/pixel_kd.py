@@ -1,0 +1,89 @@
+"""PixelKD: match the teacher's class probabilities at every pixel.
+
+Liu, Chen, Liu, Qin, Luo, Wang: "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019,
+https://arxiv.org/abs/1903.04197 (Section 3.2, pixel-wise distillation; after Hinton et al., https://arxiv.org/abs/1503.02531)
+
+    L = weight * tau^2 * mean over valid pixels of KL( softmax(z_t / tau) || softmax(z_s / tau) )     z: [B, K, h, w]
+
+Both logits are compared at the decoder's own stride, before any upsampling to the image, as in the program of CIRKD
+(Yang et al., CVPR 2022), whose weight and tau of 1 are the defaults. Where the two grids differ, the teacher's logits
+are interpolated (bilinear) to the student's.
+
+Deviation: pixels whose label is IGNORE take no part; the program averages over all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from heterokd.method import Method, MethodParams
+from heterokd.outputs import IGNORE, Batch, Losses, Outputs, Signal, labels_at
+from heterokd.space import Float
+
+Direction = Literal["teacher_student", "student_teacher"]
+
+
+def resize(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map [B, C, H, W] interpolated (bilinear) to another height and width, float32; as it is where it has them."""
+    if tuple(map_BCHW.shape[-2:]) == tuple(size):
+        return map_BCHW.float()
+    return F.interpolate(map_BCHW.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def pixel_kd_loss(
+    student_logits_BKHW: Tensor,
+    teacher_logits_BKHW: Tensor,
+    labels_BHW: Tensor | None = None,
+    temperature: float = 1.0,
+    direction: Direction = "teacher_student",
+) -> Tensor:
+    """tau^2 * KL(teacher || student) of softened probabilities, a mean over valid pixels.
+
+    Args:
+        student_logits_BKHW: [B, K, H, W]; its grid is where both are compared.
+        teacher_logits_BKHW: [B, K, h, w], interpolated (bilinear) to the student's grid; takes no gradient.
+        labels_BHW: class numbers of any height and width, brought to the grid by nearest; pixels that are IGNORE there
+            take no part. None: all pixels do.
+        temperature: tau.
+        direction: "student_teacher" exchanges the two sides of the divergence.
+
+    Returns:
+        A float32 scalar; 0 where no pixel is valid.
+    """
+    size = student_logits_BKHW.shape[-2], student_logits_BKHW.shape[-1]
+    student_log = F.log_softmax(student_logits_BKHW.float() / temperature, dim=1)
+    teacher_log = F.log_softmax(resize(teacher_logits_BKHW.detach(), size) / temperature, dim=1)
+    if direction == "student_teacher":
+        student_log, teacher_log = teacher_log, student_log
+    divergence_BHW = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
+    if labels_BHW is None:
+        return divergence_BHW.mean() * temperature**2
+    valid_BHW = labels_at(labels_BHW, size) != IGNORE
+    return (divergence_BHW * valid_BHW).sum() / valid_BHW.sum().clamp_min(1) * temperature**2
+
+
+class PixelKD(Method):
+    """Match the teacher's class probabilities at every pixel."""
+
+    tasks = frozenset({"segmentation"})
+
+    class Params(MethodParams):
+        """Parameters of PixelKD."""
+
+        temperature: Annotated[float, Float(1, 8, log=True)] = Field(
+            1.0, gt=0, description="tau: divides both networks' logits; larger values show more of the small classes"
+        )
+        weight: Annotated[float, Float(0.1, 10, log=True)] = Field(1.0, ge=0, description="multiplies the term")
+
+    student_needs = Signal.LOGITS
+    teacher_needs = Signal.LOGITS
+    params: Params
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
+        """One term, `kd`."""
+        loss = pixel_kd_loss(student.logits, teacher.logits, batch.labels, self.params.temperature)
+        return {"kd": self.params.weight * loss}
