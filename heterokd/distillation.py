@@ -17,18 +17,28 @@ import torch
 import yaml
 from filelock import FileLock
 
-from heterokd.config import DataSettings, Experiment, NetworkSettings, Recipe, TeacherSettings, TrainingSettings, ends
+from heterokd.config import (
+    DataSettings,
+    Experiment,
+    NetworkSettings,
+    Recipe,
+    TeacherSettings,
+    TrainingSettings,
+    ends,
+    methods_of,
+    score_of,
+)
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.evaluation import evaluate
-from heterokd.loaders import EvalLoader, Loaders, make_loaders
+from heterokd.loaders import Loaders, make_loaders, open_split
 from heterokd.methods import METHODS
 from heterokd.networks import predict_spec, published_classes, save_weights, weights_hash
 from heterokd.outputs import Outputs, OutputSpec
 from heterokd.precision import Precision, resolve_precision, time_steps
 from heterokd.root import Root, TrialFolder, read_json, write_text
-from heterokd.tasks import Classification
+from heterokd.tasks import build_task
 from heterokd.teachers import LiveTeacher, TeacherCard, open_teacher, teacher_hash
 from heterokd.training import Metrics, Report, Trained, build_distiller, train
 
@@ -61,6 +71,7 @@ def _splits(data: str) -> Splits:
         image_size=settings.image_size,
         seed=settings.seed,
         labels_per_class=settings.labels_per_class,
+        train_images=settings.train_images,
     )
 
 
@@ -70,7 +81,7 @@ def open_splits(settings: DataSettings) -> Splits:
     Raises:
         DataError: missing or damaged files; a class with too few images.
     """
-    return _splits(settings.model_dump_json(exclude={"augment"}))
+    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation"}))
 
 
 @lru_cache(maxsize=2)
@@ -117,7 +128,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
             reason = _refusal(experiment.recipe(experiment.published(method)), student, teacher)
             if reason is not None:
                 raise ConfigError(f"search space: overrides: together they are impossible for {pair}: {reason}")
-    if excluded and set(experiment.methods) != set(METHODS):
+    if excluded and set(experiment.methods) != set(methods_of(experiment.data.task)):
         method, reason = next(iter(excluded.items()))
         raise ConfigError(f"search space: methods: {reason}; take {method!r} off the list")
     return excluded
@@ -153,12 +164,12 @@ def prepare_teacher(
 
     Raises:
         CheckpointError: weights that are missing, damaged, of another network or number of classes, or worse than
-            `teacher.min_top1`.
+            `teacher.min_score`.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = experiment.teacher
-    data = experiment.data.model_copy(update={"labels_per_class": None})
+    data = experiment.data.model_copy(update={"labels_per_class": None, "train_images": None})
     splits = open_splits(data)
     published = settings.pretrained and published_classes(settings.network) == splits.num_classes
     if settings.checkpoint is not None or published:
@@ -167,14 +178,14 @@ def prepare_teacher(
         except CheckpointError as error:
             raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
         source = str(settings.checkpoint) if settings.checkpoint else "timm's published weights"
-        card = _card(settings, teacher, splits, source, device)
+        card = _card(settings, teacher, data, splits, source, device)
         prepared = PreparedTeacher(settings, settings.checkpoint, card)
     else:
         prepared = _fitted_teacher(experiment, data, splits, root, device, progress)
-    if settings.min_top1 is not None and prepared.card.val_top1 < settings.min_top1:
+    if settings.min_score is not None and prepared.card.val_score < settings.min_score:
         raise CheckpointError(
-            f"teacher: {prepared.card.source} reaches {prepared.card.val_top1:.4f} top-1 on val, "
-            f"teacher.min_top1 asks for {settings.min_top1:.4f}; train it longer (teacher.training.epochs) or lower it"
+            f"teacher: {prepared.card.source} reaches {prepared.card.metric} {prepared.card.val_score:.4f}, "
+            f"teacher.min_score asks for {settings.min_score:.4f}; raise teacher.training.epochs or lower it"
         )
     return prepared
 
@@ -203,7 +214,7 @@ def _fitted_teacher(
     # Two searches that want the same teacher at once: the second waits and finds it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            loaders = make_loaders(splits, data.policy, recipe.training.batch_size, seed=recipe.training.seed)
+            loaders = recipe_loaders(recipe, splits)
             precision = measured_precision(recipe, None, loaders, device, root)
             trained = train(
                 recipe,
@@ -221,7 +232,8 @@ def _fitted_teacher(
                 num_classes=splits.num_classes,
                 image_size=trained.student.spec.image_size,
                 weights=weights_hash(trained.student),
-                val_top1=trained.metrics["val/top1"],
+                metric=score_of(recipe.task),
+                val_score=trained.metrics[score_of(recipe.task)],
                 source=f"fitted {settings.network}",
             )
             write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -236,10 +248,15 @@ def _fitted_teacher(
 
 
 def _card(
-    settings: TeacherSettings, teacher: LiveTeacher, splits: Splits, source: str, device: torch.device | str
+    settings: TeacherSettings,
+    teacher: LiveTeacher,
+    data: DataSettings,
+    splits: Splits,
+    source: str,
+    device: torch.device | str,
 ) -> TeacherCard:
-    task = Classification(splits.num_classes)
-    loader = EvalLoader(splits.val, 256)
+    task = build_task(data.task, splits.num_classes, window=data.window)
+    loader = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(teacher.network.to(device), loader, task, device=device))
     return TeacherCard(
         network=settings.network,
@@ -247,7 +264,8 @@ def _card(
         num_classes=splits.num_classes,
         image_size=teacher.spec.image_size,
         weights=weights_hash(teacher.network),
-        val_top1=metrics["top1"],
+        metric=score_of(data.task),
+        val_score=metrics[task.score],
         source=source,
     )
 
@@ -280,8 +298,7 @@ def run_recipe(
     """
     splits = open_splits(recipe.data)
     teacher = open_prepared(recipe, weights, splits.num_classes)
-    training = recipe.training
-    loaders = make_loaders(splits, recipe.data.policy, training.batch_size, seed=training.seed)
+    loaders = recipe_loaders(recipe, splits)
     precision = measured_precision(recipe, teacher, loaders, device, root)
 
     def report(metrics: Metrics) -> bool:
@@ -301,6 +318,13 @@ def run_recipe(
     if not trained.stopped:
         save_weights(trained.student, folder.weights)
     return trained
+
+
+def recipe_loaders(recipe: Recipe, splits: Splits) -> Loaders:
+    """The views and the validation images of a recipe."""
+    training = recipe.training
+    crop = recipe.data.view_size if recipe.task == "segmentation" else None
+    return make_loaders(splits, recipe.data.policy, training.batch_size, training.seed, crop=crop)
 
 
 def measured_precision(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from heterokd.method import Method
-from heterokd.networks import Network
+from heterokd.networks import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
-from heterokd.tasks import Classification
+from heterokd.tasks import Task
 
 
 class Distiller(nn.Module):
@@ -20,7 +20,7 @@ class Distiller(nn.Module):
         task_weight: multiplies the task loss.
     """
 
-    def __init__(self, student: Network, method: Method, task: Classification, task_weight: float = 1.0) -> None:
+    def __init__(self, student: AnyNetwork, method: Method, task: Task, task_weight: float = 1.0) -> None:
         super().__init__()
         self.student = student
         self.method = method

@@ -26,12 +26,15 @@ from heterokd.views import (
     plain_images,
     random_words,
     view_images,
+    view_scenes,
 )
 
 # A split of at most this many bytes is read once and stays on the device as uint8.
 RESIDENT_BYTES = 2**28
 # Images of an evaluation step unless training takes more: no gradient is kept, so memory is no matter.
 EVAL_BATCH = 256
+# In segmentation an evaluation step holds a score for every class and pixel: at most this many.
+EVAL_SCORES = 2**26
 
 
 class TrainLoader:
@@ -45,6 +48,7 @@ class TrainLoader:
         views: how many views each image has; None draws a fresh one every epoch. With `views=K`, each run of K epochs
             shows each image's K views once; in the first run they are those of `views=None`, later each image starts at
             its own place, so that an epoch mixes view numbers.
+        crop: height and width of a view in segmentation, in pixels; None takes the whole canvas.
         drop_last: leave out a last, smaller batch; None does so when there is at least one full batch.
         rank: this worker's number.
         world_size: how many workers.
@@ -62,6 +66,7 @@ class TrainLoader:
         seed: int = 0,
         *,
         views: int | None = None,
+        crop: tuple[int, int] | None = None,
         drop_last: bool | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -72,7 +77,7 @@ class TrainLoader:
         if views is not None and views < 1:
             raise DataError(f"an image needs at least one view, got views={views}")
         self.split, self.policy, self.batch_size, self.seed, self.views = split, policy, batch_size, seed, views
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.crop = rank, world_size, crop
         full, rest = divmod(len(split), batch_size)
         dropped = full > 0 if drop_last is None else drop_last
         # Every worker needs an image in every step, or the others would wait for it.
@@ -92,10 +97,14 @@ class TrainLoader:
         """This worker's batches of an epoch, counted from 0."""
         order = permutation(len(self.split), epoch, self.seed)
         shares = [self._share(order[step * self.batch_size :][: self.batch_size]) for step in range(len(self))]
-        for index, pixels in self._pixels.batches(shares):
+        for index, pixels, maps in self._pixels.batches(shares):
             view = self.view_numbers(index, epoch)
-            images = view_images(pixels, index, view, self.policy, self.seed)
-            yield self._pixels.batch(images, index, torch.from_numpy(view))
+            if maps is None:
+                images = view_images(pixels, index, view, self.policy, self.seed)
+            else:
+                size = self.crop or (maps.shape[1], maps.shape[2])
+                images, maps = view_scenes(pixels, maps, index, view, self.policy, size, self.seed)
+            yield self._pixels.batch(images, index, torch.from_numpy(view), maps)
 
     def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """The view [B] of each image that an epoch shows."""
@@ -129,8 +138,8 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         everything = np.arange(len(self.split))
         shares = [everything[step * self.batch_size :][: self.batch_size] for step in range(len(self))]
-        for index, pixels in self._pixels.batches(shares):
-            yield self._pixels.batch(plain_images(pixels), index, None)
+        for index, pixels, maps in self._pixels.batches(shares):
+            yield self._pixels.batch(plain_images(pixels), index, None, maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +164,7 @@ def make_loaders(
     seed: int = 0,
     *,
     views: int | None = None,
+    crop: tuple[int, int] | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
@@ -166,47 +176,68 @@ def make_loaders(
         DataError: train has too few images for one step, or `batch_size` cannot be shared evenly.
     """
     train = TrainLoader(
-        splits.train, policy, batch_size, seed, views=views, rank=rank, world_size=world_size, device=device
+        splits.train,
+        policy,
+        batch_size,
+        seed,
+        views=views,
+        crop=crop,
+        rank=rank,
+        world_size=world_size,
+        device=device,
     )
-    val = EvalLoader(splits.val, eval_batch_size or max(batch_size, EVAL_BATCH), device=device)
+    val = open_split(splits.val, splits.num_classes, eval_batch_size or max(batch_size, EVAL_BATCH), device=device)
     return Loaders(train, val, splits.num_classes)
+
+
+def open_split(
+    split: Split, num_classes: int, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu"
+) -> EvalLoader:
+    """A split's plain images in steps that fit into memory: in segmentation a step has few of them."""
+    if split.label_maps is not None and len(split):
+        pixels = split.label_maps.read(np.zeros(1, np.int64))[0].size
+        batch_size = max(1, min(batch_size, EVAL_SCORES // (num_classes * pixels)))
+    return EvalLoader(split, batch_size, device=device)
 
 
 def open_test(splits: Splits, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu") -> EvalLoader:
     """The loader of the test split: for promotion alone."""
-    return EvalLoader(splits.test, batch_size, device=device)
+    return open_split(splits.test, splits.num_classes, batch_size, device=device)
 
 
 class _Pixels:
-    """A split's pixels: on the device as a whole when small, else read one batch ahead."""
+    """A split's pixels and label maps: on the device as a whole when small, else read one batch ahead."""
 
     def __init__(self, split: Split, device: torch.device | str) -> None:
         self.split, self.device = split, torch.device(device)
-        self._resident: Tensor | None = None
+        self._resident: tuple[Tensor, Tensor | None] | None = None
 
-    def batches(self, shares: list[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Each share's positions and its pixels [B, S, S, 3] uint8."""
+    def batches(self, shares: list[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor | None]]:
+        """Each share's positions, its pixels [B, H, W, 3] and its label maps [B, H, W], both uint8."""
         if not shares:
             return
         if self._fits(shares[0][:1]):
             if self._resident is None:
                 self._resident = self._read(np.arange(len(self.split)))
+            pixels, maps = self._resident
             for share in shares:
-                yield share, self._resident[torch.from_numpy(share).to(self.device)]
+                chosen = torch.from_numpy(share).to(self.device)
+                yield share, pixels[chosen], None if maps is None else maps[chosen]
             return
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self._read, shares[0])
             for share, following in zip(shares, [*shares[1:], None], strict=True):
-                pixels = coming.result()
+                pixels, maps = coming.result()
                 if following is not None:
                     coming = ahead.submit(self._read, following)
-                yield share, pixels
+                yield share, pixels, maps
 
-    def batch(self, images: Tensor, index: NDArray[np.int64], view: Tensor | None) -> Batch:
+    def batch(self, images: Tensor, index: NDArray[np.int64], view: Tensor | None, maps: Tensor | None) -> Batch:
         """A batch on the device."""
+        labels = torch.from_numpy(self.split.labels[index]).to(self.device) if maps is None else maps.long()
         return Batch(
             images=images,
-            labels=torch.from_numpy(self.split.labels[index]).to(self.device),
+            labels=labels,
             index=torch.from_numpy(index.copy()).to(self.device),
             view=None if view is None else view.to(self.device),
         )
@@ -216,5 +247,9 @@ class _Pixels:
             return True
         return len(self.split) * self.split.images.read(some).nbytes <= RESIDENT_BYTES
 
-    def _read(self, index: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.split.images.read(index)).to(self.device, non_blocking=True)
+    def _read(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        def move(array: NDArray[np.uint8]) -> Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+        maps = self.split.label_maps
+        return move(self.split.images.read(index)), None if maps is None else move(maps.read(index))

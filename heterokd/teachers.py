@@ -14,9 +14,9 @@ from torch import Tensor
 from heterokd.config import Recipe, TeacherSettings
 from heterokd.dataset import Split
 from heterokd.errors import CheckpointError
-from heterokd.evaluation import predict
+from heterokd.evaluation import predict_classes
 from heterokd.loaders import EvalLoader
-from heterokd.networks import Network, build_network, load_weights, weights_hash
+from heterokd.networks import AnyNetwork, build_network, load_weights, weights_hash
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 
 LIVE = EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS
@@ -32,8 +32,11 @@ class Teacher(Protocol):
         """The teacher's outputs for exactly these views, without gradient (the tail is differentiable)."""
         ...
 
-    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor:
-        """[N] the teacher's decisions on a split of plain images; computed once per split."""
+    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
+        """The teacher's decisions on a split of plain images; computed once per split.
+
+        [N], or [N, H, W] in segmentation; None where those would take too much memory.
+        """
         ...
 
 
@@ -44,11 +47,11 @@ class LiveTeacher:
         network: put into evaluation mode; its parameters stop asking for gradients.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: AnyNetwork) -> None:
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.spec = network.spec
         self.serves = LIVE & network.spec.serves
-        self._classes: dict[int, tuple[Split, Tensor]] = {}
+        self._classes: dict[int, tuple[Split, Tensor | None]] = {}
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
         """See `Teacher`."""
@@ -59,13 +62,12 @@ class LiveTeacher:
             outputs: Outputs = self.network(batch.images, needs)
         return outputs.only(needs, "teacher")
 
-    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor:
+    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
         """See `Teacher`."""
         split = loader.split
         if id(split) not in self._classes:
-            logits, _ = predict(self.network.to(device), loader, device)
             # The split is kept so that its id cannot be given to another one.
-            self._classes[id(split)] = (split, logits.argmax(dim=1))
+            self._classes[id(split)] = (split, predict_classes(self.network.to(device), loader, device))
         return self._classes[id(split)][1]
 
 
@@ -78,7 +80,8 @@ class TeacherCard:
     num_classes: int
     image_size: int
     weights: str
-    val_top1: float
+    metric: str
+    val_score: float
     source: str
 
     def to_json(self) -> str:
@@ -97,6 +100,8 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
         "image_size": recipe.data.image_size,
         "data": fingerprint,
     }
+    if recipe.task == "segmentation":
+        content["crop"] = recipe.data.view_size
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

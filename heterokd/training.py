@@ -28,11 +28,11 @@ from heterokd.errors import CheckpointError, TrainingDiverged
 from heterokd.evaluation import evaluate
 from heterokd.loaders import Loaders
 from heterokd.methods import METHODS
-from heterokd.networks import Network, build_network
+from heterokd.networks import AnyNetwork, build_network
 from heterokd.optim import build_optimizer, build_schedule
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 from heterokd.precision import FP32, Precision
-from heterokd.tasks import Classification
+from heterokd.tasks import build_task
 from heterokd.teachers import Teacher
 
 Metrics = dict[str, float]
@@ -53,7 +53,7 @@ class Trained:
         stopped: whether `report` asked for an early end.
     """
 
-    student: Network
+    student: AnyNetwork
     metrics: Metrics
     epochs: int
     stopped: bool
@@ -79,7 +79,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
     if recipe.training.trainable == "head":
         student.requires_grad_(requires_grad=False)
         student.head.requires_grad_(requires_grad=True)
-    task = Classification(num_classes, recipe.training.label_smoothing)
+    task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.window)
     return Distiller(student, method, task, recipe.training.task_weight)
 
 
@@ -166,9 +166,9 @@ class _Loop:
         self.teacher_classes = None if teacher is None else teacher.classes(loaders.val, self.device)
 
     @property
-    def kept(self) -> Network:
+    def kept(self) -> AnyNetwork:
         """The network that is evaluated and kept."""
-        return self.distiller.student if self.average is None else cast(Network, self.average.module)
+        return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.module)
 
     def train_epoch(self, epoch: int) -> Metrics:
         """One pass; losses are added up on the device and read once, at the end."""

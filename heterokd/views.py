@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from heterokd.outputs import IGNORE
+
 # Part of every policy's hash: raise it when the same draws give other pixels, so that stored outputs are made anew.
 VIEWS_VERSION = 1
 
@@ -100,6 +102,9 @@ POLICIES: dict[str, AugmentPolicy] = {
     ),
     # The same without colour: what OFA-KD shows of CIFAR-100 and ImageNet, https://arxiv.org/abs/2310.19444.
     "crop": AugmentPolicy(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5),
+    # Street scenes and other images with label maps: half to twice the size, and flip, as in CIRKD's program
+    # (https://arxiv.org/abs/2204.06986); the area is that of the crop, see `view_scenes`.
+    "scenes": AugmentPolicy(scale=(0.25, 4.0), flip=0.5),
     # Photographs of 32 pixels: a crop of the image padded by 4 black pixels is a shift by up to 4 of 32; and flip.
     "cifar": AugmentPolicy(translate=4 / 32, flip=0.5),
 }
@@ -200,6 +205,54 @@ def view_images(
     return pixels
 
 
+def view_scenes(
+    images: Tensor,
+    label_maps: Tensor,
+    index: NDArray[np.int64] | Tensor,
+    view: NDArray[np.int64] | Tensor | int,
+    policy: AugmentPolicy,
+    size: tuple[int, int],
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The given view of each image with its label map: a crop of the canvas.
+
+    A crop of area 1 has the canvas's own scale; at area 4 the image is shown at half its size. Labels are those of the
+    nearest pixel; what lies outside the canvas is black and counts nowhere.
+
+    Args:
+        images: [B, Hc, Wc, 3], uint8, or float in [0, 1]; on any device.
+        label_maps: [B, Hc, Wc] class numbers.
+        index: [B] the images' positions in the training split.
+        view: [B] view numbers, or one for all.
+        policy: how views differ; `scale` is the crop's area as a share of `size`'s.
+        size: height and width of the views, in pixels.
+        seed: other views of the same policy.
+
+    Returns:
+        Images [B, 3, h, w] float32 in [0, 1] and label maps [B, h, w] int64. Where the policy is off and the canvas
+        has the view's size, both are the given ones to the last bit.
+    """
+    plain = plain_images(images)
+    pixels, labels = plain, label_maps[:, None]
+    draws = view_draws(policy, seed, _numbers(index), _numbers(view))
+    if policy.flip:
+        flipped = _column(draws["flip"] < policy.flip, pixels)
+        pixels, labels = torch.where(flipped, pixels.flip(3), pixels), torch.where(flipped, labels.flip(3), labels)
+    if policy.warps or tuple(pixels.shape[-2:]) != size:
+        grid = _grid(pixels, policy, draws, size, _crop_share(pixels, size))
+        outside = _outside(grid)
+        # Class numbers are below 256: exact in float32, the only kind that can be sampled.
+        nearest = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+        labels = nearest.to(torch.uint8).masked_fill_(outside, IGNORE)
+        pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        pixels = pixels.masked_fill_(outside, 0.0)
+    if policy.colours:
+        pixels = _colour(pixels, plain, policy, draws)
+    if policy.erasing:
+        pixels = _erase(pixels, policy, draws)
+    return pixels, labels[:, 0].long()
+
+
 def plain_images(images: Tensor) -> Tensor:
     """Images as networks take them: [B, S, S, 3] uint8 or float in [0, 1] -> [B, 3, S, S] float32 in [0, 1]."""
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -230,31 +283,64 @@ def _column(values: NDArray[np.float64] | NDArray[np.bool_], like: Tensor) -> Te
 
 
 def _warp(pixels: Tensor, policy: AugmentPolicy, draws: dict[str, NDArray[np.float64]]) -> Tensor:
-    """Crop, turn and shift in one bilinear resampling; black outside the image.
+    """Crop, turn and shift in one bilinear resampling; black outside the image."""
+    grid = _grid(pixels, policy, draws, (pixels.shape[2], pixels.shape[3]), (1.0, 1.0))
+    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return warped.masked_fill_(_outside(grid), 0.0)
+
+
+def _crop_share(canvas: Tensor, size: tuple[int, int]) -> tuple[float, float]:
+    """A view's height and width as shares of the canvas's."""
+    return size[0] / canvas.shape[2], size[1] / canvas.shape[3]
+
+
+def _outside(grid: Tensor) -> Tensor:
+    """[B, 1, h, w] whether a position of a view lies outside its image."""
+    return (torch.maximum(grid[..., 0].abs(), grid[..., 1].abs()) > 1)[:, None]
+
+
+def _grid(
+    pixels: Tensor,
+    policy: AugmentPolicy,
+    draws: dict[str, NDArray[np.float64]],
+    size: tuple[int, int],
+    share: tuple[float, float],
+) -> Tensor:
+    """Where each pixel of a view [h, w] lies in its image: [B, h, w, 2], x and y in [-1, 1].
 
     With u the position in the view and x in the image, both in [-1, 1]:   x = centre + diag(w, h) R(angle) u
+    (where a view's sides differ, R turns pixels, not halves of sides).
+
+    Args:
+        pixels: [B, C, H, W].
+        policy: see `AugmentPolicy`.
+        draws: see `view_draws`.
+        size: of the views.
+        share: height and width of an unscaled crop as shares of the image's.
     """
     area, ratio = _between(draws["scale"], policy.scale), _between_log(draws["ratio"], policy.ratio)
-    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
-    # A long crop of nearly the whole area would leave the image: it is cut at the border.
-    width, height = (np.where(area <= 1, np.minimum(side, 1), side) for side in (width, height))
+    width, height = share[1] * np.sqrt(area * ratio), share[0] * np.sqrt(area / ratio)
+    if share == (1.0, 1.0):
+        # A long crop of nearly the whole area would leave the image: it is cut at the border.
+        width, height = (np.where(area <= 1, np.minimum(side, 1), side) for side in (width, height))
     angle = np.deg2rad(_spread(draws["rotation"], policy.rotation))
     shift = 2 * policy.translate  # the image is 2 units wide
     centre_x = _spread(draws["crop_x"], 1) * np.abs(1 - width) + _spread(draws["translate_x"], shift)
     centre_y = _spread(draws["crop_y"], 1) * np.abs(1 - height) + _spread(draws["translate_y"], shift)
     cos, sin = np.cos(angle), np.sin(angle)
-    rows = np.stack((width * cos, -width * sin, centre_x, height * sin, height * cos, centre_y)).astype(np.float32)
+    # A turn keeps right angles only where both axes have the same unit.
+    aspect = size[0] / size[1]
+    rows = np.stack(
+        (width * cos, -width * sin * aspect, centre_x, height * sin / aspect, height * cos, centre_y)
+    ).astype(np.float32)
     xx, xy, x0, yx, yy, y0 = torch.from_numpy(rows).to(pixels.device).unsqueeze(2)
 
-    side = pixels.shape[-1]
-    u = (torch.arange(side, device=pixels.device, dtype=torch.float32) * 2 + 1) / side - 1
+    u, v = ((torch.arange(side, device=pixels.device, dtype=torch.float32) * 2 + 1) / side - 1 for side in size[::-1])
     # Elementwise on purpose: a batched matrix product may round differently for another batch size.
-    grid = torch.empty(len(pixels), side, side, 2, device=pixels.device)
-    torch.add((xy * u + x0)[:, :, None], (xx * u)[:, None, :], out=grid[..., 0])
-    torch.add((yy * u + y0)[:, :, None], (yx * u)[:, None, :], out=grid[..., 1])
-    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    outside = torch.maximum(grid[..., 0].abs(), grid[..., 1].abs()) > 1
-    return warped.masked_fill_(outside[:, None], 0.0)
+    grid = torch.empty(len(pixels), *size, 2, device=pixels.device)
+    torch.add((xy * v + x0)[:, :, None], (xx * u)[:, None, :], out=grid[..., 0])
+    torch.add((yy * v + y0)[:, :, None], (yx * u)[:, None, :], out=grid[..., 1])
+    return grid
 
 
 def _colour(pixels: Tensor, plain: Tensor, policy: AugmentPolicy, draws: dict[str, NDArray[np.float64]]) -> Tensor:
@@ -280,9 +366,8 @@ def _erase(pixels: Tensor, policy: AugmentPolicy, draws: dict[str, NDArray[np.fl
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     left, top = draws["erase_x"] * (1 - width), draws["erase_y"] * (1 - height)
     chosen = draws["erase"] < policy.erasing
-    side = pixels.shape[-1]
-    centres = (np.arange(side) + 0.5) / side
-    columns = (centres >= left[:, None]) & (centres < (left + width)[:, None])
-    rows = (centres >= top[:, None]) & (centres < (top + height)[:, None]) & chosen[:, None]
+    down, across = ((np.arange(side) + 0.5) / side for side in pixels.shape[-2:])
+    columns = (across >= left[:, None]) & (across < (left + width)[:, None])
+    rows = (down >= top[:, None]) & (down < (top + height)[:, None]) & chosen[:, None]
     erased = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(pixels.device)
     return pixels.masked_fill(erased, 0.0)

@@ -310,18 +310,18 @@ def test_a_given_teacher_is_verified_not_fitted(
     card = heterokd("teacher", file, "--json").last
     assert not card["fitted"]
     assert card["file"] == card["source"] == str(weights)
-    done = heterokd("teacher", file, "--set", "teacher.min_top1=0.99")
+    done = heterokd("teacher", file, "--set", "teacher.min_score=0.99")
     assert done.code == 2
-    assert "teacher.min_top1 asks for 0.9900" in done.err
-    assert f"{card['val_top1']:.4f}" in done.err
+    assert "teacher.min_score asks for 0.9900" in done.err
+    assert f"{card['val_score']:.4f}" in done.err
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_fitted_teacher_that_is_too_weak(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
     for command in (["teacher"], ["distill", "--method", "kd"]):
-        done = heterokd(*command, tiny_file(), "--root", runs, "--set", "teacher.min_top1=0.99", "--set", "data.seed=0")
+        done = heterokd(*command, tiny_file(), "--root", runs, "--set", "teacher.min_score=0.99", "--set", "data.seed=0")
         assert done.code == 2
-        assert "teacher.min_top1 asks for 0.9900; train it longer (teacher.training.epochs) or lower it" in done.err
+        assert "teacher.min_score asks for 0.9900; train it longer (teacher.training.epochs) or lower it" in done.err
 
 
 def test_a_fitted_teacher_that_was_damaged(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:

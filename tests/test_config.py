@@ -78,7 +78,7 @@ WRONG = [
     # a value out of range
     ("data.image_size", "4", "must be at least 8, got 4"),
     ("data.labels_per_class", "0", "must be at least 1, got 0"),
-    ("teacher.min_top1", "97", "must be at most 1, got 97"),
+    ("teacher.min_score", "97", "must be at most 1, got 97"),
     ("training.epochs", "0", "must be at least 1, got 0"),
     ("training.learning_rate", "0", "must be above 0, got 0"),
     ("training.momentum", "1", "must be below 1, got 1"),
@@ -385,7 +385,7 @@ CHANGES = {
     "training.precision": "bf16",
     "training.seed": 1,
 }
-SAME = {"name": "other", "search.trials": 9, "tracking.experiment": "x", "teacher.min_top1": 0.5}
+SAME = {"name": "other", "search.trials": 9, "tracking.experiment": "x", "teacher.min_score": 0.5}
 
 
 def test_a_recipe_is_named_by_what_decides_its_result(tiny_file: Write) -> None:

@@ -4,7 +4,7 @@ load_experiment(path, overrides) -> Experiment          methods: all is resolved
 experiment.recipe(sample)        -> Recipe              pure
 """
 
-from heterokd.config.experiment import Experiment, Recipe, ends, method_params
+from heterokd.config.experiment import Experiment, Recipe, ends, method_params, methods_of, score_of
 from heterokd.config.reading import load_experiment, load_recipe, read_yaml
 from heterokd.config.settings import (
     DataSettings,
@@ -40,5 +40,7 @@ __all__ = [
     "load_experiment",
     "load_recipe",
     "method_params",
+    "methods_of",
     "read_yaml",
+    "score_of",
 ]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from heterokd.config.sentences import sentences
 from heterokd.config.settings import (
     DataSettings,
+    Metric,
     NetworkSettings,
     PromotionSettings,
     Sample,
@@ -26,10 +27,12 @@ from heterokd.config.settings import (
     TrackingSettings,
     TrainingSettings,
 )
+from heterokd.dataset import TaskName
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import MethodParams
 from heterokd.methods import METHODS
 from heterokd.space import Choice, Domain, Scalar, domains, read_domain
+from heterokd.tasks import TASKS
 
 
 def method_params(method: str, values: Mapping[str, Any], where: str = "recipe") -> MethodParams:
@@ -44,6 +47,16 @@ def method_params(method: str, values: Mapping[str, Any], where: str = "recipe")
         return METHODS[method].Params.model_validate(dict(values), strict=True)
     except ValidationError as error:
         raise ConfigError(sentences(error, METHODS[method].Params, where, prefix=method)) from None
+
+
+def methods_of(task: TaskName) -> tuple[str, ...]:
+    """Names of the methods whose equations are written for a task."""
+    return tuple(name for name, method in METHODS.items() if task in method.tasks)
+
+
+def score_of(task: TaskName) -> Metric:
+    """The metric on val that students of a task are chosen by, unless an experiment says otherwise."""
+    return cast(Metric, f"val/{TASKS[task].score}")
 
 
 class Recipe(Settings):
@@ -65,8 +78,13 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over everything that decides the result."""
-        content = self.model_dump(mode="json", exclude={"name": True, "teacher": {"min_top1"}})
+        content = self.model_dump(mode="json", exclude={"name": True, "teacher": {"min_score"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def task(self) -> TaskName:
+        """What the labels are."""
+        return self.data.task
 
     def __hash__(self) -> int:
         return int(self.hash, 16)
@@ -93,6 +111,15 @@ class Experiment(Settings):
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
 
+    @model_validator(mode="after")
+    def _metric_of_the_task(self) -> Experiment:
+        names = [f"val/{name}" for name in TASKS[self.data.task].metric_names]
+        if self.metric not in names:
+            raise ValueError(
+                f"search.metric: {self.metric!r} is not measured in {self.data.task}; choose {' or '.join(names)}"
+            )
+        return self
+
     @property
     def space(self) -> SpaceSettings:
         """The search space; `load_experiment` has read the file and resolved `methods`."""
@@ -103,7 +130,12 @@ class Experiment(Settings):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that are searched."""
-        return tuple(METHODS) if self.space.methods == "all" else self.space.methods
+        return methods_of(self.data.task) if self.space.methods == "all" else self.space.methods
+
+    @property
+    def metric(self) -> Metric:
+        """What the best student has most of."""
+        return self.search.metric or score_of(self.data.task)
 
     @property
     def registered_model(self) -> str:
@@ -118,7 +150,7 @@ class Experiment(Settings):
     @property
     def maximise(self) -> bool:
         """Whether a larger metric is a better student."""
-        return self.search.metric != "val/loss"
+        return self.metric != "val/loss"
 
     def shared_domains(self) -> dict[str, Domain]:
         """Domains that every method has: `training.*`, and `student.network` when it is a list."""

@@ -184,6 +184,9 @@ def _space_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for method in dict.fromkeys(experiment.methods):
         if method not in METHODS:
             yield "methods", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
+        elif experiment.data.task not in METHODS[method].tasks:
+            task, other = experiment.data.task, " and ".join(sorted(METHODS[method].tasks))
+            yield "methods", f"{method!r} is written for {other}, data set {experiment.data.dataset!r} is for {task}"
         if experiment.methods.count(method) > 1:
             yield "methods", f"{method!r} stands twice; remove one"
     for key, value in space.shared.items():

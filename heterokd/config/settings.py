@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
+from heterokd.dataset import TaskName
 from heterokd.datasets import DATASETS
 from heterokd.errors import did_you_mean
 from heterokd.optim import optimizer_names
@@ -15,9 +16,10 @@ from heterokd.space import Scalar
 from heterokd.views import POLICIES, AugmentPolicy
 
 Sample = Mapping[str, Scalar]
-Metric = Literal["val/top1", "val/top5", "val/agreement", "val/loss"]
+Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
 # YAML has names for neither: a path is written as a text, a tuple as a list.
 PathName = Annotated[Path, Strict(False)]
+Side = Annotated[int, Field(ge=8, le=4096)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 
@@ -33,7 +35,14 @@ class DataSettings(Settings):
     dataset: str = Field(description="a name of `heterokd datasets`")
     root: PathName | None = Field(None, description="folder of the data set, for those that are not embedded")
     image_size: int = Field(32, ge=8, le=2048, description="height = width of a view, in pixels")
+    crop: tuple[Side, Side] | None = Field(
+        None, strict=False, description="segmentation: height and width of a view; image_size twice when left out"
+    )
+    evaluation: Literal["whole", "sliding"] = Field(
+        "whole", description="segmentation: images as a whole, or by windows of the views' size"
+    )
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
+    train_images: int | None = Field(None, ge=1, description="keep this many training images, whatever they show")
     augment: str | AugmentPolicy | None = Field(None, description="a policy's name, its settings, or the data set's")
     seed: int = Field(0, ge=0, description="of the train / val / test split")
 
@@ -50,12 +59,37 @@ class DataSettings(Settings):
             raise ValueError(f"data set {self.dataset!r} is read from a folder: set data.root to it")
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> DataSettings:
+        if self.task == "classification":
+            for key in ("crop", "evaluation"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: is for segmentation; data set {self.dataset!r} has one class an image")
+        elif self.labels_per_class is not None:
+            raise ValueError("labels_per_class: counts images of one class; for label maps set train_images")
+        return self
+
     @field_validator("augment")
     @classmethod
     def _known_policy(cls, policy: str | AugmentPolicy | None) -> str | AugmentPolicy | None:
         if isinstance(policy, str) and policy not in POLICIES:
             raise ValueError(f"there is no augmentation policy {policy!r}; {did_you_mean(policy, POLICIES)}")
         return policy
+
+    @property
+    def task(self) -> TaskName:
+        """What the data set's labels are."""
+        return DATASETS[self.dataset].tasks
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of a training view, in pixels."""
+        return self.crop or (self.image_size, self.image_size)
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Height and width of the windows that slide over images in evaluation; None where they do not."""
+        return self.view_size if self.evaluation == "sliding" else None
 
     @property
     def policy(self) -> AugmentPolicy:
@@ -141,7 +175,9 @@ class TeacherSettings(NetworkSettings):
     """The frozen network that is followed."""
 
     checkpoint: PathName | None = Field(None, description="safetensors file of its weights; it is verified, not fitted")
-    min_top1: float | None = Field(None, ge=0, le=1, description="refuse to distil from a worse one (val/top1)")
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="refuse to distil from a worse one (val/top1; in segmentation val/miou)"
+    )
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
     @model_validator(mode="after")
@@ -188,7 +224,9 @@ class SearchSettings(Settings):
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
     trials: int = Field(24, ge=1, description="trainings, confirmation apart")
-    metric: Metric = Field("val/top1", description="what the best student has most of (val/loss: least)")
+    metric: Metric | None = Field(
+        None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"
@@ -220,7 +258,7 @@ class TrackingSettings(Settings):
 class PromotionSettings(Settings):
     """What a student must reach to become champion."""
 
-    min_gain: float = Field(0.0, ge=-1, le=1, description="top-1 on test above the champion (or scratch)")
+    min_gain: float = Field(0.0, ge=-1, le=1, description="top-1 or mIoU on test above the champion (or scratch)")
     max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
     max_latency_ms: float | None = Field(None, gt=0, description="median of a forward at batch 1, in milliseconds")
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")

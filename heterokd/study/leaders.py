@@ -98,7 +98,7 @@ def _leader(
     mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else worst
     half = half_width(len(values)) if math.isfinite(mean) else None
     # A share lies between 0 and 1, and two or three values far apart would reach beyond.
-    least, most = (-math.inf, math.inf) if experiment.search.metric == "val/loss" else (0.0, 1.0)
+    least, most = (-math.inf, math.inf) if experiment.metric == "val/loss" else (0.0, 1.0)
     attrs = found.user_attrs["assignment"]
     return Leader(
         number=found.number,

@@ -242,5 +242,5 @@ class Study:
         return Assignment(trial.number, recipe, sample, attrs["origin"], attrs["confirms"], rungs)
 
     def _value(self, metrics: Mapping[str, float]) -> float:
-        value = float(metrics.get(self.experiment.search.metric, math.nan))
+        value = float(metrics.get(self.experiment.metric, math.nan))
         return value if math.isfinite(value) else (-math.inf if self.experiment.maximise else math.inf)

@@ -28,7 +28,7 @@ def summarise(
     summary: dict[str, Any] = _plain(
         {
             "name": experiment.name,
-            "metric": experiment.search.metric,
+            "metric": experiment.metric,
             "maximise": experiment.maximise,
             "methods": methods,
             "excluded": excluded,
