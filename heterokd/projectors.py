@@ -4,6 +4,8 @@
     TokenProjector    a stage's map -> a vector, by patch merging and transformer blocks (OFA's ViT and MLP branches)
     Bridge            a stage's map -> the map that another network's next stage expects (FBT's L2G)
     to_smaller_grid   two maps of unlike grids -> both on the coarser one, where their positions can be compared
+    resize_map        a map -> another grid, by bilinear interpolation
+    unit_positions    a map -> its positions' vectors, each of length 1
 
 Letters in shapes: B batch, C H W the channels, height and width of a map, N tokens, D width.
 """
@@ -20,6 +22,9 @@ from heterokd.outputs import OutputSpec
 
 FINAL_SIDE = 7
 """Token grids are merged down to about this side: the deepest grid of four-stage networks at 224 px (OFA's code)."""
+
+NO_LENGTH = 1e-12
+"""Squared length up to which a vector has no direction: its gradient would be millions of times too large."""
 
 
 def count_merges(side: int) -> int:
@@ -54,6 +59,20 @@ def to_smaller_grid(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, T
         x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student_map, teacher_map)
     )
     return student_map, teacher_map
+
+
+def resize_map(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map [B, C, H, W] interpolated (bilinear) to another height and width, float32; as it is where it has them."""
+    if tuple(map_BCHW.shape[-2:]) == size:
+        return map_BCHW.float()
+    return F.interpolate(map_BCHW.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def unit_positions(map_BCHW: Tensor) -> Tensor:
+    """Each position's vector at length 1, float32 [B, C, N = H W]; a vector of zeros stays so and gets no gradient."""
+    vectors_BCN = map_BCHW.float().flatten(2)
+    squares = vectors_BCN.square().sum(dim=1, keepdim=True)
+    return vectors_BCN * torch.where(squares > NO_LENGTH, squares.clamp_min(NO_LENGTH).rsqrt(), 0.0)
 
 
 class SeparableConv(nn.Sequential):

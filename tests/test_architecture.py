@@ -18,7 +18,18 @@ PACKAGE = Path(heterokd.__file__).parent
 # A module imports from its own row and from rows above it, never from below; a folder counts as one module.
 ROWS = (
     ("errors", "outputs", "space", "storage"),
-    ("method", "projectors", "gathering", "networks", "views", "dataset", "image_files", "datasets"),
+    (
+        "method",
+        "projectors",
+        "discriminator",
+        "gathering",
+        "networks",
+        "views",
+        "dataset",
+        "image_files",
+        "label_files",
+        "datasets",
+    ),
     ("methods",),
     ("cache", "loaders", "tasks", "distiller", "optim"),
     ("config",),

@@ -22,16 +22,10 @@ from torch import Tensor
 
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, Signal, labels_at
+from heterokd.projectors import resize_map
 from heterokd.space import Float
 
 Direction = Literal["teacher_student", "student_teacher"]
-
-
-def resize(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [B, C, H, W] interpolated (bilinear) to another height and width, float32; as it is where it has them."""
-    if tuple(map_BCHW.shape[-2:]) == tuple(size):
-        return map_BCHW.float()
-    return F.interpolate(map_BCHW.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def pixel_kd_loss(
@@ -56,7 +50,7 @@ def pixel_kd_loss(
     """
     size = student_logits_BKHW.shape[-2], student_logits_BKHW.shape[-1]
     student_log = F.log_softmax(student_logits_BKHW.float() / temperature, dim=1)
-    teacher_log = F.log_softmax(resize(teacher_logits_BKHW.detach(), size) / temperature, dim=1)
+    teacher_log = F.log_softmax(resize_map(teacher_logits_BKHW.detach(), size) / temperature, dim=1)
     if direction == "student_teacher":
         student_log, teacher_log = teacher_log, student_log
     divergence_BHW = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)

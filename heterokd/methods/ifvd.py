@@ -1,0 +1,131 @@
+"""IFVD: match how far each pixel is from the mean of its class.
+
+Wang, Zhou, Jiang, Bai, Xu: "Intra-class Feature Variation Distillation for Semantic Segmentation", ECCV 2020,
+https://doi.org/10.1007/978-3-030-58571-6_21
+
+    f_i the vector at position i of the map before the classifier [B, D, h, w], y_i its label
+    p_c = mean over the positions with y_i = c of f_i                            the prototype of a class in one image
+    M_i = cos(f_i, p_{y_i})                                                      the variation map
+    variation = mean over valid positions of (M_s,i - M_t,i)^2
+    L = kd_weight * PixelKD + variation_weight * variation + adversarial_weight * G + discriminator_weight * D
+
+G and D are the hinge terms of `heterokd/discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
+those of CIRKD's program (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
+
+Deviations: maps of unlike grids are averaged to the smaller one first. Positions whose label is IGNORE take no part;
+the program counts them with a difference of 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from heterokd.discriminator import Discriminator
+from heterokd.method import Method, MethodParams
+from heterokd.methods.pixel_kd import pixel_kd_loss
+from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
+from heterokd.projectors import to_smaller_grid, unit_positions
+from heterokd.space import Choice, Float
+
+
+def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Tensor:
+    """M: each position's cosine similarity with the mean vector of its class in the same image.
+
+    Args:
+        map_BDHW: [B, D, H, W].
+        labels_BHW: class numbers on the map's own grid; IGNORE positions give 0.
+        num_classes: K.
+
+    Returns:
+        [B, H W] in float32.
+    """
+    valid_BN = (labels_BHW != IGNORE).flatten(1)
+    members_BNK = F.one_hot(labels_BHW.flatten(1).where(valid_BN, 0), num_classes) * valid_BN.unsqueeze(2)
+    with torch.autocast(map_BDHW.device.type, enabled=False):
+        members = members_BNK.float()
+        counts_B1K = members.sum(dim=1, keepdim=True).clamp_min(1)
+        prototypes_BDK = map_BDHW.float().flatten(2) @ members / counts_B1K
+        own_BDN = unit_positions(prototypes_BDK.unsqueeze(3)) @ members.transpose(1, 2)
+        return (unit_positions(map_BDHW) * own_BDN).sum(dim=1)
+
+
+def intra_class_loss(
+    student_map_BDHW: Tensor, teacher_map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int
+) -> Tensor:
+    """The mean squared difference of variation maps over valid positions.
+
+    Args:
+        student_map_BDHW: [B, D, H, W].
+        teacher_map_BDHW: [B, d, h, w]; takes no gradient.
+        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part.
+        num_classes: K.
+
+    Returns:
+        A float32 scalar; 0 where no position is valid.
+    """
+    student_map, teacher_map = to_smaller_grid(student_map_BDHW.float(), teacher_map_BDHW.detach().float())
+    labels = labels_at(labels_BHW, student_map.shape[-2:])
+    difference_BN = variation_map(student_map, labels, num_classes) - variation_map(teacher_map, labels, num_classes)
+    return difference_BN.square().sum() / (labels != IGNORE).sum().clamp_min(1)
+
+
+def ifvd_loss(
+    student_map: Tensor,
+    teacher_map: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    kd_weight: float = 1.0,
+    variation_weight: float = 20.0,
+) -> Tensor:
+    """The two terms that need no discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
+    variation = intra_class_loss(student_map, teacher_map, labels, student_logits.shape[1])
+    return kd_weight * pixel_kd_loss(student_logits, teacher_logits, labels) + variation_weight * variation
+
+
+class IFVD(Method):
+    """Match how far each pixel is from the mean of its class."""
+
+    tasks = frozenset({"segmentation"})
+
+    class Params(MethodParams):
+        """Parameters of IFVD."""
+
+        kd_weight: Annotated[float, Float(0.1, 10, log=True)] = Field(
+            1.0, ge=0, description="multiplies the divergence of class probabilities at every pixel"
+        )
+        variation_weight: Annotated[float, Float(1, 200, log=True)] = Field(
+            20.0, ge=0, description="multiplies the term of variation maps"
+        )
+        adversarial_weight: Annotated[float, Choice(0.0, 0.001, 0.01)] = Field(
+            0.001, ge=0, description="multiplies the generator's term; 0 builds no discriminator"
+        )
+        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the discriminator's own loss")
+
+    student_needs = Signal.LOGITS | Signal.EMBEDDING
+    teacher_needs = Signal.LOGITS | Signal.EMBEDDING
+    params: Params
+
+    def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
+        """The discriminator, unless its weight is 0."""
+        self.num_classes = student.num_classes
+        self.discriminator = Discriminator(student) if self.params.adversarial_weight else None
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
+        """Terms `kd` and `variation`, with a discriminator also `generator` and `discriminator`."""
+        params, labels = self.params, batch.labels
+        variation = intra_class_loss(student.embedding, teacher.embedding, labels, self.num_classes)
+        losses = {
+            "kd": params.kd_weight * pixel_kd_loss(student.logits, teacher.logits, labels),
+            "variation": params.variation_weight * variation,
+        }
+        if self.discriminator is not None:
+            generator, discriminator = self.discriminator.losses(student.logits, teacher.logits, labels)
+            losses["generator"] = params.adversarial_weight * generator
+            losses["discriminator"] = params.discriminator_weight * discriminator
+        return losses
