@@ -1,17 +1,30 @@
 """Any timm classifier as a network that gives `Outputs`: logits, embedding, four stage maps and a tail.
 
-`splits` finds the stages by structure, `architectures` adds networks that timm lacks (these two alone import timm),
-`network` runs them, `weights` keeps them.
+`splits` finds the stages by structure, `architectures` adds networks that timm lacks, `network` runs them, `weights`
+keeps them. Networks that classify pixels come from segmentation_models_pytorch: `segmentation` runs them,
+`segmentation_bodies` builds them, `segmentation_names` reads their names.
 """
 
 from heterokd.networks.bodies import network_names, published_classes
-from heterokd.networks.network import Deployable, Network, NetworkTail, build_network, deployable, predict_spec
+from heterokd.networks.network import (
+    AnyNetwork,
+    Deployable,
+    Network,
+    NetworkTail,
+    build_network,
+    deployable,
+    predict_spec,
+)
+from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork
 from heterokd.networks.weights import load_weights, save_weights, weights_hash
 
 __all__ = [
+    "AnyNetwork",
     "Deployable",
+    "DeployableSegmentation",
     "Network",
     "NetworkTail",
+    "SegmentationNetwork",
     "build_network",
     "deployable",
     "load_weights",

@@ -16,11 +16,12 @@ from torch import nn
 
 import heterokd.networks.architectures  # noqa: F401 - registers its networks with timm
 from heterokd.errors import NetworkError, did_you_mean
+from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
 
 
 def network_names(pattern: str = "") -> list[str]:
-    """The names timm knows, filtered by a shell pattern such as `"vit_*"`."""
-    return timm.list_models(pattern)
+    """The names timm knows and those of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
+    return timm.list_models(pattern) + segmentation_names(pattern)
 
 
 def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False) -> Any:
@@ -37,7 +38,9 @@ def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretr
     except Exception as error:  # timm's constructors raise whatever their layers raise
         unknown = re.search(r"unexpected keyword argument(?:\(s\))?\W+(\w+)", str(error))
         if unknown and unknown[1] in arguments:
-            raise NetworkError(f"network {name!r} has no option {unknown[1]!r}; {_options_of(name)}") from error
+            raise NetworkError(
+                f"network {name!r} has no option {unknown[1]!r}; its options: {', '.join(timm_options(name))}"
+            ) from error
         sentence = f"{str(error).strip().split(chr(10), 1)[0]} ({type(error).__name__})"
         if pretrained:
             raise NetworkError(f"network {name!r}: its pretrained weights cannot be loaded: {sentence}") from error
@@ -68,11 +71,12 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
     return copied[entry.__name__](pretrained=pretrained, num_classes=num_classes, pretrained_cfg=tag or None)
 
 
-def _options_of(name: str) -> str:
+def timm_options(name: str) -> list[str]:
+    """What timm's class of a network takes beside the number of classes."""
     with torch.device("meta"):
         classes = type(timm.create_model(name)).__mro__
     known = {key: None for cls in classes if cls.__module__ != nn.Module.__module__ for key in _parameters(cls)}
-    return "its options: " + ", ".join(key for key in known if key not in {"device", "dtype", "num_classes"})
+    return [key for key in known if key not in {"device", "dtype", "num_classes"}]
 
 
 def _parameters(cls: type) -> list[str]:
@@ -88,8 +92,13 @@ def published_classes(name: str) -> int:
     """How many classes timm's published weights of a network tell apart.
 
     Raises:
-        NetworkError: timm publishes none for it.
+        NetworkError: timm publishes none for it, or those of an encoder alone, as for every segmentation network.
     """
+    if is_segmentation(name):
+        raise NetworkError(
+            f"network {name!r}: only its encoder's weights are published, which classify no pixels; "
+            "set pretrained: false, or give a checkpoint"
+        )
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise NetworkError(f"network {name!r}: timm publishes no weights for it; set pretrained: false")

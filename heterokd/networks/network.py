@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from heterokd.errors import PairError
 from heterokd.networks.bodies import create_body
+from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, build_segmentation
+from heterokd.networks.segmentation_bodies import lay_out
+from heterokd.networks.segmentation_names import is_segmentation
 from heterokd.networks.splits import Layout, Split, run_parts, split_network
 from heterokd.outputs import Outputs, OutputSpec, PreActivations, Signal
 
@@ -310,8 +313,13 @@ class Deployable(nn.Module):
         return logits
 
 
-def deployable(network: Network) -> Deployable:
-    """A copy in eval mode, without resize, that torch.export and ONNX take."""
+AnyNetwork = Network | SegmentationNetwork
+
+
+def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:
+    """A copy in eval mode, without resize of the images, that torch.export and ONNX take."""
+    if isinstance(network, SegmentationNetwork):
+        return DeployableSegmentation(network).eval()
     return Deployable(copy.deepcopy(network.body), network.mean, network.std).eval()
 
 
@@ -323,7 +331,8 @@ def predict_spec(
     Raises:
         NetworkError: as `build_network`.
     """
-    return split_network(name, num_classes, options, image_size).spec
+    layout = lay_out if is_segmentation(name) else split_network
+    return layout(name, num_classes, options, image_size).spec
 
 
 def build_network(
@@ -334,11 +343,12 @@ def build_network(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> Network:
+) -> AnyNetwork:
     """Build a network.
 
     Args:
-        name: timm's name, with or without a tag (`vit_small_patch16_224.augreg_in21k`).
+        name: timm's name, with or without a tag (`vit_small_patch16_224.augreg_in21k`); a segmentation network is
+            `{architecture}-{encoder}`, and `build_segmentation` says what the other arguments mean for it.
         num_classes: K of the logits.
         options: what timm takes beside the name: `{"img_size": 32, "patch_size": 4, "depth": 6}`.
         pretrained: load timm's weights for the name.
@@ -350,6 +360,8 @@ def build_network(
     Raises:
         NetworkError: the name or an option is unknown, the network cannot be split into stages, or weights are missing.
     """
+    if is_segmentation(name):
+        return build_segmentation(name, num_classes, options, pretrained, image_size, mean, std)
     split = split_network(name, num_classes, options, image_size)
     body = create_body(name, num_classes, split.arguments, pretrained)
     config = body.pretrained_cfg

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from heterokd.errors import CheckpointError
-from heterokd.networks.network import Network
+from heterokd.networks.network import AnyNetwork, Network
+from heterokd.networks.segmentation import SegmentationNetwork
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 of the names, dtypes, shapes and bytes of the state dict (of `.body`, for a Network)."""
+    """sha256 of the names, dtypes, shapes and bytes of the state dict (of `.body`, for a network)."""
     digest = hashlib.sha256()
     for key, tensor in sorted(_state(module).items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -36,7 +37,7 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_weights(network: Network, path: str | Path) -> None:
+def load_weights(network: AnyNetwork, path: str | Path) -> None:
     """Read what `save_weights` wrote into the network's body.
 
     Raises:
@@ -50,7 +51,10 @@ def load_weights(network: Network, path: str | Path) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"weights {path} are damaged or not a safetensors file: {error}") from error
     wanted = network.body.state_dict()
-    classifier = network.body.pretrained_cfg.get("classifier", ())
+    if isinstance(network, SegmentationNetwork):
+        classifier = "segmentation_head.0"
+    else:
+        classifier = network.body.pretrained_cfg.get("classifier", ())
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     for key in [*wanted, *found]:
         other = f"weights {path} are not of network {network.name!r}"
@@ -71,6 +75,6 @@ def load_weights(network: Network, path: str | Path) -> None:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    body = module.body if isinstance(module, Network) else module
+    body = module.body if isinstance(module, Network | SegmentationNetwork) else module
     # clone: safetensors refuses weights that share memory
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}

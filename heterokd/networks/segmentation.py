@@ -1,0 +1,163 @@
+"""SegmentationNetwork: an encoder and decoder of segmentation_models_pytorch (smp) that give `Outputs`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from heterokd.errors import PairError
+from heterokd.networks.segmentation_bodies import Layout, classify, create_segmentation_body, lay_out, stage_maps
+from heterokd.networks.segmentation_names import SMP_ENCODERS, split_name
+from heterokd.outputs import Outputs, OutputSpec, Signal
+
+
+class SegmentationNetwork(nn.Module):
+    """A network that classifies every pixel: LOGITS, EMBEDDING and STAGES.
+
+    Attributes:
+        body: the plain smp module; its state dict loads in smp.
+        spec: shapes of the outputs; `image_size` is what the network is trained at, not the only size it takes.
+        name: `{architecture}-{encoder}`.
+        options: what was given to smp beside the name.
+        mean, std: [1, 3, 1, 1], what images are normalised with; not part of the state dict.
+    """
+
+    body: Any  # an nn.Module with smp's encoder, decoder and segmentation_head
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        layout: Layout,
+        mean: Sequence[float],
+        std: Sequence[float],
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.options = dict(options)
+        self.body = body
+        self.multiple = layout.multiple
+        self.spec: OutputSpec = layout.spec
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
+        """One pass that gives what `needs` asks for.
+
+        Args:
+            images: [B, 3, H, W] float in [0, 1], of any size. Sides that are no multiple of the encoder's stride are
+                padded with zeros at the right and bottom (the mean colour, since it happens after normalising), and
+                what lies in the padding alone is cut off again: maps of stride s are [ceil(H / s), ceil(W / s)].
+            needs: logits are at the decoder's stride, without smp's upsampling to the image; the embedding is what
+                enters the last convolution; stages are the encoder's last four maps.
+        """
+        if needs & ~self.spec.serves:
+            raise PairError(
+                f"network {self.name!r} has no {needs & ~self.spec.serves}: a segmentation network gives logits, "
+                "embedding and stages"
+            )
+        height, width = images.shape[-2:]
+        features = self.body.encoder(pad_to_multiple(self.normalise(images), self.multiple))
+        stages = logits = embedding = None
+        if Signal.STAGES in needs:
+            stages = tuple(
+                y[..., : -(-height // stage.stride), : -(-width // stage.stride)]
+                for y, stage in zip(stage_maps(features), self.spec.stages, strict=True)
+            )
+        if needs & (Signal.LOGITS | Signal.EMBEDDING):
+            stride = self.spec.logits_stride or 1
+            logits, embedding = (
+                y[..., : -(-height // stride), : -(-width // stride)] for y in classify(self.body, features)
+            )
+        return Outputs(
+            logits=logits if Signal.LOGITS in needs else None,
+            embedding=embedding if Signal.EMBEDDING in needs else None,
+            stages=stages,
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] with mean 0 and deviation 1, at their own size."""
+        return (images - self.mean) / self.std
+
+    @property
+    def head(self) -> nn.Module:
+        """The last classifier, a convolution over the embedding, apart from the encoder and decoder below it."""
+        classifier: nn.Module = self.body.segmentation_head[0]
+        return classifier
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """[B, C, H, W] with zeros at the right and bottom, so that both sides are multiples."""
+    right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
+    return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
+
+
+class DeployableSegmentation(nn.Module):
+    """Images [B, 3, S, S] in [0, 1], at the network's own size, to logits [B, K, S, S]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(network.body)
+        self.multiple = network.multiple
+        self.stride = network.spec.logits_stride or 1
+        self.register_buffer("mean", network.mean.clone())
+        self.register_buffer("std", network.std.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K, S, S], brought to the images' size bilinearly."""
+        height, width = images.shape[-2:]
+        features = self.body.encoder(pad_to_multiple((images - self.mean) / self.std, self.multiple))
+        logits, _ = classify(self.body, features)
+        logits = logits[..., : -(-height // self.stride), : -(-width // self.stride)]
+        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def build_segmentation(
+    name: str,
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SegmentationNetwork:
+    """Build a segmentation network; the arguments are those of `build_network`.
+
+    Args:
+        name: `{architecture}-{encoder}`: see `segmentation_names`.
+        num_classes: K of the logits.
+        options: arguments of smp's class, such as `{"encoder_output_stride": 8, "decoder_channels": 64}`, and for
+            timm's encoders what timm takes too. DeepLabV3 and V3+ dilate their encoder as smp does by default (to a
+            stride of 8 and 16) where it can be dilated; attention encoders, MiT's and PVT's among them, keep their 32.
+        pretrained: load the encoder's ImageNet weights; the decoder starts from scratch.
+        image_size: pixels of the training crops; None is 512.
+        mean: per channel, of images in [0, 1]; None takes that of the encoder's weights.
+        std: likewise.
+
+    Raises:
+        NetworkError: architecture, encoder or option is unknown, they do not fit, or weights are missing.
+    """
+    layout = lay_out(name, num_classes, options, image_size)
+    body = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
+    own_mean, own_std = _statistics(name)
+    return SegmentationNetwork(name, body, layout, mean or own_mean, std or own_std, options or {})
+
+
+def _statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the images that the encoder's weights were trained on."""
+    _, encoder = split_name(name)
+    config = None if encoder in SMP_ENCODERS else timm.get_pretrained_cfg(encoder, allow_unregistered=True)
+    return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if config is None else (config.mean, config.std)

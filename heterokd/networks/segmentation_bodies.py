@@ -1,0 +1,260 @@
+"""smp's segmentation networks by name and options, and the shapes of what they give; `bodies` does it for timm's."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from heterokd.errors import NetworkError, did_you_mean
+from heterokd.networks.bodies import timm_options
+from heterokd.networks.segmentation_names import ARCHITECTURES, SMP_ENCODERS, split_name
+from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
+
+SERVES = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
+DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no size of their own
+UNDILATED = 32  # the stride of every encoder that is left as it is
+STAGES = 4
+DILATED = ("deeplabv3", "deeplabv3plus")  # the architectures that ask their encoder for a smaller stride
+# smp's arguments that the name, the data set or this package decides
+_DECIDED = {
+    "self",
+    "encoder_name",
+    "encoder_weights",
+    "in_channels",
+    "classes",
+    "activation",
+    "upsampling",
+    "aux_params",
+    "kwargs",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One segmentation network, known before it is built.
+
+    Attributes:
+        arguments: what smp builds it from beside the name.
+        multiple: height and width of the images that the body takes are multiples of it.
+        spec: the shapes of its outputs.
+    """
+
+    arguments: Mapping[str, Any]
+    multiple: int
+    spec: OutputSpec
+
+
+class _UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not typed
+    """DeepLabV3 or DeepLabV3+ of smp's own parts on an encoder that keeps its stride of 32.
+
+    smp's constructors insist on a stride of 8 or 16, which attention encoders do not have. The state dict is that of
+    smp's own class: dilation changes no shape.
+    """
+
+    def __init__(self, architecture: str, encoder: Any, classes: int, decoder: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        width = decoder["out_channels"]
+        self.decoder: nn.Module
+        if architecture == "deeplabv3":
+            self.decoder = DeepLabV3Decoder(in_channels=encoder.out_channels[-1], **decoder)
+        else:
+            self.decoder = DeepLabV3PlusDecoder(
+                encoder_channels=encoder.out_channels, encoder_depth=5, output_stride=16, **decoder
+            )
+            self.decoder.up = nn.Upsample(mode="bilinear", scale_factor=UNDILATED // 4, align_corners=True)
+        self.segmentation_head = SegmentationHead(width, classes, kernel_size=1)
+        self.classification_head = None
+
+
+class _LinspaceInMemory(TorchFunctionMode):
+    """Inside `torch.device("meta")`: MiT's constructor reads the numbers of a linspace, which meta tensors lack."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
+
+
+def lay_out(name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None) -> Layout:
+    """What the network will be, from its structure alone: no weights, no memory; cached.
+
+    Raises:
+        NetworkError: architecture, encoder or option is unknown, or they do not fit each other.
+    """
+    if num_classes < 1 or (image_size is not None and image_size < 1):
+        key, value = ("num_classes", num_classes) if num_classes < 1 else ("image_size", image_size)
+        raise NetworkError(f"network {name!r}: {key} must be at least 1, got {value}")
+    try:
+        frozen = json.dumps(dict(options or {}), sort_keys=True)
+    except TypeError as error:
+        raise NetworkError(f"network {name!r}: options must be numbers, words and lists of them ({error})") from error
+    return _lay_out(name, num_classes, frozen, image_size or DEFAULT_SIZE)
+
+
+@lru_cache(maxsize=256)
+def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Layout:
+    architecture, encoder = split_name(name)
+    arguments: dict[str, Any] = json.loads(options)
+    known = _options_of(architecture, encoder)
+    for key in arguments:
+        if key not in known:
+            raise NetworkError(f"network {name!r} has no option {key!r}: {did_you_mean(key, known)}")
+    if encoder not in SMP_ENCODERS:
+        if "strict_img_size" in known:  # Swin: images of any size, not only of the one it is built for
+            arguments.setdefault("strict_img_size", False)
+        if "img_size" in known:
+            arguments.setdefault("img_size", -(-image_size // UNDILATED) * UNDILATED)
+    tried = [arguments]
+    if architecture in DILATED and "encoder_output_stride" not in arguments:
+        tried.append(arguments | {"encoder_output_stride": UNDILATED})
+    for chosen in tried:
+        try:
+            return Layout(chosen, *_measure(name, num_classes, chosen, image_size))
+        except NetworkError:
+            if chosen is tried[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def create_segmentation_body(
+    name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False
+) -> Any:
+    """The plain smp module.
+
+    Raises:
+        NetworkError: an option is impossible, or the encoder's pretrained weights cannot be fetched.
+    """
+    try:
+        return _create(name, num_classes, arguments, pretrained)
+    except NetworkError:
+        raise
+    except Exception as error:  # smp's and timm's constructors raise whatever their layers raise
+        sentence = f"{str(error).strip().split(chr(10), 1)[0]} ({type(error).__name__})"
+        if pretrained:
+            raise NetworkError(f"network {name!r}: its encoder's weights cannot be loaded: {sentence}") from error
+        if isinstance(error, ValueError) and "downsampling pattern" in str(error):
+            raise NetworkError(
+                f"network {name!r}: its encoder does not give maps at strides 4, 8, 16 and 32; "
+                "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2 or Swin instead"
+            ) from error
+        unknown = re.search(r"unexpected keyword argument(?:\(s\))?\W+(\w+)", str(error))
+        if unknown and unknown[1] == "output_stride":
+            raise _cannot_dilate(name, arguments) from error
+        raise NetworkError(f"network {name!r} cannot be built with options {dict(arguments)}: {sentence}") from error
+
+
+def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Any:
+    architecture, encoder = split_name(name)
+    own = encoder in SMP_ENCODERS
+    encoder_name = encoder if own else f"tu-{encoder}"
+    weights = ("imagenet" if own else True) if pretrained else None
+    arguments = dict(arguments)
+    if architecture not in DILATED or arguments.get("encoder_output_stride") != UNDILATED:
+        return ARCHITECTURES[architecture](encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
+
+    del arguments["encoder_output_stride"]
+    parameters = inspect.signature(ARCHITECTURES[architecture]).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in _DECIDED}
+    if arguments.pop("encoder_depth", 5) != 5:
+        raise NetworkError(f"network {name!r}: encoder_depth must be 5 where encoder_output_stride is {UNDILATED}")
+    decoder = {
+        key.removeprefix("decoder_"): arguments.pop(key, default)
+        for key, default in defaults.items()
+        if key.startswith("decoder_")
+    }
+    decoder["out_channels"] = decoder.pop("channels")
+    return _UndilatedDeepLab(
+        architecture, get_encoder(encoder_name, weights=weights, **arguments), num_classes, decoder
+    )
+
+
+def _options_of(architecture: str, encoder: str) -> list[str]:
+    """Names of the options: those of smp, for an encoder of timm's with timm's own after them."""
+    known = [key for key in inspect.signature(ARCHITECTURES[architecture].__init__).parameters if key not in _DECIDED]
+    return known if encoder in SMP_ENCODERS else [*known, *timm_options(encoder)]
+
+
+def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_size: int) -> tuple[int, OutputSpec]:
+    """The multiple of the image's sides, and the spec, from a forward without memory."""
+    with torch.device("meta"), _LinspaceInMemory():
+        body = create_segmentation_body(name, num_classes, arguments).eval()
+    multiple = int(body.encoder.output_stride)
+    attention: set[int] = set()  # channels of what enters an attention layer
+
+    def attend(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        attention.update(given[0].shape[1:])
+
+    hooks = [
+        module.register_forward_pre_hook(attend) for module in body.encoder.modules() if hasattr(module, "num_heads")
+    ]
+    side = -(-image_size // multiple) * multiple
+    asked = arguments.get("encoder_output_stride")
+    if hooks and name.partition("-")[0] in DILATED and asked != UNDILATED:
+        raise _cannot_dilate(name, arguments)
+    try:
+        with torch.no_grad():
+            maps = stage_maps(body.encoder(torch.empty(1, 3, side, side, device="meta")))
+            logits, embedding = classify(body, body.encoder(torch.empty(1, 3, side, side, device="meta")))
+            for hook in hooks:
+                hook.remove()
+            classify(body, body.encoder(torch.empty(1, 3, side + multiple, side, device="meta")))
+    except Exception as error:  # any layer may refuse a size in its own way
+        sentence = str(error).strip().split("\n", 1)[0]
+        raise NetworkError(
+            f"network {name!r} does not run on images of any size (tried {side} x {side} and {side + multiple} x "
+            f"{side}): {sentence}"
+        ) from error
+    if len(maps) < STAGES:
+        raise NetworkError(f"network {name!r}: its encoder gives {len(maps)} maps, {STAGES} are needed (encoder_depth)")
+    strides = [side // y.shape[-1] for y in maps]
+    if asked is not None and strides[-1] != asked:
+        raise NetworkError(
+            f"network {name!r}: its encoder has a stride of {strides[-1]} with encoder_output_stride: {asked}"
+        )
+    stages = tuple(
+        StageSpec(y.shape[1], stride, _kind(y.shape[1], attention)) for y, stride in zip(maps, strides, strict=True)
+    )
+    return math.lcm(multiple, *strides), OutputSpec(
+        num_classes,
+        int(embedding.shape[1]),
+        stages,
+        image_size,
+        serves=SERVES,
+        logits_stride=side // logits.shape[-1],
+    )
+
+
+def _kind(channels: int, attention: set[int]) -> Kind:
+    return "attention" if channels in attention else "cnn"
+
+
+def _cannot_dilate(name: str, arguments: Mapping[str, Any]) -> NetworkError:
+    return NetworkError(
+        f"network {name!r}: its encoder keeps its stride of {UNDILATED} and cannot be dilated to "
+        f"{arguments.get('encoder_output_stride', 'less')}: set options.encoder_output_stride to {UNDILATED} "
+        "or leave it out"
+    )
+
+
+def stage_maps(features: list[Tensor]) -> tuple[Tensor, ...]:
+    """The encoder's last four maps [B, C, H, W]: smp puts the image, and for Transformers an empty map, before them."""
+    return tuple(y for y in features[1:] if y.shape[1])[-STAGES:]
+
+
+def classify(body: Any, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits [B, K, h, w] and embedding [B, D, h, w] at the decoder's stride, without smp's upsampling."""
+    embedding: Tensor = body.decoder(features)
+    logits: Tensor = body.segmentation_head[0](embedding)
+    return logits, embedding
