@@ -22,6 +22,7 @@ from heterokd.views import (
     plain_images,
     view_draws,
     view_images,
+    view_scenes,
 )
 
 EVERYTHING = AugmentPolicy(
@@ -286,3 +287,64 @@ def test_permutation_is_one_and_is_the_same_everywhere() -> None:
 
 
 GOLDEN_ORDER = [1, 4, 2, 3, 6, 0, 5, 7]
+
+
+# --- views of images with label maps
+
+
+def scenes(count: int = 4, height: int = 12, width: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, 7, (count, height, width), generator=generator, dtype=torch.uint8)
+
+
+def test_scene_without_augmentation_is_the_scene_itself() -> None:
+    images, maps = scenes()
+    views, labels = view_scenes(images, maps, np.arange(4), 0, POLICIES["none"], (12, 20))
+    assert torch.equal(views, plain_images(images))
+    assert torch.equal(labels, maps.long())
+
+
+def test_labels_follow_their_pixels() -> None:
+    """An image that shows its own labels as grey levels: after any warp both must tell the same."""
+    maps = scenes(height=32, width=48)[1]
+    maps = torch.nn.functional.interpolate(maps[:, None, :4, :6].float(), (32, 48)).to(torch.uint8)[:, 0]
+    images = (maps * 30)[..., None].expand(-1, -1, -1, 3).contiguous()
+    policy = AugmentPolicy(scale=(0.4, 1.5), rotation=15, flip=0.5, translate=0.1)
+    views, labels = view_scenes(images, maps, np.arange(4), 5, policy, (24, 24))
+    shown = views[:, 0] * 255 / 30
+    inside = labels != 255
+    near = (shown - labels).abs() < 0.25  # away from borders between classes bilinear and nearest coincide
+    assert inside.float().mean() > 0.5
+    assert near[inside].float().mean() > 0.7
+    assert not views[~inside[:, None].expand(-1, 3, -1, -1)].any(), "what lies outside is black"
+
+
+def test_crop_keeps_the_canvas_scale_and_lies_inside() -> None:
+    images, maps = scenes(2, 64, 96)
+    maps[:] = 3
+    views, labels = view_scenes(images, maps, np.arange(2), 1, AugmentPolicy(), (32, 32))
+    assert views.shape == (2, 3, 32, 32)
+    assert (labels == 3).all(), "an unscaled crop does not leave the canvas"
+    other = view_scenes(images, maps, np.arange(2), 2, AugmentPolicy(), (32, 32))[0]
+    assert not torch.equal(views, other), "crops begin at other places in other views"
+
+
+def test_scene_shown_smaller_is_surrounded_by_pixels_that_count_nowhere() -> None:
+    images, maps = scenes(2, 32, 32)
+    maps[:] = 3
+    labels = view_scenes(images, maps, np.arange(2), 0, AugmentPolicy(scale=(4.0, 4.0)), (32, 32))[1]
+    assert set(labels.unique().tolist()) == {3, 255}
+    assert (labels == 3).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_scene_is_the_same_alone_and_in_a_batch() -> None:
+    images, maps = scenes(4, 32, 40)
+    policy = AugmentPolicy(scale=(0.4, 1.5), rotation=15, flip=0.5, brightness=0.2, contrast=0.2, erasing=0.5)
+    views, labels = view_scenes(images, maps, np.arange(4), np.array([3, 1, 4, 1]), policy, (24, 32), seed=2)
+    for place, view in enumerate((3, 1, 4, 1)):
+        one, label = view_scenes(
+            images[place : place + 1], maps[place : place + 1], np.array([place]), view, policy, (24, 32), seed=2
+        )
+        assert torch.equal(one[0], views[place])
+        assert torch.equal(label[0], labels[place])

@@ -1,0 +1,156 @@
+"""The task loss, the decisions and the metrics of segmentation, against slow and obvious ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from heterokd.evaluation import confusions, evaluate
+from heterokd.outputs import IGNORE, Batch, labels_at
+from heterokd.tasks import Segmentation, iou_per_class
+
+K = 5
+
+
+def label_maps(*shape: int, seed: int = 0) -> Tensor:
+    labels = torch.randint(0, K, shape, generator=torch.Generator().manual_seed(seed))
+    labels[..., :2, :] = IGNORE
+    return labels
+
+
+def scores(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+
+
+class Fixed(nn.Module):
+    """Decides by the image's own channels: scores at a quarter of its size, so that both sizes matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(scores(K, 3, seed=9), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.einsum("kc,bchw->bkhw", self.mix, F.avg_pool2d(images, 4))
+
+
+def batches(count: int = 7, size: int = 3, side: int = 16) -> list[Batch]:
+    images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+    labels = label_maps(count, side, side, seed=2)
+    labels[0] = IGNORE
+    return [
+        Batch(images[start : start + size], labels[start : start + size], torch.arange(count)[start : start + size])
+        for start in range(0, count, size)
+    ]
+
+
+def test_loss_is_the_mean_over_pixels_that_count() -> None:
+    logits, labels = scores(2, K, 4, 4), label_maps(2, 8, 8)
+    enlarged = F.interpolate(logits.double(), (8, 8), mode="bilinear", align_corners=False)
+    expected = [
+        -math.log(math.exp(enlarged[b, labels[b, y, x], y, x]) / enlarged[b, :, y, x].exp().sum())
+        for b in range(2)
+        for y in range(8)
+        for x in range(8)
+        if labels[b, y, x] != IGNORE
+    ]
+    assert Segmentation(K)(logits, labels).item() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_batch_without_a_pixel_that_counts_costs_nothing_and_breaks_nothing() -> None:
+    logits = scores(2, K, 4, 4).requires_grad_()
+    loss = Segmentation(K)(logits, torch.full((2, 8, 8), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_metrics_are_torchmetrics_over_the_whole_split_and_not_a_mean_over_batches() -> None:
+    network, task = Fixed(), Segmentation(K)
+    measured = dict(evaluate(network, batches(), task))
+    jaccard = MulticlassJaccardIndex(K, ignore_index=IGNORE)
+    by_batch = []
+    right = total = 0
+    for batch in batches():
+        decided = F.interpolate(network(batch.images), batch.labels.shape[-2:], mode="bilinear").argmax(1)
+        jaccard.update(decided, batch.labels)
+        one = MulticlassJaccardIndex(K, ignore_index=IGNORE)
+        by_batch.append(float(one(decided, batch.labels)))
+        counts = batch.labels != IGNORE
+        right += int((decided == batch.labels)[counts].sum())
+        total += int(counts.sum())
+    assert measured["miou"] == pytest.approx(float(jaccard.compute()), abs=1e-6)
+    assert measured["miou"] != pytest.approx(np.mean(by_batch), abs=1e-4)
+    assert measured["pixel_accuracy"] == pytest.approx(right / total, abs=1e-6)
+    assert set(measured) == {"miou", "pixel_accuracy", "loss"}
+
+
+def test_metrics_do_not_depend_on_the_batches() -> None:
+    network, task = Fixed(), Segmentation(K)
+    assert dict(evaluate(network, batches(size=2), task)) == pytest.approx(
+        dict(evaluate(network, batches(size=7), task)), abs=1e-6
+    )
+
+
+def test_absent_classes_have_no_say_in_the_mean() -> None:
+    confusion = torch.tensor([[8, 2, 0], [0, 10, 0], [0, 0, 0]])
+    iou = iou_per_class(confusion)
+    assert iou[:2].tolist() == pytest.approx([8 / 10, 10 / 12])
+    assert iou[2].isnan()
+
+
+def test_agreement_counts_pixels_where_teacher_and_student_coincide() -> None:
+    network, task = Fixed(), Segmentation(K)
+    decided = torch.cat(
+        [F.interpolate(network(batch.images), (16, 16), mode="bilinear").argmax(1) for batch in batches()]
+    ).to(torch.uint8)
+    assert dict(evaluate(network, batches(), task, teacher_classes=decided))["agreement"] == 1
+    decided[0] = 250
+    expected = 1 - 1 / len(decided)
+    found = dict(evaluate(network, batches(), task, teacher_classes=decided))["agreement"]
+    assert found == pytest.approx(expected)
+
+
+def test_confusions_of_images_sum_to_that_of_the_split() -> None:
+    network, task = Fixed(), Segmentation(K)
+    counts = confusions(network, batches(), task)
+    assert counts.shape == (7, K, K)
+    assert not counts[0].any(), "an image that is ignored as a whole"
+    measured = dict(evaluate(network, batches(), task))
+    assert float(iou_per_class(counts.sum(0)).nanmean()) == pytest.approx(measured["miou"], abs=1e-6)
+
+
+def test_sliding_windows_cover_every_pixel_and_average_where_they_overlap() -> None:
+    images, network = batches()[0].images, Fixed()
+    found = Segmentation(K, window=(8, 12)).decide(network, images)
+    total, count = torch.zeros_like(found), torch.zeros(16, 16)
+    for top in (0, 5, 8):  # two thirds of the window on, the last flush with the end
+        for left in (0, 4):
+            window = network(images[:, :, top : top + 8, left : left + 12])
+            total[:, :, top : top + 8, left : left + 12] += F.interpolate(window, (8, 12), mode="bilinear")
+            count[top : top + 8, left : left + 12] += 1
+    assert count.min() >= 1
+    torch.testing.assert_close(found, total / count)
+
+
+def test_window_larger_than_the_image_is_the_whole_image() -> None:
+    images, network = batches()[0].images, Fixed()
+    whole = Segmentation(K).decide(network, images)
+    assert torch.equal(Segmentation(K, window=(32, 32)).decide(network, images), whole)
+
+
+def test_labels_are_resized_to_the_nearest_and_never_mixed() -> None:
+    labels = label_maps(2, 16, 16)
+    small = labels_at(labels, (5, 7))
+    assert small.dtype == labels.dtype
+    assert small.shape == (2, 5, 7)
+    for y in range(5):
+        for x in range(7):
+            assert torch.equal(small[:, y, x], labels[:, int((y + 0.5) * 16 / 5), int((x + 0.5) * 16 / 7)])
+    assert labels_at(labels, (16, 16)) is labels
