@@ -13,6 +13,10 @@ The paper says of beta that it is 10^3 divided by the number of positions and th
 default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' program runs the code form.
 p = 2 is the paper's best.
 
+Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's program does (Yang et
+al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): code form, p = 2, weight
+10000, which is `weight` times `segmentation_factor`. Positions whose label is IGNORE take no part there.
+
 No projector: attention maps have no channels. Deviations: grids of unlike size are averaged before the powers are
 taken, as later tables do. A stage whose smaller grid is 1x1 has q = 1 on both sides and teaches nothing; `build`
 refuses a pair where that holds for all chosen stages. Maps are divided by their largest entry before the power, which
@@ -31,7 +35,7 @@ from torch import Tensor
 
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
-from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
+from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 from heterokd.projectors import to_smaller_grid
 from heterokd.space import Choice, Float
 
@@ -51,6 +55,7 @@ def at_loss(
     teacher_maps: Sequence[Tensor],
     power: float = 2.0,
     form: Literal["code", "paper"] = "code",
+    labels_BHW: Tensor | None = None,
 ) -> Tensor:
     """The sum over stages of the distance between attention maps, in either form with weight 1.
 
@@ -59,13 +64,17 @@ def at_loss(
         teacher_maps: [B, c, h, w] each; take no gradient.
         power: p.
         form: mean squared differences, or halved norms divided by the number of positions.
+        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
 
     Returns:
-        A scalar, the mean over the batch.
+        A scalar, the mean over the batch; 0 where no position is valid.
     """
     losses = []
     for maps in zip(student_maps, teacher_maps, strict=True):
         student_map, teacher_map = to_smaller_grid(*maps)
+        if labels_BHW is not None:
+            losses.append(_valid_distance(student_map, teacher_map.detach(), power, form, labels_BHW))
+            continue
         difference_BN = attention_map(student_map, power) - attention_map(teacher_map.detach(), power)
         if form == "code":
             losses.append(difference_BN.square().mean())
@@ -74,8 +83,24 @@ def at_loss(
     return torch.stack(losses).sum()
 
 
+def _valid_distance(
+    student_map: Tensor, teacher_map: Tensor, power: float, form: Literal["code", "paper"], labels: Tensor
+) -> Tensor:
+    """The distance between the attention maps of positions that have a label; both maps have one grid."""
+    valid_BHW = labels_at(labels, student_map.shape[-2:]) != IGNORE
+    student_map, teacher_map = (each * valid_BHW.unsqueeze(1) for each in (student_map, teacher_map))
+    difference_BN = attention_map(student_map, power) - attention_map(teacher_map, power)
+    if form == "code":
+        mean: Tensor = difference_BN.square().sum() / valid_BHW.sum().clamp_min(1)
+        return mean
+    norms_B = torch.linalg.vector_norm(difference_BN, dim=1) / (2 * valid_BHW.flatten(1).sum(dim=1).clamp_min(1))
+    return torch.mean(norms_B)
+
+
 class AT(Method):
     """Match where each stage is active, whatever its channels are."""
+
+    tasks = frozenset({"classification", "segmentation"})
 
     class Params(MethodParams):
         """Parameters of AT."""
@@ -91,22 +116,34 @@ class AT(Method):
             pattern="^1?2?3?4?$",
             min_length=1,
             coerce_numbers_to_str=True,
-            description="the stages that are compared, shallow to deep, one digit each",
+            description="the stages that are compared, shallow to deep, one digit each; none in segmentation",
         )
         form: Literal["code", "paper"] = Field(
             "code", description="mean squared differences as in the authors' program, or norms as the paper prints"
         )
+        segmentation_factor: float = Field(
+            10.0, ge=0, description="multiplies the weight in segmentation, where the published one is 10000"
+        )
 
-    student_needs = Signal.STAGES
-    teacher_needs = Signal.STAGES
+    student_needs = Signal.EMBEDDING | Signal.STAGES
+    teacher_needs = Signal.EMBEDDING | Signal.STAGES
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Nothing to learn.
+        """Nothing to learn; reads one map in segmentation and the stages in classification.
 
         Raises:
-            PairError: one of both networks has nothing but a single position in every chosen stage.
+            PairError: one of both networks has nothing but a single position in every map that is compared.
         """
+        self.compares_stages = student.logits_stride is None
+        self.student_needs = self.teacher_needs = Signal.STAGES if self.compares_stages else Signal.EMBEDDING
+        if not self.compares_stages:
+            if min(-(-spec.image_size // (spec.logits_stride or 1)) for spec in (student, teacher)) == 1:
+                raise PairError(
+                    "at: a map of one position has no attention, and the map before the classifier has no more in one "
+                    "of the two networks at this image size; choose larger images"
+                )
+            return
         if all(min(student.side(int(digit)), teacher.side(int(digit))) == 1 for digit in self.params.stages):
             raise PairError(
                 f"at: a map of one position has no attention, and stages {self.params.stages} have no more in one of "
@@ -115,8 +152,10 @@ class AT(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """One term, `attention`."""
-        chosen = [int(digit) - 1 for digit in self.params.stages]
+        params = self.params
+        if not self.compares_stages:
+            loss = at_loss([student.embedding], [teacher.embedding], params.power, params.form, batch.labels)
+            return {"attention": params.segmentation_factor * params.weight * loss}
+        chosen = [int(digit) - 1 for digit in params.stages]
         student_maps, teacher_maps = ([outputs.stages[i] for i in chosen] for outputs in (student, teacher))
-        return {
-            "attention": self.params.weight * at_loss(student_maps, teacher_maps, self.params.power, self.params.form)
-        }
+        return {"attention": params.weight * at_loss(student_maps, teacher_maps, params.power, params.form)}

@@ -10,6 +10,10 @@ https://arxiv.org/abs/1412.6550
 Defaults are those of the heterogeneous tables (OFA's configurations: all four stages, weight 1); the CIFAR tables of
 CRD use the second stage alone with weight 100.
 
+Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's program does (Yang et
+al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): weight 10, which is `weight`
+times `segmentation_factor`. Positions whose label is IGNORE take no part there.
+
 Deviations: the hint is a term of the one training, as in every table since, where the paper trains up to the hint
 first. The paper's regressor is a convolution that shrinks the grid and has a non-linearity; here it is linear, as in
 OFA's program. That program compares convolutional networks only; for the other pairs its authors posted a variant that
@@ -29,30 +33,43 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.method import Method, MethodParams
-from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
+from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 from heterokd.projectors import initialise, to_smaller_grid
 from heterokd.space import Choice, Float
 
+MAP = "map"
+"""The regressor's key in segmentation, where the map before the classifier is compared."""
 
-def fitnet_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+
+def fitnet_loss(
+    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], labels_BHW: Tensor | None = None
+) -> Tensor:
     """The sum over stages of the mean squared difference, on the smaller grid of each two.
 
     Args:
         student_maps: [B, C, H, W] each, already as many channels as the teacher's.
         teacher_maps: [B, C, h, w] each; take no gradient.
+        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
 
     Returns:
-        A scalar.
+        A scalar; 0 where no position is valid.
     """
     losses = []
     for student_map, teacher_map in zip(student_maps, teacher_maps, strict=True):
         pooled, target = to_smaller_grid(student_map, teacher_map.detach())
-        losses.append(F.mse_loss(pooled.float(), target.float()))
+        if labels_BHW is None:
+            losses.append(F.mse_loss(pooled.float(), target.float()))
+        else:
+            valid_BHW = labels_at(labels_BHW, pooled.shape[-2:]) != IGNORE
+            squares_BHW = (pooled.float() - target.float()).square().mean(dim=1)
+            losses.append((squares_BHW * valid_BHW).sum() / valid_BHW.sum().clamp_min(1))
     return torch.stack(losses).sum()
 
 
 class FitNet(Method):
     """Match the teacher's stage maps through a 1x1 convolution on the student's."""
+
+    tasks = frozenset({"classification", "segmentation"})
 
     class Params(MethodParams):
         """Parameters of FitNet."""
@@ -65,26 +82,37 @@ class FitNet(Method):
             pattern="^1?2?3?4?$",
             min_length=1,
             coerce_numbers_to_str=True,
-            description="the stages that are compared, shallow to deep, one digit each",
+            description="the stages that are compared, shallow to deep, one digit each; none in segmentation",
+        )
+        segmentation_factor: float = Field(
+            10.0, ge=0, description="multiplies the weight in segmentation, where the published one is 10"
         )
 
-    student_needs = Signal.STAGES
-    teacher_needs = Signal.STAGES
+    student_needs = Signal.EMBEDDING | Signal.STAGES
+    teacher_needs = Signal.EMBEDDING | Signal.STAGES
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One 1x1 convolution per chosen stage."""
-        self.regressors = nn.ModuleDict(
-            {
-                digit: nn.Conv2d(student.stages[int(digit) - 1].channels, teacher.stages[int(digit) - 1].channels, 1)
+        """One 1x1 convolution per chosen stage; in segmentation one for the map before the classifier."""
+        if student.logits_stride is None:
+            self.student_needs = self.teacher_needs = Signal.STAGES
+            channels = {
+                digit: (student.stages[int(digit) - 1].channels, teacher.stages[int(digit) - 1].channels)
                 for digit in self.params.stages
             }
-        )
+        else:
+            self.student_needs = self.teacher_needs = Signal.EMBEDDING
+            channels = {MAP: (student.embedding_dim, teacher.embedding_dim)}
+        self.regressors = nn.ModuleDict({key: nn.Conv2d(*widths, 1) for key, widths in channels.items()})
         initialise(self.regressors)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """One term, `hint`."""
         student_maps, teacher_maps = [], []
+        if MAP in self.regressors:
+            pooled, target = to_smaller_grid(student.embedding, teacher.embedding)
+            loss = fitnet_loss([self.regressors[MAP](pooled)], [target], batch.labels)
+            return {"hint": self.params.segmentation_factor * self.params.weight * loss}
         for digit, regressor in self.regressors.items():
             # A linear map of single positions commutes with averaging them: pool first, there is less to convolve.
             pooled, target = to_smaller_grid(student.stages[int(digit) - 1], teacher.stages[int(digit) - 1])
