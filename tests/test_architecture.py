@@ -21,6 +21,7 @@ ROWS = (
     (
         "method",
         "projectors",
+        "reliability",
         "discriminator",
         "gathering",
         "networks",

@@ -1,0 +1,136 @@
+"""How far class scores can be trusted where labels are known: the two mechanisms of HeteroAKD, on maps of scores.
+
+    y one-hot labels, z scores [B, K, H, W] before any squashing, t teacher, s student, c a class, (h, w) a pixel
+    H(z)_c = -[ y_c log sigma(z_c) + (1 - y_c) log(1 - sigma(z_c)) ]            reliability: small is good      Eq. 5
+    S = H(z_s) / (H(z_t) + H(z_s))                                              the teacher's share             Eq. 6
+    zhat = S z_t + (1 - S) z_s                                                  mixed knowledge (KMM)           Eq. 7
+    dH = ReLU( H(z_s) - H(zhat) )                                               what the student can gain       Eq. 8
+    W = softmax over valid pixels of H(z_s) + dH                                where it matters most (KEM)     Eq. 9
+
+Equations are numbered as in heterokd/methods/heteroakd.py, which says what is a reading of ours. All is computed in
+float32, also under autocast. Pixels whose label is IGNORE have H = 0 and W = 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heterokd.outputs import IGNORE, labels_at
+
+Reliability = Literal["bce_sigmoid", "bce_softmax", "ce_pixel"]
+Axis = Literal["space", "class"]
+
+LEAST_ENTROPY = 1e-30
+"""Added to both sides of Eq. 6: two networks that are both certain share evenly, and no gradient divides by zero."""
+
+
+def valid_pixels(labels_BHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Whether a pixel counts, [B, 1, H, W] of truth values, on a grid of `size`."""
+    valid: Tensor = (labels_at(labels_BHW, size) != IGNORE).unsqueeze(1)
+    return valid
+
+
+def per_class_entropy(z_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid") -> Tensor:
+    """Eq. 5: H, the cross-entropy with the label, for every class of every pixel.
+
+    Args:
+        z_BKHW: scores before squashing.
+        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
+        reliability: `bce_sigmoid` asks of every class by itself whether it is there; `bce_softmax` asks the same of
+            softmax's probabilities; `ce_pixel` gives all classes of a pixel its softmax cross-entropy.
+
+    Returns:
+        Float32 [B, K, H, W], at least 0; 0 where the label is IGNORE.
+    """
+    z = z_BKHW.float()
+    classes_BHW = labels_at(labels_BHW, z.shape[-2:])
+    valid = (classes_BHW != IGNORE).unsqueeze(1)
+    classes = classes_BHW.unsqueeze(1).masked_fill(~valid, 0).long()
+    if reliability == "ce_pixel":
+        entropy = F.cross_entropy(z, classes.squeeze(1), reduction="none").unsqueeze(1).expand_as(z)
+    elif reliability == "bce_softmax":
+        present, absent = _log_softmax_and_rest(z)
+        entropy = -absent.scatter(1, classes, present.gather(1, classes))
+    else:  # log(1 + exp(-z)) of the label's class, log(1 + exp(z)) of the others: no probability is ever rounded to 1
+        entropy = F.softplus(z.scatter(1, classes, -z.gather(1, classes)))
+    return entropy.masked_fill(~valid, 0.0)
+
+
+def _log_softmax_and_rest(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of p and of 1 - p, p the softmax over classes; the latter exact too where p rounds to 1."""
+    total = z.logsumexp(dim=1, keepdim=True)
+    log_p = z - total
+    largest = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmax(dim=1, keepdim=True), True)
+    others = z.masked_fill(largest, -torch.inf).logsumexp(dim=1, keepdim=True) - total
+    small = torch.log1p(-log_p.masked_fill(largest, -1.0).exp())  # p <= 1/2 of every class but the largest
+    return log_p, torch.where(largest, others, small)
+
+
+def mix(
+    student_z: Tensor, teacher_z: Tensor, student_entropy: Tensor, teacher_entropy: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. 6-7 from scores and their H, all [B, K, H, W]: S and zhat."""
+    student_part, teacher_part = student_entropy + LEAST_ENTROPY, teacher_entropy + LEAST_ENTROPY
+    share = student_part / (student_part + teacher_part)
+    return share, torch.lerp(student_z.float(), teacher_z.float(), share)
+
+
+def evaluate(
+    student_entropy: Tensor, hybrid_entropy: Tensor, valid_B1HW: Tensor, axis: Axis = "space"
+) -> tuple[Tensor, Tensor]:
+    """Eq. 8-9 from H of the student's and the mixed scores, all [B, K, H, W]: dH and W."""
+    gain = (student_entropy - hybrid_entropy).relu()
+    # The lowest number, not -inf: a softmax over nothing but -inf is not a number, in its gradient neither.
+    urgency = (student_entropy + gain).masked_fill(~valid_B1HW, torch.finfo(torch.float32).min)
+    shared = urgency.flatten(2).softmax(dim=2).view_as(urgency) if axis == "space" else urgency.softmax(dim=1)
+    return gain, shared.masked_fill(~valid_B1HW, 0.0)
+
+
+def knowledge_mixing(
+    student_z_BKHW: Tensor, teacher_z_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid"
+) -> tuple[Tensor, Tensor]:
+    """KMM, Eq. 5-7: mix both networks' scores, each as far as it is reliable; differentiable.
+
+    Args:
+        student_z_BKHW: the student's projected scores.
+        teacher_z_BKHW: the teacher's, on the same grid.
+        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
+        reliability: the reading of Eq. 5, see `per_class_entropy`.
+
+    Returns:
+        S, the teacher's share in [0, 1] (1/2 where the label is IGNORE), and zhat, both float32 [B, K, H, W].
+    """
+    student_entropy, teacher_entropy = (
+        per_class_entropy(z, labels_BHW, reliability) for z in (student_z_BKHW, teacher_z_BKHW)
+    )
+    return mix(student_z_BKHW, teacher_z_BKHW, student_entropy, teacher_entropy)
+
+
+def knowledge_evaluation(
+    student_z_BKHW: Tensor,
+    hybrid_z_BKHW: Tensor,
+    labels_BHW: Tensor,
+    reliability: Reliability = "bce_sigmoid",
+    axis: Axis = "space",
+) -> tuple[Tensor, Tensor]:
+    """KEM, Eq. 8-9: weigh pixels by the student's need and by what the mixed scores know better; differentiable.
+
+    Args:
+        student_z_BKHW: the student's projected scores.
+        hybrid_z_BKHW: zhat of `knowledge_mixing`.
+        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
+        reliability: the reading of Eq. 5, see `per_class_entropy`.
+        axis: `space` makes the weights of one class sum to 1 over an image's valid pixels; `class` those of one pixel
+            over its classes.
+
+    Returns:
+        dH, at least 0, and W, 0 where the label is IGNORE; both float32 [B, K, H, W].
+    """
+    student_entropy, hybrid_entropy = (
+        per_class_entropy(z, labels_BHW, reliability) for z in (student_z_BKHW, hybrid_z_BKHW)
+    )
+    return evaluate(student_entropy, hybrid_entropy, valid_pixels(labels_BHW, student_z_BKHW.shape[-2:]), axis)
