@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,24 +81,32 @@ class LabelledFiles:
         return LabelledFiles(self.folder, self.names[index], self.labels[index], regions)
 
 
-class FileImages:
-    """Images that lie in files; decoded by threads, and kept when the whole split fits in `memory_budget()`."""
+class DecodedFiles(ABC):
+    """Pixels that lie in files, one array a file; decoded by threads, and kept if asked for."""
 
-    def __init__(self, files: LabelledFiles, image_size: int) -> None:
-        self.files, self.image_size = files, image_size
+    def __init__(self, count: int, shape: tuple[int, ...], *, kept: bool) -> None:
+        self._shape = (count, *shape)
         self._pixels: NDArray[np.uint8] | None = None
-        self._decoded = np.zeros(len(files), np.bool_)
-        self._kept = len(files) * image_size**2 * 3 <= memory_budget()
+        self._decoded = np.zeros(count, np.bool_)
+        self._kept = kept
+
+    @abstractmethod
+    def decode(self, place: int) -> NDArray[np.uint8]:
+        """The pixels of the file at a position.
+
+        Raises:
+            DataError: the file is damaged, is no image or has gone.
+        """
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self._shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """Paths alone: another process decodes for itself."""
         return {**self.__dict__, "_pixels": None, "_decoded": np.zeros(len(self), np.bool_)}
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `index` [B], as a new array [B, S, S, 3].
+        """The pixels at `index` [B], as a new array [B, ...].
 
         Raises:
             DataError: a file is damaged, is no image or has gone.
@@ -105,7 +114,7 @@ class FileImages:
         if not self._kept:
             return self._decode(index)
         if self._pixels is None:
-            self._pixels = np.empty((len(self), self.image_size, self.image_size, 3), np.uint8)
+            self._pixels = np.empty(self._shape, np.uint8)
         missing = np.unique(index[~self._decoded[index]])
         if len(missing):
             self._pixels[missing] = self._decode(missing)
@@ -114,16 +123,28 @@ class FileImages:
         return chosen
 
     def _decode(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        pixels = np.empty((len(index), self.image_size, self.image_size, 3), np.uint8)
+        pixels = np.empty((len(index), *self._shape[1:]), np.uint8)
 
         def decode(place: int) -> None:
-            number = index[place]
-            pixels[place] = read_image(self.files.path(number), self.image_size, self.files.region(number))
+            pixels[place] = self.decode(index[place])
 
         with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
             for _ in pool.map(decode, range(len(index))):  # raises what a thread raised
                 pass
         return pixels
+
+
+class FileImages(DecodedFiles):
+    """Images that lie in files, as middle squares; kept when the whole split fits in `memory_budget()`."""
+
+    def __init__(self, files: LabelledFiles, image_size: int) -> None:
+        kept = len(files) * image_size**2 * 3 <= memory_budget()
+        super().__init__(len(files), (image_size, image_size, 3), kept=kept)
+        self.files, self.image_size = files, image_size
+
+    def decode(self, place: int) -> NDArray[np.uint8]:
+        """The image at a position, [S, S, 3]."""
+        return read_image(self.files.path(place), self.image_size, self.files.region(place))
 
 
 def memory_budget() -> int:
@@ -155,7 +176,7 @@ def read_image(path: Path, image_size: int, region: Region = WHOLE) -> NDArray[n
             side = min(right - left, bottom - top)
             if side >= 1:  # a large JPEG is decoded at half or quarter size
                 opened.draft("RGB", (int(image_size * opened.width / side), int(image_size * opened.height / side)))
-            image = _to_rgb(ImageOps.exif_transpose(opened))
+            image = to_rgb(ImageOps.exif_transpose(opened))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
     if side < 1:
@@ -185,7 +206,8 @@ def _inside(region: Region, size: tuple[int, int]) -> Region:
     return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as red, green and blue."""
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to white
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -23,12 +23,10 @@ class Tiny:
     Attributes:
         write: makes a tiny copy of it in an empty folder; at least six training images of each class after the split.
         drawn: the splits that the seed decides; the others are shipped.
-        tasks: what its labels are.
     """
 
     write: Callable[[Path], None]
     drawn: frozenset[str] = EVERY_SPLIT
-    tasks: str = "classification"
 
 
 def noise(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -146,6 +144,72 @@ def write_fgvc_aircraft(root: Path) -> None:
         (folder / f"images_variant_{split}.txt").write_text("".join(lines))
 
 
+def label_map(rng: np.random.Generator, width: int, height: int, numbers: list[int]) -> np.ndarray:
+    """Patches of 3x3 pixels, so that every number has some."""
+    patches = rng.permutation(np.resize(numbers, (height // 3 + 1) * (width // 3 + 1))).astype(np.uint8)
+    return np.kron(patches.reshape(height // 3 + 1, width // 3 + 1), np.ones((3, 3), np.uint8))[:height, :width]
+
+
+def write_voc2012(root: Path, augmented: bool = False) -> None:
+    """Label maps are palette files with white borders; those of the augmented set are grey and have none."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", *(["SegmentationClassAug"] * augmented)):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    ids = [f"20{7 + number % 5:02d}_{number * 13:06d}" for number in range(30)]
+    parts = {"train": ids[:12], "val": ids[12:20], "train_aug": ids[:12] + ids[20:]}
+    palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    for place, name in enumerate(ids):
+        width, height = ((40, 30), (30, 40), (24, 24))[place % 3]
+        noise(rng, width, height).save(folder / "JPEGImages" / f"{name}.jpg")
+        numbers = label_map(rng, width, height, [*range(21), 255])
+        image = Image.fromarray(numbers)
+        if augmented:
+            Image.fromarray(np.where(numbers == 255, 0, numbers)).save(folder / "SegmentationClassAug" / f"{name}.png")
+        image.putpalette(palette.tobytes())
+        if place < 20:
+            image.save(folder / "SegmentationClass" / f"{name}.png")
+    for part in ("train", "val", *(["train_aug"] * augmented)):
+        lines = "".join(f"{name}\n" for name in parts[part])
+        (folder / "ImageSets" / "Segmentation" / f"{part}.txt").write_text(lines)
+
+
+CITIES = {
+    "train": {"aachen": 2, "bochum": 2, "bremen": 2, "jena": 2, "ulm": 12, "zurich": 2},
+    "val": {"frankfurt": 4, "lindau": 3},
+}
+
+
+def write_cityscapes(root: Path) -> None:
+    """With the other files that lie beside those that are read."""
+    rng = np.random.default_rng(0)
+    for split, cities in CITIES.items():
+        for city, count in cities.items():
+            for package in ("leftImg8bit", "gtFine"):
+                (root / package / split / city).mkdir(parents=True)
+            for number in range(count):
+                stem = f"{city}_{number:06d}_000019"
+                noise(rng, 64, 32).save(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+                labels = root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png"
+                Image.fromarray(label_map(rng, 64, 32, list(range(34)))).save(labels)
+                noise(rng, 64, 32).convert("RGBA").save(labels.with_name(f"{stem}_gtFine_color.png"))
+                labels.with_name(f"{stem}_gtFine_polygons.json").write_text("{}")
+
+
+def write_ade20k(root: Path) -> None:
+    folder = root / "ADEChallengeData2016"
+    rng = np.random.default_rng(0)
+    for split, stem, count in (("training", "ADE_train_%08d", 24), ("validation", "ADE_val_%08d", 6)):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(1, count + 1):
+            width, height = ((60, 45), (39, 51))[number % 2]
+            noise(rng, width, height).save(folder / "images" / split / f"{stem % number}.jpg")
+            labels = Image.fromarray(label_map(rng, width, height, list(range(151))))
+            labels.save(folder / "annotations" / split / f"{stem % number}.png")
+    (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n")
+
+
 # Every data set that is read from a folder.
 TINY: dict[str, Tiny] = {
     "image_folder": Tiny(write_image_folder),
@@ -153,4 +217,7 @@ TINY: dict[str, Tiny] = {
     "imagenet": Tiny(write_imagenet, drawn=frozenset({"train", "val"})),
     "cub200": Tiny(write_cub200, drawn=frozenset({"train", "val"})),
     "fgvc_aircraft": Tiny(write_fgvc_aircraft, drawn=frozenset()),
+    "voc2012": Tiny(write_voc2012, drawn=frozenset({"train", "val"})),
+    "cityscapes": Tiny(write_cityscapes, drawn=frozenset({"train", "val"})),
+    "ade20k": Tiny(write_ade20k, drawn=frozenset({"train", "val"})),
 }

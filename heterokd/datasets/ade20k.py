@@ -1,0 +1,87 @@
+"""ADE20K, scene parsing: photographs of indoor and outdoor scenes labelled pixel by pixel, a hundred and fifty classes.
+
+Zhou, Zhao, Puig, Fidler, Barriuso, Torralba: "Scene Parsing through ADE20K Dataset", CVPR 2017,
+https://arxiv.org/abs/1608.05442; the Scene Parsing Benchmark of http://sceneparsing.csail.mit.edu:
+
+    ROOT/ADEChallengeData2016/{images,annotations}/{training,validation}/
+
+Test is the official validation set, 2000 images, whose own test labels are not public; `VAL_SHARE` of the 20 210
+training images, chosen by the seed, becomes val. In label maps 0 is "other", which counts nowhere (IGNORE), and 1 to
+150 are the classes.
+
+The canvas is `image_size` x `image_size`, and larger images are shrunk to fit within it. Papers shrink the shorter side
+to 512 for the network, and compare with labels at their own size: mIoU on a canvas is near theirs, not the same.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from heterokd.dataset import Dataset, SplitName, Splits, TaskName
+from heterokd.errors import DataError
+from heterokd.label_files import SceneFiles, class_table, scene_splits
+from heterokd.outputs import IGNORE
+from heterokd.views import POLICIES, AugmentPolicy
+
+FOLDER = "ADEChallengeData2016"
+VAL_SHARE = 0.05
+ADVICE = "download ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu and unpack it there"
+# The first word of each entry of the benchmark's list; a class's number is its place.
+CLASS_NAMES = (
+    *("wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass"),
+    *("cabinet", "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair"),
+    *("car", "water", "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field"),
+    *("armchair", "seat", "fence", "desk", "rock", "wardrobe", "lamp", "bathtub", "railing", "cushion"),
+    *("base", "box", "column", "signboard", "chest of drawers", "counter", "sand", "sink", "skyscraper", "fireplace"),
+    *("refrigerator", "grandstand", "path", "stairs", "runway", "case", "pool table", "pillow", "screen door"),
+    *("stairway", "river", "bridge", "bookcase", "blind", "coffee table", "toilet", "flower", "book", "hill", "bench"),
+    *("countertop", "stove", "palm", "kitchen island", "computer", "swivel chair", "boat", "bar", "arcade machine"),
+    *("hovel", "bus", "towel", "light", "truck", "tower", "chandelier", "awning", "streetlight", "booth"),
+    *("television receiver", "airplane", "dirt track", "apparel", "pole", "land", "bannister", "escalator", "ottoman"),
+    *("bottle", "buffet", "poster", "stage", "van", "ship", "fountain", "conveyer belt", "canopy", "washer"),
+    *("plaything", "swimming pool", "stool", "barrel", "basket", "waterfall", "tent", "bag", "minibike", "cradle"),
+    *("oven", "ball", "food", "step", "tank", "trade name", "microwave", "pot", "animal", "bicycle", "lake"),
+    *("dishwasher", "screen", "blanket", "sculpture", "hood", "sconce", "vase", "traffic light", "tray", "ashcan"),
+    *("fan", "pier", "crt screen", "plate", "monitor", "bulletin board", "shower", "radiator", "glass", "clock"),
+    "flag",
+)
+
+
+class ADE20K(Dataset):
+    """Indoor and outdoor scenes with a class for every pixel, a hundred and fifty classes (Zhou et al. 2017)."""
+
+    needs_root: ClassVar[bool] = True
+    tasks: ClassVar[TaskName] = "segmentation"
+    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+
+    def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
+        """The files of each split; images and label maps are decoded when they are read."""
+        folder = Path(root or ".") / FOLDER
+        kept, held_out = _pairs(folder, "training").parted(VAL_SHARE, seed)
+        files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
+        table = class_table({0: IGNORE, **{number + 1: number for number in range(len(CLASS_NAMES))}})
+        return scene_splits("ade20k", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
+
+
+def _pairs(folder: Path, split: str) -> SceneFiles:
+    """The images of a split, sorted by name.
+
+    Raises:
+        DataError: there are none.
+    """
+    images = folder / "images" / split
+    if not images.is_dir():
+        raise DataError(f"{images}: there is no such folder; {ADVICE}")
+    with os.scandir(images) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(".jpg") and entry.name[0] != ".")
+    if not names:
+        raise DataError(f"{images}: holds no *.jpg; {ADVICE}")
+    return SceneFiles(
+        folder,
+        np.array([os.fsencode(f"images/{split}/{name}") for name in names], np.bytes_),
+        np.array([os.fsencode(f"annotations/{split}/{name.removesuffix('.jpg')}.png") for name in names], np.bytes_),
+    )

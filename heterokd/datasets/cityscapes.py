@@ -1,0 +1,106 @@
+"""Cityscapes: street scenes of 2048x1024 pixels labelled pixel by pixel, nineteen classes.
+
+Cordts, Omran, Ramos, Rehfeld, Enzweiler, Benenson, Franke, Roth, Schiele: "The Cityscapes Dataset for Semantic Urban
+Scene Understanding", CVPR 2016, https://arxiv.org/abs/1604.01685; from https://www.cityscapes-dataset.com (with an
+account), the packages leftImg8bit and gtFine:
+
+    ROOT/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png   ROOT/gtFine/{train,val}/CITY/*_gtFine_labelIds.png
+
+Test is the official val, 500 images of three cities, whose own test labels are not public. Val is made of whole cities
+of the 2975 training images, as the official one is: cities in seeded order, each that keeps val within `VAL_SHARE` of
+the images. Of the 34 numbers in label maps, 19 are classes in the official evaluation; the others are IGNORE.
+
+The canvas is `image_size` high and twice as wide: 1024 is the images' own size, 512 half of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from heterokd.dataset import Dataset, SplitName, Splits, TaskName
+from heterokd.errors import DataError
+from heterokd.label_files import SceneFiles, class_table, scene_splits
+from heterokd.outputs import IGNORE
+from heterokd.views import POLICIES, AugmentPolicy, permutation
+
+VAL_SHARE = 0.1
+IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
+ADVICE = (
+    "download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com "
+    "and unpack both there"
+)
+# A class's number is its place; beside it its number in the label maps.
+CLASSES = {
+    **{"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19},
+    **{"traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26},
+    **{"truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33},
+}
+NUMBERS = 34
+
+
+class Cityscapes(Dataset):
+    """Street scenes with a class for every pixel, nineteen classes (Cordts et al. 2016)."""
+
+    needs_root: ClassVar[bool] = True
+    tasks: ClassVar[TaskName] = "segmentation"
+    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+
+    def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
+        """The files of each split; images and label maps are decoded when they are read."""
+        folder = Path(root or ".")
+        names, test = _find(folder, "train"), _find(folder, "val")
+        if len(names) < 2:
+            raise DataError(f"{folder / 'leftImg8bit' / 'train'}: has one city, and val needs one of its own; {ADVICE}")
+        held_out = _held_out({city: len(files) for city, files in names.items()}, seed)
+        files: dict[SplitName, SceneFiles] = {
+            "train": _pairs(folder, [name for city in names if city not in held_out for name in names[city]]),
+            "val": _pairs(folder, [name for city in held_out for name in names[city]]),
+            "test": _pairs(folder, [name for city in test.values() for name in city]),
+        }
+        class_of = dict.fromkeys(range(NUMBERS), IGNORE)
+        class_of.update({number: label for label, number in enumerate(CLASSES.values())})
+        canvas = (image_size, 2 * image_size)
+        return scene_splits("cityscapes", files, tuple(CLASSES), image_size, canvas, class_table(class_of), ADVICE)
+
+
+def _find(root: Path, split: str) -> dict[str, list[str]]:
+    """The images of each city without the ends of their names, `SPLIT/CITY/CITY_000000_000019`, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    folder = root / "leftImg8bit" / split
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; {ADVICE}")
+    names: dict[str, list[str]] = {}
+    for city in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        with os.scandir(city) as entries:
+            own = sorted(entry.name for entry in entries if entry.name.endswith(IMAGE_END) and entry.name[0] != ".")
+        if own:
+            names[city.name] = [f"{split}/{city.name}/{name.removesuffix(IMAGE_END)}" for name in own]
+    if not names:
+        raise DataError(f"{folder}: holds no CITY/*{IMAGE_END}; {ADVICE}")
+    return names
+
+
+def _held_out(count_of: dict[str, int], seed: int) -> list[str]:
+    """Seeded cities with at most `VAL_SHARE` of the images, sorted; the smallest city where each has more."""
+    cities = list(count_of)
+    room, chosen = VAL_SHARE * sum(count_of.values()), []
+    for place in permutation(len(cities), 0, "cities", seed).tolist():
+        if count_of[cities[place]] <= room:
+            room -= count_of[cities[place]]
+            chosen.append(cities[place])
+    return sorted(chosen) or [min(cities, key=lambda city: count_of[city])]
+
+
+def _pairs(folder: Path, names: list[str]) -> SceneFiles:
+    return SceneFiles(
+        folder,
+        np.array([os.fsencode(f"leftImg8bit/{name}{IMAGE_END}") for name in names], np.bytes_),
+        np.array([os.fsencode(f"gtFine/{name}{LABEL_END}") for name in names], np.bytes_),
+    )

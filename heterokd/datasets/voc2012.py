@@ -1,0 +1,91 @@
+"""PASCAL VOC 2012, segmentation: photographs labelled pixel by pixel, twenty classes and background.
+
+Everingham, Van Gool, Williams, Winn, Zisserman: "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010,
+http://host.robots.ox.ac.uk/pascal/VOC/voc2012/:
+
+    ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass}/
+    ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
+
+Test is the official val, 1449 images, whose own test labels are not public; `VAL_SHARE` of train, chosen by the seed,
+becomes val. Train is the official 1464 images, or, as in most papers, the 10 582 of the augmented list where these lie
+there too (Hariharan et al.: "Semantic Contours from Inverse Detectors", ICCV 2011):
+
+    ROOT/VOCdevkit/VOC2012/SegmentationClassAug/
+    ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt
+
+The canvas is `image_size` x `image_size`; 512 holds every image at its own size. The white borders of objects (255) are
+IGNORE.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+
+from heterokd.dataset import Dataset, SplitName, Splits, TaskName
+from heterokd.errors import DataError
+from heterokd.image_files import read_lines
+from heterokd.label_files import SceneFiles, class_table, scene_splits
+from heterokd.outputs import IGNORE
+from heterokd.views import POLICIES, AugmentPolicy
+
+FOLDER = "VOCdevkit/VOC2012"
+LISTS = "ImageSets/Segmentation"
+AUGMENTED_LIST, AUGMENTED_LABELS = "train_aug.txt", "SegmentationClassAug"
+VAL_SHARE = 0.1
+ADVICE = (
+    "download the training/validation data of VOC2012 (VOCtrainval_11-May-2012.tar) from "
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and unpack it there"
+)
+CLASS_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+class VOC2012(Dataset):
+    """Photographs with a class for every pixel, twenty classes and background (Everingham et al. 2010)."""
+
+    needs_root: ClassVar[bool] = True
+    tasks: ClassVar[TaskName] = "segmentation"
+    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+
+    def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
+        """The files of each split; images and label maps are decoded when they are read."""
+        folder = Path(root or ".") / FOLDER
+        lists = folder / LISTS
+        test = _pairs(folder, read_lines(lists / "val.txt", ADVICE), "SegmentationClass")
+        found = {path for path in (lists / AUGMENTED_LIST, folder / AUGMENTED_LABELS) if path.exists()}
+        if len(found) == 1:
+            raise DataError(
+                f"{folder}: has {found.pop().name} alone; the augmented training set needs both "
+                f"{LISTS}/{AUGMENTED_LIST} and {AUGMENTED_LABELS}: add the other one or remove it"
+            )
+        if found:
+            train = _pairs(folder, read_lines(lists / AUGMENTED_LIST, ADVICE), AUGMENTED_LABELS)
+        else:
+            train = _pairs(folder, read_lines(lists / "train.txt", ADVICE), "SegmentationClass")
+        shared = np.intersect1d(train.images, test.images)
+        if len(shared):
+            name = AUGMENTED_LIST if found else "train.txt"
+            raise DataError(
+                f"{lists / name}: lists {len(shared)} image(s) of val.txt, as {os.fsdecode(shared[0])}, which are "
+                f"the test images here; take a list without them"
+            )
+        kept, held_out = train.parted(VAL_SHARE, seed)
+        table = class_table({**{number: number for number in range(len(CLASS_NAMES))}, 255: IGNORE})
+        files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
+        return scene_splits("voc2012", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
+
+
+def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:
+    """The images that a list names by number (2007_000032), or by paths of image and label map as some lists do."""
+    ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
+    return SceneFiles(
+        folder,
+        np.array([os.fsencode(f"JPEGImages/{name}.jpg") for name in ids], np.bytes_),
+        np.array([os.fsencode(f"{labels}/{name}.png") for name in ids], np.bytes_),
+    )
