@@ -21,10 +21,10 @@ Negatives are, as in the authors' program, the other groups at all pixels of the
 
 Deviations. The paper compares the encoders' last maps (2048 channels at stride 8); here it is the maps that enter the
 last classifiers, which every decoder has and a cache can keep. The program asks for equal grids, widths that M divides
-and sides that patches divide: here the teacher's map is interpolated (bilinear) to the student's grid, M falls to the
-next divisor of the width, pools and patches shrink to the map, and a rest at the lower and right border makes smaller
-patches. Pixels whose label is IGNORE count in neither term. The mask is a hash of (image, progress), not a generator's:
-a resumed training goes on with the same one. Gradients of A and G are not clipped apart (the program clips them at 15).
+and sides that patches divide: here both maps are averaged to the smaller grid, M falls to the next divisor of the
+width, pools and patches shrink to the map, and a rest at the lower and right border makes smaller patches. Pixels whose
+label is IGNORE count in neither term. The mask is a hash of (image, progress), not a generator's: a resumed training
+goes on with the same one. Gradients of A and G are not clipped apart (the program clips them at 15).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from heterokd.method import Method, MethodParams
 from heterokd.methods.crd import WORD, random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import resize_map
+from heterokd.projectors import to_smaller_grid
 from heterokd.space import Float
 
 Negatives = Literal["groups", "all"]
@@ -227,10 +227,9 @@ class AfDCD(Method):
         """Three terms, `kd`, `reconstruction` and `contrast`."""
         params = self.params
         kd = pixel_kd_loss(student.logits, teacher.logits, batch.labels, params.kd_temperature)
-        ours = student.embedding
-        size = ours.shape[-2], ours.shape[-1]
-        theirs, valid = resize_map(teacher.embedding.detach(), size), labels_at(batch.labels, size) != IGNORE
-        mask = random_mask(batch.index, progress, size, params.mask_ratio)
+        ours, theirs = to_smaller_grid(student.embedding, teacher.embedding.detach())
+        valid = labels_at(batch.labels, ours.shape[-2:]) != IGNORE
+        mask = random_mask(batch.index, progress, ours.shape[-2:], params.mask_ratio)
         rebuilt = self.generator(self.align(ours) * mask).float()
         contrast = contrastive_loss(
             rebuilt, theirs, valid, params.temperature, self.groups, params.patch, params.pooling, params.negatives

@@ -11,11 +11,11 @@ https://arxiv.org/abs/2204.06986
         memory(V_regions)
 
 x is a pixel of the embedding; g are two 1x1 convolutions with BatchNorm and ReLU between, to the teacher's width; both
-sides of `minibatch` keep their own width. Where the grids differ, the teacher's map is interpolated (bilinear) to the
-student's. Every class has two queues of the teacher's unit vectors: of each image, `PIXELS_PER_CLASS` pixels of the
-class, drawn at random, and the mean of all of them. A step writes first; V are then the same places of all queues, as
-many as make up the contrast size (`size // classes + 1`). Queues start with random unit vectors, as the authors' do,
-and these take part until they are overwritten. Defaults are those of the authors' Cityscapes script.
+sides of `minibatch` keep their own width. Where the grids differ, both maps are averaged to the smaller one. Every
+class has two queues of the teacher's unit vectors: of each image, `PIXELS_PER_CLASS` pixels of the class, drawn at
+random, and the mean of all of them. A step writes first; V are then the same places of all queues, as many as make up
+the contrast size (`size // classes + 1`). Queues start with random unit vectors, as the authors' do, and these take
+part until they are overwritten. Defaults are those of the authors' Cityscapes script.
 
 Deviations from the authors' program:
 
@@ -50,7 +50,7 @@ from heterokd.method import Method, MethodParams
 from heterokd.methods.crd import random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import resize_map
+from heterokd.projectors import to_smaller_grid
 from heterokd.space import Float
 
 PIXELS_PER_CLASS = 16
@@ -320,9 +320,8 @@ class CIRKD(Method):
         """Four terms, `kd`, `minibatch`, `pixel` and `region`."""
         params, tau = self.params, self.params.temperature
         kd = pixel_kd_loss(student.logits, teacher.logits, batch.labels, params.kd_temperature)
-        ours = student.embedding
-        size = ours.shape[-2], ours.shape[-1]
-        theirs, labels, index = resize_map(teacher.embedding.detach(), size), labels_at(batch.labels, size), batch.index
+        ours, theirs = to_smaller_grid(student.embedding, teacher.embedding.detach())
+        labels, index = labels_at(batch.labels, ours.shape[-2:]), batch.index
         if params.gather:
             ours, theirs, labels, index = gathered(ours), gathered(theirs), gathered(labels), gathered(index)
         valid, projected = labels != IGNORE, self.projector(ours)
