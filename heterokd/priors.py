@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from heterokd.config import Experiment, read_yaml
+from heterokd.datasets import DATASETS
 from heterokd.errors import NetworkError
 from heterokd.networks import predict_spec
 from heterokd.space import Scalar
+from heterokd.tasks import TASKS
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -36,15 +38,17 @@ class PublishedResult:
 
     Attributes:
         method: `scratch` for the student without a teacher.
-        top1: per cent, on the test split.
+        value: per cent, on the test split.
         top5: likewise; None where it is not printed.
-        source: paper and table; several where they agree.
+        source: paper and table, and who quotes it where the paper itself was not read; several where they agree.
+        metric: what `value` is: the score of the data set's task, `top1` or `miou`.
     """
 
     method: str
-    top1: float
+    value: float
     top5: float | None
     source: str
+    metric: str = "top1"
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class PublishedPair:
         student_name: likewise.
         teacher_kind: cnn, attention or mlp.
         student_kind: likewise.
-        teacher_top1: per cent; of the table named first.
-        results: a method stands more than once where sources disagree, its own paper's number first.
+        teacher_value: per cent, of the first table that has it; None when none does.
+        results: never empty; a method stands more than once where sources disagree, its own paper's number first.
         notes: of the tables.
     """
 
@@ -71,13 +75,23 @@ class PublishedPair:
     student_name: str
     teacher_kind: str
     student_kind: str
-    teacher_top1: float
+    teacher_value: float | None
     results: tuple[PublishedResult, ...]
     notes: tuple[str, ...] = ()
 
     def of(self, method: str) -> PublishedResult | None:
         """The method's number, its own paper's where sources disagree; None when no table has it."""
         return next((result for result in self.results if result.method == method), None)
+
+    @property
+    def metric(self) -> str:
+        """What all its numbers are: `top1` or `miou`."""
+        return self.results[0].metric
+
+    @property
+    def metric_name(self) -> str:
+        """The metric for people."""
+        return next(task.score_name for task in TASKS.values() if task.score == self.metric)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -156,10 +170,12 @@ def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[s
     """Mean rank of every method on similar pairs, best first: 0 is the best of each pair, 1 the worst.
 
     Similar are pairs of the same data set and kinds (cnn, attention, mlp); where there are none, of the same kinds on
-    any data set; then of the same student's kind; then all. Methods are ranked within each pair, so that easy pairs
-    count as much as hard ones; ties share their mean rank. A method that the similar pairs leave out takes its rank
-    from the next wider circle.
+    any data set; then of the same student's kind; then all, always of the data set's task. Methods are ranked within
+    each pair, so that easy pairs count as much as hard ones; ties share their mean rank. A method that the similar
+    pairs leave out takes its rank from the next wider circle.
     """
+    score = TASKS[DATASETS[dataset].tasks].score
+    pairs = [pair for pair in published_pairs() if pair.metric == score]
     circles = (
         lambda pair: (pair.dataset, pair.teacher_kind, pair.student_kind) == (dataset, teacher_kind, student_kind),
         lambda pair: (pair.teacher_kind, pair.student_kind) == (teacher_kind, student_kind),
@@ -168,7 +184,7 @@ def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[s
     )
     ranking: dict[str, float] = {}
     for is_similar in circles:
-        for method, rank in _mean_ranks(pair for pair in published_pairs() if is_similar(pair)).items():
+        for method, rank in _mean_ranks(pair for pair in pairs if is_similar(pair)).items():
             ranking.setdefault(method, rank)
     return dict(sorted(ranking.items(), key=lambda item: item[1]))
 
@@ -217,57 +233,77 @@ def _setting(entry: Mapping[str, Any]) -> PublishedSetting:
     )
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table with what stands over it."""
+
+    source: str
+    notes: tuple[str, ...]
+    content: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return "miou" if "miou" in self.content["student"] else "top1"
+
+
 @lru_cache(maxsize=1)
 def _pairs() -> dict[tuple[str, str, str], PublishedPair]:
-    found: dict[tuple[str, str, str], list[tuple[str, tuple[str, ...], Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, str, str], list[_Row]] = {}
     for file in sorted(FOLDER.glob("*_table*.yaml")):
         table = read_yaml(file)
-        source = f"{table['short']}, Table {table['table']} (arXiv {table['arxiv']})"
         for row in table["rows"]:
             key = (row.get("dataset", table.get("dataset")), row["teacher"]["network"], row["student"]["network"])
-            found.setdefault(key, []).append((source, tuple(table.get("notes", ())), row))
+            found.setdefault(key, []).append(_Row(_source(table, row), tuple(table.get("notes", ())), row))
     return {key: _pair(key, rows) for key, rows in found.items()}
 
 
-def _pair(key: tuple[str, str, str], rows: Sequence[tuple[str, tuple[str, ...], Mapping[str, Any]]]) -> PublishedPair:
+def _source(table: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    place = row.get("table", table.get("table"))
+    printed = f"{table['short']}{f', Table {place}' if place else ''} (arXiv {table['arxiv']})"
+    if "through" in row:
+        return f"{printed}, second-hand through {row['through']}"
+    return f"{printed}, {table['place']}" if "place" in table else printed
+
+
+def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
     sources: dict[tuple[str, float, float | None], list[str]] = {}
-    for source, _, row in rows:
-        for method, top1, top5 in _cells(row):
+    for row in rows:
+        for method, value, top5 in _cells(row):
             # One number with more digits of information (top-5) says the same of top-1 as one without.
-            same = next((one for one in sources if one[:2] == (method, top1) and None in (one[2], top5)), None)
+            same = next((one for one in sources if one[:2] == (method, value) and None in (one[2], top5)), None)
             if same is not None and same[2] is None and top5 is not None:
-                sources[method, top1, top5] = sources.pop(same)
-                same = (method, top1, top5)
-            sources.setdefault(same or (method, top1, top5), []).append(source)
+                sources[method, value, top5] = sources.pop(same)
+                same = (method, value, top5)
+            sources.setdefault(same or (method, value, top5), []).append(row.source)
 
     def is_foreign(cell: tuple[str, float, float | None]) -> bool:
         """A number for which no paper of the method's own stands."""
-        return not any(source.lower().startswith(f"{cell[0]},") for source in sources[cell])
+        return not any(source.lower().startswith((f"{cell[0]},", f"{cell[0]} ")) for source in sources[cell])
 
-    first = rows[0][2]
+    first = rows[0].content
     return PublishedPair(
         *key,
         teacher_name=first["teacher"]["name"],
         student_name=first["student"]["name"],
         teacher_kind=first["teacher"]["kind"],
         student_kind=first["student"]["kind"],
-        teacher_top1=first["teacher"]["top1"],
+        teacher_value=next((value for row in rows if (value := row.content["teacher"].get(row.metric))), None),
         results=tuple(
-            PublishedResult(*cell, source="; ".join(sources[cell]))
+            PublishedResult(*cell, source="; ".join(sources[cell]), metric=rows[0].metric)
             for cell in sorted(sources, key=is_foreign)  # stable: otherwise the order of the tables
         ),
-        notes=tuple(dict.fromkeys(note for _, notes, _ in rows for note in notes)),
+        notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
     )
 
 
-def _cells(row: Mapping[str, Any]) -> Iterable[tuple[str, float, float | None]]:
-    """Method, top-1 and top-5 of a row, the student from scratch first."""
-    student = row["student"]
+def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
+    """Method, score and top-5 of a row, the student from scratch first."""
+    student = row.content["student"]
     if student.get("scratch", True):
-        yield "scratch", student["top1"], student.get("top5")
-    for method, value in row["results"].items():
+        yield "scratch", student[row.metric], student.get("top5")
+    for method, value in row.content["results"].items():
         if isinstance(value, Mapping):
-            yield method, value["top1"], value.get("top5")
+            yield method, value[row.metric], value.get("top5")
         else:
             yield method, value, None
 
@@ -275,7 +311,7 @@ def _cells(row: Mapping[str, Any]) -> Iterable[tuple[str, float, float | None]]:
 def _mean_ranks(pairs: Iterable[PublishedPair]) -> dict[str, float]:
     ranks: dict[str, list[float]] = {}
     for pair in pairs:
-        values = {method: result.top1 for method in pair.methods if (result := pair.of(method)) is not None}
+        values = {method: result.value for method in pair.methods if (result := pair.of(method)) is not None}
         for method, value in values.items():
             better = sum(other > value for other in values.values())
             equal = sum(other == value for other in values.values()) - 1

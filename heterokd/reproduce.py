@@ -24,10 +24,9 @@ from heterokd.errors import ConfigError, did_you_mean
 from heterokd.priors import PublishedPair, published_results, published_samples, published_settings
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.single import train_once
+from heterokd.tasks import TASKS
 from heterokd.tracking import StudyRuns, open_store
 from heterokd.training import Metrics, Report
-
-MEASURED = "val/top1"
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class Row:
 
     Attributes:
         method: its name.
-        published: top-1; None when no table has it.
+        published: the task's score (top-1 or mIoU); None when no table has it.
         source: of `published`; empty without one.
         settings: where the hyper-parameters are from.
-        values: top-1 on val, one for each finished seed.
+        values: the score on val, one for each finished seed.
         mean: of `values`; None before the first.
         deviation: sample standard deviation of `values`; None below two.
         difference: mean minus published; None when either is missing.
@@ -64,14 +63,16 @@ class Reproduction:
         pair: what tables say of it; None when none does.
         rows: in the order of the published numbers, best first; methods of no table last.
         excluded: methods that cannot exist for the pair, with the reason.
-        teacher_top1: of our teacher on val, per cent.
+        metric: what every number is, for people.
+        teacher_value: of our teacher on val, per cent.
     """
 
     folder: StudyFolder
     pair: PublishedPair | None
     rows: tuple[Row, ...]
     excluded: dict[str, str]
-    teacher_top1: float
+    metric: str
+    teacher_value: float
 
     def sentences(self) -> list[str]:
         """What the table alone does not say."""
@@ -82,19 +83,22 @@ class Reproduction:
             missing = [row.method for row in self.rows if row.published is None]
             if missing:
                 said.append(f"No table has {', '.join(missing)} for this pair.")
+            known = self.pair.teacher_value
             said.append(
-                f"Teacher: {self.pair.teacher_top1:.2f} published, {self.teacher_top1:.2f} measured. "
+                f"Teacher: {'unknown' if known is None else f'{known:.2f}'} published, "
+                f"{self.teacher_value:.2f} measured; all numbers are {self.metric} in per cent. "
                 "Published: test split, selected on it; measured: val."
             )
         return said + list(self.excluded.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        pair = None if self.pair is None else {"teacher_top1": self.pair.teacher_top1, "notes": list(self.pair.notes)}
+        pair = None if self.pair is None else {"teacher": self.pair.teacher_value, "notes": list(self.pair.notes)}
         return {
             "name": self.folder.name,
+            "metric": self.metric,
             "published": pair,
-            "teacher_top1": self.teacher_top1,
+            "teacher": self.teacher_value,
             "rows": [asdict(row) for row in self.rows],
             "excluded": self.excluded,
             "sentences": self.sentences(),
@@ -155,6 +159,7 @@ def reproduce(
     if len(experiment.student.networks) > 1:
         raise ConfigError("student.network: a list is searched; give the one student whose table is to be reproduced")
     chosen = chosen_methods(experiment, methods)
+    measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
     folder = root.study(named.name)
@@ -167,7 +172,7 @@ def reproduce(
     for seed in range(experiment.training.seed, experiment.training.seed + seeds):
         for method, found in values.items():
             trial = _train(named, folder, root, runs, prepared, method, seed, on_epoch)
-            found.append(100 * float(trial.status["metrics"][MEASURED]))
+            found.append(100 * float(trial.status["metrics"][measured]))
             table = _table(experiment, folder, values, excluded, prepared)
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())
@@ -205,7 +210,8 @@ def _table(
         pair=pair,
         rows=tuple(sorted(rows, key=lambda row: -math.inf if row.published is None else row.published, reverse=True)),
         excluded=dict(excluded),
-        teacher_top1=100 * prepared.card.val_top1,
+        metric=TASKS[experiment.data.task].score_name,
+        teacher_value=100 * prepared.card.val_score,
     )
 
 
@@ -217,13 +223,13 @@ def _row(experiment: Experiment, pair: PublishedPair | None, method: str, values
     mean = fmean(values) if values else None
     return Row(
         method=method,
-        published=None if cell is None else cell.top1,
+        published=None if cell is None else cell.value,
         source="" if cell is None else cell.source,
         settings=settings[0].source if settings else "the method's defaults",
         values=values,
         mean=mean,
         deviation=stdev(values) if len(values) > 1 else None,
-        difference=None if cell is None or mean is None else mean - cell.top1,
+        difference=None if cell is None or mean is None else mean - cell.value,
     )
 
 

@@ -27,7 +27,7 @@ PAIR = PublishedPair(
     student_name="EfficientNet",
     teacher_kind="attention",
     student_kind="cnn",
-    teacher_top1=98.0,
+    teacher_value=98.0,
     results=(
         PublishedResult("scratch", 90.0, None, "A paper, Table 1"),
         PublishedResult("kd", 95.0, None, "A paper, Table 1"),
@@ -80,7 +80,7 @@ def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Root) -
     assert kd.difference == pytest.approx(fmean(values) - 95.0)
     assert (kd.published, kd.source, kd.settings) == (95.0, "A paper, Table 1", "the method's defaults")
     assert first.rows[0].deviation is None
-    assert f"Teacher: 98.00 published, {found.teacher_top1:.2f} measured" in found.sentences()[0]
+    assert f"Teacher: 98.00 published, {found.teacher_value:.2f} measured" in found.sentences()[0]
 
 
 @pytest.mark.usefixtures("published")

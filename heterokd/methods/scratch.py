@@ -12,6 +12,7 @@ from heterokd.outputs import Batch, Losses, Outputs, Signal
 class Scratch(Method):
     """No distillation: the task loss alone."""
 
+    tasks = frozenset({"classification", "segmentation"})
     student_needs = Signal.NONE
     teacher_needs = Signal.NONE
 

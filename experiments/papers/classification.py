@@ -1,0 +1,206 @@
+"""Experiments of the pairs of FBT and HCD: classification.
+
+The schedules come from the papers and from the program that they follow, OFA-KD (github.com/Hao840/OFAKD); what
+heterokd cannot do alike is said in each file.
+"""
+
+from __future__ import annotations
+
+from layout import WIDTH, comment, deviations, flow, published_table, teacher_head
+
+from heterokd.methods import METHODS
+from heterokd.priors import PublishedPair, published_pairs
+
+SHORT = {
+    "swin_tiny_patch4_window7_224": "swin_tiny",
+    "vit_small_patch16_224": "vit_small",
+    "mixer_b16_224": "mixer_b16",
+    "deit_tiny_patch16_224": "deit_tiny",
+    "resmlp_12_224": "resmlp_12",
+    "mobilenetv1_100": "mobilenetv1",
+    "mobilenetv2_100": "mobilenetv2",
+    "vit_base_patch16_siglip_224": "siglip2_base",
+    "vit_large_patch16_siglip_256": "siglip2_large",
+    "vit_small_patch14_dinov2": "dinov2_small",
+    "vit_large_patch14_dinov2": "dinov2_large",
+}
+# The weights of timm that reach the accuracies of the tables on ImageNet.
+TAGS = {
+    "swin_tiny_patch4_window7_224": "ms_in1k",
+    "vit_small_patch16_224": "augreg_in21k_ft_in1k",
+    "mixer_b16_224": "goog_in21k_ft_in1k",
+    "convnext_tiny": "fb_in1k",
+    "deit_tiny_patch16_224": "fb_in1k",
+    "resnet34": "tv_in1k",
+    "resnet50": "a1_in1k",
+    "vit_base_patch16_siglip_224": "v2_webli",
+    "vit_large_patch16_siglip_256": "v2_webli",
+    "vit_small_patch14_dinov2": "lvd142m",
+    "vit_large_patch14_dinov2": "lvd142m",
+}
+OPTIONS = {"vit_large_patch16_siglip_256": "{img_size: 256}"}  # its weights' own size; DINOv2's patches divide 224
+FINE_GRAINED = ("cub200", "fgvc_aircraft")
+STRONG = (
+    "{scale: [0.08, 1.0], ratio: [0.75, 1.3333333333333333], flip: 0.5, "
+    "brightness: 0.4, contrast: 0.4, saturation: 0.4, erasing: 0.25}"
+)
+
+
+def is_homogeneous(pair: PublishedPair) -> bool:
+    """Whether it is one of the two CNN pairs of ImageNet, which have a schedule of their own."""
+    return pair.dataset == "imagenet" and pair.teacher_kind == pair.student_kind == "cnn"
+
+
+def training(pair: PublishedPair) -> tuple[str, list[str]]:
+    """The student's schedule, and where it deviates from the published one."""
+    if pair.dataset in FINE_GRAINED:
+        # CRD's program trains these two with a fifth of the learning rate.
+        rate = 0.01 if pair.student in ("mobilenetv2_100", "shufflenet_v2") else 0.05
+        return (
+            f"{{epochs: 240, batch_size: 64, optimizer: sgd, learning_rate: {rate}, weight_decay: 5e-4}}",
+            [
+                "the learning rate falls along a cosine; CRD's schedule divides it by ten at epochs 150, 180 and 210",
+                "HCD does not print the images' size; students and teachers see 224 pixels here",
+            ],
+        )
+    if pair.dataset == "cifar100" and pair.student_kind == "cnn":
+        return (
+            "{epochs: 300, batch_size: 1024, optimizer: sgd, learning_rate: 0.05, min_learning_rate: 1e-3, "
+            "weight_decay: 2e-3, warmup_epochs: 3, label_smoothing: 0.1}",
+            ["batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion"],
+        )
+    if pair.dataset == "cifar100":
+        return (
+            "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-4, min_learning_rate: 1e-5, "
+            "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0}",
+            [
+                "no RandAugment, mixup (0.8) or cutmix (1.0), which OFA-KD uses for these students",
+                "batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion",
+            ],
+        )
+    if is_homogeneous(pair):
+        return (
+            "{epochs: 100, batch_size: 256, optimizer: sgd, learning_rate: 0.1, weight_decay: 1e-4, "
+            "schedule: step, warmup_epochs: 10}",
+            [
+                "steps divide the epochs after the warm-up, at 37, 64 and 91; HCD's are at 30, 60 and 90",
+                "FBT's own schedule is OFA-KD's, with batch 512 and 3 epochs of warm-up",
+            ],
+        )
+    if pair.student_kind == "cnn":
+        return (
+            "{epochs: 100, batch_size: 512, optimizer: sgd, learning_rate: 0.1, weight_decay: 1e-4, "
+            "schedule: step, warmup_epochs: 3}",
+            ["steps divide the epochs after the warm-up, at 32, 61 and 90; OFA-KD's are 30 epochs apart"],
+        )
+    return (
+        "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-4, min_learning_rate: 1e-5, "
+        "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0, ema: 0.99996}",
+        ["no RandAugment, mixup (0.8) or cutmix (1.0), which OFA-KD uses for these students"],
+    )
+
+
+def teacher_training(pair: PublishedPair) -> tuple[str | None, list[str]]:
+    """How the teacher is fitted to the data set, and where that deviates; None where timm's weights answer already."""
+    if pair.dataset == "imagenet":
+        return None, []
+    if pair.dataset == "cifar100":
+        return (
+            "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-5, min_learning_rate: 1e-6, "
+            "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0}",
+            ["the teacher is fine-tuned with the student's views; OFA-KD adds RandAugment, mixup and cutmix"],
+        )
+    return (
+        "{epochs: 20, batch_size: 128, optimizer: sgd, learning_rate: 0.1, weight_decay: 0.0, warmup_epochs: 0, "
+        "label_smoothing: 0.0, trainable: head}",
+        ["HCD prints 20 epochs, batch 128 and learning rate 0.1 of the teacher's classifier; the rest is a guess"],
+    )
+
+
+def methods_of(pair: PublishedPair) -> list[str]:
+    """The table's methods that heterokd has, scratch first."""
+    return ["scratch", *(method for method in METHODS if method != "scratch" and pair.of(method) is not None)]
+
+
+def network(pair: PublishedPair) -> str:
+    """The teacher in timm, with the tag of its weights."""
+    tag = "tv_in1k" if is_homogeneous(pair) else TAGS[pair.teacher]
+    return f"{pair.teacher}.{tag}"
+
+
+def name(pair: PublishedPair) -> str:
+    """Of the experiment and its file."""
+    return "_".join((pair.dataset, *(SHORT.get(one, one) for one in (pair.teacher, pair.student))))
+
+
+def data_lines(pair: PublishedPair) -> list[str]:
+    """The data section: OFA-KD crops and flips alone for CNNs, and more for the others."""
+    augment = "crop" if pair.student_kind == "cnn" or pair.dataset in FINE_GRAINED else STRONG
+    return flow("data", f"{{dataset: {pair.dataset}, root: data/{pair.dataset}, image_size: 224, augment: {augment}}}")
+
+
+def teacher_lines(pair: PublishedPair) -> list[str]:
+    """The teacher section."""
+    fitted, _ = teacher_training(pair)
+    lines = ["teacher:", f"  network: {network(pair)}", "  pretrained: true"]
+    if pair.teacher in OPTIONS:
+        lines.append(f"  options: {OPTIONS[pair.teacher]}")
+    if fitted is not None:
+        lines += ["  " + line for line in flow("training", fitted, WIDTH - 2)]
+    return lines
+
+
+def pair_file(pair: PublishedPair) -> str:
+    """The experiment of a pair."""
+    student, differences = training(pair)
+    found = methods_of(pair)
+    missing = [method for method in pair.methods if method not in METHODS]
+    lines = [f"# {pair.teacher_name} to {pair.student_name} on {pair.dataset}."]
+    lines += published_table(pair)
+    if missing:
+        lines += comment(f"Not in heterokd: {', '.join(missing)}.")
+    lines.append("#")
+    lines += deviations(
+        [*differences, *teacher_training(pair)[1], "numbers are measured on val, published ones on test"]
+    )
+    lines.append("#")
+    lines += comment("heterokd reproduce runs the published settings; heterokd search goes on from them.")
+    if pair.dataset != "imagenet":
+        lines += comment(f"One teacher for all its students: teachers/{teacher_name(pair)}.yaml.")
+    lines += [f"name: {name(pair)}", *data_lines(pair), *teacher_lines(pair), f"student: {{network: {pair.student}}}"]
+    lines += flow("training", student)
+    lines += [
+        "search:",
+        "  space:",
+        *("    " + line for line in flow("methods", f"[{', '.join(found)}]", WIDTH - 4)),
+        "    shared: {training.task_weight: {options: [0.1, 0.5, 1.0]}}",
+        f"  trials: {3 * len(found)}",
+        f"tracking: {{experiment: papers-{pair.dataset}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def teacher_name(pair: PublishedPair) -> str:
+    """Of a teacher's own experiment."""
+    return f"{pair.dataset}_{SHORT.get(pair.teacher, pair.teacher)}"
+
+
+def teacher_file(pair: PublishedPair) -> str:
+    """The experiment that fits a teacher, with the first of its students."""
+    file = f"teachers/{teacher_name(pair)}.yaml"
+    lines = teacher_head(f"{pair.teacher_name} for {pair.dataset}: {pair.teacher_value:.2f} % top-1 published.", file)
+    lines += deviations(teacher_training(pair)[1])
+    lines += [f"name: teacher_{teacher_name(pair)}"]
+    lines += [*data_lines(pair), *teacher_lines(pair), f"student: {{network: {pair.student}}}"]
+    lines += [*flow("training", training(pair)[0]), "search: {space: {methods: [scratch]}, trials: 1}"]
+    return "\n".join(lines) + "\n"
+
+
+def files() -> dict[str, str]:
+    """Every file by its path in this folder, with its text."""
+    pairs = [pair for pair in published_pairs() if pair.metric == "top1"]
+    written = {f"{name(pair)}.yaml": pair_file(pair) for pair in pairs}
+    for pair in pairs:
+        if pair.dataset != "imagenet":
+            written.setdefault(f"teachers/{teacher_name(pair)}.yaml", teacher_file(pair))
+    return written
