@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
             if halving >= halvings - 2:
                 layers.append(PositionAttention(after))
             before = after
-        layers.append(nn.Conv2d(before, 1, LAST_SIDE))
+        layers.append(nn.Conv2d(before, 1, LAST_SIDE, bias=False))  # the hinge pulls it as far up as down
         self.layers = nn.Sequential(*layers)
 
     def forward(self, logits_BKHW: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""What every method owes its callers, checked on every file of `heterokd/methods/`: a new file needs no edit here."""
+"""What every method owes its callers, checked on every file of `heterokd/methods/`: a new file needs no edit here.
+
+Each check runs once for every task that a method declares, on pairs of that task.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import itertools
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +21,21 @@ from torch import Tensor, nn
 from heterokd.errors import MissingSignal, PairError
 from heterokd.method import Method, summary
 from heterokd.methods import METHODS
-from heterokd.outputs import EVERY_NETWORK, Batch, Losses, Outputs, OutputSpec, PreActivations, Signal, StageSpec
+from heterokd.outputs import (
+    EVERY_NETWORK,
+    IGNORE,
+    Batch,
+    Losses,
+    Outputs,
+    OutputSpec,
+    PreActivations,
+    Signal,
+    StageSpec,
+)
 from heterokd.space import Choice, domains
 
 BATCH_SIZE, NUM_CLASSES = 8, 10
+CROP, SCENES = (64, 96), 4  # height and width of segmentation's images, and how many are in a batch: nothing is square
 BASELINES = {"scratch"}  # distils nothing: no equation, no paper, nothing to search
 SIGNALS = list(EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS)
 
@@ -48,20 +63,52 @@ def spec(kind: str, widths: tuple[int, ...], image_size: int) -> OutputSpec:
     )
 
 
+def map_spec(kind: str, widths: tuple[int, ...], embedding_dim: int, logits_stride: int) -> OutputSpec:
+    """A segmentation network: a dilated CNN or a pyramid of attention stages, under a decoder of any stride."""
+    strides = (4, 8, 8, 8) if kind == "cnn" else (4, 8, 16, 32)
+    return OutputSpec(
+        num_classes=NUM_CLASSES,
+        embedding_dim=embedding_dim,
+        stages=tuple(StageSpec(width, stride, kind) for width, stride in zip(widths, strides, strict=True)),
+        image_size=CROP[0],
+        serves=Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES,
+        logits_stride=logits_stride,
+    )
+
+
 # Unlike widths and unlike image sizes: no method may count on equal shapes, not even between two of a kind.
 STUDENTS = {
     "cnn": spec("cnn", (8, 16, 24, 40), 64),
     "hierarchical": spec("hierarchical", (16, 32, 64, 96), 64),
     "isotropic": spec("isotropic", (32, 32, 32, 32), 64),
     "mlp": spec("mlp", (48, 48, 48, 48), 64),
+    "cnn/8": map_spec("cnn", (8, 16, 24, 40), 20, 8),
+    "attention/4": map_spec("attention", (16, 32, 64, 96), 28, 4),
 }
 TEACHERS = {
     "cnn": spec("cnn", (16, 32, 64, 72), 96),
     "hierarchical": spec("hierarchical", (24, 48, 96, 192), 96),
     "isotropic": spec("isotropic", (64, 64, 64, 64), 96),
     "mlp": spec("mlp", (80, 80, 80, 80), 96),
+    "cnn/4": map_spec("cnn", (16, 32, 64, 72), 36, 4),
+    "attention/16": map_spec("attention", (24, 48, 96, 192), 44, 16),
 }
-PAIRS = list(itertools.product(STUDENTS, TEACHERS))
+
+
+def task_of(of: OutputSpec) -> str:
+    return "classification" if of.logits_stride is None else "segmentation"
+
+
+PAIRS = [
+    pair for pair in itertools.product(STUDENTS, TEACHERS) if task_of(STUDENTS[pair[0]]) == task_of(TEACHERS[pair[1]])
+]
+UNLIKE_PAIRS = [
+    ("cnn", "isotropic"),
+    ("isotropic", "cnn"),
+    ("mlp", "hierarchical"),
+    ("cnn/8", "attention/16"),
+    ("attention/4", "cnn/4"),
+]
 
 
 class FakeTail(nn.Module):
@@ -108,6 +155,18 @@ def random_outputs(of: OutputSpec, owner: str, seed: int, dtype: torch.dtype = t
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
 
+    if of.logits_stride is not None:
+
+        def map_of(channels: int, stride: int) -> Tensor:
+            return leaf(SCENES, channels, -(-CROP[0] // stride), -(-CROP[1] // stride))
+
+        return Outputs(
+            logits=map_of(of.num_classes, of.logits_stride),
+            embedding=map_of(of.embedding_dim, of.logits_stride),
+            stages=tuple(map_of(stage.channels, stage.stride) for stage in of.stages),
+            owner=owner,
+        )
+
     def maps() -> tuple[Tensor, ...]:
         return tuple(leaf(BATCH_SIZE, of.at(j).channels, of.side(j), of.side(j)) for j in (1, 2, 3, 4))
 
@@ -128,8 +187,15 @@ def random_outputs(of: OutputSpec, owner: str, seed: int, dtype: torch.dtype = t
     )
 
 
-def random_batch(seed: int = 2, soft: bool = False) -> Batch:
+def random_batch(pair: tuple[str, str], seed: int = 2, soft: bool = False) -> Batch:
+    """Labels of the pair's task: label maps have patches of one class, IGNORE in places and in all of one image."""
     generator = torch.Generator().manual_seed(seed)
+    if task_of(STUDENTS[pair[0]]) == "segmentation":
+        patches = torch.randint(0, NUM_CLASSES, (SCENES, CROP[0] // 16, CROP[1] // 16), generator=generator)
+        labels = patches.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
+        labels[torch.rand(labels.shape, generator=generator) < 0.2] = IGNORE
+        labels[-1] = IGNORE
+        return Batch(torch.rand(SCENES, 3, *CROP, generator=generator), labels, torch.arange(SCENES))
     labels = torch.randint(0, NUM_CLASSES, (BATCH_SIZE,), generator=generator)
     if soft:
         labels = torch.rand(BATCH_SIZE, NUM_CLASSES, generator=generator).softmax(dim=1)
@@ -161,7 +227,7 @@ def run(
     """The method's terms on random outputs that hold nothing but what it declares."""
     student, teacher = both_outputs(pair, dtype)
     declared = student.only(method.student_needs), teacher.only(method.teacher_needs)
-    return method(*declared, random_batch(soft=soft), progress)
+    return method(*declared, random_batch(pair, soft=soft), progress)
 
 
 def check_terms(terms: Losses) -> None:
@@ -185,18 +251,36 @@ def leaves(outputs: Outputs, signal: Signal) -> list[Tensor]:
     return list(held) if isinstance(held, tuple) else [held]
 
 
+def cases(pairs: list[tuple[str, str]], methods: list[str]) -> pytest.MarkDecorator:
+    """Every method with every pair of a task that it declares."""
+    found = [
+        pytest.param(name, pair, id=f"{name}-{'<-'.join(pair)}")
+        for name in methods
+        for pair in pairs
+        if task_of(STUDENTS[pair[0]]) in METHODS[name].tasks
+    ]
+    return pytest.mark.parametrize(("name", "pair"), found)
+
+
+DISTILLATIONS = [name for name in METHODS if name not in BASELINES]
 every_method = pytest.mark.parametrize("name", METHODS)
-every_distillation = pytest.mark.parametrize("name", [name for name in METHODS if name not in BASELINES])
-every_pair = pytest.mark.parametrize("pair", PAIRS, ids="<-".join)
-unlike_pairs = pytest.mark.parametrize(
-    "pair", [("cnn", "isotropic"), ("isotropic", "cnn"), ("mlp", "hierarchical")], ids="<-".join
+every_distillation = pytest.mark.parametrize("name", DISTILLATIONS)
+of_every_task = pytest.mark.parametrize(
+    ("name", "task"), [(name, task) for name in DISTILLATIONS for task in sorted(METHODS[name].tasks)]
 )
+every_pair = cases(PAIRS, list(METHODS))
+every_distilled_pair = cases(PAIRS, DISTILLATIONS)
+unlike_pairs = cases(UNLIKE_PAIRS, list(METHODS))
+unlike_distilled_pairs = cases(UNLIKE_PAIRS, DISTILLATIONS)
+
+
+def pairs_of(task: str) -> list[tuple[str, str]]:
+    return [pair for pair in PAIRS if task_of(STUDENTS[pair[0]]) == task]
 
 
 # --- every method, every pair --------------------------------------------------------------------------------------
 
 
-@every_method
 @every_pair
 def test_terms_are_finite_scalars_and_declared_signals_suffice(name: str, pair: tuple[str, str]) -> None:
     method = build(name, pair)
@@ -207,12 +291,11 @@ def test_terms_are_finite_scalars_and_declared_signals_suffice(name: str, pair: 
     assert bool(terms) is (name not in BASELINES)
 
 
-@every_distillation
-@every_pair
+@every_distilled_pair
 def test_gradient_reaches_student_and_projectors_and_nothing_of_the_teacher(name: str, pair: tuple[str, str]) -> None:
     method = build(name, pair)
     student, teacher = both_outputs(pair)
-    terms = method(student.only(method.student_needs), teacher.only(method.teacher_needs), random_batch(), 1.0)
+    terms = method(student.only(method.student_needs), teacher.only(method.teacher_needs), random_batch(pair), 0.9)
     torch.stack(list(terms.values())).sum().backward()
 
     def reached(signal: Signal) -> bool:
@@ -228,7 +311,6 @@ def test_gradient_reaches_student_and_projectors_and_nothing_of_the_teacher(name
     assert all(leaf.grad is None for signal in teacher.serves for leaf in leaves(teacher, signal))
 
 
-@every_method
 @every_pair
 def test_builds_without_memory_for_weights(name: str, pair: tuple[str, str]) -> None:
     real = build(name, pair).state_dict()
@@ -243,19 +325,18 @@ def test_builds_without_memory_for_weights(name: str, pair: tuple[str, str]) -> 
 # --- every method, a few unlike pairs ------------------------------------------------------------------------------
 
 
-@every_distillation
-def test_exists_for_an_unlike_pair(name: str) -> None:
+@of_every_task
+def test_exists_for_an_unlike_pair(name: str, task: str) -> None:
     refused = 0
-    for pair in PAIRS:
+    for pair in pairs_of(task):
         try:
             METHODS[name](None, STUDENTS[pair[0]], TEACHERS[pair[1]])
         except PairError:
             refused += STUDENTS[pair[0]].kind != TEACHERS[pair[1]].kind
-    unlike = sum(STUDENTS[student].kind != TEACHERS[teacher].kind for student, teacher in PAIRS)
+    unlike = sum(STUDENTS[student].kind != TEACHERS[teacher].kind for student, teacher in pairs_of(task))
     assert refused < unlike
 
 
-@every_method
 @unlike_pairs
 def test_every_declared_signal_is_read(name: str, pair: tuple[str, str]) -> None:
     method = build(name, pair)
@@ -269,10 +350,9 @@ def test_every_declared_signal_is_read(name: str, pair: tuple[str, str]) -> None
             sentence = rf"{owner}\.\w+ was read .* add Signal\.{signal.name} to {owner}_needs"
             # Fails with "DID NOT RAISE" when the signal is declared and never read: then declare less.
             with pytest.raises(MissingSignal, match=sentence):
-                method(students, teachers, random_batch(), 1.0)
+                method(students, teachers, random_batch(pair), 1.0)
 
 
-@every_method
 @unlike_pairs
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_terms_are_finite_at_every_progress(name: str, pair: tuple[str, str], progress: float) -> None:
@@ -281,28 +361,38 @@ def test_terms_are_finite_at_every_progress(name: str, pair: tuple[str, str], pr
     assert terms.keys() == run(build(name, pair), pair).keys(), "curves need the same terms from the first step on"
 
 
-@every_method
-@unlike_pairs
+@cases([pair for pair in UNLIKE_PAIRS if pair in pairs_of("classification")], list(METHODS))
 def test_takes_soft_labels(name: str, pair: tuple[str, str]) -> None:
     check_terms(run(build(name, pair), pair, soft=True))
 
 
-@every_method
+@cases([pair for pair in UNLIKE_PAIRS if pair in pairs_of("segmentation")], DISTILLATIONS)
+def test_images_without_any_label_stay_finite(name: str, pair: tuple[str, str]) -> None:
+    method = build(name, pair)
+    student, teacher = both_outputs(pair)
+    batch = random_batch(pair)
+    ignored = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+    terms = method(student.only(method.student_needs), teacher.only(method.teacher_needs), ignored, 0.9)
+    check_terms(terms)
+    torch.stack(list(terms.values())).sum().backward()
+    gradients = [leaf.grad for signal in student.serves for leaf in leaves(student, signal)]
+    gradients += [weight.grad for weight in method.parameters()]
+    assert all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 @unlike_pairs
 def test_bfloat16_outputs_give_float_terms(name: str, pair: tuple[str, str]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):  # as in training: the only place where bf16 outputs come from
         check_terms(run(build(name, pair), pair, dtype=torch.bfloat16))
 
 
-@every_distillation
-@unlike_pairs
+@unlike_distilled_pairs
 def test_large_logits_stay_finite(name: str, pair: tuple[str, str]) -> None:
     method = build(name, pair)
     student, teacher = (outputs.map(lambda tensor: tensor.detach() * 1e3) for outputs in both_outputs(pair))
-    check_terms(method(student, teacher, random_batch(), 1.0))
+    check_terms(method(student, teacher, random_batch(pair), 1.0))
 
 
-@every_method
 @unlike_pairs
 def test_same_inputs_give_the_same_terms(name: str, pair: tuple[str, str]) -> None:
     method = build(name, pair)
@@ -310,7 +400,6 @@ def test_same_inputs_give_the_same_terms(name: str, pair: tuple[str, str]) -> No
     assert run(method, pair) == run(twin, pair)
 
 
-@every_method
 @unlike_pairs
 def test_state_dict_round_trip(name: str, pair: tuple[str, str]) -> None:
     method, other = build(name, pair, seed=0), build(name, pair, seed=1)
@@ -334,12 +423,12 @@ def test_parameters_are_described_and_searchable(name: str) -> None:
             assert default in found[field_name], f"{name}.{field_name} = {default!r} is outside {found[field_name]}"
 
 
-@every_distillation
-def test_ends_of_every_domain_work(name: str) -> None:
+@of_every_task
+def test_ends_of_every_domain_work(name: str, task: str) -> None:
     for field_name, domain in domains(METHODS[name].Params).items():
         for value in domain.options if isinstance(domain, Choice) else (domain.low, domain.high):
             params = METHODS[name].Params.model_validate({field_name: value})
-            for pair in (("cnn", "isotropic"), ("cnn", "cnn")):
+            for pair in [("cnn", "isotropic"), ("cnn", "cnn")] if task == "classification" else pairs_of(task):
                 try:
                     method = METHODS[name](params, STUDENTS[pair[0]], TEACHERS[pair[1]])
                 except PairError:
