@@ -10,7 +10,7 @@ import torch
 
 from heterokd.errors import PairError
 from heterokd.methods.at import AT, at_loss, attention_map
-from heterokd.outputs import OutputSpec, StageSpec
+from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, Signal, StageSpec
 
 
 def slow_attention(map_CHW: np.ndarray, power: float) -> list[float]:
@@ -83,3 +83,58 @@ def test_single_positions_everywhere_are_refused() -> None:
     AT(AT.Params(stages="4"), large, large)
     with pytest.raises(PairError, match="one position"):
         AT(AT.Params(stages="4"), small, large)
+
+
+# --- segmentation: the map before the classifier ----------------------------------------------------------------------
+
+
+def map_outputs(channels: int, side: int, seed: int) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    return Outputs(embedding=torch.randn(3, channels, side, side, generator=generator))
+
+
+def label_maps() -> torch.Tensor:
+    """Patches as large as a position of an 8x8 map of 64x64 images; the last image has no label."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, 3, (3, 8, 8), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    labels[2] = IGNORE
+    return labels
+
+
+@pytest.mark.parametrize("form", ["code", "paper"])
+def test_segmentation_compares_the_positions_that_have_a_label(form: str) -> None:
+    student_spec, teacher_spec = (OutputSpec(3, dim, (), 64, logits_stride=8) for dim in (4, 7))
+    method = AT(AT.Params(weight=2.0, form=form), student_spec, teacher_spec)
+    assert method.student_needs == method.teacher_needs == Signal.EMBEDDING
+    student, teacher, labels = map_outputs(4, 8, 0), map_outputs(7, 8, 1), label_maps()
+    fine = labels.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    terms = method(student, teacher, Batch(torch.zeros(3, 3, 64, 64), fine, torch.arange(3)), 0.5)
+    total, positions = 0.0, 0
+    for b in range(2):  # the third has none
+        kept = [each.embedding[b][:, labels[b] != IGNORE].unsqueeze(2).numpy() for each in (student, teacher)]
+        q_s, q_t = (slow_attention(each, 2.0) for each in kept)
+        squares = sum((x - y) ** 2 for x, y in zip(q_s, q_t, strict=True))
+        total += squares if form == "code" else math.sqrt(squares) / (2 * len(q_s) * len(labels))
+        positions += len(q_s)
+    expected = total / positions if form == "code" else total
+    assert terms["attention"].item() == pytest.approx(10 * 2.0 * expected, rel=1e-5)
+
+
+def test_published_weights_of_both_tasks() -> None:
+    params = AT.Params()
+    assert (params.weight, params.weight * params.segmentation_factor) == (1000, 10000)
+
+
+def test_labels_everywhere_equal_no_labels() -> None:
+    student, teacher = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
+    for form in ("code", "paper"):
+        whole = at_loss([student], [teacher], 2.0, form)
+        torch.testing.assert_close(at_loss([student], [teacher], 2.0, form, torch.zeros(2, 32, 32).long()), whole)
+
+
+def test_a_decoder_of_one_position_is_refused() -> None:
+    small, large = OutputSpec(3, 8, (), 16, logits_stride=16), OutputSpec(3, 8, (), 64, logits_stride=16)
+    AT(None, large, large)
+    with pytest.raises(PairError, match="larger images"):
+        AT(None, small, large)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heterokd.methods.fitnet import FitNet, fitnet_loss
-from heterokd.outputs import Batch, Outputs, OutputSpec, StageSpec
+from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, Signal, StageSpec
 from heterokd.projectors import to_smaller_grid
 
 
@@ -89,3 +89,45 @@ def test_grids_of_one_position_and_grids_that_do_not_divide() -> None:
     assert small.shape == large.shape == (2, 3, 4, 4)
     torch.testing.assert_close(small.double().numpy(), slow_pool(seven.double().numpy(), 4), rtol=1e-5, atol=1e-6)
     assert large is four
+
+
+# --- segmentation: the map before the classifier ----------------------------------------------------------------------
+
+
+def test_segmentation_compares_the_positions_that_have_a_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(3, 4, 4, 4, generator=generator, requires_grad=True)
+    teacher = torch.randn(3, 6, 8, 8, generator=generator)
+    labels = torch.randint(0, 3, (3, 4, 4), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    labels[2] = IGNORE
+    student_spec, teacher_spec = OutputSpec(3, 4, (), 64, logits_stride=16), OutputSpec(3, 6, (), 64, logits_stride=8)
+    method = FitNet(FitNet.Params(weight=0.7), student_spec, teacher_spec)
+    assert method.student_needs == method.teacher_needs == Signal.EMBEDDING
+    fine = labels.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
+    batch = Batch(torch.empty(3, 3, 64, 64), fine, torch.arange(3))
+    terms = method(Outputs(embedding=student), Outputs(embedding=teacher), batch, 0.5)
+    target = slow_pool(teacher.double().numpy(), 4)
+    weight, bias = (each.detach().double().numpy() for each in method.regressors["map"].parameters())
+    total, count = 0.0, 0
+    for b, i, j in np.ndindex(*labels.shape):
+        if labels[b, i, j] != IGNORE:
+            projected = weight[:, :, 0, 0] @ student[b, :, i, j].detach().double().numpy() + bias
+            total += float(((projected - target[b, :, i, j]) ** 2).mean())
+            count += 1
+    assert terms["hint"].item() == pytest.approx(10 * 0.7 * total / count, rel=1e-5)
+    terms["hint"].backward()
+    assert student.grad is not None
+    assert student.grad.transpose(0, 1)[:, labels == IGNORE].eq(0).all()
+
+
+def test_published_weights_of_both_tasks() -> None:
+    params = FitNet.Params()
+    assert (params.weight, params.weight * params.segmentation_factor) == (1, 10)
+
+
+def test_labels_everywhere_and_nowhere() -> None:
+    maps, others = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8)
+    everywhere, nowhere = torch.zeros(2, 32, 32).long(), torch.full((2, 32, 32), IGNORE)
+    torch.testing.assert_close(fitnet_loss([maps], [others], everywhere), fitnet_loss([maps], [others]))
+    assert fitnet_loss([maps], [others], nowhere).item() == 0
