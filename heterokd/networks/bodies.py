@@ -89,16 +89,15 @@ def _parameters(cls: type) -> list[str]:
 
 
 def published_classes(name: str) -> int:
-    """How many classes timm's published weights of a network tell apart.
+    """How many classes timm's published weights of a network tell apart; 0 for a segmentation network.
+
+    Those weights are its encoder's alone: a network to train from, none to follow as it is.
 
     Raises:
-        NetworkError: timm publishes none for it, or those of an encoder alone, as for every segmentation network.
+        NetworkError: timm publishes none for it.
     """
     if is_segmentation(name):
-        raise NetworkError(
-            f"network {name!r}: only its encoder's weights are published, which classify no pixels; "
-            "set pretrained: false, or give a checkpoint"
-        )
+        return 0
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         raise NetworkError(f"network {name!r}: timm publishes no weights for it; set pretrained: false")

@@ -28,6 +28,7 @@ DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no 
 UNDILATED = 32  # the stride of every encoder that is left as it is
 STAGES = 4
 DILATED = ("deeplabv3", "deeplabv3plus")  # the architectures that ask their encoder for a smaller stride
+_INITIAL = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 # smp's arguments that the name, the data set or this package decides
 _DECIDED = {
     "self",
@@ -80,10 +81,15 @@ class _UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not 
         self.classification_head = None
 
 
-class _LinspaceInMemory(TorchFunctionMode):
-    """Inside `torch.device("meta")`: MiT's constructor reads the numbers of a linspace, which meta tensors lack."""
+class _WithoutValues(TorchFunctionMode):
+    """Inside `torch.device("meta")`: initial values are not computed, which takes seconds in a deep Transformer.
+
+    A linspace is, since MiT's constructor reads its numbers.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and getattr(func, "__name__", "") in _INITIAL:  # a method of the tensor, not of nn.init
+            return args[0]
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
 
 
@@ -183,12 +189,12 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
 def _options_of(architecture: str, encoder: str) -> list[str]:
     """Names of the options: those of smp, for an encoder of timm's with timm's own after them."""
     known = [key for key in inspect.signature(ARCHITECTURES[architecture].__init__).parameters if key not in _DECIDED]
-    return known if encoder in SMP_ENCODERS else [*known, *timm_options(encoder)]
+    return known if encoder in SMP_ENCODERS else [*known, *timm_options(encoder.partition(".")[0])]
 
 
 def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_size: int) -> tuple[int, OutputSpec]:
     """The multiple of the image's sides, and the spec, from a forward without memory."""
-    with torch.device("meta"), _LinspaceInMemory():
+    with torch.device("meta"), _WithoutValues():
         body = create_segmentation_body(name, num_classes, arguments).eval()
     multiple = int(body.encoder.output_stride)
     attention: set[int] = set()  # channels of what enters an attention layer
@@ -205,8 +211,9 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_si
         raise _cannot_dilate(name, arguments)
     try:
         with torch.no_grad():
-            maps = stage_maps(body.encoder(torch.empty(1, 3, side, side, device="meta")))
-            logits, embedding = classify(body, body.encoder(torch.empty(1, 3, side, side, device="meta")))
+            features = body.encoder(torch.empty(1, 3, side, side, device="meta"))
+            maps = stage_maps(features)
+            logits, embedding = classify(body, features)
             for hook in hooks:
                 hook.remove()
             classify(body, body.encoder(torch.empty(1, 3, side + multiple, side, device="meta")))

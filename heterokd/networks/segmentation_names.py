@@ -43,9 +43,10 @@ def split_name(name: str) -> tuple[str, str]:
     """
     architecture, _, encoder = name.partition("-")
     if architecture not in ARCHITECTURES:
+        known = [*timm.list_models(), *(f"{known}-{encoder}" for known in ARCHITECTURES)]
         raise NetworkError(
-            f"network {name!r}: {architecture!r} is not a segmentation architecture "
-            f"(a classifier's name holds no hyphen): {did_you_mean(architecture, ARCHITECTURES)}"
+            f"network {name!r}: {architecture!r} is not a segmentation architecture (known: "
+            f"{', '.join(ARCHITECTURES)}; a classifier's name holds no hyphen): {did_you_mean(name, known)}"
         )
     untagged = encoder.partition(".")[0]
     if encoder not in SMP_ENCODERS and not timm.is_model(untagged):
