@@ -186,7 +186,9 @@ def test_every_file_trains(number: int, file: Path, tmp_path: Path) -> None:
     splits = _cut(load_dataset(data.dataset, data.root, size), steps * batch)
     loaders = make_loaders(splits, data.policy, batch, seed=0, crop=data.crop)
     teacher = open_teacher(experiment.teacher, splits.num_classes, size, None)
-    method = "heteroakd" if "heteroakd" in file.stem else experiment.methods[number % len(experiment.methods)]
+    # Not CIRKD: its queues of 150 classes are gigabytes.
+    methods = [method for method in experiment.methods if method != "cirkd"]
+    method = "heteroakd" if "heteroakd" in file.stem else methods[number % len(methods)]
     trained = train(experiment.recipe({"method": method}), teacher, loaders, lambda metrics: True)
     assert trained.epochs == 1
     assert math.isfinite(trained.metrics["train/loss"])

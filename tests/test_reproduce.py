@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import fabricated
 import pytest
+import yaml
 
 from heterokd import priors, reproduce
 from heterokd.config import Experiment, load_experiment
@@ -110,6 +112,48 @@ def test_a_pair_that_no_table_has(tiny_file: Write, root: Root) -> None:
     found, _ = run(experiment, root, methods=["scratch"], seeds=1)
     assert found.pair is None
     assert found.sentences()[0].startswith("Nothing is published for this data set, teacher and student")
+
+
+def test_segmentation_is_compared_by_miou(
+    tmp_path: Path, root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of a pair of segmentation, as the command prints it."""
+    results = tuple(
+        PublishedResult(method, value, None, "A paper, Table 1", metric="miou")
+        for method, value in (("scratch", 70.0), ("pixel_kd", 75.0))
+    )
+    networks = {"teacher": "segformer-test_efficientnet", "student": "segformer-test_resnet"}
+    pair = replace(PAIR, dataset="digit_scenes", **networks, teacher_value=None, results=results)
+    monkeypatch.setattr(priors, "_pairs", lambda: {("digit_scenes", *networks.values()): pair})
+    content = {
+        "name": "scenes",
+        "data": {"dataset": "digit_scenes", "image_size": 32, "train_images": 16},
+        "teacher": {"network": networks["teacher"], "training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
+        "student": {"network": networks["student"]},
+        "training": {"epochs": 1, "batch_size": 8, "precision": "fp32", "channels_last": False},
+        "search": {"space": {"methods": ["scratch", "pixel_kd", "cwd"]}},
+    }
+    file = tmp_path / "scenes.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert reproduce.chosen_methods(load_experiment(file), None) == ("scratch", "pixel_kd")
+
+    from heterokd.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["heterokd", "reproduce", str(file), "--seeds", "1", "--root", str(root.path)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    out = capsys.readouterr().out
+    assert "published mIoU" in out
+    assert "measured mIoU" in out
+    assert "Teacher: unknown published" in out
+    found = json.loads((root.study("scenes-reproduce").path / "reproduction.json").read_text())
+    assert found["metric"] == "mIoU"
+    assert [(row["method"], row["published"]) for row in found["rows"]] == [("pixel_kd", 75.0), ("scratch", 70.0)]
+    for row in found["rows"]:
+        trial = next(one for one in root.study("scenes-reproduce").trials() if one.recipe.method == row["method"])
+        assert row["mean"] == 100 * trial.status["metrics"]["val/miou"]
 
 
 def test_methods_that_are_not_asked_about(tiny_file: Write, root: Root) -> None:
