@@ -1,7 +1,8 @@
 """Every method on every pair of families, with real networks: built from specs alone, trained two steps.
 
 `tests/test_methods.py` checks methods on random tensors; here each of {CNN, hierarchical attention, plain attention,
-MLP} teaches each of them, at 64 pixels, through the distiller that trainings use.
+MLP} teaches each of them, at 64 pixels, through the distiller that trainings use; in segmentation each of two decoders
+teaches the other.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from heterokd.distiller import Distiller
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks import Network, build_network, predict_spec
-from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.tasks import Classification
+from heterokd.outputs import IGNORE, Batch, Outputs, Signal
+from heterokd.tasks import Classification, Segmentation
 from heterokd.teachers import LiveTeacher
 
 SIZE, CLASSES, IMAGES = 64, 5, 6
@@ -32,13 +33,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"img_size": SIZE, "patch_size": 16, "depth": 4, "embed_dim": 32, "num_heads": 2},
     ),
     "mlp": ("mixer_s32_224", {"img_size": SIZE, "patch_size": 16, "num_blocks": 4, "embed_dim": 32}),
+    "deeplabv3": ("deeplabv3-test_resnet", {"encoder_output_stride": 8, "decoder_channels": 24}),
+    "segformer": ("segformer-mit_b0", {"decoder_segmentation_channels": 32}),
 }
+DECODERS = ("deeplabv3", "segformer")
 # What cannot exist: no batch norm before the last ReLU (OFD), no linear classifier over pooled positions (SDD, CAT-KD).
 REFUSED = {
     *(("ofd", teacher) for teacher in ("hierarchical", "plain", "mlp")),
     *((method, "plain", *role) for method in ("sdd", "cat_kd") for role in ((), ("student",))),
 }
-PAIRS = [(student, teacher) for student in FAMILIES for teacher in FAMILIES]
+BACKBONES = [family for family in FAMILIES if family not in DECODERS]
+CASES = [
+    (method, student, teacher)
+    for task, families in (("classification", BACKBONES), ("segmentation", DECODERS))
+    for method in METHODS
+    if task in METHODS[method].tasks
+    for student in families
+    for teacher in families
+    if task == "classification" or student != teacher
+]
 
 
 def build(family: str, seed: int) -> Network:
@@ -53,18 +66,22 @@ def teacher_of(family: str) -> LiveTeacher:
 
 
 @lru_cache
-def batch() -> Batch:
+def batch(maps: bool) -> Batch:
     generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(IMAGES) % CLASSES
+    if maps:
+        labels = labels.reshape(-1, 1, 1).repeat(1, SIZE, SIZE)
+        labels[:, : SIZE // 2, : SIZE // 2] = 0
+        labels[:, :8] = IGNORE
     return Batch(
         images=torch.rand(IMAGES, 3, SIZE, SIZE, generator=generator),
-        labels=torch.arange(IMAGES) % CLASSES,
+        labels=labels,
         index=torch.arange(IMAGES),
         view=torch.zeros(IMAGES, dtype=torch.int64),
     )
 
 
-@pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=lambda family: family)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "student", "teacher"), CASES)
 def test_two_steps_reach_every_parameter(method: str, student: str, teacher: str) -> None:
     specs = []
     for family in (student, teacher):
@@ -75,16 +92,18 @@ def test_two_steps_reach_every_parameter(method: str, student: str, teacher: str
             METHODS[method](None, specs[0], specs[1])
         return
     loss = METHODS[method](None, specs[0], specs[1])
-    distiller = Distiller(build(student, 0), loss, Classification(CLASSES)).train()
+    images = batch(maps=student in DECODERS)
+    task = Segmentation(CLASSES) if student in DECODERS else Classification(CLASSES)
+    distiller = Distiller(build(student, 0), loss, task).train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
     guide = teacher_of(teacher)
     before = {name: value.clone() for name, value in guide.network.state_dict().items()}
     for step in range(2):
         given = Outputs()
         if loss.teacher_needs != Signal.NONE:
-            given = guide.outputs(batch(), loss.teacher_needs)
+            given = guide.outputs(images, loss.teacher_needs)
         optimizer.zero_grad()
-        total, terms = distiller(batch(), given, 0.5 + 0.5 * step)
+        total, terms = distiller(images, given, 0.5 + 0.5 * step)
         assert torch.isfinite(total)
         assert sum(float(term.detach()) for term in terms.values()) == pytest.approx(
             float(total.detach()), rel=1e-5, abs=1e-5
