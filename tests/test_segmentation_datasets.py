@@ -104,7 +104,7 @@ def test_the_seed_decides_what_is_not_shipped(named: tuple[str, Path | None], sp
 
 def test_a_fresh_process_finds_the_same_content(named: tuple[str, Path | None], splits: Splits) -> None:
     code = (
-        "import sys, torch; torch.set_num_threads(2); from heterokd.datasets import load_dataset; "
+        "import sys; from heterokd.datasets import load_dataset; "
         f"splits = load_dataset(sys.argv[1], sys.argv[2] or None, {SIZE}); "
         "print(splits.fingerprint, splits.train.digest, splits.val.digest, splits.test.digest)"
     )
