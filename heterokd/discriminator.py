@@ -1,7 +1,7 @@
 """Adversarial terms of segmentation methods: a discriminator tells the student's logit maps from the teacher's.
 
 Liu, Chen, Liu, Qin, Luo, Wang: "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019,
-https://arxiv.org/abs/1903.04197 (Section 3.2, holistic distillation), in the hinge form of CIRKD's program:
+https://arxiv.org/abs/1903.04197 (its holistic term), in the hinge form of CIRKD's program:
 
     discriminator   mean( relu(1 - D(z_t)) ) + mean( relu(1 + D(z_s)) )        z_s without gradient
     generator       - mean( D(z_s) )                                           D's weights without gradient

@@ -4,7 +4,7 @@ Shu, Liu, Gao, Yan, Shen: "Channel-wise Knowledge Distillation for Dense Predict
 https://arxiv.org/abs/2011.13256
 
     phi(y)_{c,i} = exp(y_{c,i} / T) / sum_j exp(y_{c,j} / T)                  softmax over the positions of a channel
-    channel(y_s, y_t) = T^2 / C * sum_c sum_i phi(y_t)_{c,i} log( phi(y_t)_{c,i} / phi(y_s)_{c,i} )          Eq. 2, 3
+    channel(y_s, y_t) = T^2 / C * sum_c sum_i phi(y_t)_{c,i} log( phi(y_t)_{c,i} / phi(y_s)_{c,i} )
     L = kd_weight * PixelKD + map_weight * channel(r(F_s), F_t) + logit_weight * channel(z_s, z_t)
         + adversarial_weight * G + discriminator_weight * D
 

@@ -1,7 +1,7 @@
 """PixelKD: match the teacher's class probabilities at every pixel.
 
 Liu, Chen, Liu, Qin, Luo, Wang: "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019,
-https://arxiv.org/abs/1903.04197 (Section 3.2, pixel-wise distillation; after Hinton et al., https://arxiv.org/abs/1503.02531)
+https://arxiv.org/abs/1903.04197 (its pixel-wise term; after Hinton et al., https://arxiv.org/abs/1503.02531)
 
     L = weight * tau^2 * mean over valid pixels of KL( softmax(z_t / tau) || softmax(z_s / tau) )     z: [B, K, h, w]
 

@@ -5,11 +5,11 @@ https://arxiv.org/abs/1903.04197
 
     F the map before the classifier [B, D, h, w], after 2x2 max-pooling; f_i its vector at position i
     a_ij = f_i . f_j / (|f_i| |f_j|)                                     cosine similarity of two positions of an image
-    pairwise = mean_ij (a_s,ij - a_t,ij)^2                                                                  Eq. 2, 3
+    pairwise = mean_ij (a_s,ij - a_t,ij)^2
     L = kd_weight * PixelKD + pairwise_weight * pairwise + adversarial_weight * G + discriminator_weight * D
 
-G and D are the hinge terms of `heterokd/discriminator.py` (holistic distillation, Eq. 4); PixelKD is that of
-`pixel_kd.py` (Eq. 1) with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022): 1, 10, 0.001, 0.1.
+G and D are the hinge terms of `heterokd/discriminator.py` (holistic distillation); PixelKD is that of
+`pixel_kd.py` with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022): 1, 10, 0.001, 0.1.
 
 With P the pooled unit vectors as columns, the similarities are P^T P, and |P_s^T P_s - P_t^T P_t|^2 equals
 |P_s P_s^T|^2 - 2 |P_s P_t^T|^2 + |P_t P_t^T|^2: the same number from D x D matrices, so memory does not grow with the
