@@ -1,0 +1,106 @@
+"""Views of images, and of images with their label maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heterokd.outputs import IGNORE
+from heterokd.views.colour import change_colours, column, plain_images
+from heterokd.views.draws import as_numbers, view_draws
+from heterokd.views.erasing import erase
+from heterokd.views.geometry import crop_grid, crop_share, outside, warp
+from heterokd.views.operations import operate
+from heterokd.views.policy import AugmentPolicy
+
+
+def view_images(
+    images: Tensor,
+    index: NDArray[np.int64] | Tensor,
+    view: NDArray[np.int64] | Tensor | int,
+    policy: AugmentPolicy,
+    seed: int = 0,
+) -> Tensor:
+    """The given view of each image, before it is mixed with another: see `heterokd.views.mixing`.
+
+    Args:
+        images: [B, S, S, 3], uint8, or float in [0, 1]; on any device.
+        index: [B] the images' positions in the training split.
+        view: [B] view numbers, or one for all.
+        policy: how views differ.
+        seed: other views of the same policy.
+
+    Returns:
+        [B, 3, S, S] float32 in [0, 1]; with a policy that is off, the images to the last bit.
+    """
+    if not (policy.warps or policy.flip or policy.colours or policy.operations or policy.erasing):
+        return plain_images(images)
+    index, view = as_numbers(index), as_numbers(view)
+    draws = view_draws(policy, seed, index, view)
+    pixels = images
+    if policy.flip:
+        flipped = column(draws["flip"] < policy.flip, images)
+        pixels = torch.where(flipped, images.flip(2), images)
+    pixels = plain_images(pixels)
+    if policy.warps:
+        pixels = warp(pixels, policy, draws)
+    if policy.operations:
+        pixels = operate(pixels, policy, seed, index, view)
+    if policy.colours:
+        pixels = change_colours(pixels, images, policy, draws)
+    if policy.erasing:
+        pixels = erase(pixels, policy, seed, index, view, draws)
+    return pixels
+
+
+def view_scenes(
+    images: Tensor,
+    label_maps: Tensor,
+    index: NDArray[np.int64] | Tensor,
+    view: NDArray[np.int64] | Tensor | int,
+    policy: AugmentPolicy,
+    size: tuple[int, int],
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The given view of each image with its label map: a crop of the canvas.
+
+    A crop of area 1 has the canvas's own scale; at area 4 the image is shown at half its size. Labels are those of the
+    nearest pixel; what lies outside the canvas is black and counts nowhere. RandAugment and mixing are for images with
+    one class: they are not done here, and an experiment that sets them is refused.
+
+    Args:
+        images: [B, Hc, Wc, 3], uint8, or float in [0, 1]; on any device.
+        label_maps: [B, Hc, Wc] class numbers.
+        index: [B] the images' positions in the training split.
+        view: [B] view numbers, or one for all.
+        policy: how views differ; `scale` is the crop's area as a share of `size`'s.
+        size: height and width of the views, in pixels.
+        seed: other views of the same policy.
+
+    Returns:
+        Images [B, 3, h, w] float32 in [0, 1] and label maps [B, h, w] int64. Where the policy is off and the canvas
+        has the view's size, both are the given ones to the last bit.
+    """
+    index, view = as_numbers(index), as_numbers(view)
+    draws = view_draws(policy, seed, index, view)
+    pixels, labels = images, label_maps[:, None]
+    if policy.flip:
+        flipped = column(draws["flip"] < policy.flip, images)
+        pixels, labels = torch.where(flipped, pixels.flip(2), pixels), torch.where(flipped, labels.flip(3), labels)
+    pixels = plain_images(pixels)
+    if policy.warps or tuple(pixels.shape[-2:]) != size:
+        grid = crop_grid(pixels, policy, draws, size, crop_share(pixels, size))
+        beyond = outside(grid)
+        # Class numbers are below 256: exact in float32, the only kind that can be sampled.
+        nearest = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+        labels = nearest.to(torch.uint8).masked_fill_(beyond, IGNORE)
+        pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        pixels = pixels.masked_fill_(beyond, 0.0)
+    if policy.colours:
+        pixels = change_colours(pixels, images, policy, draws)
+    if policy.erasing:
+        pixels = erase(pixels, policy, seed, index, view, draws)
+    return pixels, labels[:, 0].long()
