@@ -56,12 +56,12 @@ def search(
 ) -> None:
     """Search: train students in parallel, confirm the leaders, register the best one."""
     asked = _load(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
-    from heterokd.report import verdict
+    from heterokd.report import metric_name, verdict
     from heterokd.root import Root
     from heterokd.search import search as run
     from heterokd.terminal import Terminal, leader_table
 
-    with Terminal(asked.search.metric, quiet=as_json) as terminal:
+    with Terminal(asked.metric, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: {asked.search.trials} trials over {', '.join(asked.methods)}")
         try:
             found = run(
@@ -87,7 +87,8 @@ def search(
         return
     terminal.console.print()
     terminal.console.print(leader_table(summary))
-    terminal.say(f"teacher  {found.teacher.network}: top-1 {found.teacher.val_top1:.4f} on val")
+    known = found.teacher
+    terminal.say(f"teacher  {known.network}: {metric_name(known.metric)} {known.val_score:.4f} on val")
     terminal.say(verdict(summary))
     standing = summary["standing"]
     if standing["failed"]:
@@ -120,14 +121,14 @@ def distill(
     asked = _load(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
     from heterokd.root import Root
     from heterokd.single import distill_once
-    from heterokd.terminal import Terminal
+    from heterokd.terminal import Terminal, score_text
 
-    with Terminal(asked.search.metric, quiet=as_json) as terminal:
+    with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
             terminal.say(
                 f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
-                f"val/top1 {metrics['val/top1']:.4f}  {metrics['time/images_per_second']:.0f} images/s"
+                f"{score_text(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
             )
             return True
 
@@ -138,7 +139,7 @@ def distill(
         return
     if not is_new:
         terminal.say("this recipe has been trained before; nothing was trained again")
-    terminal.say(f"{method}: val/top1 {metrics['val/top1']:.4f}; weights in {trial.weights}")
+    terminal.say(f"{method}: {score_text(metrics)} on val; weights in {trial.weights}")
 
 
 @app.command()
@@ -154,14 +155,14 @@ def reproduce(
     asked = _load(experiment, overrides)
     from heterokd.reproduce import reproduce as run
     from heterokd.root import Root
-    from heterokd.terminal import Terminal, reproduction_table
+    from heterokd.terminal import Terminal, reproduction_table, score_text
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    with Terminal(asked.search.metric, quiet=as_json) as terminal:
+    with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
             terminal.say(
-                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  val/top1 {metrics['val/top1']:.4f}  "
+                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {score_text(metrics)}  "
                 f"{metrics['time/images_per_second']:.0f} images/s"
             )
             return True
@@ -189,11 +190,12 @@ def teacher(
     """Fit the teacher, or verify the one that is given; a fitted one is reused by every search."""
     asked = _load(experiment, overrides)
     from heterokd.distillation import check_experiment, prepare_teacher
+    from heterokd.report import metric_name
     from heterokd.root import Root
     from heterokd.terminal import Terminal
 
     check_experiment(asked)
-    with Terminal(asked.search.metric, quiet=as_json) as terminal:
+    with Terminal(asked.metric, quiet=as_json) as terminal:
         prepared = prepare_teacher(asked, Root(root), progress=terminal.teacher_epoch)
     card = prepared.card
     if as_json:
@@ -201,7 +203,7 @@ def teacher(
         _print_json({**card.__dict__, "file": file, "fitted": prepared.fitted})
         return
     how = "fitted now" if prepared.fitted else "ready"
-    terminal.say(f"{card.network}: top-1 {card.val_top1:.4f} on val, {how} ({card.source})")
+    terminal.say(f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})")
     terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from heterokd import __version__
 from heterokd.config import Experiment
 from heterokd.priors import published_results
-from heterokd.root import StudyFolder, write_text
+from heterokd.root import StudyFolder, read_json, write_text
+from heterokd.tasks import TASKS
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -32,21 +34,22 @@ _PAGE = """<!doctype html>
  .scale b { position: absolute; top: .2rem; width: .6rem; height: .6rem; margin-left: -.3rem; border-radius: 50%;
             background: #0072b2; }
  pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+ figure { margin: 1rem 0 2rem; } figure img { width: 46rem; max-width: 100%; }
  @media print { body { margin: 0; max-width: none; } }
 </style></head><body>
 <h1>{{ name }}</h1>
-<p class="soft">{{ teacher.network }} (teacher, {{ percent(teacher.val_top1) }} on val) to {{ student }};
- {{ dataset }}; heterokd {{ version }}</p>
+<p class="soft">{{ teacher.network }} (teacher, {{ name_of(teacher.metric) }} {{ percent(teacher.val_score) }} on val)
+ to {{ student }}; {{ dataset }}; heterokd {{ version }}</p>
 {% if winner %}
 <p class="lead"><strong>{{ winner.method }}</strong> made the best student:
- {{ metric }} <strong>{{ show(winner.mean) }}</strong>{{ interval(winner) }}
+ {{ name_of(metric) }} <strong>{{ show(winner.mean) }}</strong>{{ interval(winner) }}
  {%- if scratch and winner.method != "scratch" %}, where labels alone (scratch) reach
  {{ show(scratch.mean) }}{{ interval(scratch) }}{% endif %}.</p>
 <p>{{ verdict }}</p>
 {% else %}<p class="lead">No trial was trained to the end.</p>{% endif %}
 <h2>Leading students</h2>
-<p class="soft">{{ metric }} on val. A mean over fresh seeds is not biased by having been picked; the value of the
- trial that found a configuration is, and stands apart. Bars are 95 % intervals of the mean.</p>
+<p class="soft">{{ name_of(metric) }} on val ({{ metric }}). A mean over fresh seeds is not biased by having been picked; the
+ value of the trial that found a configuration is, and stands apart. Bars are 95 % intervals of the mean.</p>
 <div class="wide"><table>
 <tr><th class="number">trial</th><th>method</th><th class="number">mean</th><th class="number">95 % interval</th>
  <th class="number">fresh seeds</th><th class="number">when found</th><th>{{ show(low) }} to {{ show(high) }}</th>
@@ -64,11 +67,14 @@ _PAGE = """<!doctype html>
   <b style="left:{{ place(leader.mean) }}%"></b></div></td>
  <td class="soft settings">{{ settings(leader) }}</td></tr>
 {% endfor %}</table></div>
-{% for table in published %}
+{% if pictures %}<h2>Pictures</h2>{% endif %}
+{% for picture in pictures %}<figure><img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
+<figcaption class="soft">{{ picture.caption }}</figcaption></figure>
+{% endfor %}{% for table in published %}
 <h2>Published for this pair</h2>
-<p class="soft">{{ table.teacher }} to {{ table.student }} on {{ dataset }}, top-1 in per cent. Published: on the test
- split, which was also selected on; teacher {{ "%.2f" | format(table.teacher_top1) }}. Ours: on val, the method's best
- configuration here, the mean over fresh seeds where it is confirmed; teacher {{ percent(teacher.val_top1) }}.</p>
+<p class="soft">{{ table.teacher }} to {{ table.student }} on {{ dataset }}, {{ table.metric }} in per cent. Published:
+ on the test split, which was also selected on; teacher {{ table.teacher_value }}. Ours: on val, the method's best
+ configuration here, the mean over fresh seeds where it is confirmed; teacher {{ percent(teacher.val_score) }}.</p>
 <div class="wide"><table>
 <tr><th>method</th><th class="number">published</th><th class="number">ours</th><th>source</th></tr>
 {% for row in table.rows %}<tr><td>{{ row.method }}</td><td class="number">{{ "%.2f" | format(row.published) }}</td>
@@ -129,6 +135,8 @@ def write_report(folder: StudyFolder, experiment: Experiment, summary: Mapping[s
         winner=winner,
         scratch=summary["scratch"],
         leaders=leaders,
+        pictures=embedded_pictures(folder),
+        name_of=metric_name,
         published=published_tables(experiment, summary),
         low=low,
         high=high,
@@ -147,10 +155,33 @@ def write_report(folder: StudyFolder, experiment: Experiment, summary: Mapping[s
     write_text(folder.report, page)
 
 
+def embedded_pictures(folder: StudyFolder) -> list[dict[str, str]]:
+    """Every PNG of a study's pictures with its name, caption and base64 text; the page then needs no other file.
+
+    A caption is what captions.json says of the file's stem, and the stem itself where it says nothing.
+    """
+    captions = read_json(folder.pictures / "captions.json")
+    return [
+        {
+            "name": file.stem,
+            "caption": str(captions.get(file.stem, file.stem.replace("_", " "))),
+            "data": base64.b64encode(file.read_bytes()).decode("ascii"),
+        }
+        for file in sorted(folder.pictures.glob("*.png"))
+    ]
+
+
+def metric_name(metric: str) -> str:
+    """A metric's key in words: `val/miou` is mIoU, `val/pixel_accuracy` is pixel accuracy."""
+    key = metric.rsplit("/", 1)[-1]
+    return next((task.score_name for task in TASKS.values() if task.score == key), key.replace("_", " "))
+
+
 def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What papers print of the experiment's pairs, beside this study's best of each method; one table a student.
 
-    Empty for pairs of no table. Only top-1 is compared: a study of another metric has no numbers of its own there.
+    Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
+    there.
     """
     tables = []
     for student in experiment.student.networks:
@@ -158,22 +189,23 @@ def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list
         if pair is None:
             continue
         ours: dict[str, float] = {}
-        for leader in summary["leaders"] if summary["metric"] == "val/top1" else ():
+        for leader in summary["leaders"] if summary["metric"] == f"val/{pair.metric}" else ():
             if leader["sample"].get("student.network", student) == student:
                 ours.setdefault(leader["method"], 100 * leader["mean"])  # the leaders come best first
         tables.append(
             {
                 "teacher": pair.teacher_name,
                 "student": pair.student_name,
-                "teacher_top1": pair.teacher_top1,
+                "metric": pair.metric_name,
+                "teacher_value": "unknown" if pair.teacher_value is None else f"{pair.teacher_value:.2f}",
                 "rows": [
                     {
                         "method": result.method,
-                        "published": result.top1,
+                        "published": result.value,
                         "ours": ours.get(result.method),
                         "source": result.source,
                     }
-                    for result in sorted(pair.results, key=lambda result: -result.top1)
+                    for result in sorted(pair.results, key=lambda result: -result.value)
                 ],
             }
         )

@@ -6,6 +6,7 @@
                          study.db              the Optuna study
                          summary.json          standing and leaders, rewritten after each trial
                          report.html
+                         pictures/             PNG files with captions.json, shown on the page
                          trials/0007/          recipe.yaml, trial.json, metrics.jsonl, checkpoint.pt,
                                                student.safetensors, error.txt
 
@@ -153,6 +154,11 @@ class StudyFolder:
     def report(self) -> Path:
         """The page to look at."""
         return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """Pictures that the page shows, with captions.json beside them."""
+        return self.path / "pictures"
 
     @property
     def summary(self) -> dict[str, Any]:

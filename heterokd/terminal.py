@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from heterokd.report import settings, show
+from heterokd.report import metric_name, settings, show
 from heterokd.reproduce import Reproduction
 from heterokd.root import TrialFolder
+from heterokd.tasks import TASKS
 
 SHOWN_LEADERS = 6
 """Rows of the leaders' tables: they fit a small terminal together with everything else."""
@@ -57,7 +58,7 @@ class Terminal:
         """Progress of the teacher's fit; never asks it to stop."""
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
-            self.say(f"fitting the teacher: epoch {epoch}, top-1 {metrics['val/top1']:.4f} on val")
+            self.say(f"fitting the teacher: epoch {epoch}, {score_text(metrics)} on val")
         return True
 
     def __call__(
@@ -117,6 +118,12 @@ class Terminal:
         return Group(*parts)
 
 
+def score_text(metrics: Mapping[str, float]) -> str:
+    """The score of an epoch with its name: `top-1 0.9123` or `mIoU 0.4312`."""
+    key = next(key for task in TASKS.values() if (key := f"val/{task.score}") in metrics)
+    return f"{metric_name(key)} {show(metrics[key])}"
+
+
 def leader_table(summary: Mapping[str, Any]) -> Table:
     """The leading students with their intervals; the scratch baseline is always among them."""
     table = Table(box=None, pad_edge=False, expand=True)
@@ -142,9 +149,18 @@ def leader_table(summary: Mapping[str, Any]) -> Table:
 
 
 def reproduction_table(found: Reproduction) -> Table:
-    """Published and measured top-1 of each method, in per cent."""
+    """Published and measured score of each method, in per cent."""
     table = Table(box=None, pad_edge=False)
-    for title in ("method", "published", "measured", "deviation", "seeds", "difference", "settings"):
+    metric = found.metric
+    for title in (
+        "method",
+        f"published {metric}",
+        f"measured {metric}",
+        "deviation",
+        "seeds",
+        "difference",
+        "settings",
+    ):
         table.add_column(title)
     for row in found.rows:
         table.add_row(

@@ -49,6 +49,7 @@ ROWS = (
         "promotion",
         "export",
         "report",
+        "pictures",
         "plan",
     ),
     ("catalogue", "terminal"),
@@ -69,6 +70,7 @@ DOORS = {
     "pyarrow": {"storage", "cache"},
     "optuna": {"study"},
     "mlflow": {"tracking", "promotion"},
+    "matplotlib": {"pictures"},
     "ray": {"cluster", "workers"},
 }
 LAST_WITHOUT_SERVICES = "training"  # up to its row, everything also runs where ray, optuna and mlflow are not installed

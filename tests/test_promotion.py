@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fabricated
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,10 +18,14 @@ from scipy.stats import binomtest
 from heterokd.config import Experiment
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
+from heterokd.distillation import open_splits
 from heterokd.errors import PromotionError, StudyError
+from heterokd.evaluation import evaluate
+from heterokd.loaders import open_test
 from heterokd.networks import Network
-from heterokd.promotion import Decision, compare, promote
+from heterokd.promotion import Decision, compare_confusions, compare_correct, figures, promote
 from heterokd.root import Root, StudyFolder
+from heterokd.tasks import Segmentation
 from heterokd.tracking import StudyRuns, log_student, open_store, register
 
 NAME = "digits-student"
@@ -88,13 +93,14 @@ def test_the_first_champion_beats_scratch_and_twice_is_once(root: Root, students
 
     first = promote(root, "tiny")
     assert (first.promoted, first.changed, first.trial, first.champion) == (True, True, 1, None)
-    assert first.test_top1 == tried.test_top1
+    assert first.test_score == tried.test_score
     assert first.comparison.against == "scratch (trial 0)"
-    assert first.comparison.gain == pytest.approx(first.test_top1 - first.comparison.top1)
+    assert first.comparison.gain == pytest.approx(first.test_score - first.comparison.score)
     assert first.comparison.low < first.comparison.gain < first.comparison.high
     assert aliases(root) == {"challenger": "1", "champion": "1"}
     version = registry(root).get_model_version(NAME, "1")
-    assert version.tags["test_top1"] == f"{first.test_top1:.4f}"
+    assert version.tags["test_score"] == f"{first.test_score:.4f}"
+    assert version.tags["score"] == first.metric == "top1"
     assert version.tags["test_digest"] == first.test_digest
     assert "promoted_at" in version.tags
     assert "| gain in test top-1 (over scratch (trial 0)) | > 0 |" in version.description
@@ -135,7 +141,7 @@ def test_champions_follow_one_another(root: Root, students: dict[str, Network]) 
     better = promote(root, "good")
     assert (better.promoted, better.champion, better.challenger) == (True, "1", "2")
     assert better.comparison.against == "champion (version 1)"
-    assert better.comparison.top1 == unchecked.test_top1
+    assert better.comparison.score == unchecked.test_score
     assert aliases(root) == {"challenger": "2", "champion": "2", "previous": "1"}
 
     back = promote(root, "poor")
@@ -225,10 +231,106 @@ def test_nothing_to_promote(root: Root) -> None:
 def test_compare_is_the_exact_mcnemar_test() -> None:
     correct = torch.tensor([True] * 50 + [True] * 9 + [False] * 2 + [False] * 39)
     other = torch.tensor([True] * 50 + [False] * 9 + [True] * 2 + [False] * 39)
-    found = compare("other", correct, other)
-    assert (found.wins, found.losses, found.top1) == (9, 2, pytest.approx(0.52))
+    found = compare_correct("other", correct, other)
+    assert (found.wins, found.losses, found.score) == (9, 2, pytest.approx(0.52))
     assert found.gain == pytest.approx(0.07)
     assert found.p_value == binomtest(9, 11).pvalue == pytest.approx(134 / 2**11)
     # Wald for paired proportions: sqrt(b + c - (b - c)^2 / n) / n.
     assert found.high - found.gain == pytest.approx(1.959964 * (11 - 49 / 100) ** 0.5 / 100, rel=1e-6)
-    assert compare("itself", correct, correct).p_value == 1.0
+    assert compare_correct("itself", correct, correct).p_value == 1.0
+
+
+def confusions_of(images: int, classes: int, accuracy: float, seed: int) -> torch.Tensor:
+    """Random confusion matrices [N, K, K] of images of 100 labelled pixels; the labels do not depend on accuracy."""
+    labels = torch.randint(classes, (images, 100), generator=torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(seed)
+    wrong = torch.randint(classes, labels.shape, generator=draws)
+    decided = torch.where(torch.rand(labels.shape, generator=draws) < accuracy, labels, wrong)
+    counts = torch.zeros(images, classes, classes, dtype=torch.int64)
+    for image in range(images):
+        for label, decision in zip(labels[image].tolist(), decided[image].tolist(), strict=True):
+            counts[image, label, decision] += 1
+    return counts
+
+
+def miou(confusion: np.ndarray) -> float:
+    found = []
+    for number in range(len(confusion)):
+        union = confusion[number].sum() + confusion[:, number].sum() - confusion[number, number]
+        if union:
+            found.append(confusion[number, number] / union)
+    return float(np.mean(found))
+
+
+def test_the_paired_bootstrap_is_that_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "RESAMPLES", 300)
+    own, other = confusions_of(12, 5, 0.6, 1), confusions_of(12, 5, 0.5, 2)
+    own[:, 4], other[:, 4] = 0, 0  # a class that only decisions hold
+    found = compare_confusions("other", own, other, seed=3)
+    generator, gains = np.random.default_rng(3), []
+    for _ in range(300):
+        times = generator.multinomial(12, np.full(12, 1 / 12))
+        drawn = np.repeat(np.arange(12), times)
+        gains.append(miou(own.numpy()[drawn].sum(0)) - miou(other.numpy()[drawn].sum(0)))
+    assert found.score == pytest.approx(miou(other.numpy().sum(0)))
+    assert found.gain == pytest.approx(miou(own.numpy().sum(0)) - found.score)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(gains, (2.5, 97.5))))
+    tail = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
+    assert found.p_value == pytest.approx(min(1.0, 2 * (1 + tail) / 301))
+    assert (found.wins, found.losses) == (None, None)
+    assert "paired bootstrap p = " in str(found)
+    assert "right alone" not in str(found)
+
+
+def test_the_bootstrap_tells_a_real_gain_from_none() -> None:
+    own, alike = confusions_of(60, 5, 0.7, 1), confusions_of(60, 5, 0.7, 2)
+    itself = compare_confusions("itself", own, own)
+    assert (itself.gain, itself.low, itself.high, itself.p_value) == (0, 0, 0, 1.0)
+    noise = compare_confusions("one as good", own, alike)
+    assert noise.low < 0 < noise.high
+    assert noise.p_value > 0.05
+    worse = compare_confusions("a worse one", own, confusions_of(60, 5, 0.6, 3))
+    assert 0 < worse.low < worse.gain < worse.high
+    assert worse.p_value == pytest.approx(2 / 2001)
+    assert worse == compare_confusions("a worse one", own, confusions_of(60, 5, 0.6, 3)), "seeded"
+
+
+def test_a_segmentation_becomes_champion_by_its_miou(root: Root) -> None:
+    question = fabricated.scenes(promotion={"max_latency_ms": 1e6})
+    splits = open_splits(question.data)
+    poor, good = fabricated.scene_student(splits, 1), fabricated.scene_student(splits, 25)
+    folder = studied(root, question, good, poor)
+
+    first = promote(root, "scenes")
+    assert (first.promoted, first.metric, first.test_images) == (True, "miou", len(splits.test))
+    assert first.comparison.against == "scratch (trial 0)"
+    assert first.comparison.test == "paired bootstrap"
+    assert 0 < first.comparison.low < first.comparison.gain < first.comparison.high
+    task, loader = Segmentation(splits.num_classes), open_test(splits)
+    # 72 pixels are no multiple of 32: at the right and lower border, half a stride wide, the filled image is another.
+    assert first.test_score == pytest.approx(dict(evaluate(good, loader, task))["miou"], abs=1e-3)
+    assert gates(first) == {
+        "gain in test mIoU": True,
+        "parameters in millions": None,
+        "latency in ms": True,
+        "weights in MB": None,
+        "largest difference of a logit": True,
+    }
+    assert "64 x 48 pixels" in first.table()[2][0]
+    assert first.reason.startswith(f"promoted: {first.test_score:.4f} mIoU on test against ")
+    assert promote(root, "scenes") == Decision.from_json(first.to_json().replace('"changed": true', '"changed": false'))
+    version = registry(root).get_model_version("scenes-student", "1")
+    assert (version.tags["score"], version.tags["test_score"]) == ("miou", f"{first.test_score:.4f}")
+    assert version.tags["task"] == "segmentation"
+    assert "logits at every pixel of background" in version.description
+    assert "paired bootstrap" in version.description
+    assert len(lines(folder)) == 1
+
+    studied(root, fabricated.scenes("worse", data={**question.data.model_dump(), "crop": [64, 64]}), poor)
+    worse = promote(root, "worse")
+    assert (worse.promoted, worse.champion, worse.comparison.score) == (False, "1", first.test_score)
+    assert worse.reason.startswith("refused: gain in test mIoU is -")
+    classes = fabricated.experiment("digits", tracking={"registered_model": "scenes-student"})
+    studied(root, classes, fabricated.random_student())
+    with pytest.raises(PromotionError, match="does segmentation, this study classification; give this experiment"):
+        promote(root, "digits", dry_run=True)

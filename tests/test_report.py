@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import fabricated
 import pytest
 
-from heterokd.report import published_tables, verdict, write_report
+from heterokd.report import metric_name, published_tables, verdict, write_report
 from heterokd.root import Root
 
 
@@ -54,7 +55,7 @@ def summary(*leaders: dict[str, Any], metric: str = "val/top1") -> dict[str, Any
         "leaders": full,
         "excluded": {},
         "standing": {"complete": 2, "pruned": 0, "failed": 0, "confirmations_done": 0, "planned": 2},
-        "teacher": {"network": SWIN, "val_top1": 0.9},
+        "teacher": {"network": SWIN, "val_score": 0.9, "metric": metric},
     }
 
 
@@ -98,3 +99,32 @@ def test_the_page_has_the_table_when_there_is_one(tmp_path: Path, published: boo
     page = folder.report.read_text()
     assert ("Published for this pair" in page) == published
     assert ("81.23" in page) == published
+
+
+def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Path) -> None:
+    asked = fabricated.scenes()
+    folder = fabricated.study(Root(tmp_path), asked)
+    for number, method in enumerate(("pixel_kd", "scratch")):
+        fabricated.trial(folder, asked, number, method)
+    folder.pictures.mkdir()
+    for name in ("iou", "two_words"):
+        (folder.pictures / f"{name}.png").write_bytes(name.encode())
+    (folder.pictures / "captions.json").write_text('{"iou": "Classes <that> gained."}')
+    found = summary(leader("pixel_kd", 0.4512, 0.01), leader("scratch", 0.4, 0.01), metric="val/miou")
+    write_report(folder, asked, found)
+    page = folder.report.read_text()
+    assert "mIoU <strong>0.4512</strong>" in page
+    assert "mIoU 90.00 % on val" in page
+    assert "top-1" not in page
+    assert "top1" not in page
+    assert f"data:image/png;base64,{base64.b64encode(b'iou').decode()}" in page
+    assert "Classes &lt;that&gt; gained." in page
+    assert '<figcaption class="soft">two words</figcaption>' in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [("val/top1", "top-1"), ("miou", "mIoU"), ("val/pixel_accuracy", "pixel accuracy"), ("val/loss", "loss")],
+)
+def test_metrics_have_names(metric: str, name: str) -> None:
+    assert metric_name(metric) == name

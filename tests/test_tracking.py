@@ -23,8 +23,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from heterokd.datasets import load_dataset
+from heterokd.distillation import open_splits
 from heterokd.errors import TrackingError
 from heterokd.root import Root
+from heterokd.tasks import upsample
 from heterokd.tracking import StudyRuns, log_student, open_store, register, ui_command
 from heterokd.tracking.store import current
 
@@ -299,6 +301,41 @@ def test_a_logged_student_gives_its_logits_without_pickle(root: Root) -> None:
     assert (found.tags["method"], found.tags["trial"], found.tags["val/top1"]) == ("kd", "5", "0.3000")
     assert found.tags["data"] == splits.fingerprint
     assert "distilled from vit_tiny_patch16_224 by kd" in found.description
+
+
+def test_a_segmentation_is_logged_and_registered(root: Root) -> None:
+    question = fabricated.scenes()
+    runs, splits = project(root, question), open_splits(question.data)
+    student = fabricated.scene_student(splits, 0)
+    made = fabricated.trial(runs.folder, question, 3, "pixel_kd", student=student)
+    runs.folder.pictures.mkdir()
+    (runs.folder.pictures / "iou.png").write_bytes(b"a picture")
+    uri = log_student(runs, made, splits)
+    register(runs, made, uri, splits)
+    assert runs.finish({"winner": {"number": 3, "mean": 0.31}})
+
+    with current(runs.uri):
+        model = mlflow.pytorch.load_model(uri)
+        served = mlflow.pyfunc.load_model(uri)
+    assert [tensor.shape for tensor in served.metadata.signature.inputs.inputs] == [(-1, 3, -1, -1)]
+    assert [tensor.shape for tensor in served.metadata.signature.outputs.inputs] == [(-1, 11, -1, -1)]
+    for size in ((1, 3, 64, 64), (3, 3, 96, 128)):
+        images = torch.rand(size)
+        with torch.inference_mode():
+            logits = upsample(student(images).logits, size[2:])
+            torch.testing.assert_close(model(images), logits, atol=1e-5, rtol=0)
+        assert served.predict(images.numpy()).shape == (size[0], 11, *size[2:])
+
+    found = all_runs(runs)
+    parent, child = found["scenes"], found["003-pixel_kd"]
+    assert parent.data.metrics == {"best/val/miou": 0.31}
+    assert parent.data.tags["heterokd.metric"] == "val/miou"
+    assert parent.data.tags["heterokd.task"] == child.data.tags["heterokd.task"] == "segmentation"
+    assert steps(runs, child, "val/miou") == [1, 2, 3]
+    assert [file.path for file in runs.client.list_artifacts(parent.info.run_id, "pictures")] == ["pictures/iou.png"]
+    version = runs.client.get_model_version_by_alias("scenes-student", "challenger")
+    assert version.tags["val/miou"] == "0.3000"
+    assert "segmentation of digit_scenes (11 classes, 64 x 48 pixels)" in version.description
 
 
 @contextmanager

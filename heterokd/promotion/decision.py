@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from heterokd.config import Recipe
 from heterokd.dataset import Splits
-from heterokd.tracking.students import describe_student
+from heterokd.report import metric_name
+from heterokd.tracking.students import SIDES, describe_student
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,33 @@ class Comparison:
 
     Attributes:
         against: who the other one is.
-        top1: of the other one.
-        gain: top-1 of the challenger minus that.
-        low: lower end of the gain's 95 % interval (Wald, for paired proportions).
+        score: of the other one.
+        gain: score of the challenger minus that.
+        low: lower end of the gain's 95 % interval.
         high: upper end.
-        wins: images that only the challenger gets right.
-        losses: images that only the other one gets right.
-        p_value: of the exact McNemar test, two-sided.
+        test: name of the paired test; the interval is Wald's for paired proportions beside McNemar's test, and the
+            percentiles of the resampled gains beside the bootstrap.
+        p_value: of the test, two-sided.
+        wins: images that only the challenger gets right; None in segmentation, where an image is right in part.
+        losses: images that only the other one gets right; likewise.
     """
 
     against: str
-    top1: float
+    score: float
     gain: float
     low: float
     high: float
-    wins: int
-    losses: int
+    test: str
     p_value: float
+    wins: int | None = None
+    losses: int | None = None
+
+    def __str__(self) -> str:
+        alone = "" if self.wins is None else f"right alone {self.wins}, wrong alone {self.losses}; "
+        return (
+            f"Gain over {self.against}: {self.gain:+.4f} (95 % interval {self.low:+.4f} to {self.high:+.4f}; "
+            f"{alone}{self.test} p = {self.p_value:.3g})."
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,8 @@ class Decision:
         method: that made it.
         challenger: its version; None in a dry run before it was registered.
         champion: version that held the alias before.
-        test_top1: of the challenger.
+        metric: what the score is, as in metric keys: top1 or miou.
+        test_score: of the challenger.
         test_images: how many.
         test_digest: SHA-256 of the test images and labels.
         comparison: with the champion, or with the scratch baseline when there is no champion.
@@ -87,11 +99,17 @@ class Decision:
     method: str
     challenger: str | None
     champion: str | None
-    test_top1: float
+    metric: str
+    test_score: float
     test_images: int
     test_digest: str
     comparison: Comparison | None
     gates: tuple[Gate, ...]
+
+    @property
+    def score_name(self) -> str:
+        """The score in words: top-1 or mIoU."""
+        return metric_name(self.metric)
 
     def to_json(self) -> str:
         """One JSON object on one line."""
@@ -119,33 +137,33 @@ class Decision:
         ]
 
 
-def reason(failed: Sequence[Gate], comparison: Comparison | None, top1: float) -> str:
+def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, score: float) -> str:
     """The decision in one sentence."""
     if failed:
         said = [f"{gate.name} is {gate.measured:.4g}, required {gate.required}" for gate in failed]
         return "refused: " + "; ".join(said)
+    name = metric_name(metric)
     if comparison is None:
         return (
-            f"promoted with {top1:.4f} top-1 on test; there is no champion and the study has no scratch trial, "
+            f"promoted with {score:.4f} {name} on test; there is no champion and the study has no scratch trial, "
             "so nothing was compared"
         )
-    return f"promoted: {top1:.4f} top-1 on test against {comparison.top1:.4f} of {comparison.against}"
+    return f"promoted: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"
 
 
 def model_card(decision: Decision, recipe: Recipe, splits: Splits) -> str:
     """Markdown for the version's page."""
     rows = "\n".join(f"| {' | '.join(row)} |" for row in decision.table())
-    compared, said = "", decision.reason[0].upper() + decision.reason[1:]
-    if decision.comparison is not None:
-        one = decision.comparison
-        compared = (
-            f"\nGain over {one.against}: {one.gain:+.4f} (95 % interval {one.low:+.4f} to {one.high:+.4f}; right alone "
-            f"{one.wins}, wrong alone {one.losses}; exact McNemar p = {one.p_value:.3g}).\n"
-        )
+    said = decision.reason[0].upper() + decision.reason[1:]
+    compared = "" if decision.comparison is None else f"\n{decision.comparison}\n"
+    size, of = f"{recipe.data.image_size} x {recipe.data.image_size}", "of"
+    if recipe.task == "segmentation":
+        height, width = recipe.data.view_size
+        size, of = f"with sides that are multiples of {SIDES} (trained on {height} x {width})", "at every pixel of"
     return (
         f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
-        f"Test top-1 {decision.test_top1:.4f} over {decision.test_images} images. {said}.\n"
+        f"Test {decision.score_name} {decision.test_score:.4f} over {decision.test_images} images. {said}.\n"
         f"{compared}\n| gate | required | measured | passed |\n|---|---|---|---|\n{rows}\n\n"
-        f"Input: RGB images in [0, 1], {recipe.data.image_size} x {recipe.data.image_size}; output: logits of "
+        f"Input: RGB images in [0, 1], {size}; output: logits {of} "
         f"{', '.join(splits.class_names[:20])}{', ...' if splits.num_classes > 20 else ''}.\n"
     )

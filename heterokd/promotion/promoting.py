@@ -19,21 +19,21 @@ from heterokd.config import Experiment, PromotionSettings, Recipe, read_yaml
 from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, PromotionError
-from heterokd.evaluation import predict
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
 from heterokd.promotion.decision import Decision, Gate, model_card, reason
-from heterokd.promotion.figures import LATENCY_RUNS, LATENCY_THREADS, compare, latency_ms
+from heterokd.promotion.figures import LATENCY_RUNS, LATENCY_THREADS, OnTest, latency_ms, on_test
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tasks import is_correct
+from heterokd.tasks import Task, build_task, upsample
 from heterokd.tracking import CHALLENGER, StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
-from heterokd.tracking.students import open_student
+from heterokd.tracking.students import SIDES, filled_side, open_student
 
 CHAMPION = "champion"
 BASELINE = "scratch"
 PARITY = 1e-4
 """Largest difference between a logit of the registered model and of the trained student."""
+PARITY_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,27 @@ class _Candidate:
 
 
 class _Fixed(nn.Module):
-    """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so."""
+    """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so.
 
-    def __init__(self, graph: nn.Module) -> None:
+    A segmentation's graph takes certain sides alone, see `filled_side`: images of others are filled up with the
+    network's mean, which is what the network itself does, and the logits are cut.
+    """
+
+    def __init__(self, graph: nn.Module, *, fills: bool) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self.fills = graph, fills
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [0, 1] to logits [B, K]."""
-        logits: Tensor = self.graph(images)
-        return logits
+        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
+        height, width = images.shape[-2:]
+        rows, columns = filled_side(height), filled_side(width)
+        if not self.fills or (rows, columns) == (height, width):
+            logits: Tensor = self.graph(images)
+            return logits
+        filled = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
+        filled[..., :height, :width] = images
+        cut: Tensor = self.graph(filled)[..., :height, :width]
+        return cut
 
     def train(self, mode: bool = True) -> _Fixed:
         """Nothing to switch."""
@@ -168,68 +179,75 @@ class _Promotion:
 
     def _load(self, version: str) -> nn.Module:
         try:
-            return _Fixed(mlflow.pytorch.load_model(f"models:/{self.name}/{version}"))
+            graph = mlflow.pytorch.load_model(f"models:/{self.name}/{version}")
         except (MlflowException, OSError, RuntimeError) as error:
             raise PromotionError(
                 f"version {version} of {self.name!r} cannot be loaded ({first_line(error)}); "
                 "remove it from the registry, or restore its files"
             ) from error
+        return _Fixed(graph, fills=self.experiment.data.task == "segmentation")
 
     # --- figures
 
     def _decide(self, candidate: _Candidate, champion: Any | None, splits: Splits) -> Decision:
         settings = self.experiment.promotion
-        loader = open_test(splits)
-        logits, labels = predict(candidate.model, loader)
-        correct = is_correct(logits, labels)
-        comparison, first = None, Gate("gain in test top-1", "-", None, None, f"no {BASELINE} trial to compare with")
+        task = self._task(splits)
+        own = on_test(candidate.model, splits, task)
+        gain = f"gain in test {task.score_name}"
+        comparison, first = None, Gate(gain, "-", None, None, f"no {BASELINE} trial to compare with")
         if champion is not None:
-            other = self._champion_correct(champion, splits, labels)
-            comparison = compare(f"{self.alias} (version {champion.version})", correct, other)
+            other = self._champion_on_test(champion, splits, own)
+            comparison = own.compared(f"{self.alias} (version {champion.version})", other)
         else:
             baseline = self._baseline()
             if baseline is not None:
-                baseline_logits, _ = predict(open_student(baseline, splits.num_classes), loader)
-                comparison = compare(
-                    f"{BASELINE} (trial {baseline.number})", correct, is_correct(baseline_logits, labels)
-                )
+                other = on_test(open_student(baseline, splits.num_classes), splits, task)
+                comparison = own.compared(f"{BASELINE} (trial {baseline.number})", other)
         if comparison is not None:
             passed = comparison.gain > settings.min_gain
             required = f"> {settings.min_gain:g}"
-            first = Gate("gain in test top-1", required, comparison.gain, passed, f"over {comparison.against}")
+            first = Gate(gain, required, comparison.gain, passed, f"over {comparison.against}")
         gates = (first, *self._limits(candidate, settings), self._parity(candidate, splits))
         failed = [gate for gate in gates if gate.passed is False]
-        top1 = float(correct.float().mean())
         return Decision(
             study=self.experiment.name,
             model=self.name,
             alias=self.alias,
             promoted=not failed,
             changed=not failed and not self.dry_run,
-            reason=reason(failed, comparison, top1),
+            reason=reason(failed, comparison, task.score, own.score),
             trial=candidate.trial.number,
             method=candidate.recipe.method,
             challenger=candidate.version,
             champion=None if champion is None else str(champion.version),
-            test_top1=top1,
-            test_images=len(labels),
+            metric=task.score,
+            test_score=own.score,
+            test_images=len(own.images),
             test_digest=splits.test.digest,
             comparison=comparison,
             gates=gates,
         )
 
-    def _champion_correct(self, champion: Any, splits: Splits, labels: Tensor) -> Tensor:
-        """Which test images the champion gets right; it sees them at its own size."""
+    def _task(self, splits: Splits) -> Task:
+        data = self.experiment.data
+        return build_task(data.task, splits.num_classes, window=data.window)
+
+    def _champion_on_test(self, champion: Any, splits: Splits, challenger: OnTest) -> OnTest:
+        """The champion on the test images. A classifier sees them at its own size; a segmentation takes any size."""
         data = self.experiment.data
         who = f"the {self.alias} of {self.name!r} (version {champion.version})"
         signature = mlflow.models.get_model_info(f"models:/{self.name}/{champion.version}").signature
         if signature is None:
             raise PromotionError(f"{who} has no signature, so heterokd did not register it; remove the alias")
-        size = int(signature.inputs.inputs[0].shape[-1])
-        classes = int(signature.outputs.inputs[0].shape[-1])
-        if classes != splits.num_classes:
+        size, logits = int(signature.inputs.inputs[0].shape[-1]), signature.outputs.inputs[0].shape
+        task = "segmentation" if len(logits) == 4 else "classification"
+        if task != data.task:
             raise PromotionError(
-                f"{who} knows {classes} classes, {data.dataset} has {splits.num_classes}; "
+                f"{who} does {task}, this study {data.task}; give this experiment its own tracking.registered_model"
+            )
+        if int(logits[1]) != splits.num_classes:
+            raise PromotionError(
+                f"{who} knows {logits[1]} classes, {data.dataset} has {splits.num_classes}; "
                 "give this experiment its own tracking.registered_model"
             )
         if champion.tags.get("dataset", data.dataset) != data.dataset:
@@ -242,11 +260,13 @@ class _Promotion:
                 f"{who} was trained on another split (data.seed {champion.tags['data_seed']}, here {data.seed}) and "
                 "may have seen these test images; use the same data.seed, or another tracking.registered_model"
             )
-        own = splits if size == data.image_size else open_splits(data.model_copy(update={"image_size": size}))
-        logits, own_labels = predict(self._load(str(champion.version)), open_test(own))
-        if not torch.equal(own_labels, labels):
+        seen = splits
+        if size not in (-1, data.image_size):
+            seen = open_splits(data.model_copy(update={"image_size": size}))
+        found = on_test(self._load(str(champion.version)), seen, self._task(splits))
+        if not torch.equal(found.labels, challenger.labels):
             raise PromotionError(f"{who} cannot be compared: the test split at {size} pixels has other labels")
-        return is_correct(logits, labels)
+        return found
 
     def _baseline(self) -> TrialFolder | None:
         """The best scratch trial that left its weights."""
@@ -266,10 +286,12 @@ class _Promotion:
         params_m = sum(parameter.numel() for parameter in candidate.model.parameters()) / 1e6
         size_mb = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
         threads = "1 thread" if LATENCY_THREADS == 1 else f"{LATENCY_THREADS} threads"
-        latency = latency_ms(candidate.model, candidate.recipe.data.image_size)
+        height, width = candidate.recipe.data.view_size
+        latency = latency_ms(candidate.model, (height, width))
+        timing = f"median of {LATENCY_RUNS}, batch 1, {height} x {width} pixels, CPU, {threads}"
         for name, limit, measured, note in (
             ("parameters in millions", settings.max_params_m, params_m, ""),
-            ("latency in ms", settings.max_latency_ms, latency, f"median of {LATENCY_RUNS}, batch 1, CPU, {threads}"),
+            ("latency in ms", settings.max_latency_ms, latency, timing),
             ("weights in MB", settings.max_size_mb, size_mb, ""),
         ):
             passed = None if limit is None else measured <= limit
@@ -281,9 +303,15 @@ class _Promotion:
         if not candidate.trial.weights.exists():
             return Gate(name, required, None, None, "the trial's weights are gone")
         student = open_student(candidate.trial, splits.num_classes)
-        images = next(iter(open_test(splits))).images[:64]
+        images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
+        if candidate.recipe.task == "segmentation":
+            # Cut to a size that neither has to fill up.
+            images = images[..., : images.shape[-2] // SIDES * SIDES, : images.shape[-1] // SIDES * SIDES]
         with torch.inference_mode():
-            apart = float((student(images).logits - candidate.model(images)).abs().max())
+            trained, served = student(images).logits, candidate.model(images)
+            if trained.dim() == 4:
+                trained = upsample(trained, served.shape[-2:])
+            apart = float((trained - served).abs().max())
         return Gate(name, required, apart, apart <= PARITY, "registered model against trained student")
 
     # --- what is kept
@@ -299,7 +327,8 @@ class _Promotion:
                 file.write(json.dumps(line) + "\n")
         tags = {
             self._tag_of_decision: decision.to_json(),
-            "test_top1": f"{decision.test_top1:.4f}",
+            "score": decision.metric,
+            "test_score": f"{decision.test_score:.4f}",
             "test_digest": decision.test_digest,
             "data": splits.fingerprint,
         }
@@ -326,7 +355,7 @@ class _Promotion:
             except ValueError:
                 continue  # cut off by a crash
         said = asdict(decision)
-        kept = ("alias", "promoted", "challenger", "champion", "test_digest", "test_top1")
+        kept = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
         same_gates = [(gate["name"], gate["required"], gate["passed"]) for gate in last.get("gates", ())] == [
             (gate["name"], gate["required"], gate["passed"]) for gate in said["gates"]
         ]

@@ -96,13 +96,15 @@ def study_description(experiment: Experiment) -> str:
     methods = ", ".join(experiment.methods)
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images a class" if labels else ""
+    height, width = experiment.data.view_size
+    size = f"{height}" if height == width else f"{height} x {width}"
     return (
         f"**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
         f"{experiment.teacher.network}?\n\n"
-        f"- data: {experiment.data.dataset} at {experiment.data.image_size} pixels{few}\n"
+        f"- data: {experiment.data.dataset} ({experiment.data.task}) at {size} pixels{few}\n"
         f"- methods: {methods}\n"
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
-        f"chosen by `{experiment.search.metric}`\n"
+        f"chosen by `{experiment.metric}`\n"
     )
 
 

@@ -257,6 +257,7 @@ class StudyRuns:
             "heterokd.trial": str(trial.number),
             "heterokd.method": recipe.method,
             "heterokd.origin": str(status.get("origin", "")),
+            "heterokd.task": recipe.task,
             "heterokd.dataset": recipe.data.dataset,
             "heterokd.recipe": recipe.hash,
             "heterokd.pruned": "false",
@@ -291,7 +292,8 @@ class StudyRuns:
             self.is_new = True
             tags = {
                 **common_tags("study", self.experiment.name, self.study_id),
-                "heterokd.metric": self.experiment.search.metric,
+                "heterokd.task": self.experiment.data.task,
+                "heterokd.metric": self.experiment.metric,
                 "mlflow.note.content": study_description(self.experiment),
             }
             parent = self.client.create_run(self.experiment_id, run_name=self.experiment.name, tags=tags).info.run_id
@@ -332,12 +334,14 @@ class StudyRuns:
         for file in (self.folder.experiment_file, self.folder.report, self.folder.path / "summary.json"):
             if file.exists():
                 self.client.log_artifact(self._parent, str(file))
+        if self.folder.pictures.is_dir():
+            self.client.log_artifacts(self._parent, str(self.folder.pictures), "pictures")
         self.client.set_terminated(self._parent, status)
         self._is_running = False
 
     def _log_winner(self, trial: TrialFolder, mean: float | None) -> None:
         """The study's own figure: the mean over the winner's fresh seeds, where it was confirmed."""
-        key = f"best/{self.experiment.search.metric}"
+        key = f"best/{self.experiment.metric}"
         known = self.client.get_run(self._parent).data.metrics
         if mean is not None and known.get(key) != mean:
             self.client.log_metric(self._parent, key, mean, step=trial.number)

@@ -14,16 +14,20 @@ from mlflow.types import Schema, TensorSpec
 
 from heterokd.config import Recipe
 from heterokd.dataset import Splits
-from heterokd.networks import Network, build_network, deployable, load_weights, weights_hash
+from heterokd.networks import AnyNetwork, build_network, deployable, load_weights, weights_hash
 from heterokd.root import TrialFolder
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, pages, quiet
 
 CHALLENGER = "challenger"
+SIDES = 32
+"""Height and width of images that a registered segmentation takes are multiples of this, the stride of the deepest map,
+and two of them at least: a graph is exported either for these or for the others, because filling up is a branch, and a
+deepest map of one pixel is another graph still."""
 
 
-def open_student(trial: TrialFolder, num_classes: int) -> Network:
+def open_student(trial: TrialFolder, num_classes: int) -> AnyNetwork:
     """The trained student of a trial, in evaluation mode, on the CPU.
 
     Raises:
@@ -52,7 +56,7 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
         TrackingError: the store does not answer.
         CheckpointError: the weights are missing or damaged.
     """
-    recipe, size = trial.recipe, trial.recipe.data.image_size
+    recipe = trial.recipe
     network = open_student(trial, splits.num_classes)
     digest = weights_hash(network)
     run_id = runs.run_id(trial)
@@ -70,8 +74,8 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
                 name="student",
                 # Not pickle. Two images, because torch.export makes a constant of a batch of one.
                 serialization_format="pt2",
-                input_example=np.random.default_rng(0).random((2, 3, size, size), dtype=np.float32),
-                signature=_signature(size, splits.num_classes),
+                input_example=np.random.default_rng(0).random((2, 3, *_example_size(recipe)), dtype=np.float32),
+                signature=_signature(recipe, splits.num_classes),
                 # Given, because inferring them imports everything again in a new process.
                 # Without the local part (`+cpu`), which the package index does not know.
                 pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in ("torch", "numpy")],
@@ -99,10 +103,11 @@ def register(
     Raises:
         TrackingError: the store does not answer.
     """
-    name, recipe, metric = runs.experiment.registered_model, trial.recipe, runs.experiment.search.metric
+    name, recipe, metric = runs.experiment.registered_model, trial.recipe, runs.experiment.metric
     values = [report[metric] for report in trial.metrics() if metric in report]
     tags = {
         "method": recipe.method,
+        "task": recipe.task,
         "dataset": recipe.data.dataset,
         "data_seed": str(recipe.data.seed),
         "data": splits.fingerprint,
@@ -151,15 +156,16 @@ def describe_student(recipe: Recipe, splits: Splits) -> str:
     how = f"distilled from {recipe.teacher.network} by {recipe.method}"
     if recipe.method == "scratch":
         how = "trained without a teacher"
-    return (
-        f"{recipe.student.network} for {recipe.data.dataset} ({splits.num_classes} classes, "
-        f"{recipe.data.image_size} pixels), {how}"
-    )
+    height, width = recipe.data.view_size
+    size = f"{height} pixels" if height == width else f"{height} x {width} pixels"
+    what = f"{recipe.task} of {recipe.data.dataset} ({splits.num_classes} classes, {size})"
+    return f"{recipe.student.network} for {what}, {how}"
 
 
-def _card(recipe: Recipe, network: Network, splits: Splits, digest: str) -> str:
+def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, digest: str) -> str:
     """student.json: all that is needed to build the network around its weights."""
     card = {
+        "task": recipe.task,
         "network": recipe.student.network,
         "options": recipe.student.options,
         "num_classes": splits.num_classes,
@@ -172,7 +178,25 @@ def _card(recipe: Recipe, network: Network, splits: Splits, digest: str) -> str:
     return json.dumps(card, indent=1)
 
 
-def _signature(size: int, num_classes: int) -> ModelSignature:
-    images = TensorSpec(np.dtype("float32"), (-1, 3, size, size), "images")
-    logits = TensorSpec(np.dtype("float32"), (-1, num_classes), "logits")
-    return ModelSignature(Schema([images]), Schema([logits]))
+def filled_side(side: int) -> int:
+    """The least side that a registered segmentation takes and that holds `side` pixels."""
+    return max(2, -(-side // SIDES)) * SIDES
+
+
+def _example_size(recipe: Recipe) -> tuple[int, int]:
+    if recipe.task == "classification":
+        return recipe.data.view_size
+    height, width = recipe.data.view_size
+    return filled_side(height), filled_side(width)
+
+
+def _signature(recipe: Recipe, num_classes: int) -> ModelSignature:
+    """Images of one size to logits [B, K]; in segmentation images of any size to logits [B, K, H, W] of that size."""
+    size = recipe.data.image_size
+    images: tuple[int, ...] = (-1, 3, size, size)
+    logits: tuple[int, ...] = (-1, num_classes)
+    if recipe.task == "segmentation":
+        images, logits = (-1, 3, -1, -1), (-1, num_classes, -1, -1)
+    given = TensorSpec(np.dtype("float32"), images, "images")
+    got = TensorSpec(np.dtype("float32"), logits, "logits")
+    return ModelSignature(Schema([given]), Schema([got]))

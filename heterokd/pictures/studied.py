@@ -1,0 +1,178 @@
+"""draw_pictures(): a finished study's networks are opened, run over val once, and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heterokd.config import Experiment
+from heterokd.dataset import Split, Splits
+from heterokd.distillation import open_prepared, open_splits
+from heterokd.errors import CheckpointError
+from heterokd.evaluation import confusions, deciding, predict
+from heterokd.loaders import open_split
+from heterokd.methods.heteroakd import HeteroAKD
+from heterokd.outputs import labels_at
+from heterokd.pictures.drawing import draw_confusion, draw_iou, draw_reliability, draw_samples
+from heterokd.root import Root, StudyFolder, TrialFolder, read_json, write_text
+from heterokd.tasks import Segmentation, build_task, iou_per_class
+from heterokd.teachers import LiveTeacher
+from heterokd.tracking.students import open_student
+from heterokd.training import build_distiller
+
+SAMPLES = 6
+RELIABILITY_SAMPLES = 4
+
+
+def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path | None) -> list[Path]:
+    """Draw a study's best student on val into the study's `pictures/`, with captions.json.
+
+    Args:
+        folder: of a study whose summary names a winner; without one nothing is drawn.
+        experiment: its question.
+        root: where state lives.
+        weights: the prepared teacher's; None: the published ones.
+
+    Returns:
+        The files: `confusion.png` in classification; `samples.png`, `iou.png` and, where a heteroakd trial left its
+        checkpoint, `heteroakd.png` in segmentation.
+
+    Raises:
+        CheckpointError: weights are missing or damaged.
+    """
+    summary = folder.summary
+    if not summary.get("winner"):
+        return []
+    splits = open_splits(experiment.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    winner = folder.trial(int(summary["winner"]["number"]))
+    scratch = folder.trial(int(summary["scratch"]["number"])) if summary.get("scratch") else None
+    if scratch is not None and (scratch.number == winner.number or not scratch.weights.exists()):
+        scratch = None
+    if experiment.data.task == "classification":
+        captions = _confusion(folder, splits, winner, scratch, device)
+    else:
+        teacher = open_prepared(winner.recipe, weights, splits.num_classes)
+        task = build_task("segmentation", splits.num_classes, window=experiment.data.window)
+        assert isinstance(task, Segmentation)
+        captions = _segmentation(folder, splits, task, teacher, winner, scratch, device)
+        numbers = [leader["number"] for leader in summary["leaders"] if leader["method"] == "heteroakd"]
+        if numbers and (trial := folder.trial(int(numbers[0]))).checkpoint.exists():
+            captions |= _reliability(folder, splits, teacher, trial, device)
+    known = read_json(folder.pictures / "captions.json")
+    write_text(folder.pictures / "captions.json", json.dumps({**known, **captions}, indent=1))
+    return [folder.pictures / f"{name}.png" for name in captions]
+
+
+def _confusion(
+    folder: StudyFolder, splits: Splits, winner: TrialFolder, scratch: TrialFolder | None, device: torch.device
+) -> dict[str, str]:
+    loader = open_split(splits.val, splits.num_classes, device=device)
+    found = []
+    for trial in (winner, scratch):
+        if trial is not None:
+            logits, labels = predict(open_student(trial, splits.num_classes).to(device), loader, device)
+            places = labels.cpu() * splits.num_classes + logits.argmax(dim=1).cpu()
+            counts = torch.bincount(places, minlength=splits.num_classes**2)
+            found.append(counts.view(splits.num_classes, splits.num_classes).numpy())
+    draw_confusion(folder.pictures / "confusion.png", found[0], splits.class_names, *found[1:])
+    caption = f"What the best student ({_named(winner)}) takes each class of val for"
+    if scratch is not None:
+        caption += f", and how much more of each class it finds than the student without a teacher ({_named(scratch)})"
+    return {"confusion": f"{caption}."}
+
+
+def _segmentation(
+    folder: StudyFolder,
+    splits: Splits,
+    task: Segmentation,
+    teacher: LiveTeacher,
+    winner: TrialFolder,
+    scratch: TrialFolder | None,
+    device: torch.device,
+) -> dict[str, str]:
+    loader = open_split(splits.val, splits.num_classes, device=device)
+    method = winner.recipe.method
+    student = open_student(winner, splits.num_classes).to(device)
+    networks: dict[str, nn.Module] = {"teacher": teacher.network.to(device), method: student}
+    if scratch is not None:
+        networks["scratch"] = open_student(scratch, splits.num_classes).to(device)
+    counts = {name: confusions(network, loader, task, device) for name, network in networks.items()}
+    iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
+    draw_iou(folder.pictures / "iou.png", iou, splits.class_names)
+    index = _spread(counts[method])
+    images, labels = _read(splits.val, index)
+    followed = _decisions(networks["teacher"], images, task, device)
+    own = _decisions(student, images, task, device)
+    pixels = splits.val.images.read(index)
+    draw_samples(folder.pictures / "samples.png", pixels, labels.numpy(), followed, own, splits.class_names)
+    beside = " and the student without a teacher" if scratch is not None else ""
+    return {
+        "iou": f"Intersection over union of each class on val: the best student ({_named(winner)}), its teacher"
+        f"{beside}; the class that distillation helps most first.",
+        "samples": f"Images of val, from the one the best student ({_named(winner)}) labels worst to the one it labels "
+        "best, at even steps between.",
+    }
+
+
+def _reliability(
+    folder: StudyFolder, splits: Splits, teacher: LiveTeacher, trial: TrialFolder, device: torch.device
+) -> dict[str, str]:
+    """S and W of a trial as its last checkpoint has them: the projectors are dropped from the trained student."""
+    distiller = build_distiller(trial.recipe, teacher, splits.num_classes)
+    try:
+        content = torch.load(trial.checkpoint, map_location="cpu", weights_only=True)
+        distiller.load_state_dict(content["distiller"])
+        epoch = int(content["epoch"])
+    except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged file
+        kind = type(error).__name__
+        raise CheckpointError(f"{trial.checkpoint}: is damaged ({kind}); remove it to do without its picture") from None
+    method = distiller.to(device).eval().method
+    assert isinstance(method, HeteroAKD)
+    index = np.unique(np.linspace(0, len(splits.val) - 1, RELIABILITY_SAMPLES).round().astype(np.int64))
+    images, labels = _read(splits.val, index)
+    with torch.inference_mode():
+        outputs = distiller.student(images.to(device), method.student_needs)
+        followed = teacher.network.to(device)(images.to(device), method.teacher_needs)
+        share, weight = method.reliability_maps(outputs, followed, labels.to(device))
+    at_maps = labels_at(labels, share.shape[-2:]).numpy()
+    pixels = splits.val.images.read(index)
+    draw_reliability(folder.pictures / "heteroakd.png", pixels, at_maps, share.cpu().numpy(), weight.cpu().numpy())
+    return {
+        "heteroakd": f"HeteroAKD on images of val after {epoch} of {trial.recipe.training.epochs} epochs of trial "
+        f"{trial.number}, each pixel for its label's class: whose scores the mixture follows (S), and how much "
+        "more than the average pixel it counts (W, 1 is the average)."
+    }
+
+
+def _spread(counts: Tensor) -> NDArray[np.int64]:
+    """`SAMPLES` images at even steps from the least to the most accurate one; counts [N, K, K] of each image."""
+    accuracy = counts.diagonal(dim1=1, dim2=2).sum(dim=1) / counts.sum(dim=(1, 2)).clamp(min=1)
+    order = torch.argsort(accuracy, stable=True).numpy()
+    places = np.unique(np.linspace(0, len(order) - 1, SAMPLES).round().astype(np.int64))
+    chosen: NDArray[np.int64] = order[places]
+    return chosen
+
+
+def _read(split: Split, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] in [0, 1] and label maps [B, H, W]."""
+    assert split.label_maps is not None
+    images = torch.from_numpy(split.images.read(index)).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(split.label_maps.read(index)).long()
+
+
+def _decisions(network: nn.Module, images: Tensor, task: Segmentation, device: torch.device) -> NDArray[np.int64]:
+    """Class numbers [B, H, W], one image at a time: a score for every class and pixel takes much memory."""
+    with deciding(network) as decide:
+        maps = [task.decide(decide, one[None].to(device)).argmax(dim=1).cpu() for one in images]
+    decided: NDArray[np.int64] = torch.cat(maps).numpy()
+    return decided
+
+
+def _named(trial: TrialFolder) -> str:
+    return f"{trial.recipe.student.network} by {trial.recipe.method}, trial {trial.number}"
