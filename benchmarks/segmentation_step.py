@@ -4,8 +4,9 @@
 
 A step is forward, task loss, the method's terms, backward and the optimizer's update, after any warm-up, with the
 teacher's outputs given. Steps of pixel KD and of the method are run in turn, and the ratio is that of their medians;
-`pixel_kd` itself measures the noise: its true ratio is 1. Memory is what autograd keeps between forward and backward
-(saved tensors); on a GPU also the most that a step adds at once to what it finds.
+`pixel_kd` itself measures the noise: its true ratio is 1. Time is the processor's on a CPU, where other programs shall
+not count. Memory is what autograd keeps between forward and backward (saved tensors); on a GPU also the most that a
+step adds at once to what it finds.
 """
 
 from __future__ import annotations
@@ -126,12 +127,13 @@ def run(step: Step) -> tuple[float, int]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    started = time.perf_counter()
+    clock = time.perf_counter if is_cuda else time.process_time
+    started = clock()
     loss().backward()
     optimizer.step()
     if is_cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     return seconds, torch.cuda.max_memory_allocated() - before if is_cuda else 0
 
 
