@@ -197,6 +197,6 @@ def _signature(recipe: Recipe, num_classes: int) -> ModelSignature:
     logits: tuple[int, ...] = (-1, num_classes)
     if recipe.task == "segmentation":
         images, logits = (-1, 3, -1, -1), (-1, num_classes, -1, -1)
-    given = TensorSpec(np.dtype("float32"), images, "images")
-    got = TensorSpec(np.dtype("float32"), logits, "logits")
+    # Without names: with them pyfunc would make a dictionary of an array, which a torch model does not take.
+    given, got = TensorSpec(np.dtype("float32"), images), TensorSpec(np.dtype("float32"), logits)
     return ModelSignature(Schema([given]), Schema([got]))
