@@ -321,7 +321,7 @@ def test_a_fitted_teacher_that_is_too_weak(heterokd: Callable[..., Done], tiny_f
     for command in (["teacher"], ["distill", "--method", "kd"]):
         done = heterokd(*command, tiny_file(), "--root", runs, "--set", "teacher.min_score=0.99", "--set", "data.seed=0")
         assert done.code == 2
-        assert "teacher.min_score asks for 0.9900; train it longer (teacher.training.epochs) or lower it" in done.err
+        assert "teacher.min_score asks for 0.9900; raise teacher.training.epochs or lower it" in done.err
 
 
 def test_a_fitted_teacher_that_was_damaged(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
