@@ -103,14 +103,13 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     if checkpoint is not None and not checkpoint.is_file():
         raise CheckpointError(f"teacher.checkpoint: there is no file {checkpoint}; paths begin where heterokd is run")
     splits = open_splits(experiment.data)
-    size = experiment.data.image_size
-    teacher = _spec("teacher", experiment.teacher.network, experiment.teacher, splits.num_classes, size)
+    teacher = _spec("teacher", experiment.teacher.network, experiment.teacher, experiment.data, splits.num_classes)
     excluded: dict[str, str] = {}
     # Without the overrides: a method that exists for the pair until a value is pinned is the pin's fault.
     space = experiment.space.model_copy(update={"overrides": {}})
     plain = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
     for network in experiment.student.networks:
-        student = _spec("student", network, experiment.student, splits.num_classes, size)
+        student = _spec("student", network, experiment.student, experiment.data, splits.num_classes)
         pair = f"{experiment.teacher.network} (teacher) and {network} (student)"
         for method in experiment.methods:
             published = plain.published(method)
@@ -134,11 +133,19 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     return excluded
 
 
-def _spec(section: str, network: str, settings: NetworkSettings, num_classes: int, image_size: int) -> OutputSpec:
+def _spec(section: str, network: str, settings: NetworkSettings, data: DataSettings, num_classes: int) -> OutputSpec:
     try:
-        return predict_spec(network, num_classes, settings.options, image_size)
+        spec = predict_spec(network, num_classes, settings.options, data.image_size)
     except NetworkError as error:
         raise NetworkError(f"{section}: {error}") from None
+    if (spec.logits_stride is not None) != (data.task == "segmentation"):
+        wanted = (
+            "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
+            if data.task == "segmentation"
+            else "one class an image: name a classifier of timm"
+        )
+        raise NetworkError(f"{section}.network: {network!r} does not fit data set {data.dataset!r}, which has {wanted}")
+    return spec
 
 
 def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | None:
