@@ -7,7 +7,6 @@ resume, and the global batches are the same for any number of workers; worker r 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +17,13 @@ from torch import Tensor
 from heterokd.dataset import Split, Splits
 from heterokd.errors import DataError
 from heterokd.outputs import Batch
+from heterokd.pixels import Chosen, SplitPixels
 from heterokd.views import (
     STREAM_TURN,
     AugmentPolicy,
+    draw_mix,
+    mix_labels,
+    mix_views,
     permutation,
     philox_key,
     plain_images,
@@ -29,8 +32,6 @@ from heterokd.views import (
     view_scenes,
 )
 
-# A split of at most this many bytes is read once and stays on the device as uint8.
-RESIDENT_BYTES = 2**28
 # Images of an evaluation step unless training takes more: no gradient is kept, so memory is no matter.
 EVAL_BATCH = 256
 # In segmentation an evaluation step holds a score for every class and pixel: at most this many.
@@ -49,13 +50,15 @@ class TrainLoader:
             shows each image's K views once; in the first run they are those of `views=None`, later each image starts at
             its own place, so that an epoch mixes view numbers.
         crop: height and width of a view in segmentation, in pixels; None takes the whole canvas.
+        num_classes: K of the data set, where the policy mixes images.
         drop_last: leave out a last, smaller batch; None does so when there is at least one full batch.
         rank: this worker's number.
         world_size: how many workers.
         device: where the batches lie.
 
     Raises:
-        DataError: the split has too few images for one step, or `batch_size` cannot be shared evenly.
+        DataError: the split has too few images for one step, `batch_size` cannot be shared evenly, or the policy mixes
+            images of which the number of classes is not known.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class TrainLoader:
         *,
         views: int | None = None,
         crop: tuple[int, int] | None = None,
+        num_classes: int | None = None,
         drop_last: bool | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -77,7 +81,12 @@ class TrainLoader:
         if views is not None and views < 1:
             raise DataError(f"an image needs at least one view, got views={views}")
         self.split, self.policy, self.batch_size, self.seed, self.views = split, policy, batch_size, seed, views
-        self.rank, self.world_size, self.crop = rank, world_size, crop
+        self.rank, self.world_size, self.crop, self.num_classes = rank, world_size, crop, num_classes
+        if policy.mixes and (num_classes is None or split.label_maps is not None):
+            raise DataError(
+                "mixup and cutmix make shares of classes: they need the number of classes (num_classes) "
+                "and images without label maps"
+            )
         full, rest = divmod(len(split), batch_size)
         dropped = full > 0 if drop_last is None else drop_last
         # Every worker needs an image in every step, or the others would wait for it.
@@ -87,7 +96,7 @@ class TrainLoader:
                 f"the {split.name} split has {len(split)} images, too few for one batch of {batch_size} over "
                 f"{world_size} worker(s); lower training.batch_size or training.workers"
             )
-        self._pixels = _Pixels(split, device)
+        self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -97,14 +106,14 @@ class TrainLoader:
         """This worker's batches of an epoch, counted from 0."""
         order = permutation(len(self.split), epoch, self.seed)
         shares = [self._share(order[step * self.batch_size :][: self.batch_size]) for step in range(len(self))]
-        for index, pixels, maps in self._pixels.batches(shares):
-            view = self.view_numbers(index, epoch)
-            if maps is None:
-                images = view_images(pixels, index, view, self.policy, self.seed)
-            else:
-                size = self.crop or (maps.shape[1], maps.shape[2])
-                images, maps = view_scenes(pixels, maps, index, view, self.policy, size, self.seed)
-            yield self._pixels.batch(images, index, torch.from_numpy(view), maps)
+        chosen = (self._chosen(share, self.view_numbers(share, epoch)) for share in shares)
+        for views, pixels, maps in self._pixels.batches(chosen):
+            yield self._batch(views, pixels, maps)
+
+    def views_of(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Batch:
+        """Any views: what an epoch shows of these images [B] under these view numbers [B]."""
+        views = self._chosen(index, view)
+        return self._batch(views, *self._pixels.at(views.positions))
 
     def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """The view [B] of each image that an epoch shows."""
@@ -116,6 +125,27 @@ class TrainLoader:
     def _share(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         start, end = (len(index) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return index[start:end]
+
+    def _chosen(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Chosen:
+        mix = draw_mix(self.policy, index, view, len(self.split), self.seed) if self.policy.mixes else None
+        return Chosen(index, view, mix)
+
+    def _batch(self, chosen: Chosen, pixels: Tensor, maps: Tensor | None) -> Batch:
+        index, view, mix = chosen.index, chosen.view, chosen.mix
+        assert view is not None  # given by `_chosen`
+        if maps is not None:
+            size = self.crop or (maps.shape[1], maps.shape[2])
+            images, maps = view_scenes(pixels, maps, index, view, self.policy, size, self.seed)
+            return self._pixels.batch(images, index, view, maps)
+        if mix is None:
+            return self._pixels.batch(view_images(pixels, index, view, self.policy, self.seed), index, view)
+        # A view and its partner are made at once.
+        both = view_images(pixels, chosen.positions, np.concatenate((view, mix.view)), self.policy, self.seed)
+        images, share = mix_views(both[: len(index)], both[len(index) :], mix)
+        labels = self.split.labels
+        assert self.num_classes is not None  # seen to by `__init__`
+        shares = mix_labels(labels[index], labels[mix.index], share, self.num_classes)
+        return self._pixels.batch(images, index, view, shares)
 
 
 class EvalLoader:
@@ -129,7 +159,7 @@ class EvalLoader:
 
     def __init__(self, split: Split, batch_size: int, *, device: torch.device | str = "cpu") -> None:
         self.split, self.batch_size = split, batch_size
-        self._pixels = _Pixels(split, device)
+        self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
         """Steps of a pass."""
@@ -137,9 +167,9 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         everything = np.arange(len(self.split))
-        shares = [everything[step * self.batch_size :][: self.batch_size] for step in range(len(self))]
-        for index, pixels, maps in self._pixels.batches(shares):
-            yield self._pixels.batch(plain_images(pixels), index, None, maps)
+        shares = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
+        for chosen, pixels, maps in self._pixels.batches(shares):
+            yield self._pixels.batch(plain_images(pixels), chosen.index, None, maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +212,7 @@ def make_loaders(
         seed,
         views=views,
         crop=crop,
+        num_classes=splits.num_classes,
         rank=rank,
         world_size=world_size,
         device=device,
@@ -203,53 +234,3 @@ def open_split(
 def open_test(splits: Splits, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu") -> EvalLoader:
     """The loader of the test split: for promotion alone."""
     return open_split(splits.test, splits.num_classes, batch_size, device=device)
-
-
-class _Pixels:
-    """A split's pixels and label maps: on the device as a whole when small, else read one batch ahead."""
-
-    def __init__(self, split: Split, device: torch.device | str) -> None:
-        self.split, self.device = split, torch.device(device)
-        self._resident: tuple[Tensor, Tensor | None] | None = None
-
-    def batches(self, shares: list[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor | None]]:
-        """Each share's positions, its pixels [B, H, W, 3] and its label maps [B, H, W], both uint8."""
-        if not shares:
-            return
-        if self._fits(shares[0][:1]):
-            if self._resident is None:
-                self._resident = self._read(np.arange(len(self.split)))
-            pixels, maps = self._resident
-            for share in shares:
-                chosen = torch.from_numpy(share).to(self.device)
-                yield share, pixels[chosen], None if maps is None else maps[chosen]
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._read, shares[0])
-            for share, following in zip(shares, [*shares[1:], None], strict=True):
-                pixels, maps = coming.result()
-                if following is not None:
-                    coming = ahead.submit(self._read, following)
-                yield share, pixels, maps
-
-    def batch(self, images: Tensor, index: NDArray[np.int64], view: Tensor | None, maps: Tensor | None) -> Batch:
-        """A batch on the device."""
-        labels = torch.from_numpy(self.split.labels[index]).to(self.device) if maps is None else maps.long()
-        return Batch(
-            images=images,
-            labels=labels,
-            index=torch.from_numpy(index.copy()).to(self.device),
-            view=None if view is None else view.to(self.device),
-        )
-
-    def _fits(self, some: NDArray[np.int64]) -> bool:
-        if self._resident is not None:
-            return True
-        return len(self.split) * self.split.images.read(some).nbytes <= RESIDENT_BYTES
-
-    def _read(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        def move(array: NDArray[np.uint8]) -> Tensor:
-            return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-        maps = self.split.label_maps
-        return move(self.split.images.read(index)), None if maps is None else move(maps.read(index))

@@ -144,7 +144,7 @@ def test_evaluation_sees_plain_images_in_order(splits: Splits) -> None:
 
 def test_large_splits_are_read_batch_by_batch(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list(TrainLoader(splits.train, DIGITS, 64).epoch(0))
-    monkeypatch.setattr("heterokd.loaders.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("heterokd.pixels.RESIDENT_BYTES", 0)
     loader = TrainLoader(splits.train, DIGITS, 64)
     assert all(same(one, two) for one, two in zip(loader.epoch(0), expected, strict=True))
     assert loader._pixels._resident is None

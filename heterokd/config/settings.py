@@ -67,6 +67,11 @@ class DataSettings(Settings):
                     raise ValueError(f"{key}: is for segmentation; data set {self.dataset!r} has one class an image")
         elif self.labels_per_class is not None:
             raise ValueError("labels_per_class: counts images of one class; for label maps set train_images")
+        elif self.policy.mixes or self.policy.operations:
+            raise ValueError(
+                "augment: mixup, cutmix and RandAugment (operations) are for images with one class, "
+                f"but data set {self.dataset!r} has label maps; set them to 0, or take the policy 'scenes'"
+            )
         return self
 
     @field_validator("augment")
@@ -119,6 +124,13 @@ class TrainingSettings(Settings):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, evaluated and kept")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto measures once per device and shape")
     channels_last: bool | Literal["auto"] = Field("auto", description="memory format of the student's maps")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="an update in this many parts, to save memory; batch norms, and methods that compare images, "
+        "see one part at a time",
+    )
+    compile: bool = Field(False, description="torch.compile the student; pays off in long trainings on a GPU")
     trainable: Literal["all", "head"] = Field("all", description="head: a linear classifier on the frozen encoder")
     workers: int = Field(1, ge=1, description="Ray Train workers that share one training")
     seed: int = Field(0, ge=0, description="of weights, order and views")
@@ -130,6 +142,14 @@ class TrainingSettings(Settings):
         if name not in names:
             raise ValueError(f"timm has no optimizer {name!r}; {did_you_mean(name, names)}")
         return name
+
+    @model_validator(mode="after")
+    def _parts_are_even(self) -> TrainingSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.batch_size} images (batch_size) cannot be split into {self.accumulate} equal parts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainingSettings:
@@ -232,6 +252,9 @@ class SearchSettings(Settings):
         0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"
     )
     parallel: int | None = Field(None, ge=1, description="trials at a time; one per core (or GPU) when left out")
+    gpus_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs, or a share of one, for each trial; auto shares a GPU where memory allows"
+    )
     prune: bool = Field(True, description="end trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
     reduction_factor: int = Field(3, ge=2, description="one in this many trials passes a rung; rungs grow by it")

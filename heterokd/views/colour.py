@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.views.draws import Draws, spread
+from heterokd.views.draws import Draws, spread, to_device
 from heterokd.views.policy import AugmentPolicy
 
 # Luma of ITU-R BT.601, as PIL's grey conversion.
@@ -23,7 +23,7 @@ def plain_images(images: Tensor) -> Tensor:
 def column(values: NDArray[np.float64] | NDArray[np.bool_], like: Tensor) -> Tensor:
     """One value an image, [B, 1, 1, 1], on the images' device."""
     dtype = np.bool_ if values.dtype == np.bool_ else np.float32
-    return torch.from_numpy(values.astype(dtype)).to(like.device).view(-1, 1, 1, 1)
+    return to_device(values.astype(dtype), like.device).view(-1, 1, 1, 1)
 
 
 def change_colours(pixels: Tensor, images: Tensor, policy: AugmentPolicy, draws: Draws) -> Tensor:
@@ -51,12 +51,12 @@ def change_colours(pixels: Tensor, images: Tensor, policy: AugmentPolicy, draws:
 
 def mean_grey(images: Tensor) -> Tensor:
     """Mean grey [B, 1, 1, 1] of images [B, H, W, 3], as a share of white."""
-    # Whole numbers add up to the same sum in any order, so the mean does not depend on the batch.
-    levels = images if images.dtype == torch.uint8 else (plain_images(images) * 255).round_().permute(0, 2, 3, 1)
-    sums = levels.flatten(1, 2).sum(dim=1, dtype=torch.int64).double()
-    weights = torch.tensor(GREY, device=images.device, dtype=torch.float64)
-    parts = (sums * weights / (255 * images.shape[1] * images.shape[2])).view(-1, 3, 1, 1)
-    return (parts[:, 0:1] + parts[:, 1:2] + parts[:, 2:3]).float()
+    # Whole numbers add up to the same sum in any order, so the mean does not depend on the batch. Those of a column fit
+    # into float32.
+    levels = images.float() if images.dtype == torch.uint8 else (images * 255).round_()
+    sums = levels.sum(dim=1).sum(dim=1, dtype=torch.float64)
+    parts = [sums[:, channel] * part / (255 * images[0, :, :, 0].numel()) for channel, part in enumerate(GREY)]
+    return (parts[0] + parts[1] + parts[2]).float().view(-1, 1, 1, 1)
 
 
 def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
@@ -72,6 +72,6 @@ def turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     )
     sector = sector + turns * 6
     # Each channel falls from the value by the chroma, between 0 and 1 times, as the hue goes around.
-    starts = torch.tensor((5.0, 3.0, 1.0), device=pixels.device).view(1, 3, 1, 1)
+    starts = to_device(np.array((5, 3, 1), np.float32), pixels.device).view(1, 3, 1, 1)
     place = torch.remainder(starts + sector, 6)
     return (value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)).clamp_(0, 1)

@@ -10,6 +10,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -116,6 +117,11 @@ def view_draws(policy: AugmentPolicy, seed: int, index: NDArray[np.int64], view:
 def as_numbers(values: NDArray[np.int64] | Tensor | int) -> NDArray[np.int64]:
     """Positions or view numbers as numpy has them."""
     return np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.int64)
+
+
+def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A small array on a device: the host does not wait for the device, and may use the array again at once."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def spread(draw: NDArray[np.float64], size: float) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.views.draws import STREAM_NOISE, Draws, between, between_log, random_words, view_key
+from heterokd.views.draws import STREAM_NOISE, Draws, between, between_log, random_words, to_device, view_key
 from heterokd.views.policy import AugmentPolicy
 
 # The paper's share of the area and side ratio of an erased rectangle.
@@ -40,7 +40,7 @@ def erase(
     inside = rectangles(
         left[chosen], top[chosen], (left + width)[chosen], (top + height)[chosen], (pixels.shape[2], pixels.shape[3])
     )
-    places, erased = torch.from_numpy(chosen).to(pixels.device), torch.from_numpy(inside).to(pixels.device)
+    places, erased = to_device(chosen, pixels.device), to_device(inside, pixels.device)
     some = pixels[places]
     if policy.erasing_noise:
         views = view[chosen] if isinstance(view, np.ndarray) and view.ndim else view
@@ -75,7 +75,7 @@ def noise(words: NDArray[np.int64], like: Tensor) -> Tensor:
     height, width = like.shape[2:]
     mask = 0xFFFFFFFF
     place = torch.arange(height * width, device=like.device).view(1, height, width)
-    word = (torch.from_numpy(words).to(like.device).view(-1, 1, 1) + place * 0x9E3779B9) & mask
+    word = (to_device(words, like.device).view(-1, 1, 1) + place * 0x9E3779B9) & mask
     # A mixer of 32-bit words (degski's, with 7FEB352D and 846CA68B as by Chris Wellons, "Prospecting for hash
     # functions", 2018): the products may pass 64 bits, but their low halves are right.
     word = ((word ^ (word >> 16)) * 0x7FEB352D) & mask

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.views.colour import column
-from heterokd.views.draws import STREAM_MIX, as_numbers, random_words, uniform, view_key
+from heterokd.views.draws import STREAM_MIX, as_numbers, random_words, to_device, uniform, view_key
 from heterokd.views.erasing import rectangles
 from heterokd.views.policy import AugmentPolicy
 
@@ -120,7 +120,7 @@ def mix_views(views: Tensor, partners: Tensor, mix: Mix) -> tuple[Tensor, NDArra
     own = column(np.where(mix.pieces, 1.0, mix.share), views)
     mixed = (views * own).add_(partners * (1 - own)).clamp_(0, 1)
     if mix.pieces.any():
-        mixed = torch.where(torch.from_numpy(inside).to(views.device), partners, mixed)
+        mixed = torch.where(to_device(inside, views.device), partners, mixed)
     return mixed, share
 
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.views.draws import STREAM_OPERATION, random_words, uniform, view_key
-from heterokd.views.geometry import affine_grid, resample
+from heterokd.views.draws import STREAM_OPERATION, random_words, to_device, uniform, view_key
+from heterokd.views.geometry import resample
 from heterokd.views.policy import AugmentPolicy
 
 OPERATIONS = (
@@ -27,6 +27,10 @@ OPERATIONS = (
 )
 TABLES = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+# What does each operation; the last entry, -1, is for none.
+KINDS = np.array(
+    [0 if name in TABLES else 1 if name in MOVES else 2 if name == "colour" else 3 for name in OPERATIONS] + [-1]
+)
 
 # An operation that was drawn is done with this probability.
 DONE = 0.5
@@ -63,12 +67,11 @@ def operate(
     levels = (pixels * 255).round_().to(torch.uint8)
     numbers, magnitudes = operation_draws(policy, seed, index, view)
     for number, magnitude in zip(numbers.T, magnitudes.T, strict=True):
-        for names, change in ((TABLES, _look_up), (MOVES, _move), (("colour",), _saturate), (("sharpness",), _sharpen)):
-            chosen = np.flatnonzero(np.isin(number, [OPERATIONS.index(name) for name in names]))
+        for kind, change in enumerate((_look_up, _move, _saturate, _sharpen)):
+            chosen = np.flatnonzero(KINDS[number] == kind)
             if len(chosen):
-                places = torch.from_numpy(chosen).to(levels.device)
-                changed = change(levels[places], number[chosen], magnitude[chosen])
-                levels.index_copy_(0, places, changed)
+                places = to_device(chosen, levels.device)
+                levels.index_copy_(0, places, change(levels[places], number[chosen], magnitude[chosen]))
     return levels.float().div_(255)
 
 
@@ -78,74 +81,79 @@ def _factor(magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _look_up(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
-    """Every level [n, 3, H, W] replaced by what its image's table says."""
-    table = np.broadcast_to(np.arange(256, dtype=np.float64), (len(number), 3, 256)).copy()
-    strength = np.abs(magnitude)
+    """Every level [n, 3, H, W] replaced by what the table of its image and channel says."""
+    table = to_device(_fixed_tables(number, magnitude), levels.device)
+    for name in ("auto_contrast", "equalize", "contrast"):  # these depend on the image
+        chosen = np.flatnonzero(number == OPERATIONS.index(name))
+        if len(chosen):
+            places = to_device(chosen, levels.device)
+            some = levels[places]
+            if name == "contrast":
+                tables = _contrast_tables(some, magnitude[chosen])
+            else:
+                tables = (_stretched if name == "auto_contrast" else _equalized)(_histogram(some))
+            table.index_copy_(0, places, tables.to(torch.uint8))
+    return table.flatten()[_places(levels)]
 
-    def those(name: str) -> NDArray[np.int64]:
-        return np.flatnonzero(number == OPERATIONS.index(name))
 
-    def histogram(some: NDArray[np.int64]) -> NDArray[np.int64]:
-        return _histogram(levels[torch.from_numpy(some).to(levels.device)]).cpu().numpy()
+def _fixed_tables(number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Tables [n, 3, 256] of the operations that are the same for every image; others leave the levels alone."""
+    strength, ramp = np.abs(magnitude)[:, None], np.arange(256.0)
+    step = 2 ** (4 + np.floor(strength * 4))  # 4 to 0 bits are kept
+    brightness = np.floor(np.clip(ramp * _factor(magnitude)[:, None], 0, 255))
+    results = {
+        "invert": 255 - ramp,
+        "posterize": np.floor(ramp / step) * step,
+        "solarize": np.where(ramp < 256 - np.floor(strength * 256), ramp, 255 - ramp),
+        "solarize_add": np.where(ramp < 128, np.minimum(255, ramp + np.floor(strength * SOLARIZE_ADD)), ramp),
+        "brightness": brightness,
+    }
+    table = np.broadcast_to(ramp, (len(number), 256))
+    for name, result in results.items():
+        table = np.where((number == OPERATIONS.index(name))[:, None], result, table)
+    return np.repeat(table.astype(np.uint8)[:, None], 3, axis=1)
 
-    ramp = np.arange(256, dtype=np.float64)
-    if len(some := those("auto_contrast")):
-        table[some] = _stretched(histogram(some))
-    if len(some := those("equalize")):
-        table[some] = _equalized(histogram(some))
-    if len(some := those("invert")):
-        table[some] = 255 - ramp
-    if len(some := those("posterize")):
-        bits = 4 - np.floor(strength[some] * 4)
-        table[some] = (np.floor(ramp / 2 ** (8 - bits[:, None])) * 2 ** (8 - bits[:, None]))[:, None]
-    if len(some := those("solarize")):
-        threshold = 256 - np.minimum(256, np.floor(strength[some] * 256))
-        table[some] = np.where(ramp < threshold[:, None], ramp, 255 - ramp)[:, None]
-    if len(some := those("solarize_add")):
-        added = np.minimum(128, np.floor(strength[some] * SOLARIZE_ADD))
-        table[some] = np.where(ramp < 128, np.minimum(255, ramp + added[:, None]), ramp)[:, None]
-    if len(some := those("brightness")):
-        table[some] = _blend(0.0, ramp, _factor(magnitude[some])[:, None])[:, None]
-    if len(some := those("contrast")):
-        grey = _grey(levels[torch.from_numpy(some).to(levels.device)])
-        mean = grey.flatten(1).sum(dim=1).double().cpu().numpy() / grey[0].numel()
-        table[some] = _blend(np.floor(mean + 0.5)[:, None], ramp, _factor(magnitude[some])[:, None])[:, None]
-    tables = torch.from_numpy(table.astype(np.uint8)).to(levels.device)
-    starts = torch.arange(0, tables.numel(), 256, device=levels.device, dtype=torch.int32).view(-1, 3, 1, 1)
-    return tables.flatten()[levels + starts]
+
+def _places(levels: Tensor) -> Tensor:
+    """Where the entry of each level [n, 3, H, W] stands in tables [n, 3, 256] laid end to end."""
+    count = len(levels) * 3
+    starts = torch.arange(0, count * 256, 256, device=levels.device, dtype=torch.int32).view(-1, 3, 1, 1)
+    return levels + starts
 
 
 def _histogram(levels: Tensor) -> Tensor:
-    """How often each level comes in each channel: [n, 3, 256] of [n, 3, H, W]."""
-    count = len(levels) * 3
-    starts = torch.arange(0, count * 256, 256, device=levels.device, dtype=torch.int32).view(-1, 3, 1, 1)
-    return torch.bincount((levels + starts).flatten(), minlength=count * 256).view(-1, 3, 256)
+    """How often each level comes in each channel: int64 [n, 3, 256] of [n, 3, H, W]."""
+    places = _places(levels).flatten().long()
+    counts = torch.zeros(len(levels) * 3 * 256, dtype=torch.int64, device=levels.device)
+    return counts.scatter_add_(0, places, torch.ones_like(places)).view(-1, 3, 256)
 
 
-def _stretched(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+def _stretched(histogram: Tensor) -> Tensor:
     """Tables that bring each channel's darkest level to 0 and its lightest to 255."""
-    held = histogram > 0
-    low, high = held.argmax(axis=2)[..., None], 255 - held[..., ::-1].argmax(axis=2)[..., None]
-    ramp = np.arange(256.0)
-    scale = 255.0 / np.maximum(high - low, 1)
-    return np.where(high > low, np.clip(np.trunc(ramp * scale - low * scale), 0, 255), ramp)
+    ramp = torch.arange(256, device=histogram.device, dtype=torch.float64)
+    low = torch.where(histogram > 0, ramp, 256).amin(dim=2, keepdim=True)
+    high = torch.where(histogram > 0, ramp, -1).amax(dim=2, keepdim=True)
+    scale = 255 / (high - low).clamp(min=1)
+    return torch.where(high > low, (ramp * scale - low * scale).trunc().clamp(0, 255), ramp)
 
 
-def _equalized(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+def _equalized(histogram: Tensor) -> Tensor:
     """Tables that spread each channel's levels evenly."""
-    held = (histogram > 0).sum(axis=2, keepdims=True)
-    last = np.take_along_axis(histogram, 255 - (histogram > 0)[..., ::-1].argmax(axis=2)[..., None], axis=2)
-    step = (histogram.sum(axis=2, keepdims=True) - last) // 255
-    before = np.cumsum(histogram, axis=2) - histogram
-    spread = np.minimum((before + step // 2) // np.maximum(step, 1), 255)
-    return np.where((held > 1) & (step > 0), spread, np.arange(256)).astype(np.float64)
+    ramp, held = torch.arange(256, device=histogram.device), histogram > 0
+    lightest = torch.where(held, ramp, -1).amax(dim=2, keepdim=True)
+    step = (histogram.sum(dim=2, keepdim=True) - histogram.gather(2, lightest)) // 255
+    before = histogram.cumsum(dim=2) - histogram
+    spread = ((before + step // 2) // step.clamp(min=1)).clamp(max=255)
+    return torch.where((held.sum(dim=2, keepdim=True) > 1) & (step > 0), spread, ramp)
 
 
-def _blend(
-    plain: NDArray[np.float64] | float, levels: NDArray[np.float64], factor: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """From the plainer level towards and beyond the level itself, cut to a whole one."""
-    return np.asarray(np.floor(np.clip(plain + factor * (levels - plain), 0, 255)))
+def _contrast_tables(levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
+    """Tables that go towards and beyond the image's mean grey."""
+    grey = _grey(levels)
+    mean = (grey.flatten(1).sum(dim=1).double() / grey[0].numel() + 0.5).floor().view(-1, 1, 1)
+    factor = to_device(_factor(magnitude), levels.device).view(-1, 1, 1)
+    ramp = torch.arange(256, device=levels.device, dtype=torch.float64)
+    return (mean + factor * (ramp - mean)).clamp(0, 255).floor().expand(-1, 3, -1)
 
 
 def _grey(levels: Tensor) -> Tensor:
@@ -155,8 +163,8 @@ def _grey(levels: Tensor) -> Tensor:
 
 
 def _blended(plain: Tensor, levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
-    """As `_blend`, for a plainer image."""
-    factor = torch.from_numpy(_factor(magnitude).astype(np.float32)).to(levels.device).view(-1, 1, 1, 1)
+    """From the plainer image towards and beyond the image itself."""
+    factor = to_device(_factor(magnitude).astype(np.float32), levels.device).view(-1, 1, 1, 1)
     plain = plain.float()
     # Whole levels in float32: the difference is exact, and a cut to bytes is a cut to whole ones.
     return (levels.float().sub_(plain).mul_(factor).add_(plain)).clamp_(0, 255).to(torch.uint8)
@@ -202,5 +210,4 @@ def _move(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float
             slant_y + shift_y,
         )
     )
-    grid = affine_grid(rows, (height, width), levels.device)
-    return resample(levels.float(), grid, FILL).round_().to(torch.uint8)
+    return resample(levels.float(), rows, FILL).round_().to(torch.uint8)

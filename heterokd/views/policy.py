@@ -44,9 +44,14 @@ class AugmentPolicy(BaseModel):
     operations: int = Field(0, ge=0, le=8, description="RandAugment: operations in a row, each done in half the views")
     magnitude: float = Field(9.0, ge=0, le=10, description="RandAugment: strength of an operation; 10 is the strongest")
     magnitude_std: float = Field(0.0, ge=0, le=10, description="RandAugment: standard deviation of the strength")
-    mixup: float = Field(0.0, ge=0, le=10, description="blends views of two images; their shares are Beta(mixup, mixup)")
+    mixup: float = Field(
+        0.0, ge=0, le=10, description="blends views of two images; their shares are Beta(mixup, mixup)"
+    )
     cutmix: float = Field(
-        0.0, ge=0, le=10, description="puts a piece of another image's view in; the areas' shares are Beta(cutmix, cutmix)"
+        0.0,
+        ge=0,
+        le=10,
+        description="puts a piece of another image's view in; the areas' shares are Beta(cutmix, cutmix)",
     )
 
     @property

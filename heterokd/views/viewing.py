@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.outputs import IGNORE
-from heterokd.views.colour import change_colours, column, plain_images
+from heterokd.views.colour import change_colours, plain_images
 from heterokd.views.draws import as_numbers, view_draws
 from heterokd.views.erasing import erase
-from heterokd.views.geometry import crop_grid, crop_share, outside, warp
+from heterokd.views.geometry import affine_grid, crop_rows, crop_share, filled, flip, outside, stays_inside, warp
 from heterokd.views.operations import operate
 from heterokd.views.policy import AugmentPolicy
 
@@ -40,11 +40,9 @@ def view_images(
         return plain_images(images)
     index, view = as_numbers(index), as_numbers(view)
     draws = view_draws(policy, seed, index, view)
-    pixels = images
+    pixels = plain_images(images)
     if policy.flip:
-        flipped = column(draws["flip"] < policy.flip, images)
-        pixels = torch.where(flipped, images.flip(2), images)
-    pixels = plain_images(pixels)
+        pixels = flip(pixels, np.flatnonzero(draws["flip"] < policy.flip))
     if policy.warps:
         pixels = warp(pixels, policy, draws)
     if policy.operations:
@@ -86,19 +84,20 @@ def view_scenes(
     """
     index, view = as_numbers(index), as_numbers(view)
     draws = view_draws(policy, seed, index, view)
-    pixels, labels = images, label_maps[:, None]
+    pixels, labels = plain_images(images), label_maps[:, None]
     if policy.flip:
-        flipped = column(draws["flip"] < policy.flip, images)
-        pixels, labels = torch.where(flipped, pixels.flip(2), pixels), torch.where(flipped, labels.flip(3), labels)
-    pixels = plain_images(pixels)
+        flipped = np.flatnonzero(draws["flip"] < policy.flip)
+        pixels, labels = flip(pixels, flipped), flip(labels, flipped)
     if policy.warps or tuple(pixels.shape[-2:]) != size:
-        grid = crop_grid(pixels, policy, draws, size, crop_share(pixels, size))
-        beyond = outside(grid)
+        rows = crop_rows(policy, draws, size, crop_share(pixels, size))
+        grid = affine_grid(rows, size, pixels.device)
         # Class numbers are below 256: exact in float32, the only kind that can be sampled.
         nearest = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-        labels = nearest.to(torch.uint8).masked_fill_(beyond, IGNORE)
+        labels = nearest.to(torch.uint8)
         pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        pixels = pixels.masked_fill_(beyond, 0.0)
+        if not stays_inside(rows, size):
+            beyond = outside(grid)
+            labels, pixels = labels.masked_fill_(beyond, IGNORE), filled(pixels, beyond, 0.0)
     if policy.colours:
         pixels = change_colours(pixels, images, policy, draws)
     if policy.erasing:
