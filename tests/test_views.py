@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 from torch import Tensor
+from torchvision.transforms.functional import adjust_hue
 
 from heterokd.views import (
     DRAWS,
     POLICIES,
     AugmentPolicy,
+    draw_mix,
+    mix_labels,
+    mix_views,
     permutation,
     philox,
     philox_key,
@@ -24,6 +33,10 @@ from heterokd.views import (
     view_images,
     view_scenes,
 )
+from heterokd.views.colour import turn_hue
+from heterokd.views.draws import LATER_DRAWS, STREAM_MIX, STREAM_OPERATION, random_words, view_key
+from heterokd.views.mixing import symmetric_beta
+from heterokd.views.operations import KINDS, OPERATIONS, _look_up, _move, _saturate, _sharpen, operation_draws
 
 EVERYTHING = AugmentPolicy(
     scale=(0.3, 1.3),
@@ -36,7 +49,13 @@ EVERYTHING = AugmentPolicy(
     saturation=0.3,
     erasing=0.5,
 )
-POLICY_CASES = pytest.mark.parametrize("policy", [*POLICIES.values(), EVERYTHING], ids=[*POLICIES, "everything"])
+# The same with all that came later.
+MORE = EVERYTHING.model_copy(
+    update={"hue": 0.2, "erasing_noise": True, "operations": 3, "magnitude": 7.0, "magnitude_std": 2.0, "mixup": 0.3}
+)
+POLICY_CASES = pytest.mark.parametrize(
+    "policy", [*POLICIES.values(), EVERYTHING, MORE], ids=[*POLICIES, "everything", "more"]
+)
 
 
 def some_images(count: int, side: int = 16) -> Tensor:
@@ -76,16 +95,17 @@ def test_a_view_does_not_depend_on_its_batch(policy: AugmentPolicy) -> None:
         assert torch.equal(alone[0], together[place])
 
 
-def test_a_large_view_does_not_depend_on_its_batch_or_threads() -> None:
+@pytest.mark.parametrize("policy", [EVERYTHING, MORE], ids=["everything", "more"])
+def test_a_large_view_does_not_depend_on_its_batch_or_threads(policy: AugmentPolicy) -> None:
     """At this size torch shares one image's pixels among threads, where sums could be taken in another order."""
     images, index = some_images(3, side=224), np.arange(3)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        together = view_images(images, index, 5, EVERYTHING)
-        alone = view_images(images[1:2], index[1:2], 5, EVERYTHING)
+        together = view_images(images, index, 5, policy)
+        alone = view_images(images[1:2], index[1:2], 5, policy)
         torch.set_num_threads(1)
-        assert torch.equal(view_images(images, index, 5, EVERYTHING), together)
+        assert torch.equal(view_images(images, index, 5, policy), together)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(alone[0], together[1])
@@ -143,6 +163,7 @@ def test_switching_one_draw_off_leaves_the_order_of_draws() -> None:
     assert DRAWS.index("rotation") == 6
     assert DRAWS[:4] == ("scale", "ratio", "crop_x", "crop_y")
     assert len(set(DRAWS)) == len(DRAWS) == 16
+    assert LATER_DRAWS[0] == "hue"
 
 
 def slow_warp(image: np.ndarray, policy: AugmentPolicy, draw: dict[str, float]) -> np.ndarray:
@@ -246,8 +267,46 @@ def test_golden_pixels() -> None:
     assert digits[1, 0, 4, 4:8].tolist() == pytest.approx(GOLDEN_DIGITS, abs=1e-4)
     standard = view_images(some_images(3), np.array([0, 5, 1000]), np.array([0, 3, 49]), POLICIES["standard"], seed=1)
     assert standard[2, :, 8, 8].tolist() == pytest.approx(GOLDEN_STANDARD, abs=1e-4)
+    ofa = view_images(some_images(3), np.array([0, 5, 1000]), np.array([0, 3, 49]), POLICIES["ofa"], seed=1)
+    assert ofa[:, 1, 5, 5].tolist() == pytest.approx(GOLDEN_OFA, abs=1e-2)
 
 
+def test_golden_draws() -> None:
+    """The same on every machine, to the last bit: by a hash over the words from which all draws are made."""
+    index, view = np.arange(50) * 1000, np.arange(50)
+    for name, expected in GOLDEN_WORDS.items():
+        key = view_key(POLICIES[name], 3)
+        streams = [random_words(key, stream, index, view, blocks=4) for stream in (0, STREAM_OPERATION, STREAM_MIX)]
+        digest = hashlib.sha256(np.stack(streams).astype("<u8").tobytes()).hexdigest()
+        assert digest[:16] == expected, name
+    mix = draw_mix(POLICIES["ofa"], index[:5], view[:5], 50_000, seed=3)
+    assert mix.index.tolist() == GOLDEN_PARTNERS
+    assert mix.share.tolist() == pytest.approx(GOLDEN_SHARES, abs=1e-9)
+    number, magnitude = operation_draws(POLICIES["ofa"], 3, index[:4], view[:4])
+    assert [[OPERATIONS[place] if place >= 0 else "" for place in row] for row in number] == GOLDEN_OPERATIONS
+    assert magnitude[0].tolist() == pytest.approx(GOLDEN_MAGNITUDES, abs=1e-9)
+
+
+def test_policies_of_before_keep_their_hash() -> None:
+    """A setting that came later and is off leaves the name of a policy, and so its views, as they were."""
+    assert {name: POLICIES[name].hash for name in GOLDEN_HASHES} == GOLDEN_HASHES
+    assert AugmentPolicy(magnitude=5.0).hash != AugmentPolicy().hash
+
+
+GOLDEN_HASHES = {
+    "none": "ae5d9b713e60c8c9",
+    "digits": "66f3f1686c1a1c1d",
+    "standard": "f5c3fc2fb55b3492",
+    "crop": "bc664e97bc3ca853",
+    "scenes": "94f2fe1b8b859781",
+    "cifar": "d376eb3e2e6e8ad4",
+}
+GOLDEN_WORDS = {"digits": "6c4351b318435732", "ofa": "645c8f7991ea5402"}
+GOLDEN_PARTNERS = [32422, 40026, 20674, 47437, 47470]
+GOLDEN_SHARES = [0.42850193505, 0.647707886666, 0.77924360145, 0.92650399985, 0.179706323521]
+GOLDEN_OPERATIONS = [["", ""], ["", ""], ["sharpness", "translate_x"], ["brightness", "invert"]]
+GOLDEN_MAGNITUDES = [-0.830380165217, 0.935390062897]
+GOLDEN_OFA = [0.8549, 0.5176, 0.9098]
 GOLDEN_DIGITS = [0.87336, 0.90055, 0.92135, 0.93597]
 GOLDEN_STANDARD = [0.67775, 0.65178, 0.5262]
 
@@ -262,6 +321,23 @@ def test_another_process_makes_the_same_view() -> None:
     images = torch.arange(2 * 8 * 8 * 3).remainder(251).byte().view(2, 8, 8, 3)
     views = view_images(images, np.array([3, 4]), 2, POLICIES["standard"], 7)
     assert done.stdout.strip() == str(views.double().sum((1, 2, 3)).tolist())
+
+
+def test_another_process_mixes_the_same_view() -> None:
+    code = (
+        "import numpy as np, torch; from heterokd.views import *; from heterokd.views import POLICIES; "
+        "images = torch.arange(4 * 8 * 8 * 3).remainder(251).byte().view(4, 8, 8, 3); ofa = POLICIES['ofa']; "
+        "mix = draw_mix(ofa, np.arange(4), 2, 4, 7); first = view_images(images, np.arange(4), 2, ofa, 7); "
+        "second = view_images(images[torch.from_numpy(mix.index)], mix.index, mix.view, ofa, 7); "
+        "print(mix_views(first, second, mix)[0].double().sum((1, 2, 3)).tolist())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None).stdout
+        for _ in range(2)
+    ]
+    images = torch.arange(4 * 8 * 8 * 3).remainder(251).byte().view(4, 8, 8, 3)
+    mixed, _ = mixed_views(POLICIES["ofa"], images, np.arange(4), 2, seed=7)
+    assert runs == [f"{mixed.double().sum((1, 2, 3)).tolist()}\n"] * 2
 
 
 def test_policy_refuses_what_makes_no_sense() -> None:
@@ -287,6 +363,195 @@ def test_permutation_is_one_and_is_the_same_everywhere() -> None:
 
 
 GOLDEN_ORDER = [1, 4, 2, 3, 6, 0, 5, 7]
+
+
+# --- hue, RandAugment, erasing with noise: against PIL and torchvision, one image after the other
+
+
+def test_hue_equals_torchvision() -> None:
+    pixels = plain_images(some_images(6, side=24)).double()
+    turns = torch.tensor([-0.5, -0.21, 0.0, 0.07, 0.3, 0.5]).double().view(-1, 1, 1, 1)
+    expected = torch.stack([adjust_hue(image, float(turn)) for image, turn in zip(pixels, turns, strict=True)])
+    assert (turn_hue(pixels, turns) - expected).abs().max() < 1e-6
+    grey = torch.full((1, 3, 4, 4), 0.4)
+    assert torch.allclose(turn_hue(grey, torch.full((1, 1, 1, 1), 0.3)), grey)
+
+
+def pil_operation(image: Image.Image, name: str, magnitude: float) -> Image.Image:
+    """Timm's operation of that name (its `...Increasing`), from the sentence, by PIL."""
+    strength, width, height = abs(magnitude), image.width, image.height
+    factor = max(0.1, 1 + 0.9 * magnitude)
+
+    def move(*matrix: float) -> Image.Image:
+        transform = Image.Transform.AFFINE
+        return image.transform(image.size, transform, matrix, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
+
+    operations: dict[str, Callable[[], Image.Image]] = {
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "invert": lambda: ImageOps.invert(image),
+        "rotate": lambda: image.rotate(30 * magnitude, Image.Resampling.BILINEAR, fillcolor=(128,) * 3),
+        "posterize": lambda: (
+            ImageOps.posterize(image, 4 - int(strength * 4)) if strength < 1 else image.point(lambda _: 0)
+        ),
+        "solarize": lambda: ImageOps.solarize(image, 256 - min(256, int(strength * 256))),
+        "solarize_add": lambda: image.point(lambda x: min(255, x + int(strength * 110)) if x < 128 else x),
+        "colour": lambda: ImageEnhance.Color(image).enhance(factor),
+        "contrast": lambda: ImageEnhance.Contrast(image).enhance(factor),
+        "brightness": lambda: ImageEnhance.Brightness(image).enhance(factor),
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(factor),
+        "shear_x": lambda: move(1, 0.3 * magnitude, 0, 0, 1, 0),
+        "shear_y": lambda: move(1, 0, 0, 0.3 * magnitude, 1, 0),
+        "translate_x": lambda: move(1, 0, 0.45 * magnitude * width, 0, 1, 0),
+        "translate_y": lambda: move(1, 0, 0, 0, 1, 0.45 * magnitude * height),
+    }
+    return operations[name]()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_equals_pil(name: str) -> None:
+    images = torch.cat([some_images(7, side=20), (some_images(1, side=20) // 64) * 40])
+    magnitudes = np.array([-1.0, -0.93, -0.4, 0.05, 0.37, 0.9, 1.0, 0.62])
+    number = np.full(8, OPERATIONS.index(name))
+    change = (_look_up, _move, _saturate, _sharpen)[KINDS[number[0]]]
+    changed = change(images.permute(0, 3, 1, 2).contiguous(), number, magnitudes).permute(0, 2, 3, 1).int().numpy()
+    for image, magnitude, got in zip(images.numpy(), magnitudes.tolist(), changed, strict=True):
+        expected = np.asarray(pil_operation(Image.fromarray(image), name, magnitude)).astype(int)
+        off = np.abs(got - expected)
+        if KINDS[number[0]] == 1:  # PIL places pixels in 1 / 65536, and cuts levels where we round
+            assert (off.max(axis=2) > 2).mean() < 0.02, magnitude
+        else:
+            assert off.max() <= 1, magnitude
+            assert (off > 0).mean() < 0.02, magnitude
+
+
+def test_operations_are_drawn_as_the_policy_says() -> None:
+    policy = POLICIES["ofa"]
+    number, magnitude = operation_draws(policy, 0, np.arange(30_000), 0)
+    assert number.shape == magnitude.shape == (30_000, 2)
+    assert (number >= 0).mean() == pytest.approx(0.5, abs=0.01)
+    counts = np.bincount(number[number >= 0], minlength=len(OPERATIONS))
+    assert (np.abs(counts / counts.sum() - 1 / 15) < 0.005).all()
+    strength = np.abs(magnitude) * 10
+    assert strength.mean() == pytest.approx(9, abs=0.03)  # a few are cut at 10
+    assert strength.std() == pytest.approx(0.5, abs=0.03)
+    assert (magnitude < 0).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_erased_pixels_show_noise() -> None:
+    images = torch.zeros(300, 32, 32, 3, dtype=torch.uint8)
+    black = view_images(images + 255, np.arange(300), 0, AugmentPolicy(erasing=0.5))
+    policy = AugmentPolicy(erasing=0.5, erasing_noise=True)
+    views = view_images(images, np.arange(300), 0, policy)
+    shares = [(view > 0).any(dim=0).float().mean().item() for view in views]
+    assert 100 < sum(share > 0 for share in shares) < 200
+    assert black.shape == views.shape
+    colours = views[views > 0]
+    assert colours.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert colours.std().item() == pytest.approx(1 / math.sqrt(12), abs=0.01)
+    assert torch.equal(views[7:9], view_images(images[7:9], np.array([7, 8]), 0, policy))
+
+
+# --- mixing
+
+
+def mixed_views(
+    policy: AugmentPolicy, images: Tensor, index: np.ndarray, view: np.ndarray | int, seed: int = 0
+) -> tuple[Tensor, np.ndarray]:
+    """Mixed views of a data set `images` [N, S, S, 3]."""
+    mix = draw_mix(policy, index, view, len(images), seed)
+    first = view_images(images[torch.from_numpy(index)], index, view, policy, seed)
+    second = view_images(images[torch.from_numpy(mix.index)], mix.index, mix.view, policy, seed)
+    return mix_views(first, second, mix)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [POLICIES["ofa"], MORE, AugmentPolicy(mixup=0.2), AugmentPolicy(cutmix=1.0)],
+    ids=["ofa", "more", "mixup", "cutmix"],
+)
+def test_a_mixed_view_does_not_depend_on_its_batch(policy: AugmentPolicy) -> None:
+    images, index, view = some_images(12), np.arange(12), np.arange(12) % 5
+    together, shares = mixed_views(policy, images, index, view, seed=3)
+    order = np.array([4, 11, 1, 0])
+    some, few = mixed_views(policy, images, order, view[order], seed=3)
+    assert torch.equal(some, together[order])
+    assert (few == shares[order]).all()
+    for place in range(12):
+        alone, _ = mixed_views(policy, images, np.array([place]), int(view[place]), seed=3)
+        assert torch.equal(alone[0], together[place])
+
+
+def test_mixed_views_equal_the_slow_version() -> None:
+    images, index = some_images(40, side=12), np.arange(40)
+    policy = AugmentPolicy(mixup=0.8, cutmix=1.0)
+    mix = draw_mix(policy, index, 6, 40)
+    mixed, shares = mixed_views(policy, images, index, 6)
+    plain = plain_images(images)
+    assert 10 < mix.pieces.sum() < 30
+    for b in range(40):
+        own, other = plain[b], plain[mix.index[b]]
+        if not mix.pieces[b]:
+            assert shares[b] == mix.share[b]
+            assert torch.allclose(mixed[b], own * mix.share[b] + other * (1 - mix.share[b]), atol=1e-6)
+            continue
+        side, replaced = math.sqrt(1 - mix.share[b]), 0
+        for row in range(12):
+            for column in range(12):
+                x, y = (column + 0.5) / 12, (row + 0.5) / 12
+                inside = -side / 2 <= x - mix.middle[0, b] < side / 2 and -side / 2 <= y - mix.middle[1, b] < side / 2
+                replaced += inside
+                assert torch.equal(mixed[b, :, row, column], (other if inside else own)[:, row, column])
+        assert shares[b] == pytest.approx(1 - replaced / 144)
+
+
+@pytest.mark.parametrize("concentration", [0.2, 0.8, 1.0, 3.0])
+def test_shares_are_beta_distributed(concentration: float) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(0)
+    shares = symmetric_beta(np.full(20_000, concentration), *generator.random((4, 20_000)))
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert scipy.kstest(shares, scipy.beta(concentration, concentration).cdf).pvalue > 1e-3
+
+
+def test_partners_come_from_the_whole_split() -> None:
+    mix = draw_mix(AugmentPolicy(mixup=1.0), np.arange(20_000), 0, 10)
+    assert (np.abs(np.bincount(mix.index, minlength=10) / 20_000 - 0.1) < 0.01).all()
+    assert len(np.unique(mix.view)) > 19_900
+    other = draw_mix(AugmentPolicy(mixup=1.0), np.arange(20_000), 1, 10)
+    assert (mix.index != other.index).mean() == pytest.approx(0.9, abs=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    mixup=st.sampled_from([0.0, 1e-3, 0.2, 1.0, 10.0]),
+    cutmix=st.sampled_from([1e-3, 0.5, 1.0, 10.0]),
+    operations=st.integers(0, 8),
+    magnitude=st.floats(0, 10),
+    seed=st.integers(0, 2**31),
+    view=st.integers(0, 2**31 - 1),
+    count=st.integers(1, 9),
+    side=st.integers(1, 9),
+)
+def test_whatever_is_drawn_is_an_image(
+    mixup: float, cutmix: float, operations: int, magnitude: float, seed: int, view: int, count: int, side: int
+) -> None:
+    policy = MORE.model_copy(
+        update={"mixup": mixup, "cutmix": cutmix, "operations": operations, "magnitude": magnitude, "erasing": 1.0}
+    )
+    images, labels = some_images(count, side=side), np.arange(count) % 3
+    mix = draw_mix(policy, np.arange(count), view, count, seed)
+    assert ((mix.index >= 0) & (mix.index < count)).all()
+    assert ((mix.view >= 0) & (mix.view < 2**31)).all()
+    mixed, share = mixed_views(policy, images, np.arange(count), view, seed)
+    assert ((share >= 0) & (share <= 1)).all()
+    assert mixed.shape == (count, 3, side, side)
+    assert mixed.isfinite().all()
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1
+    shares = mix_labels(labels, labels[mix.index], share, 3)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(count))
+    assert (shares >= 0).all()
 
 
 # --- views of images with label maps

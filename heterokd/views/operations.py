@@ -75,9 +75,9 @@ def operate(
     return levels.float().div_(255)
 
 
-def _factor(magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far from the plainer image an enhancement goes: 0 is that image, 1 the view itself."""
-    return np.maximum(0.1, 1 + FACTOR * magnitude)
+def _factor(magnitude: NDArray[np.float64]) -> NDArray[np.float32]:
+    """How far from the plainer image an enhancement goes: 0 is that image, 1 the view itself; float32 as in PIL."""
+    return np.maximum(0.1, 1 + FACTOR * magnitude).astype(np.float32)
 
 
 def _look_up(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
@@ -100,7 +100,7 @@ def _fixed_tables(number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> 
     """Tables [n, 3, 256] of the operations that are the same for every image; others leave the levels alone."""
     strength, ramp = np.abs(magnitude)[:, None], np.arange(256.0)
     step = 2 ** (4 + np.floor(strength * 4))  # 4 to 0 bits are kept
-    brightness = np.floor(np.clip(ramp * _factor(magnitude)[:, None], 0, 255))
+    brightness = np.floor(np.clip(ramp.astype(np.float32) * _factor(magnitude)[:, None], 0, 255))
     results = {
         "invert": 255 - ramp,
         "posterize": np.floor(ramp / step) * step,
@@ -150,9 +150,9 @@ def _equalized(histogram: Tensor) -> Tensor:
 def _contrast_tables(levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
     """Tables that go towards and beyond the image's mean grey."""
     grey = _grey(levels)
-    mean = (grey.flatten(1).sum(dim=1).double() / grey[0].numel() + 0.5).floor().view(-1, 1, 1)
+    mean = (grey.flatten(1).sum(dim=1).double() / grey[0].numel() + 0.5).floor().float().view(-1, 1, 1)
     factor = to_device(_factor(magnitude), levels.device).view(-1, 1, 1)
-    ramp = torch.arange(256, device=levels.device, dtype=torch.float64)
+    ramp = torch.arange(256, device=levels.device, dtype=torch.float32)
     return (mean + factor * (ramp - mean)).clamp(0, 255).floor().expand(-1, 3, -1)
 
 
@@ -164,7 +164,7 @@ def _grey(levels: Tensor) -> Tensor:
 
 def _blended(plain: Tensor, levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
     """From the plainer image towards and beyond the image itself."""
-    factor = to_device(_factor(magnitude).astype(np.float32), levels.device).view(-1, 1, 1, 1)
+    factor = to_device(_factor(magnitude), levels.device).view(-1, 1, 1, 1)
     plain = plain.float()
     # Whole levels in float32: the difference is exact, and a cut to bytes is a cut to whole ones.
     return (levels.float().sub_(plain).mul_(factor).add_(plain)).clamp_(0, 255).to(torch.uint8)
