@@ -36,13 +36,16 @@ from heterokd.loaders import Loaders, make_loaders, open_split
 from heterokd.methods import METHODS
 from heterokd.networks import predict_spec, published_classes, save_weights, weights_hash
 from heterokd.outputs import Outputs, OutputSpec
-from heterokd.precision import Precision, resolve_precision, time_steps
+from heterokd.precision import Precision, resolve_precision, time_step
 from heterokd.root import Root, TrialFolder, read_json, write_text
 from heterokd.tasks import build_task
 from heterokd.teachers import LiveTeacher, TeacherCard, open_teacher, teacher_hash
 from heterokd.training import Metrics, Report, Trained, build_distiller, train
+from heterokd.updates import split_batch
 
 logger = logging.getLogger(__name__)
+
+WARM_UP = 2  # steps before a precision is timed
 
 
 @dataclass(frozen=True)
@@ -338,12 +341,14 @@ def measured_precision(
     recipe: Recipe, teacher: LiveTeacher | None, loaders: Loaders, device: torch.device | str, root: Root
 ) -> Precision:
     """The recipe's precision; when it says auto, a few steps are timed once per device and shape."""
+    steps: dict[Precision, Callable[[], object]] = {}
 
-    def seconds(precision: Precision) -> float:
+    def step_in(precision: Precision) -> Callable[[], object]:
         distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
         if precision.channels_last:
             distiller.student.to(memory_format=torch.channels_last)
-        batch = next(iter(loaders.train.epoch(0))).to(torch.device(device))
+        whole = next(iter(loaders.train.epoch(0))).to(torch.device(device))
+        batch = next(split_batch(whole, recipe.training.accumulate))
         needs = distiller.teacher_needs
 
         def step() -> None:
@@ -352,7 +357,14 @@ def measured_precision(
                 loss, _ = distiller(batch, outputs, 0.5)
             loss.backward()
 
-        return time_steps(step, device)
+        for _ in range(WARM_UP):
+            step()
+        return step
+
+    def seconds(precision: Precision) -> float:
+        if precision not in steps:
+            steps[precision] = step_in(precision)
+        return time_step(steps[precision], device)
 
     return resolve_precision(recipe, device, seconds, root.path / "precision.json")
 

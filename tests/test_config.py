@@ -296,12 +296,12 @@ def test_dumped_and_loaded_it_is_the_same_experiment(tmp_path: Path, tiny_file: 
     ("override", "says"),
     [
         ("data.crop=[32, 32]", "data: crop: is for segmentation"),
-        ("data.crop=[32]", "data.crop: "),
+        ("data.crop=[32]", "crop"),
         ("data.evaluation=sliding", "data: evaluation: is for segmentation"),
         ("data={dataset: digit_scenes, labels_per_class: 3}", "set train_images"),
         ("search.metric=val/miou", "search.metric: 'val/miou' is not measured in classification"),
         ("search.space={methods: [heteroakd]}", "'heteroakd' is written for segmentation"),
-        ("teacher.network=segformer-mit_b0", "teacher.network: 'segformer-mit_b0' does not fit data set 'digits'"),
+        ("teacher={network: segformer-mit_b0}", "teacher.network: 'segformer-mit_b0' does not fit data set 'digits'"),
         ("data.train_images=99999", "data.train_images: there are"),
     ],
 )
