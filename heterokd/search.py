@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher
-from heterokd.errors import ConfigError, StudyError, TrackingError
+from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
+from heterokd.pictures import draw_pictures
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.study import Study
@@ -201,7 +202,7 @@ class Found:
     Attributes:
         folder: the study's files, report.html among them.
         summary: standing, winner, scratch and leaders; see `Study.summary`.
-        teacher: network, val/top1 and weights hash of the teacher.
+        teacher: network, score on val and weights hash of the teacher.
         uri: the MLflow store.
         model: name and version of the registered winner; None when there is none, or the store did not answer.
     """
@@ -264,6 +265,7 @@ def search(
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             runs.finish(summary, "KILLED")
             raise KeyboardInterrupt
+        _draw(folder, experiment, root, prepared.weights)
         write_report(folder, experiment, summary)
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
@@ -284,6 +286,14 @@ def _registered(
         logger.warning("the best student is not registered yet (%s); `heterokd promote` does it later", error)
         return None
     return experiment.registered_model, version
+
+
+def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path | None) -> None:
+    """The study's pictures; what cannot be drawn costs a warning, not the study."""
+    try:
+        draw_pictures(folder, experiment, root, weights)
+    except (UserError, OSError) as error:
+        logger.warning("the study's pictures are not drawn (%s)", error)
 
 
 @contextmanager
