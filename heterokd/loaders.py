@@ -28,6 +28,7 @@ from heterokd.views import (
     philox_key,
     plain_images,
     random_words,
+    unmixed_views,
     view_images,
     view_scenes,
 )
@@ -140,7 +141,7 @@ class TrainLoader:
         if mix is None:
             return self._pixels.batch(view_images(pixels, index, view, self.policy, self.seed), index, view)
         # A view and its partner are made at once.
-        both = view_images(pixels, chosen.positions, np.concatenate((view, mix.view)), self.policy, self.seed)
+        both = unmixed_views(pixels, chosen.positions, np.concatenate((view, mix.view)), self.policy, self.seed)
         images, share = mix_views(both[: len(index)], both[len(index) :], mix)
         labels = self.split.labels
         assert self.num_classes is not None  # seen to by `__init__`

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydantic import ValidationError
 
-from heterokd.dataset import ArrayImages, Split, Splits
+from heterokd.config.settings import DataSettings
+from heterokd.dataset import ArrayImages, Images, LabelMaps, Split, Splits
 from heterokd.datasets import load_dataset
+from heterokd.decoded import SharedImages, checksums, shared_pixels
 from heterokd.errors import DataError
+from heterokd.image_files import FileImages, LabelledFiles
 from heterokd.loaders import EvalLoader, TrainLoader, make_loaders, open_test
 from heterokd.outputs import Batch
-from heterokd.views import POLICIES, view_images
+from heterokd.views import POLICIES, AugmentPolicy, draw_mix, mix_views, unmixed_views, view_images
 
 DIGITS = POLICIES["digits"]
 
@@ -157,3 +165,169 @@ def test_few_labels_count_positions_anew(splits: Splits) -> None:
     batches = list(TrainLoader(few.train, DIGITS, 64).epoch(0))
     assert sorted(batches[0].index.tolist()) == list(range(40))
     assert batches[0].labels.tolist() == few.train.labels[batches[0].index.numpy()].tolist()
+
+
+# --- mixed views
+
+
+def test_mixed_batches_are_the_views_they_name(splits: Splits) -> None:
+    ofa = POLICIES["ofa"]
+    loader = make_loaders(splits, ofa, 50, seed=3).train
+    everything = torch.from_numpy(splits.train.images.read(np.arange(len(splits.train))))
+    for batch in loader.epoch(4):
+        index = batch.index.numpy()
+        mix = draw_mix(ofa, index, 4, len(splits.train), 3)
+        own = unmixed_views(everything[batch.index], index, 4, ofa, 3)
+        images, share = mix_views(own, unmixed_views(everything[mix.index], mix.index, mix.view, ofa, 3), mix)
+        assert torch.equal(batch.images, images)
+        for row, label in enumerate(splits.train.labels[index]):
+            expected = np.zeros(10)
+            expected[label] += share[row]
+            expected[splits.train.labels[mix.index[row]]] += 1 - share[row]
+            assert batch.labels[row].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        assert batch.view is not None
+        again = loader.views_of(index, batch.view.numpy())
+        assert same(again, batch)
+
+
+def test_views_of_any_kind_can_be_made_one_by_one(splits: Splits) -> None:
+    for policy in (DIGITS, POLICIES["ofa"]):
+        loader = TrainLoader(splits.train, policy, 32, seed=1, num_classes=10, views=4)
+        batch = next(iter(loader.epoch(7)))
+        assert batch.view is not None
+        index, view = batch.index.numpy(), batch.view.numpy()
+        for place in (0, 13, 31):
+            one = loader.views_of(index[place : place + 1], view[place : place + 1])
+            assert torch.equal(one.images[0], batch.images[place])
+            assert torch.equal(one.labels[0], batch.labels[place])
+
+
+def test_shards_of_mixed_views_fit_together(splits: Splits) -> None:
+    def loader(rank: int, world_size: int) -> TrainLoader:
+        ofa = POLICIES["ofa"]
+        return TrainLoader(splits.train, ofa, 32, num_classes=10, rank=rank, world_size=world_size)
+
+    whole = next(iter(loader(0, 1).epoch(0)))
+    parts = [next(iter(loader(rank, 2).epoch(0))) for rank in range(2)]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+
+
+def test_mixing_needs_classes() -> None:
+    with pytest.raises(DataError, match="mixup and cutmix make shares of classes"):
+        TrainLoader(numbered(20), POLICIES["ofa"], 8)
+    for policy in (AugmentPolicy(mixup=0.2), AugmentPolicy(operations=1), "ofa"):
+        with pytest.raises(ValidationError, match="are for images with one class, but data set 'digit_scenes'"):
+            DataSettings(dataset="digit_scenes", augment=policy)
+        DataSettings(dataset="digits", augment=policy)
+
+
+# --- decoded images that are shared
+
+
+class Counted:
+    """Images that count how many of them were read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.images, self.read_so_far = ArrayImages(array), 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        self.read_so_far += len(index)
+        return self.images.read(index)
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted(np.random.default_rng(0).integers(0, 256, (1100, 5, 7, 3), np.uint8))
+
+
+def test_shared_images_are_decoded_once(tmp_path: Path, counted: Counted) -> None:
+    first = shared_pixels(tmp_path / "caches", counted, "abc", "train")
+    assert isinstance(first, SharedImages)
+    decoded = counted.read_so_far
+    second = shared_pixels(tmp_path / "caches", counted, "abc", "train")
+    assert counted.read_so_far == decoded + 1  # one, to learn their size
+    index = np.array([1099, 3, 3, 0, 512])
+    for shared in (first, second, pickle.loads(pickle.dumps(first))):
+        assert (shared.read(index) == counted.images.array[index]).all()
+        assert len(shared) == 1100
+    assert len(pickle.dumps(first)) < 5000, "a pickled one holds no pixels"
+    assert shared_pixels(tmp_path / "caches", counted, "other", "train").path != first.path  # type: ignore[union-attr]
+    assert not list((tmp_path / "caches").glob("*.part"))
+
+
+def test_a_damaged_file_is_found(tmp_path: Path, counted: Counted) -> None:
+    shared = shared_pixels(tmp_path, counted, "abc", "val")
+    assert isinstance(shared, SharedImages)
+    whole = shared.path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[-30] ^= 4  # in the last image
+    shared.path.write_bytes(damaged)
+    fresh = shared_pixels(tmp_path, counted, "abc", "val")
+    assert (fresh.read(np.array([5])) == counted.images.array[[5]]).all()
+    with pytest.raises(DataError, match=r"image 1099 is damaged; remove the file"):
+        fresh.read(np.array([0, 1099]))
+    shared.path.write_bytes(whole[:-1])  # cut off: whoever comes next writes it anew
+    (tmp_path / f"{shared.path.name}.1.part").write_bytes(b"left by one that was stopped")
+    again = shared_pixels(tmp_path, counted, "abc", "val")
+    assert (again.read(np.array([1099])) == counted.images.array[[1099]]).all()
+    assert shared.path.read_bytes() == whole
+    assert not list(tmp_path.glob("*.part"))
+    shared.path.unlink()
+    with pytest.raises(DataError, match="is missing or damaged; start again"):
+        SharedImages(shared.path, shared.shape).read(np.array([0]))
+
+
+def test_every_byte_counts_in_a_checksum() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (1, 3, 3, 3), np.uint8)
+    before = checksums(images)[0]
+    for place in range(27):
+        changed = images.copy()
+        changed.ravel()[place] ^= 128
+        assert checksums(changed)[0] != before
+    assert (checksums(np.zeros((2, 27), np.uint8)) != 0).all()
+
+
+def test_a_disk_without_room_leaves_images_as_they_are(
+    tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heterokd.decoded.FREE_SHARE", 1e15)
+    assert shared_pixels(tmp_path, counted, "abc", "train") is counted
+    assert not list(tmp_path.glob("*.pixels"))
+
+
+def share(folder: Path, array: np.ndarray, answers: multiprocessing.Queue) -> None:
+    counted = Counted(array)
+    shared: Images | LabelMaps = shared_pixels(folder, counted, "abc", "train")
+    answers.put((counted.read_so_far, int(shared.read(np.arange(len(shared))).astype(np.int64).sum())))
+
+
+def test_processes_that_come_together_decode_once(tmp_path: Path, counted: Counted) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [context.Process(target=share, args=(tmp_path, counted.images.array, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    got = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(read for read, _ in got) == [1, 1 + 1100]
+    assert {total for _, total in got} == {int(counted.images.array.sum(dtype=np.int64))}
+
+
+def test_folder_images_give_the_same_batches_from_the_shared_file(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    names = [f"{number}.png" for number in range(24)]
+    for name in names:
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / name)
+    files = LabelledFiles(tmp_path, np.array(names, np.bytes_), np.arange(24) % 4)
+    images = FileImages(files, 16)
+    plain = Split(images, files.labels, "train")
+    shared = replace(plain, images=shared_pixels(tmp_path / "caches", images, "abc", "train"))
+    for policy in (POLICIES["standard"], POLICIES["ofa"]):
+        one, two = (TrainLoader(split, policy, 8, num_classes=4) for split in (plain, shared))
+        assert all(same(a, b) for a, b in zip(one.epoch(0), two.epoch(0), strict=True))
+        assert two._pixels._resident is None, "mapped pages are not copied"

@@ -21,7 +21,7 @@ from heterokd.views.draws import (
 )
 from heterokd.views.mixing import Mix, draw_mix, mix_labels, mix_views
 from heterokd.views.policy import POLICIES, VIEWS_VERSION, AugmentPolicy
-from heterokd.views.viewing import view_images, view_scenes
+from heterokd.views.viewing import unmixed_views, view_images, view_scenes
 
 __all__ = [
     "DRAWS",
@@ -38,6 +38,7 @@ __all__ = [
     "philox_key",
     "plain_images",
     "random_words",
+    "unmixed_views",
     "view_draws",
     "view_images",
     "view_scenes",

@@ -24,7 +24,7 @@ def view_images(
     policy: AugmentPolicy,
     seed: int = 0,
 ) -> Tensor:
-    """The given view of each image, before it is mixed with another: see `heterokd.views.mixing`.
+    """The given view of each image.
 
     Args:
         images: [B, S, S, 3], uint8, or float in [0, 1]; on any device.
@@ -35,7 +35,23 @@ def view_images(
 
     Returns:
         [B, 3, S, S] float32 in [0, 1]; with a policy that is off, the images to the last bit.
+
+    Raises:
+        ValueError: the policy mixes images: such a view is made of two, as `TrainLoader.views_of` does.
     """
+    if policy.mixes:
+        raise ValueError("the policy mixes images, and a view of it is made of two; take TrainLoader.views_of")
+    return unmixed_views(images, index, view, policy, seed)
+
+
+def unmixed_views(
+    images: Tensor,
+    index: NDArray[np.int64] | Tensor,
+    view: NDArray[np.int64] | Tensor | int,
+    policy: AugmentPolicy,
+    seed: int = 0,
+) -> Tensor:
+    """As `view_images`, of any policy: what `mix_views` makes mixed views of."""
     if not (policy.warps or policy.flip or policy.colours or policy.operations or policy.erasing):
         return plain_images(images)
     index, view = as_numbers(index), as_numbers(view)
