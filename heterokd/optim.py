@@ -1,8 +1,11 @@
-"""Optimizers and learning-rate schedules: timm's, chosen by name."""
+"""Optimizers and learning-rate schedules, timm's, chosen by name; and the average of the weights."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import timm.optim as timm_optim
@@ -12,7 +15,10 @@ from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 from timm.scheduler.tanh_lr import TanhLRScheduler
-from torch import nn
+from torch import Tensor, nn
+
+# Where one kernel updates all weights: torch's own optimizers offer it on these.
+FUSED_DEVICES = ("cpu", "cuda", "xpu")
 
 
 @lru_cache(maxsize=1)
@@ -24,11 +30,66 @@ def optimizer_names() -> tuple[str, ...]:
 def build_optimizer(
     module: nn.Module, name: str, learning_rate: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """Timm's optimizer over the trainable parameters of `module`; norms and biases are not decayed."""
+    """Timm's optimizer over the trainable parameters of `module`; norms and biases are not decayed.
+
+    Optimizers that have a fused form use it: one kernel for all weights, where a loop starts several for each.
+    """
+    on = {parameter.device.type for parameter in module.parameters()}
+    own: dict[str, Any] = {"fused": True} if has_fused(name) and on <= set(FUSED_DEVICES) else {}
     optimizer: torch.optim.Optimizer = timm_optim.create_optimizer_v2(  # type: ignore[attr-defined]
-        module, opt=name, lr=learning_rate, weight_decay=weight_decay, momentum=momentum, filter_bias_and_bn=True
+        module,
+        opt=name,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        filter_bias_and_bn=True,
+        **own,
     )
     return optimizer
+
+
+@lru_cache(maxsize=64)
+def has_fused(name: str) -> bool:
+    """Whether an optimizer has a fused form."""
+    return (
+        "fused"
+        in inspect.signature(
+            timm_optim.get_optimizer_class(name, bind_defaults=False)  # type: ignore[attr-defined]
+        ).parameters
+    )
+
+
+class WeightAverage:
+    """Exponential moving average of a network's weights and statistics, in one kernel an update.
+
+    Args:
+        network: the one that is trained.
+        decay: share of the average that an update leaves.
+
+    Attributes:
+        network: a copy that holds the average.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network)
+        self.decay = decay
+        self._means: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._counts: list[tuple[Tensor, Tensor]] = []
+        own = chain(self.network.parameters(), self.network.buffers())
+        for mean, value in zip(own, chain(network.parameters(), network.buffers()), strict=True):
+            if mean.is_floating_point():
+                self._means.append(mean.detach())
+                self._values.append(value.detach())
+            else:
+                self._counts.append((mean, value))
+
+    @torch.no_grad()
+    def update(self, *, first: bool) -> None:
+        """Move towards the network's present weights; the first update takes them as they are."""
+        torch._foreach_lerp_(self._means, self._values, 1.0 if first else 1 - self.decay)
+        for mean, value in self._counts:
+            mean.copy_(value)
 
 
 def build_schedule(

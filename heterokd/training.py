@@ -14,26 +14,25 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heterokd.config import Recipe
 from heterokd.distiller import Distiller
-from heterokd.errors import CheckpointError, TrainingDiverged
+from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.evaluation import evaluate
 from heterokd.loaders import Loaders
 from heterokd.methods import METHODS
 from heterokd.networks import AnyNetwork, build_network
-from heterokd.optim import build_optimizer, build_schedule
-from heterokd.outputs import Batch, Losses, Outputs, Signal
-from heterokd.precision import FP32, Precision
+from heterokd.outputs import Batch
+from heterokd.precision import FP32, Precision, forbid_tf32
 from heterokd.tasks import build_task
 from heterokd.teachers import Teacher
+from heterokd.updates import Updates, compile_student
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics], bool]
@@ -111,11 +110,32 @@ def train(
     Raises:
         TrainingDiverged: a loss that is not finite; names the terms and the epoch.
         CheckpointError: the checkpoint is damaged or of another recipe.
+        ConfigError: the training does not fit into the GPU's memory.
     """
+    forbid_tf32(device)
+    try:
+        return _train(recipe, teacher, loaders, report, checkpoint, rungs, torch.device(device), precision, wrap)
+    except torch.OutOfMemoryError:
+        raise ConfigError(_out_of_memory(recipe, torch.device(device))) from None
+
+
+def _train(
+    recipe: Recipe,
+    teacher: Teacher | None,
+    loaders: Loaders,
+    report: Report,
+    checkpoint: Path | None,
+    rungs: Collection[int],
+    device: torch.device,
+    precision: Precision,
+    wrap: Callable[[nn.Module], nn.Module] | None,
+) -> Trained:
     distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
     if precision.channels_last:
         distiller.student.to(memory_format=torch.channels_last)
     loop = _Loop(recipe, teacher, loaders, distiller, wrap(distiller) if wrap else distiller, precision)
+    if recipe.training.compile:
+        compile_student(distiller.student, device)
     epoch = loop.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
     stopped, saved = False, time.monotonic()
@@ -128,7 +148,18 @@ def train(
         if checkpoint is not None and is_due:
             loop.save(checkpoint, epoch)
             saved = time.monotonic()
-    return Trained(loop.kept.eval(), metrics, epoch, stopped)
+    return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
+
+
+def _out_of_memory(recipe: Recipe, device: torch.device) -> str:
+    """What to do about a full GPU."""
+    settings = recipe.training
+    held = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    return (
+        f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images at a "
+        f"time does not fit into the memory{held} that is left on {device}; raise training.accumulate (the result "
+        "stays), give each trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
+    )
 
 
 class _Loop:
@@ -143,32 +174,11 @@ class _Loop:
         step: nn.Module,
         precision: Precision,
     ) -> None:
-        settings = recipe.training
-        self.recipe, self.teacher, self.loaders, self.precision = recipe, teacher, loaders, precision
+        self.recipe, self.loaders = recipe, loaders
         self.distiller, self.step = distiller, step
         self.device = next(distiller.parameters()).device
-        self.optimizer = build_optimizer(
-            distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum
-        )
-        self.schedule = build_schedule(
-            self.optimizer,
-            settings.schedule,
-            epochs=settings.epochs,
-            steps_per_epoch=len(loaders.train),
-            warmup_epochs=settings.warmup_epochs,
-            learning_rate=settings.learning_rate,
-            min_learning_rate=settings.min_learning_rate,
-        )
-        self.average: AveragedModel | None = None
-        if settings.ema is not None:
-            mean = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(distiller.student, multi_avg_fn=mean, use_buffers=True)
+        self.updates = Updates(distiller, step, teacher, recipe.training, len(loaders.train), precision)
         self.teacher_classes = None if teacher is None else teacher.classes(loaders.val, self.device)
-
-    @property
-    def kept(self) -> AnyNetwork:
-        """The network that is evaluated and kept."""
-        return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.module)
 
     def train_epoch(self, epoch: int) -> Metrics:
         """One pass; losses are added up on the device and read once, at the end."""
@@ -182,40 +192,30 @@ class _Loop:
         started, images = time.perf_counter(), 0
         totals: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loaders.train.epoch(epoch)):
-            for name, value in self.train_step(batch.to(self.device), epoch * steps + number).items():
-                totals[name] = totals[name] + value.detach() if name in totals else value.detach().clone()
+            losses = self.updates.apply(self._arrive(batch), epoch * steps + number)
+            for name, value in losses.items():
+                if name in totals:
+                    totals[name] += value
+                else:
+                    totals[name] = value.float().clone()
             images += len(batch)
-        means = (torch.stack([total.float() for total in totals.values()]) / steps).tolist()
+        means = (torch.stack(list(totals.values())) / steps).tolist()
         metrics = {f"train/{name}": mean for name, mean in zip(totals, means, strict=True)}
         self._check_finite(metrics, epoch)
-        metrics["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        metrics["train/learning_rate"] = float(self.updates.optimizer.param_groups[0]["lr"])
         metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
         return metrics
 
-    def train_step(self, batch: Batch, update: int) -> Losses:
-        """One optimizer update, the `update`-th of the training; `loss` and its terms, still on the device."""
-        settings = self.recipe.training
-        progress = update / (settings.epochs * len(self.loaders.train))
-        with self.precision.autocast(self.device):
-            outputs = Outputs(owner="teacher")
-            if self.teacher is not None and self.distiller.teacher_needs != Signal.NONE:
-                outputs = self.teacher.outputs(batch, self.distiller.teacher_needs)
-            loss, losses = self.step(batch, outputs, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.distiller.parameters(), settings.clip_grad)
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step_update(update + 1)
-        if self.average is not None:
-            self.average.update_parameters(self.distiller.student)
-        return {"loss": loss, **losses}
+    def _arrive(self, batch: Batch) -> Batch:
+        """The batch on the device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+        if self.device.type == "cuda" and not batch.images.is_cuda:
+            batch = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+        return batch.to(self.device)
 
     def evaluate(self) -> Metrics:
         """The kept network on val."""
         pairs = evaluate(
-            self.kept,
+            self.updates.kept,
             self.loaders.val,
             self.distiller.task,
             teacher_classes=self.teacher_classes,
@@ -252,9 +252,9 @@ class _Loop:
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds: everything but the teacher."""
-        parts: dict[str, Any] = {"distiller": self.distiller, "optimizer": self.optimizer}
-        if self.average is not None:
-            parts["average"] = self.average
+        parts: dict[str, Any] = {"distiller": self.distiller, "optimizer": self.updates.optimizer}
+        if self.updates.average is not None:
+            parts["average"] = self.updates.average.network
         return parts
 
     def _check_finite(self, metrics: Metrics, epoch: int) -> None:
