@@ -6,6 +6,7 @@ What Ray reads from the environment when it is imported is set here, once, befor
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,12 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 
-from heterokd.config import Experiment
-from heterokd.errors import ConfigError
+from heterokd.config import Experiment, ends
+from heterokd.distillation import open_splits
+from heterokd.errors import ConfigError, PairError
+from heterokd.memory import estimate_memory
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""
@@ -83,10 +88,91 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[None]:
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:
-    """How many trials run at a time on the Ray that is connected, and what each of them gets."""
+    """How many trials run at a time on the Ray that is connected, and what each of them gets.
+
+    With `search.gpus_per_trial: auto` as many trials share a GPU as its memory and the cores allow, and as there are.
+
+    Raises:
+        ConfigError: not even one trial fits into a GPU's memory, or a share of the GPUs that cannot be had.
+    """
     resources = ray.cluster_resources()
     cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    parallel = experiment.search.parallel or (gpus if gpus else cores)
-    if gpus:
-        return Cluster(parallel, cpus=1, gpus=min(1.0, gpus / parallel))
-    return Cluster(parallel, cpus=max(1, cores // parallel), gpus=0)
+    wanted = experiment.search.parallel
+    if not gpus:
+        parallel = wanted or cores
+        return Cluster(parallel, cpus=max(1, cores // parallel), gpus=0)
+    asked = experiment.search.gpus_per_trial
+    if asked == "auto":
+        memory = gpu_bytes()
+        room = gpus if memory is None else gpus * trials_per_gpu(experiment, memory)
+        if wanted is not None and memory is not None and wanted > room:
+            logger.warning("search.parallel: %d trials do not fit into the GPUs' memory; %d run", wanted, room)
+        most = room if memory is not None or wanted is None else wanted
+        parallel = max(1, min(wanted or experiment.search.trials, most, max(cores, 1)))
+        share = _fraction(parallel / gpus)
+    else:
+        if asked > gpus or (asked > 1 and asked != int(asked)):
+            raise ConfigError(
+                f"search.gpus_per_trial: {asked:g} GPUs for each trial cannot be had from {gpus}; "
+                "give a share of one GPU, or a whole number of them"
+            )
+        room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
+        parallel, share = max(1, min(wanted or room, room)), asked
+    return Cluster(parallel, cpus=max(1, cores // parallel), gpus=share)
+
+
+def _fraction(trials_per_gpu: float) -> float:
+    """A GPU's share for each trial, rounded down to what Ray counts in: ten-thousandths."""
+    return 1.0 if trials_per_gpu <= 1 else int(10_000 / math.ceil(trials_per_gpu)) / 10_000
+
+
+def trials_per_gpu(experiment: Experiment, memory: int) -> int:
+    """How many trials of an experiment a GPU has memory for, whatever methods and students they have.
+
+    Args:
+        experiment: the question.
+        memory: of the GPU, in bytes.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    splits = open_splits(experiment.data)
+    shared = experiment.shared_domains()
+    largest = {key: max(ends(shared[key])) for key in ("training.batch_size",) if key in shared}  # type: ignore[type-var]
+    most, greediest = 0, ""
+    for network in experiment.student.networks:
+        chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
+        for method in experiment.methods:
+            recipe = experiment.recipe({**experiment.published(method), **largest, **chosen})
+            try:
+                needed = estimate_memory(recipe, splits, memory)
+            except PairError:
+                continue
+            if needed > most:
+                most, greediest = needed, f"method {method!r} for student {network!r}"
+    if most > memory:
+        raise ConfigError(
+            f"training.batch_size: a training by {greediest} needs about {most / 2**30:.1f} GiB of a GPU that has "
+            f"{memory / 2**30:.1f}; raise training.accumulate, or lower training.batch_size"
+        )
+    return max(1, memory // max(most, 1))
+
+
+def gpu_bytes() -> int | None:
+    """Memory of the smallest GPU of the Ray that is connected; None where none answers for itself."""
+
+    def ask() -> int | None:
+        import torch  # a worker's, not the driver's
+
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    asking = [
+        ray.remote(ask)
+        .options(num_cpus=0, num_gpus=0.01, scheduling_strategy=affinity(node["NodeID"], soft=False))
+        .remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
+    ]
+    known = [memory for memory in ray.get(asking) if memory is not None]
+    return min(known, default=None)

@@ -224,7 +224,7 @@ def _fitted_teacher(
     # Two searches that want the same teacher at once: the second waits and finds it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            loaders = recipe_loaders(recipe, splits)
+            loaders = recipe_loaders(recipe, splits, device)
             precision = measured_precision(recipe, None, loaders, device, root)
             trained = train(
                 recipe,
@@ -308,7 +308,7 @@ def run_recipe(
     """
     splits = open_splits(recipe.data)
     teacher = open_prepared(recipe, weights, splits.num_classes)
-    loaders = recipe_loaders(recipe, splits)
+    loaders = recipe_loaders(recipe, splits, device)
     precision = measured_precision(recipe, teacher, loaders, device, root)
 
     def report(metrics: Metrics) -> bool:
@@ -330,11 +330,11 @@ def run_recipe(
     return trained
 
 
-def recipe_loaders(recipe: Recipe, splits: Splits) -> Loaders:
-    """The views and the validation images of a recipe."""
+def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:
+    """The views and the validation images of a recipe, made where they are wanted."""
     training = recipe.training
     crop = recipe.data.view_size if recipe.task == "segmentation" else None
-    return make_loaders(splits, recipe.data.policy, training.batch_size, training.seed, crop=crop)
+    return make_loaders(splits, recipe.data.policy, training.batch_size, training.seed, crop=crop, device=device)
 
 
 def measured_precision(

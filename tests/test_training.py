@@ -13,7 +13,7 @@ from heterokd.datasets import load_dataset
 from heterokd.errors import CheckpointError, PairError, TrainingDiverged
 from heterokd.loaders import Loaders, make_loaders
 from heterokd.networks import build_network, weights_hash
-from heterokd.precision import FP32, Precision, resolve_precision
+from heterokd.precision import Precision
 from heterokd.teachers import LiveTeacher
 from heterokd.training import Metrics, Trained, build_distiller, train
 from heterokd.views import POLICIES
@@ -186,34 +186,6 @@ def test_the_distiller_holds_no_teacher(experiment: Experiment, teacher: LiveTea
     distiller = build_distiller(experiment.recipe({"method": "fbt"}), teacher, 10)
     mine = {id(parameter) for parameter in distiller.parameters()}
     assert not mine & {id(parameter) for parameter in teacher.network.parameters()}
-
-
-def test_explicit_precision_is_obeyed_without_measuring(experiment: Experiment) -> None:
-    recipe = experiment.recipe({"method": "kd"})
-
-    def measure(precision: Precision) -> float:
-        raise AssertionError("measured")
-
-    assert resolve_precision(recipe, "cpu", measure, None) == FP32
-
-
-def test_precision_auto_measures_once_and_remembers(experiment: Experiment, tmp_path: Path) -> None:
-    training = experiment.training.model_copy(update={"precision": "auto", "channels_last": "auto"})
-    recipe = experiment.model_copy(update={"training": training}).recipe({"method": "kd"})
-    asked: list[Precision] = []
-
-    def measure(precision: Precision) -> float:
-        asked.append(precision)
-        return 1.0 if precision.dtype == "bf16" and precision.channels_last else 2.0
-
-    memory = tmp_path / "deep" / "precision.json"
-    assert resolve_precision(recipe, "cpu", measure, memory) == Precision("bf16", channels_last=True)
-    assert set(asked[:4]) == {Precision(dtype, last) for dtype in ("fp32", "bf16") for last in (False, True)}
-    steps = len(asked)
-    assert resolve_precision(recipe, "cpu", measure, memory) == Precision("bf16", channels_last=True)
-    assert len(asked) == steps
-    # A close call is no reason to leave fp32.
-    assert resolve_precision(recipe, "cpu", lambda precision: 1.0 if precision == FP32 else 0.95, None) == FP32
 
 
 def test_bf16_trains(experiment: Experiment, teacher: LiveTeacher) -> None:

@@ -1,0 +1,127 @@
+"""How many trials share a GPU, on clusters that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from heterokd import cluster
+from heterokd.cluster import Cluster, plan_cluster, trials_per_gpu
+from heterokd.config import Experiment, load_experiment
+from heterokd.dataset import Splits
+from heterokd.distillation import open_splits
+from heterokd.errors import ConfigError
+from heterokd.memory import CONTEXT_BYTES, estimate_memory
+
+Write = Callable[..., Path]
+GIB = 2**30
+
+
+def experiment_of(tiny_file: Write, **search: object) -> Experiment:
+    return load_experiment(tiny_file(search={"parallel": None, "trials": 50, **search}))
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float | None) -> None:
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cores, "GPU": gpus})
+    monkeypatch.setattr(cluster, "gpu_bytes", lambda: None if gib is None else int(gib * GIB))
+
+
+@pytest.mark.parametrize(
+    ("search", "cores", "gpus", "gib", "expected"),
+    [
+        ({}, 8, 0, None, Cluster(8, 1, 0)),
+        ({"parallel": 2}, 8, 0, None, Cluster(2, 4, 0)),
+        ({}, 64, 2, 6.5, Cluster(6, 10, 0.3333)),  # memory decides: 2 GiB a trial
+        ({}, 4, 2, 80, Cluster(4, 1, 0.5)),  # cores decide
+        ({"trials": 3}, 64, 1, 80, Cluster(3, 21, 0.3333)),  # there are no more trials
+        ({"parallel": 2}, 64, 2, 80, Cluster(2, 32, 1.0)),
+        ({"parallel": 9}, 64, 1, 6.5, Cluster(3, 21, 0.3333)),  # never more than fit
+        ({}, 64, 2, None, Cluster(2, 32, 1.0)),  # GPUs of unknown size are not shared
+        ({"gpus_per_trial": 0.25}, 64, 2, 1, Cluster(8, 8, 0.25)),
+        ({"gpus_per_trial": 0.3}, 64, 2, 1, Cluster(6, 10, 0.3)),
+        ({"gpus_per_trial": 2}, 64, 5, 1, Cluster(2, 32, 2.0)),
+    ],
+)
+def test_trials_share_gpus_and_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_file: Write,
+    search: dict[str, object],
+    cores: int,
+    gpus: int,
+    gib: float | None,
+    expected: Cluster,
+) -> None:
+    made_up(monkeypatch, cores, gpus, gib)
+    monkeypatch.setattr(cluster, "estimate_memory", lambda recipe, splits, memory: 2 * GIB)
+    plan = plan_cluster(experiment_of(tiny_file, **search))
+    assert plan == expected
+    if gpus:
+        assert plan.parallel * plan.gpus <= gpus
+
+
+def test_a_trial_that_fits_into_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
+    made_up(monkeypatch, cores=8, gpus=1, gib=0.5)
+    with pytest.raises(ConfigError, match=r"needs about 0\.\d GiB of a GPU that has 0\.5; raise training.accumulate"):
+        plan_cluster(experiment_of(tiny_file))
+
+
+@pytest.mark.parametrize("share", [1.5, 3.0])
+def test_gpus_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write, share: float) -> None:
+    made_up(monkeypatch, cores=8, gpus=2, gib=80)
+    with pytest.raises(ConfigError, match="gpus_per_trial"):
+        plan_cluster(experiment_of(tiny_file, gpus_per_trial=share))
+
+
+def test_the_greediest_method_and_batch_decide(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def estimate(recipe: object, splits: Splits, memory: int) -> int:
+        asked.append((recipe.method, recipe.training.batch_size))  # type: ignore[attr-defined]
+        return 3 * GIB if recipe.method == "dkd" else GIB  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(cluster, "estimate_memory", estimate)
+    space = {"methods": ["kd", "dkd"], "shared": {"training.batch_size": {"options": [16, 256, 32]}}}
+    assert trials_per_gpu(experiment_of(tiny_file, space=space), 7 * GIB) == 2
+    assert asked == [("kd", 256), ("dkd", 256)]
+
+
+def test_the_estimate_grows_with_what_a_training_holds(tiny_file: Write) -> None:
+    experiment = experiment_of(tiny_file, space={"methods": "all"})
+    splits = open_splits(experiment.data)
+
+    def bytes_of(method: str = "kd", **training: object) -> int:
+        settings = experiment.training.model_copy(update=training)
+        recipe = experiment.model_copy(update={"training": settings}).recipe({"method": method})
+        return estimate_memory(recipe, splits, 80 * GIB) - CONTEXT_BYTES
+
+    plain = bytes_of(batch_size=2048)
+    assert 1.8 < bytes_of(batch_size=4096) / plain < 2.1
+    assert bytes_of(batch_size=4096, accumulate=8) < bytes_of(batch_size=4096)
+    assert bytes_of(optimizer="adamw") > bytes_of(optimizer="sgd") > bytes_of(optimizer="sgd", trainable="head")
+    assert bytes_of(ema=0.9) > bytes_of()
+    assert bytes_of("fbt", batch_size=2048) > plain
+
+
+def test_the_estimate_leaves_nothing_behind(tiny_file: Write) -> None:
+    import gc
+    import weakref
+
+    experiment = experiment_of(tiny_file)
+    splits, recipe = open_splits(experiment.data), experiment.recipe({"method": "kd"})
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    original = torch.Tensor.detach
+
+    def detach(tensor: torch.Tensor) -> torch.Tensor:
+        alias = original(tensor)
+        tensors.append(weakref.ref(alias))
+        return alias
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "detach", detach)
+        estimate_memory(recipe, splits, GIB)
+    gc.collect()
+    assert tensors
+    assert not [one for one in tensors if one() is not None]
