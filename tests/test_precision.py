@@ -81,12 +81,16 @@ def test_one_lucky_look_is_not_enough(recipe: Recipe) -> None:
     assert set(asked[4 * ROUNDS :]) == {FP32, FAST}
 
 
-def test_fp32_means_fp32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.backends.cudnn.allow_tf32
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    forbid_tf32("cpu")
-    assert torch.backends.cudnn.allow_tf32
-    forbid_tf32("cuda")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = before
+def test_fp32_means_fp32_on_a_gpu() -> None:
+    owners = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [owner.allow_tf32 for owner in owners]
+    try:
+        for owner in owners:
+            owner.allow_tf32 = True
+        forbid_tf32("cpu")
+        assert all(owner.allow_tf32 for owner in owners)
+        forbid_tf32("cuda")
+        assert not any(owner.allow_tf32 for owner in owners)
+    finally:
+        for owner, value in zip(owners, before, strict=True):
+            owner.allow_tf32 = value
