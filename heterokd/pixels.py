@@ -75,7 +75,8 @@ class SplitPixels:
     """
 
     def __init__(self, split: Split, device: torch.device | str) -> None:
-        self.split, self.device = split, torch.device(device)
+        # With its number: in another thread, "cuda" may mean another GPU.
+        self.split, self.device = split, torch.empty(0, device=device).device
         # What lies in this machine's memory, or is mapped into it, is not copied there once more.
         sources = [split.images] if split.label_maps is None else [split.images, split.label_maps]
         kinds = {type(source.images if isinstance(source, ChosenImages) else source) for source in sources}
