@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_one_lucky_look_is_not_enough(recipe: Recipe) -> None:
 
 
 def test_fp32_means_fp32_on_a_gpu() -> None:
-    owners = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    owners: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [owner.allow_tf32 for owner in owners]
     try:
         for owner in owners:
