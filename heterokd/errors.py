@@ -7,6 +7,7 @@ HeterokdError
 │   ├── NetworkError       a network that does not exist or cannot be split into stages
 │   ├── PairError          a method (or its layout) that cannot exist for this teacher and student
 │   ├── CheckpointError    weights that are missing, damaged or of another network
+│   ├── CacheError         stored teacher outputs that are missing, damaged, of something else, or do not fit the disk
 │   ├── StudyError         a study that is missing, unfinished, running or of another experiment
 │   ├── TrackingError      the MLflow store cannot be used or does not answer
 │   └── PromotionError     nothing to promote, or nothing to compare it with
@@ -46,6 +47,10 @@ class PairError(UserError):
 
 class CheckpointError(UserError):
     """Weights are missing, damaged or belong to another network."""
+
+
+class CacheError(UserError):
+    """Stored teacher outputs are missing, damaged, belong to something else, or do not fit on the disk."""
 
 
 class StudyError(UserError):

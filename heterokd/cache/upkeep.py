@@ -1,0 +1,144 @@
+"""Upkeep: which caches there are, whether they are sound, and which may go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from heterokd.cache.building import MANIFEST
+from heterokd.cache.key import CacheKey
+from heterokd.cache.reading import Records, problems, read_key, read_manifest
+from heterokd.cache.shards import layout_of, shard_name
+from heterokd.errors import CacheError
+from heterokd.storage import Folder, open_folder
+
+LAST_USED = "last_used"
+
+
+@dataclass(frozen=True)
+class CacheCard:
+    """What is known of a cache without opening its shards.
+
+    Attributes:
+        id: name of its folder.
+        description: its key in one line, or what is wrong with it.
+        bytes: on the disk.
+        records: views that are stored.
+        complete: whether every shard is there.
+        last_used: when it was last opened, or else written.
+    """
+
+    id: str
+    description: str
+    bytes: int
+    records: int
+    complete: bool
+    last_used: datetime
+
+
+def list_caches(caches: Folder | Path | str) -> list[CacheCard]:
+    """The caches of a folder, the last used first; damaged ones too."""
+    root = caches if isinstance(caches, Folder) else open_folder(caches)
+    cards = [_card(root.at(name), name) for name in root.folders()]
+    return sorted((card for card in cards if card is not None), key=lambda card: card.last_used, reverse=True)
+
+
+def verify_cache(folder: Folder | Path | str, copies: Path | None = None) -> list[str]:
+    """What is wrong with one cache, a sentence each; every checksum is checked. An empty list: it is sound.
+
+    Args:
+        folder: of the cache, below the folder of all caches.
+        copies: see `Records`.
+    """
+    folder = folder if isinstance(folder, Folder) else open_folder(folder)
+    try:
+        key = read_key(folder)
+        records = Records(folder, key, read_manifest(folder, key), copies)
+    except CacheError as error:
+        return [str(error)]
+    return problems(records, "full")
+
+
+def prune_caches(
+    caches: Folder | Path | str,
+    *,
+    unused_for: timedelta | None = None,
+    max_bytes: int | None = None,
+    ids: Collection[str] | None = None,
+) -> list[CacheCard]:
+    """Delete caches: those named, those not used for long, and then the least recently used until the rest is small.
+
+    Args:
+        caches: the folder of all caches.
+        unused_for: delete what was last used longer ago.
+        max_bytes: keep at most this much.
+        ids: delete these.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        CacheError: there is no cache of a given id, or one cannot be deleted.
+    """
+    root = caches if isinstance(caches, Folder) else open_folder(caches)
+    cards = list_caches(root)
+    unknown = sorted(set(ids or ()) - {card.id for card in cards})
+    if unknown:
+        raise CacheError(f"{root}: there is no cache {unknown[0]!r}; known: {', '.join(card.id for card in cards)}")
+    now = datetime.fromtimestamp(time.time(), UTC)
+    doomed = [
+        card
+        for card in cards
+        if card.id in (ids or ()) or (unused_for is not None and now - card.last_used > unused_for)
+    ]
+    if max_bytes is not None:
+        total = 0
+        for card in (card for card in cards if card not in doomed):
+            total += card.bytes
+            if total > max_bytes:
+                doomed.append(card)
+    for card in doomed:
+        folder = root.at(card.id)
+        try:
+            # Without its manifest it is not taken for complete, should the rest be interrupted.
+            folder.delete(MANIFEST)
+            folder.delete_everything()
+        except OSError as error:
+            raise CacheError(f"{folder}: cannot be deleted ({error}); check its permissions") from None
+    return doomed
+
+
+def nearest(root: Folder, key: CacheKey) -> str:
+    """The tail of an error sentence: how the most similar cache differs from the one that is asked for."""
+    told: list[tuple[int, str, list[str]]] = []
+    for name in root.folders():
+        try:
+            found = read_key(root.at(name)).differences(key)
+        except CacheError:
+            continue
+        told.append((len(found), name, found))
+    if not told:
+        return "there are no others; build it"
+    _, name, found = min(told)
+    return f"the nearest, {name}, {'is not finished' if not found else 'differs: ' + '; '.join(found)}; build it"
+
+
+def _card(folder: Folder, name: str) -> CacheCard | None:
+    files = {file.name: file for file in folder.files()}
+    if "key.json" not in files and MANIFEST not in files and not any(file.startswith("shards/") for file in files):
+        return None
+    used = files[LAST_USED].modified if LAST_USED in files else max(file.modified for file in files.values())
+    records, complete = 0, False
+    try:
+        key = read_key(folder)
+        description, layout = key.describe(), layout_of(key)
+        stored = [number for number in range(layout.shards) if shard_name(number) in files]
+        records = sum(layout.length(number) for number in stored)
+        complete = read_manifest(folder, key) is not None and len(stored) == layout.shards
+    except CacheError as error:
+        description = str(error)
+    size = sum(file.size for file in files.values())
+    return CacheCard(name, description, size, records, complete, datetime.fromtimestamp(used, UTC))
