@@ -43,10 +43,10 @@ LAYERS = ((CLUTTER, 0.7), (DIGIT, 1.0), (DIGIT, 1.0), (CLUTTER, 0.7), (DIGIT, 0.
 
 LEAST_SEEN = 0.3
 # Half the side of a digit's or a clutter's box as a share of the canvas.
-DIGIT_SIZE, CLUTTER_SIZE = (0.19, 0.33), (0.06, 0.16)
-DIGIT_TURN, HALF_TURN = float(np.deg2rad(25)), float(np.pi)
+DIGIT_SIZE, CLUTTER_SIZE = (0.23, 0.33), (0.06, 0.16)
+DIGIT_TURN, HALF_TURN = float(np.deg2rad(15)), float(np.pi)
 # Ink and paper differ in lightness by so much.
-CONTRAST = (0.22, 0.5)
+CONTRAST = (0.38, 0.65)
 
 # A digit's 8x8 levels with one empty level around them; enlarged, its edge lies where the ink is at `EDGE`.
 MAX_LEVEL, LEVELS, ENLARGED, EDGE = 16, 10, 4, 0.4
@@ -147,7 +147,7 @@ def _paper(index: NDArray[np.int64], side: int, key: tuple[int, int]) -> tuple[T
     fine = noise(2, FINE)
     texture = weights[0] * noise(1, COARSE) * 1.5 + weights[1] * stripes + weights[2] * gradient + weights[3] * fine
 
-    lightness, spread = 0.2 + 0.6 * draw[8], 0.05 + 0.13 * draw[9]
+    lightness, spread = 0.2 + 0.6 * draw[8], 0.03 + 0.08 * draw[9]
     hue, chroma = draw[10] * 2 * HALF_TURN, 0.03 + 0.12 * draw[11]
     dark = _colour(lightness - spread, hue, chroma)[:, :, None, None]
     light = _colour(lightness + spread, hue + (draw[12] - 0.5) * 2, chroma)[:, :, None, None]
