@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from heterokd.loaders import EvalLoader
 from heterokd.outputs import IGNORE, Batch
@@ -107,6 +106,8 @@ def confusions(network: nn.Module, loader: Iterable[Batch], task: Task, device: 
         task: segmentation.
         device: where `network` is.
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # with SciPy and matplotlib: 95 MiB
+
     counts: list[Tensor] = []
     with deciding(network) as decide:
         for batch in loader:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heterokd.errors import PairError
 from heterokd.networks.segmentation_bodies import Layout, classify, create_segmentation_body, lay_out, stage_maps
-from heterokd.networks.segmentation_names import SMP_ENCODERS, split_name
+from heterokd.networks.segmentation_names import smp_encoders, split_name
 from heterokd.outputs import Outputs, OutputSpec, Signal
 
 
@@ -159,5 +159,5 @@ def build_segmentation(
 def _statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of the images that the encoder's weights were trained on."""
     _, encoder = split_name(name)
-    config = None if encoder in SMP_ENCODERS else timm.get_pretrained_cfg(encoder, allow_unregistered=True)
+    config = None if encoder in smp_encoders() else timm.get_pretrained_cfg(encoder, allow_unregistered=True)
     return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if config is None else (config.mean, config.std)

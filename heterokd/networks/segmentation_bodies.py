@@ -12,20 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.bodies import timm_options
-from heterokd.networks.segmentation_names import ARCHITECTURES, SMP_ENCODERS, split_name
+from heterokd.networks.segmentation_names import UNDILATED, smp_class, smp_encoders, split_name
 from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 
 SERVES = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
 DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no size of their own
-UNDILATED = 32  # the stride of every encoder that is left as it is
 STAGES = 4
 DILATED = ("deeplabv3", "deeplabv3plus")  # the architectures that ask their encoder for a smaller stride
 _INITIAL = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
@@ -56,29 +52,6 @@ class Layout:
     arguments: Mapping[str, Any]
     multiple: int
     spec: OutputSpec
-
-
-class _UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not typed
-    """DeepLabV3 or DeepLabV3+ of smp's own parts on an encoder that keeps its stride of 32.
-
-    smp's constructors insist on a stride of 8 or 16, which attention encoders do not have. The state dict is that of
-    smp's own class: dilation changes no shape.
-    """
-
-    def __init__(self, architecture: str, encoder: Any, classes: int, decoder: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        width = decoder["out_channels"]
-        self.decoder: nn.Module
-        if architecture == "deeplabv3":
-            self.decoder = DeepLabV3Decoder(in_channels=encoder.out_channels[-1], **decoder)
-        else:
-            self.decoder = DeepLabV3PlusDecoder(
-                encoder_channels=encoder.out_channels, encoder_depth=5, output_stride=16, **decoder
-            )
-            self.decoder.up = nn.Upsample(mode="bilinear", scale_factor=UNDILATED // 4, align_corners=True)
-        self.segmentation_head = SegmentationHead(width, classes, kernel_size=1)
-        self.classification_head = None
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -117,7 +90,7 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Layo
     for key in arguments:
         if key not in known:
             raise NetworkError(f"network {name!r} has no option {key!r}: {did_you_mean(key, known)}")
-    if encoder not in SMP_ENCODERS:
+    if encoder not in smp_encoders():
         if "strict_img_size" in known:  # Swin: images of any size, not only of the one it is built for
             arguments.setdefault("strict_img_size", False)
         if "img_size" in known:
@@ -163,15 +136,15 @@ def create_segmentation_body(
 
 def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Any:
     architecture, encoder = split_name(name)
-    own = encoder in SMP_ENCODERS
+    own = encoder in smp_encoders()
     encoder_name = encoder if own else f"tu-{encoder}"
     weights = ("imagenet" if own else True) if pretrained else None
     arguments = dict(arguments)
     if architecture not in DILATED or arguments.get("encoder_output_stride") != UNDILATED:
-        return ARCHITECTURES[architecture](encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
+        return smp_class(architecture)(encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
 
     del arguments["encoder_output_stride"]
-    parameters = inspect.signature(ARCHITECTURES[architecture]).parameters
+    parameters = inspect.signature(smp_class(architecture)).parameters
     defaults = {key: parameter.default for key, parameter in parameters.items() if key not in _DECIDED}
     if arguments.pop("encoder_depth", 5) != 5:
         raise NetworkError(f"network {name!r}: encoder_depth must be 5 where encoder_output_stride is {UNDILATED}")
@@ -181,15 +154,15 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
         if key.startswith("decoder_")
     }
     decoder["out_channels"] = decoder.pop("channels")
-    return _UndilatedDeepLab(
-        architecture, get_encoder(encoder_name, weights=weights, **arguments), num_classes, decoder
-    )
+    from heterokd.networks.segmentation_undilated import UndilatedDeepLab  # smp, which classifiers never load
+
+    return UndilatedDeepLab(architecture, encoder_name, weights, num_classes, arguments, decoder)
 
 
 def _options_of(architecture: str, encoder: str) -> list[str]:
     """Names of the options: those of smp, for an encoder of timm's with timm's own after them."""
-    known = [key for key in inspect.signature(ARCHITECTURES[architecture].__init__).parameters if key not in _DECIDED]
-    return known if encoder in SMP_ENCODERS else [*known, *timm_options(encoder.partition(".")[0])]
+    known = [key for key in inspect.signature(smp_class(architecture).__init__).parameters if key not in _DECIDED]
+    return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
 
 
 def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_size: int) -> tuple[int, OutputSpec]:
