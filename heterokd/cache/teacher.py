@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,8 @@ class CachedTeacher:
         if classes is not None and classes.dim() == 1:
             content = io.BytesIO()
             np.save(content, classes.cpu().numpy().astype(np.int64))
-            write(folder, name, content.getvalue())
+            with suppress(CacheError):  # a folder that may only be read serves all the same
+                write(folder, name, content.getvalue())
         return classes
 
     def _stored(self, batch: Batch) -> dict[str, Tensor]:
