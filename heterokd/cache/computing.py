@@ -1,7 +1,7 @@
 """Teacher outputs that depend on the view alone, not on what else is in the batch.
 
 Matrix products and convolutions choose their kernels by batch size, so the last bits of a view's logits differ between
-batches of 8 and of 64 (on a CPU, in six of seven networks tried); the place within a batch of one size that is a
+batches of 1 and of 64 (on a CPU, in six of seven networks tried); the place within a batch of one size that is a
 multiple of 16 changed nothing in any of them. So on a CPU both the builder of a cache and who stands in for it run the
 teacher in blocks of one fixed size. On a GPU, where bit equality is not promised, blocks only bound memory.
 """
