@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,9 @@ from heterokd.updates import Updates, compile_student, split_batch
 from heterokd.views import POLICIES
 
 Write = Callable[..., Path]
+
+RESIDENT_LIMIT = 1.2 * 2**30
+"""Bytes that a process may hold at its peak in a training of tiny networks."""
 
 
 @pytest.fixture
@@ -237,3 +242,27 @@ def test_a_full_gpu_is_one_sentence(experiment: Experiment) -> None:
     with pytest.raises(ConfigError, match=r"20 images at a time does not fit .* raise training.accumulate") as caught:
         train(recipe, teacher, loaders_of(recipe), lambda metrics: True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_stays_small(tiny_file: Write) -> None:
+    """A search runs one process a core: what each of them loads counts many times."""
+    heavy = ["segmentation_models_pytorch", "torchmetrics", "matplotlib", "scipy", "sklearn", "pandas", "mlflow", "ray"]
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from heterokd.config import load_experiment\n"
+        "from heterokd.distillation import open_splits, recipe_loaders\n"
+        "from heterokd.networks import build_network\n"
+        "from heterokd.teachers import LiveTeacher\n"
+        "from heterokd.training import train\n"
+        f"recipe = load_experiment(Path({str(tiny_file())!r})).recipe({{'method': 'kd'}})\n"
+        "teacher = LiveTeacher(build_network(recipe.teacher.network, 10, recipe.teacher.options))\n"
+        "train(recipe, teacher, recipe_loaders(recipe, open_splits(recipe.data)), lambda metrics: True)\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, peak = done.stdout.splitlines()
+    assert loaded == "[]"
+    if sys.platform == "linux":
+        assert int(peak) < RESIDENT_LIMIT
