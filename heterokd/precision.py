@@ -98,12 +98,15 @@ def resolve_precision(
 def _fastest(candidates: list[Precision], measure: MeasureStep) -> Precision:
     """The candidate with the least median of its time over that of the first, which wins close calls."""
     first, *others = candidates
-    ratios = _ratios(first, others, measure)
-    fastest = min(others, key=lambda candidate: ratios[candidate])
-    if ratios[fastest] > MARGIN:
-        return first
-    # A second look: a disturbed first one must not cost the whole training.
-    return fastest if _ratios(first, [fastest], measure)[fastest] <= MARGIN else first
+    try:
+        ratios = _ratios(first, others, measure)
+        fastest = min(others, key=lambda candidate: ratios[candidate])
+        if ratios[fastest] > MARGIN:
+            return first
+        # A second look: a disturbed first one must not cost the whole training.
+        return fastest if _ratios(first, [fastest], measure)[fastest] <= MARGIN else first
+    except torch.OutOfMemoryError:
+        return first  # the training itself has one candidate in memory, and says what to do if that is too much
 
 
 def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> dict[Precision, float]:

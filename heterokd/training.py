@@ -13,7 +13,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,53 +114,36 @@ def train(
         ConfigError: the training does not fit into the GPU's memory.
     """
     forbid_tf32(device)
+    with _full_gpu_in_words(recipe, torch.device(device)):
+        loop = _Loop(recipe, teacher, loaders, torch.device(device), precision, wrap)
+        epoch = loop.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
+        metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
+        stopped, saved = False, time.monotonic()
+        while epoch < recipe.training.epochs and not stopped:
+            metrics = loop.train_epoch(epoch) | loop.evaluate()
+            epoch += 1
+            metrics["epoch"] = epoch
+            stopped = not report(metrics) and epoch < recipe.training.epochs
+            is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS
+            if checkpoint is not None and is_due:
+                loop.save(checkpoint, epoch)
+                saved = time.monotonic()
+        return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
+
+
+@contextmanager
+def _full_gpu_in_words(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Say what to do about a GPU that is full."""
     try:
-        return _train(recipe, teacher, loaders, report, checkpoint, rungs, torch.device(device), precision, wrap)
+        yield
     except torch.OutOfMemoryError:
-        raise ConfigError(_out_of_memory(recipe, torch.device(device))) from None
-
-
-def _train(
-    recipe: Recipe,
-    teacher: Teacher | None,
-    loaders: Loaders,
-    report: Report,
-    checkpoint: Path | None,
-    rungs: Collection[int],
-    device: torch.device,
-    precision: Precision,
-    wrap: Callable[[nn.Module], nn.Module] | None,
-) -> Trained:
-    distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
-    if precision.channels_last:
-        distiller.student.to(memory_format=torch.channels_last)
-    loop = _Loop(recipe, teacher, loaders, distiller, wrap(distiller) if wrap else distiller, precision)
-    if recipe.training.compile:
-        compile_student(distiller.student, device)
-    epoch = loop.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
-    metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
-    stopped, saved = False, time.monotonic()
-    while epoch < recipe.training.epochs and not stopped:
-        metrics = loop.train_epoch(epoch) | loop.evaluate()
-        epoch += 1
-        metrics["epoch"] = epoch
-        stopped = not report(metrics) and epoch < recipe.training.epochs
-        is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS
-        if checkpoint is not None and is_due:
-            loop.save(checkpoint, epoch)
-            saved = time.monotonic()
-    return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
-
-
-def _out_of_memory(recipe: Recipe, device: torch.device) -> str:
-    """What to do about a full GPU."""
-    settings = recipe.training
-    held = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB" if device.type == "cuda" else ""
-    return (
-        f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images at a "
-        f"time does not fit into the memory{held} that is left on {device}; raise training.accumulate (the result "
-        "stays), give each trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
-    )
+        settings = recipe.training
+        held = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in all)" if device.type == "cuda" else ""
+        raise ConfigError(
+            f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images "
+            f"at a time does not fit into what is free of {device}'s memory{held}; raise training.accumulate, give "
+            "each trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
+        ) from None
 
 
 class _Loop:
@@ -170,14 +154,18 @@ class _Loop:
         recipe: Recipe,
         teacher: Teacher | None,
         loaders: Loaders,
-        distiller: Distiller,
-        step: nn.Module,
+        device: torch.device,
         precision: Precision,
+        wrap: Callable[[nn.Module], nn.Module] | None,
     ) -> None:
-        self.recipe, self.loaders = recipe, loaders
-        self.distiller, self.step = distiller, step
-        self.device = next(distiller.parameters()).device
-        self.updates = Updates(distiller, step, teacher, recipe.training, len(loaders.train), precision)
+        self.recipe, self.loaders, self.device = recipe, loaders, device
+        self.distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
+        if precision.channels_last:
+            self.distiller.student.to(memory_format=torch.channels_last)
+        self.step = wrap(self.distiller) if wrap else self.distiller
+        self.updates = Updates(self.distiller, self.step, teacher, recipe.training, len(loaders.train), precision)
+        if recipe.training.compile:
+            compile_student(self.distiller.student, device)
         self.teacher_classes = None if teacher is None else teacher.classes(loaders.val, self.device)
 
     def train_epoch(self, epoch: int) -> Metrics:

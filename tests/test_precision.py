@@ -82,6 +82,13 @@ def test_one_lucky_look_is_not_enough(recipe: Recipe) -> None:
     assert set(asked[4 * ROUNDS :]) == {FP32, FAST}
 
 
+def test_a_full_gpu_leaves_fp32(recipe: Recipe) -> None:
+    def measure(precision: Precision) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert resolve_precision(recipe, "cpu", measure, None) == FP32
+
+
 def test_fp32_means_fp32_on_a_gpu() -> None:
     owners: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [owner.allow_tf32 for owner in owners]
