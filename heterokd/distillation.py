@@ -17,7 +17,9 @@ import torch
 import yaml
 from filelock import FileLock
 
+from heterokd.caching import CacheUse, training_teacher
 from heterokd.config import (
+    CachingSettings,
     DataSettings,
     Experiment,
     NetworkSettings,
@@ -39,7 +41,7 @@ from heterokd.outputs import Outputs, OutputSpec
 from heterokd.precision import Precision, resolve_precision, time_step
 from heterokd.root import Root, TrialFolder, read_json, write_text
 from heterokd.tasks import build_task
-from heterokd.teachers import LiveTeacher, TeacherCard, open_teacher, teacher_hash
+from heterokd.teachers import LiveTeacher, Teacher, TeacherCard, open_teacher, teacher_hash
 from heterokd.training import Metrics, Report, Trained, build_distiller, train
 from heterokd.updates import split_batch
 
@@ -217,6 +219,7 @@ def _fitted_teacher(
         method="scratch",
         params={},
         training=TrainingSettings.model_validate(settings.training.model_dump()),
+        cache=CachingSettings(enabled=False),
     )
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -294,6 +297,7 @@ def run_recipe(
     *,
     rungs: Collection[int] = (),
     device: torch.device | str = "cpu",
+    cache: CacheUse = "found",
 ) -> Trained:
     """Train one recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
 
@@ -305,10 +309,15 @@ def run_recipe(
         keep_going: told each epoch's metrics after they are on disk; False stops the training.
         rungs: epochs after which a checkpoint is written.
         device: where to train.
+        cache: see `training_teacher`.
+
+    Raises:
+        CacheError: the teacher's cache is damaged.
     """
     splits = open_splits(recipe.data)
-    teacher = open_prepared(recipe, weights, splits.num_classes)
+    live = open_prepared(recipe, weights, splits.num_classes)
     loaders = recipe_loaders(recipe, splits, device)
+    teacher = training_teacher(recipe, splits, live, root, device, cache)
     precision = measured_precision(recipe, teacher, loaders, device, root)
 
     def report(metrics: Metrics) -> bool:
@@ -334,11 +343,19 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
     """The views and the validation images of a recipe, made where they are wanted."""
     training = recipe.training
     crop = recipe.data.view_size if recipe.task == "segmentation" else None
-    return make_loaders(splits, recipe.data.policy, training.batch_size, training.seed, crop=crop, device=device)
+    return make_loaders(
+        splits,
+        recipe.data.policy,
+        training.batch_size,
+        training.seed,
+        views=recipe.views,
+        crop=crop,
+        device=device,
+    )
 
 
 def measured_precision(
-    recipe: Recipe, teacher: LiveTeacher | None, loaders: Loaders, device: torch.device | str, root: Root
+    recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Root
 ) -> Precision:
     """The recipe's precision; when it says auto, a few steps are timed once per device and shape."""
     steps: dict[Precision, Callable[[], object]] = {}

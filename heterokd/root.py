@@ -199,6 +199,11 @@ class Root:
         """Fitted teachers, by hash."""
         return self.path / "teachers"
 
+    @property
+    def caches(self) -> Path:
+        """Caches of teachers' outputs, by the name of their key."""
+        return self.path / "caches"
+
     def study(self, name: str) -> StudyFolder:
         """The folder of a study, which need not exist yet."""
         return StudyFolder(self.path / "studies" / name)

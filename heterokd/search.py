@@ -24,6 +24,7 @@ from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher
 from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
+from heterokd.filling import Filling, plan_filling, release, start_filling
 from heterokd.pictures import draw_pictures
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
@@ -102,6 +103,20 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         return {}
 
 
+class _Builders(tune.Callback):  # type: ignore[misc]
+    """Gives the places of builders that are done to trials."""
+
+    def __init__(self, started: list[Any]) -> None:
+        self.started = started
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Tune looks around."""
+        self.started = release(self.started)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 class _Projector:
     """A thread that copies trial folders to MLflow, so that a slow or dead tracking server delays no trial."""
 
@@ -132,6 +147,7 @@ def run_study(
     runs: StudyRuns,
     address: str | None = None,
     listener: Listener | None = None,
+    filling: Filling | None = None,
 ) -> dict[str, Any]:
     """Run every trial that the study still wants; the summary at the end.
 
@@ -143,6 +159,7 @@ def run_study(
         runs: the study's projection in MLflow.
         address: of a Ray cluster; None starts a local one.
         listener: told of every event.
+        filling: the teacher's cache, built beside the first trials.
     """
     folder = root.study(experiment.name)
     projector = _Projector(runs)
@@ -166,7 +183,12 @@ def run_study(
                 study=folder.path.resolve(),
                 weights=weights.resolve() if weights else None,
                 threads=max(1, int(cluster.cpus)),
+                filled=None if filling is None else (filling.recipe.training.seed, filling.recipe.views),
             )
+            builders = []
+            if filling is not None and not filling.is_complete:
+                # Half of the places: the first trials train on what there is, and run the teacher for the rest.
+                builders = start_filling(filling, root, weights, cluster, max(1, cluster.parallel // 2))
             tuner = tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cluster.cpus, "gpu": cluster.gpus}),
                 tune_config=tune.TuneConfig(
@@ -182,7 +204,7 @@ def run_study(
                     storage_path=str(folder.path.resolve()),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-                    callbacks=[_Progress(folder, judge, projector, listener)],
+                    callbacks=[_Progress(folder, judge, projector, listener), _Builders(builders)],
                 ),
             )
             # It says which of its own result files are missing: all, since the trial folders take their place.
@@ -250,6 +272,7 @@ def search(
         )
     runs = open_runs(experiment, folder, root)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
+    filling = plan_filling(experiment, root, prepared.weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The question first, as an object, so that a study of another experiment is refused before its file changes.
@@ -257,7 +280,14 @@ def search(
         write_text(folder.experiment_file, dump_experiment(experiment))
         runs.close_zombies()
         summary = run_study(
-            experiment, root, prepared.weights, excluded=excluded, runs=runs, address=address, listener=listener
+            experiment,
+            root,
+            prepared.weights,
+            excluded=excluded,
+            runs=runs,
+            address=address,
+            listener=listener,
+            filling=filling,
         )
         summary["teacher"] = asdict(prepared.card)
         folder.write_summary(summary)

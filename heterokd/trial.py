@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from heterokd.caching import CacheUse
 from heterokd.cluster import ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import run_recipe
@@ -43,8 +44,26 @@ class Judge:
         return self.study.summary()
 
 
-def run_trial(config: dict[str, Any], judge: Any, root: Path, study: Path, weights: Path | None, threads: int) -> None:
-    """One trial, in its own Tune process: train, ask the judge at each rung, return."""
+def run_trial(
+    config: dict[str, Any],
+    judge: Any,
+    root: Path,
+    study: Path,
+    weights: Path | None,
+    threads: int,
+    filled: tuple[int, int | None] | None,
+) -> None:
+    """One trial, in its own Tune process: train, ask the judge at each rung, return.
+
+    Args:
+        config: holds the assignment.
+        judge: the study's actor.
+        root: where state lives.
+        study: folder of the study.
+        weights: the prepared teacher's weights.
+        threads: of torch.
+        filled: seed and number of the views whose cache others are filling; other caches are completed here first.
+    """
     torch.set_num_threads(threads)
     assignment: Assignment = config["assignment"]
     number, recipe = assignment.number, assignment.recipe
@@ -66,7 +85,10 @@ def run_trial(config: dict[str, Any], judge: Any, root: Path, study: Path, weigh
     error = None
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        trained = run_recipe(recipe, folder, Root(root), weights, keep_going, rungs=assignment.rungs, device=device)
+        cache: CacheUse = "shared" if filled == (recipe.training.seed, recipe.views) else "built"
+        trained = run_recipe(
+            recipe, folder, Root(root), weights, keep_going, rungs=assignment.rungs, device=device, cache=cache
+        )
         metrics = trained.metrics
         if trained.stopped:
             state = "pruned"

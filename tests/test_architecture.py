@@ -36,8 +36,10 @@ ROWS = (
     ("cache", "pixels", "loaders", "tasks", "distiller", "optim"),
     ("config",),
     ("root", "precision", "evaluation", "teachers", "updates", "training", "memory"),
+    ("caching",),
     ("distillation",),
     (
+        "filling",
         "priors",
         "study",
         "cluster",

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from heterokd.cache.key import STORABLE
 from heterokd.dataset import Split
-from heterokd.loaders import EvalLoader
+from heterokd.loaders import EvalLoader, TrainLoader
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal
-from heterokd.views import AugmentPolicy, view_images, view_scenes
+from heterokd.views import AugmentPolicy
 
 BLOCK = 32
 """Images of a block on a CPU; a multiple of 16, see above."""
@@ -113,17 +113,10 @@ def view_outputs(
         device: where the views are made and the teacher runs.
     """
     steady = SteadyTeacher(live)
+    loader = TrainLoader(split, policy, 1, seed, crop=crop, num_classes=live.spec.num_classes, device=device)
 
     def compute(index: NDArray[np.int64], view: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        pixels = torch.from_numpy(split.images.read(index)).to(device)
-        if split.label_maps is None:
-            images = view_images(pixels, index, view, policy, seed)
-        else:
-            maps = torch.from_numpy(split.label_maps.read(index)).to(device)
-            size = crop or (maps.shape[1], maps.shape[2])
-            images, _ = view_scenes(pixels, maps, index, view, policy, size, seed)
-        place = torch.from_numpy(index.copy()).to(images.device)
-        return steady.tensors(Batch(images=images, labels=place, index=place), signals)
+        return steady.tensors(loader.views_of(index, view), signals)
 
     return compute
 

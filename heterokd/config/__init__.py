@@ -7,6 +7,7 @@ experiment.recipe(sample)        -> Recipe              pure
 from heterokd.config.experiment import Experiment, Recipe, ends, method_params, methods_of, score_of
 from heterokd.config.reading import load_experiment, load_recipe, read_yaml
 from heterokd.config.settings import (
+    CachingSettings,
     DataSettings,
     NetworkSettings,
     PromotionSettings,
@@ -22,6 +23,7 @@ from heterokd.config.settings import (
 )
 
 __all__ = [
+    "CachingSettings",
     "DataSettings",
     "Experiment",
     "NetworkSettings",

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from heterokd.config.sentences import sentences
 from heterokd.config.settings import (
+    CachingSettings,
     DataSettings,
     Metric,
     NetworkSettings,
@@ -69,6 +70,7 @@ class Recipe(Settings):
     method: str
     params: dict[str, Any] = Field(description="every parameter of the method")
     training: TrainingSettings
+    cache: CachingSettings = Field(default_factory=CachingSettings)
 
     @model_validator(mode="after")
     def _known_method(self) -> Recipe:
@@ -78,13 +80,18 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over everything that decides the result."""
-        content = self.model_dump(mode="json", exclude={"name": True, "teacher": {"min_score"}})
+        content = self.model_dump(mode="json", exclude={"name": True, "teacher": {"min_score"}, "cache": {"max_gb"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def task(self) -> TaskName:
         """What the labels are."""
         return self.data.task
+
+    @property
+    def views(self) -> int | None:
+        """How many views each image has; None: a fresh one every epoch."""
+        return min(self.training.epochs, self.cache.views) if self.cache.enabled else None
 
     def __hash__(self) -> int:
         return int(self.hash, 16)
@@ -107,6 +114,7 @@ class Experiment(Settings):
     teacher: TeacherSettings
     student: StudentSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)
+    cache: CachingSettings = Field(default_factory=CachingSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
@@ -234,6 +242,7 @@ class Experiment(Settings):
             method=method,
             params=method_params(method, params, "sample").model_dump(mode="json"),
             training=revised(self.training, training),
+            cache=self.cache,
         )
 
 

@@ -263,6 +263,16 @@ class SearchSettings(Settings):
     max_failures: int = Field(2, ge=0, description="restarts of a trial whose process died")
 
 
+class CachingSettings(Settings):
+    """What the teacher says of a view is stored once and read by every training that shows the same view."""
+
+    enabled: bool = Field(True, description="store it; methods that read more than logits and embedding run it live")
+    views: int = Field(50, ge=1, description="views of each image, at most; longer trainings show them again")
+    dtype: Literal["fp32", "fp16"] = Field("fp32", description="of a record; fp16 takes half the space and rounds")
+    top_k: int | None = Field(None, ge=1, description="keep this many logits of a view and the mass of the rest")
+    max_gb: float = Field(50.0, gt=0, description="a larger cache is not built; the teacher then runs live")
+
+
 class TrackingSettings(Settings):
     """Where it is logged."""
 

@@ -1,0 +1,166 @@
+"""Which trainings read the teacher's outputs from a cache, and which cache that is.
+
+A cache belongs to a teacher, a data set and the views of one seed. The trials of a search share a seed, and each seed
+of a confirmation is shared by the leaders that are compared on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from heterokd.cache import (
+    CachedTeacher,
+    CacheKey,
+    CacheSettings,
+    cache_bytes,
+    make_key,
+    open_or_build,
+)
+from heterokd.cache.building import Progress
+from heterokd.config import CachingSettings, Recipe
+from heterokd.dataset import Splits, TaskName
+from heterokd.methods import METHODS
+from heterokd.networks import predict_spec
+from heterokd.outputs import Signal
+from heterokd.root import Root
+from heterokd.teachers import LiveTeacher, Teacher
+from heterokd.views import AugmentPolicy
+
+CacheUse = Literal["built", "shared", "found"]
+"""What a training does about its cache: complete it first; read what others have built so far, and run the teacher for
+the rest; read it if it is complete, and otherwise run the teacher."""
+
+GIGABYTE = 10**9
+
+logger = logging.getLogger(__name__)
+
+
+def stored_signals(task: TaskName) -> Signal:
+    """What caches of a task hold: in segmentation not the embedding, a map of hundreds of channels."""
+    return Signal.LOGITS if task == "segmentation" else Signal.LOGITS | Signal.EMBEDDING
+
+
+def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
+    """Whether a cache holds all that the recipe's method reads of its teacher.
+
+    What is not stored, the loaded network gives: its tail. A method that reads nothing needs no cache.
+    """
+    size = recipe.data.image_size
+    student = predict_spec(recipe.student.network, splits.num_classes, recipe.student.options, size)
+    with torch.device("meta"):
+        needs = METHODS[recipe.method](recipe.method_params, student, live.spec).teacher_needs
+    stored = stored_signals(recipe.task)
+    return bool(needs & stored) and not needs & ~(stored | Signal.TAIL)
+
+
+def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
+    """The name and the shape of a recipe's cache."""
+    settings = _settings(recipe)
+    return make_key(
+        splits,
+        recipe.data.policy,
+        recipe.training.seed,
+        recipe.views or recipe.training.epochs,
+        live.network,
+        signals=settings.signals,
+        dtype=settings.dtype,
+        top_k=settings.top_k,
+        crop=_crop(recipe),
+    )
+
+
+def is_small_enough(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
+    """Whether a recipe's cache keeps within `cache.max_gb`."""
+    return cache_bytes(cache_key(recipe, splits, live)) <= recipe.cache.max_gb * GIGABYTE
+
+
+def training_teacher(
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root, device: torch.device | str, use: CacheUse
+) -> Teacher:
+    """Who answers for the teacher in one training: a cache where it can, the network itself elsewhere.
+
+    In fp32 on a CPU both give the same numbers to the last bit where the batch is a multiple of 16, see
+    `heterokd.cache.computing`.
+
+    Args:
+        recipe: the training.
+        splits: its data.
+        live: its teacher's network.
+        root: caches lie under `caches/`.
+        device: where to train.
+        use: see `CacheUse`.
+
+    Raises:
+        CacheError: the cache is damaged, or of something else.
+    """
+    if not recipe.cache.enabled or not is_served(recipe, splits, live):
+        return live
+    folder = root.caches / cache_key(recipe, splits, live).id
+    complete = (folder / "manifest.json").exists()
+    if not complete and (use == "found" or not is_small_enough(recipe, splits, live)):
+        if recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb):
+            # Rounded outputs are part of the recipe: what is not stored is computed and rounded as if it had been.
+            return open_cache(recipe, splits, live, root, device, build=False)
+        return live
+    return open_cache(recipe, splits, live, root, device, build=use == "built")
+
+
+def open_cache(
+    recipe: Recipe,
+    splits: Splits,
+    live: LiveTeacher,
+    root: Root,
+    device: torch.device | str,
+    *,
+    build: bool,
+    progress: Progress | None = None,
+) -> CachedTeacher:
+    """The teacher of a recipe, read from its cache; opened and audited once per process.
+
+    Args:
+        recipe: the training.
+        splits: its data.
+        live: its teacher's network.
+        root: caches lie under `caches/`.
+        device: where the teacher runs.
+        build: complete the cache first, together with whoever else is at it.
+        progress: told after each shard that is built.
+
+    Raises:
+        CacheError: damaged, of something else, or too large for the disk.
+    """
+    seed, views = recipe.training.seed, recipe.views or recipe.training.epochs
+    place = (root.caches, splits, recipe.data.policy, seed, views, live, _settings(recipe), _crop(recipe), str(device))
+    if not build:
+        return _opened(*place)
+    return open_or_build(*place[:7], build=True, crop=_crop(recipe), device=device, progress=progress)
+
+
+@lru_cache(maxsize=8)
+def _opened(
+    caches: Path,
+    splits: Splits,
+    policy: AugmentPolicy,
+    seed: int,
+    views: int,
+    live: LiveTeacher,
+    settings: CacheSettings,
+    crop: tuple[int, int] | None,
+    device: str,
+) -> CachedTeacher:
+    return open_or_build(
+        caches, splits, policy, seed, views, live, settings, build=False, partial=True, crop=crop, device=device
+    )
+
+
+def _settings(recipe: Recipe) -> CacheSettings:
+    return CacheSettings(stored_signals(recipe.task), recipe.cache.dtype, recipe.cache.top_k)
+
+
+def _crop(recipe: Recipe) -> tuple[int, int] | None:
+    return recipe.data.view_size if recipe.task == "segmentation" else None

@@ -1,0 +1,168 @@
+"""Filling the teacher's cache in Ray actors: for `heterokd cache`, and beside the first trials of a search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterokd.cache import CacheKey, layout_of, missing
+from heterokd.caching import cache_key, is_served, is_small_enough, open_cache
+from heterokd.cluster import Cluster, ray
+from heterokd.config import Experiment, Recipe
+from heterokd.distillation import open_prepared, open_splits
+from heterokd.errors import CacheError, PairError
+from heterokd.root import Root
+from heterokd.storage import open_folder
+
+POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A cache that a search fills.
+
+    Attributes:
+        recipe: a training whose views the cache holds.
+        key: of the cache.
+        folder: where it lies.
+    """
+
+    recipe: Recipe
+    key: CacheKey
+    folder: Path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard is there."""
+        return (self.folder / "manifest.json").exists()
+
+
+class Builder:
+    """One actor that builds what nobody else is building."""
+
+    def __init__(self, recipe: str, root: Path, weights: Path | None, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.recipe, self.root, self.weights = Recipe.model_validate_json(recipe), Root(root), weights
+
+    def build(self) -> str | None:
+        """Complete the cache together with the others; a sentence where it cannot be completed."""
+        splits = open_splits(self.recipe.data)
+        live = open_prepared(self.recipe, self.weights, splits.num_classes)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            open_cache(self.recipe, splits, live, self.root, device, build=True)
+        except CacheError as error:
+            return str(error)
+        return None
+
+
+def plan_filling(experiment: Experiment, root: Root, weights: Path | None) -> Filling | None:
+    """The cache that an experiment's trials share before confirmation; None where no method reads one.
+
+    Raises:
+        CacheError: a complete cache is damaged, or disagrees with the teacher; nothing has been launched then.
+    """
+    if not experiment.cache.enabled:
+        return None
+    splits = open_splits(experiment.data)
+    for method in experiment.methods:
+        recipe = experiment.recipe(experiment.published(method))
+        live = open_prepared(recipe, weights, splits.num_classes)
+        try:
+            served = is_served(recipe, splits, live)
+        except PairError:
+            continue  # left out of this pair's space
+        if not served:
+            continue
+        key = cache_key(recipe, splits, live)
+        filling = Filling(recipe, key, root.caches / key.id)
+        if not is_small_enough(recipe, splits, live):
+            logger.warning(
+                "the teacher runs live: a cache of %s would take more than cache.max_gb = %g; raise it, or set "
+                "cache.dtype: fp16, cache.top_k or fewer cache.views",
+                key.describe(),
+                experiment.cache.max_gb,
+            )
+            return None
+        if filling.is_complete:
+            open_cache(recipe, splits, live, root, "cpu", build=False)
+        return filling
+    return None
+
+
+def start_filling(filling: Filling, root: Root, weights: Path | None, cluster: Cluster, builders: int) -> list[Any]:
+    """Start actors on the Ray that is connected; what `Builder.build` returns, to come.
+
+    Args:
+        filling: what to build.
+        root: where caches lie, on every node.
+        weights: the prepared teacher's weights.
+        cluster: what one trial gets; a builder gets the same.
+        builders: how many.
+    """
+    actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
+    described = filling.recipe.model_dump_json(), root.path.resolve(), weights.resolve() if weights else None
+    handles = [actor.remote(*described, max(1, int(cluster.cpus))) for _ in range(builders)]
+    # An actor lives as long as its handle: the last reference goes with the answer.
+    return [(handle, handle.build.remote()) for handle in handles]
+
+
+def release(started: list[Any], *, wait: bool = False) -> list[Any]:
+    """Let builders that are done go, so that trials get their cores; those that are still at it."""
+    going = []
+    for handle, answer in started:
+        done, _ = ray.wait([answer], timeout=None if wait else 0)
+        if not done:
+            going.append((handle, answer))
+            continue
+        ray.kill(handle)
+        try:
+            problem = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            problem = f"a builder died ({type(error).__name__}); finished shards are kept"
+        if problem is not None:
+            logger.warning(
+                "the teacher's cache is not complete (%s): trials run the teacher for what is missing", problem
+            )
+    return going
+
+
+def fill(
+    filling: Filling,
+    root: Root,
+    weights: Path | None,
+    cluster: Cluster,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Build a cache to its end on the Ray that is connected.
+
+    Args:
+        filling: what to build.
+        root: where caches lie.
+        weights: the prepared teacher's weights.
+        cluster: how many builders at a time, and what each of them gets.
+        progress: told (shards done, shards in all).
+
+    Raises:
+        CacheError: it cannot be completed.
+    """
+    started = start_filling(filling, root, weights, cluster, cluster.parallel)
+    answers = [answer for _, answer in started]
+    shards, waiting = layout_of(filling.key).shards, list(answers)
+    folder = open_folder(root.caches).at(filling.key.id)
+    while waiting:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+        if progress is not None:
+            progress(shards - (len(missing(folder, filling.key)) if waiting else 0), shards)
+    problems = [problem for problem in ray.get(answers) if problem is not None]
+    for handle, _ in started:
+        ray.kill(handle)
+    if problems and not filling.is_complete:
+        raise CacheError(problems[0])
