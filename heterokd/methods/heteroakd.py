@@ -184,10 +184,10 @@ class HeteroAKD(Method):
             0.25, ge=0, le=1, description="fraction of the training in which only labels teach, student and projectors"
         )
         projector_weight: float = Field(
-            0.4, ge=0, description="multiplies the projectors' own loss during warm-up; not the paper's"
+            0.05, ge=0, description="multiplies the projectors' own loss during warm-up; not the paper's"
         )
         projector_weight_after: float = Field(
-            0.1, ge=0, description="multiplies the projectors' own loss after warm-up; not the paper's"
+            0.05, ge=0, description="multiplies the projectors' own loss after warm-up; not the paper's"
         )
         projector: Annotated[
             Literal["conv-bn", "conv-bn-relu-conv1x1", "conv-bn-relu"], Choice("conv-bn", "conv-bn-relu-conv1x1")

@@ -1,0 +1,126 @@
+"""What distillation adds to a segmentation student on the embedded data, over seeds.
+
+    python benchmarks/segmentation.py [--root RUNS] [--seeds 5] [--experiment FILE] [--out results.json]
+
+Scratch, pixel KD, CWD and HeteroAKD, each at its published settings and at the best ones of a search (the study of the
+experiment under --root; it is run where there is none), trained on fresh seeds. Mean IoU is of the test split, which
+the search never saw. Differences to scratch are paired by seed; p-values are Holm-corrected over all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student_t
+
+from heterokd.config import Recipe, load_experiment
+from heterokd.distillation import open_splits, prepare_teacher, run_recipe
+from heterokd.evaluation import evaluate
+from heterokd.loaders import open_test
+from heterokd.precision import device_name
+from heterokd.root import Root, StudyFolder, TrialFolder
+from heterokd.tasks import build_task
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXPERIMENT = REPOSITORY / "experiments" / "segmentation_quickstart.yaml"
+METHODS = ("scratch", "pixel_kd", "cwd", "heteroakd")
+FIRST_SEED = 9001
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--root", type=Path, help="where the search is, or will be")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--experiment", type=Path, default=EXPERIMENT)
+    parser.add_argument("--set", action="append", default=[], help="key=value of the experiment")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch_root:
+        root = Root((arguments.root or Path(scratch_root)).resolve())
+        experiment = load_experiment(arguments.experiment, arguments.set)
+        study = root.study(experiment.name)
+        if not (study.path / "summary.json").exists():
+            overrides = [part for text in arguments.set for part in ("--set", text)]
+            command = [sys.executable, "-m", "heterokd", "search", str(arguments.experiment), *overrides]
+            subprocess.run([*command, "--root", str(root.path)], check=True, cwd=REPOSITORY)
+        weights = prepare_teacher(experiment, root).weights
+        recipes: dict[str, Recipe] = {}
+        for method in METHODS:
+            recipes[f"{method}, published"] = experiment.recipe(experiment.published(method))
+            recipes[f"{method}, searched"] = best_recipe(study, method)
+        seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+        work = [
+            (recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})}), root, weights)
+            for recipe in recipes.values()
+            for seed in seeds
+        ]
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+            values = list(pool.map(test_miou, *zip(*work, strict=True)))
+    count = arguments.seeds
+    measured = {name: values[place * count :][:count] for place, name in enumerate(recipes)}
+    results = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}", "rows": table(measured)}
+    for row in results["rows"]:
+        print(
+            f"{row['setting']:<24}{row['mean']:.4f} +- {row['standard_error']:.4f}   {row['gain']:+.4f} "
+            f"({row['low']:+.4f} to {row['high']:+.4f})   p {row['p_holm']:.3f}   {row['verdict']}"
+        )
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1))
+
+
+def best_recipe(study: StudyFolder, method: str) -> Recipe:
+    """The recipe of a method's best trial on val, whatever seed it had."""
+    trials = [trial for trial in study.trials() if trial.recipe.method == method and trial.status.get("metrics")]
+    done = [trial for trial in trials if trial.status.get("state") == "complete"]
+    return max(done, key=lambda trial: float(trial.status["metrics"]["val/miou"])).recipe
+
+
+def test_miou(recipe: Recipe, root: Root, weights: Path | None) -> float:
+    """Train a recipe in a folder of its own; mean IoU on the test split."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = run_recipe(recipe, TrialFolder(Path(folder)), root, weights, lambda metrics: True)
+    splits = open_splits(recipe.data)
+    task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+    return dict(evaluate(trained.student, open_test(splits), task))["miou"]
+
+
+def table(measured: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Mean, its standard error, and the paired difference to scratch at its searched settings."""
+    reference = measured["scratch, searched"]
+    rows: list[dict[str, Any]] = []
+    for name, values in measured.items():
+        differences = [value - other for value, other in zip(values, reference, strict=True)]
+        gain, count = statistics.fmean(differences), len(values)
+        error = statistics.stdev(differences) / math.sqrt(count)
+        half = float(student_t.ppf(0.975, count - 1)) * error
+        p_value = 2 * float(student_t.sf(abs(gain) / error, count - 1)) if error else 1.0
+        mean_error = statistics.stdev(values) / math.sqrt(count)
+        rows.append({"setting": name, "mean": statistics.fmean(values), "standard_error": mean_error, "values": values})
+        rows[-1] |= {"gain": gain, "low": gain - half, "high": gain + half, "p": p_value}
+    compared = sorted((row for row in rows if row["setting"] != "scratch, searched"), key=lambda row: row["p"])
+    largest = 0.0
+    for place, row in enumerate(compared):
+        largest = max(largest, min(1.0, row["p"] * (len(compared) - place)))
+        row["p_holm"] = largest
+        row["verdict"] = ("better" if row["gain"] > 0 else "worse") if largest < 0.05 else "tie"
+    for row in rows:
+        row.setdefault("p_holm", 1.0)
+        row.setdefault("verdict", "reference")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
