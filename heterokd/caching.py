@@ -20,14 +20,18 @@ from heterokd.cache import (
     cache_bytes,
     make_key,
     open_or_build,
+    read_key,
 )
 from heterokd.cache.building import Progress
+from heterokd.cache.reading import Verify
 from heterokd.config import CachingSettings, Recipe
 from heterokd.dataset import Splits, TaskName
+from heterokd.errors import CacheError
 from heterokd.methods import METHODS
 from heterokd.networks import predict_spec
 from heterokd.outputs import Signal
 from heterokd.root import Root
+from heterokd.storage import open_folder
 from heterokd.teachers import LiveTeacher, Teacher
 from heterokd.views import AugmentPolicy
 
@@ -36,6 +40,8 @@ CacheUse = Literal["built", "shared", "found"]
 the rest; read it if it is complete, and otherwise run the teacher."""
 
 GIGABYTE = 10**9
+CHECKED_BYTES = 2**31
+"""A cache of at most this size is read as a whole before a search, which takes a second or two."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +80,9 @@ def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
     )
 
 
-def is_small_enough(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
+def is_small_enough(recipe: Recipe, key: CacheKey) -> bool:
     """Whether a recipe's cache keeps within `cache.max_gb`."""
-    return cache_bytes(cache_key(recipe, splits, live)) <= recipe.cache.max_gb * GIGABYTE
+    return cache_bytes(key) <= recipe.cache.max_gb * GIGABYTE
 
 
 def training_teacher(
@@ -100,14 +106,39 @@ def training_teacher(
     """
     if not recipe.cache.enabled or not is_served(recipe, splits, live):
         return live
-    folder = root.caches / cache_key(recipe, splits, live).id
-    complete = (folder / "manifest.json").exists()
-    if not complete and (use == "found" or not is_small_enough(recipe, splits, live)):
+    key = cache_key(recipe, splits, live)
+    complete = (root.caches / key.id / "manifest.json").exists()
+    if not complete and use == "built" and is_small_enough(recipe, key):
+        try:
+            return open_cache(recipe, splits, live, root, device, build=True)
+        except CacheError as error:
+            logger.warning("the teacher's cache is not complete (%s): the teacher runs for what is missing", error)
+            use = "found"
+    if not complete and (use == "found" or not is_small_enough(recipe, key)):
         if recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb):
             # Rounded outputs are part of the recipe: what is not stored is computed and rounded as if it had been.
             return open_cache(recipe, splits, live, root, device, build=False)
         return live
-    return open_cache(recipe, splits, live, root, device, build=use == "built")
+    return open_cache(recipe, splits, live, root, device, build=False)
+
+
+def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root) -> None:
+    """Audit what is there of a recipe's cache: all of a small one's checksums, some of a larger one's.
+
+    Raises:
+        CacheError: it is damaged, or of something else.
+    """
+    key = cache_key(recipe, splits, live)
+    folder = open_folder(root.caches).at(key.id)
+    if folder.exists("manifest.json"):
+        verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
+        seed, views, crop = recipe.training.seed, recipe.views or recipe.training.epochs, _crop(recipe)
+        settings = _settings(recipe)
+        open_or_build(
+            root.caches, splits, recipe.data.policy, seed, views, live, settings, build=False, crop=crop, verify=verify
+        )
+    elif folder.exists("key.json"):
+        read_key(folder)
 
 
 def open_cache(

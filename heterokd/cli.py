@@ -208,6 +208,39 @@ def teacher(
 
 
 @app.command()
+def cache(
+    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT | [ID]...", help="What to build, or ids.")] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to build on; a local Ray when left out.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the caches.")] = False,
+    verifying: Annotated[bool, typer.Option("--verify", help="Check every byte of these caches, or of all.")] = False,
+    pruning: Annotated[bool, typer.Option("--prune", help="Delete caches; one in use is kept.")] = False,
+    unused_for: Annotated[str | None, typer.Option(metavar="PERIOD", help="Those last used longer ago: 30d.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The longest unused, until 10GB are left.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
+    from heterokd.cache_command import Asked, run
+    from heterokd.errors import CacheError
+    from heterokd.root import Root
+
+    asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
+    answer = run(asked, Root(root), quiet=as_json)
+    if as_json:
+        _print_json(answer.content)
+    for line in () if as_json else answer.lines:
+        print(line)
+    if answer.problems:
+        sys.stdout.flush()
+        raise CacheError("\n".join(answer.problems))
+
+
+@app.command()
 def report(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = False) -> None:
     """Write the study's page anew and say where it is."""
     from heterokd.errors import StudyError

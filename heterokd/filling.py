@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from heterokd.cache import CacheKey, layout_of, missing
-from heterokd.caching import cache_key, is_served, is_small_enough, open_cache
+from heterokd.cache import CacheKey, cache_bytes, check_space, layout_of, missing
+from heterokd.caching import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
 from heterokd.cluster import Cluster, ray
 from heterokd.config import Experiment, Recipe
 from heterokd.distillation import open_prepared, open_splits
@@ -43,6 +43,28 @@ class Filling:
         """Whether every shard is there."""
         return (self.folder / "manifest.json").exists()
 
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be built."""
+        return missing(open_folder(self.folder), self.key)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be completed here, in one sentence; None where nothing is known to stand in the way."""
+        if self.is_complete:
+            return None
+        if not is_small_enough(self.recipe, self.key):
+            return (
+                f"cache.max_gb: a cache of {self.key.describe()} takes {cache_bytes(self.key) / GIGABYTE:.3g} GB, more "
+                f"than {self.recipe.cache.max_gb:g}; raise it, or set cache.dtype: fp16, cache.top_k or fewer "
+                "cache.views"
+            )
+        try:
+            check_space(open_folder(self.folder), self.key, len(self.missing))
+        except CacheError as error:
+            return str(error)
+        return None
+
 
 class Builder:
     """One actor that builds what nobody else is building."""
@@ -67,7 +89,7 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None) -> Fi
     """The cache that an experiment's trials share before confirmation; None where no method reads one.
 
     Raises:
-        CacheError: a complete cache is damaged, or disagrees with the teacher; nothing has been launched then.
+        CacheError: the cache that is there is damaged, or disagrees with the teacher; nothing has been launched then.
     """
     if not experiment.cache.enabled:
         return None
@@ -79,21 +101,10 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None) -> Fi
             served = is_served(recipe, splits, live)
         except PairError:
             continue  # left out of this pair's space
-        if not served:
-            continue
-        key = cache_key(recipe, splits, live)
-        filling = Filling(recipe, key, root.caches / key.id)
-        if not is_small_enough(recipe, splits, live):
-            logger.warning(
-                "the teacher runs live: a cache of %s would take more than cache.max_gb = %g; raise it, or set "
-                "cache.dtype: fp16, cache.top_k or fewer cache.views",
-                key.describe(),
-                experiment.cache.max_gb,
-            )
-            return None
-        if filling.is_complete:
-            open_cache(recipe, splits, live, root, "cpu", build=False)
-        return filling
+        if served:
+            check_cache(recipe, splits, live, root)
+            key = cache_key(recipe, splits, live)
+            return Filling(recipe, key, root.caches / key.id)
     return None
 
 
@@ -105,11 +116,13 @@ def start_filling(filling: Filling, root: Root, weights: Path | None, cluster: C
         root: where caches lie, on every node.
         weights: the prepared teacher's weights.
         cluster: what one trial gets; a builder gets the same.
-        builders: how many.
+        builders: how many, at most; no more than there are shards to build.
     """
     actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
     described = filling.recipe.model_dump_json(), root.path.resolve(), weights.resolve() if weights else None
-    handles = [actor.remote(*described, max(1, int(cluster.cpus))) for _ in range(builders)]
+    handles = [
+        actor.remote(*described, max(1, int(cluster.cpus))) for _ in range(min(builders, len(filling.missing) or 1))
+    ]
     # An actor lives as long as its handle: the last reference goes with the answer.
     return [(handle, handle.build.remote()) for handle in handles]
 
@@ -122,16 +135,22 @@ def release(started: list[Any], *, wait: bool = False) -> list[Any]:
         if not done:
             going.append((handle, answer))
             continue
-        ray.kill(handle)
-        try:
-            problem = ray.get(answer)
-        except ray.exceptions.RayError as error:
-            problem = f"a builder died ({type(error).__name__}); finished shards are kept"
+        problem = _ended(handle, answer)
         if problem is not None:
             logger.warning(
                 "the teacher's cache is not complete (%s): trials run the teacher for what is missing", problem
             )
     return going
+
+
+def _ended(handle: Any, answer: Any) -> str | None:
+    """Let a builder go that is done; what kept it from its end."""
+    ray.kill(handle)
+    try:
+        problem: str | None = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        return f"a builder died ({type(error).__name__}); finished shards are kept, build again"
+    return problem
 
 
 def fill(
@@ -161,8 +180,6 @@ def fill(
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
         if progress is not None:
             progress(shards - (len(missing(folder, filling.key)) if waiting else 0), shards)
-    problems = [problem for problem in ray.get(answers) if problem is not None]
-    for handle, _ in started:
-        ray.kill(handle)
+    problems = [problem for one in started if (problem := _ended(*one)) is not None]
     if problems and not filling.is_complete:
         raise CacheError(problems[0])

@@ -279,20 +279,26 @@ class Batch:
         images: [B, 3, H, W] float in [0, 1]; each network resizes and normalises them for itself.
         labels: [B] class numbers, or [B, K] class shares when images are mixed; in segmentation [B, H, W] class
             numbers, `IGNORE` where a pixel counts nowhere.
-        index: [B] positions in the training split: the cache's key and a memory bank's key.
-        view: [B] view numbers; (index, view) names the augmented image.
+        index: [B] positions in the training split: a memory bank's key.
+        shown: [B, 2] index and view number, which name each augmented image: the cache's key. It stays on the CPU,
+            where caches are read, so that nobody waits for a GPU to learn it; None for plain images.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
-    view: Tensor | None = None
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def view(self) -> Tensor | None:
+        """[B] view numbers, on the CPU; None for plain images."""
+        return None if self.shown is None else self.shown[:, 1]
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`, apart from `shown`."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
@@ -302,7 +308,6 @@ class Batch:
             images=move(self.images),
             labels=move(self.labels),
             index=move(self.index),
-            view=None if self.view is None else move(self.view),
         )
 
 

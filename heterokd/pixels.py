@@ -131,7 +131,7 @@ class SplitPixels:
             images=images,
             labels=move(labels if labels.is_floating_point() else labels.long()),
             index=move(torch.from_numpy(index.copy())),
-            view=None if view is None else move(torch.from_numpy(view)),
+            shown=None if view is None else torch.from_numpy(np.stack((index, view), axis=1)),
         )
 
     def _stays(self) -> bool:

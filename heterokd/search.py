@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from heterokd.cache import hold
 from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher
@@ -28,6 +29,7 @@ from heterokd.filling import Filling, plan_filling, release, start_filling
 from heterokd.pictures import draw_pictures
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
+from heterokd.storage import open_folder
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, log_student, open_store, register
@@ -159,9 +161,11 @@ def run_study(
         runs: the study's projection in MLflow.
         address: of a Ray cluster; None starts a local one.
         listener: told of every event.
-        filling: the teacher's cache, built beside the first trials.
+        filling: the teacher's cache, built beside the first trials; None: trials read what is complete.
     """
     folder = root.study(experiment.name)
+    # From now to the end nobody may delete it, whichever trial reads it when.
+    held = None if filling is None else hold(open_folder(filling.folder))
     projector = _Projector(runs)
     try:
         with connected(address):
@@ -213,6 +217,8 @@ def run_study(
             summary: dict[str, Any] = ray.get(judge.summary.remote())
     finally:
         projector.close()
+        if held is not None:
+            held.release()
     folder.write_summary(summary)
     return summary
 
@@ -273,6 +279,10 @@ def search(
     runs = open_runs(experiment, folder, root)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     filling = plan_filling(experiment, root, prepared.weights)
+    obstacle = None if filling is None else filling.obstacle
+    if obstacle is not None:
+        logger.warning("the teacher runs live (%s)", obstacle)
+        filling = None
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The question first, as an object, so that a study of another experiment is refused before its file changes.

@@ -63,6 +63,7 @@ def run_trial(
         weights: the prepared teacher's weights.
         threads: of torch.
         filled: seed and number of the views whose cache others are filling; other caches are completed here first.
+            None: no cache is built at all.
     """
     torch.set_num_threads(threads)
     assignment: Assignment = config["assignment"]
@@ -85,7 +86,9 @@ def run_trial(
     error = None
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        cache: CacheUse = "shared" if filled == (recipe.training.seed, recipe.views) else "built"
+        cache: CacheUse = "found" if filled is None else "built"
+        if filled == (recipe.training.seed, recipe.views):
+            cache = "shared"
         trained = run_recipe(
             recipe, folder, Root(root), weights, keep_going, rungs=assignment.rungs, device=device, cache=cache
         )

@@ -135,7 +135,7 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
             images=batch.images[start:end],
             labels=batch.labels[start:end],
             index=batch.index[start:end],
-            view=None if batch.view is None else batch.view[start:end],
+            shown=None if batch.shown is None else batch.shown[start:end],
         )
 
 

@@ -55,7 +55,7 @@ ROWS = (
         "pictures",
         "plan",
     ),
-    ("catalogue", "terminal"),
+    ("catalogue", "terminal", "cache_command"),
     ("cli",),
     ("__main__",),
 )

@@ -48,6 +48,16 @@ def same(one: Batch, two: Batch) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_what_names_a_view_stays_on_the_cpu(splits: Splits) -> None:
+    """A cache reads it at every step: on a GPU it would have to wait for all that the GPU is doing."""
+    batch = next(iter(TrainLoader(splits.train, POLICIES["digits"], 16, device="meta").epoch(3)))
+    assert batch.shown is not None
+    assert batch.to("meta").shown is batch.shown
+    assert batch.index.device.type == batch.images.device.type == "meta"
+    expected = next(iter(TrainLoader(splits.train, POLICIES["digits"], 16).epoch(3)))
+    assert torch.equal(batch.shown, torch.stack((expected.index, torch.full((16,), 3)), dim=1))
+
+
 class Shut:
     """Images that may not be looked at."""
 

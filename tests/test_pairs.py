@@ -77,7 +77,7 @@ def batch(maps: bool) -> Batch:
         images=torch.rand(IMAGES, 3, SIZE, SIZE, generator=generator),
         labels=labels,
         index=torch.arange(IMAGES),
-        view=torch.zeros(IMAGES, dtype=torch.int64),
+        shown=torch.stack((torch.arange(IMAGES), torch.zeros(IMAGES, dtype=torch.int64)), dim=1),
     )
 
 

@@ -183,7 +183,9 @@ def test_parts_of_a_batch_add_up_to_the_batch(experiment: Experiment, teacher: L
 @pytest.mark.parametrize(("images", "parts", "sizes"), [(8, 4, [2] * 4), (7, 2, [3, 4]), (2, 4, [1, 1])])
 def test_a_batch_is_split_in_order(images: int, parts: int, sizes: list[int]) -> None:
     numbers = torch.arange(images)
-    batch = Batch(images=torch.zeros(images, 3, 1, 1), labels=numbers, index=numbers, view=numbers)
+    batch = Batch(
+        images=torch.zeros(images, 3, 1, 1), labels=numbers, index=numbers, shown=torch.stack((numbers, numbers), 1)
+    )
     found = list(split_batch(batch, parts))
     assert [len(part) for part in found] == sizes
     for name in ("labels", "index", "view"):

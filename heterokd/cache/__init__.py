@@ -1,7 +1,7 @@
 """Teacher outputs on disk, keyed by view: computed once, shared by all trials through the page cache.
 
 `key` names a cache, `shards` lays records out, `computing` makes them, `building` writes them, `reading` maps and
-audits them, `teacher` serves them, `upkeep` lists, verifies and prunes.
+audits them, `teacher` serves them, `use` says who is at it, `upkeep` lists, verifies and prunes.
 """
 
 from heterokd.cache.building import build_shard, build_shards, check_space, finish, missing
@@ -11,6 +11,7 @@ from heterokd.cache.reading import Records, open_records, read_key
 from heterokd.cache.shards import cache_bytes, layout_of
 from heterokd.cache.teacher import CachedTeacher, CacheSettings, open_or_build
 from heterokd.cache.upkeep import CacheCard, list_caches, prune_caches, verify_cache
+from heterokd.cache.use import Hold, hold
 
 __all__ = [
     "CacheCard",
@@ -18,6 +19,7 @@ __all__ = [
     "CacheSettings",
     "CachedTeacher",
     "Compute",
+    "Hold",
     "Records",
     "SteadyTeacher",
     "build_shard",
@@ -25,6 +27,7 @@ __all__ = [
     "cache_bytes",
     "check_space",
     "finish",
+    "hold",
     "layout_of",
     "list_caches",
     "make_key",

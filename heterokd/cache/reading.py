@@ -30,7 +30,7 @@ device's arithmetic (TF32, other kernels), far below what another teacher, polic
 MASS_TOLERANCE = 2e-2
 """The same for top-k logits, whose classes may swap where they are close: difference of softmax masses."""
 
-OURS = re.compile(r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/\d{6}\.lock|classes/\w+\.npy)")
+OURS = re.compile(r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/(\d{6}|use)\.lock|classes/\w+\.npy)")
 MEND = "delete it and build the cache again: only what is missing is computed"
 
 

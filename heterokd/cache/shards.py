@@ -5,7 +5,7 @@ CACHES/<id>/key.json              what the outputs depend on
             manifest.json         size and checksum of every shard; written last: its existence means complete
             classes/val.npy       the teacher's decisions on plain images
             last_used             its time is that of the last opening
-            locks/                claims of builders
+            locks/                claims of builders, and use.lock of everybody who uses it
 """
 
 from __future__ import annotations
@@ -156,14 +156,22 @@ def decode(key: CacheKey, arrays: Arrays, device: torch.device | str = "cpu") ->
     class that was kept.
     """
     if key.top_k is None or key.logits is None:
-        return {name: torch.from_numpy(array).to(device).float() for name, array in arrays.items()}
-    values, rest = (torch.from_numpy(arrays[f"logits_{name}"]).to(device).float() for name in ("values", "rest"))
-    classes = torch.from_numpy(arrays["logits_classes"].astype(np.int64)).to(device)
+        return {name: _on(device, array).float() for name, array in arrays.items()}
+    values, rest = (_on(device, arrays[f"logits_{name}"]).float() for name in ("values", "rest"))
+    classes = _on(device, arrays["logits_classes"].astype(np.int64))
     spread = rest - math.log(key.logits[0] - key.top_k)
     decoded = {"logits": spread.expand(-1, *key.logits).clone().scatter_(1, classes, values)}
     if key.embedding is not None:
-        decoded["embedding"] = torch.from_numpy(arrays["embedding"]).to(device).float()
+        decoded["embedding"] = _on(device, arrays["embedding"]).float()
     return decoded
+
+
+def _on(device: torch.device | str, array: NDArray[np.generic]) -> Tensor:
+    """An array on a device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def shard_name(number: int) -> str:

@@ -18,6 +18,7 @@ from heterokd.cache.key import SHARD_BYTES, STORABLE, Dtype, make_key
 from heterokd.cache.reading import Records, Verify, open_records
 from heterokd.cache.shards import decode, encode
 from heterokd.cache.upkeep import LAST_USED, nearest
+from heterokd.cache.use import Hold, hold
 from heterokd.dataset import Splits
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.loaders import EvalLoader
@@ -34,12 +35,19 @@ class CachedTeacher:
         spec: shapes of the teacher's outputs.
         live: computes batches of which a partial cache lacks a view, and decisions on plain images that are not stored.
         tail: the teacher's last stages, where they are loaded; served as it is.
+        held: keeps the cache from being deleted while this teacher is there.
     """
 
     def __init__(
-        self, records: Records, spec: OutputSpec, *, live: NetworkTeacher | None = None, tail: Tail | None = None
+        self,
+        records: Records,
+        spec: OutputSpec,
+        *,
+        live: NetworkTeacher | None = None,
+        tail: Tail | None = None,
+        held: Hold | None = None,
     ) -> None:
-        self.records, self.spec, self._tail = records, spec, tail
+        self.records, self.spec, self._tail, self._held = records, spec, tail, held
         self._live = None if live is None else SteadyTeacher(live)
         self.serves = records.key.serves | (Signal.NONE if tail is None else Signal.TAIL)
 
@@ -83,9 +91,10 @@ class CachedTeacher:
     def _stored(self, batch: Batch) -> dict[str, Tensor]:
         """Every stored signal of a batch, read, or computed as a whole and rounded as if it had been read."""
         device, key = batch.images.device, self.records.key
-        if batch.view is None:
-            raise CacheError("a cached teacher knows views of training images; these batches name none (Batch.view)")
-        arrays = self.records.gather(batch.index.cpu().numpy(), batch.view.cpu().numpy())
+        if batch.shown is None:
+            raise CacheError("a cached teacher knows views of training images; these batches name none (Batch.shown)")
+        index, view = batch.shown.numpy().T
+        arrays = self.records.gather(index, view)
         if arrays is None:
             if self._live is None:
                 raise CacheError(f"{self.records.folder}: is not finished; build it, or give the live teacher")
@@ -166,6 +175,7 @@ def open_or_build(
     root = caches if isinstance(caches, Folder) else open_folder(caches)
     folder = root.at(key.id)
     compute = view_outputs(splits.train, policy, seed, live, signals=key.serves, crop=crop, device=device)
+    held = hold(folder) if build or partial or folder.exists("manifest.json") else None
     if build and (not folder.exists("manifest.json") or missing(folder, key)):
         build_shards(folder, key, compute, progress=progress)
         finish(folder, key)
@@ -178,4 +188,4 @@ def open_or_build(
     records.audit(compute)
     folder.touch(LAST_USED)
     tail = live.network.tail if Signal.TAIL in live.serves else None
-    return CachedTeacher(records, live.spec, live=live, tail=tail)
+    return CachedTeacher(records, live.spec, live=live, tail=tail, held=held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from heterokd.cache.building import MANIFEST
 from heterokd.cache.key import CacheKey
 from heterokd.cache.reading import Records, problems, read_key, read_manifest
 from heterokd.cache.shards import layout_of, shard_name
+from heterokd.cache.use import USE_LOCK, alone
 from heterokd.errors import CacheError
 from heterokd.storage import Folder, open_folder
 
@@ -29,6 +31,7 @@ class CacheCard:
         records: views that are stored.
         complete: whether every shard is there.
         last_used: when it was last opened, or else written.
+        in_use: whether a process reads or builds it now; unknown, and False, in an object store.
     """
 
     id: str
@@ -37,6 +40,7 @@ class CacheCard:
     records: int
     complete: bool
     last_used: datetime
+    in_use: bool = False
 
 
 def list_caches(caches: Folder | Path | str) -> list[CacheCard]:
@@ -68,47 +72,64 @@ def prune_caches(
     unused_for: timedelta | None = None,
     max_bytes: int | None = None,
     ids: Collection[str] | None = None,
+    dry_run: bool = False,
 ) -> list[CacheCard]:
     """Delete caches: those named, those not used for long, and then the least recently used until the rest is small.
+
+    A cache that a process reads or builds now is kept.
 
     Args:
         caches: the folder of all caches.
         unused_for: delete what was last used longer ago.
         max_bytes: keep at most this much.
         ids: delete these.
+        dry_run: delete nothing.
 
     Returns:
-        What was deleted.
+        What was deleted, or would be.
 
     Raises:
-        CacheError: there is no cache of a given id, or one cannot be deleted.
+        CacheError: there is no cache of a given id, it is in use, or one cannot be deleted.
     """
     root = caches if isinstance(caches, Folder) else open_folder(caches)
     cards = list_caches(root)
     unknown = sorted(set(ids or ()) - {card.id for card in cards})
     if unknown:
-        raise CacheError(f"{root}: there is no cache {unknown[0]!r}; known: {', '.join(card.id for card in cards)}")
+        known = ", ".join(card.id for card in cards) or "none"
+        raise CacheError(f"{root}: there is no cache {unknown[0]!r}; known: {known}")
+    used = next((card.id for card in cards if card.in_use and card.id in (ids or ())), None)
+    if used is not None:
+        raise CacheError(f"{root}: cache {used} is in use by a running search or training; wait for it, or end it")
     now = datetime.fromtimestamp(time.time(), UTC)
     doomed = [
         card
         for card in cards
-        if card.id in (ids or ()) or (unused_for is not None and now - card.last_used > unused_for)
+        if card.id in (ids or ()) or (unused_for is not None and now - card.last_used > unused_for and not card.in_use)
     ]
     if max_bytes is not None:
         total = 0
-        for card in (card for card in cards if card not in doomed):
+        for card in sorted((card for card in cards if card not in doomed), key=lambda card: not card.in_use):
             total += card.bytes
-            if total > max_bytes:
+            if total > max_bytes and not card.in_use:
                 doomed.append(card)
-    for card in doomed:
-        folder = root.at(card.id)
+    return doomed if dry_run else [card for card in doomed if _delete(root.at(card.id))]
+
+
+def _delete(folder: Folder) -> bool:
+    """Delete a cache that nobody uses; whether it is gone."""
+    with suppress(OSError):  # of an earlier version it has no lock yet, by which others can be kept away
+        if folder.local is not None:
+            (folder.local / USE_LOCK).parent.mkdir(exist_ok=True)
+            (folder.local / USE_LOCK).touch()
+    with alone(folder) as is_ours:
         try:
-            # Without its manifest it is not taken for complete, should the rest be interrupted.
-            folder.delete(MANIFEST)
-            folder.delete_everything()
+            if is_ours:
+                # Without its manifest it is not taken for complete, should the rest be interrupted.
+                folder.delete(MANIFEST)
+                folder.delete_everything()
         except OSError as error:
             raise CacheError(f"{folder}: cannot be deleted ({error}); check its permissions") from None
-    return doomed
+        return is_ours
 
 
 def nearest(root: Folder, key: CacheKey) -> str:
@@ -141,4 +162,5 @@ def _card(folder: Folder, name: str) -> CacheCard | None:
     except CacheError as error:
         description = str(error)
     size = sum(file.size for file in files.values())
-    return CacheCard(name, description, size, records, complete, datetime.fromtimestamp(used, UTC))
+    with alone(folder) as is_free:
+        return CacheCard(name, description, size, records, complete, datetime.fromtimestamp(used, UTC), not is_free)

@@ -1,0 +1,286 @@
+"""`heterokd cache`: completes the cache of an experiment; lists, verifies and prunes those that are there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.live import Live
+from rich.text import Text
+
+from heterokd.cache import CacheCard, cache_bytes, list_caches, prune_caches, verify_cache
+from heterokd.config import load_experiment
+from heterokd.errors import CacheError, ConfigError
+from heterokd.root import Root
+from heterokd.terminal import Terminal, clock
+
+if TYPE_CHECKING:
+    from heterokd.filling import Filling
+
+PERIODS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+TENTHS = 10
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        names: one experiment's file, or ids of caches.
+        overrides: `key=value` of the experiment.
+        address: of a Ray cluster.
+        listing, verifying, pruning: which of the three; none of them builds.
+        unused_for, max_size, everything: what is pruned beside the ids.
+        dry_run: nothing is deleted.
+    """
+
+    names: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    address: str | None = None
+    listing: bool = False
+    verifying: bool = False
+    pruning: bool = False
+    unused_for: str | None = None
+    max_size: str | None = None
+    everything: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ConfigError: says what to leave out or to add.
+        """
+        modes = self.listing + self.verifying + self.pruning
+        which = bool(self.names or self.unused_for or self.max_size or self.everything)
+        if modes > 1:
+            raise ConfigError("--list, --verify, --prune: give one of them")
+        if (self.unused_for or self.max_size or self.everything or self.dry_run) and not self.pruning:
+            raise ConfigError(
+                "--unused-for, --max-size, --all, --dry-run: belong to --prune; add it, or leave them out"
+            )
+        if (self.overrides or self.address) and modes:
+            raise ConfigError(
+                "--set, --address: belong to building a cache; leave them out, or give an EXPERIMENT alone"
+            )
+        if self.listing and self.names:
+            raise ConfigError(f"--list: shows every cache and takes no name; leave out {self.names[0]!r}")
+        if not modes and len(self.names) != 1:
+            raise ConfigError("heterokd cache: give one EXPERIMENT to build its cache, or --list, --verify or --prune")
+        if self.pruning and not which:
+            raise ConfigError("--prune: say what may go: ids, --unused-for 30d, --max-size 10GB or --all")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command found or did.
+
+    Attributes:
+        lines: for people.
+        content: for `--json`.
+        problems: sentences; with any, the command ends in 2.
+    """
+
+    lines: Sequence[str]
+    content: dict[str, Any]
+    problems: Sequence[str] = field(default_factory=tuple)
+
+
+def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
+    """Do what is asked.
+
+    Args:
+        asked: what the command line says.
+        root: where state lives.
+        quiet: show no progress.
+
+    Raises:
+        UserError: options that do not go together, an unknown id, a wrong experiment, a cache that cannot be built.
+    """
+    asked.check()
+    if asked.listing:
+        cards = list_caches(root.caches)
+        return Answer(table(cards), {"caches": as_rows(cards), "bytes": sum(card.bytes for card in cards)})
+    if asked.verifying:
+        found = verify(root, asked.names)
+        return Answer(
+            [f"{one}  {'is damaged' if told else 'is sound'}" for one, told in found.items()]
+            or ["there are no caches"],
+            {"caches": [{"id": one, "problems": told} for one, told in found.items()]},
+            [sentence for told in found.values() for sentence in told],
+        )
+    if asked.pruning:
+        cards = prune(root, asked)
+        verb = "would delete" if asked.dry_run else "deleted"
+        lines = [f"{verb} {card.id}  {size(card.bytes):>9}  {card.description}" for card in cards]
+        freed = sum(card.bytes for card in cards)
+        lines.append(f"{verb} {len(cards)} cache(s), {size(freed)}; caches in use are kept")
+        return Answer(lines, {"deleted": as_rows(cards), "bytes": freed, "dry_run": asked.dry_run})
+    with Terminal("", quiet=quiet) as terminal:
+        built = build(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
+    return Answer(outcome(built), built)
+
+
+def build(file: Path, overrides: Sequence[str], root: Root, address: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Complete the cache of an experiment's own seed, whose views its trials share.
+
+    Args:
+        file: of the experiment.
+        overrides: `key=value` of it.
+        root: where state lives.
+        address: of a Ray cluster; None starts a local one.
+        terminal: where progress is shown.
+
+    Returns:
+        `id`, `description`, `folder`, `bytes`, `views` (records), `seconds` and whether it was `built` now.
+
+    Raises:
+        UserError: the experiment is wrong, caches nothing, or its cache cannot be completed.
+    """
+    experiment = load_experiment(file, list(overrides))
+    # Listing and pruning answer at once: they need no Ray.
+    from heterokd.cluster import connected, plan_cluster
+    from heterokd.distillation import check_experiment, prepare_teacher
+    from heterokd.filling import fill, plan_filling
+
+    check_experiment(experiment)
+    if not experiment.cache.enabled:
+        raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
+    prepared = prepare_teacher(experiment, root, progress=terminal.teacher_epoch)
+    filling = plan_filling(experiment, root, prepared.weights)
+    if filling is None:
+        raise ConfigError(
+            f"search space: methods: none of {', '.join(experiment.methods)} reads only what a cache holds of the "
+            "teacher; they run it live, and there is nothing to build"
+        )
+    if filling.obstacle is not None:
+        raise CacheError(filling.obstacle)
+    built, started = not filling.is_complete, time.monotonic()
+    if built:
+        terminal.say(f"cache {filling.key.id}: {filling.key.describe()}")
+        with connected(address), _Shown(filling, terminal) as progress:
+            fill(filling, root, prepared.weights, plan_cluster(experiment), progress)
+    (card,) = (card for card in list_caches(root.caches) if card.id == filling.key.id)
+    return {
+        "id": card.id,
+        "description": card.description,
+        "folder": str(filling.folder),
+        "bytes": card.bytes,
+        "views": card.records,
+        "seconds": round(time.monotonic() - started, 3),
+        "built": built,
+    }
+
+
+def outcome(found: dict[str, Any]) -> list[str]:
+    """What `build` returns, in lines."""
+    said = f"built in {clock(found['seconds'])}" if found["built"] else "is complete; nothing was built"
+    return [f"cache {found['id']} {said}: {found['views']:,} views, {size(found['bytes'])}", found["folder"]]
+
+
+def table(cards: Sequence[CacheCard]) -> list[str]:
+    """Caches in lines, the last used first."""
+    lines = [
+        f"{card.id}  {size(card.bytes):>9}  {_state(card):<8}  used {_ago(card.last_used)} ago  {card.description}"
+        for card in cards
+    ]
+    return [*lines, f"{len(cards)} cache(s), {size(sum(card.bytes for card in cards))}"]
+
+
+def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, Any]]:
+    """Caches as JSON takes them."""
+    return [{**asdict(card), "last_used": card.last_used.isoformat()} for card in cards]
+
+
+def verify(root: Root, ids: Sequence[str]) -> dict[str, list[str]]:
+    """What is wrong with some caches, or with all: sentences by id; every checksum is checked.
+
+    Raises:
+        CacheError: there is no cache of a given id.
+    """
+    known = [card.id for card in list_caches(root.caches)]
+    unknown = next((one for one in ids if one not in known), None)
+    if unknown is not None:
+        raise CacheError(f"{root.caches}: there is no cache {unknown!r}; known: {', '.join(known) or 'none'}")
+    return {one: verify_cache(root.caches / one) for one in ids or known}
+
+
+def prune(root: Root, asked: Asked) -> list[CacheCard]:
+    """Delete caches, see `prune_caches`; what was deleted, or would be.
+
+    Raises:
+        ConfigError: a period or a size that is none.
+        CacheError: an unknown id, a cache in use, or one that cannot be deleted.
+    """
+    age, most = asked.unused_for, 0 if asked.everything else None
+    if asked.max_size is not None and not asked.everything:
+        most = int(_measure("--max-size", asked.max_size, SIZES, "10GB"))
+    return prune_caches(
+        root.caches,
+        unused_for=None if age is None else timedelta(seconds=_measure("--unused-for", age, PERIODS, "30d")),
+        max_bytes=most,
+        ids=asked.names,
+        dry_run=asked.dry_run,
+    )
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit, bytes_ in reversed(SIZES.items()):
+        if count >= bytes_:
+            return f"{count / bytes_:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _measure(option: str, text: str, units: dict[str, int], example: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    factors = {unit.lower(): factor for unit, factor in units.items()}
+    if found is None or found[2].lower() not in factors:
+        raise ConfigError(f"{option} {text}: expected a number and one of {', '.join(units)}, such as {example}")
+    return float(found[1]) * factors[found[2].lower()]
+
+
+def _state(card: CacheCard) -> str:
+    return "in use" if card.in_use else "complete" if card.complete else "partial"
+
+
+def _ago(moment: datetime) -> str:
+    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    return f"{seconds / 86400:.0f} d" if seconds >= 2 * 86400 else clock(seconds)
+
+
+class _Shown:
+    """Progress of a build: one line that changes on a terminal, a line a tenth in a pipe."""
+
+    def __init__(self, filling: Filling, terminal: Terminal) -> None:
+        self.terminal, self.started, self.tenths = terminal, time.monotonic(), 0
+        self.views, self.bytes = filling.key.records, cache_bytes(filling.key)
+        self.before: int | None = None
+        self.live = Live(console=terminal.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        if self.terminal.is_live:
+            self.live.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, done: int, shards: int) -> None:
+        """So many shards are there."""
+        if self.before is None:
+            self.before, self.started = done, time.monotonic()
+        share, seconds = done / shards, max(time.monotonic() - self.started, 1e-9)
+        rate = self.views * (done - self.before) / shards / seconds
+        line = f"shard {done}/{shards}, {size(self.bytes * share)} of {size(self.bytes)}, {rate:,.0f} views/s"
+        if self.terminal.is_live:
+            self.live.update(Text(line))
+        elif int(share * TENTHS) > self.tenths:
+            self.tenths = int(share * TENTHS)
+            self.terminal.say(line)
