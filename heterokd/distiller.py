@@ -1,4 +1,9 @@
-"""Distiller: student and method as one trainable module, the thing that DDP wraps. It never holds the teacher."""
+"""Distiller: student and method as one trainable module, the thing that DDP wraps. It never holds the teacher.
+
+A method's memories (`Method.memories`: hundreds of MiB in some) are in its state, but DDP does not copy them from the
+first worker, neither when it wraps nor at every step: each worker builds them from the same seed and fills them itself.
+Who wraps a method in a module of another kind, and wants that too, sets the attribute that is set here.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,12 @@ class Distiller(nn.Module):
         self.method = method
         self.task = task
         self.task_weight = task_weight
+        # The name under which DDP looks for what it shall leave alone.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"method.{memory}.{name}"
+            for memory in method.memories
+            for name, _ in method.get_submodule(memory).named_buffers()
+        ]
 
     @property
     def teacher_needs(self) -> Signal:

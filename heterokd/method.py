@@ -28,11 +28,14 @@ class Method(nn.Module, ABC):
             it for one instance (FBT does: what it reads depends on the pair).
         teacher_needs: likewise for the teacher.
         tasks: the tasks that the equation is written for.
+        memories: names of the sub-modules whose buffers each data-parallel worker fills by itself. They are part of
+            checkpoints; `Distiller` keeps them out of what the first worker sends to all at every step.
     """
 
     student_needs: Signal = Signal.LOGITS
     teacher_needs: Signal = Signal.LOGITS
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    memories: ClassVar[tuple[str, ...]] = ()
 
     Params: ClassVar[type[MethodParams]] = MethodParams
 

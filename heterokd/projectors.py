@@ -13,6 +13,7 @@ Letters in shapes: B batch, C H W the channels, height and width of a map, N tok
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from heterokd.outputs import OutputSpec
 
 FINAL_SIDE = 7
 """Token grids are merged down to about this side: the deepest grid of four-stage networks at 224 px (OFA's code)."""
+
+FEW_PAIRS = 1024
+"""Pairs of an input and an output position up to which a depthwise convolution is a product of matrices."""
 
 NO_LENGTH = 1e-12
 """Squared length up to which a vector has no direction: its gradient would be millions of times too large."""
@@ -89,6 +93,60 @@ class SeparableConv(nn.Sequential):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
+        self.stride = stride
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, width, H / stride, W / stride], sides rounded up.
+
+        The values are those of the layers one after the other; a processor gets them by products of matrices, for its
+        convolutions of many small groups are slow.
+        """
+        if not map_BCHW.is_cpu:
+            for layer in self:
+                map_BCHW = layer(map_BCHW)
+            return map_BCHW
+        height, width = map_BCHW.shape[2:]
+        few = height * width * _halved(height, self.stride) * _halved(width, self.stride) <= FEW_PAIRS
+        for first, stride in ((0, self.stride), (4, 1)):
+            depth, point = self.get_parameter(f"{first}.weight"), self.get_parameter(f"{first + 1}.weight")
+            apply = _separable_of_few if few else _separable_of_many
+            map_BCHW = apply(map_BCHW, depth, stride, point, self[first + 2])
+        return map_BCHW
+
+
+def _separable_of_few(map_BCHW: Tensor, depth: Tensor, stride: int, point: Tensor, norm: nn.Module) -> Tensor:
+    """Depthwise and 1x1 convolution, norm and ReLU, channels first of all; a kernel is a matrix from map to map."""
+    images, (height, width) = len(map_BCHW), map_BCHW.shape[2:]
+    size = _halved(height, stride), _halved(width, stride)
+    kernel_CQP = (depth.flatten(1) @ _links(height, width, stride).to(depth)).view(len(depth), height * width, -1)
+    x_CBP = torch.bmm(map_BCHW.flatten(2).transpose(0, 1), kernel_CQP)
+    x_1CBP = (point.flatten(1) @ x_CBP.flatten(1)).view(1, len(point), images, -1)
+    found: Tensor = norm(x_1CBP).relu_().view(len(point), images, *size).transpose(0, 1)
+    return found
+
+
+def _separable_of_many(map_BCHW: Tensor, depth: Tensor, stride: int, point: Tensor, norm: nn.Module) -> Tensor:
+    """Depthwise and 1x1 convolution, norm and ReLU, channels last."""
+    x = map_BCHW.contiguous(memory_format=torch.channels_last)
+    x = F.conv2d(x, depth, None, stride, 1, groups=len(depth))
+    found: Tensor = norm(F.linear(x.permute(0, 2, 3, 1), point.flatten(1)).permute(0, 3, 1, 2)).relu_()
+    return found
+
+
+def _halved(length: int, stride: int) -> int:
+    """What a padded 3x3 convolution leaves of a side."""
+    return -(-length // stride)
+
+
+@lru_cache(maxsize=64)
+def _links(height: int, width: int, stride: int) -> Tensor:
+    """Which of a 3x3 kernel's entries takes input position Q to output position P: ones among zeros, [9, Q * P]."""
+
+    def along(length: int) -> Tensor:
+        offset_QP = torch.arange(length).unsqueeze(1) - stride * torch.arange(_halved(length, stride)) + 1
+        return torch.stack([offset_QP == tap for tap in range(3)]).float()
+
+    return torch.einsum("yhi,xwj->yxhwij", along(height), along(width)).reshape(9, -1)
 
 
 class ConvProjector(nn.Module):
@@ -112,6 +170,8 @@ class ConvProjector(nn.Module):
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, width]."""
+        if isinstance(self.layers[0], nn.Conv2d):  # the mean of a linear map is the linear map of the mean
+            return F.linear(map_BCHW.mean(dim=(2, 3)), self.layers[0].weight.flatten(1), self.layers[0].bias)
         pooled: Tensor = self.layers(map_BCHW).mean(dim=(2, 3))
         return pooled
 

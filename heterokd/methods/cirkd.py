@@ -31,8 +31,8 @@ Similarities of one image with a whole batch are held at a time, [HW, B, HW], an
 `pooling: 2` makes them 16 times smaller (the authors' option; off, as theirs).
 
 Data-parallel workers: `gather: true` computes everything but pixel KD on the images of all workers, which gives what
-one process would. Otherwise each compares and remembers its own images alone, and where data-parallel training copies
-buffers from the first worker (PyTorch's default), all remember what the first one has seen.
+one process would. Otherwise each compares and remembers its own images alone. The queues are in the checkpoint, which
+the first worker writes, so that all go on from its queues; they are not copied between workers at every step.
 """
 
 from __future__ import annotations
@@ -174,19 +174,28 @@ def memory_loss(
 class ClassQueues(nn.Module):
     """One ring of unit vectors for each class, [K, S, D] in half precision, and the place that is written next, [K].
 
+    The buffer holds their bits as bytes: what copies buffers between workers under autocast on a processor takes no
+    half precision.
+
     Args:
         num_classes: K.
         size: S.
         width: D.
     """
 
-    vectors: Tensor
+    bits: Tensor
     pointers: Tensor
 
     def __init__(self, num_classes: int, size: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", F.normalize(torch.randn(num_classes, size, width), dim=2).half())
+        vectors = F.normalize(torch.randn(num_classes, size, width), dim=2).half()
+        self.register_buffer("bits", vectors.view(torch.uint8))
         self.register_buffer("pointers", torch.zeros(num_classes, dtype=torch.long))
+
+    @property
+    def vectors(self) -> Tensor:
+        """The vectors, in the memory of `bits`."""
+        return self.bits.view(torch.float16)
 
     @torch.no_grad()
     def push(self, vectors_ND: Tensor, classes_N: Tensor) -> None:
@@ -272,6 +281,7 @@ class CIRKD(Method):
     student_needs = Signal.EMBEDDING | Signal.LOGITS
     teacher_needs = Signal.EMBEDDING | Signal.LOGITS
     tasks = frozenset({"segmentation"})
+    memories = ("memory",)
 
     class Params(MethodParams):
         """Parameters of CIRKD."""

@@ -30,8 +30,9 @@ many images there are is not known here, so the memory has `bank_size` rows and 
 Memory and marks are buffers, so that a checkpoint resumes exactly: 16 MiB with 16384 rows of width 128.
 
 Data-parallel workers: each compares its own images. `gather: true` writes the images of all workers to every worker's
-memory, which gives what one process would. Otherwise a worker remembers its own images alone, and where data-parallel
-training copies buffers from the first worker (PyTorch's default), all remember what the first one has seen.
+memory, which gives what one process would. Otherwise a worker remembers its own images alone. The memory is in the
+checkpoint, which the first worker writes, so that all go on from its memory; it is not copied between workers at every
+step.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_la
 from heterokd.space import Float, Int
 
 WORD = 2**32 - 1
+WORDS_AT_ONCE = 2**16
 NOBODY = -1
 """The owner and the class of an empty row."""
 
@@ -99,16 +101,66 @@ def random_words(index: Tensor, progress: float, count: int) -> Tensor:
         progress: fraction of the training that is done, in [0, 1]; 2^32 steps are told apart.
         count: so many for each image.
     """
-    image_B1 = _hash(_hash(index.long() & WORD) ^ (round(progress * WORD) & WORD)).unsqueeze(1)
-    return _hash(_hash(torch.arange(count, device=index.device)) ^ image_B1)
+    return _crossed(*_seeds(index, progress, count)).long() & WORD
+
+
+def _seeds(index: Tensor, progress: float, count: int) -> tuple[Tensor, Tensor]:
+    """What `_crossed` makes words of: one for each place [count], one for each image [B, 1].
+
+    Words are the bits of int32, whose products wrap: half as much to move as in int64.
+    """
+    image_B1 = _hash(_hash(index.to(torch.int32)) ^ _signed(round(progress * WORD))).unsqueeze(1)
+    return _hash(torch.arange(count, dtype=torch.int32, device=index.device)), image_B1
+
+
+def _crossed(place: Tensor, image_B1: Tensor) -> Tensor:
+    """The words of images [B, 1] at places [count], [B, count]."""
+    return _hash(place ^ image_B1)
+
+
+def draw_counts(index: Tensor, progress: float, count: int, choices_B1: Tensor, width: int) -> Tensor:
+    """How often each number comes up when each image draws `count` times below its own limit.
+
+    Args:
+        index: [B] positions in the training split.
+        progress: fraction of the training that is done.
+        count: draws of each image: `random_words` modulo the limit.
+        choices_B1: the limits, [B, 1], at least 1.
+        width: the largest possible limit.
+
+    Returns:
+        [B, width], float32.
+    """
+    place, image_B1 = _seeds(index, progress, count)
+    counts_BN = torch.zeros(len(index), width, device=index.device)
+    one = torch.ones((), device=index.device)
+    # On a processor some images at a time, whose words stay in its cache.
+    some = max(1, WORDS_AT_ONCE // count) if index.is_cpu else len(index)
+    for start in range(0, len(index), some):
+        image_b1, choices_b1 = image_B1[start : start + some], choices_B1[start : start + some].double()
+        # The remainder in float64, which holds every product here exactly: several times as fast as in integers.
+        words_bK = _crossed(place, image_b1).view(torch.uint32).double()
+        drawn_bK = words_bK.addcmul_((words_bK / choices_b1).floor_(), choices_b1, value=-1).long()
+        counts_BN[start : start + some].scatter_add_(1, drawn_bK, one.expand(drawn_bK.shape))
+    return counts_BN
 
 
 def _hash(words: Tensor) -> Tensor:
-    """Scramble 32-bit words kept in int64 (`lowbias32` of https://github.com/skeeto/hash-prospector)."""
-    words = (words + 0x9E3779B9) & WORD  # the hash alone keeps 0: the first image, the first place
-    words = ((words ^ (words >> 16)) * 0x7FEB352D) & WORD
-    words = ((words ^ (words >> 15)) * 0x846CA68B) & WORD
-    return words ^ (words >> 16)
+    """Scramble 32-bit words kept in int32 (`lowbias32` of https://github.com/skeeto/hash-prospector)."""
+    words = words + _signed(0x9E3779B9)  # the hash alone keeps 0: the first image, the first place
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        words.bitwise_xor_(_shifted(words, shift)).mul_(_signed(factor))
+    return words.bitwise_xor_(_shifted(words, 16))
+
+
+def _shifted(words: Tensor, shift: int) -> Tensor:
+    """Words to the right, with zeros and not the sign from the left."""
+    return (words >> shift).bitwise_and_((1 << (32 - shift)) - 1)
+
+
+def _signed(word: int) -> int:
+    """The int32 of a word's bits."""
+    return (word + 2**31) % 2**32 - 2**31
 
 
 class ContrastMemory(nn.Module):
@@ -157,27 +209,36 @@ class ContrastMemory(nn.Module):
             table[row] = mixed[last]
         self.owners[row], self.classes[row] = index[last], labels[last]
 
-    @torch.no_grad()
-    def draw(self, labels: Tensor, index: Tensor, progress: float, count: int) -> Tensor:
-        """How often each row is a negative of each image [B, N]: `count` draws from the rows of other classes.
+    def used(self) -> int:
+        """So many rows, from the first one, hold all that are filled; on a GPU, which one would wait for, all rows."""
+        if not self.owners.is_cpu:
+            return self.rows
+        return int((self.owners != NOBODY).nonzero().amax()) + 1
 
-        All 0 for an image when no row holds another class.
+    @torch.no_grad()
+    def draw(self, labels: Tensor, index: Tensor, progress: float, count: int, rows: int | None = None) -> Tensor:
+        """How often each of the first `rows` rows (all) is a negative of each image [B, rows].
+
+        `count` draws from the rows of other classes; all 0 for an image when no row holds another class.
         """
-        classes, order = self.classes.sort(stable=True)
-        empty = torch.searchsorted(classes, NOBODY, right=True)
-        start, end = torch.searchsorted(classes, labels), torch.searchsorted(classes, labels, right=True)
-        own_B1, start_B1 = (end - start).unsqueeze(1), start.unsqueeze(1)
-        others_B1 = self.rows - empty - own_B1
-        place_BK = empty + random_words(index, progress, count) % others_B1.clamp_min(1)
-        place_BK = place_BK + own_B1 * (place_BK >= start_B1)  # step over the image's own class
-        rows_BK = order[place_BK.clamp_max(self.rows - 1)]
-        each = (others_B1 > 0).float().expand(rows_BK.shape)
-        return torch.zeros(len(labels), self.rows, device=labels.device).scatter_add(1, rows_BK, each)
+        classes_N = self.classes[:rows]
+        in_order, order = classes_N.sort(stable=True)
+        rank_N = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        empty = torch.searchsorted(in_order, NOBODY, right=True)
+        own_B = torch.searchsorted(in_order, labels, right=True) - torch.searchsorted(in_order, labels)
+        own_B1, labels_B1 = own_B.unsqueeze(1), labels.unsqueeze(1)
+        others_B1 = len(order) - empty - own_B1
+        # Each image draws among the rows that are not empty and not of its class, counted by class, then by number.
+        counts_BN = draw_counts(index, progress, count, others_B1.clamp_min(1), len(order))
+        place_BN = rank_N - empty - own_B1 * (classes_N > labels_B1)
+        others_BN = (classes_N != NOBODY) & (classes_N != labels_B1)
+        return counts_BN.gather(1, place_BN.clamp_min_(0)).mul_(others_BN)
 
     def compare(self, embedding: Tensor, positive: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """Similarities / tau of embeddings [B, D] with their positives [B, D] and a bank [N, D]: [B] and [B, N]."""
         with torch.autocast(embedding.device.type, enabled=False):  # tau would magnify bf16's rounding
-            return (embedding * positive).sum(dim=1) / self.temperature, embedding @ bank.T / self.temperature
+            embedding = embedding / self.temperature
+            return (embedding * positive).sum(dim=1), embedding @ bank.T
 
     @torch.no_grad()
     def log_mean(self, direction: int, positive: Tensor, bank: Tensor, counts: Tensor, gather: bool) -> Tensor:
@@ -190,13 +251,15 @@ class ContrastMemory(nn.Module):
             counts: how often each is a negative [B, N].
             gather: take the mean over all workers.
         """
+        kept = self.log_means[direction].clone()
+        if kept.is_cpu and not kept.isnan():  # a GPU would have to be waited for
+            return kept
         drawn = counts.sum()
         found = torch.cat((positive.flatten(), (bank + counts.log()).flatten())).logsumexp(0)
         found = found - (len(positive) + drawn).log()
         if gather:
             workers = gathered(torch.stack((found, drawn)).unsqueeze(0))
             found, drawn = workers[:, 0].logsumexp(0) - math.log(len(workers)), workers[:, 1].sum()
-        kept = self.log_means[direction].clone()
         value = torch.where(kept.isnan(), found, kept)
         self.log_means[direction] = torch.where(drawn > 0, value, kept)
         return value
@@ -244,11 +307,12 @@ class Contrast(nn.Module):
         positives = self.memory.recall(student_BD, teachers_BD[0], index)
         news = student_BD.detach(), teachers_BD[0].detach(), labels, index
         self.memory.write(*(gathered(new) for new in news) if self.gather else news)
-        counts = self.memory.draw(labels, index, progress, self.negatives)
+        rows = self.memory.used()
+        counts = self.memory.draw(labels, index, progress, self.negatives, rows)
 
         compare, log_mean = self.memory.compare, self.memory.log_mean
-        ours = compare(student_BD, positives[1], self.memory.teacher)
-        theirs = [compare(teacher_BD, positives[0], self.memory.student) for teacher_BD in teachers_BD]
+        ours = compare(student_BD, positives[1], self.memory.teacher[:rows])
+        theirs = [compare(teacher_BD, positives[0], self.memory.student[:rows]) for teacher_BD in teachers_BD]
         log_means = log_mean(0, *ours, counts, self.gather), log_mean(1, *theirs[0], counts, self.gather)
         return Similarities(*ours, log_means[0]), [Similarities(*one, log_means[1]) for one in theirs], counts
 
@@ -258,6 +322,7 @@ class CRD(Method):
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING
+    memories = ("contrast.memory",)
 
     class Params(MethodParams):
         """Parameters of CRD."""

@@ -91,18 +91,15 @@ def hcd_terms(
     params: HCD.Params,
 ) -> Losses:
     """The four weighted terms of Eq. 15, from the sub-logits [B, n, K] of every stage."""
-    fused = [
-        fuse(each, teacher_logits, params.sub_logit_scale, params.teacher_logit_scale) for each in stage_sub_logits
-    ]
-    targets = [each.detach() for each in fused] if params.detach_sublogits else fused
-
-    def over_stages(losses: list[Tensor]) -> Tensor:
-        stacked = torch.stack(losses)
-        return stacked.sum() if params.stage_reduction == "sum" else stacked.mean()
-
-    sub_kl = over_stages([sub_kl_loss(student_logits, each, params.temperature) for each in targets])
-    sub_ce = over_stages([sub_ce_loss(each, labels) for each in fused])
-    orthogonality = over_stages([orthogonality_loss(each, labels, params.threshold) for each in fused])
+    # The stages are compared as one batch: each function's mean over it is the mean over the stages.
+    stages = len(stage_sub_logits)
+    teachers, labels = teacher_logits.repeat(stages, 1), torch.cat([labels] * stages)
+    fused = fuse(torch.cat(list(stage_sub_logits)), teachers, params.sub_logit_scale, params.teacher_logit_scale)
+    target = fused.detach() if params.detach_sublogits else fused
+    times = stages if params.stage_reduction == "sum" else 1
+    sub_kl = times * sub_kl_loss(student_logits.repeat(stages, 1), target, params.temperature)
+    sub_ce = times * sub_ce_loss(fused, labels)
+    orthogonality = times * orthogonality_loss(fused, labels, params.threshold)
     return {
         "kl": params.kl_weight * kd_loss(student_logits, teacher_logits, params.temperature),
         "sub_kl": params.sub_kl_weight * sub_kl,

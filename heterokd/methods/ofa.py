@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -113,12 +114,13 @@ class OFA(Method):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Two terms: `logits`, the student's own exit, and `stages`, the sum over the branches."""
         params, teacher_logits = self.params, teacher.logits.detach()
-
-        def loss(logits: Tensor) -> Tensor:
-            return FORMS[params.form](logits, teacher_logits, batch.labels, params.eps, params.temperature)
-
-        branches = [loss(branch(student.stages[int(digit) - 1])) for digit, branch in self.branches.items()]
+        loss = FORMS[params.form]
+        exits = [branch(student.stages[int(digit) - 1]) for digit, branch in self.branches.items()]
+        # The branches answer as one batch: the loss is a mean over it.
+        teachers, labels = teacher_logits.repeat(len(exits), 1), torch.cat([batch.labels] * len(exits))
+        stages = len(exits) * loss(torch.cat(exits), teachers, labels, params.eps, params.temperature)
         return {
-            "logits": params.weight * loss(student.logits),
-            "stages": params.stage_weight * sum(branches[1:], start=branches[0]),
+            "logits": params.weight
+            * loss(student.logits, teacher_logits, batch.labels, params.eps, params.temperature),
+            "stages": params.stage_weight * stages,
         }

@@ -68,6 +68,7 @@ class TeKAPFeature(Method):
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING
+    memories = ("contrast.memory",)
 
     class Params(MethodParams):
         """Parameters of TeKAP on features."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from heterokd.distiller import Distiller
 from heterokd.methods.cirkd import (
     CIRKD,
     PIXELS_PER_CLASS,
@@ -23,6 +25,7 @@ from heterokd.methods.cirkd import (
 )
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
+from heterokd.tasks import Segmentation
 
 STUDENT = OutputSpec(num_classes=3, embedding_dim=5, stages=(), image_size=24)
 TEACHER = OutputSpec(num_classes=3, embedding_dim=7, stages=(), image_size=24)
@@ -390,3 +393,31 @@ def test_gathering_workers_equal_one_process(tmp_path: Path) -> None:
         assert losses == pytest.approx(expected_losses, rel=1e-4)
         for key, value in expected.items():
             torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one worker."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_workers_copy_the_queues_under_autocast(alone: None) -> None:
+    wrapped = DistributedDataParallel(Distilled())
+    _, teacher, batch = inputs(4)
+    batch = Batch(normal(4, 3, 24, 24, seed=0), batch.labels, batch.index)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for step in range(2):  # buffers are copied before the second
+            assert wrapped(batch, teacher, step / 2).isfinite()
+
+
+def test_a_distiller_keeps_its_queues_from_being_copied(alone: None) -> None:
+    method = small()
+    distiller = Distiller(torch.nn.BatchNorm2d(3), method, Segmentation(3))
+    copied = {buffer.data_ptr() for buffer in DistributedDataParallel(distiller).modules_buffers}
+    kept = {buffer.data_ptr() for buffer in method.memory.buffers()}
+    assert len(kept) == 4
+    assert not kept & copied
+    assert distiller.student.running_mean.data_ptr() in copied
+    assert "method.memory.pixels.bits" in distiller.state_dict()

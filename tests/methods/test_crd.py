@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heterokd.methods.crd import CRD, ContrastMemory, Similarities, crd_loss, random_words
+from heterokd.methods.crd import CRD, ContrastMemory, Similarities, crd_loss, draw_counts, random_words
 from heterokd.outputs import Batch, Outputs, OutputSpec
 
 STUDENT = OutputSpec(num_classes=5, embedding_dim=6, stages=())
@@ -136,6 +136,23 @@ def test_negatives_depend_on_image_and_progress_alone() -> None:
     assert not torch.equal(random_words(index, 0.2500001, 50), words)
     assert len(Counter(words.flatten().tolist())) == 150
     assert 0 <= words.min() < words.max() < 2**32
+
+
+@pytest.mark.parametrize("count", [1, 700, 70000])
+def test_draws_are_words_modulo_the_limit(count: int) -> None:
+    index, limits = torch.tensor([5, 0, 7, 2**31 + 3]), torch.tensor([[1], [2], [611], [997]])
+    drawn = random_words(index, 0.25, count) % limits
+    expected = torch.stack([row.bincount(minlength=1000) for row in drawn]).float()
+    assert torch.equal(draw_counts(index, 0.25, count, limits, 1000), expected)
+
+
+def test_rows_beyond_the_last_one_in_use_change_nothing() -> None:
+    losses = []
+    for rows in (16, 4096):
+        method = small(bank_size=rows)
+        losses.append([run(method, batch_of([0, 1, 2, 1], [3, 7, 9, 10]), seed, seed / 2).item() for seed in range(2)])
+        assert method.contrast.memory.used() == 11
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_images_of_one_class_have_no_negatives_and_fix_no_constant() -> None:
