@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from heterokd.cache import CacheCard, cache_bytes, list_caches, prune_caches, verify_cache
 from heterokd.config import load_experiment
+from heterokd.decoded import unused_pixels
 from heterokd.errors import CacheError, ConfigError
 from heterokd.root import Root
 from heterokd.terminal import Terminal, clock
@@ -106,7 +107,15 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
     asked.check()
     if asked.listing:
         cards = list_caches(root.caches)
-        return Answer(table(cards), {"caches": as_rows(cards), "bytes": sum(card.bytes for card in cards)})
+        pixels = unused_pixels(root.pixels, 0)
+        return Answer(
+            [*table(cards), *([_pixels_line("there are", pixels)] if pixels else [])],
+            {
+                "caches": as_rows(cards),
+                "bytes": sum(card.bytes for card in cards),
+                "decoded_images": {path.name: bytes_ for path, bytes_ in pixels.items()},
+            },
+        )
     if asked.verifying:
         found = verify(root, asked.names)
         return Answer(
@@ -116,12 +125,16 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
             [sentence for told in found.values() for sentence in told],
         )
     if asked.pruning:
-        cards = prune(root, asked)
+        cards, pixels = prune(root, asked)
         verb = "would delete" if asked.dry_run else "deleted"
         lines = [f"{verb} {card.id}  {size(card.bytes):>9}  {card.description}" for card in cards]
         freed = sum(card.bytes for card in cards)
         lines.append(f"{verb} {len(cards)} cache(s), {size(freed)}; caches in use are kept")
-        return Answer(lines, {"deleted": as_rows(cards), "bytes": freed, "dry_run": asked.dry_run})
+        if pixels:
+            lines.append(_pixels_line(verb, pixels))
+        names = {path.name: bytes_ for path, bytes_ in pixels.items()}
+        content = {"deleted": as_rows(cards), "bytes": freed, "decoded_images": names, "dry_run": asked.dry_run}
+        return Answer(lines, content)
     with Terminal("", quiet=quiet) as terminal:
         built = build(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
     return Answer(outcome(built), built)
@@ -211,23 +224,29 @@ def verify(root: Root, ids: Sequence[str]) -> dict[str, list[str]]:
     return {one: verify_cache(root.caches / one) for one in ids or known}
 
 
-def prune(root: Root, asked: Asked) -> list[CacheCard]:
-    """Delete caches, see `prune_caches`; what was deleted, or would be.
+def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
+    """Delete caches, see `prune_caches`, and decoded images by age alone; what was deleted, or would be.
 
     Raises:
         ConfigError: a period or a size that is none.
         CacheError: an unknown id, a cache in use, or one that cannot be deleted.
     """
-    age, most = asked.unused_for, 0 if asked.everything else None
+    most = 0 if asked.everything else None
+    seconds = None if asked.unused_for is None else _measure("--unused-for", asked.unused_for, PERIODS, "30d")
     if asked.max_size is not None and not asked.everything:
         most = int(_measure("--max-size", asked.max_size, SIZES, "10GB"))
-    return prune_caches(
+    cards = prune_caches(
         root.caches,
-        unused_for=None if age is None else timedelta(seconds=_measure("--unused-for", age, PERIODS, "30d")),
+        unused_for=None if seconds is None else timedelta(seconds=seconds),
         max_bytes=most,
         ids=asked.names,
         dry_run=asked.dry_run,
     )
+    age = 0.0 if asked.everything else seconds
+    pixels = {} if age is None else unused_pixels(root.pixels, age)
+    for path in () if asked.dry_run else pixels:
+        path.unlink(missing_ok=True)
+    return cards, pixels
 
 
 def size(count: float) -> str:
@@ -236,6 +255,10 @@ def size(count: float) -> str:
         if count >= bytes_:
             return f"{count / bytes_:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def _pixels_line(verb: str, pixels: Mapping[Path, int]) -> str:
+    return f"{verb} {len(pixels)} file(s) of decoded images, {size(sum(pixels.values()))}"
 
 
 def _measure(option: str, text: str, units: dict[str, int], example: str) -> float:

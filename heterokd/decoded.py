@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,63 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from heterokd.dataset import READ_AT_ONCE, READ_BYTES, Images, LabelMaps
+from heterokd.dataset import READ_AT_ONCE, READ_BYTES, ChosenImages, Images, LabelMaps, Split, Splits
 from heterokd.errors import DataError
+from heterokd.image_files import DecodedFiles, machine_memory
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 HEADER = 4096
 # A file is written where at least as much of the disk again stays free.
 FREE_SHARE = 2.0
+# Of the machine's memory, for a file: larger ones would not stay in it, and would fill disks that nobody gave for it.
+SHARED_MEMORY = 1 / 4
+
+
+def share_splits(folder: Path, splits: Splits) -> Splits:
+    """The same data set with its train and val images decoded once for all processes of this machine.
+
+    This is for images that lie in files; others, and those that are too many for the machine, stay as they are. So does
+    test, which is opened once.
+
+    Args:
+        folder: on a disk of this machine; it is made if it is missing.
+        splits: the data set.
+
+    Raises:
+        DataError: an image is damaged or has gone; names the file.
+    """
+    train, val = (_share_split(folder, split, splits.fingerprint) for split in (splits.train, splits.val))
+    return replace(splits, train=train, val=val)
+
+
+def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
+    """Files of decoded images that no training has opened for so long, with their bytes.
+
+    One that a training has mapped may be deleted: its content stays until the last of them ends.
+    """
+    found = {path: path.stat() for path in sorted(folder.glob("*.pixels"))}
+    return {path: stat.st_size for path, stat in found.items() if time.time() - stat.st_mtime >= seconds}
+
+
+def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
+    images, maps = split.images, split.label_maps
+    try:
+        if _fits(images):
+            images = shared_pixels(folder, images, fingerprint, split.name)
+        if maps is not None and _fits(maps):
+            maps = shared_pixels(folder, maps, fingerprint, f"{split.name}-labels")
+    except OSError as error:
+        logger.warning("decoded images are not shared between trainings (%s): each decodes for itself", error)
+    return replace(split, images=images, label_maps=maps)
+
+
+def _fits(images: Images | LabelMaps) -> bool:
+    source = images.images if isinstance(images, ChosenImages) else images
+    if not isinstance(source, DecodedFiles) or not len(images):
+        return False
+    return len(images) * images.read(np.zeros(1, np.int64)).nbytes <= SHARED_MEMORY * machine_memory()
 
 
 def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, split: str) -> Images | LabelMaps:
@@ -51,6 +105,8 @@ def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, sp
     folder.mkdir(parents=True, exist_ok=True)
     shared = SharedImages(path, shape)
     if shared.is_whole():
+        with suppress(OSError):  # says when it was last used
+            os.utime(path)
         return shared
     with FileLock(path.with_suffix(".lock")):
         if not shared.is_whole():  # nobody wrote it while this process waited

@@ -32,6 +32,7 @@ from heterokd.config import (
 )
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
+from heterokd.decoded import share_splits
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.evaluation import evaluate
 from heterokd.loaders import Loaders, make_loaders, open_split
@@ -87,6 +88,16 @@ def open_splits(settings: DataSettings) -> Splits:
         DataError: missing or damaged files; a class with too few images.
     """
     return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation"}))
+
+
+@lru_cache(maxsize=4)
+def training_splits(splits: Splits, root: Root) -> Splits:
+    """The same splits as trainings read them: images that lie in files are decoded once for all of this machine.
+
+    Raises:
+        DataError: an image is damaged or has gone.
+    """
+    return share_splits(root.pixels, splits)
 
 
 @lru_cache(maxsize=2)
@@ -227,7 +238,7 @@ def _fitted_teacher(
     # Two searches that want the same teacher at once: the second waits and finds it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            loaders = recipe_loaders(recipe, splits, device)
+            loaders = recipe_loaders(recipe, training_splits(splits, root), device)
             precision = measured_precision(recipe, None, loaders, device, root)
             trained = train(
                 recipe,
@@ -314,7 +325,7 @@ def run_recipe(
     Raises:
         CacheError: the teacher's cache is damaged.
     """
-    splits = open_splits(recipe.data)
+    splits = training_splits(open_splits(recipe.data), root)
     live = open_prepared(recipe, weights, splits.num_classes)
     loaders = recipe_loaders(recipe, splits, device)
     teacher = training_teacher(recipe, splits, live, root, device, cache)

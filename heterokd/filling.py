@@ -14,7 +14,7 @@ from heterokd.cache import CacheKey, cache_bytes, check_space, layout_of, missin
 from heterokd.caching import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
 from heterokd.cluster import Cluster, ray
 from heterokd.config import Experiment, Recipe
-from heterokd.distillation import open_prepared, open_splits
+from heterokd.distillation import open_prepared, open_splits, training_splits
 from heterokd.errors import CacheError, PairError
 from heterokd.root import Root
 from heterokd.storage import open_folder
@@ -75,7 +75,7 @@ class Builder:
 
     def build(self) -> str | None:
         """Complete the cache together with the others; a sentence where it cannot be completed."""
-        splits = open_splits(self.recipe.data)
+        splits = training_splits(open_splits(self.recipe.data), self.root)
         live = open_prepared(self.recipe, self.weights, splits.num_classes)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

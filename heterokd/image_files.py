@@ -149,11 +149,16 @@ class FileImages(DecodedFiles):
 
 def memory_budget() -> int:
     """Bytes that the decoded images of one split may take on this machine."""
+    return min(MEMORY_BUDGET, int(machine_memory() * MEMORY_SHARE))
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or the container that this process is in, has."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit; "max" says that it has none
     if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
         memory = min(memory, int(text))
-    return min(MEMORY_BUDGET, int(memory * MEMORY_SHARE))
+    return memory
 
 
 def read_image(path: Path, image_size: int, region: Region = WHOLE) -> NDArray[np.uint8]:

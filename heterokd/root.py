@@ -200,6 +200,11 @@ class Root:
         return self.path / "teachers"
 
     @property
+    def pixels(self) -> Path:
+        """Decoded images that the processes of a machine share."""
+        return self.caches / "pixels"
+
+    @property
     def caches(self) -> Path:
         """Caches of teachers' outputs, by the name of their key."""
         return self.path / "caches"

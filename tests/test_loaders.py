@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from tiny_datasets import write_image_folder
 
 from heterokd.config.settings import DataSettings
 from heterokd.dataset import ArrayImages, Images, LabelMaps, Split, Splits
@@ -341,3 +345,39 @@ def test_folder_images_give_the_same_batches_from_the_shared_file(tmp_path: Path
         one, two = (TrainLoader(split, policy, 8, num_classes=4) for split in (plain, shared))
         assert all(same(a, b) for a, b in zip(one.epoch(0), two.epoch(0), strict=True))
         assert two._pixels._resident is None, "mapped pages are not copied"
+
+
+DECODES = """
+import sys
+from pathlib import Path
+from heterokd.config import load_experiment
+from heterokd.distillation import open_splits, recipe_loaders, training_splits
+from heterokd.image_files import FileImages
+from heterokd.root import Root
+
+decoded, real = [], FileImages.decode
+FileImages.decode = lambda images, place: (decoded.append(place), real(images, place))[1]
+experiment = load_experiment(sys.argv[1])
+splits = training_splits(open_splits(experiment.data), Root(Path(sys.argv[2])))
+loaders = recipe_loaders(experiment.recipe({"method": "scratch"}), splits)
+total = sum(float(batch.images.double().sum()) for batch in [*loaders.train.epoch(0), *loaders.val])
+print(len(decoded), len(splits.train) + len(splits.val), total)
+"""
+
+
+def test_of_two_processes_one_decodes_a_folders_images(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "photographs")
+    data = {"dataset": "image_folder", "root": str(tmp_path / "photographs"), "labels_per_class": None}
+    program = [sys.executable, "-c", DECODES, str(tiny_file(data=data)), str(tmp_path / "runs")]
+    running = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts, images, sums = zip(*(process.communicate()[0].split() for process in running), strict=True)
+    assert [process.returncode for process in running] == [0, 0]
+    assert sums[0] == sums[1]
+    few, many = sorted(int(count) for count in counts)
+    # Either looks at the first image of each split for its shape.
+    assert few <= 6
+    assert int(images[0]) <= many <= int(images[0]) + 6
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "runs/caches/pixels").glob("*.pixels")) == [
+        "train",
+        "val",
+    ]

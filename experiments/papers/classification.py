@@ -40,10 +40,6 @@ TAGS = {
 }
 OPTIONS = {"vit_large_patch16_siglip_256": "{img_size: 256}"}  # its weights' own size; DINOv2's patches divide 224
 FINE_GRAINED = ("cub200", "fgvc_aircraft")
-STRONG = (
-    "{scale: [0.08, 1.0], ratio: [0.75, 1.3333333333333333], flip: 0.5, "
-    "brightness: 0.4, contrast: 0.4, saturation: 0.4, erasing: 0.25}"
-)
 
 
 def is_homogeneous(pair: PublishedPair) -> bool:
@@ -73,10 +69,7 @@ def training(pair: PublishedPair) -> tuple[str, list[str]]:
         return (
             "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-4, min_learning_rate: 1e-5, "
             "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0}",
-            [
-                "no RandAugment, mixup (0.8) or cutmix (1.0), which OFA-KD uses for these students",
-                "batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion",
-            ],
+            ["batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion"],
         )
     if is_homogeneous(pair):
         return (
@@ -96,7 +89,7 @@ def training(pair: PublishedPair) -> tuple[str, list[str]]:
     return (
         "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-4, min_learning_rate: 1e-5, "
         "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0, ema: 0.99996}",
-        ["no RandAugment, mixup (0.8) or cutmix (1.0), which OFA-KD uses for these students"],
+        [],
     )
 
 
@@ -108,7 +101,12 @@ def teacher_training(pair: PublishedPair) -> tuple[str | None, list[str]]:
         return (
             "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-5, min_learning_rate: 1e-6, "
             "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0}",
-            ["the teacher is fine-tuned with the student's views; OFA-KD adds RandAugment, mixup and cutmix"],
+            []
+            if augment(pair) == "ofa"
+            else [
+                "fitted here, the teacher sees the student's views; OFA-KD's sees RandAugment, mixup and cutmix, "
+                "as in the teacher's own file"
+            ],
         )
     return (
         "{epochs: 20, batch_size: 128, optimizer: sgd, learning_rate: 0.1, weight_decay: 0.0, warmup_epochs: 0, "
@@ -133,10 +131,15 @@ def name(pair: PublishedPair) -> str:
     return "_".join((pair.dataset, *(SHORT.get(one, one) for one in (pair.teacher, pair.student))))
 
 
-def data_lines(pair: PublishedPair) -> list[str]:
-    """The data section: OFA-KD crops and flips alone for CNNs, and more for the others."""
-    augment = "crop" if pair.student_kind == "cnn" or pair.dataset in FINE_GRAINED else STRONG
-    return flow("data", f"{{dataset: {pair.dataset}, root: data/{pair.dataset}, image_size: 224, augment: {augment}}}")
+def augment(pair: PublishedPair) -> str:
+    """The policy of the views: OFA-KD crops and flips alone for CNNs; others see RandAugment, mixup and cutmix too."""
+    return "crop" if pair.student_kind == "cnn" or pair.dataset in FINE_GRAINED else "ofa"
+
+
+def data_lines(pair: PublishedPair, policy: str) -> list[str]:
+    """The data section."""
+    settings = f"{{dataset: {pair.dataset}, root: data/{pair.dataset}, image_size: 224, augment: {policy}}}"
+    return flow("data", settings)
 
 
 def teacher_lines(pair: PublishedPair) -> list[str]:
@@ -167,8 +170,8 @@ def pair_file(pair: PublishedPair) -> str:
     lines += comment("heterokd reproduce runs the published settings; heterokd search goes on from them.")
     if pair.dataset != "imagenet":
         lines += comment(f"One teacher for all its students: teachers/{teacher_name(pair)}.yaml.")
-    lines += [f"name: {name(pair)}", *data_lines(pair), *teacher_lines(pair), f"student: {{network: {pair.student}}}"]
-    lines += flow("training", student)
+    lines += [f"name: {name(pair)}", *data_lines(pair, augment(pair)), *teacher_lines(pair)]
+    lines += [f"student: {{network: {pair.student}}}", *flow("training", student)]
     lines += [
         "search:",
         "  space:",
@@ -189,9 +192,11 @@ def teacher_file(pair: PublishedPair) -> str:
     """The experiment that fits a teacher, with the first of its students."""
     file = f"teachers/{teacher_name(pair)}.yaml"
     lines = teacher_head(f"{pair.teacher_name} for {pair.dataset}: {pair.teacher_value:.2f} % top-1 published.", file)
-    lines += deviations(teacher_training(pair)[1])
+    # OFA-KD shows its teachers on CIFAR-100 what it shows transformers, whatever the student is.
+    policy = "ofa" if pair.dataset == "cifar100" else "crop"
+    lines = lines[:-1] if policy == "ofa" else [*lines, *deviations(teacher_training(pair)[1])]
     lines += [f"name: teacher_{teacher_name(pair)}"]
-    lines += [*data_lines(pair), *teacher_lines(pair), f"student: {{network: {pair.student}}}"]
+    lines += [*data_lines(pair, policy), *teacher_lines(pair), f"student: {{network: {pair.student}}}"]
     lines += [*flow("training", training(pair)[0]), "search: {space: {methods: [scratch]}, trials: 1}"]
     return "\n".join(lines) + "\n"
 
