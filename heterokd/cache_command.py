@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.live import Live
-from rich.text import Text
-
-from heterokd.cache import CacheCard, cache_bytes, list_caches, prune_caches, verify_cache
-from heterokd.config import load_experiment
+from heterokd.cache import CacheCard, list_caches, prune_caches, verify_cache
 from heterokd.decoded import unused_pixels
 from heterokd.errors import CacheError, ConfigError
 from heterokd.root import Root
-from heterokd.terminal import Terminal, clock
-
-if TYPE_CHECKING:
-    from heterokd.filling import Filling
+from heterokd.terminal import SIZES, Terminal, clock, size
 
 PERIODS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-TENTHS = 10
 
 
 @dataclass(frozen=True)
@@ -135,66 +125,11 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
         names = {path.name: bytes_ for path, bytes_ in pixels.items()}
         content = {"deleted": as_rows(cards), "bytes": freed, "decoded_images": names, "dry_run": asked.dry_run}
         return Answer(lines, content)
+    from heterokd.completing import build, outcome  # what else is asked needs no Ray and answers sooner
+
     with Terminal("", quiet=quiet) as terminal:
         built = build(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
     return Answer(outcome(built), built)
-
-
-def build(file: Path, overrides: Sequence[str], root: Root, address: str | None, terminal: Terminal) -> dict[str, Any]:
-    """Complete the cache of an experiment's own seed, whose views its trials share.
-
-    Args:
-        file: of the experiment.
-        overrides: `key=value` of it.
-        root: where state lives.
-        address: of a Ray cluster; None starts a local one.
-        terminal: where progress is shown.
-
-    Returns:
-        `id`, `description`, `folder`, `bytes`, `views` (records), `seconds` and whether it was `built` now.
-
-    Raises:
-        UserError: the experiment is wrong, caches nothing, or its cache cannot be completed.
-    """
-    experiment = load_experiment(file, list(overrides))
-    # Listing and pruning answer at once: they need no Ray.
-    from heterokd.cluster import connected, plan_cluster
-    from heterokd.distillation import check_experiment, prepare_teacher
-    from heterokd.filling import fill, plan_filling
-
-    check_experiment(experiment)
-    if not experiment.cache.enabled:
-        raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
-    prepared = prepare_teacher(experiment, root, progress=terminal.teacher_epoch)
-    filling = plan_filling(experiment, root, prepared.weights)
-    if filling is None:
-        raise ConfigError(
-            f"search space: methods: none of {', '.join(experiment.methods)} reads only what a cache holds of the "
-            "teacher; they run it live, and there is nothing to build"
-        )
-    if filling.obstacle is not None:
-        raise CacheError(filling.obstacle)
-    built, started = not filling.is_complete, time.monotonic()
-    if built:
-        terminal.say(f"cache {filling.key.id}: {filling.key.describe()}")
-        with connected(address), _Shown(filling, terminal) as progress:
-            fill(filling, root, prepared.weights, plan_cluster(experiment), progress)
-    (card,) = (card for card in list_caches(root.caches) if card.id == filling.key.id)
-    return {
-        "id": card.id,
-        "description": card.description,
-        "folder": str(filling.folder),
-        "bytes": card.bytes,
-        "views": card.records,
-        "seconds": round(time.monotonic() - started, 3),
-        "built": built,
-    }
-
-
-def outcome(found: dict[str, Any]) -> list[str]:
-    """What `build` returns, in lines."""
-    said = f"built in {clock(found['seconds'])}" if found["built"] else "is complete; nothing was built"
-    return [f"cache {found['id']} {said}: {found['views']:,} views, {size(found['bytes'])}", found["folder"]]
 
 
 def table(cards: Sequence[CacheCard]) -> list[str]:
@@ -249,14 +184,6 @@ def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
     return cards, pixels
 
 
-def size(count: float) -> str:
-    """Bytes as people say them."""
-    for unit, bytes_ in reversed(SIZES.items()):
-        if count >= bytes_:
-            return f"{count / bytes_:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
 def _pixels_line(verb: str, pixels: Mapping[Path, int]) -> str:
     return f"{verb} {len(pixels)} file(s) of decoded images, {size(sum(pixels.values()))}"
 
@@ -276,34 +203,3 @@ def _state(card: CacheCard) -> str:
 def _ago(moment: datetime) -> str:
     seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
     return f"{seconds / 86400:.0f} d" if seconds >= 2 * 86400 else clock(seconds)
-
-
-class _Shown:
-    """Progress of a build: one line that changes on a terminal, a line a tenth in a pipe."""
-
-    def __init__(self, filling: Filling, terminal: Terminal) -> None:
-        self.terminal, self.started, self.tenths = terminal, time.monotonic(), 0
-        self.views, self.bytes = filling.key.records, cache_bytes(filling.key)
-        self.before: int | None = None
-        self.live = Live(console=terminal.console, refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        if self.terminal.is_live:
-            self.live.start()
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def show(self, done: int, shards: int) -> None:
-        """So many shards are there."""
-        if self.before is None:
-            self.before, self.started = done, time.monotonic()
-        share, seconds = done / shards, max(time.monotonic() - self.started, 1e-9)
-        rate = self.views * (done - self.before) / shards / seconds
-        line = f"shard {done}/{shards}, {size(self.bytes * share)} of {size(self.bytes)}, {rate:,.0f} views/s"
-        if self.terminal.is_live:
-            self.live.update(Text(line))
-        elif int(share * TENTHS) > self.tenths:
-            self.tenths = int(share * TENTHS)
-            self.terminal.say(line)

@@ -85,8 +85,14 @@ class Builder:
         return None
 
 
-def plan_filling(experiment: Experiment, root: Root, weights: Path | None) -> Filling | None:
+def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, audited: bool = True) -> Filling | None:
     """The cache that an experiment's trials share before confirmation; None where no method reads one.
+
+    Args:
+        experiment: the question.
+        root: caches lie under `caches/`.
+        weights: the prepared teacher's weights.
+        audited: look at what is there of it, and run the teacher on a sample.
 
     Raises:
         CacheError: the cache that is there is damaged, or disagrees with the teacher; nothing has been launched then.
@@ -102,7 +108,8 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None) -> Fi
         except PairError:
             continue  # left out of this pair's space
         if served:
-            check_cache(recipe, splits, live, root)
+            if audited:
+                check_cache(recipe, splits, live, root)
             key = cache_key(recipe, splits, live)
             return Filling(recipe, key, root.caches / key.id)
     return None

@@ -21,6 +21,8 @@ SHOWN_LEADERS = 6
 """Rows of the leaders' tables: they fit a small terminal together with everything else."""
 
 
+SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
 PIPE_WIDTH = 140
 """Columns where nobody says how many there are: a log file."""
 
@@ -173,6 +175,14 @@ def reproduction_table(found: Reproduction) -> Table:
             row.settings,
         )
     return table
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit, bytes_ in reversed(SIZES.items()):
+        if count >= bytes_:
+            return f"{count / bytes_:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
 def clock(seconds: float) -> str:

@@ -55,7 +55,7 @@ ROWS = (
         "pictures",
         "plan",
     ),
-    ("catalogue", "terminal", "cache_command"),
+    ("catalogue", "terminal", "cache_command", "completing"),
     ("cli",),
     ("__main__",),
 )

@@ -18,7 +18,7 @@ from filelock import FileLock
 from heterokd.cache import list_caches, verify_cache
 from heterokd.caching import CacheUse, open_cache
 from heterokd.cli import main
-from heterokd.config import Experiment, load_experiment
+from heterokd.config import CachingSettings, Experiment, load_experiment
 from heterokd.distillation import open_prepared, open_splits, prepare_teacher, run_recipe
 from heterokd.filling import Filling, plan_filling
 from heterokd.root import Root, TrialFolder
@@ -272,6 +272,41 @@ def find(tiny_file: Write, root: Root, local_ray: None) -> Callable[..., Found]:
         return search(load_experiment(tiny_file(name=name, **settings)), root, listener=listener)
 
     return run
+
+
+def test_heterokd_cache_builds_once_and_mends(
+    asked: Callable[..., Any],
+    root: Root,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    experiment, weights = asked()
+    filling = planned(experiment, root, weights)
+    monkeypatch.chdir(root.path.parent)
+    monkeypatch.setattr(sys, "argv", ["heterokd", "cache", "tiny.yaml", "--root", "runs"])
+
+    def command() -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capfd.readouterr()
+        assert not left.value.code, err
+        return out
+
+    assert f"cache {filling.key.id} built in " in command()
+    assert verify_cache(filling.folder) == []
+    live = trained(experiment.model_copy(update={"cache": CachingSettings(enabled=False)}), weights, root, "live")
+    assert trained(experiment, weights, root, "cached") == live
+    assert f"cache {filling.key.id} is complete; nothing was built" in command()
+    flipped(filling.folder)
+    assert "shards/000000.arrow: it was damaged" in command()
+    assert verify_cache(filling.folder) == []
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "cache.enabled=false"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "cache.enabled: is false" in capfd.readouterr().err
 
 
 def outcomes(found: Found) -> list[tuple[str, str, float]]:

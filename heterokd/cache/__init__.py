@@ -10,7 +10,7 @@ from heterokd.cache.key import CacheKey, make_key
 from heterokd.cache.reading import Records, open_records, read_key
 from heterokd.cache.shards import cache_bytes, layout_of
 from heterokd.cache.teacher import CachedTeacher, CacheSettings, open_or_build
-from heterokd.cache.upkeep import CacheCard, list_caches, prune_caches, verify_cache
+from heterokd.cache.upkeep import CacheCard, list_caches, mend_cache, prune_caches, verify_cache
 from heterokd.cache.use import Hold, hold
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "layout_of",
     "list_caches",
     "make_key",
+    "mend_cache",
     "missing",
     "open_or_build",
     "open_records",

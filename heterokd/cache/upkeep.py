@@ -66,6 +66,40 @@ def verify_cache(folder: Folder | Path | str, copies: Path | None = None) -> lis
     return problems(records, "full")
 
 
+def mend_cache(folder: Folder | Path | str) -> list[str]:
+    """Delete what is damaged of a cache that was complete, so that building it again computes that and nothing else.
+
+    Args:
+        folder: of the cache, below the folder of all caches.
+
+    Returns:
+        Names of the files that went; none where there is no cache, and where it is sound or was never complete: a
+        build looks after partial ones by itself.
+
+    Raises:
+        CacheError: its key is damaged, so that nothing in it can be trusted.
+    """
+    folder = folder if isinstance(folder, Folder) else open_folder(folder)
+    if not folder.exists(MANIFEST):
+        return []
+    key = read_key(folder)
+    removed = []
+    try:
+        records = Records(folder, key, read_manifest(folder, key))
+    except CacheError:
+        removed, records = [MANIFEST], Records(folder, key, None)
+    for number in range(records.layout.shards) if folder.local is not None else ():
+        try:
+            records.shard(number)
+        except CacheError:
+            removed.append(shard_name(number))
+    if removed and MANIFEST not in removed:
+        removed.append(MANIFEST)
+    for name in reversed(removed):  # without its manifest first, it is not taken for complete
+        folder.delete(name)
+    return removed
+
+
 def prune_caches(
     caches: Folder | Path | str,
     *,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cached_views import built, made_up, small_key
 
-from heterokd.cache import build_shards, list_caches, prune_caches, verify_cache
+from heterokd.cache import build_shards, finish, list_caches, mend_cache, prune_caches, verify_cache
 from heterokd.errors import CacheError
 from heterokd.storage import open_folder
 
@@ -59,6 +59,26 @@ def test_verifying_reads_every_shard(caches: Path) -> None:
     (folder / "key.json").write_text("{")
     assert "key.json: is damaged" in verify_cache(folder)[0]
     assert "is damaged" in next(card.description for card in list_caches(caches) if card.id == small_key().id)
+
+
+def test_mending_removes_what_is_damaged_and_nothing_else(caches: Path) -> None:
+    key = small_key()
+    folder = open_folder(caches).at(key.id)
+    assert mend_cache(folder) == mend_cache(caches / small_key(seed=2).id) == mend_cache(caches / "nothing") == []
+    path = caches / key.id / "shards/000003.arrow"
+    path.write_bytes(path.read_bytes()[:-100])
+    (caches / key.id / "shards/000005.arrow").unlink()
+    assert mend_cache(folder) == ["shards/000003.arrow", "shards/000005.arrow", "manifest.json"]
+    assert build_shards(folder, key, made_up(key)) == [3, 5]
+    finish(folder, key)
+    assert verify_cache(folder) == []
+    (caches / key.id / "manifest.json").write_text("{")
+    assert mend_cache(folder) == ["manifest.json"]
+    assert build_shards(folder, key, made_up(key)) == []
+    (caches / key.id / "manifest.json").write_text("{}")
+    (caches / key.id / "key.json").write_text("{")
+    with pytest.raises(CacheError, match=r"key\.json: is damaged"):
+        mend_cache(folder)
 
 
 def test_pruning_by_age_size_and_name(caches: Path) -> None:
