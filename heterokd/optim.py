@@ -45,7 +45,21 @@ def build_optimizer(
         filter_bias_and_bn=True,
         **own,
     )
+    if own and isinstance(optimizer, torch.optim.SGD):
+        _start_momentum(optimizer)
     return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum of zero for every weight from the start.
+
+    The fused kernel refuses weights with and without momentum side by side, as they are when a weight gets its first
+    gradient later than others. The first update is the same: 0 times the momentum, plus the gradient.
+    """
+    for group in optimizer.param_groups:
+        if group["momentum"] and not group["dampening"]:
+            for weight in group["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 @lru_cache(maxsize=64)
