@@ -33,6 +33,7 @@ from heterokd.storage import open_folder
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, log_student, open_store, register
+from heterokd.tracking.store import first_line
 from heterokd.training import Report
 from heterokd.trial import Judge, run_trial
 
@@ -315,7 +316,7 @@ def search(
 def _registered(
     experiment: Experiment, folder: StudyFolder, summary: Mapping[str, Any], runs: StudyRuns
 ) -> tuple[str, str] | None:
-    """Publish the winner as challenger; name and version, or None when there is none or the store does not answer."""
+    """Publish the winner as challenger; name and version, or None when there is none or it cannot be published."""
     if summary["winner"] is None:
         return None
     splits = open_splits(experiment.data)
@@ -324,6 +325,10 @@ def _registered(
         version = register(runs, winner, log_student(runs, winner, splits), splits)
     except TrackingError as error:
         logger.warning("the best student is not registered yet (%s); `heterokd promote` does it later", error)
+        return None
+    except (UserError, OSError, RuntimeError) as error:
+        network = experiment.student.network
+        logger.warning("the best student, a %s, is not registered (%s); the study is kept", network, first_line(error))
         return None
     return experiment.registered_model, version
 

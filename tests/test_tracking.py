@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -19,13 +21,17 @@ import fabricated
 import mlflow
 import pytest
 import torch
+import torch.nn.functional as F
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from torch import Tensor, nn
 
+from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
 from heterokd.distillation import open_splits
-from heterokd.errors import TrackingError
-from heterokd.root import Root
+from heterokd.errors import NetworkError, TrackingError
+from heterokd.root import Root, TrialFolder
+from heterokd.search import _registered
 from heterokd.tasks import upsample
 from heterokd.tracking import StudyRuns, log_student, open_store, register, ui_command
 from heterokd.tracking.store import current
@@ -336,6 +342,67 @@ def test_a_segmentation_is_logged_and_registered(root: Root) -> None:
     version = runs.client.get_model_version_by_alias("scenes-student", "challenger")
     assert version.tags["val/miou"] == "0.3000"
     assert "segmentation of digit_scenes (11 classes, 64 x 48 pixels)" in version.description
+
+
+class Unwritten(nn.Module):
+    """Logits of every pixel, which torch.export cannot write down: sizes are rounded, or values are asked for."""
+
+    def __init__(self, *, asks: bool) -> None:
+        super().__init__()
+        self.asks = asks
+        self.classify = nn.Conv2d(3, 11, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.asks and images.sum() > 0:
+            return self.classify(images)
+        half = math.ceil(images.shape[-1] / 2)
+        return self.classify(F.pad(images, (half, 0)))[..., half:]
+
+
+def scene_trial(root: Root) -> tuple[StudyRuns, TrialFolder, Splits]:
+    question = fabricated.scenes()
+    runs, splits = project(root, question), open_splits(question.data)
+    network = fabricated.scene_student(splits, 0)
+    return runs, fabricated.trial(runs.folder, question, 3, "pixel_kd", student=network), splits
+
+
+def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
+    root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("heterokd.tracking.students.deployable", lambda _network: Unwritten(asks=False).eval())
+    runs, made, splits = scene_trial(root)
+    uri = log_student(runs, made, splits)
+    assert re.search(r"'segformer-test_resnet' takes images of 64 x 48 pixels alone \(torch.export .*\)", caplog.text)
+    assert log_student(runs, made, splits) == uri
+    assert len(runs.client.search_logged_models([runs.experiment_id])) == 1, "nothing unfinished is left"
+    register(runs, made, uri, splits)
+    version = runs.client.get_model_version_by_alias("scenes-student", "challenger")
+    assert version.description.endswith("Takes images of 64 x 48 pixels.")
+    with current(runs.uri):
+        served, graph = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
+    assert [tensor.shape for tensor in served.metadata.signature.inputs.inputs] == [(-1, 3, 64, 48)]
+    assert [tensor.shape for tensor in served.metadata.signature.outputs.inputs] == [(-1, 11, 64, 48)]
+    assert {len(graph(torch.rand(batch, 3, 64, 48))) for batch in (1, 5)} == {1, 5}
+
+
+def test_a_student_that_cannot_be_exported_ends_no_search(
+    root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("heterokd.tracking.students.deployable", lambda _network: Unwritten(asks=True).eval())
+    runs, made, splits = scene_trial(root)
+    with pytest.raises(
+        NetworkError, match=r"torch.export cannot write network 'segformer-test_resnet' down \(.+\); use"
+    ):
+        log_student(runs, made, splits)
+    caplog.clear()
+    summary = {"winner": {"number": 3, "mean": 0.31}}
+    assert _registered(runs.experiment, runs.folder, summary, runs) is None
+    assert "the best student, a segformer-test_resnet, is not registered (" in caplog.text
+    assert runs.finish(summary)
+    assert {run.info.status for run in all_runs(runs).values()} == {"FINISHED"}
+    assert not runs.client.search_logged_models([runs.experiment_id])
+    files = {file.path for file in runs.client.list_artifacts(all_runs(runs)["003-pixel_kd"].info.run_id, "weights")}
+    assert f"weights/{made.weights.name}" in files, "its weights are kept all the same"
 
 
 @contextmanager

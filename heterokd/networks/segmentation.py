@@ -10,6 +10,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
+from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from heterokd.errors import PairError
@@ -27,6 +29,9 @@ class SegmentationNetwork(nn.Module):
         name: `{architecture}-{encoder}`.
         options: what was given to smp beside the name.
         mean, std: [1, 3, 1, 1], what images are normalised with; not part of the state dict.
+        multiple: what sides of images are padded to, in pixels.
+        any_size: whether one exported graph serves every size of image: not where timm builds the encoder for a size,
+            as it does for Swin, whose windows torch.export does not follow with sides unknown.
     """
 
     body: Any  # an nn.Module with smp's encoder, decoder and segmentation_head
@@ -47,6 +52,7 @@ class SegmentationNetwork(nn.Module):
         self.options = dict(options)
         self.body = body
         self.multiple = layout.multiple
+        self.any_size = "img_size" not in layout.arguments
         self.spec: OutputSpec = layout.spec
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -103,7 +109,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class DeployableSegmentation(nn.Module):
-    """Images [B, 3, S, S] in [0, 1], at the network's own size, to logits [B, K, S, S]."""
+    """Images [B, 3, H, W] in [0, 1], of any size, to logits [B, K, H, W]; a graph of it takes any size too."""
 
     mean: Tensor
     std: Tensor
@@ -111,18 +117,45 @@ class DeployableSegmentation(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.body = copy.deepcopy(network.body)
+        _pad_alike(self.body)
         self.multiple = network.multiple
         self.stride = network.spec.logits_stride or 1
         self.register_buffer("mean", network.mean.clone())
         self.register_buffer("std", network.std.clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K, S, S], brought to the images' size bilinearly."""
+        """Logits [B, K, H, W], brought to the images' size bilinearly."""
         height, width = images.shape[-2:]
-        features = self.body.encoder(pad_to_multiple((images - self.mean) / self.std, self.multiple))
+        # Integers alone, and padding even where nothing is to pad: a branch or a rounding on the images' size would
+        # stay in an exported graph as a guard, or could not be stored at all.
+        rows, columns = (height + self.multiple - 1) // self.multiple, (width + self.multiple - 1) // self.multiple
+        bottom, right = rows * self.multiple - height, columns * self.multiple - width
+        features = self.body.encoder(F.pad((images - self.mean) / self.std, (0, right, 0, bottom)))
         logits, _ = classify(self.body, features)
-        logits = logits[..., : -(-height // self.stride), : -(-width // self.stride)]
+        for side, size in ((2, height), (3, width)):
+            # By index: a slice leaves a guard that tells sizes with something to cut off from those without.
+            seen = torch.arange((size + self.stride - 1) // self.stride, device=logits.device)
+            logits = logits.index_select(side, seen)
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _pad_alike(module: nn.Module) -> None:
+    """Give pools with TensorFlow's padding a constant one, in place.
+
+    timm computes it from the map's size, with a ceil that torch.export cannot store. It is the same for every map whose
+    sides are multiples of the stride, and `DeployableSegmentation` makes no others.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, AvgPool2dSame):
+            over = [
+                max(0, size - stride)
+                for size, stride in zip(to_2tuple(child.kernel_size), to_2tuple(child.stride), strict=True)
+            ]
+            padding = (over[1] // 2, over[1] - over[1] // 2, over[0] // 2, over[0] - over[0] // 2)
+            pool = nn.AvgPool2d(child.kernel_size, child.stride, 0, child.ceil_mode, child.count_include_pad)
+            setattr(module, name, nn.Sequential(nn.ConstantPad2d(padding, 0.0), pool))
+        else:
+            _pad_alike(child)
 
 
 def build_segmentation(

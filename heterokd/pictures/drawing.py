@@ -154,8 +154,9 @@ def draw_iou(file: Path, iou: Mapping[str, NDArray[np.float64]], class_names: Se
         class_names: of all K classes.
     """
     names = list(iou)
-    student = next(name for name in names if name not in ("teacher", "scratch"))
-    against = iou.get("scratch", iou["teacher"])
+    # A study of scratch alone has no other student.
+    student = next((name for name in names if name not in ("teacher", "scratch")), "scratch")
+    against = iou["scratch"] if "scratch" in iou and student != "scratch" else iou["teacher"]
     gain = np.nan_to_num(iou[student] - against)
     seen = np.flatnonzero(~np.all([np.isnan(one) for one in iou.values()], axis=0))
     shown = seen[np.argsort(-gain[seen], kind="stable")]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from heterokd.config import Recipe
 from heterokd.dataset import Splits
 from heterokd.report import metric_name
-from heterokd.tracking.students import SIDES, describe_student
+from heterokd.tracking.students import describe_student, taken_words
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,15 @@ def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, s
     return f"promoted: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"
 
 
-def model_card(decision: Decision, recipe: Recipe, splits: Splits) -> str:
-    """Markdown for the version's page."""
+def model_card(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
+    """Markdown for the version's page; `taken` is the only size of image that its graph takes, None if it takes any."""
     rows = "\n".join(f"| {' | '.join(row)} |" for row in decision.table())
     said = decision.reason[0].upper() + decision.reason[1:]
     compared = "" if decision.comparison is None else f"\n{decision.comparison}\n"
-    size, of = f"{recipe.data.image_size} x {recipe.data.image_size}", "of"
+    size, of = f"of {taken_words(taken)}", "of"
     if recipe.task == "segmentation":
         height, width = recipe.data.view_size
-        size, of = f"with sides that are multiples of {SIDES} (trained on {height} x {width})", "at every pixel of"
+        size, of = f"{size} (trained on {height} x {width})", "at every pixel of"
     return (
         f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
         f"Test {decision.score_name} {decision.test_score:.4f} over {decision.test_images} images. {said}.\n"

@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import mlflow.pytorch
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from torch import Tensor, nn
@@ -24,10 +25,10 @@ from heterokd.networks import deployable
 from heterokd.promotion.decision import Decision, Gate, model_card, reason
 from heterokd.promotion.figures import LATENCY_RUNS, LATENCY_THREADS, OnTest, latency_ms, on_test
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tasks import Task, build_task, upsample
+from heterokd.tasks import Segmentation, Task, build_task, upsample
 from heterokd.tracking import CHALLENGER, StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
-from heterokd.tracking.students import SIDES, filled_side, open_student
+from heterokd.tracking.students import open_student, taken_size
 
 CHAMPION = "champion"
 BASELINE = "scratch"
@@ -49,25 +50,25 @@ class _Candidate:
 class _Fixed(nn.Module):
     """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so.
 
-    A segmentation's graph takes certain sides alone, see `filled_side`: images of others are filled up with the
-    network's mean, which is what the network itself does, and the logits are cut.
+    A segmentation's graph that takes images of one size alone slides over larger ones, and gets smaller ones filled up
+    at the right and bottom with the network's mean.
     """
 
-    def __init__(self, graph: nn.Module, *, fills: bool) -> None:
+    def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
         super().__init__()
-        self.graph, self.fills = graph, fills
+        self.graph, self.size = graph, size if isinstance(task, Segmentation) else None
+        self.sliding = Segmentation(task.num_classes, window=self.size) if self.size else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
         height, width = images.shape[-2:]
-        rows, columns = filled_side(height), filled_side(width)
-        if not self.fills or (rows, columns) == (height, width):
+        if self.size is None or self.sliding is None or self.size == (height, width):
             logits: Tensor = self.graph(images)
             return logits
+        rows, columns = max(height, self.size[0]), max(width, self.size[1])
         filled = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
         filled[..., :height, :width] = images
-        cut: Tensor = self.graph(filled)[..., :height, :width]
-        return cut
+        return self.sliding.decide(self.graph, filled)[..., :height, :width]
 
     def train(self, mode: bool = True) -> _Fixed:
         """Nothing to switch."""
@@ -175,17 +176,18 @@ class _Promotion:
             if self.runs.is_new:
                 # No search is logging to this store, so nobody else would close the study's run.
                 self.runs.finish(self.summary)
-        return _Candidate(trial, recipe, version, self._load(version))
+        return _Candidate(trial, recipe, version, self._load(version, splits))
 
-    def _load(self, version: str) -> nn.Module:
+    def _load(self, version: str, splits: Splits) -> nn.Module:
+        uri = f"models:/{self.name}/{version}"
         try:
-            graph = mlflow.pytorch.load_model(f"models:/{self.name}/{version}")
+            graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
         except (MlflowException, OSError, RuntimeError) as error:
             raise PromotionError(
                 f"version {version} of {self.name!r} cannot be loaded ({first_line(error)}); "
                 "remove it from the registry, or restore its files"
             ) from error
-        return _Fixed(graph, fills=self.experiment.data.task == "segmentation")
+        return _Fixed(graph, self._task(splits), size)
 
     # --- figures
 
@@ -261,9 +263,9 @@ class _Promotion:
                 "may have seen these test images; use the same data.seed, or another tracking.registered_model"
             )
         seen = splits
-        if size not in (-1, data.image_size):
+        if task == "classification" and size != data.image_size:
             seen = open_splits(data.model_copy(update={"image_size": size}))
-        found = on_test(self._load(str(champion.version)), seen, self._task(splits))
+        found = on_test(self._load(str(champion.version), splits), seen, self._task(splits))
         if not torch.equal(found.labels, challenger.labels):
             raise PromotionError(f"{who} cannot be compared: the test split at {size} pixels has other labels")
         return found
@@ -304,9 +306,10 @@ class _Promotion:
             return Gate(name, required, None, None, "the trial's weights are gone")
         student = open_student(candidate.trial, splits.num_classes)
         images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
-        if candidate.recipe.task == "segmentation":
-            # Cut to a size that neither has to fill up.
-            images = images[..., : images.shape[-2] // SIDES * SIDES, : images.shape[-1] // SIDES * SIDES]
+        if isinstance(candidate.model, _Fixed) and candidate.model.size is not None:
+            # Cut or filled up to one window: the student would take a larger image at once.
+            height, width = candidate.model.size
+            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         with torch.inference_mode():
             trained, served = student(images).logits, candidate.model(images)
             if trained.dim() == 4:
@@ -336,7 +339,8 @@ class _Promotion:
             tags["promoted_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, version, key, value)
-        self.client.update_model_version(self.name, version, model_card(decision, recipe, splits))
+        taken = taken_size(f"models:/{self.name}/{version}")
+        self.client.update_model_version(self.name, version, model_card(decision, recipe, splits, taken))
         if decision.promoted:
             if champion is not None:
                 previous = "previous" if self.alias == CHAMPION else f"previous-{self.alias}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib.metadata import version as installed_version
 
 import mlflow
@@ -11,20 +12,22 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from torch import nn
 
 from heterokd.config import Recipe
 from heterokd.dataset import Splits
-from heterokd.networks import AnyNetwork, build_network, deployable, load_weights, weights_hash
+from heterokd.errors import NetworkError
+from heterokd.networks import AnyNetwork, SegmentationNetwork, build_network, deployable, load_weights, weights_hash
 from heterokd.root import TrialFolder
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import answering, current, pages, quiet
+from heterokd.tracking.store import answering, current, first_line, pages, quiet
+
+logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
-SIDES = 32
-"""Height and width of images that a registered segmentation takes are multiples of this, the stride of the deepest map,
-and two of them at least: a graph is exported either for these or for the others, because filling up is a branch, and a
-deepest map of one pixel is another graph still."""
+EXPORT_ERRORS = (RuntimeError, AssertionError, TypeError, ValueError)
+"""What torch.export and its saving raise for a network that they cannot write down; none of them is MLflow's own."""
 
 
 def open_student(trial: TrialFolder, num_classes: int) -> AnyNetwork:
@@ -55,6 +58,7 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
     Raises:
         TrackingError: the store does not answer.
         CheckpointError: the weights are missing or damaged.
+        NetworkError: torch.export cannot write the network down; weights, recipe and student.json are logged then.
     """
     recipe = trial.recipe
     network = open_student(trial, splits.num_classes)
@@ -69,20 +73,100 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
         runs.client.log_artifact(run_id, str(trial.weights), "weights")
         runs.client.log_artifact(run_id, str(trial.path / "recipe.yaml"), "weights")
         with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pytorch.log_model(
-                deployable(network),
-                name="student",
-                # Not pickle. Two images, because torch.export makes a constant of a batch of one.
-                serialization_format="pt2",
-                input_example=np.random.default_rng(0).random((2, 3, *_example_size(recipe)), dtype=np.float32),
-                signature=_signature(recipe, splits.num_classes),
-                # Given, because inferring them imports everything again in a new process.
-                # Without the local part (`+cpu`), which the package index does not know.
-                pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in ("torch", "numpy")],
-                params=trial_params(recipe, trial.status.get("sample") or {}),
-                tags={"heterokd.weights": digest, "heterokd.method": recipe.method},
-            )
+            logged = _log_graph(runs, run_id, network, trial, splits.num_classes, digest)
+    if isinstance(logged, Exception):
+        raise NetworkError(
+            f"{trial.path}: torch.export cannot write network {recipe.student.network!r} down "
+            f"({first_line(logged)[:200]}); use its weights, {trial.weights}, or search with another student"
+        ) from logged
+    return logged
+
+
+def graph_size(network: AnyNetwork, view: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of the only images that a student's graph takes, or None where it takes any.
+
+    A segmentation's takes any with sides over the stride of its deepest map (a map of one pixel is another graph), or
+    those of the training views if they are not, or if its encoder is built for one size.
+    """
+    if isinstance(network, SegmentationNetwork) and network.any_size and min(view) > network.multiple:
+        return None
+    return view
+
+
+def taken_size(model_uri: str) -> tuple[int, int] | None:
+    """Height and width of the only images that a logged student takes, or None where it takes any; by its signature.
+
+    MLflow's current store holds it.
+    """
+    signature = mlflow.models.get_model_info(model_uri).signature
+    height, width = signature.inputs.inputs[0].shape[-2:]
+    return None if -1 in (height, width) else (int(height), int(width))
+
+
+def taken_words(size: tuple[int, int] | None) -> str:
+    """`taken_size` in words."""
+    if size is None:
+        # The stride of the deepest map is 32 at most.
+        return "any height and width over 32 pixels"
+    return f"{size[0]} x {size[1]} pixels"
+
+
+def _log_graph(
+    runs: StudyRuns, run_id: str, network: AnyNetwork, trial: TrialFolder, num_classes: int, digest: str
+) -> str | Exception:
+    """The model's URI, or why there is none: raised inside the run, an exception would mark the whole run as failed."""
+    recipe, size = trial.recipe, graph_size(network, trial.recipe.data.view_size)
+    try:
+        return _log_model(deployable(network), trial, size, num_classes, digest)
+    except EXPORT_ERRORS as error:
+        failed: Exception = error
+    _drop_unfinished(runs, run_id)
+    if size is not None:
+        return failed
+    height, width = recipe.data.view_size
+    logger.warning(
+        "%s: the graph of network %r takes images of %d x %d pixels alone (torch.export with any size: %s)",
+        trial.path,
+        recipe.student.network,
+        height,
+        width,
+        first_line(failed)[:200],
+    )
+    try:
+        return _log_model(deployable(network), trial, (height, width), num_classes, digest)
+    except EXPORT_ERRORS as error:
+        failed = error
+    _drop_unfinished(runs, run_id)
+    return failed
+
+
+def _log_model(
+    module: nn.Module, trial: TrialFolder, size: tuple[int, int] | None, num_classes: int, digest: str
+) -> str:
+    recipe = trial.recipe
+    # Two images, because torch.export makes a constant of a batch of one.
+    images = np.random.default_rng(0).random((2, 3, *(size or recipe.data.view_size)), dtype=np.float32)
+    logged = mlflow.pytorch.log_model(
+        module,
+        name="student",
+        serialization_format="pt2",  # not pickle
+        input_example=images,
+        signature=_signature(recipe.task, size, num_classes),
+        # Given, because inferring them imports everything again in a new process.
+        # Without the local part (`+cpu`), which the package index does not know.
+        pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in ("torch", "numpy")],
+        params=trial_params(recipe, trial.status.get("sample") or {}),
+        tags={"heterokd.weights": digest, "heterokd.method": recipe.method},
+    )
     return str(logged.model_uri)
+
+
+def _drop_unfinished(runs: StudyRuns, run_id: str) -> None:
+    """Models of a run whose logging broke off stay in the store as `pending` for ever."""
+    found = runs.client.search_logged_models([runs.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    for model in found:
+        if str(model.status) != "READY":
+            runs.client.delete_logged_model(model.model_id)
 
 
 def register(
@@ -144,7 +228,7 @@ def register(
                 model_id=model_uri.removeprefix("models:/"),  # a server refuses the version without it
                 tags=tags,
                 description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
-                f"{runs.experiment.name}{found}.",
+                f"{runs.experiment.name}{found}. Takes images of {taken_words(taken_size(model_uri))}.",
             )
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
@@ -178,25 +262,11 @@ def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, digest: str) -> s
     return json.dumps(card, indent=1)
 
 
-def filled_side(side: int) -> int:
-    """The least side that a registered segmentation takes and that holds `side` pixels."""
-    return max(2, -(-side // SIDES)) * SIDES
-
-
-def _example_size(recipe: Recipe) -> tuple[int, int]:
-    if recipe.task == "classification":
-        return recipe.data.view_size
-    height, width = recipe.data.view_size
-    return filled_side(height), filled_side(width)
-
-
-def _signature(recipe: Recipe, num_classes: int) -> ModelSignature:
-    """Images of one size to logits [B, K]; in segmentation images of any size to logits [B, K, H, W] of that size."""
-    size = recipe.data.image_size
-    images: tuple[int, ...] = (-1, 3, size, size)
-    logits: tuple[int, ...] = (-1, num_classes)
-    if recipe.task == "segmentation":
-        images, logits = (-1, 3, -1, -1), (-1, num_classes, -1, -1)
+def _signature(task: str, size: tuple[int, int] | None, num_classes: int) -> ModelSignature:
+    """Images of a size, or of any (None), to logits [B, K], or in segmentation [B, K, H, W] of the images' size."""
+    height, width = size or (-1, -1)
+    images: tuple[int, ...] = (-1, 3, height, width)
+    logits = (-1, num_classes, height, width) if task == "segmentation" else (-1, num_classes)
     # Without names: with them pyfunc would make a dictionary of an array, which a torch model does not take.
     given, got = TensorSpec(np.dtype("float32"), images), TensorSpec(np.dtype("float32"), logits)
     return ModelSignature(Schema([given]), Schema([got]))
