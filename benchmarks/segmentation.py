@@ -67,7 +67,10 @@ def main() -> None:
             for seed in seeds
         ]
         with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            values = list(pool.map(test_miou, *zip(*work, strict=True)))
+            values = []
+            for (recipe, *_), value in zip(work, pool.map(test_miou, *zip(*work, strict=True)), strict=True):
+                values.append(value)
+                print(f"{len(values)}/{len(work)} {recipe.method} seed {recipe.training.seed}: {value:.4f}", flush=True)
     count = arguments.seeds
     measured = {name: values[place * count :][:count] for place, name in enumerate(recipes)}
     results = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}", "rows": table(measured)}
