@@ -98,7 +98,8 @@ def search(
     terminal.say(f"page     {found.folder.report}")
     terminal.say(f"MLflow   {found.uri}   (heterokd ui)")
     if found.model is None:
-        terminal.say("registry nothing: no trial was trained to the end")
+        why = "no trial was trained to the end" if summary["winner"] is None else "see the warning above"
+        terminal.say(f"registry nothing: {why}")
     else:
         name, version = found.model
         terminal.say(f"registry {name} version {version}, alias challenger   (next: heterokd promote {asked.name})")
