@@ -319,7 +319,8 @@ def test_a_given_teacher_is_verified_not_fitted(
 
 def test_a_fitted_teacher_that_is_too_weak(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
     for command in (["teacher"], ["distill", "--method", "kd"]):
-        done = heterokd(*command, tiny_file(), "--root", runs, "--set", "teacher.min_score=0.99", "--set", "data.seed=0")
+        asked = ("--set", "teacher.min_score=0.99", "--set", "data.seed=0")
+        done = heterokd(*command, tiny_file(), "--root", runs, *asked)
         assert done.code == 2
         assert "teacher.min_score asks for 0.9900; raise teacher.training.epochs or lower it" in done.err
 
