@@ -49,7 +49,8 @@ _PAGE = """<!doctype html>
 {% else %}<p class="lead">No trial was trained to the end.</p>{% endif %}
 <h2>Leading students</h2>
 <p class="soft">{{ name_of(metric) }} on val ({{ metric }}). A mean over fresh seeds is not biased by having been
- picked; the value of the trial that found a configuration is, and stands apart. Bars are 95 % intervals of the mean.</p>
+ picked; the value of the trial that found a configuration is, and stands apart. Bars are 95 % intervals of the
+ mean.</p>
 <div class="wide"><table>
 <tr><th class="number">trial</th><th>method</th><th class="number">mean</th><th class="number">95 % interval</th>
  <th class="number">fresh seeds</th><th class="number">when found</th><th>{{ show(low) }} to {{ show(high) }}</th>
