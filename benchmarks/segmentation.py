@@ -67,10 +67,15 @@ def main() -> None:
             for seed in seeds
         ]
         with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            values = []
-            for (recipe, *_), value in zip(work, pool.map(test_miou, *zip(*work, strict=True)), strict=True):
-                values.append(value)
-                print(f"{len(values)}/{len(work)} {recipe.method} seed {recipe.training.seed}: {value:.4f}", flush=True)
+            # A search may find nothing better than what is published: the same training is not done twice.
+            distinct = {recipe.hash: one for one in work for recipe in one[:1]}
+            known: dict[str, float] = {}
+            done = zip(distinct.items(), pool.map(test_miou, *zip(*distinct.values(), strict=True)), strict=True)
+            for (name, (recipe, *_)), value in done:
+                known[name] = value
+                count = f"{len(known)}/{len(distinct)}"
+                print(f"{count} {recipe.method} seed {recipe.training.seed}: {value:.4f}", flush=True)
+        values = [known[recipe.hash] for recipe, *_ in work]
     count = arguments.seeds
     measured = {name: values[place * count :][:count] for place, name in enumerate(recipes)}
     results = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}", "rows": table(measured)}

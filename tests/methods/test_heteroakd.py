@@ -238,7 +238,7 @@ def test_warm_up_trains_projectors_by_labels_alone():
 
 
 def test_projectors_learn_to_name_the_classes_of_both_networks():
-    module = method()
+    module = method(projector_weight=0.4)
     batch = label_batch(STUDENT, batch=4)
     truth = torch.nn.functional.one_hot(batch.labels.where(batch.labels != IGNORE, 0), 4).permute(0, 3, 1, 2).float()
 
