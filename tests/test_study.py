@@ -10,12 +10,12 @@ from typing import Any
 import optuna
 import pytest
 
-from heterokd.config import Experiment
+from heterokd.config import Experiment, methods_of
 from heterokd.errors import StudyError
-from heterokd.methods import METHODS
 from heterokd.root import StudyFolder
 from heterokd.study import SEED_STEP, STOP_AFTER, Assignment, Study
 
+METHODS = methods_of("classification")
 TWO_METHODS = {"methods": ["scratch", "kd"]}
 TINY_SPACE = {
     "methods": ["scratch", "kd"],

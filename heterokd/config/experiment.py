@@ -29,6 +29,7 @@ from heterokd.config.settings import (
     TrainingSettings,
 )
 from heterokd.dataset import TaskName
+from heterokd.datasets import DATASETS
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import MethodParams
 from heterokd.methods import METHODS
@@ -118,6 +119,19 @@ class Experiment(Settings):
     search: SearchSettings = Field(default_factory=SearchSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_named(cls, content: Any) -> Any:
+        """What is left out is filled in, so that a study's file says what it was selected by."""
+        if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping):
+            return content
+        search, dataset = content.get("search", {}), content["data"].get("dataset")
+        if not isinstance(search, Mapping) or not isinstance(dataset, str) or dataset not in DATASETS:
+            return content
+        if search.get("metric") is not None:
+            return content
+        return {**content, "search": {**search, "metric": score_of(DATASETS[dataset].tasks)}}
 
     @model_validator(mode="after")
     def _metric_of_the_task(self) -> Experiment:
