@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
+from scipy import stats
 from torch import Tensor
 from torchvision.transforms.functional import adjust_hue
 
@@ -515,11 +516,10 @@ def test_mixed_views_equal_the_slow_version() -> None:
 
 @pytest.mark.parametrize("concentration", [0.2, 0.8, 1.0, 3.0])
 def test_shares_are_beta_distributed(concentration: float) -> None:
-    scipy = pytest.importorskip("scipy.stats")
     generator = np.random.default_rng(0)
     shares = symmetric_beta(np.full(20_000, concentration), *generator.random((4, 20_000)))
     assert ((shares >= 0) & (shares <= 1)).all()
-    assert scipy.kstest(shares, scipy.beta(concentration, concentration).cdf).pvalue > 1e-3
+    assert stats.kstest(shares, stats.beta(concentration, concentration).cdf).pvalue > 1e-3
 
 
 def test_partners_come_from_the_whole_split() -> None:
