@@ -1,7 +1,7 @@
 """What a whole training step takes, over the least that it could take: with a live teacher, and with a cached one.
 
     python benchmarks/step.py [--out results.json] [--pairs 224 32] [--methods kd hcd | --all] [--rounds 5]
-                              [--precision fp32 | bf16] [--channels-last]
+                              [--batch 256] [--precision fp32 | bf16] [--channels-last]
 
 A step is everything from a batch to new weights, as a training makes it: teacher, forward, losses, backward, clipping,
 optimizer, schedule. The floor is the step of the student alone (method scratch); below a live teacher's step lies the
@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS_SHOWN))
     parser.add_argument("--all", action="store_true", help="every method of classification")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each kind")
+    parser.add_argument("--batch", type=int, help="images of a step, instead of the pair's own number")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the student's maps")
     arguments = parser.parse_args()
     methods = list(methods_of("classification")) if arguments.all else arguments.methods
     precision = Precision(arguments.precision, arguments.channels_last)
-    results = {name: measure_pair(PAIRS[name], methods, arguments.rounds, precision) for name in arguments.pairs}
+    pairs = {name: replace(PAIRS[name], batch=arguments.batch or PAIRS[name].batch) for name in arguments.pairs}
+    results = {name: measure_pair(pair, methods, arguments.rounds, precision) for name, pair in pairs.items()}
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1))
 

@@ -1,11 +1,12 @@
 """What each method adds to the student's own step when the teacher's outputs are given: time and memory, as ratios.
 
     python benchmarks/steps.py [--out results.json] [--pairs 224 32] [--methods kd hcd] [--rounds 5]
+                               [--batch 256] [--precision fp32 | bf16] [--channels-last]
 
 A step is forward, task loss, the method's terms, backward and the optimizer's update. Plain steps and the method's are
 run in turn, and the ratio is that of the fastest of each, the least disturbed ones. `scratch` measures the noise: its
 true ratio is 1. On a processor its own time counts, not what others make it wait. Memory is what autograd keeps
-between forward and backward (saved tensors).
+between forward and backward (saved tensors); on a GPU also the peak of what is allocated, the networks included.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import Network, build_network
 from heterokd.optim import build_optimizer
 from heterokd.outputs import Batch, Outputs, Signal
+from heterokd.precision import Precision, forbid_tf32
 from heterokd.tasks import Classification
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -57,8 +59,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--keep", action="store_true", help="write the figures that the catalogue shows")
+    parser.add_argument("--batch", type=int, help="images of a step, instead of the pair's own number")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the student's maps")
     arguments = parser.parse_args()
-    results = {pair: measure_pair(PAIRS[pair], arguments.methods, arguments.rounds) for pair in arguments.pairs}
+    precision = Precision(arguments.precision, arguments.channels_last)
+    own = {} if arguments.batch is None else {"batch": arguments.batch}
+    results = {
+        pair: measure_pair(PAIRS[pair] | own, arguments.methods, arguments.rounds, precision)
+        for pair in arguments.pairs
+    }
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1))
     if arguments.keep:
@@ -69,7 +79,7 @@ def main() -> None:
         STEP_COSTS.write_text("# Written by `python benchmarks/steps.py --keep`.\n" + yaml.safe_dump({"pairs": pairs}))
 
 
-def measure_pair(pair: dict[str, Any], methods: list[str], rounds: int) -> dict[str, Any]:
+def measure_pair(pair: dict[str, Any], methods: list[str], rounds: int, precision: Precision) -> dict[str, Any]:
     """Ratios of every method on one pair."""
     torch.manual_seed(0)
     size, classes = pair["size"], pair["classes"]
@@ -80,9 +90,10 @@ def measure_pair(pair: dict[str, Any], methods: list[str], rounds: int) -> dict[
         labels=torch.randint(classes, (pair["batch"],)),
         index=torch.arange(pair["batch"]),
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    forbid_tf32(device)
     teacher, batch = teacher.to(device), batch.to(device)
-    print(f"{pair['teacher'][0]} -> {pair['student'][0]} at {size}, batch {len(batch)}, {device}")
+    print(f"{pair['teacher'][0]} -> {pair['student'][0]} at {size}, batch {len(batch)}, {device}, {precision}")
     results = {}
     for method in methods:
         student = build_network(pair["student"][0], classes, pair["student"][1], image_size=size)
@@ -93,24 +104,32 @@ def measure_pair(pair: dict[str, Any], methods: list[str], rounds: int) -> dict[
             continue
         given = Outputs()
         if loss.teacher_needs != Signal.NONE:
-            with torch.no_grad():
+            with torch.no_grad(), precision.autocast(device):
                 given = teacher(batch.images, loss.teacher_needs)
-        results[method] = measure(
-            student.to(device), Distiller(student, loss, Classification(classes)).to(device), batch, given, rounds
+        if precision.channels_last:
+            student.to(memory_format=torch.channels_last)
+        distiller = Distiller(student, loss, Classification(classes)).to(device)
+        results[method] = measure(student, distiller, batch, given, rounds, precision)
+        print(
+            f"  {method:<14} " + "   ".join(f"{kind} {ratio:.3f}" for kind, ratio in results[method].items()),
+            flush=True,
         )
-        print(f"  {method:<14} time {results[method]['time']:.3f}   memory {results[method]['memory']:.3f}", flush=True)
     return results
 
 
-def measure(student: Network, distiller: Distiller, batch: Batch, given: Outputs, rounds: int) -> dict[str, float]:
+def measure(
+    student: Network, distiller: Distiller, batch: Batch, given: Outputs, rounds: int, precision: Precision
+) -> dict[str, float]:
     """Time and saved tensors of a method's step over the plain student's."""
     optimizer = build_optimizer(distiller, "sgd", 1e-4, 0.0, 0.9)
 
     def plain() -> Tensor:
-        return distiller.task(student(batch.images).logits, batch.labels)
+        with precision.autocast(batch.images.device):
+            return distiller.task(student(batch.images).logits, batch.labels)
 
     def distilled() -> Tensor:
-        total, _ = distiller(batch, given, 0.5)
+        with precision.autocast(batch.images.device):
+            total, _ = distiller(batch, given, 0.5)
         return total
 
     def step(loss: Any) -> float:
@@ -124,19 +143,25 @@ def measure(student: Network, distiller: Distiller, batch: Batch, given: Outputs
         return clock() - started
 
     distiller.train()
-    for loss in (
-        distilled,
-        plain,
-    ):  # the first one gives every weight its momentum, which fused SGD wants of all or none
+    # The first one gives every weight its momentum, which fused SGD wants of all or none.
+    for loss in (distilled, plain):
         step(loss)
     times: dict[str, list[float]] = {"plain": [], "distilled": []}
     for _ in range(rounds):
         times["plain"].append(step(plain))
         times["distilled"].append(step(distilled))
-    return {
+    found = {
         "time": round(min(times["distilled"]) / min(times["plain"]), 4),
         "memory": round(saved_bytes(distilled) / saved_bytes(plain), 4),
     }
+    if batch.images.is_cuda:
+        peaks = {}
+        for kind, loss in (("plain", plain), ("distilled", distilled)):
+            torch.cuda.reset_peak_memory_stats()
+            step(loss)
+            peaks[kind] = torch.cuda.max_memory_allocated()
+        found["peak"] = round(peaks["distilled"] / peaks["plain"], 4)
+    return found
 
 
 def saved_bytes(loss: Any) -> int:
