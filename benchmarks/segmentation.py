@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student_t
 
 from heterokd.config import Recipe, load_experiment
 from heterokd.distillation import open_splits, prepare_teacher, run_recipe
@@ -31,6 +30,7 @@ from heterokd.evaluation import evaluate
 from heterokd.loaders import open_test
 from heterokd.precision import device_name
 from heterokd.root import Root, StudyFolder, TrialFolder
+from heterokd.significance import compare
 from heterokd.tasks import build_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -107,26 +107,24 @@ def test_miou(recipe: Recipe, root: Root, weights: Path | None) -> float:
 
 def table(measured: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Mean, its standard error, and the paired difference to scratch at its searched settings."""
-    reference = measured["scratch, searched"]
+    reference = "scratch, searched"
+    values = {name: dict(enumerate(own)) for name, own in measured.items()}
+    found = compare(values, [(name, reference) for name in values if name != reference])
+    compared = {one.first: one for one in found}
     rows: list[dict[str, Any]] = []
-    for name, values in measured.items():
-        differences = [value - other for value, other in zip(values, reference, strict=True)]
-        gain, count = statistics.fmean(differences), len(values)
-        error = statistics.stdev(differences) / math.sqrt(count)
-        half = float(student_t.ppf(0.975, count - 1)) * error
-        p_value = 2 * float(student_t.sf(abs(gain) / error, count - 1)) if error else 1.0
-        mean_error = statistics.stdev(values) / math.sqrt(count)
-        rows.append({"setting": name, "mean": statistics.fmean(values), "standard_error": mean_error, "values": values})
-        rows[-1] |= {"gain": gain, "low": gain - half, "high": gain + half, "p": p_value}
-    compared = sorted((row for row in rows if row["setting"] != "scratch, searched"), key=lambda row: row["p"])
-    largest = 0.0
-    for place, row in enumerate(compared):
-        largest = max(largest, min(1.0, row["p"] * (len(compared) - place)))
-        row["p_holm"] = largest
-        row["verdict"] = ("better" if row["gain"] > 0 else "worse") if largest < 0.05 else "tie"
-    for row in rows:
-        row.setdefault("p_holm", 1.0)
-        row.setdefault("verdict", "reference")
+    for name, own in measured.items():
+        error = statistics.stdev(own) / math.sqrt(len(own))
+        row = {"setting": name, "mean": statistics.fmean(own), "standard_error": error, "values": own}
+        one = compared.get(name)
+        if one is None:
+            row |= {"gain": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0, "verdict": "reference"}
+        else:
+            interval = {"low": one.difference, "high": one.difference}
+            if one.low is not None and one.high is not None:
+                interval = {"low": one.low, "high": one.high}
+            row |= {"gain": one.difference, **interval, "p": one.p, "p_holm": one.p_holm, "verdict": one.verdict}
+            row |= {"effect": one.effect, "seeds_needed": one.seeds_needed}
+        rows.append(row)
     return rows
 
 

@@ -260,6 +260,25 @@ def report(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = 
 
 
 @app.command()
+def compare(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = False) -> None:
+    """Say which differences between a study's configurations are real: paired on their fresh seeds."""
+    folder, asked = _study(study, root)
+    from heterokd.significance import as_rows, compare_study, study_values
+
+    values = study_values(folder, asked.metric)
+    found = compare_study(folder, asked.metric, maximise=asked.maximise)
+    if as_json:
+        _print_json({"study": study, "metric": asked.metric, "values": values, "comparisons": as_rows(found)})
+        return
+    for name, own in values.items():
+        print(f"{name:<24}{asked.metric} {sum(own.values()) / len(own):.4f} on {len(own)} fresh seeds")
+    for one in found:
+        print(one.sentence())
+    if not found:
+        print("There is nothing to compare: no two configurations were trained on two fresh seeds (confirmation).")
+
+
+@app.command()
 def promote(
     study: StudyName,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,

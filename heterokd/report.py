@@ -13,6 +13,7 @@ from heterokd import __version__
 from heterokd.config import Experiment
 from heterokd.priors import published_results
 from heterokd.root import StudyFolder, read_json, write_text
+from heterokd.significance import compare_study
 from heterokd.tasks import TASKS
 
 _PAGE = """<!doctype html>
@@ -68,6 +69,22 @@ _PAGE = """<!doctype html>
   <b style="left:{{ place(leader.mean) }}%"></b></div></td>
  <td class="soft settings">{{ settings(leader) }}</td></tr>
 {% endfor %}</table></div>
+{% if comparisons %}<h2>Which differences are real</h2>
+<p class="soft">Configurations with fresh seeds in common, compared on those; noise is estimated from all of them
+ together. p is corrected for the number of comparisons (Holm); an effect of 1 is a difference as large as the deviation
+ of a seed's difference.</p>
+<div class="wide"><table>
+<tr><th>configuration</th><th>and</th><th class="number">difference</th><th class="number">95 % interval</th>
+ <th class="number">p</th><th class="number">effect</th><th class="number">seeds</th><th>verdict</th></tr>
+{% for row in comparisons %}<tr><td>{{ row.first }}</td><td>{{ row.second }}</td>
+ <td class="number">{{ "%+.4f" | format(row.difference) }}</td>
+ <td class="number">{{ "" if row.low is none else "%+.4f to %+.4f" | format(row.low, row.high) }}</td>
+ <td class="number">{{ "%.3f" | format(row.p_holm) }}</td>
+ <td class="number">{{ "" if row.effect is none else "%.1f" | format(row.effect) }}</td>
+ <td class="number">{{ row.seeds | length }}</td>
+ <td>{{ row.verdict }}{% if row.seeds_needed is not none %}, about {{ row.seeds_needed }} seeds would settle
+  it{% endif %}</td></tr>
+{% endfor %}</table></div>{% endif %}
 {% if pictures %}<h2>Pictures</h2>{% endif %}
 {% for picture in pictures %}<figure><img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
 <figcaption class="soft">{{ picture.caption }}</figcaption></figure>
@@ -136,6 +153,7 @@ def write_report(folder: StudyFolder, experiment: Experiment, summary: Mapping[s
         winner=winner,
         scratch=summary["scratch"],
         leaders=leaders,
+        comparisons=compare_study(folder, summary["metric"], maximise=summary["maximise"]),
         pictures=embedded_pictures(folder),
         name_of=metric_name,
         published=published_tables(experiment, summary),

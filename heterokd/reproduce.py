@@ -23,6 +23,7 @@ from heterokd.distillation import PreparedTeacher, check_experiment, dump_experi
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.priors import PublishedPair, published_results, published_samples, published_settings
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
+from heterokd.significance import Comparison, as_rows, compare
 from heterokd.single import train_once
 from heterokd.tasks import TASKS
 from heterokd.tracking import StudyRuns, open_store
@@ -89,7 +90,15 @@ class Reproduction:
                 f"{self.teacher_value:.2f} measured; all numbers are {self.metric} in per cent. "
                 "Published: test split, selected on it; measured: val."
             )
+        if all(len(row.values) > 1 for row in self.rows):
+            said += [one.sentence(digits=2) for one in self.comparisons]
         return said + list(self.excluded.values())
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Every method with scratch, seed by seed, in per cent; none where scratch was not trained."""
+        values = {row.method: dict(enumerate(row.values)) for row in self.rows}
+        return compare(values, [(name, "scratch") for name in values if name != "scratch" and "scratch" in values])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -100,6 +109,7 @@ class Reproduction:
             "published": pair,
             "teacher": self.teacher_value,
             "rows": [asdict(row) for row in self.rows],
+            "comparisons": as_rows(self.comparisons),
             "excluded": self.excluded,
             "sentences": self.sentences(),
         }

@@ -35,7 +35,7 @@ ROWS = (
     ("methods",),
     ("cache", "pixels", "loaders", "tasks", "distiller", "optim"),
     ("config",),
-    ("root", "precision", "evaluation", "teachers", "updates", "training", "memory"),
+    ("root", "precision", "evaluation", "teachers", "updates", "training", "memory", "significance"),
     ("caching",),
     ("distillation",),
     (

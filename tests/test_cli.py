@@ -22,7 +22,19 @@ from heterokd.methods import METHODS
 from heterokd.networks import build_network, save_weights
 
 Write = Callable[..., Path]
-COMMANDS = ("search", "distill", "reproduce", "teacher", "cache", "report", "promote", "methods", "datasets", "ui")
+COMMANDS = (
+    "search",
+    "distill",
+    "reproduce",
+    "teacher",
+    "cache",
+    "report",
+    "compare",
+    "promote",
+    "methods",
+    "datasets",
+    "ui",
+)
 HEAVY = ("torch", "timm", "ray", "optuna", "mlflow", "sklearn", "pydantic")
 
 

@@ -95,6 +95,11 @@ def test_the_files_hold_the_table(tiny_file: Write, root: Root) -> None:
     assert [row["method"] for row in rows] == ["kd", "scratch"]
     assert float(rows[0]["mean"]) == pytest.approx(found.rows[0].mean, abs=0.005)
     assert rows[0]["seeds"] == "2"
+    (compared,) = content["comparisons"]
+    assert (compared["first"], compared["second"], compared["seeds"]) == ("kd", "scratch", [0, 1])
+    means = {row["method"]: float(row["mean"]) for row in rows}
+    assert compared["difference"] == pytest.approx(means["kd"] - means["scratch"], abs=0.011)
+    assert found.comparisons[0].sentence(digits=2) in content["sentences"]
 
 
 @pytest.mark.usefixtures("published")
