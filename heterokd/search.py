@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from heterokd.cache import hold
 from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
-from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher
+from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher, run_recipe
 from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, release, start_filling
 from heterokd.pictures import draw_pictures
@@ -35,7 +35,7 @@ from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import first_line
 from heterokd.training import Report
-from heterokd.trial import Judge, run_trial
+from heterokd.trial import Judge, RunRecipe, run_trial
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,7 @@ def run_study(
     address: str | None = None,
     listener: Listener | None = None,
     filling: Filling | None = None,
+    run: RunRecipe = run_recipe,
 ) -> dict[str, Any]:
     """Run every trial that the study still wants; the summary at the end.
 
@@ -163,6 +164,7 @@ def run_study(
         address: of a Ray cluster; None starts a local one.
         listener: told of every event.
         filling: the teacher's cache, built beside the first trials; None: trials read what is complete.
+        run: trains a trial's recipe.
     """
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
@@ -189,6 +191,7 @@ def run_study(
                 weights=weights.resolve() if weights else None,
                 threads=max(1, int(cluster.cpus)),
                 filled=None if filling is None else (filling.recipe.training.seed, filling.recipe.views),
+                run=run,
             )
             builders = []
             if filling is not None and not filling.is_complete:

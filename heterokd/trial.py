@@ -8,17 +8,37 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
 from heterokd.caching import CacheUse
 from heterokd.cluster import ray, tune
-from heterokd.config import Experiment
+from heterokd.config import Experiment, Recipe
 from heterokd.distillation import run_recipe
-from heterokd.root import Root, StudyFolder, write_text
+from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.study import Assignment, State, Study
+from heterokd.training import Metrics, Trained
+
+
+class RunRecipe(Protocol):
+    """What trains a trial's recipe; `run_recipe` does."""
+
+    def __call__(
+        self,
+        recipe: Recipe,
+        folder: TrialFolder,
+        root: Root,
+        weights: Path | None,
+        keep_going: Callable[[Metrics], bool],
+        *,
+        rungs: Collection[int] = (),
+        device: torch.device | str = "cpu",
+        cache: CacheUse = "found",
+    ) -> Trained:
+        """As `run_recipe`."""
 
 
 class Judge:
@@ -52,6 +72,7 @@ def run_trial(
     weights: Path | None,
     threads: int,
     filled: tuple[int, int | None] | None,
+    run: RunRecipe = run_recipe,
 ) -> None:
     """One trial, in its own Tune process: train, ask the judge at each rung, return.
 
@@ -64,6 +85,7 @@ def run_trial(
         threads: of torch.
         filled: seed and number of the views whose cache others are filling; other caches are completed here first.
             None: no cache is built at all.
+        run: trains the recipe.
     """
     torch.set_num_threads(threads)
     assignment: Assignment = config["assignment"]
@@ -89,7 +111,7 @@ def run_trial(
         cache: CacheUse = "found" if filled is None else "built"
         if filled == (recipe.training.seed, recipe.views):
             cache = "shared"
-        trained = run_recipe(
+        trained = run(
             recipe, folder, Root(root), weights, keep_going, rungs=assignment.rungs, device=device, cache=cache
         )
         metrics = trained.metrics
