@@ -154,5 +154,6 @@ def compile_student(student: nn.Module, device: torch.device) -> bool:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         logger.warning("training.compile: torch.compile does not work here (%s); training goes on without it", reason)
         return False
-    student.compile()
+    # A training has a few batch sizes and keeps them: kernels for each, none for sizes that vary.
+    student.compile(dynamic=False)
     return True
