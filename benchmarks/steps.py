@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor
 
 from heterokd.catalogue import STEP_COSTS
+from heterokd.config import methods_of
 from heterokd.distiller import Distiller
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(methods_of("classification")))
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--keep", action="store_true", help="write the figures that the catalogue shows")
     parser.add_argument("--batch", type=int, help="images of a step, instead of the pair's own number")
