@@ -27,7 +27,12 @@ CONTEXT_BYTES = 600 * 2**20
 """What a process takes of a GPU before its first tensor: CUDA's context, cuDNN's and cuBLAS's kernels and handles."""
 
 SLACK = 1.25
-"""The allocator's rounding, and the workspaces of convolutions."""
+"""The allocator's rounding."""
+
+WORKSPACE_BYTES = 3 * 2**29
+"""What cuDNN's fastest algorithms take to work in, at most: 1.5 GiB for ResNet18's fp32 convolutions at 128 pixels and
+batch 64 on an H200, twice what the step itself keeps (`WORKSPACE_STEPS`); tiny networks take next to nothing."""
+WORKSPACE_STEPS = 2
 
 IMAGES = 2
 """Images of the step that is measured."""
@@ -93,7 +98,8 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     maps = MAPS_AT_A_TIME * max(of_student[0], of_teacher[0]) / IMAGES
     step = part * (kept / IMAGES + maps + image)
     evaluation = _eval_batch(splits, settings.batch_size) * (maps + image)
-    return CONTEXT_BYTES + int(SLACK * (fixed + max(step, evaluation)))
+    workspace = min(WORKSPACE_BYTES, WORKSPACE_STEPS * max(step, evaluation))
+    return CONTEXT_BYTES + int(SLACK * (fixed + max(step, evaluation)) + workspace)
 
 
 def _images(recipe: Recipe, num_classes: int) -> Batch:
