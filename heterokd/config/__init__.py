@@ -7,6 +7,8 @@ experiment.recipe(sample)        -> Recipe              pure
 from heterokd.config.experiment import Experiment, Recipe, ends, method_params, methods_of, score_of
 from heterokd.config.reading import load_experiment, load_recipe, read_yaml
 from heterokd.config.settings import (
+    MOST_TRIALS,
+    BudgetSettings,
     CachingSettings,
     DataSettings,
     NetworkSettings,
@@ -23,6 +25,8 @@ from heterokd.config.settings import (
 )
 
 __all__ = [
+    "MOST_TRIALS",
+    "BudgetSettings",
     "CachingSettings",
     "DataSettings",
     "Experiment",

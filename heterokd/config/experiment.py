@@ -174,6 +174,11 @@ class Experiment(Settings):
         """Whether a larger metric is a better student."""
         return self.metric != "val/loss"
 
+    @property
+    def by_student(self) -> bool:
+        """Whether students are compared with their like only, since size or speed counts beside the metric."""
+        return False
+
     def shared_domains(self) -> dict[str, Domain]:
         """Domains that every method has: `training.*`, and `student.network` when it is a list."""
         found = {key: read_domain(value, f"search space: shared.{key}") for key, value in self.space.shared.items()}

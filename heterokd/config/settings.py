@@ -23,6 +23,10 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 
+MOST_TRIALS = 10_000
+"""Trials of a search that ends with its budget."""
+
+
 class Settings(BaseModel):
     """One section of an experiment: frozen, unknown keys are errors, and `true` or "3" is not taken for a number."""
 
@@ -239,11 +243,39 @@ class SpaceSettings(Settings):
     overrides: dict[str, Any] = Field(default_factory=dict, description="narrow a method's domain or pin its value")
 
 
+class BudgetSettings(Settings):
+    """What a search may cost, confirmation included; what is left out has no limit."""
+
+    trials: int | None = Field(None, ge=1, description="trainings that are begun")
+    trainings: float | None = Field(None, gt=0, description="epochs of all trainings, in full trainings")
+    hours: float | None = Field(None, gt=0, description="wall-clock time, from the start to the last training's end")
+    gpu_hours: float | None = Field(None, gt=0, description="hours of GPUs that train; without any, of trainings")
+    money: float | None = Field(None, gt=0, description="in the price's currency")
+    price: float | None = Field(None, gt=0, description="of one GPU hour")
+
+    @model_validator(mode="after")
+    def _money_has_a_price(self) -> BudgetSettings:
+        if self.money is not None and self.price is None:
+            raise ValueError("money: says nothing without the price of a GPU hour; set search.budget.price")
+        return self
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return any(getattr(self, key) is not None for key in type(self).model_fields if key != "price")
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a limit is reached by the passing of time."""
+        return any(value is not None for value in (self.hours, self.gpu_hours, self.money))
+
+
 class SearchSettings(Settings):
     """How the study goes about it."""
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
-    trials: int = Field(24, ge=1, description="trainings, confirmation apart")
+    trials: int = Field(24, ge=1, description="trainings, confirmation apart; with a budget, as many as it pays for")
+    budget: BudgetSettings = Field(default_factory=BudgetSettings)
     metric: Metric | None = Field(
         None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
     )
@@ -258,9 +290,22 @@ class SearchSettings(Settings):
     prune: bool = Field(True, description="end trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
     reduction_factor: int = Field(3, ge=2, description="one in this many trials passes a rung; rungs grow by it")
-    confirm_leaders: int = Field(3, ge=0, description="leading trials that are trained again on fresh seeds")
-    confirm_seeds: int = Field(2, ge=0, description="fresh seeds for each of them")
+    confirm_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        "auto", description="share of all training that repeats leaders on fresh seeds; auto: up to 0.4, by the budget"
+    )
+    confirm_leaders: int | None = Field(
+        None, ge=0, description="repeat this many leaders, each confirm_seeds times, whatever the share; 0: none"
+    )
+    confirm_seeds: int = Field(2, ge=0, description="fresh seeds for each of confirm_leaders")
     max_failures: int = Field(2, ge=0, description="restarts of a trial whose process died")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_alone(cls, content: Any) -> Any:
+        """A budget without `trials` is spent, and not left after the number of trials that is usual without one."""
+        if not isinstance(content, Mapping) or not isinstance(content.get("budget"), Mapping) or "trials" in content:
+            return content
+        return {**content, "trials": MOST_TRIALS} if set(content["budget"]) - {"price"} else content
 
 
 class CachingSettings(Settings):

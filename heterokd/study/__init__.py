@@ -10,14 +10,26 @@ then samples of a group-aware multivariate TPE, then the leaders again on fresh 
 interrupted goes on with it: each decision follows from the database alone, so the same trials come as without the
 interruption (one at a time; with several, the order in which they finish decides as well).
 
-`study` decides what comes next, `sampling` proposes, `halving` stops, `leaders` compares; `storage` opens the database,
-`trials` reads and writes it; `assignments`, `standing` and `summary` are what callers get.
+`study` decides what comes next, `sampling` proposes, `halving` stops, `leaders` compares by what `beliefs` says of noisy
+values, `confirming` repeats, `spending` counts; `storage` opens the database, `trials` reads and writes it;
+`assignments`, `standing` and `summary` are what callers get.
 """
 
-from heterokd.study.assignments import BASELINE, SEED_STEP, Assignment, Origin, State
+from heterokd.study.assignments import BASELINE, SEED_STEP, Assignment, Origin, State, Stop
 from heterokd.study.leaders import Leader
 from heterokd.study.sampling import STOP_AFTER
 from heterokd.study.standing import Standing
 from heterokd.study.study import Study
 
-__all__ = ["BASELINE", "SEED_STEP", "STOP_AFTER", "Assignment", "Leader", "Origin", "Standing", "State", "Study"]
+__all__ = [
+    "BASELINE",
+    "SEED_STEP",
+    "STOP_AFTER",
+    "Assignment",
+    "Leader",
+    "Origin",
+    "Standing",
+    "State",
+    "Stop",
+    "Study",
+]

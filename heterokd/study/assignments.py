@@ -10,7 +10,11 @@ from heterokd.config import Experiment, Recipe
 from heterokd.space import Domain, Scalar
 
 Origin = Literal["published", "sampled", "confirm"]
-State = Literal["complete", "pruned", "failed"]
+State = Literal["complete", "pruned", "diverged", "failed"]
+
+Stop = Literal["behind", "negative transfer", "not finite", "budget"]
+"""Why a trial was told to stop: behind at a rung, clearly below its scratch twin, a metric that is no number, or the
+search's budget. After the last one it is paused, not pruned: a search with a larger budget goes on with it."""
 
 BASELINE = "scratch"
 """The method that all others are compared with: it starts first and its best is confirmed."""
@@ -30,6 +34,7 @@ class Assignment:
         origin: a method's published setting, a sample, or a leader on a fresh seed.
         confirms: number of the trial that this one repeats on a fresh seed.
         rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
+        is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs.
     """
 
     number: int
@@ -38,6 +43,7 @@ class Assignment:
     origin: Origin
     confirms: int | None
     rungs: tuple[int, ...]
+    is_timed: bool = False
 
 
 def assignment_attrs(
@@ -54,6 +60,8 @@ def assignment_attrs(
         "origin": origin,
         "seed": recipe.training.seed,
         "hash": recipe.hash,
+        "epochs": recipe.training.epochs,
+        "student": recipe.student.network,
         "confirms": confirms,
         "duplicate_of": duplicate_of,
     }

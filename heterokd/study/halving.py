@@ -1,61 +1,135 @@
-"""Who goes on at a rung: asynchronous successive halving.
+"""Who goes on at a rung: asynchronous successive halving, and who does harm.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, https://arxiv.org/abs/1810.05934.
 
 Unlike there, nothing is stopped before a rung holds enough values to speak of a best share, rungs end early enough for
-a stop to save something, and some trainings are compared without being stopped.
+a stop to save something, and some trainings are compared without being stopped. Compared are searched trainings of the
+same length; where size counts beside accuracy, of the same student as well, or only large ones would be left.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
-import optuna
-
 from heterokd.config import Experiment
-from heterokd.study.assignments import Assignment
-from heterokd.study.trials import Trials
+from heterokd.study.assignments import BASELINE, Stop
+from heterokd.study.trials import Training, Trials
 
 LAST_RUNG = Fraction(2, 3)
 """Share of the epochs after which nothing is stopped any more: it would save little and lose a trained student."""
 
+TWIN_FROM = Fraction(1, 4)
+"""Share of the epochs before which no training is compared with its scratch twin: a method's projectors start from
+nothing, so that some methods fall behind first and lead later."""
+
+TWIN_DEVIATIONS = 3.0
+"""Standard errors of a difference between two single trainings from which it is more than noise."""
+
+FEWEST_SPREAD = 5
+"""Values that a spread between configurations is read from."""
+
 
 def rungs(experiment: Experiment, epochs: int) -> tuple[int, ...]:
     """Finished epochs after which a training of `epochs` is compared with the others."""
-    found, rung = [], _first_rung(experiment)
+    found, rung = [], max(1, round(experiment.search.first_rung * epochs))
     while rung <= LAST_RUNG * epochs:
         found.append(rung)
         rung *= experiment.search.reduction_factor
     return tuple(found)
 
 
-def pruner(experiment: Experiment) -> optuna.pruners.BasePruner:
-    """Says who is outside the best `1 / reduction_factor` of a rung."""
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=_first_rung(experiment),
-        reduction_factor=experiment.search.reduction_factor,
-        min_early_stopping_rate=0,
-    )
-
-
-def stops(trials: Trials, assignment: Assignment, epoch: int, experiment: Experiment) -> bool:
-    """Whether a training that has reported at the rung `epoch` ends there."""
-    if assignment.origin == "confirm" or not experiment.search.prune:
-        return False
-    # Asked even when the answer will not count: only who was asked is among those that the next ones are compared with.
-    is_behind = trials.should_prune(assignment.number)
+def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> Stop | None:
+    """Why a training that has reported at the rung `epoch` ends there; None: it goes on."""
+    if training.origin == "confirm":
+        return None
+    value = training.reports[epoch]
+    if not math.isfinite(value):
+        return "not finite"
+    if not experiment.search.prune:
+        return None
+    if _does_harm(trials, training, epoch, experiment):
+        return "negative transfer"
     # The methods are compared at their published settings, each with a single training: it must reach its end.
-    return is_behind and assignment.origin != "published" and not _is_thin(trials, epoch, experiment)
+    if training.origin == "published":
+        return None
+    return "behind" if _is_behind(trials, training, epoch, experiment) else None
 
 
-def _is_thin(trials: Trials, epoch: int, experiment: Experiment) -> bool:
-    """Whether too few have reported at a rung: of up to `reduction_factor` values the best share is one trial.
+def _is_behind(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
+    """Whether a training is outside the best `1 / reduction_factor` of a rung.
 
-    Alone the pruner would stop the second to arrive as soon as it is worse than the first.
+    Of up to `reduction_factor` values the best share is one trial: alone, halving would stop the second to arrive as
+    soon as it is worse than the first.
     """
-    arrived = sum(epoch in trial.intermediate_values for trial in trials.search(duplicates=False))
-    return arrived <= experiment.search.reduction_factor
+    arrived = [one.reports[epoch] for one in _comparable(trials, training, epoch, experiment)]
+    factor = experiment.search.reduction_factor
+    if len(arrived) <= factor:
+        return False
+    arrived.sort(reverse=experiment.maximise)
+    last = arrived[len(arrived) // factor - 1]
+    return training.reports[epoch] < last if experiment.maximise else training.reports[epoch] > last
 
 
-def _first_rung(experiment: Experiment) -> int:
-    return max(1, round(experiment.search.first_rung * experiment.training.epochs))
+def _comparable(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> list[Training]:
+    return [
+        one
+        for one in trials.search
+        if epoch in one.reports
+        and one.epochs == training.epochs
+        and (one.student == training.student or not experiment.by_student)
+    ]
+
+
+def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
+    """Whether a training is worse than the same student trained on labels alone, by more than noise.
+
+    Its twin has the same student and the same settings of training. The difference of two trainings scatters by
+    sqrt(2) seed deviations; as long as no configuration was repeated, the spread between configurations at this rung,
+    which is larger, stands in for it.
+    """
+    if training.method == BASELINE or epoch < TWIN_FROM * training.epochs:
+        return False
+    twins = [
+        twin.reports[epoch]
+        for twin in (*trials.search, *(one for group in trials.confirmations.values() for one in group))
+        if twin.method == BASELINE and epoch in twin.reports and _conditions(twin) == _conditions(training)
+    ]
+    twins = [value for value in twins if math.isfinite(value)]
+    deviation = _seed_deviation(trials, training, epoch) or _spread(trials, training, epoch, experiment)
+    if not twins or deviation is None:
+        return False
+    below = math.fsum(twins) / len(twins) - training.reports[epoch]
+    error = deviation * math.sqrt(1 + 1 / len(twins))
+    return (below if experiment.maximise else -below) > TWIN_DEVIATIONS * error
+
+
+def _conditions(training: Training) -> tuple[object, ...]:
+    settings = {key: value for key, value in training.sample.items() if key.startswith("training.")}
+    # How much the labels weigh beside the teacher is a setting of distillation: scratch has nothing beside them.
+    settings.pop("training.task_weight", None)
+    return training.student, training.epochs, tuple(sorted(settings.items()))
+
+
+def _seed_deviation(trials: Trials, training: Training, epoch: int) -> float | None:
+    """Pooled over the configurations that reported at this rung on several fresh seeds; None below four such values."""
+    squares, freedom = 0.0, 0
+    for group in trials.confirmations.values():
+        values = [one.reports[epoch] for one in group if epoch in one.reports and one.epochs == training.epochs]
+        values = [value for value in values if math.isfinite(value)]
+        if len(values) > 1:
+            mean = math.fsum(values) / len(values)
+            squares += math.fsum((value - mean) ** 2 for value in values)
+            freedom += len(values) - 1
+    return math.sqrt(squares / freedom) if freedom >= FEWEST_SPREAD - 1 and squares else None
+
+
+def _spread(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> float | None:
+    """Between configurations: the middle half of their values as a normal deviation; None below `FEWEST_SPREAD`."""
+    values = sorted(one.reports[epoch] for one in _comparable(trials, training, epoch, experiment))
+    values = [value for value in values if math.isfinite(value)]
+    if len(values) < FEWEST_SPREAD:
+        return None
+    quarter = len(values) // 4
+    width = (values[-1 - quarter] - values[quarter]) / 1.349
+    return width or None

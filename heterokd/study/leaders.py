@@ -1,4 +1,4 @@
-"""Which configurations lead, how surely, and which of them deserve to be trained again."""
+"""Which configurations lead, and how surely."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial, TrialState
-
 from heterokd.config import Experiment
 from heterokd.space import Scalar
-from heterokd.study.assignments import BASELINE, SEED_STEP, Origin
-from heterokd.study.trials import Trials, metric
+from heterokd.study.assignments import BASELINE, Origin
+from heterokd.study.beliefs import Belief, Population, population
+from heterokd.study.trials import Training, Trials
+
+LOWER = 1.0
+"""Deviations below its expected value at which a configuration's lower confidence bound stands."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Leader:
         mean: of `values`.
         low: lower end of the mean's 95 % interval; None without two confirmations of any one configuration.
         high: upper end.
+        expected: the value to expect of one more training: all values, shrunk towards what the better configurations
+            of the study reach by as much as seeds scatter. The best of several means overstates it; this does not.
+        expected_deviation: how sure that is; None when nothing can be said.
         confirmed: whether `values` are fresh.
     """
 
@@ -45,82 +50,102 @@ class Leader:
     mean: float
     low: float | None
     high: float | None
+    expected: float
+    expected_deviation: float | None
     confirmed: bool
 
 
-def rank_leaders(trials: Trials, experiment: Experiment) -> list[Leader]:
-    """Configurations that were trained to the end, best first (the order: `Study.leaders`).
+class Standings:
+    """The values of all configurations that were trained to the end, and what they say together.
 
-    The interval is a t-interval of the mean with the seed standard deviation pooled over all confirmed
-    configurations (each has two or three values, too few for a deviation of its own): it supposes that seeds
-    scatter all of them alike. It ends where the metric does.
+    Attributes:
+        complete: the trials that found them, by number.
+        repeats: by the number of such a trial, its finished repetitions.
+        population: what the configurations have in common; None below two.
     """
-    groups: dict[int, list[FrozenTrial]] = {}
-    for trial in trials.confirmations():
-        if trial.state == TrialState.COMPLETE:
-            groups.setdefault(trial.user_attrs["assignment"]["confirms"], []).append(trial)
-    half_width = _half_widths([[metric(trial) for trial in group] for group in groups.values()])
-    leaders = [_leader(trial, groups.get(trial.number, []), half_width, experiment) for trial in _complete(trials)]
-    return sorted(leaders, key=lambda leader: _rank(leader, experiment))
+
+    def __init__(self, trials: Trials, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.complete = {one.number: one for one in trials.search if one.is_complete}
+        self.repeats = {
+            number: [one for one in group if _is_measured(one)]
+            for number, group in trials.confirmations.items()
+            if number in self.complete
+        }
+        searched = [self.sign * metric(one) for one in self.complete.values()]
+        repeated = [[self.sign * self._value(one) for one in group] for group in self.repeats.values()]
+        self.population: Population | None = population(searched, repeated)
+
+    @property
+    def sign(self) -> int:
+        """Times a metric, what is better is larger."""
+        return 1 if self.experiment.maximise else -1
+
+    def belief(self, number: int, expected: int = 0) -> Belief | None:
+        """Of a configuration, larger being better; None below two configurations."""
+        if self.population is None:
+            return None
+        group = [self.complete[number], *self.repeats.get(number, ())]
+        return self.population.believe([self.sign * self._value(one) for one in group], expected=expected)
+
+    def leaders(self) -> list[Leader]:
+        """Configurations that were trained to the end, best first (the order: `Study.leaders`).
+
+        The interval is a t-interval of the mean with the seed standard deviation pooled over all confirmed
+        configurations (each has few values, too few for a deviation of its own): it supposes that seeds scatter all of
+        them alike. It ends where the metric does.
+        """
+        groups = [[self._value(one) for one in group] for group in self.repeats.values()]
+        half_width = _half_widths(groups)
+        found = [self._leader(one, self.repeats.get(one.number, []), half_width) for one in self.complete.values()]
+        # Scratch is repeated to compare with it: that alone puts it before nobody.
+        are_repeated = any(leader.confirmed and leader.method != BASELINE for leader in found)
+        return sorted(found, key=lambda leader: self._rank(leader, are_repeated))
+
+    def _leader(self, found: Training, repeats: list[Training], half_width: Callable[[int], float | None]) -> Leader:
+        measured = repeats or [found]
+        values = tuple(self._value(one) for one in measured)
+        mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else -self.sign * math.inf
+        half = half_width(len(values)) if math.isfinite(mean) else None
+        belief = self.belief(found.number)
+        # A share lies between 0 and 1, and two or three values far apart would reach beyond.
+        least, most = (-math.inf, math.inf) if self.experiment.metric == "val/loss" else (0.0, 1.0)
+        return Leader(
+            number=found.number,
+            method=found.method,
+            sample=found.sample,
+            origin=found.origin,
+            search_value=metric(found),
+            values=values,
+            seeds=tuple(one.seed for one in measured),
+            numbers=tuple(one.number for one in measured),
+            mean=mean,
+            low=None if half is None else max(least, mean - half),
+            high=None if half is None else min(most, mean + half),
+            expected=mean if belief is None else self.sign * belief.mean,
+            expected_deviation=None if belief is None else belief.deviation,
+            confirmed=bool(repeats),
+        )
+
+    def _rank(self, leader: Leader, are_repeated: bool) -> tuple[bool, float, float, bool, int]:
+        is_unsure = are_repeated and not leader.confirmed
+        value = self.sign * leader.expected - LOWER * (leader.expected_deviation or 0.0)
+        return is_unsure, -value, -self.sign * leader.mean, leader.method == BASELINE, leader.number
+
+    def _value(self, training: Training) -> float:
+        """A repetition that diverged counts as the worst there is."""
+        return metric(training) if training.value is not None else -self.sign * math.inf
 
 
-def confirmations(trials: Trials, experiment: Experiment) -> list[tuple[int, int]]:
-    """Every repetition that a finished search deserves: (number of the trial, seed).
-
-    The leading trials by their search value, and scratch's best, each on the same number of fresh seeds.
-    """
-    settings = experiment.search
-    sign = 1 if experiment.maximise else -1
-    found = [trial for trial in _complete(trials) if math.isfinite(metric(trial))]
-    found.sort(key=lambda trial: (-sign * metric(trial), trial.number))
-    chosen = found[: settings.confirm_leaders]
-    baseline = [trial for trial in found if trial.user_attrs["assignment"]["sample"]["method"] == BASELINE]
-    if chosen and baseline and baseline[0] not in chosen:
-        chosen.append(baseline[0])
-    # Seed by seed, not leader by leader: a search that is cut short has still repeated each of them.
-    return [
-        (trial.number, trial.user_attrs["assignment"]["seed"] + SEED_STEP * repetition)
-        for repetition in range(1, settings.confirm_seeds + 1)
-        for trial in chosen
-    ]
+def metric(training: Training) -> float:
+    """The searched metric of a trial that was trained to the end."""
+    assert training.value is not None  # complete trials have one
+    return training.value
 
 
-def _complete(trials: Trials) -> list[FrozenTrial]:
-    return [trial for trial in trials.search(duplicates=False) if trial.state == TrialState.COMPLETE]
-
-
-def _leader(
-    found: FrozenTrial, repeats: list[FrozenTrial], half_width: Callable[[int], float | None], experiment: Experiment
-) -> Leader:
-    measured = repeats or [found]
-    values = tuple(metric(trial) for trial in measured)
-    worst = -math.inf if experiment.maximise else math.inf
-    mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else worst
-    half = half_width(len(values)) if math.isfinite(mean) else None
-    # A share lies between 0 and 1, and two or three values far apart would reach beyond.
-    least, most = (-math.inf, math.inf) if experiment.metric == "val/loss" else (0.0, 1.0)
-    attrs = found.user_attrs["assignment"]
-    return Leader(
-        number=found.number,
-        method=attrs["sample"]["method"],
-        sample=attrs["sample"],
-        origin=attrs["origin"],
-        search_value=metric(found),
-        values=values,
-        seeds=tuple(trial.user_attrs["assignment"]["seed"] for trial in measured),
-        numbers=tuple(trial.number for trial in measured),
-        mean=mean,
-        low=None if half is None else max(least, mean - half),
-        high=None if half is None else min(most, mean + half),
-        confirmed=bool(repeats),
-    )
-
-
-def _rank(leader: Leader, experiment: Experiment) -> tuple[bool, float, float, bool, int]:
-    end = leader.low if experiment.maximise else leader.high
-    value = (leader.mean if end is None else end) if leader.confirmed else leader.search_value
-    sign = -1 if experiment.maximise else 1
-    return not leader.confirmed, sign * value, sign * leader.mean, leader.method == BASELINE, leader.number
+def _is_measured(training: Training) -> bool:
+    """Whether a repetition says something of its configuration: also that it diverges."""
+    return training.is_complete or training.stopped == "not finite"
 
 
 def _half_widths(groups: list[list[float]]) -> Callable[[int], float | None]:

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.space import Choice, Domain, Int, Scalar
-from heterokd.study.trials import Trials
+from heterokd.study.trials import Training, Trials
 
 Spaces = Mapping[str, Mapping[str, Domain]]
 """By method, the domains of its values."""
@@ -64,27 +64,17 @@ def has_freedom(space: Mapping[str, Domain]) -> bool:
     return not all(_distribution(domain).single() for domain in space.values())
 
 
-def end_like(trials: Trials, trial: optuna.Trial, known: FrozenTrial) -> None:
+def end_like(trials: Trials, trial: optuna.Trial, known: Training) -> None:
     """Give a sample that is known already the outcome of the trial that knows it, in memory."""
-    if known.state == TrialState.COMPLETE:
+    if known.is_complete:
         trials.memory.tell(trial, known.value)
     elif known.state == TrialState.PRUNED:
-        for epoch, value in known.intermediate_values.items():
+        for epoch, value in known.reports.items():
             trial.report(value, epoch)
         trials.memory.tell(trial, state=TrialState.PRUNED)
     else:
         # Still running, or failed: there is no value to learn from, and the sampler overlooks a failure.
         trials.memory.tell(trial, state=TrialState.FAIL)
-
-
-def known_in_a_row(trials: Trials) -> int:
-    """How many of the last samples were known already."""
-    count = 0
-    for trial in reversed(trials.search()):
-        if trial.user_attrs["assignment"]["duplicate_of"] is None:
-            break
-        count += 1
-    return count
 
 
 class _GroupSampler(optuna.samplers.BaseSampler):
@@ -134,7 +124,7 @@ def _sampler(
     """A fresh sampler for each sample, seeded by what is in the database: a restart changes no sample."""
     digest = hashlib.sha256(f"{seed} {len(trials)}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
-    if known_in_a_row(trials) >= RANDOM_AFTER:
+    if trials.known_in_a_row >= RANDOM_AFTER:
         return optuna.samplers.RandomSampler(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -7,23 +7,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a study is. `planned = complete + pruned + failed +` those still running or to come.
+    """How far a study is. `planned = complete + pruned + failed + paused +` those still running or to come.
 
     Attributes:
-        planned: trainings of the search, confirmations apart.
+        planned: trainings of the search, confirmations apart; an estimate where a budget decides.
         running: handed out and not finished, confirmations included.
         complete: of the search, trained to the end.
-        pruned: of the search, stopped at a rung.
+        pruned: of the search, stopped early; the next two are among them.
+        diverged: a loss or metric that was no number.
+        negative_transfer: clearly worse than the same student trained on labels alone.
+        paused: of the search, ended by the budget at their last report; a larger budget goes on with them.
         failed: of the search.
         confirmations_done: finished, in whatever way.
         confirmations_planned: exact once the search is over, the most that can be before.
-        finished: nothing runs and nothing is left.
+        finished: nothing runs and nothing is left, or the budget is spent.
     """
 
     planned: int
     running: int
     complete: int
     pruned: int
+    diverged: int
+    negative_transfer: int
+    paused: int
     failed: int
     confirmations_done: int
     confirmations_planned: int

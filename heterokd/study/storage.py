@@ -15,17 +15,35 @@ from heterokd.root import StudyFolder
 from heterokd.study.assignments import method_space
 
 # What may change between two runs of one study: it decides where and for how long, never what is comparable.
-FREE_KEYS = {"parallel", "trials", "max_failures", "confirm_leaders", "confirm_seeds", "prior_weight"}
+FREE_KEYS = {
+    "parallel",
+    "trials",
+    "budget",
+    "max_failures",
+    "confirm_share",
+    "confirm_leaders",
+    "confirm_seeds",
+    "prior_weight",
+}
 
 
-def open_database(experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str]) -> optuna.Study:
+def open_database(
+    experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str], *, is_kept: bool = True
+) -> optuna.Study:
     """Open the study in `folder`, or create it; its user_attrs hold "methods" and "excluded" from its creation.
+
+    Args:
+        experiment: the question.
+        folder: of the study.
+        excluded: methods that cannot exist for the pair, with the reason.
+        is_kept: whether it lies on disk; otherwise a new one in memory.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = _open(experiment, folder)
+    direction = "maximize" if experiment.maximise else "minimize"
+    database = _open(experiment, folder) if is_kept else optuna.create_study(direction=direction)
     _agree(database, experiment, folder, excluded)
     return database
 

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
-from heterokd.config import Experiment
+from heterokd.config import MOST_TRIALS, Experiment
 from heterokd.priors import expected_ranks, method_prior, published_samples
 from heterokd.root import StudyFolder
 from heterokd.space import Scalar
 from heterokd.study import halving
-from heterokd.study.assignments import BASELINE, Assignment, Origin, State, assignment_attrs, method_space
-from heterokd.study.leaders import Leader, confirmations, rank_leaders
-from heterokd.study.sampling import STOP_AFTER, distributions, end_like, has_freedom, known_in_a_row, propose
+from heterokd.study.assignments import BASELINE, Assignment, Origin, State, Stop, assignment_attrs, method_space
+from heterokd.study.confirming import Repetition, fixed_repetitions, next_repetition, share, share_after
+from heterokd.study.leaders import Leader, Standings
+from heterokd.study.sampling import STOP_AFTER, distributions, end_like, has_freedom, propose
+from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
 from heterokd.study.storage import open_database
 from heterokd.study.summary import summarise
-from heterokd.study.trials import Trials
+from heterokd.study.trials import Training, Trials
+
+Step = dict[str, Scalar] | Repetition | Literal["sample", "wait"] | None
+"""What comes next: a start's sample, a repetition, whatever the sampler says, nothing for the moment, nothing."""
 
 
 class Study:
     """A search in progress. Calls come one at a time (in a search it lives in one actor)."""
 
     def __init__(
-        self, experiment: Experiment, folder: StudyFolder, *, excluded: Mapping[str, str] | None = None
+        self,
+        experiment: Experiment,
+        folder: StudyFolder,
+        *,
+        excluded: Mapping[str, str] | None = None,
+        storage: Literal["disk", "memory"] = "disk",
+        clock: Callable[[], float] = time.time,
+        devices: float = 1.0,
     ) -> None:
         """Open the study in `folder`, or create it.
 
@@ -36,17 +49,20 @@ class Study:
             folder: where study.db and the trial folders lie.
             excluded: methods that cannot exist for this teacher and student, with the reason. Like the list of
                 methods it is frozen when the study is created, and ignored when it is opened again.
+            storage: `memory` begins a study that is not kept, and touches no file (a simulated search).
+            clock: the time in seconds; budgets of time are counted by it.
+            devices: that one training keeps busy: GPUs, or a share of one; without any, 1.
 
         Raises:
             StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
         """
         self.experiment = experiment
         self.folder = folder
-        database = open_database(experiment, folder, excluded or {})
-        database.pruner = halving.pruner(experiment)
+        is_kept = storage == "disk"
+        database = open_database(experiment, folder, excluded or {}, is_kept=is_kept)
         self.methods: tuple[str, ...] = tuple(database.user_attrs["methods"])
         self.excluded: dict[str, str] = dict(database.user_attrs["excluded"])
-        self._trials = Trials(database)
+        self._trials = Trials(database, is_kept=is_kept)
         # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
         # sampler's options, a good baseline would be proposed again and again in place of something new.
         spaces = {method: method_space(experiment, method) for method in self.methods}
@@ -54,10 +70,16 @@ class Study:
         # Scratch first, then what published tables let expect most of; each method's published settings.
         ordered = sorted(expected_ranks(experiment, self.methods), key=lambda method: method != BASELINE)
         self._starts = [sample for method in ordered for sample in published_samples(experiment, method)]
-        found = self._trials.search(duplicates=False)
-        self._numbers = {trial.user_attrs["assignment"]["hash"]: trial.number for trial in found}
+        self._numbers = {training.hash: training.number for training in self._trials.search}
+        self._clock, self._last = clock, clock()
+        self._running: set[int] = set()
+        self._halted: set[int] = set()  # told to stop because of the budget
+        self._paused: set[int] = set()  # of them, those that have
         self._unfinished: deque[int] = deque()
-        self._recover()
+        self._standings: Standings | None = None
+        self.spending = self._spent(devices)
+        if is_kept:
+            self._recover()
 
     def next(self) -> Assignment | Literal["wait"] | None:
         """What to run now.
@@ -65,19 +87,19 @@ class Study:
         Returns:
             An assignment; "wait" when what comes next depends on trials that are running; None when nothing is left.
         """
-        if self._unfinished:
-            return self._assignment(self._trials[self._unfinished.popleft()])
-        while not self._search_is_over():
-            start = self._next_start()
-            assignment = self._sample() if start is None else self._hand_out(start, "published")
+        self._pass_time()
+        if self._unfinished and not self.spending.is_exhausted():
+            return self._begin(self._trials[self._unfinished.popleft()])
+        while True:
+            step = self._next_step()
+            if step is None or step == "wait":
+                return step  # type: ignore[return-value]  # a literal, or nothing
+            if isinstance(step, Repetition):
+                sample = self._trials[step.number].sample
+                return self._hand_out(sample, "confirm", confirms=step.number, seed=step.seed)
+            assignment = self._sample() if step == "sample" else self._hand_out(step, "published")  # type: ignore[arg-type]
             if assignment is not None:
                 return assignment
-        if any(trial.state == TrialState.RUNNING for trial in self._trials.search()):
-            return "wait" if self.experiment.search.confirm_leaders * self.experiment.search.confirm_seeds else None
-        for number, seed in self._missing_confirmations():
-            sample = self._trials[number].user_attrs["assignment"]["sample"]
-            return self._hand_out(sample, "confirm", confirms=number, seed=seed)
-        return None
 
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Record a running trial's metrics at a rung.
@@ -85,105 +107,197 @@ class Study:
         Args:
             number: of the trial.
             epoch: finished epochs, counted from 1; between rungs nothing is recorded.
-            metrics: holds the searched metric; missing or not finite counts as worst.
+            metrics: holds the searched metric; missing or not finite, it ends a trial of the search.
 
         Returns:
-            Whether to keep going. A trial that was once told to stop is told so again, also after a restart.
+            Whether to keep going (`why` says why not). A trial that was once told to stop is told so again, also after
+            a restart.
         """
-        trial = self._trials[number]
-        if trial.state.is_finished() or "stopped_at" in trial.user_attrs:
+        self._pass_time()
+        training = self._trials[number]
+        if training.state.is_finished() or training.stopped is not None:
             return False
-        assignment = self._assignment(trial)
-        if epoch not in assignment.rungs:
-            return True
-        self._trials.report(number, epoch, self._value(metrics))
-        if halving.stops(self._trials, assignment, epoch, self.experiment):
-            self._trials.set_attr(number, "stopped_at", epoch)
+        if epoch in halving.rungs(self.experiment, training.epochs):
+            self._trials.report(number, epoch, self._value(metrics))
+            reason = halving.stops(self._trials, training, epoch, self.experiment)
+            if reason is not None:
+                self._trials.stop(number, epoch, reason)
+                return False
+        if self.spending.is_exhausted():
+            self._halted.add(number)
             return False
         return True
+
+    def why(self, number: int) -> Stop | None:
+        """Why a trial was told to stop; None when it was not."""
+        return self._trials[number].stopped or ("budget" if number in self._halted else None)  # type: ignore[return-value]
 
     def finish(self, number: int, state: State, metrics: Mapping[str, float], error: str | None = None) -> None:
         """Record the end of a trial; a second call for the same trial changes nothing.
 
         Args:
             number: of the trial.
-            state: trained to the end, stopped at a rung, or failed.
+            state: trained to the end, stopped by `report`, diverged (a loss that is no number), or failed.
             metrics: of the end. Missing or not finite counts as worst for a complete trial.
-            error: one line, for a failed trial.
+            error: one line, for a failed or diverged trial.
         """
+        self._pass_time()
         if number in self._unfinished:
             self._unfinished.remove(number)
-        if self._trials[number].state.is_finished():
+        training = self._trials[number]
+        self._running.discard(number)
+        if training.state.is_finished():
             return
+        self._standings = None
+        if state == "pruned" and training.stopped is None and number in self._halted:
+            self._paused.add(number)
+            self._trials.set_attr(number, "ended", self._account(training, state, metrics))
+            return
+        if error is not None or state == "failed":
+            self._trials.set_attr(number, "error", error or "")
+        if state == "diverged" and training.stopped is None:
+            self._trials.stop(number, int(metrics.get("epoch", training.reached)), "not finite")
+        training.trained = self._trained(training, state, metrics)
+        self._pay(training)
+        self._trials.set_attr(number, "ended", self._account(training, state, metrics))
         if state == "complete":
             self._trials.tell(number, TrialState.COMPLETE, self._value(metrics))
-        elif state == "pruned":
+        elif state == "failed":
+            self._trials.tell(number, TrialState.FAIL)
+        else:
             # Without a value: Optuna takes the last report, and the sampler learns at which rung it fell behind.
             self._trials.tell(number, TrialState.PRUNED)
-        else:
-            self._trials.set_attr(number, "error", error or "")
-            self._trials.tell(number, TrialState.FAIL)
 
     def standing(self) -> Standing:
         """How far the study is."""
-        confirmed = self._trials.confirmations()
-        over, settings = self._search_is_over(), self.experiment.search
-        states = [trial.state for trial in self._trials.search(duplicates=False)]
-        running = [*states, *(trial.state for trial in confirmed)].count(TrialState.RUNNING)
-        if over and TrialState.RUNNING not in states:
-            left = len(self._missing_confirmations())
-            planned = len(confirmed) + left
-        else:
-            configurations = settings.confirm_leaders + (BASELINE in self.methods if settings.confirm_leaders else 0)
-            left = planned = max(len(confirmed), configurations * settings.confirm_seeds)
+        search = self._trials.search
+        repeats = [one for group in self._trials.confirmations.values() for one in group]
+        states = Counter(one.state for one in search)
+        stopped = Counter(one.stopped for one in search)
+        paused = sum(number in self._paused for number in (one.number for one in search))
+        waiting = sum(one.is_running for one in (*search, *repeats)) - len(self._paused)
+        step = self._next_step()
+        planned, repetitions = self._planned(step)
         return Standing(
-            planned=len(states) if over else settings.trials,
-            running=running,
-            complete=states.count(TrialState.COMPLETE),
-            pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL),
-            confirmations_done=sum(trial.state.is_finished() for trial in confirmed),
-            confirmations_planned=planned,
-            finished=over and not running and not left,
+            planned=planned,
+            running=waiting,
+            complete=states[TrialState.COMPLETE],
+            pruned=states[TrialState.PRUNED],
+            diverged=stopped["not finite"],
+            negative_transfer=stopped["negative transfer"],
+            paused=paused,
+            failed=states[TrialState.FAIL],
+            confirmations_done=sum(one.state.is_finished() for one in repeats),
+            confirmations_planned=repetitions,
+            finished=step is None and not waiting,
         )
 
     def leaders(self) -> list[Leader]:
         """Configurations that were trained to the end, best first.
 
-        Confirmed ones come first, by the pessimistic end of their interval (then by their mean, which tells apart those
-        whose interval ends where the metric does), then the others by their search value; among equals, scratch comes
-        last and an earlier trial first.
+        Where leaders were repeated, those that were come first. All are ordered by the lower confidence bound of what
+        is expected of them (`LOWER` deviations below), then by their mean; among equals, scratch comes last and an
+        earlier trial first.
         """
-        return rank_leaders(self._trials, self.experiment)
+        return self._read().leaders()
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds: standing, the first leaders, winner, best scratch; plain values, no NaN."""
-        return summarise(self.experiment, self.methods, self.excluded, self.standing(), self.leaders())
+        return summarise(
+            self.experiment,
+            self.methods,
+            self.excluded,
+            self.standing(),
+            self.leaders(),
+            self.spending,
+            [one for one in self._trials.search if one.stopped == "negative transfer"],
+        )
+
+    # --- what comes next
+
+    def _next_step(self) -> Step:
+        """Decided by the trials alone: asking changes nothing."""
+        is_busy = bool(self._running or self._unfinished)
+        if not self.spending.fits(len(self._running), self._underway()):
+            # What runs may end early, and leave room.
+            return "wait" if is_busy and not self.spending.is_exhausted() else None
+        start = self._next_start()
+        is_over = self._search_is_over()
+        if not is_over and self._search_has_room():
+            return "sample" if start is None else start
+        if self.experiment.search.confirm_leaders is not None:
+            return self._next_fixed(is_over)
+        repetition = next_repetition(self._trials, self._read(), self._capacity())
+        if repetition is not None:
+            return repetition
+        if not is_over:
+            # Nothing that was found needs to be looked at again: what is left may find something better.
+            return "sample" if start is None else start
+        return "wait" if is_busy and self._capacity() else None
+
+    def _next_fixed(self, is_over: bool) -> Step:
+        """The repetitions of a fixed number of leaders, who are known once the search is over."""
+        settings = self.experiment.search
+        if not settings.confirm_leaders or not settings.confirm_seeds:
+            return None if is_over else "sample"
+        if any(one.is_running for one in self._trials.search if one.number not in self._paused):
+            return "wait"
+        return next(iter(fixed_repetitions(self._trials, self._read())), None)
 
     def _search_is_over(self) -> bool:
         """Whether no more start or sample is wanted; some may still run."""
-        if len(self._trials.search(duplicates=False)) >= self.experiment.search.trials:
+        if len(self._trials.search) >= self.experiment.search.trials:
             return True
-        return self._next_start() is None and (not self._spaces or known_in_a_row(self._trials) >= STOP_AFTER)
+        return self._next_start() is None and (not self._spaces or self._trials.known_in_a_row >= STOP_AFTER)
+
+    def _search_has_room(self) -> bool:
+        """Whether one more training of the search leaves enough of a budget for repetitions."""
+        total = self.spending.total(self._underway())
+        if total is None:
+            return True
+        running = sum(self._trials[number].origin != "confirm" for number in self._running)
+        return self.spending.search + running + 1 <= total - self._reserve(total) + 1e-9
+
+    def _reserve(self, total: float) -> float:
+        """Full trainings of a budget that are kept for repetitions."""
+        settings = self.experiment.search
+        if settings.confirm_leaders is None:
+            return total * share(self.experiment, total, is_warm=self._is_warm)
+        configurations = settings.confirm_leaders + (BASELINE in self.methods if settings.confirm_leaders else 0)
+        return min(float(configurations * settings.confirm_seeds), total / 2)
+
+    def _capacity(self) -> int:
+        """Repetitions that there is room for in all."""
+        total = self.spending.total(self._underway())
+        if total is not None:
+            part = share(self.experiment, total, is_warm=self._is_warm)
+        else:
+            searched = self.spending.search + sum(self._trials[number].origin != "confirm" for number in self._running)
+            part = share_after(self.experiment, searched, is_warm=self._is_warm)
+            total = searched / (1 - part)
+        # Rounded up: what the search has left of its own part is too little for a training.
+        return math.ceil(part * total)
+
+    @property
+    def _is_warm(self) -> bool:
+        """Whether the search began at settings that are known to be good."""
+        return False
 
     def _next_start(self) -> dict[str, Scalar] | None:
         """The next published setting that has not been tried."""
-        attrs = [trial.user_attrs["assignment"] for trial in self._trials.search()]
-        tried = Counter(one["sample"]["method"] for one in attrs if one["origin"] == "published")
+        tried = Counter(one.method for one in self._trials.search if one.origin == "published")
         for sample in self._starts:
-            if not tried[sample["method"]]:
+            if not tried[str(sample["method"])]:
                 return sample
-            tried[sample["method"]] -= 1
+            tried[str(sample["method"])] -= 1
         return None
 
     def _sample(self) -> Assignment | None:
         """Ask the sampler; None when the study knows its answer already, which costs no budget."""
         # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
         startup = max(10, len(self.methods) + 5)
-        origins = [
-            trial.user_attrs["assignment"]["origin"] for trial in self._trials.search() if trial.state.is_finished()
-        ]
-        prior = method_prior(self.experiment, tuple(self._spaces), origins.count("sampled"))
+        sampled = sum(one.origin == "sampled" and one.state.is_finished() for one in self._trials.search)
+        prior = method_prior(self.experiment, tuple(self._spaces), sampled)
         trial, sample = propose(self._trials, self._spaces, self.experiment.search.seed, startup, prior)
         recipe = self.experiment.recipe(sample)
         known = self._numbers.setdefault(recipe.hash, trial.number)
@@ -192,8 +306,8 @@ class Study:
         trial.set_user_attr("assignment", attrs)
         if not is_new:
             end_like(self._trials, trial, self._trials[known])
-        self._trials.store(trial.number)
-        return self._assignment(self._trials[trial.number]) if is_new else None
+        training = self._trials.store()
+        return self._begin(training) if is_new else None
 
     def _hand_out(
         self, sample: dict[str, Scalar], origin: Origin, *, confirms: int | None = None, seed: int | None = None
@@ -201,7 +315,7 @@ class Study:
         """A trial whose values are not the sampler's choice."""
         recipe = self.experiment.recipe(sample, seed=seed)
         learned = distributions(self._spaces, str(sample["method"]))
-        number = self._trials.add(
+        training = self._trials.add(
             create_trial(
                 state=TrialState.RUNNING,
                 params={key: sample[key] for key in learned},
@@ -210,36 +324,123 @@ class Study:
             )
         )
         if origin != "confirm":
-            self._numbers[recipe.hash] = number
-        return self._assignment(self._trials[number])
+            self._numbers[recipe.hash] = training.number
+        return self._begin(training)
 
-    def _missing_confirmations(self) -> list[tuple[int, int]]:
-        attrs = [trial.user_attrs["assignment"] for trial in self._trials.confirmations()]
-        made = {(one["confirms"], one["seed"]) for one in attrs}
-        return [wanted for wanted in confirmations(self._trials, self.experiment) if wanted not in made]
+    def _begin(self, training: Training) -> Assignment:
+        self._running.add(training.number)
+        self._halted.discard(training.number)
+        self._paused.discard(training.number)
+        self.spending.begun = len(self._trials.search) + sum(map(len, self._trials.confirmations.values()))
+        recipe = self.experiment.recipe(training.sample, seed=None if training.confirms is None else training.seed)
+        return Assignment(
+            training.number,
+            recipe,
+            training.sample,
+            training.origin,
+            training.confirms,
+            halving.rungs(self.experiment, training.epochs),
+            self.experiment.search.budget.is_timed,
+        )
+
+    # --- what it costs
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        if self._running:
+            self.spending.pass_time(max(now - self._last, 0.0), len(self._running))
+        self._last = now
+
+    def _underway(self) -> float:
+        """Full trainings that those which run have done so far, by their last report."""
+        return math.fsum(
+            training.reached / training.epochs for training in map(self._trials.__getitem__, self._running)
+        )
+
+    def _trained(self, training: Training, state: State, metrics: Mapping[str, float]) -> float:
+        """Epochs that a training has taken. One that failed at once is not free: else nothing would end such a search."""
+        if state == "complete":
+            return float(training.epochs)
+        epochs = max(float(metrics.get("epoch", 0)), float(training.reached))
+        return max(epochs, self.experiment.search.first_rung * training.epochs)
+
+    def _pay(self, training: Training) -> None:
+        part = training.trained / training.epochs
+        if training.origin == "confirm":
+            self.spending.confirmation += part
+        else:
+            self.spending.search += part
+
+    def _account(self, training: Training, state: State, metrics: Mapping[str, float]) -> dict[str, float]:
+        """What the database keeps of the costs with a trial that ends: its own epochs, and all time so far."""
+        return {
+            "trained": self._trained(training, state, metrics),
+            "seconds": self.spending.seconds,
+            "device_seconds": self.spending.device_seconds,
+        }
+
+    def _spent(self, devices: float) -> Spending:
+        """What the study had cost when it was last open."""
+        spending = self.spending = Spending(self.experiment.search.budget, devices)
+        for training in (
+            *self._trials.search,
+            *(one for group in self._trials.confirmations.values() for one in group),
+        ):
+            spending.begun += 1
+            if training.state.is_finished():
+                self._pay(training)
+            ended = self._trials.attr(training.number, "ended") or {}
+            spending.seconds = max(spending.seconds, ended.get("seconds", 0.0))
+            spending.device_seconds = max(spending.device_seconds, ended.get("device_seconds", 0.0))
+        return spending
+
+    def _planned(self, step: Step) -> tuple[int, int]:
+        """Trainings of the search, and repetitions, that there will have been at the end."""
+        settings = self.experiment.search
+        begun = len(self._trials.search)
+        repeats = sum(map(len, self._trials.confirmations.values()))
+        is_over = self._search_is_over() or step is None
+        planned = begun if is_over else settings.trials
+        total = self.spending.total(self._underway())
+        if not is_over and total is not None:
+            left = total - self._reserve(total) - self.spending.search
+            each = self.spending.search / max(1, sum(one.state.is_finished() for one in self._trials.search)) or 1.0
+            planned = min(planned, begun + max(0, math.floor(left / each) - len(self._running)))
+        if settings.confirm_leaders is None:
+            if step is None:
+                return planned, repeats
+            if total is None and not is_over:
+                guess = settings.trials if settings.trials < MOST_TRIALS else begun
+                part = share_after(self.experiment, float(guess), is_warm=self._is_warm)
+                return planned, max(repeats, math.ceil(part / (1 - part) * guess))
+            return planned, max(repeats, self._capacity())
+        if is_over and not any(one.is_running for one in self._trials.search if one.number not in self._paused):
+            missing = fixed_repetitions(self._trials, self._read()) if step is not None else []
+            return planned, repeats + len(missing)
+        configurations = settings.confirm_leaders + (BASELINE in self.methods if settings.confirm_leaders else 0)
+        return planned, max(repeats, configurations * settings.confirm_seeds)
+
+    # --- what is known
+
+    def _read(self) -> Standings:
+        if self._standings is None:
+            self._standings = Standings(self._trials, self.experiment)
+        return self._standings
 
     def _recover(self) -> None:
         """Settle what a dead process left running: adopt what its folder says, hand out the rest again."""
-        for trial in [trial for trial in self._trials if trial.state == TrialState.RUNNING]:
-            attrs = trial.user_attrs.get("assignment")
-            status = self.folder.trial(trial.number).status
-            if attrs is None:
-                # Not of this module's making (`study.ask` by hand): there is nothing to run.
-                self._trials.tell(trial.number, TrialState.FAIL)
-            elif status.get("state") in ("complete", "pruned", "failed"):
-                files = self.folder.trial(trial.number)
+        for number in self._trials.strangers():
+            # Not of this module's making (`study.ask` by hand): there is nothing to run.
+            self._trials.tell(number, TrialState.FAIL)
+        for training in [one for one in self._trials if one.is_running]:
+            files = self.folder.trial(training.number)
+            status = files.status
+            if status.get("state") in ("complete", "pruned", "diverged", "failed"):
                 error = (files.error or "").strip().splitlines()[-1:]
                 metrics = status.get("metrics") or (files.metrics() or [{}])[-1]
-                self.finish(trial.number, status["state"], metrics, error[0] if error else None)
+                self.finish(training.number, status["state"], metrics, error[0] if error else None)
             else:
-                self._unfinished.append(trial.number)
-
-    def _assignment(self, trial: FrozenTrial) -> Assignment:
-        attrs = trial.user_attrs["assignment"]
-        sample = dict(attrs["sample"])
-        recipe = self.experiment.recipe(sample, seed=None if attrs["confirms"] is None else attrs["seed"])
-        rungs = halving.rungs(self.experiment, recipe.training.epochs)
-        return Assignment(trial.number, recipe, sample, attrs["origin"], attrs["confirms"], rungs)
+                self._unfinished.append(training.number)
 
     def _value(self, metrics: Mapping[str, float]) -> float:
         value = float(metrics.get(self.experiment.metric, math.nan))

@@ -10,7 +10,9 @@ from typing import Any
 from heterokd.config import Experiment
 from heterokd.study.assignments import BASELINE
 from heterokd.study.leaders import Leader
+from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
+from heterokd.study.trials import Training
 
 SUMMARY_LEADERS = 20
 """How many leaders a summary holds; it is rewritten after each trial."""
@@ -22,8 +24,20 @@ def summarise(
     excluded: Mapping[str, str],
     standing: Standing,
     leaders: Sequence[Leader],
+    spending: Spending,
+    harmful: Sequence[Training],
 ) -> dict[str, Any]:
-    """Standing, the first leaders, winner, best scratch; plain values, no NaN. `leaders`: best first."""
+    """Standing, the first leaders, winner, best scratch; plain values, no NaN.
+
+    Args:
+        experiment: the question.
+        methods: of the study.
+        excluded: methods that cannot exist for the pair, with the reason.
+        standing: how far it is.
+        leaders: best first.
+        spending: what it has cost.
+        harmful: trials that were clearly worse than the same student trained on labels alone.
+    """
     baseline = next((leader for leader in leaders if leader.method == BASELINE), None)
     summary: dict[str, Any] = _plain(
         {
@@ -33,6 +47,11 @@ def summarise(
             "methods": methods,
             "excluded": excluded,
             "standing": asdict(standing),
+            "budget": experiment.search.budget.model_dump(),
+            "spent": spending.as_dict(),
+            "negative_transfer": [
+                {"number": one.number, "method": one.method, "epoch": one.reached} for one in harmful
+            ],
             "winner": asdict(leaders[0]) if leaders else None,
             "scratch": asdict(baseline) if baseline else None,
             "leaders": [asdict(leader) for leader in leaders[:SUMMARY_LEADERS]],

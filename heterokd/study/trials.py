@@ -2,96 +2,204 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+
+from heterokd.space import Scalar
+from heterokd.study.assignments import Origin
+
+
+@dataclass
+class Training:
+    """One trial as the study's decisions read it.
+
+    Attributes:
+        number: of the trial.
+        sample: what was proposed.
+        origin: how it came up.
+        seed: of weights, order and views.
+        hash: of its recipe.
+        epochs: of its recipe, trained to the end.
+        student: its network.
+        confirms: number of the trial that it repeats.
+        duplicate_of: number of an earlier trial with the same recipe; then nothing is trained.
+        state: as in Optuna.
+        value: the searched metric of the end.
+        reports: by rung, the searched metric.
+        stopped: why it was told to stop at a rung; None: it was not.
+        trained: epochs that it took, once it has ended.
+    """
+
+    number: int
+    sample: dict[str, Scalar]
+    origin: Origin
+    seed: int
+    hash: str
+    epochs: int
+    student: str
+    confirms: int | None
+    duplicate_of: int | None
+    state: TrialState
+    value: float | None = None
+    reports: dict[int, float] = field(default_factory=dict)
+    stopped: str | None = None
+    trained: float = 0.0
+
+    @property
+    def method(self) -> str:
+        """The method that is distilled with."""
+        return str(self.sample["method"])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was handed out and has not ended."""
+        return self.state == TrialState.RUNNING
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was trained to the end."""
+        return self.state == TrialState.COMPLETE
+
+    @property
+    def reached(self) -> int:
+        """The last rung with a report; 0 before the first."""
+        return max(self.reports, default=0)
 
 
 class Trials:
     """All trials of a study, by number.
 
     Attributes:
-        database: the study on disk.
+        database: the study on disk; for a study that is not kept, the same as `memory`.
         memory: a working copy. Sampling reads all trials many times and writes in small steps, which would be dozens
             of transactions for each sample; a trial enters the database in one, with all that it holds.
+        search: starts and samples that are (or were) trained, by number.
+        confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
+        known_in_a_row: how many of the last samples an earlier trial had already.
     """
 
-    def __init__(self, database: optuna.Study) -> None:
+    def __init__(self, database: optuna.Study, *, is_kept: bool) -> None:
         """Read them all."""
         self.database = database
-        self.memory = optuna.create_study(direction=database.direction)
-        self.memory.add_trials(database.get_trials(deepcopy=False))
-        self._rows: dict[int, int] = {}
+        self.memory = database
+        if is_kept:
+            self.memory = optuna.create_study(direction=database.direction)
+            self.memory.add_trials(database.get_trials(deepcopy=False))
+        self.search: list[Training] = []
+        self.confirmations: dict[int, list[Training]] = {}
+        self.known_in_a_row = 0
+        self._all: dict[int, Training] = {}
+        self._count = 0
+        for trial in self.memory.get_trials(deepcopy=False):
+            self._count += 1
+            if "assignment" in trial.user_attrs:
+                self._enter(trial)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return self._count
 
-    def __iter__(self) -> Iterator[FrozenTrial]:
-        return iter(self._all)
+    def __iter__(self) -> Iterator[Training]:
+        """Those of the study's own making, by number."""
+        return iter(self._all.values())
 
-    def __getitem__(self, number: int) -> FrozenTrial:
+    def __getitem__(self, number: int) -> Training:
         return self._all[number]
 
-    def search(self, *, duplicates: bool = True) -> list[FrozenTrial]:
-        """Starts and samples, by number; `duplicates`: also samples that an earlier trial had."""
-        return [
-            trial
-            for trial in self._all
-            if (attrs := trial.user_attrs.get("assignment")) is not None
-            and attrs["origin"] != "confirm"
-            and (duplicates or attrs["duplicate_of"] is None)
-        ]
+    def strangers(self) -> list[int]:
+        """Running trials that this module did not make (`study.ask` by hand)."""
+        running = self.memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial.number for trial in running if trial.number not in self._all]
 
-    def confirmations(self) -> list[FrozenTrial]:
-        """Repetitions on fresh seeds, by number."""
-        return [trial for trial in self._all if trial.user_attrs.get("assignment", {}).get("origin") == "confirm"]
+    def attr(self, number: int, key: str) -> Any:
+        """What was noted about a trial; None when nothing was."""
+        return self.memory._storage.get_trial(self._memory_id(number)).user_attrs.get(key)
 
-    def add(self, trial: FrozenTrial) -> int:
-        """Append a trial; its number."""
-        self.database.add_trial(trial)
+    def add(self, trial: FrozenTrial) -> Training:
+        """Append a trial."""
+        if self.database is not self.memory:
+            self.database.add_trial(trial)
         self.memory.add_trial(trial)
-        return len(self) - 1
+        return self._enter(self._newest())
 
-    def store(self, number: int) -> None:
-        """Append to the database what was made in memory."""
-        self.database.add_trial(self[number])
+    def store(self) -> Training:
+        """Append to the database the trial that was last made in memory."""
+        trial = self._newest()
+        if self.database is not self.memory:
+            self.database.add_trial(trial)
+        return self._enter(trial)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Record the metric of a running trial at a rung, once."""
-        if epoch not in self[number].intermediate_values:
+        if epoch not in self[number].reports:
+            self[number].reports[epoch] = value
             for writable in self._both(number):
                 writable.report(value, epoch)
-
-    def should_prune(self, number: int) -> bool:
-        """The pruner's decision on a running trial's last report."""
-        # Asked of the database, where the pruner keeps who has reached which rung with what.
-        return self._both(number)[0].should_prune()
 
     def set_attr(self, number: int, key: str, value: Any) -> None:
         """Note something about a running trial."""
         for writable in self._both(number):
             writable.set_user_attr(key, value)
 
+    def stop(self, number: int, epoch: int, reason: str) -> None:
+        """Note that a running trial was told to stop."""
+        self[number].stopped = reason
+        self.set_attr(number, "stopped", {"at": epoch, "reason": reason})
+
     def tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         """End a trial."""
-        for study in (self.database, self.memory):
+        for study in self._studies:
             study.tell(number, value, state)
+        if number in self._all:
+            self[number].state, self[number].value = state, value
 
     @property
-    def _all(self) -> list[FrozenTrial]:
-        return self.memory.get_trials(deepcopy=False)
+    def _studies(self) -> tuple[optuna.Study, ...]:
+        return (self.memory,) if self.database is self.memory else (self.database, self.memory)
 
-    def _both(self, number: int) -> tuple[optuna.Trial, optuna.Trial]:
+    def _newest(self) -> FrozenTrial:
+        self._count += 1
+        return self.memory._storage.get_trial(self._memory_id(self._count - 1))
+
+    def _memory_id(self, number: int) -> int:
+        storage = self.memory._storage
+        return storage.get_trial_id_from_study_id_trial_number(self.memory._study_id, number)
+
+    def _enter(self, trial: FrozenTrial) -> Training:
+        attrs: Mapping[str, Any] = trial.user_attrs["assignment"]
+        ended: Mapping[str, Any] = trial.user_attrs.get("ended", {})
+        training = Training(
+            number=trial.number,
+            sample=dict(attrs["sample"]),
+            origin=attrs["origin"],
+            seed=attrs["seed"],
+            hash=attrs["hash"],
+            epochs=attrs["epochs"],
+            student=attrs["student"],
+            confirms=attrs["confirms"],
+            duplicate_of=attrs["duplicate_of"],
+            state=trial.state,
+            value=trial.value,
+            reports=dict(trial.intermediate_values),
+            stopped=trial.user_attrs.get("stopped", {}).get("reason"),
+            trained=ended.get("trained", 0.0),
+        )
+        self._all[trial.number] = training
+        if training.confirms is not None:
+            self.confirmations.setdefault(training.confirms, []).append(training)
+        elif training.duplicate_of is None:
+            self.search.append(training)
+            self.known_in_a_row = 0
+        else:
+            self.known_in_a_row += 1
+        return training
+
+    def _both(self, number: int) -> list[optuna.Trial]:
         """A trial to write to, in the database and in memory; also one that another process asked for."""
-        if number not in self._rows:
-            self._rows = {trial.number: trial._trial_id for trial in self.database.get_trials(deepcopy=False)}
-        copy = optuna.Trial(self.memory, self[number]._trial_id)
-        return optuna.Trial(self.database, self._rows[number]), copy
-
-
-def metric(trial: FrozenTrial) -> float:
-    """The searched metric of a trial that was trained to the end."""
-    assert trial.value is not None  # complete trials have one
-    return trial.value
+        return [
+            optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+            for study in self._studies
+        ]
