@@ -256,7 +256,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if scratch is None:
         return "The study had no scratch trial, so what distillation adds is not known."
     if not winner["confirmed"] or winner["low"] is None or scratch["high"] is None:
-        return "One seed each: the difference may be noise. Raise search.confirm_seeds to know."
+        return "One seed each: the difference may be noise. More trials, or search.confirm_share, would tell."
     # Both half widths come from the same pooled deviation and quantile, so the difference has its own interval.
     widths = [(leader["high"] - leader["low"]) / 2 for leader in (winner, scratch)]
     difference, half = winner["mean"] - scratch["mean"], math.hypot(*widths)
@@ -265,4 +265,4 @@ def verdict(summary: Mapping[str, Any]) -> str:
     gain = f"{difference:+.4f} over scratch (95 % interval {difference - half:+.4f} to {difference + half:+.4f})"
     if difference > half:
         return f"The gain is real: {gain}."
-    return f"The gain may be noise: {gain}; more seeds (search.confirm_seeds) would tell."
+    return f"The gain may be noise: {gain}; more repetitions (search.confirm_share, or a larger budget) would tell."

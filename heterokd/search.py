@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -152,6 +153,7 @@ def run_study(
     listener: Listener | None = None,
     filling: Filling | None = None,
     run: RunRecipe = run_recipe,
+    before: float = 0.0,
 ) -> dict[str, Any]:
     """Run every trial that the study still wants; the summary at the end.
 
@@ -165,6 +167,7 @@ def run_study(
         listener: told of every event.
         filling: the teacher's cache, built beside the first trials; None: trials read what is complete.
         run: trains a trial's recipe.
+        before: seconds that the search has taken already; they count towards its budget.
     """
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
@@ -179,7 +182,9 @@ def run_study(
             judge = (
                 ray.remote(Judge)
                 .options(num_cpus=0, scheduling_strategy=affinity)
-                .remote(experiment.model_dump_json(), folder.path.resolve(), dict(excluded))
+                .remote(
+                    experiment.model_dump_json(), folder.path.resolve(), dict(excluded), cluster.gpus or 1.0, before
+                )
             )
             for trial in folder.trials():
                 projector.put(trial)
@@ -281,6 +286,7 @@ def search(
             "go on with it (--resume) or give another name (--set name=NEW)"
         )
     runs = open_runs(experiment, folder, root)
+    began = time.monotonic()
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     filling = plan_filling(experiment, root, prepared.weights)
     obstacle = None if filling is None else filling.obstacle
@@ -302,6 +308,7 @@ def search(
             address=address,
             listener=listener,
             filling=filling,
+            before=time.monotonic() - began,
         )
         summary["teacher"] = asdict(prepared.card)
         folder.write_summary(summary)

@@ -18,8 +18,9 @@ from heterokd.caching import CacheUse
 from heterokd.cluster import ray, tune
 from heterokd.config import Experiment, Recipe
 from heterokd.distillation import run_recipe
+from heterokd.errors import TrainingDiverged
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
-from heterokd.study import Assignment, State, Study
+from heterokd.study import Assignment, State, Stop, Study
 from heterokd.training import Metrics, Trained
 
 
@@ -44,8 +45,22 @@ class RunRecipe(Protocol):
 class Judge:
     """The study, for those who reach it through Ray."""
 
-    def __init__(self, experiment: str, folder: Path, excluded: dict[str, str]) -> None:
-        self.study = Study(Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded)
+    def __init__(
+        self, experiment: str, folder: Path, excluded: dict[str, str], devices: float = 1.0, before: float = 0.0
+    ) -> None:
+        """Open the study.
+
+        Args:
+            experiment: as JSON.
+            folder: of the study.
+            excluded: methods that cannot exist for the pair, with the reason.
+            devices: that one trial keeps busy.
+            before: seconds that this search has already taken, on one device (its teacher's fit).
+        """
+        self.study = Study(
+            Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded, devices=devices
+        )
+        self.study.spending.pass_time(before, running=1)
 
     def next(self) -> Assignment | Literal["wait"] | None:
         """The next training to run."""
@@ -54,6 +69,10 @@ class Judge:
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Whether a trial at a rung goes on."""
         return self.study.report(number, epoch, metrics)
+
+    def why(self, number: int) -> Stop | None:
+        """Why a trial was told to stop."""
+        return self.study.why(number)
 
     def finish(self, number: int, state: State, metrics: dict[str, float], error: str | None) -> None:
         """Record the end of a trial."""
@@ -97,13 +116,15 @@ def run_trial(
 
     def keep_going(metrics: dict[str, float]) -> bool:
         epoch = int(metrics["epoch"])
-        if epoch not in assignment.rungs:
+        if epoch not in assignment.rungs and not assignment.is_timed:
             return True
         go_on: bool = ray.get(judge.report.remote(number, epoch, metrics))
-        tune.report({"number": number, "epoch": epoch})
+        if epoch in assignment.rungs:
+            tune.report({"number": number, "epoch": epoch})
         return go_on
 
     state: State = "complete"
+    written, reason = "", None
     metrics: dict[str, float] = {}
     error = None
     try:
@@ -116,14 +137,18 @@ def run_trial(
         )
         metrics = trained.metrics
         if trained.stopped:
-            state = "pruned"
+            state, reason = "pruned", ray.get(judge.why.remote(number))
+            # The budget stopped it, not its own doing: a larger one goes on with it from its checkpoint.
+            written = "paused" if reason == "budget" else ""
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
             folder.update({"student": {"params_m": parameters / 1e6}})
-    except Exception:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
+    except Exception as raised:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
         state, error = "failed", traceback.format_exc()
+        if isinstance(raised, TrainingDiverged):
+            state, written, reason = "diverged", "failed", "not finite"
         write_text(folder.path / "error.txt", error)
     # The folder first: if this process dies before the judge hears of it, the study adopts what the folder says.
-    folder.update({"state": state, "metrics": metrics, "ended": time.time()})
+    folder.update({"state": written or state, "reason": reason, "metrics": metrics, "ended": time.time()})
     ray.get(judge.finish.remote(number, state, metrics, error.strip().splitlines()[-1] if error else None))
     tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})

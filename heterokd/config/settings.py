@@ -27,6 +27,10 @@ MOST_TRIALS = 10_000
 """Trials of a search that ends with its budget."""
 
 
+LEADERS = 3
+"""Leaders that are repeated where only the seeds of each are given."""
+
+
 class Settings(BaseModel):
     """One section of an experiment: frozen, unknown keys are errors, and `true` or "3" is not taken for a number."""
 
@@ -301,9 +305,16 @@ class SearchSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _budget_alone(cls, content: Any) -> Any:
-        """A budget without `trials` is spent, and not left after the number of trials that is usual without one."""
-        if not isinstance(content, Mapping) or not isinstance(content.get("budget"), Mapping) or "trials" in content:
+    def _fill_in(cls, content: Any) -> Any:
+        """A budget without `trials` is spent, and not left after the number of trials that is usual without one.
+
+        Fresh seeds that are counted are of a number of leaders.
+        """
+        if not isinstance(content, Mapping):
+            return content
+        if content.get("confirm_seeds") and "confirm_leaders" not in content:
+            content = {**content, "confirm_leaders": LEADERS}
+        if not isinstance(content.get("budget"), Mapping) or "trials" in content:
             return content
         return {**content, "trials": MOST_TRIALS} if set(content["budget"]) - {"price"} else content
 

@@ -10,8 +10,8 @@ then samples of a group-aware multivariate TPE, then the leaders again on fresh 
 interrupted goes on with it: each decision follows from the database alone, so the same trials come as without the
 interruption (one at a time; with several, the order in which they finish decides as well).
 
-`study` decides what comes next, `sampling` proposes, `halving` stops, `leaders` compares by what `beliefs` says of noisy
-values, `confirming` repeats, `spending` counts; `storage` opens the database, `trials` reads and writes it;
+`study` decides what comes next, `sampling` proposes, `halving` stops, `leaders` compares by what `beliefs` says of
+noisy values, `confirming` repeats, `spending` counts; `storage` opens the database, `trials` reads and writes it;
 `assignments`, `standing` and `summary` are what callers get.
 """
 

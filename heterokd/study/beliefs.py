@@ -1,14 +1,17 @@
 """What is believed of each configuration that was trained to the end, and which repetition would teach most.
 
 Model: the true value of a configuration is normal around what its like reach, and each training scatters around it by
-the same seed deviation sigma:
+the same seed deviation sigma. The value x_i of the search is overstated by what led to its being chosen (it passed the
+rungs because of its luck as well), values y_ij on fresh seeds are not:
 
-    mu_i ~ N(m, tau^2)          y_ij = mu_i + e_ij,  e_ij ~ N(0, sigma^2)
-    mu_i | y ~ N((m / tau^2 + sum_j y_ij / sigma^2) v_i, v_i),   v_i = 1 / (1 / tau^2 + n_i / sigma^2)
+    mu_i ~ N(m, tau^2)        x_i = mu_i + b + e_i        y_ij = mu_i + e_ij        e ~ N(0, sigma^2)
+    mu_i | x_i ~ N(p_i, v),   p_i = m + beta (x_i - m) - b,   beta = tau^2 / (tau^2 + sigma^2),   v = beta sigma^2
+    mu_i | x_i, y_i ~ N((p_i / v + sum_j y_ij / sigma^2) v_i, v_i),   v_i = 1 / (1 / v + n_i / sigma^2)
 
 sigma is pooled over repeated configurations, m and tau are read from the better half of the values of the search
-(empirical Bayes): what is found in a search has a long tail of bad values that says nothing of the good ones. Shrinking
-towards m takes out what the best of many noisy values overstates, also among values on fresh seeds.
+(empirical Bayes): what is found in a search has a long tail of bad values that says nothing of the good ones, and below
+m nothing is drawn up. b is the mean distance of the p_i above m from their fresh values. So the winner's curse is taken
+out twice: of the values of the search, and of the best among few fresh values.
 
 The next repetition is that of the largest knowledge gradient (Frazier, Powell, Dayanik, "A Knowledge-Gradient Policy
 for Sequential Information Collection", SIAM J. Control Optim. 2008): the expected gain in the best mean.
@@ -18,17 +21,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 PRIOR_FREEDOM = 2.0
 """Degrees of freedom that the guess of sigma counts as, beside the repeated configurations."""
 
-NOISE_SHARE = 0.5
-"""Share of the variance among the better half of the values that is guessed to be noise before anything is repeated."""
-
 LEAST_TRUE_SHARE = 0.25
 """tau^2 is at least this much of sigma^2: configurations are never believed to be all alike."""
+
+PRIOR_VALUES = 2.0
+"""Fresh values that the guess b = 0 counts as."""
+
+PASSES = 3
+"""Rounds in which sigma and b are found from each other."""
 
 _NORMAL = NormalDist()
 
@@ -48,43 +54,88 @@ class Belief:
 
 @dataclass(frozen=True)
 class Population:
-    """What all configurations have in common: m, tau and sigma, larger values being better."""
+    """What all configurations have in common, larger values being better.
+
+    Attributes:
+        mean: m.
+        spread: tau.
+        noise: sigma.
+        overstated: b.
+    """
 
     mean: float
     spread: float
     noise: float
+    overstated: float = 0.0
 
-    def believe(self, values: Sequence[float], *, expected: int = 0) -> Belief:
-        """Of a configuration with these values; `expected`: more that are on their way (they narrow, not move)."""
-        if not all(map(math.isfinite, values)):
+    def believe(self, searched: float, fresh: Sequence[float] = (), *, expected: int = 0) -> Belief:
+        """Of one configuration.
+
+        Args:
+            searched: its value of the search.
+            fresh: its values on fresh seeds.
+            expected: more of them that are on their way: they narrow the belief and do not move it.
+        """
+        if not all(map(math.isfinite, (searched, *fresh))):
             return Belief(-math.inf, 0.0)
-        precision = 1 / self.spread**2 + len(values) / self.noise**2
-        mean = (self.mean / self.spread**2 + math.fsum(values) / self.noise**2) / precision
+        # The tail of bad values is longer than a normal one: nothing draws them up.
+        beta = self.spread**2 / (self.spread**2 + self.noise**2) if searched > self.mean else 1.0
+        prior = self.mean + beta * (searched - self.mean) - self.overstated
+        precision = 1 / (beta * self.noise**2) + len(fresh) / self.noise**2
+        mean = (prior / (beta * self.noise**2) + math.fsum(fresh) / self.noise**2) / precision
         return Belief(mean, math.sqrt(1 / (precision + expected / self.noise**2)))
 
 
-def population(searched: Sequence[float], repeated: Sequence[Sequence[float]]) -> Population | None:
-    """Fit to the values of the search and the groups of repetitions; None below two finite values.
+def population(searched: Mapping[int, float], repeated: Mapping[int, Sequence[float]]) -> Population | None:
+    """Fit to the values of a search; None below two finite ones.
 
     Args:
-        searched: one value a configuration, larger being better.
-        repeated: the values on fresh seeds of each repeated configuration.
+        searched: of each configuration, larger being better.
+        repeated: by the same keys, values on fresh seeds.
     """
-    values = sorted(value for value in searched if math.isfinite(value))
+    values = sorted(value for value in searched.values() if math.isfinite(value))
     if len(values) < 2:
         return None
     middle = _quantile(values, 0.5)
     total = (_quantile(values, 0.85) - middle) / _NORMAL.inv_cdf(0.85)
-    scale = max(abs(values[-1]), abs(values[0]), 1e-6)
-    total = max(total, 1e-6 * scale)
-    squares, freedom = 0.0, 0
-    for group in repeated:
-        if len(group) > 1 and all(map(math.isfinite, group)):
-            mean = math.fsum(group) / len(group)
-            squares += math.fsum((value - mean) ** 2 for value in group)
-            freedom += len(group) - 1
-    noise = (squares + PRIOR_FREEDOM * NOISE_SHARE * total**2) / (freedom + PRIOR_FREEDOM)
-    spread = max(total**2 - noise, LEAST_TRUE_SHARE * noise)
+    total = max(total, 1e-6 * max(abs(values[-1]), abs(values[0]), 1e-6))
+    chosen = {
+        key: group
+        for key, group in repeated.items()
+        if group and middle <= searched[key] < math.inf and all(map(math.isfinite, group))
+    }
+    squares, freedom = _within([group for group in repeated.values() if all(map(math.isfinite, group))])
+    found = _divide(middle, total, squares, freedom)
+    for _ in range(PASSES):
+        # What fresh values say of sigma beside their scatter in a group: how far groups lie from what was foreseen.
+        beta = found.spread**2 / (found.spread**2 + found.noise**2)
+        apart = [
+            (math.fsum(group) / len(group) - found.believe(searched[key]).mean, beta + 1 / len(group))
+            for key, group in chosen.items()
+        ]
+        between = math.fsum(distance**2 / width for distance, width in apart)
+        found = _divide(middle, total, squares + between, freedom + max(0, len(apart) - 1))
+        plain = replace(found, overstated=0.0)
+        high = math.fsum(plain.believe(searched[key]).mean - value for key, group in chosen.items() for value in group)
+        found = replace(found, overstated=high / (sum(map(len, chosen.values())) + PRIOR_VALUES))
+    return found
+
+
+def _within(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Sum of squared distances from each group's own mean, and its degrees of freedom."""
+    means = [math.fsum(group) / len(group) for group in groups if group]
+    pairs = zip([group for group in groups if group], means, strict=True)
+    squares = math.fsum((value - mean) ** 2 for group, mean in pairs for value in group)
+    return squares, sum(map(len, groups)) - len(means)
+
+
+def _divide(middle: float, total: float, squares: float, freedom: int) -> Population:
+    """The variance of the better values into noise and true differences.
+
+    Before anything is repeated, as much is taken for the one as for the other.
+    """
+    noise = (squares + PRIOR_FREEDOM * total**2) / (freedom + PRIOR_FREEDOM)
+    spread = max(total**2 - noise if freedom else total**2, LEAST_TRUE_SHARE * noise)
     return Population(middle, math.sqrt(spread), math.sqrt(noise))
 
 

@@ -24,6 +24,12 @@ WARM = (6.0, 24.0)
 SETTLED = 0.01
 """Expected gain of one more repetition, in seed deviations, below which the decision counts as made."""
 
+FEWEST = 6
+"""Repetitions before a decision may count as made: until then, how much seeds scatter is hardly known."""
+
+LEADER_SEEDS = 3
+"""Fresh seeds of whoever leads, before others are looked at: none wins by a single lucky repetition."""
+
 BASELINE_SEEDS = 2
 """Fresh seeds of scratch, so that the gain over it has an interval."""
 
@@ -90,8 +96,12 @@ def next_repetition(trials: Trials, standings: Standings, capacity: int) -> Repe
     if len(beliefs) < 2:
         return None
     noise = standings.population.noise
+    leader = max(beliefs, key=lambda one: (beliefs[one].mean, -one))
+    if len(trials.confirmations.get(leader, ())) < LEADER_SEEDS:
+        return _again(trials, standings.complete[leader])
     number, gain = most_telling(beliefs, noise)
-    return _again(trials, standings.complete[number]) if gain > SETTLED * noise else None
+    is_open = gain > SETTLED * noise or begun < FEWEST
+    return _again(trials, standings.complete[number]) if is_open else None
 
 
 def fixed_repetitions(trials: Trials, standings: Standings) -> list[Repetition]:

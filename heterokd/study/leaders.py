@@ -72,9 +72,11 @@ class Standings:
             for number, group in trials.confirmations.items()
             if number in self.complete
         }
-        searched = [self.sign * metric(one) for one in self.complete.values()]
-        repeated = [[self.sign * self._value(one) for one in group] for group in self.repeats.values()]
-        self.population: Population | None = population(searched, repeated)
+        self._searched = {number: self.sign * metric(one) for number, one in self.complete.items()}
+        self._fresh = {
+            number: [self.sign * self._value(one) for one in group] for number, group in self.repeats.items()
+        }
+        self.population: Population | None = population(self._searched, self._fresh)
 
     @property
     def sign(self) -> int:
@@ -85,8 +87,7 @@ class Standings:
         """Of a configuration, larger being better; None below two configurations."""
         if self.population is None:
             return None
-        group = [self.complete[number], *self.repeats.get(number, ())]
-        return self.population.believe([self.sign * self._value(one) for one in group], expected=expected)
+        return self.population.believe(self._searched[number], self._fresh.get(number, ()), expected=expected)
 
     def leaders(self) -> list[Leader]:
         """Configurations that were trained to the end, best first (the order: `Study.leaders`).

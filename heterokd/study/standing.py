@@ -13,9 +13,9 @@ class Standing:
         planned: trainings of the search, confirmations apart; an estimate where a budget decides.
         running: handed out and not finished, confirmations included.
         complete: of the search, trained to the end.
-        pruned: of the search, stopped early; the next two are among them.
-        diverged: a loss or metric that was no number.
-        negative_transfer: clearly worse than the same student trained on labels alone.
+        pruned: of the search, stopped at a rung.
+        diverged: of the search, pruned or failed because a metric or a loss was no number.
+        negative_transfer: of those pruned, clearly worse than the same student trained on labels alone.
         paused: of the search, ended by the budget at their last report; a larger budget goes on with them.
         failed: of the search.
         confirmations_done: finished, in whatever way.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -42,8 +42,7 @@ def open_database(
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction = "maximize" if experiment.maximise else "minimize"
-    database = _open(experiment, folder) if is_kept else optuna.create_study(direction=direction)
+    database = _open(experiment, folder) if is_kept else optuna.create_study(direction=_direction(experiment))
     _agree(database, experiment, folder, excluded)
     return database
 
@@ -62,13 +61,17 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
             storage=storage,
             study_name=experiment.name,
             load_if_exists=True,
-            direction="maximize" if experiment.maximise else "minimize",
+            direction=_direction(experiment),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(
             f"{folder.database}: cannot be used ({reason}); restore it from a backup, or remove it"
         ) from None
+
+
+def _direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
+    return "maximize" if experiment.maximise else "minimize"
 
 
 def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str]) -> None:

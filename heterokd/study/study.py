@@ -93,11 +93,11 @@ class Study:
         while True:
             step = self._next_step()
             if step is None or step == "wait":
-                return step  # type: ignore[return-value]  # a literal, or nothing
+                return step
             if isinstance(step, Repetition):
                 sample = self._trials[step.number].sample
                 return self._hand_out(sample, "confirm", confirms=step.number, seed=step.seed)
-            assignment = self._sample() if step == "sample" else self._hand_out(step, "published")  # type: ignore[arg-type]
+            assignment = self._sample() if step == "sample" else self._hand_out(step, "published")
             if assignment is not None:
                 return assignment
 
@@ -123,7 +123,7 @@ class Study:
             if reason is not None:
                 self._trials.stop(number, epoch, reason)
                 return False
-        if self.spending.is_exhausted():
+        if epoch < training.epochs and self.spending.is_exhausted():
             self._halted.add(number)
             return False
         return True
@@ -153,7 +153,7 @@ class Study:
             self._paused.add(number)
             self._trials.set_attr(number, "ended", self._account(training, state, metrics))
             return
-        if error is not None or state == "failed":
+        if state in ("failed", "diverged"):
             self._trials.set_attr(number, "error", error or "")
         if state == "diverged" and training.stopped is None:
             self._trials.stop(number, int(metrics.get("epoch", training.reached)), "not finite")
@@ -162,7 +162,7 @@ class Study:
         self._trials.set_attr(number, "ended", self._account(training, state, metrics))
         if state == "complete":
             self._trials.tell(number, TrialState.COMPLETE, self._value(metrics))
-        elif state == "failed":
+        elif state in ("failed", "diverged"):
             self._trials.tell(number, TrialState.FAIL)
         else:
             # Without a value: Optuna takes the last report, and the sampler learns at which rung it fell behind.
@@ -358,7 +358,7 @@ class Study:
         )
 
     def _trained(self, training: Training, state: State, metrics: Mapping[str, float]) -> float:
-        """Epochs that a training has taken. One that failed at once is not free: else nothing would end such a search."""
+        """Epochs that a training took. One that failed at once is not free, or nothing would end such a search."""
         if state == "complete":
             return float(training.epochs)
         epochs = max(float(metrics.get("epoch", 0)), float(training.reached))
@@ -435,10 +435,11 @@ class Study:
         for training in [one for one in self._trials if one.is_running]:
             files = self.folder.trial(training.number)
             status = files.status
-            if status.get("state") in ("complete", "pruned", "diverged", "failed"):
+            if status.get("state") in ("complete", "pruned", "failed"):
+                state: State = "diverged" if status.get("reason") == "not finite" else status["state"]
                 error = (files.error or "").strip().splitlines()[-1:]
                 metrics = status.get("metrics") or (files.metrics() or [{}])[-1]
-                self.finish(training.number, status["state"], metrics, error[0] if error else None)
+                self.finish(training.number, state, metrics, error[0] if error else None)
             else:
                 self._unfinished.append(training.number)
 

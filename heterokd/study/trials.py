@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.space import Scalar
 from heterokd.study.assignments import Origin
+
+NOT_FINITE = "not finite"
+"""Why a training was stopped whose loss or metric is no number."""
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Trials:
         self.memory = database
         if is_kept:
             self.memory = optuna.create_study(direction=database.direction)
-            self.memory.add_trials(database.get_trials(deepcopy=False))
+            self.memory.add_trials(map(_as_learned, database.get_trials(deepcopy=False)))
         self.search: list[Training] = []
         self.confirmations: dict[int, list[Training]] = {}
         self.known_in_a_row = 0
@@ -151,8 +155,10 @@ class Trials:
 
     def tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         """End a trial."""
-        for study in self._studies:
-            study.tell(number, value, state)
+        if self.database is not self.memory:
+            self.database.tell(number, value, state)
+        diverged = number in self._all and self[number].stopped == NOT_FINITE and state == TrialState.FAIL
+        self.memory.tell(number, value, TrialState.PRUNED if diverged else state)
         if number in self._all:
             self[number].state, self[number].value = state, value
 
@@ -181,7 +187,7 @@ class Trials:
             student=attrs["student"],
             confirms=attrs["confirms"],
             duplicate_of=attrs["duplicate_of"],
-            state=trial.state,
+            state=TrialState.FAIL if "error" in trial.user_attrs else trial.state,
             value=trial.value,
             reports=dict(trial.intermediate_values),
             stopped=trial.user_attrs.get("stopped", {}).get("reason"),
@@ -203,3 +209,11 @@ class Trials:
             optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
             for study in self._studies
         ]
+
+
+def _as_learned(trial: FrozenTrial) -> FrozenTrial:
+    """What the sampler learns from. It overlooks failures, but one that diverged says where not to look again."""
+    if trial.state == TrialState.FAIL and trial.user_attrs.get("stopped", {}).get("reason") == NOT_FINITE:
+        trial = copy(trial)
+        trial.state = TrialState.PRUNED
+    return trial

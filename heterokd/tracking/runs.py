@@ -202,6 +202,8 @@ class StudyRuns:
     def _end(self, run: _TrialRun, trial: TrialFolder, state: str) -> None:
         """Artifacts first, the status last: it marks that everything is there."""
         tags = {"heterokd.pruned": str(state == "pruned").lower(), "heterokd.state": state}
+        if trial.status.get("reason"):
+            tags["heterokd.reason"] = str(trial.status["reason"])  # behind, negative transfer, not finite
         self.client.log_artifact(run.id, str(trial.path / "recipe.yaml"))
         error = trial.error
         if error and state == "failed":
