@@ -11,20 +11,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 # A local Ray stays on the loopback interface (it listens on every one otherwise), sends no usage
 # statistics, and Tune writes none of its own result files.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# Ray Train, for trainings that several workers share: no metrics, a look at the workers four times a second (a training
+# begins and ends some seconds sooner), and workers that stay in the folder that relative paths begin in.
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # The older of its two reporters is the one that `verbose=0` really silences.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
 
-from heterokd.config import Experiment, ends
+from heterokd.config import Experiment, TrainingSettings, ends
 from heterokd.distillation import open_splits
 from heterokd.errors import ConfigError, PairError
 from heterokd.memory import estimate_memory
@@ -43,18 +48,35 @@ class Cluster:
 
     Attributes:
         parallel: trials at a time.
-        cpus: processor cores of one trial.
-        gpus: GPUs of one trial.
+        cpus: processor cores of one trial, or of each of its workers.
+        gpus: GPUs, likewise.
+        workers: the least and the most workers of a trial; (1, 1) trains in the trial's own process.
     """
 
     parallel: int
     cpus: float
     gpus: float
+    workers: tuple[int, int] = (1, 1)
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What Ray Tune reserves for a trial's own process.
+
+        Where workers train, it waits for them and must hold nothing that they need, or trials that have begun could
+        keep each other from going on; since Ray wants something, it gets a byte of memory.
+        """
+        return {"cpu": self.cpus, "gpu": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
 
 
 @contextmanager
-def connected(address: str | None, cores: int | None = None) -> Iterator[None]:
+def connected(address: str | None, cores: int | None = None, *, shared: bool = False) -> Iterator[None]:
     """A Ray to run on: the cluster at `address`, one that this process is connected to already, or a local one.
+
+    Args:
+        address: of a cluster; None starts a local Ray.
+        cores: of a local one; the machine's when left out.
+        shared: several workers may share a training. Should its process be killed, Ray Train asks Ray's dashboard
+            whether it still lives before it frees the workers' places, so a local Ray has one then (on 127.0.0.1).
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -67,10 +89,13 @@ def connected(address: str | None, cores: int | None = None) -> Iterator[None]:
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
+            # No machine of a local Ray is taken away with a warning.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(
                 address="local",
                 num_cpus=cores or os.cpu_count(),
-                include_dashboard=False,
+                include_dashboard=shared,
+                dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
@@ -93,8 +118,12 @@ def plan_cluster(experiment: Experiment) -> Cluster:
     With `search.gpus_per_trial: auto` as many trials share a GPU as its memory and the cores allow, and as there are.
 
     Raises:
-        ConfigError: not even one trial fits into a GPU's memory, or a share of the GPUs that cannot be had.
+        ConfigError: not even one trial fits into a GPU's memory, a share of the GPUs that cannot be had, or more
+            workers for a training than there is room for.
     """
+    if experiment.training.is_shared:
+        search = experiment.search
+        return plan_workers(experiment.training, search.parallel, search.trials, search.gpus_per_trial)
     resources = ray.cluster_resources()
     cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     wanted = experiment.search.parallel
@@ -119,6 +148,67 @@ def plan_cluster(experiment: Experiment) -> Cluster:
         room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
         parallel, share = max(1, min(wanted or room, room)), asked
     return Cluster(parallel, cpus=max(1, cores // parallel), gpus=share)
+
+
+def node_resources() -> list[tuple[int, int]]:
+    """Cores and GPUs of every node of the Ray that is connected."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in alive]
+
+
+def plan_workers(
+    training: TrainingSettings,
+    wanted: int | None = 1,
+    trials: int = 1,
+    gpus_per_trial: float | Literal["auto"] = "auto",
+) -> Cluster:
+    """As many trainings at a time as the Ray that is connected has room for, each with all its workers.
+
+    Args:
+        training: says how many workers share one; each of them needs a place on one node.
+        wanted: trainings at a time; None: as many as fit.
+        trials: no more than these.
+        gpus_per_trial: of all workers of one together, where `training.gpus_per_worker` leaves it open.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    nodes = node_resources()
+    least, most = training.worker_range
+    gpus = _gpus_per_worker(training, gpus_per_trial, are_there=any(gpus for _, gpus in nodes))
+    if gpus:
+        places = [_gpu_places(held, gpus) for _, held in nodes]
+        per_node = [cores // count for (cores, _), count in zip(nodes, places, strict=True) if count]
+        cpus = max(1, min(per_node, default=1))
+        room = sum(min(count, cores // cpus) for (cores, _), count in zip(nodes, places, strict=True))
+    else:
+        cores = sum(cores for cores, _ in nodes)
+        cpus = max(1, cores // (most * (wanted or max(1, cores // most))))
+        # Fewer cores each where that many do not fit side by side on the nodes.
+        while cpus > 1 and sum(cores // cpus for cores, _ in nodes) < most * (wanted or 1):
+            cpus -= 1
+        room = sum(cores // cpus for cores, _ in nodes)
+    if room < least:
+        each = f"{cpus} core(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        raise ConfigError(
+            f"training.workers: {least} workers with {each} each do not fit into this Ray, which has room for {room}; "
+            "lower it (or training.gpus_per_worker), or add nodes"
+        )
+    parallel = max(1, min(wanted or trials, room // most))
+    return Cluster(parallel, cpus, gpus, (least, most))
+
+
+def _gpus_per_worker(training: TrainingSettings, gpus_per_trial: float | Literal["auto"], *, are_there: bool) -> float:
+    if training.gpus_per_worker != "auto":
+        return training.gpus_per_worker
+    if gpus_per_trial != "auto":
+        return gpus_per_trial / training.most_workers
+    return 1.0 if are_there else 0.0
+
+
+def _gpu_places(held: int, each: float) -> int:
+    """Workers with so many GPUs `each` that a node's GPUs are enough for."""
+    return held * int(1 / each + 1e-9) if each <= 1 else held // int(each)
 
 
 def _fraction(trials_per_gpu: float) -> float:

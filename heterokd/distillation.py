@@ -17,6 +17,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+from heterokd import group
 from heterokd.caching import CacheUse, training_teacher
 from heterokd.config import (
     CachingSettings,
@@ -312,6 +313,8 @@ def run_recipe(
 ) -> Trained:
     """Train one recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
 
+    Where several workers share the training, each calls this; the first one writes.
+
     Args:
         recipe: what to train.
         folder: goes on from its checkpoint when it has one.
@@ -344,15 +347,26 @@ def run_recipe(
         rungs=rungs,
         device=device,
         precision=precision,
+        wrap=group.data_parallel,
     )
-    if not trained.stopped:
+    if not trained.stopped and group.rank() == 0:
         save_weights(trained.student, folder.weights)
     return trained
 
 
 def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:
-    """The views and the validation images of a recipe, made where they are wanted."""
+    """The views and the validation images of a recipe, made where they are wanted; a worker's part of the views.
+
+    Raises:
+        ConfigError: a worker would have fewer images of a step than `training.accumulate` makes parts of them.
+    """
     training = recipe.training
+    images = min(training.batch_size, len(splits.train)) // group.size()
+    if group.size() > 1 and images < training.accumulate:
+        raise ConfigError(
+            f"training.accumulate: {images} images of a worker cannot be split into {training.accumulate} parts; lower "
+            "it, or training.workers"
+        )
     crop = recipe.data.view_size if recipe.task == "segmentation" else None
     return make_loaders(
         splits,
@@ -361,6 +375,8 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
         training.seed,
         views=recipe.views,
         crop=crop,
+        rank=group.rank(),
+        world_size=group.size(),
         device=device,
     )
 
@@ -368,7 +384,7 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
 def measured_precision(
     recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Root
 ) -> Precision:
-    """The recipe's precision; when it says auto, a few steps are timed once per device and shape."""
+    """The recipe's precision; when it says auto, a few steps are timed once per device and shape, by one worker."""
     steps: dict[Precision, Callable[[], object]] = {}
 
     def step_in(precision: Precision) -> Callable[[], object]:
@@ -394,7 +410,15 @@ def measured_precision(
             steps[precision] = step_in(precision)
         return time_step(steps[precision], device)
 
-    return resolve_precision(recipe, device, seconds, root.path / "precision.json")
+    images = recipe.training.batch_size // group.size()
+    part = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": images})})
+    chosen: Precision | None = None
+    if group.rank() == 0:
+        with group.alone():
+            chosen = resolve_precision(part, device, seconds, root.path / "precision.json")
+    agreed = group.first_says(chosen)
+    assert agreed is not None  # the first worker has one
+    return agreed
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -45,7 +45,7 @@ class TrainLoader:
     Args:
         split: the images; `Batch.index` is the position in this very split.
         policy: how views differ from their image.
-        batch_size: images of a step over all workers; a multiple of `world_size`.
+        batch_size: images of a step over all workers, of which each takes nearly as many as the others.
         seed: of order and views.
         views: how many views each image has; None draws a fresh one every epoch. With `views=K`, each run of K epochs
             shows each image's K views once; in the first run they are those of `views=None`, later each image starts at
@@ -58,8 +58,8 @@ class TrainLoader:
         device: where the batches lie.
 
     Raises:
-        DataError: the split has too few images for one step, `batch_size` cannot be shared evenly, or the policy mixes
-            images of which the number of classes is not known.
+        DataError: the split has too few images for one step, `batch_size` is less than an image for each worker, or the
+            policy mixes images of which the number of classes is not known.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class TrainLoader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        if batch_size % world_size or batch_size < 1:
-            raise DataError(f"training.batch_size: {batch_size} images cannot be shared evenly by {world_size} workers")
+        if batch_size < world_size:
+            raise DataError(f"training.batch_size: {batch_size} images are too few for {world_size} workers")
         if views is not None and views < 1:
             raise DataError(f"an image needs at least one view, got views={views}")
         self.split, self.policy, self.batch_size, self.seed, self.views = split, policy, batch_size, seed, views
@@ -102,6 +102,10 @@ class TrainLoader:
     def __len__(self) -> int:
         """Steps of an epoch."""
         return self._steps
+
+    def images(self, step: int) -> int:
+        """How many images all workers see together in a step of an epoch."""
+        return min(self.batch_size, len(self.split) - step * self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This worker's batches of an epoch, counted from 0."""
@@ -204,7 +208,7 @@ def make_loaders(
     """Loaders of train and val; see `TrainLoader`. Every worker gets the whole of val.
 
     Raises:
-        DataError: train has too few images for one step, or `batch_size` cannot be shared evenly.
+        DataError: train has too few images for one step, or `batch_size` is less than an image for each worker.
     """
     train = TrainLoader(
         splits.train,

@@ -25,7 +25,7 @@ from heterokd.cache import hold
 from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher, run_recipe
-from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
+from heterokd.errors import StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, release, start_filling
 from heterokd.pictures import draw_pictures
 from heterokd.report import write_report
@@ -174,8 +174,12 @@ def run_study(
     held = None if filling is None else hold(open_folder(filling.folder))
     projector = _Projector(runs)
     try:
-        with connected(address):
+        with connected(address, shared=experiment.training.is_shared):
             cluster = plan_cluster(experiment)
+            if experiment.training.is_shared and run is run_recipe:
+                from heterokd.workers import OnWorkers  # with Ray Train, which other searches need not load
+
+                run = OnWorkers(cluster, experiment.search.max_failures)
             here = ray.get_runtime_context().get_node_id()
             # The study's database lies on this machine, so its actor stays here.
             affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -199,11 +203,12 @@ def run_study(
                 run=run,
             )
             builders = []
-            if filling is not None and not filling.is_complete:
+            # Workers that share a training build it together before they begin.
+            if filling is not None and not filling.is_complete and not experiment.training.is_shared:
                 # Half of the places: the first trials train on what there is, and run the teacher for the rest.
                 builders = start_filling(filling, root, weights, cluster, max(1, cluster.parallel // 2))
             tuner = tune.Tuner(
-                tune.with_resources(trainable, {"cpu": cluster.cpus, "gpu": cluster.gpus}),
+                tune.with_resources(trainable, cluster.trial),
                 tune_config=tune.TuneConfig(
                     search_alg=AskJudge(judge),
                     num_samples=-1,
@@ -273,11 +278,6 @@ def search(
     Raises:
         UserError: the input is wrong; nothing has been launched then.
     """
-    if experiment.training.workers > 1:
-        raise ConfigError(
-            f"training.workers: {experiment.training.workers} workers for one training are not supported by this "
-            "version; set it to 1 and run more trials at a time (search.parallel)"
-        )
     excluded = check_experiment(experiment)
     folder = root.study(experiment.name)
     if folder.experiment_file.exists() and not resume:

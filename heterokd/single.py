@@ -11,7 +11,10 @@ from heterokd.distillation import PreparedTeacher, check_experiment, dump_experi
 from heterokd.priors import published_samples
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.tracking import StudyRuns, open_store
-from heterokd.training import Metrics, Report
+from heterokd.training import Metrics, Report, Trained
+
+RESTARTS = 2
+"""Of workers that share the training, after one has died; as often as a search has patience with a trial."""
 
 
 def distill_once(
@@ -93,8 +96,23 @@ def train_once(
         runs.sync_trial(trial)
         return on_epoch(metrics)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
+    if recipe.training.is_shared:
+        trained = _train_on_workers(recipe, trial, root, prepared, keep_going)
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
     trial.update({"state": "complete", "metrics": trained.metrics})
     runs.sync_trial(trial)
     return trial, True
+
+
+def _train_on_workers(
+    recipe: Recipe, trial: TrialFolder, root: Root, prepared: PreparedTeacher, keep_going: Callable[[Metrics], bool]
+) -> Trained:
+    """On a local Ray, unless this process is connected to one."""
+    from heterokd.cluster import connected, plan_workers  # Ray, which one process does without
+    from heterokd.workers import OnWorkers
+
+    with connected(None, shared=True):
+        run = OnWorkers(plan_workers(recipe.training), RESTARTS)
+        return run(recipe, trial, root, prepared.weights, keep_going)

@@ -5,6 +5,9 @@
 `report(metrics) -> bool` is called after each epoch and answers "go on?"; told to stop, training writes its checkpoint
 and returns by itself. Everything random is a pure function of (seed, epoch), so that a training that goes on from a
 checkpoint gives the same weights as one that was never interrupted.
+
+Where several workers share a training (`heterokd.group`), each calls `train` with its part of every batch; the first
+one evaluates, reports and writes, and its `report` decides for all, so that all return from the same epoch.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heterokd import group
 from heterokd.config import Recipe
 from heterokd.distiller import Distiller
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -101,8 +105,10 @@ def train(
         recipe: the training, with no freedom left.
         teacher: the frozen network that is followed; None only for methods that need nothing of it.
         loaders: training views and validation images.
-        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training.
-        checkpoint: file to resume from when it exists, and to write at every rung.
+        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Of
+            several workers the first one calls it.
+        checkpoint: file to resume from when it exists, and to write at every rung; any number of workers may have
+            written it.
         rungs: epochs after which a checkpoint is written.
         device: where to train.
         precision: number format and memory format of the forward pass.
@@ -116,16 +122,17 @@ def train(
     forbid_tf32(device)
     with _full_gpu_in_words(recipe, torch.device(device)):
         loop = _Loop(recipe, teacher, loaders, torch.device(device), precision, wrap)
-        epoch = loop.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
+        epoch = loop.resume(checkpoint)
         metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
         stopped, saved = False, time.monotonic()
         while epoch < recipe.training.epochs and not stopped:
             metrics = loop.train_epoch(epoch) | loop.evaluate()
             epoch += 1
             metrics["epoch"] = epoch
-            stopped = not report(metrics) and epoch < recipe.training.epochs
+            go_on = group.first_says(group.rank() != 0 or report(metrics))
+            stopped = not go_on and epoch < recipe.training.epochs
             is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS
-            if checkpoint is not None and is_due:
+            if checkpoint is not None and is_due and group.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()
         return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
@@ -166,13 +173,15 @@ class _Loop:
         self.updates = Updates(self.distiller, self.step, teacher, recipe.training, len(loaders.train), precision)
         if recipe.training.compile:
             compile_student(self.distiller.student, device)
-        self.teacher_classes = None if teacher is None else teacher.classes(loaders.val, self.device)
+        self.teacher_classes = None
+        if teacher is not None and group.rank() == 0:
+            self.teacher_classes = teacher.classes(loaders.val, self.device)
 
     def train_epoch(self, epoch: int) -> Metrics:
         """One pass; losses are added up on the device and read once, at the end."""
         steps = len(self.loaders.train)
         # Dropout and stochastic methods draw from torch's generator: seeded by epoch, so that resuming changes nothing.
-        torch.manual_seed(self.recipe.training.seed * 1_000_003 + epoch)
+        torch.manual_seed(self.recipe.training.seed * 1_000_003 + epoch + group.random_offset())
         self.step.train()
         if self.recipe.training.trainable == "head":
             # The frozen encoder keeps its statistics and drops nothing: its features are those it is published with.
@@ -180,15 +189,20 @@ class _Loop:
         started, images = time.perf_counter(), 0
         totals: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loaders.train.epoch(epoch)):
-            losses = self.updates.apply(self._arrive(batch), epoch * steps + number)
+            together = self.loaders.train.images(number)
+            share = len(batch) * group.size() / together
+            losses = self.updates.apply(self._arrive(batch), epoch * steps + number, share)
             for name, value in losses.items():
+                value = value if share == 1.0 else share * value
                 if name in totals:
                     totals[name] += value
                 else:
                     totals[name] = value.float().clone()
-            images += len(batch)
-        means = (torch.stack(list(totals.values())) / steps).tolist()
-        metrics = {f"train/{name}": mean for name, mean in zip(totals, means, strict=True)}
+            images += together
+        means = (torch.stack(list(totals.values())) / (steps * group.size())).tolist()
+        # Every worker learns what all have found, so that a loss that is not finite ends them all alike.
+        sums = group.totals(dict(zip(totals, means, strict=True)))
+        metrics = {f"train/{name}": mean for name, mean in sums.items()}
         self._check_finite(metrics, epoch)
         metrics["train/learning_rate"] = float(self.updates.optimizer.param_groups[0]["lr"])
         metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
@@ -201,15 +215,34 @@ class _Loop:
         return batch.to(self.device)
 
     def evaluate(self) -> Metrics:
-        """The kept network on val."""
-        pairs = evaluate(
-            self.updates.kept,
-            self.loaders.val,
-            self.distiller.task,
-            teacher_classes=self.teacher_classes,
-            device=self.device,
-        )
-        return {f"val/{name}": value for name, value in pairs}
+        """The kept network on val: by the first worker, whose figures are everyone's."""
+        found: Metrics = {}
+        if group.rank() == 0:
+            pairs = evaluate(
+                self.updates.kept,
+                self.loaders.val,
+                self.distiller.task,
+                teacher_classes=self.teacher_classes,
+                device=self.device,
+            )
+            found = {f"val/{name}": value for name, value in pairs}
+        return group.first_says(found)
+
+    def resume(self, file: Path | None) -> int:
+        """Restore every part from a checkpoint where there is one; the number of finished epochs.
+
+        Raises:
+            CheckpointError: it is damaged, of another recipe, or not every worker sees it.
+        """
+        is_there = file is not None and file.exists()
+        if file is None or not group.first_says(is_there):
+            return 0
+        if not is_there:
+            raise CheckpointError(f"{file}: the first worker sees it, this one does not; keep --root on a shared disk")
+        epoch = self.load(file)
+        if epoch != group.first_says(epoch):
+            raise CheckpointError(f"{file}: workers see different ones; keep --root on a shared disk")
+        return epoch
 
     def save(self, file: Path, epoch: int) -> None:
         """Write a checkpoint as a whole or not at all."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from heterokd.batch_norms import shared_batch_norms
 from heterokd.config import TrainingSettings
 from heterokd.distiller import Distiller
 from heterokd.networks import AnyNetwork
@@ -73,19 +74,20 @@ class Updates:
         """The network that is evaluated and kept."""
         return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.network)
 
-    def apply(self, batch: Batch, update: int) -> Losses:
+    def apply(self, batch: Batch, update: int, share: float = 1.0) -> Losses:
         """One optimizer update, the `update`-th of the training, counted from 0.
 
         Args:
             batch: on the distiller's device.
             update: its number.
+            share: of the workers' mean image count that this one's batch has: its loss weighs as much in the mean.
 
         Returns:
-            `loss` and its terms, without gradient, still on the device.
+            `loss` and its terms, means over this worker's batch, without gradient, still on the device.
         """
         for parameter in self.parameters:
             parameter.grad = None
-        losses = self._accumulate(batch, update / self.total)
+        losses = self._accumulate(batch, update / self.total, share)
         if self.settings.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad)
         self.optimizer.step()
@@ -95,22 +97,23 @@ class Updates:
             self.average.update(first=update == 0)
         return losses
 
-    def _accumulate(self, batch: Batch, progress: float) -> Losses:
-        """Gradients of the whole batch, from one part of it after the other."""
+    def _accumulate(self, batch: Batch, progress: float, weight: float) -> Losses:
+        """`weight` times the gradients of the whole batch, from one part of it after the other."""
         if self.settings.accumulate == 1:
-            return self._differentiate(batch, progress, 1.0)
+            return self._differentiate(batch, progress, weight)
         sums: Losses = {}
         parts = list(split_batch(batch, self.settings.accumulate))
         for number, part in enumerate(parts, start=1):
             share = len(part) / len(batch)
             with self._unsynchronised() if number < len(parts) else nullcontext():
-                for name, value in self._differentiate(part, progress, share).items():
+                for name, value in self._differentiate(part, progress, weight * share).items():
                     sums[name] = sums[name] + share * value if name in sums else share * value
         return sums
 
     def _differentiate(self, batch: Batch, progress: float, share: float) -> Losses:
         """Add `share` of the gradients of one part's loss."""
-        with self.precision.autocast(self.device):
+        shared = shared_batch_norms(asked=self.settings.sync_batch_norm)
+        with self.precision.autocast(self.device), shared:
             outputs = Outputs(owner="teacher")
             if self.teacher is not None:
                 outputs = self.teacher.outputs(batch, self.distiller.teacher_needs)

@@ -10,7 +10,7 @@ import torch
 
 from heterokd import cluster
 from heterokd.cluster import Cluster, plan_cluster, trials_per_gpu
-from heterokd.config import Experiment, load_experiment
+from heterokd.config import Experiment, TrainingSettings, load_experiment
 from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
 from heterokd.errors import ConfigError
@@ -125,3 +125,54 @@ def test_the_estimate_leaves_nothing_behind(tiny_file: Write) -> None:
     gc.collect()
     assert tensors
     assert not [one for one in tensors if one() is not None]
+
+
+@pytest.mark.parametrize(
+    ("training", "search", "nodes", "expected"),
+    [
+        ({"workers": 2}, {}, [(2, 0)], Cluster(1, 1, 0, (2, 2))),
+        ({"workers": 2}, {}, [(8, 0)], Cluster(4, 1, 0, (2, 2))),
+        ({"workers": 2}, {"parallel": 1}, [(8, 0)], Cluster(1, 4, 0, (2, 2))),
+        ({"workers": 2}, {"parallel": 9}, [(4, 0), (4, 0)], Cluster(4, 1, 0, (2, 2))),
+        ({"workers": 3}, {"parallel": 1}, [(5, 0), (5, 0)], Cluster(1, 2, 0, (3, 3))),  # 3 cores each do not fit thrice
+        ({"workers": 2}, {}, [(8, 0), (32, 4), (32, 4)], Cluster(4, 8, 1.0, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 0.5}, {}, [(32, 2)], Cluster(2, 8, 0.5, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 2}, {}, [(64, 3), (64, 3)], Cluster(1, 64, 2.0, (2, 2))),
+        ({"workers": 2}, {"gpus_per_trial": 1}, [(64, 2)], Cluster(2, 16, 0.5, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 0}, {"parallel": 1}, [(64, 2)], Cluster(1, 32, 0, (2, 2))),
+        ({"workers": (2, 4)}, {}, [(3, 0)], Cluster(1, 1, 0, (2, 4))),
+        ({"workers": (2, 4)}, {"trials": 1}, [(16, 0)], Cluster(1, 1, 0, (2, 4))),
+    ],
+)
+def test_workers_have_room_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_file: Write,
+    training: dict[str, object],
+    search: dict[str, object],
+    nodes: list[tuple[int, int]],
+    expected: Cluster,
+) -> None:
+    monkeypatch.setattr(cluster, "node_resources", lambda: nodes)
+    experiment = experiment_of(tiny_file, **search)
+    shared = TrainingSettings.model_validate({**experiment.training.model_dump(), **training})
+    plan = plan_cluster(experiment.model_copy(update={"training": shared}))
+    assert plan == expected
+    # Trials hold nothing that workers need, and the workers of all of them fit at once.
+    assert "cpu" not in plan.trial
+    places = [
+        min(cores // plan.cpus, gpus * int(1 / plan.gpus) if 0 < plan.gpus < 1 else gpus // plan.gpus)
+        if plan.gpus
+        else cores // plan.cpus
+        for cores, gpus in nodes
+    ]
+    assert plan.parallel * plan.workers[0] <= sum(places)
+
+
+@pytest.mark.parametrize("nodes", [[(2, 0)], [(1, 0), (1, 0)], [(64, 2)]])
+def test_workers_without_room_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_file: Write, nodes: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(cluster, "node_resources", lambda: nodes)
+    shared = load_experiment(tiny_file(training={"workers": 3}))
+    with pytest.raises(ConfigError, match=r"training\.workers: 3 workers with .* do not fit .* room for 2"):
+        plan_cluster(shared)

@@ -417,8 +417,16 @@ CHANGES = {
     "training.clip_grad": 1.0,
     "training.precision": "bf16",
     "training.seed": 1,
+    "training.sync_batch_norm": True,
 }
-SAME = {"name": "other", "search.trials": 9, "tracking.experiment": "x", "teacher.min_score": 0.5}
+SAME = {
+    "name": "other",
+    "training.workers": 2,
+    "training.gpus_per_worker": 0.5,
+    "search.trials": 9,
+    "tracking.experiment": "x",
+    "teacher.min_score": 0.5,
+}
 
 
 def test_a_recipe_is_named_by_what_decides_its_result(tiny_file: Write) -> None:

@@ -134,8 +134,8 @@ def test_loaders_refuse_what_cannot_be_shared() -> None:
         TrainLoader(numbered(3), DIGITS, 8, world_size=4)
     with pytest.raises(DataError, match="too few for one batch of 8"):
         TrainLoader(numbered(5), DIGITS, 8, drop_last=True)
-    with pytest.raises(DataError, match=r"training\.batch_size: 9 images cannot be shared evenly by 2"):
-        TrainLoader(numbered(20), DIGITS, 9, world_size=2)
+    with pytest.raises(DataError, match=r"training\.batch_size: 2 images are too few for 3 workers"):
+        TrainLoader(numbered(20), DIGITS, 2, world_size=3)
     with pytest.raises(DataError, match="at least one view, got views=0"):
         TrainLoader(numbered(20), DIGITS, 4, views=0)
 

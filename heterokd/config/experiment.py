@@ -81,7 +81,16 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over everything that decides the result."""
-        content = self.model_dump(mode="json", exclude={"name": True, "teacher": {"min_score"}, "cache": {"max_gb"}})
+        shared = {"workers", "gpus_per_worker"}  # who does it, not what is done
+        content = self.model_dump(
+            mode="json",
+            exclude={
+                "name": True,
+                "teacher": {"min_score": True, "training": shared},
+                "training": shared,
+                "cache": {"max_gb"},
+            },
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -234,6 +243,8 @@ class Experiment(Settings):
             domain = read_domain(value, f"search space: overrides.{key}") if owner == method else None
             if isinstance(domain, Choice) and len(domain.options) == 1:
                 params[name] = domain.options[0]
+        if self.training.gather and "gather" in METHODS[method].Params.model_fields:
+            params.setdefault("gather", True)
         training: dict[str, Scalar] = {}
         student = self.student.networks[0]
         for key, value in sample.items():

@@ -195,6 +195,9 @@ def _space_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             near = did_you_mean(name, TrainingSettings.model_fields)
             yield f"shared.{key}", f"expected training.NAME with a setting's name; {near}"
             continue
+        if name in ("workers", "gpus_per_worker"):
+            yield f"shared.{key}", "is about machines, not about results; set it in training"
+            continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for key, value in space.overrides.items():
         method, _, name = key.partition(".")

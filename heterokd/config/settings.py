@@ -21,6 +21,7 @@ Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/
 PathName = Annotated[Path, Strict(False)]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Names = Annotated[tuple[str, ...], Strict(False)]
+Count = Annotated[int, Field(ge=1), Strict()]
 
 
 MOST_TRIALS = 10_000
@@ -140,7 +141,17 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(False, description="torch.compile the student; pays off in long trainings on a GPU")
     trainable: Literal["all", "head"] = Field("all", description="head: a linear classifier on the frozen encoder")
-    workers: int = Field(1, ge=1, description="Ray Train workers that share one training")
+    workers: Count | Annotated[tuple[Count, Count], Strict(False)] = Field(
+        1,
+        description="data-parallel workers that share one training; [least, most] takes what the cluster has",
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs, or a share of one, for each of several workers; auto: one, where there are GPUs"
+    )
+    sync_batch_norm: bool = Field(False, description="batch norms take their statistics over the images of all workers")
+    gather: bool = Field(
+        False, description="methods that compare the images of a batch compare those of all workers, where they can"
+    )
     seed: int = Field(0, ge=0, description="of weights, order and views")
 
     @field_validator("optimizer")
@@ -160,6 +171,43 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _workers_fit(self) -> TrainingSettings:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers: expected [least, most], got {list(self.worker_range)}")
+        if self.batch_size < self.most_workers * self.accumulate:
+            raise ValueError(
+                f"workers: {self.batch_size} images (batch_size) are too few for {self.most_workers} workers with "
+                f"{self.accumulate} part(s) each (accumulate)"
+            )
+        if self.gpus_per_worker != "auto" and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker: expected a share of one GPU or a whole number of them, got {self.gpus_per_worker:g}"
+            )
+        if self.sync_batch_norm and self.compile:
+            raise ValueError("sync_batch_norm: workers cannot exchange statistics inside compiled code; leave compile")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @property
+    def least_workers(self) -> int:
+        """Fewer do not start."""
+        return self.worker_range[0]
+
+    @property
+    def most_workers(self) -> int:
+        """More are not asked for."""
+        return self.worker_range[1]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers may share the training."""
+        return self.most_workers > 1
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> TrainingSettings:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
@@ -177,6 +225,12 @@ class TeacherTraining(TrainingSettings):
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(5.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_process(self) -> TeacherTraining:
+        if self.is_shared:
+            raise ValueError("workers: a teacher is fitted by one process; leave it out, or give teacher.checkpoint")
+        return self
 
 
 class NetworkSettings(Settings):

@@ -15,10 +15,12 @@ Liu, Kan, Shan, Chen: "Function-Consistent Feature Distillation", ICLR 2023, htt
 Defaults are those of the authors' ImageNet run ResNet-34 -> ResNet-18 (tau 1, w_f 0.02, two paths, warm-up 5 of 100
 epochs); ResNet-50 -> MobileNet has w_f 5, and so have the CIFAR-100 runs, at tau 4 or 8. Paths cross once, as theirs.
 
-The drawn paths are a function of the batch's images and of progress, so a resumed training draws the same ones.
+The drawn paths are a function of the batch's images (those of all data-parallel workers) and of progress, so a resumed
+training draws the same ones, and so do all workers.
 Batch norms of the student's stages see other maps on a mixed path: there they normalise with that batch and leave the
-running statistics, which evaluation uses, alone (the authors keep a second set that nothing reads). A SyncBatchNorm
-does not offer that. The student is run once more per teacher-first path and the teacher, live, per student-first one.
+running statistics, which evaluation uses, alone (the authors keep a second set that nothing reads). torch's own
+SyncBatchNorm does not offer that; `training.sync_batch_norm` does. The student is run once more per teacher-first path
+and the teacher, live, per student-first one.
 
 Deviations: C_k is drawn by some steps only, so MSE(C_k(t_k), s_k), s_k detached, trains it at every step (term
 `bridge`; its weight is w_f): unused weights stop distributed training, and the term moves nothing but C_k. Bridges
@@ -42,6 +44,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterokd.errors import PairError
+from heterokd.gathering import gathered
 from heterokd.method import Method, MethodParams
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
@@ -215,7 +218,7 @@ class FCFD(Method):
         in_student = [bridge(each) for bridge, each in zip(self.to_student, targets, strict=False)]
 
         path_logits, function = [], []
-        for student_first, k in draw_paths(self.params.paths, batch.index, progress):
+        for student_first, k in draw_paths(self.params.paths, gathered(batch.index), progress):
             if student_first:
                 x = in_teacher[k - 1]
                 for j in range(k + 1, 5):

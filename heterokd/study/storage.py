@@ -101,7 +101,15 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
 
 def _question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
     """What decides a search, as plain values; the space by its domains, which the code may change as well."""
-    content = experiment.model_dump(mode="json", exclude={"tracking": True, "promotion": True, "search": FREE_KEYS})
+    content = experiment.model_dump(
+        mode="json",
+        exclude={
+            "tracking": True,
+            "promotion": True,
+            "search": FREE_KEYS,
+            "training": {"workers", "gpus_per_worker"},
+        },
+    )
     domains = experiment.shared_domains()
     for method in methods:
         domains |= method_space(experiment, method)
