@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +18,7 @@ from heterokd import __version__
 
 if TYPE_CHECKING:
     from heterokd.config import Experiment
+    from heterokd.export import FormatName
 
 app = typer.Typer(
     help="Search for the best way to distil a big vision model into a small one of another architecture.",
@@ -304,6 +306,44 @@ def promote(
         table.add_row(*(str(cell) for cell in row))
     Console(highlight=False).print(table)
     print(decision.reason)
+
+
+@app.command()
+def export(
+    student: Annotated[
+        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or the folder of a trial.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    format_name: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a student as a file that runs without heterokd, checked on real images against what was trained."""
+    from heterokd.errors import ConfigError, did_you_mean
+
+    if format_name not in ("onnx", "pt2", "safetensors"):  # before the imports, which take seconds
+        known = ("onnx", "pt2", "safetensors")
+        raise ConfigError(f"--format {format_name}: there is no such format; {did_you_mean(format_name, known)}")
+    from heterokd.export import export_student, find_student
+    from heterokd.root import Root
+
+    with find_student(Root(root), student) as found:
+        written = export_student(found, cast("FormatName", format_name), out)
+    if as_json:
+        _print_json({**asdict(written), "record": str(out / "export.json")})
+        return
+    height, width = written.image
+    print(f"{'  '.join(str(out / name) for name in written.files)}  ({written.size_mb:.2f} MB)")
+    print(
+        f"parity   largest difference of a logit {written.parity.difference:.2g} at batch 1 and 5 "
+        f"({written.parity.tolerance:.2g} allowed)"
+    )
+    print(
+        f"latency  median {written.latency.median_ms:.2f} ms, p95 {written.latency.p95_ms:.2f} ms for an image of "
+        f"{height} x {width} on one thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"
+    )
+    print(f"open it  {written.opened_with}")
+    print(f"record   {out / 'export.json'}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ HeterokdError
 │   ├── StudyError         a study that is missing, unfinished, running or of another experiment
 │   ├── TrackingError      the MLflow store cannot be used or does not answer
 │   └── PromotionError     nothing to promote, or nothing to compare it with
+├── ExportError            a file that was written does not do what the student does
 ├── MissingSignal          a method read an output that it did not declare
 └── TrainingDiverged       a loss that is not finite; the trial is recorded as failed
 """
@@ -63,6 +64,10 @@ class TrackingError(UserError):
 
 class PromotionError(UserError):
     """There is nothing to promote, or it cannot be compared with the champion."""
+
+
+class ExportError(HeterokdError):
+    """A file that was written does not do what the trained student does; it is not kept."""
 
 
 class MissingSignal(HeterokdError):

@@ -37,7 +37,7 @@ ROWS = (
     ("methods",),
     ("cache", "pixels", "loaders", "tasks", "distiller", "optim"),
     ("config",),
-    ("root", "precision", "evaluation", "teachers", "updates", "training", "memory", "significance"),
+    ("root", "timing", "precision", "evaluation", "teachers", "updates", "training", "memory", "significance"),
     ("caching",),
     ("distillation",),
     (
@@ -77,6 +77,10 @@ DOORS = {
     "optuna": {"study"},
     "mlflow": {"tracking", "promotion"},
     "matplotlib": {"pictures"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "onnxscript": {"export"},
+    "torch.onnx": {"export"},
     "ray": {"cluster", "workers"},
 }
 LAST_WITHOUT_SERVICES = "training"  # up to its row, everything also runs where ray, optuna and mlflow are not installed

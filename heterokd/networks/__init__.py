@@ -16,6 +16,7 @@ from heterokd.networks.network import (
     predict_spec,
 )
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork
+from heterokd.networks.timm_folder import open_timm_folder, timm_config
 from heterokd.networks.weights import load_weights, save_weights, weights_hash
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "deployable",
     "load_weights",
     "network_names",
+    "open_timm_folder",
     "predict_spec",
     "published_classes",
     "save_weights",
+    "timm_config",
     "weights_hash",
 ]

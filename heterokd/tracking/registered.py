@@ -1,0 +1,114 @@
+"""Students back out of MLflow: from the URI of a model to the files that are needed to build it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from heterokd.errors import CheckpointError, TrackingError, did_you_mean
+from heterokd.tracking.store import answering, current, first_line, pages, quiet
+
+_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class LoggedStudent:
+    """A student that was downloaded.
+
+    Attributes:
+        folder: holds student.safetensors, recipe.yaml and student.json.
+        weights: SHA-256 that its weights should have.
+        name: of the registered model; None for a model that was logged alone.
+        version: likewise.
+        tags: of the version.
+    """
+
+    folder: Path
+    weights: str
+    name: str | None
+    version: str | None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
+    """Fetch the weights, the recipe and the card of a logged student.
+
+    Args:
+        uri: of the tracking store, what `open_store` returned.
+        model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-ID`.
+        into: an empty folder.
+
+    Raises:
+        TrackingError: there is no such model, version or alias, or the store does not answer.
+        CheckpointError: it was not logged by heterokd, or its files are gone.
+    """
+    parts = _URI.fullmatch(model_uri)
+    if parts is None:
+        raise TrackingError(
+            f"{model_uri}: is no URI of a model; write models:/NAME@ALIAS (models:/digits-student@champion) "
+            "or models:/NAME/VERSION"
+        )
+    client = MlflowClient(uri)
+    with answering(uri), quiet(), current(uri):
+        if parts["alias"] is None and parts["version"] is None:
+            name, version, tags = None, None, {}
+            model_id = _existing_id(client, parts["name"])
+        else:
+            found = find_version(client, parts["name"], parts["alias"], parts["version"])
+            name, version, tags = found.name, str(found.version), dict(found.tags)
+            model_id = found.model_id or str(found.source).removeprefix("models:/")
+        try:
+            logged = client.get_logged_model(model_id)
+            mlflow.artifacts.download_artifacts(
+                run_id=logged.source_run_id, artifact_path="weights", dst_path=str(into), tracking_uri=uri
+            )
+        except (MlflowException, OSError) as error:
+            raise CheckpointError(
+                f"{model_uri}: its weights cannot be fetched ({first_line(error)}); heterokd logs them beside every "
+                "model that it registers, so restore the store's artifacts, or export the trial's own folder"
+            ) from error
+    return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version, tags)
+
+
+def find_version(client: MlflowClient, name: str, alias: str | None, version: str | None) -> Any:
+    """A version of a registered model, by alias or number. MLflow's current store holds it.
+
+    Raises:
+        TrackingError: there is no such model, alias or version.
+    """
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [one.name for one in pages(lambda token: client.search_registered_models(page_token=token))]
+        hint = did_you_mean(name, known) if known else "a search registers its winner"
+        raise TrackingError(f"models:/{name}: the registry has no model of that name; {hint}") from None
+    if alias is not None and alias not in model.aliases:
+        given = ", ".join(sorted(model.aliases)) or "none"
+        raise TrackingError(f"models:/{name}@{alias}: no version has that alias (there are: {given})")
+    try:
+        return client.get_model_version(name, str(model.aliases[alias]) if alias is not None else str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(f"models:/{name}/{version}: the registry has no such version; see `heterokd ui`") from None
+
+
+def _existing_id(client: MlflowClient, model_id: str) -> str:
+    try:
+        return str(client.get_logged_model(model_id).model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(
+            f"models:/{model_id}: is no logged model; a registered one is written models:/{model_id}@champion or "
+            f"models:/{model_id}/VERSION"
+        ) from None
