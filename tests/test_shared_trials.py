@@ -72,7 +72,7 @@ def run_script(folder: Path, script: str, *arguments: object) -> Any:
     file = folder / "script.py"
     file.write_text(textwrap.dedent(script))
     command = [sys.executable, str(file), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
