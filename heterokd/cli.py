@@ -184,6 +184,62 @@ def reproduce(
 
 
 @app.command()
+def plan(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to measure on; a local Ray when left out.")] = None,
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what a search will take (time, device-hours, money, memory, disk): a few steps of each method are timed."""
+    began = _began()
+    asked = _load(experiment, overrides)
+    from heterokd.plan import plan_experiment
+    from heterokd.root import Root
+    from heterokd.terminal import Terminal, plan_lines
+
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+        terminal.say(f"{asked.name}: nothing is trained now")
+        found = plan_experiment(asked, Root(root), address=address, began=began, say=terminal.say)
+        if as_json:
+            _print_json(found.to_json())
+            return
+        terminal.console.print()
+        for line in plan_lines(found):
+            terminal.say(line)
+
+
+@app.command()
+def match(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare the stages of teacher and student (CKA), and propose where methods that pair stages might start."""
+    asked = _load(experiment, overrides)
+    from heterokd.match import match as run
+    from heterokd.root import Root
+    from heterokd.terminal import Terminal, match_table, score_text
+
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+
+        def epoch(metrics: dict[str, float]) -> bool:
+            terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {score_text(metrics)}")
+            return True
+
+        found = run(asked, Root(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
+        if as_json:
+            content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
+            _print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
+            return
+        terminal.console.print(match_table(found.similarity))
+        terminal.say(f"picture  {found.picture}")
+        terminal.say("starts   (search.match_starts: true tries them; or narrow a search space to them:)")
+        terminal.say(found.to_yaml().rstrip())
+
+
+@app.command()
 def teacher(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
@@ -407,6 +463,13 @@ def ui(
     argv, environment = ui_command(Root(root), port, uri)
     print(f"http://127.0.0.1:{port}   (choose 'Model training' at the top left; stop with Ctrl-C)", flush=True)
     os.execvpe(argv[0], argv, environment)
+
+
+def _began() -> float:
+    """When this program was started."""
+    import psutil
+
+    return float(psutil.Process().create_time())
 
 
 def _load(file: Path, overrides: list[str]) -> Experiment:

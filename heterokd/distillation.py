@@ -214,6 +214,34 @@ def prepare_teacher(
     return prepared
 
 
+def teacher_recipe(experiment: Experiment) -> Recipe:
+    """The training that fits an experiment's teacher: it sees all training images."""
+    settings = experiment.teacher
+    return Recipe(
+        name=f"{experiment.name}-teacher",
+        data=experiment.data.model_copy(update={"labels_per_class": None, "train_images": None}),
+        teacher=settings,
+        student=NetworkSettings.model_validate(settings.model_dump(include={"network", "options", "pretrained"})),
+        method="scratch",
+        params={},
+        training=TrainingSettings.model_validate(settings.training.model_dump()),
+        cache=CachingSettings(enabled=False),
+    )
+
+
+def ready_teacher(experiment: Experiment, root: Root) -> tuple[bool, Path | None]:
+    """Whether the teacher is there and need not be fitted, and the file of its weights (None: timm's, or to be)."""
+    settings, recipe = experiment.teacher, teacher_recipe(experiment)
+    splits = open_splits(recipe.data)
+    if settings.checkpoint is not None:
+        return True, settings.checkpoint
+    if settings.pretrained and published_classes(settings.network) == splits.num_classes:
+        return True, None
+    folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
+    is_fitted = (folder / "teacher.json").exists()
+    return is_fitted, folder / "teacher.safetensors" if is_fitted else None
+
+
 def _fitted_teacher(
     experiment: Experiment,
     data: DataSettings,
@@ -222,17 +250,7 @@ def _fitted_teacher(
     device: torch.device | str,
     progress: Report | None,
 ) -> PreparedTeacher:
-    settings = experiment.teacher
-    recipe = Recipe(
-        name=f"{experiment.name}-teacher",
-        data=data,
-        teacher=settings,
-        student=NetworkSettings.model_validate(settings.model_dump(include={"network", "options", "pretrained"})),
-        method="scratch",
-        params={},
-        training=TrainingSettings.model_validate(settings.training.model_dump()),
-        cache=CachingSettings(enabled=False),
-    )
+    settings, recipe = experiment.teacher, teacher_recipe(experiment)
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     weights, card_file = folder / "teacher.safetensors", folder / "teacher.json"

@@ -18,8 +18,9 @@ from typing import Any
 
 from heterokd.config import Experiment, read_yaml
 from heterokd.datasets import DATASETS
-from heterokd.errors import NetworkError
+from heterokd.errors import NetworkError, StudyError
 from heterokd.networks import predict_spec
+from heterokd.root import StudyFolder, read_json
 from heterokd.space import Scalar
 from heterokd.tasks import TASKS
 
@@ -164,6 +165,25 @@ def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Sc
         if sample not in samples:
             samples.append(sample)
     return tuple(samples)
+
+
+def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequence[str]) -> list[dict[str, Scalar]]:
+    """The starts that `heterokd match` proposes for these methods, where `search.match_starts` asks for them.
+
+    Raises:
+        StudyError: the study has not been matched.
+    """
+    if not experiment.search.match_starts:
+        return []
+    starts = read_json(folder.match_file).get("starts")
+    if starts is None:
+        raise StudyError(
+            f"search.match_starts: {folder.match_file} is missing; run `heterokd match` on the experiment first, or "
+            "set it to false"
+        )
+    known = {experiment.recipe(sample).hash for method in methods for sample in published_samples(experiment, method)}
+    samples = [experiment.published(start["method"], start) for start in starts if start["method"] in methods]
+    return [sample for sample in samples if experiment.recipe(sample).hash not in known]
 
 
 def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from heterokd import __version__
 from heterokd.config import Experiment
+from heterokd.plan import Range, planned
 from heterokd.priors import published_results
 from heterokd.root import StudyFolder, read_json, write_text
 from heterokd.significance import compare_study
@@ -107,6 +108,14 @@ _PAGE = """<!doctype html>
 {% if failures %}<div class="wide"><table><tr><th class="number">trial</th><th>method</th><th>failed with</th></tr>
 {% for failure in failures %}<tr><td class="number">{{ failure.number }}</td><td>{{ failure.method }}</td>
 <td>{{ failure.error }}</td></tr>{% endfor %}</table></div>{% endif %}
+{% if plan %}<h2>Planned and taken</h2>
+<p class="soft">Planned for {{ plan.parallel }} trials at a time on {{ plan.device }}, by costs that were
+ {{ plan.source }}. A range holds nine of ten searches like this one.</p>
+<div class="wide"><table><tr><th></th><th class="number">planned</th><th class="number">range</th>
+ <th class="number">taken</th></tr>
+{% for row in plan.rows %}<tr><td>{{ row.name }}</td><td class="number">{{ row.planned }}</td>
+<td class="number">{{ row.range }}</td><td class="number">{{ row.taken }}</td></tr>
+{% endfor %}</table></div>{% endif %}
 {% if winner %}<h2>The winning recipe</h2><pre>{{ recipe }}</pre>
 <h2>Next</h2><pre>heterokd promote {{ name }}        # open the test split, compare with the champion, move the alias
 heterokd ui                # every trial, in MLflow's pages
@@ -155,6 +164,7 @@ def write_report(folder: StudyFolder, experiment: Experiment, summary: Mapping[s
         leaders=leaders,
         comparisons=compare_study(folder, summary["metric"], maximise=summary["maximise"]),
         pictures=embedded_pictures(folder),
+        plan=plan_table(folder),
         name_of=metric_name,
         published=published_tables(experiment, summary),
         low=low,
@@ -188,6 +198,40 @@ def embedded_pictures(folder: StudyFolder) -> list[dict[str, str]]:
         }
         for file in sorted(folder.pictures.glob("*.png"))
     ]
+
+
+def plan_table(folder: StudyFolder) -> dict[str, Any] | None:
+    """A study's plan beside what it took; None where it has none."""
+    known = planned(folder)
+    if known is None:
+        return None
+    plan, actual = known
+    counts = plan.trainings
+    ranges: list[tuple[str, str, Range, str]] = [
+        ("minutes", "seconds", plan.seconds.times(1 / 60), "%.1f"),
+        (plan.device_unit, "device_hours", plan.device_hours, "%.2f"),
+        ("MB on disk (the study's own folder, when taken)", "disk", plan.disk.times(1e-6), "%.0f"),
+    ]
+    if plan.money is not None:
+        ranges.insert(2, (plan.currency, "money", plan.money, "%.2f"))
+    scale = {"seconds": 1 / 60, "disk": 1e-6}
+    rows = [
+        {
+            "name": name,
+            "planned": form % value.expected,
+            "range": f"{form % value.low} to {form % value.high}",
+            "taken": "" if actual.get(key) is None else form % (actual[key] * scale.get(key, 1.0)),
+        }
+        for name, key, value, form in ranges
+    ]
+    numbers = {
+        "trainings": ("trainings", counts["published"] + counts["sampled"]),
+        "pruned": ("of them stopped early", counts["pruned"]),
+        "repeated": ("again on fresh seeds", counts["repeated"]),
+    }
+    for key, (name, value) in numbers.items():
+        rows.append({"name": name, "planned": f"{value:.0f}", "range": "", "taken": str(actual.get(key, ""))})
+    return {"rows": rows, "source": plan.source, "parallel": plan.parallel, "device": plan.device}
 
 
 def metric_name(metric: str) -> str:

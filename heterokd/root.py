@@ -156,6 +156,11 @@ class StudyFolder:
         return self.path / "report.html"
 
     @property
+    def match_file(self) -> Path:
+        """What `heterokd match` found: similarities, and the starts that it proposes."""
+        return self.path / "match.json"
+
+    @property
     def pictures(self) -> Path:
         """Pictures that the page shows, with captions.json beside them."""
         return self.path / "pictures"

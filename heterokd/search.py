@@ -28,6 +28,7 @@ from heterokd.distillation import check_experiment, dump_experiment, open_splits
 from heterokd.errors import StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, release, start_filling
 from heterokd.pictures import draw_pictures
+from heterokd.plan import Following
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.storage import open_folder
@@ -285,6 +286,7 @@ def search(
             f"{folder.path}: the study {experiment.name!r} exists already; "
             "go on with it (--resume) or give another name (--set name=NEW)"
         )
+    following = Following(experiment, root, folder, excluded)
     runs = open_runs(experiment, folder, root)
     began = time.monotonic()
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
@@ -306,12 +308,13 @@ def search(
             excluded=excluded,
             runs=runs,
             address=address,
-            listener=listener,
+            listener=following.listening(listener),
             filling=filling,
             before=time.monotonic() - began,
         )
         summary["teacher"] = asdict(prepared.card)
         folder.write_summary(summary)
+        following.ended()
         if not summary["standing"]["finished"]:
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             runs.finish(summary, "KILLED")
@@ -320,6 +323,7 @@ def search(
         write_report(folder, experiment, summary)
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
+        following.ended()
     return Found(folder, summary, prepared.card, runs.uri, model)
 
 

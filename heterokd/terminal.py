@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console, Group
@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from heterokd.plan import Plan, Range
 from heterokd.report import metric_name, settings, show
 from heterokd.reproduce import Reproduction
 from heterokd.root import TrialFolder
@@ -175,6 +176,56 @@ def reproduction_table(found: Reproduction) -> Table:
             row.settings,
         )
     return table
+
+
+def match_table(similarity: Sequence[Sequence[float]]) -> Table:
+    """How alike stages are."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("student")
+    for number in range(len(similarity[0])):
+        table.add_column(f"teacher's stage {number + 1}", justify="right")
+    for number, row in enumerate(similarity):
+        table.add_row(f"stage {number + 1}", *(f"{value:.2f}" for value in row))
+    return table
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan in words: trainings, time, device-hours, money, memory, disk, and what is there already."""
+    counts, took = plan.trainings, {name: clock(seconds) for name, seconds in plan.phases.items()}
+    done = f", {counts['done']:.0f} are done already" if counts["done"] else ""
+    lines = [
+        f"trainings  {counts['published']:.0f} published settings, {counts['sampled']:.0f} samples (about "
+        f"{counts['pruned']:.0f} of them stopped early), {counts['repeated']:.0f} again on fresh seeds{done}; "
+        f"{plan.parallel} at a time",
+        f"time       {span(plan.seconds, clock)}",
+        f"           start {took['start']}, teacher {took['teacher']}, trials {took['search']}, "
+        f"confirmation {took['confirmation']}, end {took['end']}",
+        f"devices    {span(plan.device_hours, hours)} {plan.device_unit} on {plan.device}",
+    ]
+    if plan.money is None:
+        lines.append("money      unknown: give cluster.nodes with their price_per_hour, or search.budget.price")
+    else:
+        lines.append(f"money      {span(plan.money, lambda value: f'{value:.2f}')} {plan.currency}")
+    if plan.memory is not None:
+        lines.append(f"memory     {size(plan.memory)} for all processes together")
+    if plan.gpu_memory is not None:
+        lines.append(f"           {size(plan.gpu_memory)} of a GPU for each trial")
+    lines.append(f"disk       {span(plan.disk, size)}")
+    teacher = "the teacher is ready" if plan.ready["teacher"] else "the teacher will be fitted"
+    cache = "no cache is needed" if plan.ready["cache"] == 1 else "its cache will be built"
+    if 0 < plan.ready["cache"] < 1:
+        cache = f"{plan.ready['cache']:.0%} of its cache are there"
+    return [*lines, f"there      {teacher}, {cache}"]
+
+
+def span(value: Range, show: Callable[[float], str]) -> str:
+    """A number with its range."""
+    return f"about {show(value.expected)} ({show(value.low)} to {show(value.high)})"
+
+
+def hours(value: float) -> str:
+    """Hours with two digits that mean something."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def size(count: float) -> str:

@@ -33,6 +33,8 @@ COMMANDS = (
     "promote",
     "methods",
     "datasets",
+    "match",
+    "plan",
     "ui",
 )
 HEAVY = ("torch", "timm", "ray", "optuna", "mlflow", "sklearn", "pydantic")

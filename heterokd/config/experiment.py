@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from heterokd.config.sentences import sentences
 from heterokd.config.settings import (
     CachingSettings,
+    ClusterSettings,
     DataSettings,
     Metric,
     NetworkSettings,
@@ -127,6 +128,7 @@ class Experiment(Settings):
     cache: CachingSettings = Field(default_factory=CachingSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
 
     @model_validator(mode="before")

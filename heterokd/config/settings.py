@@ -345,6 +345,9 @@ class SearchSettings(Settings):
     gpus_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="GPUs, or a share of one, for each trial; auto shares a GPU where memory allows"
     )
+    match_starts: bool = Field(
+        False, description="try what `heterokd match` proposes for methods that pair stages, after published settings"
+    )
     prune: bool = Field(True, description="end trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
     reduction_factor: int = Field(3, ge=2, description="one in this many trials passes a rung; rungs grow by it")
@@ -396,6 +399,25 @@ class TrackingSettings(Settings):
         if name is not None and (not name.strip() or set(name) & {"/", ":"}):
             raise ValueError(f"MLflow takes no '/' and no ':' in the name of a model, and no empty one; got {name!r}")
         return name
+
+
+class NodeSettings(Settings):
+    """Nodes of one type."""
+
+    count: int = Field(1, ge=1, description="how many the search uses")
+    price_per_hour: float = Field(0.0, ge=0, description="of one of them, in cluster.currency")
+
+
+class ClusterSettings(Settings):
+    """What the search runs on, as far as its price goes: Ray itself knows what a cluster has."""
+
+    nodes: dict[str, NodeSettings] = Field(default_factory=dict, description="by type, whatever you call them")
+    currency: str = Field("USD", description="of all prices")
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """Of all nodes together; None where none is named."""
+        return sum(node.count * node.price_per_hour for node in self.nodes.values()) if self.nodes else None
 
 
 class PromotionSettings(Settings):

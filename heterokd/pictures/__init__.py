@@ -4,13 +4,14 @@
 """
 
 from heterokd.pictures.colours import class_colours, paint
-from heterokd.pictures.drawing import draw_confusion, draw_iou, draw_reliability, draw_samples
+from heterokd.pictures.drawing import draw_confusion, draw_iou, draw_match, draw_reliability, draw_samples
 from heterokd.pictures.studied import draw_pictures
 
 __all__ = [
     "class_colours",
     "draw_confusion",
     "draw_iou",
+    "draw_match",
     "draw_pictures",
     "draw_reliability",
     "draw_samples",

@@ -298,6 +298,29 @@ def draw_confusion(
             axis.set(xlabel="points", title="gain over scratch")
 
 
+def draw_match(file: Path, similarity: Sequence[Sequence[float]], teacher: str, student: str) -> None:
+    """How alike two networks' stages are, as a heat map with numbers.
+
+    Args:
+        file: to write.
+        similarity: [student's stage, teacher's stage], about 0 to 1.
+        teacher: its name.
+        student: its name.
+    """
+    values = np.asarray(similarity, np.float64)
+    with figure(file, 0.9 + 0.62 * len(values)) as made:
+        axis = made.subplots()
+        axis.imshow(np.clip(values, 0, 1), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axis.spines[:].set_visible(False)
+        axis.set_yticks(range(len(values)), [f"stage {number + 1}" for number in range(len(values))])
+        axis.set_xticks(range(values.shape[1]), [f"stage {number + 1}" for number in range(values.shape[1])])
+        axis.tick_params(length=0, pad=2)
+        axis.set(xlabel=f"teacher: {_short(teacher, 40)}", ylabel=f"student: {_short(student, 24)}")
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center",
+                      color="white" if value > 0.55 else "#1A1A1A")  # fmt: skip
+
+
 def shown_confusion(
     confusion: NDArray[np.integer], class_names: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.intp]]:

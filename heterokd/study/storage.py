@@ -105,6 +105,7 @@ def _question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
         mode="json",
         exclude={
             "tracking": True,
+            "cluster": True,
             "promotion": True,
             "search": FREE_KEYS,
             "training": {"workers", "gpus_per_worker"},

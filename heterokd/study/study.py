@@ -11,7 +11,7 @@ from typing import Any, Literal
 from optuna.trial import TrialState, create_trial
 
 from heterokd.config import MOST_TRIALS, Experiment
-from heterokd.priors import expected_ranks, method_prior, published_samples
+from heterokd.priors import expected_ranks, matched_samples, method_prior, published_samples
 from heterokd.root import StudyFolder
 from heterokd.space import Scalar
 from heterokd.study import halving
@@ -70,6 +70,7 @@ class Study:
         # Scratch first, then what published tables let expect most of; each method's published settings.
         ordered = sorted(expected_ranks(experiment, self.methods), key=lambda method: method != BASELINE)
         self._starts = [sample for method in ordered for sample in published_samples(experiment, method)]
+        self._starts += matched_samples(experiment, folder, self.methods)
         self._numbers = {training.hash: training.number for training in self._trials.search}
         self._clock, self._last = clock, clock()
         self._running: set[int] = set()
