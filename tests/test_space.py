@@ -107,7 +107,7 @@ def test_domains_as_search_spaces_write_them(value: Any, like: Domain | None, do
         math.nan,
         object(),
     ],
-    ids=str,
+    ids=lambda value: "object" if type(value) is object else str(value),
 )
 def test_what_is_no_domain_is_refused_by_its_key(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
