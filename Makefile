@@ -40,7 +40,7 @@ quickstart: $(STAMP) ## Search on real handwritten digits; leaves a page and a r
 	$(BIN)/heterokd search experiments/quickstart.yaml --resume
 
 test: $(STAMP) lint ## Lint, type-check and run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
