@@ -365,6 +365,21 @@ def promote(
 
 
 @app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
+    alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Take the last promotion back: the version that was champion before is champion again."""
+    from heterokd.promotion import rollback as take_back
+    from heterokd.root import Root
+
+    done = take_back(Root(root), model, alias=alias)
+    print(done.to_json() if as_json else done.reason)
+
+
+@app.command()
 def export(
     student: Annotated[
         str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or the folder of a trial.")

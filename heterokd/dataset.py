@@ -258,11 +258,13 @@ class Dataset(ABC):
         needs_root: whether it is read from a folder that the experiment names.
         tasks: what its labels are: one class an image, or a label map.
         default_policy: its views unless the experiment says otherwise; see `policy_at`.
+        licence: on what terms the images may be used, as far as their source says; model cards name it.
     """
 
     needs_root: ClassVar[bool] = False
     tasks: ClassVar[TaskName] = "classification"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
+    licence: ClassVar[str] = "unknown"
 
     @classmethod
     def policy_at(cls, image_size: int) -> AugmentPolicy:

@@ -19,11 +19,11 @@ from heterokd.config import Experiment
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
 from heterokd.distillation import open_splits
-from heterokd.errors import PromotionError, StudyError
+from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingError
 from heterokd.evaluation import evaluate
 from heterokd.loaders import open_test
 from heterokd.networks import Network
-from heterokd.promotion import Decision, compare_confusions, compare_correct, figures, promote
+from heterokd.promotion import Decision, compare_confusions, compare_correct, figures, promote, promoting, rollback
 from heterokd.root import Root, StudyFolder
 from heterokd.tasks import Segmentation
 from heterokd.tracking import StudyRuns, log_student, open_store, register
@@ -148,6 +148,106 @@ def test_champions_follow_one_another(root: Root, students: dict[str, Network]) 
     assert (back.promoted, back.changed, back.challenger) == (False, False, "1")
     assert aliases(root) == {"challenger": "2", "champion": "2", "previous": "1"}
 
+    undone = rollback(root, NAME)
+    assert (undone.champion, undone.taken_back, undone.changed) == ("1", "2", True)
+    assert aliases(root) == {"challenger": "2", "champion": "1"}
+    again = rollback(root, f"models:/{NAME}@champion")
+    assert (again.champion, again.taken_back, again.changed) == ("1", "2", False)
+    assert "nothing was changed" in again.reason
+    assert aliases(root) == {"challenger": "2", "champion": "1"}
+    assert [(line.get("event"), line.get("taken_back")) for line in lines(root.study("good"))] == [
+        (None, None),
+        ("rollback", "2"),
+    ]
+    held = promote(root, "good")
+    assert (held.promoted, gates(held)["rolled back"]) == (False, False)
+    assert "version 2 was taken back at" in held.reason
+    assert aliases(root) == {"challenger": "2", "champion": "1"}
+    registry(root).delete_model_version_tag(NAME, "2", "rolled_back")
+    assert promote(root, "good").changed
+    assert aliases(root) == {"challenger": "2", "champion": "2", "previous": "1"}
+
+
+def test_a_rollback_needs_someone_to_go_back_to(root: Root, students: dict[str, Network]) -> None:
+    with pytest.raises(TrackingError, match="the registry has no model of that name"):
+        rollback(root, NAME)
+    studied(root, fabricated.experiment(), students["good"])
+    promote(root, "tiny")
+    with pytest.raises(PromotionError, match="version 1 was the first with alias 'champion'") as caught:
+        rollback(root, NAME)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TrackingError, match=r"no version has that alias \(there are: challenger, champion\)"):
+        rollback(root, NAME, alias="production")
+
+
+def test_a_rollback_that_was_cut_off_is_finished(
+    root: Root, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("poor", "good"):
+        studied(root, fabricated.experiment(name), students[name])
+        promote(root, name)
+    for call in ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_alias"):
+        with monkeypatch.context() as cut:
+
+            def die(*_: object, **__: object) -> None:
+                raise KeyboardInterrupt
+
+            cut.setattr(MlflowClient, call, die)
+            with pytest.raises(KeyboardInterrupt):
+                rollback(root, NAME)
+    rollback(root, NAME)
+    assert aliases(root) == {"challenger": "2", "champion": "1"}
+    assert [line.get("event") for line in lines(root.study("good"))] == [None, "rollback"]
+
+
+def test_the_model_card_says_where_a_student_comes_from(root: Root, students: dict[str, Network]) -> None:
+    question = fabricated.experiment(promotion={"export_parity": True})
+    folder = studied(root, question, students["good"], students["poor"])
+    teacher = {"network": "vit_tiny_patch16_224", "weights": "5e1f", "metric": "val/top1", "val_score": 0.97}
+    winner = {"number": 1, "mean": 0.31, "low": 0.29, "high": 0.33, "values": [0.3, 0.32], "confirmed": True}
+    folder.write_summary({**folder.summary, "teacher": teacher, "winner": winner})
+    decision = promote(root, "tiny")
+    assert gates(decision)["largest difference of a logit after export to ONNX"] is True
+    card = (folder.path / "model_card.md").read_text()
+    version = registry(root).get_model_version(NAME, "1")
+    weights = registry(root).get_logged_model(version.source.removeprefix("models:/")).tags["heterokd.weights"]
+    assert decision.test_low < decision.test_score < decision.test_high
+    for said in (
+        f"Test top-1 {decision.test_score:.4f} (95 % interval {decision.test_low:.4f} to {decision.test_high:.4f})",
+        "On val 0.3100 (95 % interval 0.2900 to 0.3300), mean over 2 fresh seed(s).",
+        "https://arxiv.org/abs/1503.02531",
+        "L = weight * tau^2 * KL( softmax(z_t / tau) || softmax(z_s / tau) )",
+        "- teacher: vit_tiny_patch16_224, fitted here from random weights, val/top1 0.9700; licence: that of the data",
+        "licence: CC BY 4.0",
+        "## Limits",
+        f"- student's weights (SHA-256): {weights}",
+        "- teacher's weights (SHA-256): 5e1f",
+        "- teacher's cache: none is left: the teacher ran live, or its cache was pruned",
+        f"- test images and labels (SHA-256): {decision.test_digest}",
+        f"- recipe: {folder.trial(1).recipe.hash}",
+        "learning_rate: 0.06",
+    ):
+        assert said in card, said
+    assert len(version.description) <= 5000
+    assert card.startswith(version.description.partition("\n\nThe rest (recipe")[0])
+    run = registry(root).get_run(version.run_id)
+    assert "model_card.md" in {file.path for file in registry(root).list_artifacts(run.info.run_id)}
+
+
+def test_an_export_that_fails_is_a_gate(
+    root: Root, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = fabricated.experiment(promotion={"export_parity": True})
+    studied(root, question, students["good"], students["poor"])
+
+    def refuse(*_: object) -> None:
+        raise NetworkError("network 'test_resnet': ONNX cannot write it down (no such operator)")
+
+    monkeypatch.setattr(promoting, "try_export", refuse)
+    refused = promote(root, "tiny", dry_run=True)
+    assert not refused.promoted
+    assert refused.reason.endswith("ONNX: network 'test_resnet': ONNX cannot write it down (no such operator)")
+
 
 def test_limits_are_gates(root: Root, students: dict[str, Network]) -> None:
     limits = {"min_gain": 0.01, "max_params_m": 0.5, "max_latency_ms": 1e-6, "max_size_mb": 0.1}
@@ -159,6 +259,7 @@ def test_limits_are_gates(root: Root, students: dict[str, Network]) -> None:
         "latency in ms": False,
         "weights in MB": False,
         "largest difference of a logit": True,
+        "largest difference of a logit after export to ONNX": None,
     }
     assert not decision.promoted
     assert "1 thread" in decision.table()[2][0]
@@ -192,6 +293,29 @@ def test_two_promotions_at_once_are_serialised(root: Root, splits: Splits, stude
     else:
         assert found == {"poor": (True, None), "good": (True, "2")}
         assert (aliases(root)["champion"], aliases(root)["previous"]) == ("1", "2")
+
+
+def _roll_back(root: str, barrier, results) -> None:
+    barrier.wait()
+    done = rollback(Root(Path(root)), NAME)
+    results.put((done.champion, done.taken_back, done.changed))
+
+
+@pytest.mark.slow
+def test_two_rollbacks_at_once_are_one_step(root: Root, students: dict[str, Network]) -> None:
+    for name in ("poor", "good"):
+        studied(root, fabricated.experiment(name), students[name])
+        promote(root, name)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=_roll_back, args=(str(root.path), barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = sorted(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    assert found == [("1", "2", False), ("1", "2", True)]
+    assert aliases(root) == {"challenger": "2", "champion": "1"}
 
 
 def test_a_champion_of_other_classes_is_refused(root: Root, splits: Splits, students: dict[str, Network]) -> None:
@@ -315,6 +439,7 @@ def test_a_segmentation_becomes_champion_by_its_miou(root: Root) -> None:
         "latency in ms": True,
         "weights in MB": None,
         "largest difference of a logit": True,
+        "largest difference of a logit after export to ONNX": None,
     }
     assert "64 x 48 pixels" in first.table()[2][0]
     assert first.reason.startswith(f"promoted: {first.test_score:.4f} mIoU on test against ")

@@ -427,3 +427,4 @@ class PromotionSettings(Settings):
     max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
     max_latency_ms: float | None = Field(None, gt=0, description="median of a forward at batch 1, in milliseconds")
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")
+    export_parity: bool = Field(False, description="the student must export to ONNX, and the file agree with it")

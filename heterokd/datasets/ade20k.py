@@ -57,6 +57,7 @@ class ADE20K(Dataset):
     needs_root: ClassVar[bool] = True
     tasks: ClassVar[TaskName] = "segmentation"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+    licence: ClassVar[str] = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images and label maps are decoded when they are read."""

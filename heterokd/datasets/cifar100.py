@@ -35,6 +35,7 @@ class CIFAR100(Dataset):
 
     needs_root: ClassVar[bool] = True
     default_policy: ClassVar[AugmentPolicy] = POLICIES["cifar"]
+    licence: ClassVar[str] = "unknown (its page states none, and asks that the technical report be cited)"
 
     @classmethod
     def policy_at(cls, image_size: int) -> AugmentPolicy:

@@ -48,6 +48,7 @@ class Cityscapes(Dataset):
     needs_root: ClassVar[bool] = True
     tasks: ClassVar[TaskName] = "segmentation"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+    licence: ClassVar[str] = "its own: non-commercial research, teaching and personal experiments, after registration"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images and label maps are decoded when they are read."""

@@ -40,6 +40,7 @@ class CUB200(Dataset):
 
     needs_root: ClassVar[bool] = True
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
+    licence: ClassVar[str] = "non-commercial research and education alone; the photographs belong to their authors"
 
     def __init__(self, crop_to_box: bool = False) -> None:
         self.crop_to_box = crop_to_box

@@ -60,6 +60,7 @@ class DigitScenes(Dataset):
     """Scenes of several handwritten digits with a class for every pixel, eleven classes; embedded."""
 
     tasks: ClassVar[TaskName] = "segmentation"
+    licence: ClassVar[str] = "CC BY 4.0 (made of the digits of the UCI Machine Learning Repository)"
     # A mirrored digit is another digit.
     default_policy: ClassVar[AugmentPolicy] = AugmentPolicy(
         scale=(0.7, 1.2), rotation=10.0, brightness=0.2, contrast=0.2

@@ -26,6 +26,7 @@ class Digits(Dataset):
     """1797 handwritten digits, ten classes; embedded, nothing to download."""
 
     default_policy: ClassVar[AugmentPolicy] = POLICIES["digits"]
+    licence: ClassVar[str] = "CC BY 4.0 (UCI Machine Learning Repository)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """All images, in memory."""

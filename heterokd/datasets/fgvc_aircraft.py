@@ -36,6 +36,7 @@ class FGVCAircraft(Dataset):
 
     needs_root: ClassVar[bool] = True
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
+    licence: ClassVar[str] = "non-commercial research alone"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images are decoded when they are read."""

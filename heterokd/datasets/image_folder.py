@@ -22,6 +22,7 @@ class ImageFolder(Dataset):
     """Images in folders: ROOT/SPLIT/CLASS/*.jpg, or ROOT/CLASS/*.jpg."""
 
     needs_root: ClassVar[bool] = True
+    licence: ClassVar[str] = "unknown (your own images)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images are decoded when they are read."""

@@ -37,6 +37,7 @@ class ImageNet(Dataset):
 
     needs_root: ClassVar[bool] = True
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
+    licence: ClassVar[str] = "non-commercial research and education alone (terms of access of image-net.org)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images are decoded when they are read."""

@@ -52,6 +52,7 @@ class VOC2012(Dataset):
     needs_root: ClassVar[bool] = True
     tasks: ClassVar[TaskName] = "segmentation"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
+    licence: ClassVar[str] = "the terms of Flickr, where its photographs come from"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """The files of each split; images and label maps are decoded when they are read."""

@@ -5,7 +5,7 @@ keeps them. Networks that classify pixels come from segmentation_models_pytorch:
 `segmentation_bodies` builds them, `segmentation_names` reads their names.
 """
 
-from heterokd.networks.bodies import network_names, published_classes
+from heterokd.networks.bodies import network_names, published_classes, published_licence
 from heterokd.networks.network import (
     AnyNetwork,
     Deployable,
@@ -33,6 +33,7 @@ __all__ = [
     "open_timm_folder",
     "predict_spec",
     "published_classes",
+    "published_licence",
     "save_weights",
     "timm_config",
     "weights_hash",

@@ -88,6 +88,13 @@ def _parameters(cls: type) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in named][1:]
 
 
+def published_licence(name: str) -> str:
+    """The licence that timm states for the published weights of a name, or of a segmentation network's encoder."""
+    encoder = name.partition("-")[2] if is_segmentation(name) else name
+    config = timm.get_pretrained_cfg(encoder, allow_unregistered=True)
+    return str(getattr(config, "license", None) or "unknown (timm states none)")
+
+
 def published_classes(name: str) -> int:
     """How many classes timm's published weights of a network tell apart; 0 for a segmentation network.
 

@@ -5,7 +5,8 @@ classification the exact McNemar test [1] says how likely the images on which tw
 unevenly by chance; in segmentation a paired bootstrap over the images [2] says how surely the gain in mIoU is one.
 A file lock serialises promotions of one root; promoting twice is the same as once.
 
-`promoting` decides, `decision` says what came of it, `figures` measures.
+`promoting` decides, `decision` says what came of it, `figures` measures, `card` describes the student, `rollback` takes
+the last promotion back, `record` is what those share.
 
 [1] Quinn McNemar: Note on the sampling error of the difference between correlated proportions or percentages.
     Psychometrika 12, 1947. Exact form: a binomial test on the images that one student gets right and the other wrong.
@@ -16,5 +17,16 @@ A file lock serialises promotions of one root; promoting twice is the same as on
 from heterokd.promotion.decision import Comparison, Decision, Gate
 from heterokd.promotion.figures import compare_confusions, compare_correct, latency_ms
 from heterokd.promotion.promoting import promote
+from heterokd.promotion.rollback import Rollback, rollback
 
-__all__ = ["Comparison", "Decision", "Gate", "compare_confusions", "compare_correct", "latency_ms", "promote"]
+__all__ = [
+    "Comparison",
+    "Decision",
+    "Gate",
+    "Rollback",
+    "compare_confusions",
+    "compare_correct",
+    "latency_ms",
+    "promote",
+    "rollback",
+]

@@ -6,10 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from heterokd.config import Recipe
-from heterokd.dataset import Splits
 from heterokd.report import metric_name
-from heterokd.tracking.students import describe_student, taken_words
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,8 @@ class Decision:
         test_digest: SHA-256 of the test images and labels.
         comparison: with the champion, or with the scratch baseline when there is no champion.
         gates: all conditions.
+        test_low: lower end of the 95 % interval of the score; None in decisions of before it was measured.
+        test_high: upper end.
     """
 
     study: str
@@ -105,6 +104,8 @@ class Decision:
     test_digest: str
     comparison: Comparison | None
     gates: tuple[Gate, ...]
+    test_low: float | None = None
+    test_high: float | None = None
 
     @property
     def score_name(self) -> str:
@@ -140,7 +141,12 @@ class Decision:
 def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, score: float) -> str:
     """The decision in one sentence."""
     if failed:
-        said = [f"{gate.name} is {gate.measured:.4g}, required {gate.required}" for gate in failed]
+        said = [
+            f"{gate.name}: {gate.note}"
+            if gate.measured is None
+            else f"{gate.name} is {gate.measured:.4g}, required {gate.required}"
+            for gate in failed
+        ]
         return "refused: " + "; ".join(said)
     name = metric_name(metric)
     if comparison is None:
@@ -149,21 +155,3 @@ def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, s
             "so nothing was compared"
         )
     return f"promoted: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"
-
-
-def model_card(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
-    """Markdown for the version's page; `taken` is the only size of image that its graph takes, None if it takes any."""
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in decision.table())
-    said = decision.reason[0].upper() + decision.reason[1:]
-    compared = "" if decision.comparison is None else f"\n{decision.comparison}\n"
-    size, of = f"of {taken_words(taken)}", "of"
-    if recipe.task == "segmentation":
-        height, width = recipe.data.view_size
-        size, of = f"{size} (trained on {height} x {width})", "at every pixel of"
-    return (
-        f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
-        f"Test {decision.score_name} {decision.test_score:.4f} over {decision.test_images} images. {said}.\n"
-        f"{compared}\n| gate | required | measured | passed |\n|---|---|---|---|\n{rows}\n\n"
-        f"Input: RGB images in [0, 1], {size}; output: logits {of} "
-        f"{', '.join(splits.class_names[:20])}{', ...' if splits.num_classes > 20 else ''}.\n"
-    )

@@ -45,6 +45,20 @@ class OnTest:
     labels: Tensor
     score: float
 
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """The score's 95 % interval: Wilson's, or in segmentation percentiles of a bootstrap over images."""
+        count = len(self.images)
+        if self.images.dim() == 1:
+            found = binomtest(int(self.images.sum()), count).proportion_ci(0.95, method="wilson")
+            return float(found.low), float(found.high)
+        areas, scores = _areas(self.images), []
+        generator = np.random.default_rng(seed)
+        for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
+            times = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES_AT_ONCE)
+            scores.append(_mean_iou(times.astype(np.float64), areas))
+        low, high = np.percentile(np.concatenate(scores), (2.5, 97.5))
+        return float(low), float(high)
+
     def compared(self, against: str, other: OnTest) -> Comparison:
         """This student as the challenger of another one, by the paired test of the task."""
         compare = compare_correct if self.images.dim() == 1 else compare_confusions

@@ -14,23 +14,26 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from torch import Tensor, nn
+from torch import nn
 
 from heterokd.config import Experiment, PromotionSettings, Recipe, read_yaml
 from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
-from heterokd.errors import CheckpointError, PromotionError
+from heterokd.errors import CheckpointError, NetworkError, PromotionError
+from heterokd.export import try_export
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
-from heterokd.promotion.decision import Decision, Gate, model_card, reason
+from heterokd.promotion.card import Lineage, cache_of, model_card, shortened
+from heterokd.promotion.decision import Decision, Gate, reason
 from heterokd.promotion.figures import LATENCY_RUNS, LATENCY_THREADS, OnTest, latency_ms, on_test
-from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tasks import Segmentation, Task, build_task, upsample
+from heterokd.promotion.record import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
+from heterokd.promotion.served import Served
+from heterokd.root import Root, StudyFolder, TrialFolder, write_text
+from heterokd.tasks import Task, build_task, upsample
 from heterokd.tracking import CHALLENGER, StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
 from heterokd.tracking.students import open_student, taken_size
 
-CHAMPION = "champion"
 BASELINE = "scratch"
 PARITY = 1e-4
 """Largest difference between a logit of the registered model and of the trained student."""
@@ -45,34 +48,6 @@ class _Candidate:
     recipe: Recipe
     version: str | None
     model: nn.Module
-
-
-class _Fixed(nn.Module):
-    """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so.
-
-    A segmentation's graph that takes images of one size alone slides over larger ones, and gets smaller ones filled up
-    at the right and bottom with the network's mean.
-    """
-
-    def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
-        super().__init__()
-        self.graph, self.size = graph, size if isinstance(task, Segmentation) else None
-        self.sliding = Segmentation(task.num_classes, window=self.size) if self.size else None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
-        height, width = images.shape[-2:]
-        if self.size is None or self.sliding is None or self.size == (height, width):
-            logits: Tensor = self.graph(images)
-            return logits
-        rows, columns = max(height, self.size[0]), max(width, self.size[1])
-        filled = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
-        filled[..., :height, :width] = images
-        return self.sliding.decide(self.graph, filled)[..., :height, :width]
-
-    def train(self, mode: bool = True) -> _Fixed:
-        """Nothing to switch."""
-        return self
 
 
 def promote(
@@ -96,15 +71,15 @@ def promote(
     experiment = Experiment.model_validate(read_yaml(folder.experiment_file))
     uri = open_store(root, uri or experiment.tracking.uri)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
-    with FileLock(root.path / "promotion.lock"), answering(uri), quiet(), current(uri):
-        return _Promotion(runs, folder, alias, dry_run=dry_run).run()
+    with FileLock(root.path / LOCK), answering(uri), quiet(), current(uri):
+        return _Promotion(runs, folder, root, alias, dry_run=dry_run).run()
 
 
 class _Promotion:
     """One promotion, under the lock."""
 
-    def __init__(self, runs: StudyRuns, folder: StudyFolder, alias: str, *, dry_run: bool) -> None:
-        self.runs, self.folder, self.alias, self.dry_run = runs, folder, alias, dry_run
+    def __init__(self, runs: StudyRuns, folder: StudyFolder, root: Root, alias: str, *, dry_run: bool) -> None:
+        self.runs, self.folder, self.root, self.alias, self.dry_run = runs, folder, root, alias, dry_run
         self.client = runs.client
         self.experiment = runs.experiment
         self.name = runs.experiment.registered_model
@@ -123,7 +98,7 @@ class _Promotion:
             return replace(self._decide(candidate, None, splits), changed=False, promoted=True)
         decision = self._decide(candidate, champion, splits)
         if not self.dry_run and candidate.version is not None:
-            self._keep(decision, candidate.version, champion, candidate.recipe, splits)
+            self._keep(decision, candidate, champion, splits)
         return decision
 
     @property
@@ -187,7 +162,7 @@ class _Promotion:
                 f"version {version} of {self.name!r} cannot be loaded ({first_line(error)}); "
                 "remove it from the registry, or restore its files"
             ) from error
-        return _Fixed(graph, self._task(splits), size)
+        return Served(graph, self._task(splits), size)
 
     # --- figures
 
@@ -209,7 +184,14 @@ class _Promotion:
             passed = comparison.gain > settings.min_gain
             required = f"> {settings.min_gain:g}"
             first = Gate(gain, required, comparison.gain, passed, f"over {comparison.against}")
-        gates = (first, *self._limits(candidate, settings), self._parity(candidate, splits))
+        gates = (
+            first,
+            *self._limits(candidate, settings),
+            self._parity(candidate, splits),
+            self._exports(candidate, settings, splits),
+            *self._rolled_back(candidate),
+        )
+        low, high = own.interval()
         failed = [gate for gate in gates if gate.passed is False]
         return Decision(
             study=self.experiment.name,
@@ -228,6 +210,8 @@ class _Promotion:
             test_digest=splits.test.digest,
             comparison=comparison,
             gates=gates,
+            test_low=low,
+            test_high=high,
         )
 
     def _task(self, splits: Splits) -> Task:
@@ -306,7 +290,7 @@ class _Promotion:
             return Gate(name, required, None, None, "the trial's weights are gone")
         student = open_student(candidate.trial, splits.num_classes)
         images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
-        if isinstance(candidate.model, _Fixed) and candidate.model.size is not None:
+        if isinstance(candidate.model, Served) and candidate.model.size is not None:
             # Cut or filled up to one window: the student would take a larger image at once.
             height, width = candidate.model.size
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
@@ -317,16 +301,42 @@ class _Promotion:
             apart = float((trained - served).abs().max())
         return Gate(name, required, apart, apart <= PARITY, "registered model against trained student")
 
+    def _exports(self, candidate: _Candidate, settings: PromotionSettings, splits: Splits) -> Gate:
+        """Whether the student can be taken away as ONNX, and the file does what it does."""
+        name = "largest difference of a logit after export to ONNX"
+        if not settings.export_parity:
+            return Gate(name, "-", None, None)
+        if not candidate.trial.weights.exists():
+            return Gate(name, "to agree", None, passed=False, note="the trial's weights are gone")
+        student = open_student(candidate.trial, splits.num_classes)
+        try:
+            parity = try_export(student, splits, candidate.recipe.data.view_size, "onnx")
+        except NetworkError as error:
+            return Gate(name, "to agree", None, passed=False, note=str(error))
+        note = "images of val, batch 1 and 5, ONNX Runtime"
+        return Gate(name, f"<= {parity.tolerance:.3g}", parity.difference, parity.agrees, note)
+
+    def _rolled_back(self, candidate: _Candidate) -> Iterator[Gate]:
+        """A version that was taken back does not return by the next promotion."""
+        if candidate.version is None:
+            return
+        tag = rolled_back_tag(self.alias)
+        when = self.client.get_model_version(self.name, candidate.version).tags.get(tag)
+        if when is not None:
+            note = f"version {candidate.version} was taken back at {when}; delete its tag {tag!r} to let it try again"
+            yield Gate("rolled back", "never", None, passed=False, note=note)
+
     # --- what is kept
 
-    def _keep(self, decision: Decision, version: str, champion: Any | None, recipe: Recipe, splits: Splits) -> None:
+    def _keep(self, decision: Decision, candidate: _Candidate, champion: Any | None, splits: Splits) -> None:
         """The record first, the alias last: a promotion that is cut off is repeated as a whole."""
+        version = str(candidate.version)
         if self._is_recorded(decision):
             if not decision.promoted:
                 return
         else:
             line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(decision)}
-            with (self.folder.path / "promotions.jsonl").open("a", encoding="utf-8") as file:
+            with (self.folder.path / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         tags = {
             self._tag_of_decision: decision.to_json(),
@@ -339,26 +349,34 @@ class _Promotion:
             tags["promoted_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, version, key, value)
-        taken = taken_size(f"models:/{self.name}/{version}")
-        self.client.update_model_version(self.name, version, model_card(decision, recipe, splits, taken))
+        self._write_card(decision, candidate, splits)
         if decision.promoted:
             if champion is not None:
-                previous = "previous" if self.alias == CHAMPION else f"previous-{self.alias}"
-                self.client.set_registered_model_alias(self.name, previous, champion.version)
+                self.client.set_registered_model_alias(self.name, previous_alias(self.alias), champion.version)
             self.client.set_registered_model_alias(self.name, self.alias, version)
+
+    def _write_card(self, decision: Decision, candidate: _Candidate, splits: Splits) -> None:
+        """The model card: the version's description, model_card.md of its run, and that of the study's folder."""
+        version = self.client.get_model_version(self.name, str(candidate.version))
+        run = self.client.get_run(str(version.run_id))
+        logged = self.client.get_logged_model(str(version.source).removeprefix("models:/"))
+        teacher, winner = self.summary.get("teacher") or {}, self.summary.get("winner") or {}
+        lineage = Lineage(
+            teacher=teacher,
+            winner=winner if winner.get("number") == candidate.trial.number else {},
+            cache=cache_of(candidate.recipe, splits, teacher.get("weights"), self.root),
+            commit=run.data.tags.get("mlflow.source.git.commit"),
+            weights=logged.tags.get("heterokd.weights", "unknown"),
+        )
+        taken = taken_size(f"models:/{self.name}/{version.version}")
+        card = model_card(decision, candidate.recipe, splits, taken, lineage)
+        write_text(self.folder.path / "model_card.md", card)
+        self.client.log_text(run.info.run_id, card, "model_card.md")
+        self.client.update_model_version(self.name, version.version, shortened(card))
 
     def _is_recorded(self, decision: Decision) -> bool:
         """Whether the last line says the same (figures of time apart)."""
-        file = self.folder.path / "promotions.jsonl"
-        if not file.exists():
-            return False
-        last: dict[str, Any] = {}
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                last = json.loads(line)
-            except ValueError:
-                continue  # cut off by a crash
-        said = asdict(decision)
+        last, said = last_line(self.folder.path / LINES), asdict(decision)
         kept = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
         same_gates = [(gate["name"], gate["required"], gate["passed"]) for gate in last.get("gates", ())] == [
             (gate["name"], gate["required"], gate["passed"]) for gate in said["gates"]

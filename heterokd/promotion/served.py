@@ -1,0 +1,35 @@
+"""The model that would be served: a registered graph, made to take every image of a test split."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from heterokd.tasks import Segmentation, Task
+
+
+class Served(nn.Module):
+    """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so.
+
+    A segmentation's graph that takes images of one size alone slides over larger ones, and gets smaller ones filled up
+    at the right and bottom with the network's mean.
+    """
+
+    def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.graph, self.size = graph, size if isinstance(task, Segmentation) else None
+        self.sliding = Segmentation(task.num_classes, window=self.size) if self.size else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
+        height, width = images.shape[-2:]
+        if self.size is None or self.sliding is None or self.size == (height, width):
+            logits: Tensor = self.graph(images)
+            return logits
+        rows, columns = max(height, self.size[0]), max(width, self.size[1])
+        filled = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
+        filled[..., :height, :width] = images
+        return self.sliding.decide(self.graph, filled)[..., :height, :width]
+
+    def train(self, mode: bool = True) -> Served:
+        """Nothing to switch."""
+        return self
