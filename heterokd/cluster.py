@@ -23,6 +23,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+# Nothing reads Tune's snapshots of all its trials: the study and the trial folders are the truth. One a day.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 # The older of its two reporters is the one that `verbose=0` really silences.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 

@@ -34,6 +34,7 @@ from heterokd.config import (
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
 from heterokd.decoded import share_splits
+from heterokd.disk import when_writable
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.evaluation import evaluate
 from heterokd.loaders import Loaders, make_loaders, open_split
@@ -268,7 +269,7 @@ def _fitted_teacher(
                 device=device,
                 precision=precision,
             )
-            save_weights(trained.student, weights)
+            when_writable(folder, lambda: save_weights(trained.student, weights))
             card = TeacherCard(
                 network=settings.network,
                 options=dict(settings.options),
@@ -368,7 +369,7 @@ def run_recipe(
         wrap=group.data_parallel,
     )
     if not trained.stopped and group.rank() == 0:
-        save_weights(trained.student, folder.weights)
+        when_writable(folder.path, lambda: save_weights(trained.student, folder.weights))
     return trained
 
 

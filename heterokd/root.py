@@ -15,20 +15,30 @@ The files of a trial are the truth: the study and MLflow can be completed from t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from heterokd.config import Recipe, load_recipe
+from heterokd.disk import when_writable
 from heterokd.errors import StudyError, did_you_mean
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all (temporary file in the same folder, then rename)."""
+    """Write a file as a whole or not at all (temporary file in the same folder, then rename).
+
+    A disk that cannot be written for the moment is waited for.
+    """
+    when_writable(path, lambda: _replace(path, text))
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -58,6 +68,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+@lru_cache(maxsize=64)
+def _recipe(file: Path, written: int) -> Recipe:
+    """Read once a process, and again when it was written anew: a driver asks for it at each event of a trial."""
+    return load_recipe(file)
+
+
 @dataclass(frozen=True)
 class TrialFolder:
     """One trial's files."""
@@ -72,7 +88,8 @@ class TrialFolder:
     @property
     def recipe(self) -> Recipe:
         """What is trained."""
-        return load_recipe(self.path / "recipe.yaml")
+        file = self.path / "recipe.yaml"
+        return _recipe(file, file.stat().st_mtime_ns if file.exists() else 0)
 
     @property
     def weights(self) -> Path:
@@ -110,9 +127,16 @@ class TrialFolder:
         reports = self.metrics()
         if reports and metrics["epoch"] <= reports[-1]["epoch"]:
             return
+        when_writable(self.path, lambda: self._append(json.dumps(dict(metrics)) + "\n"))
+
+    def _append(self, line: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
+        with (self.path / "metrics.jsonl").open("ab", buffering=0) as file:
+            whole, content = file.tell(), line.encode()
+            if file.write(content) < len(content):
+                # A full disk took a part of it, which the next line would be appended to.
+                file.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def metrics(self) -> list[dict[str, float]]:
         """All reports, one an epoch, in order. A line that a crash cut off is left out."""

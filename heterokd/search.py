@@ -10,14 +10,13 @@ folders are the truth, and resuming is running again.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,11 +25,11 @@ from heterokd.cluster import connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher, run_recipe
 from heterokd.errors import StudyError, TrackingError, UserError
-from heterokd.filling import Filling, plan_filling, release, start_filling
+from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.pictures import draw_pictures
 from heterokd.plan import Following
 from heterokd.report import write_report
-from heterokd.root import Root, StudyFolder, TrialFolder, write_text
+from heterokd.root import Root, StudyFolder, write_text
 from heterokd.storage import open_folder
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
@@ -38,12 +37,9 @@ from heterokd.tracking import StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import first_line
 from heterokd.training import Report
 from heterokd.trial import Judge, RunRecipe, run_trial
+from heterokd.watching import Listener, Progress, Projector
 
 logger = logging.getLogger(__name__)
-
-Event = Literal["start", "report", "finish"]
-Listener = Callable[[Event, TrialFolder, Mapping[str, Any]], None]
-"""Told of each trial that starts, reports or finishes, with the study's summary; runs in the driver."""
 
 
 def _name_trial(trial: Any) -> str:
@@ -67,13 +63,15 @@ class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully 
         if assignment == "wait":
             return None
         self.numbers[trial_id] = assignment.number
-        return {"assignment": assignment}
+        # Its number alone: Tune copies and keeps what it is given; the trial asks the judge for the rest.
+        return {"number": assignment.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial whose process died more often than `search.max_failures` never told the judge itself."""
-        if error:
+        number = self.numbers.pop(trial_id, None)
+        if error and number is not None:
             message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
-            ray.get(self.judge.finish.remote(self.numbers[trial_id], "failed", {}, message))
+            ray.get(self.judge.finish.remote(number, "failed", {}, message))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's database is the state."""
@@ -82,65 +80,13 @@ class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully 
         """Nothing: the study's database is the state."""
 
 
-class _Progress(tune.Callback):  # type: ignore[misc]
-    """Passes Tune's events on to the MLflow thread and to the listener."""
+class _InOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
+    """Tune's own order, without looking through the trials that have ended."""
 
-    def __init__(self, folder: StudyFolder, judge: Any, projector: _Projector, listener: Listener | None) -> None:
-        self.folder = folder
-        self.judge = judge
-        self.projector = projector
-        self.listener = listener
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """A trial started, reached a rung, or finished."""
-        trial_folder = self.folder.trial(int(result["number"]))
-        event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
-        self.projector.put(trial_folder)
-        if event == "finish" or self.listener is not None:
-            summary = ray.get(self.judge.summary.remote())
-            if event == "finish":
-                self.folder.write_summary(summary)
-            if self.listener is not None:
-                self.listener(event, trial_folder, summary)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles callbacks into its own snapshots, which nothing here reads back.
-        return {}
-
-
-class _Builders(tune.Callback):  # type: ignore[misc]
-    """Gives the places of builders that are done to trials."""
-
-    def __init__(self, started: list[Any]) -> None:
-        self.started = started
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Tune looks around."""
-        self.started = release(self.started)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Projector:
-    """A thread that copies trial folders to MLflow, so that a slow or dead tracking server delays no trial."""
-
-    def __init__(self, runs: StudyRuns) -> None:
-        self.runs = runs
-        self.waiting: queue.Queue[TrialFolder | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self.thread.start()
-
-    def put(self, folder: TrialFolder) -> None:
-        self.waiting.put(folder)
-
-    def close(self) -> None:
-        self.waiting.put(None)
-        self.thread.join()
-
-    def _work(self) -> None:
-        while (folder := self.waiting.get()) is not None:
-            self.runs.sync_trial(folder)
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """A trial that waits for its place, if there is one."""
+        waiting = (trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING")
+        return next(waiting, None)
 
 
 def run_study(
@@ -173,9 +119,11 @@ def run_study(
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
     held = None if filling is None else hold(open_folder(filling.folder))
-    projector = _Projector(runs)
+    projector = Projector(runs, folder)
     try:
-        with connected(address, shared=experiment.training.is_shared):
+        shared = experiment.training.is_shared
+        # Tune's own files: snapshots that nothing reads back, on a disk that is not the study's.
+        with connected(address, shared=shared), TemporaryDirectory(prefix="heterokd-tune-") as scratch:
             cluster = plan_cluster(experiment)
             if experiment.training.is_shared and run is run_recipe:
                 from heterokd.workers import OnWorkers  # with Ray Train, which other searches need not load
@@ -212,6 +160,7 @@ def run_study(
                 tune.with_resources(trainable, cluster.trial),
                 tune_config=tune.TuneConfig(
                     search_alg=AskJudge(judge),
+                    scheduler=_InOrder(),
                     num_samples=-1,
                     max_concurrent_trials=cluster.parallel,
                     reuse_actors=True,
@@ -220,10 +169,10 @@ def run_study(
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=str(folder.path.resolve()),
+                    storage_path=scratch,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-                    callbacks=[_Progress(folder, judge, projector, listener), _Builders(builders)],
+                    callbacks=[Progress(folder, judge, projector, listener, builders)],
                 ),
             )
             # It says which of its own result files are missing: all, since the trial folders take their place.

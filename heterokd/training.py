@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from heterokd import group
 from heterokd.config import Recipe
+from heterokd.disk import when_writable
 from heterokd.distiller import Distiller
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.evaluation import evaluate
@@ -245,7 +246,10 @@ class _Loop:
         return epoch
 
     def save(self, file: Path, epoch: int) -> None:
-        """Write a checkpoint as a whole or not at all."""
+        """Write a checkpoint as a whole or not at all; a disk that cannot be written for the moment is waited for."""
+        when_writable(file, lambda: self._write(file, epoch))
+
+    def _write(self, file: Path, epoch: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {name: part.state_dict() for name, part in self._parts().items()}
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")

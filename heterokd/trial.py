@@ -61,10 +61,18 @@ class Judge:
             Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded, devices=devices
         )
         self.study.spending.pass_time(before, running=1)
+        self.running: dict[int, Assignment] = {}
 
     def next(self) -> Assignment | Literal["wait"] | None:
         """The next training to run."""
-        return self.study.next()
+        following = self.study.next()
+        if isinstance(following, Assignment):
+            self.running[following.number] = following
+        return following
+
+    def assignment(self, number: int) -> Assignment | None:
+        """What a trial that was handed out is to do; None when it has told its end already."""
+        return self.running.get(number)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Whether a trial at a rung goes on."""
@@ -77,6 +85,7 @@ class Judge:
     def finish(self, number: int, state: State, metrics: dict[str, float], error: str | None) -> None:
         """Record the end of a trial."""
         self.study.finish(number, state, metrics, error)
+        self.running.pop(number, None)
 
     def summary(self) -> dict[str, Any]:
         """Standing and leaders."""
@@ -96,7 +105,7 @@ def run_trial(
     """One trial, in its own Tune process: train, ask the judge at each rung, return.
 
     Args:
-        config: holds the assignment.
+        config: holds the trial's number.
         judge: the study's actor.
         root: where state lives.
         study: folder of the study.
@@ -107,8 +116,13 @@ def run_trial(
         run: trains the recipe.
     """
     torch.set_num_threads(threads)
-    assignment: Assignment = config["assignment"]
-    number, recipe = assignment.number, assignment.recipe
+    number: int = config["number"]
+    assignment: Assignment | None = ray.get(judge.assignment.remote(number))
+    if assignment is None:
+        # Its process died between telling the judge and telling Tune.
+        tune.report({"number": number, "epoch": 0, "finished": True})
+        return
+    recipe = assignment.recipe
     folder = StudyFolder(study).trial(number)
     status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
     folder.start(recipe, {**status, "pid": os.getpid(), "began": time.time()})

@@ -17,7 +17,7 @@ PACKAGE = Path(heterokd.__file__).parent
 
 # A module imports from its own row and from rows above it, never from below; a folder counts as one module.
 ROWS = (
-    ("errors", "outputs", "space", "storage"),
+    ("errors", "outputs", "space", "disk", "storage"),
     (
         "method",
         "projectors",
@@ -48,6 +48,7 @@ ROWS = (
         "questions",
         "workers",
         "trial",
+        "watching",
         "search",
         "single",
         "match",

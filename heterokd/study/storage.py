@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 
 from heterokd.config import Experiment
+from heterokd.disk import when_writable
 from heterokd.errors import StudyError
 from heterokd.methods import METHODS
 from heterokd.root import StudyFolder
@@ -52,7 +55,8 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
 
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        storage = optuna.storages.RDBStorage(
+        storage = _Patient(
+            folder.database,
             f"sqlite:///{folder.database.absolute()}",
             # Seconds to wait for another process that writes (a reader of the study on a slow disk).
             engine_kwargs={"connect_args": {"timeout": 60}},
@@ -72,6 +76,32 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
 
 def _direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
     return "maximize" if experiment.maximise else "minimize"
+
+
+class _Patient(optuna.storages.RDBStorage):
+    """Waits where a write fails because the disk cannot be written for the moment."""
+
+    def __init__(self, file: Path, url: str, **settings: Any) -> None:
+        self._file = file
+        super().__init__(url, **settings)
+
+    def _create_new_trial(self, *given: Any, **named: Any) -> Any:
+        return when_writable(self._file, partial(super()._create_new_trial, *given, **named))
+
+    def set_trial_param(self, *given: Any, **named: Any) -> None:
+        when_writable(self._file, partial(super().set_trial_param, *given, **named))
+
+    def set_trial_state_values(self, *given: Any, **named: Any) -> bool:
+        return when_writable(self._file, partial(super().set_trial_state_values, *given, **named))
+
+    def set_trial_intermediate_value(self, *given: Any, **named: Any) -> None:
+        when_writable(self._file, partial(super().set_trial_intermediate_value, *given, **named))
+
+    def set_trial_user_attr(self, *given: Any, **named: Any) -> None:
+        when_writable(self._file, partial(super().set_trial_user_attr, *given, **named))
+
+    def set_trial_system_attr(self, *given: Any, **named: Any) -> None:
+        when_writable(self._file, partial(super().set_trial_system_attr, *given, **named))
 
 
 def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import psutil
@@ -82,6 +83,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
+@cache
 def _git_commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     try:

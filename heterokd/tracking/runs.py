@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 SCALARS = ("student/", "teacher/", "test/")
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
+
+BATCH = 900
+"""Metrics of a call; MLflow takes a thousand, and a few scalars come on top."""
 
 _STATUS = {"running": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 _FINAL = ("complete", "pruned", "failed")
@@ -102,6 +105,15 @@ class StudyRuns:
         """
         return self._try(lambda: self._finish(summary, status))
 
+    def answers(self) -> bool:
+        """Whether there is somebody to log to; a file always is."""
+        try:
+            if self.uri.startswith("http"):
+                probe(self.uri)
+        except TrackingError:
+            return False
+        return True
+
     def close_zombies(self) -> int:
         """Close, as KILLED, every RUNNING run of this store whose process on this machine is gone.
 
@@ -135,6 +147,9 @@ class StudyRuns:
             self._connect()
             action()
         except (MlflowException, SQLAlchemyError, OSError, UserError) as error:
+            if isinstance(error, MlflowException | SQLAlchemyError):
+                # It may have kept what it did not answer for: what is there is asked of the store again.
+                self._parent, self._runs, self._is_running = "", {}, False
             if not self._is_silent:
                 logger.warning(
                     "MLflow at %s is not up to date (%s); the results are safe in %s and logged as soon as it can be",
@@ -169,35 +184,33 @@ class StudyRuns:
             self.client.update_run(run.id, status="RUNNING")
             self._tag(run.id, {**process_tags(), "heterokd.pruned": "false", "heterokd.state": state})
             run.state = state
-        for report in reports:
-            self._log_report(run, report)
-        self._log_scalars(run, _scalars(status))
+        self._log(run, reports, _scalars(status))
         if run.state != state:
             self._end(run, trial, state)
 
-    def _log_report(self, run: _TrialRun, report: Mapping[str, float]) -> None:
-        epoch = int(report["epoch"])
+    def _log(self, run: _TrialRun, reports: Sequence[Mapping[str, float]], scalars: Mapping[str, float]) -> None:
+        """Reports, in as few calls as MLflow takes, and what is new of the scalars; an epoch is there whole or not."""
         now = int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, epoch)
-            for key, value in report.items()
-            if key != "epoch" and not key.startswith(SCALARS)
-        ]
-        if metrics:
-            self.client.log_batch(run.id, metrics=metrics)
-        run.epoch = epoch
-        self._log_scalars(run, report)
-
-    def _log_scalars(self, run: _TrialRun, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, 0)
-            for key, value in values.items()
-            if key.startswith(SCALARS) and key not in run.keys
-        ]
-        if metrics:
-            self.client.log_batch(run.id, metrics=metrics)
-            run.keys.update(metric.key for metric in metrics)
+        waiting: list[Metric] = []
+        for report in reports:
+            epoch, once = int(report["epoch"]), {key: value for key, value in report.items() if key.startswith(SCALARS)}
+            metrics = [
+                Metric(key, float(value), now, epoch)
+                for key, value in report.items()
+                if key != "epoch" and key not in once
+            ]
+            if len(waiting) + len(metrics) > BATCH:
+                self.client.log_batch(run.id, metrics=waiting)
+                waiting = []
+            waiting += metrics
+            run.epoch = epoch
+            scalars = {**once, **scalars}
+        for key, value in scalars.items():
+            if key.startswith(SCALARS) and key not in run.keys:
+                waiting.append(Metric(key, float(value), now, 0))
+                run.keys.add(key)
+        if waiting:
+            self.client.log_batch(run.id, metrics=waiting)
 
     def _end(self, run: _TrialRun, trial: TrialFolder, state: str) -> None:
         """Artifacts first, the status last: it marks that everything is there."""
@@ -263,11 +276,12 @@ class StudyRuns:
             "heterokd.dataset": recipe.data.dataset,
             "heterokd.recipe": recipe.hash,
             "heterokd.pruned": "false",
+            "heterokd.state": "running",
         }
         if confirms is not None:
             tags["heterokd.confirms"] = str(confirms)
         created = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        return _TrialRun(created.info.run_id)
+        return _TrialRun(created.info.run_id, "running")
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value[:TEXT_LIMIT]) for key, value in tags.items()])

@@ -1,0 +1,60 @@
+"""An objective that does nothing: what `many_trials.py` measures everything else with. Trials import it from here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterokd.caching import CacheUse
+from heterokd.config import Recipe
+from heterokd.networks import AnyNetwork, build_network
+from heterokd.root import Root, TrialFolder
+from heterokd.training import Metrics, Trained
+
+
+def score(sample: Mapping[str, Any], progress: float) -> float:
+    """A top-1 that depends on all values and rises with training: what the sampler learns from costs it as much."""
+    reached = 0.9
+    for key, value in sample.items():
+        if isinstance(value, float):
+            place = math.log10(max(value, 1e-9)) / 9
+        else:
+            place = sum(map(ord, f"{key}{value}")) % 97 / 97
+        reached -= 0.02 * abs(math.sin(3 * place))
+    return max(0.0, reached * (1 - 0.5 * math.exp(-4 * progress)))
+
+
+@lru_cache(maxsize=1)
+def some_student() -> AnyNetwork:
+    """Made once a process: building networks is no cost of a search."""
+    return build_network("test_resnet", 10, image_size=32).eval()
+
+
+def train_nothing(
+    recipe: Recipe,
+    folder: TrialFolder,
+    root: Root,
+    weights: Path | None,
+    keep_going: Callable[[Metrics], bool],
+    *,
+    rungs: Collection[int] = (),
+    device: torch.device | str = "cpu",
+    cache: CacheUse = "found",
+) -> Trained:
+    """As `run_recipe`, without training: reports are written and rungs asked."""
+    sample = {"method": recipe.method, **recipe.params, "rate": recipe.training.learning_rate}
+    epochs = recipe.training.epochs
+    metrics: Metrics = {}
+    epoch, stopped = 0, False
+    while epoch < epochs and not stopped:
+        epoch += 1
+        reached = score(sample, epoch / epochs)
+        metrics = {"val/top1": reached, "val/loss": 1 - reached, "train/loss": 1 - reached, "epoch": epoch}
+        folder.append(metrics)
+        stopped = not keep_going(metrics) and epoch < epochs
+    return Trained(some_student(), metrics, epoch, stopped)
