@@ -3,7 +3,8 @@
     python benchmarks/many_trials.py [--out results.json] [--trials 2000] [--study 10000]
 
 The objective does nothing: a formula stands in for the training, everything else is what `heterokd search` runs, with
-MLflow in SQLite. Then the study alone, asked and told as fast as it answers. Memory is what the process holds for itself.
+MLflow in SQLite. Then the study alone, asked and told as fast as it answers. Memory is what the process holds for
+itself.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def train_nothing(
     keep_going: Callable[[Metrics], bool],
     *,
     rungs: Collection[int] = (),
+    save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     cache: CacheUse = "found",
 ) -> Trained:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""
 
-__all__ = ["Cluster", "connected", "plan_cluster", "ray", "tune"]
+__all__ = ["Cluster", "connected", "is_leaving", "plan_cluster", "ray", "tune"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,15 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         yield
     finally:
         ray.shutdown()
+
+
+def is_leaving() -> bool:
+    """Whether this process's node was told to leave: the warning of a spot machine, or a drain.
+
+    Ray gives no other answer than its internal one, which Ray Train asks as well.
+    """
+    draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return ray.get_runtime_context().get_node_id() in draining
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:

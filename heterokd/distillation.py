@@ -327,6 +327,7 @@ def run_recipe(
     keep_going: Callable[[Metrics], bool],
     *,
     rungs: Collection[int] = (),
+    save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     cache: CacheUse = "found",
 ) -> Trained:
@@ -341,6 +342,7 @@ def run_recipe(
         weights: the prepared teacher's weights.
         keep_going: told each epoch's metrics after they are on disk; False stops the training.
         rungs: epochs after which a checkpoint is written.
+        save_now: see `train`.
         device: where to train.
         cache: see `training_teacher`.
 
@@ -364,6 +366,7 @@ def run_recipe(
         report,
         checkpoint=folder.checkpoint,
         rungs=rungs,
+        save_now=save_now,
         device=device,
         precision=precision,
         wrap=group.data_parallel,

@@ -96,6 +96,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     rungs: Collection[int] = (),
+    save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     precision: Precision = FP32,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
@@ -111,6 +112,7 @@ def train(
         checkpoint: file to resume from when it exists, and to write at every rung; any number of workers may have
             written it.
         rungs: epochs after which a checkpoint is written.
+        save_now: asked after each epoch whether a checkpoint is wanted, rung or not: the machine may be about to go.
         device: where to train.
         precision: number format and memory format of the forward pass.
         wrap: makes the distiller a data-parallel one (several workers).
@@ -132,7 +134,7 @@ def train(
             metrics["epoch"] = epoch
             go_on = group.first_says(group.rank() != 0 or report(metrics))
             stopped = not go_on and epoch < recipe.training.epochs
-            is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS
+            is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
             if checkpoint is not None and is_due and group.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()

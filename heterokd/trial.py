@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol
 import torch
 
 from heterokd.caching import CacheUse
-from heterokd.cluster import ray, tune
+from heterokd.cluster import is_leaving, ray, tune
 from heterokd.config import Experiment, Recipe
+from heterokd.disk import when_writable
 from heterokd.distillation import run_recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
@@ -36,6 +37,7 @@ class RunRecipe(Protocol):
         keep_going: Callable[[Metrics], bool],
         *,
         rungs: Collection[int] = (),
+        save_now: Callable[[], bool] = lambda: False,
         device: torch.device | str = "cpu",
         cache: CacheUse = "found",
     ) -> Trained:
@@ -146,8 +148,20 @@ def run_trial(
         cache: CacheUse = "found" if filled is None else "built"
         if filled == (recipe.training.seed, recipe.views):
             cache = "shared"
-        trained = run(
-            recipe, folder, Root(root), weights, keep_going, rungs=assignment.rungs, device=device, cache=cache
+        trained = when_writable(
+            folder.path,
+            # From its checkpoint where something else than a report met a disk that cannot be written.
+            lambda: run(
+                recipe,
+                folder,
+                Root(root),
+                weights,
+                keep_going,
+                rungs=assignment.rungs,
+                save_now=is_leaving,
+                device=device,
+                cache=cache,
+            ),
         )
         metrics = trained.metrics
         if trained.stopped:
