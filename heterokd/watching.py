@@ -133,5 +133,7 @@ def _forget(trial: Any) -> bool:
     if not trial.is_finished():
         return False
     trial.config, trial.evaluated_params = {}, {}
+    kept = trial.run_metadata.checkpoint_manager
     trial.run_metadata = type(trial.run_metadata)()
+    trial.run_metadata.checkpoint_manager = kept  # Tune's own result asks it; it is empty
     return True
