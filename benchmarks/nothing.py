@@ -1,8 +1,10 @@
-"""An objective that does nothing: what `many_trials.py` measures everything else with. Trials import it from here."""
+"""Objectives that do nothing, to measure everything else with: `many_trials.py`, `overhead.py`. Trials import them."""
 
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -59,3 +61,30 @@ def train_nothing(
         folder.append(metrics)
         stopped = not keep_going(metrics) and epoch < epochs
     return Trained(some_student(), metrics, epoch, stopped)
+
+
+def sleep_through(
+    recipe: Recipe,
+    folder: TrialFolder,
+    root: Root,
+    weights: Path | None,
+    keep_going: Callable[[Metrics], bool],
+    *,
+    rungs: Collection[int] = (),
+    save_now: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+    cache: CacheUse = "found",
+) -> Trained:
+    """As `run_recipe`: its training sleeps through `SLEEP_SECONDS`, and it says how long it slept."""
+    some_student()
+    epochs, slept = recipe.training.epochs, 0.0
+    metrics: Metrics = {}
+    for epoch in range(1, epochs + 1):
+        started = time.monotonic()
+        time.sleep(float(os.environ["SLEEP_SECONDS"]) / epochs)
+        slept += time.monotonic() - started
+        metrics = {"val/top1": 0.5, "train/loss": 1.0, "time/slept": slept, "epoch": epoch}
+        folder.append(metrics)
+        save_now()
+        keep_going(metrics)
+    return Trained(some_student(), metrics, epochs, stopped=False)

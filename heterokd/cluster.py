@@ -114,13 +114,13 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         ray.shutdown()
 
 
-def is_leaving() -> bool:
-    """Whether this process's node was told to leave: the warning of a spot machine, or a drain.
+def is_leaving(*, anywhere: bool = False) -> bool:
+    """Whether this process's node (or any node) was told to leave: the warning of a spot machine, or a drain.
 
     Ray gives no other answer than its internal one, which Ray Train asks as well.
     """
     draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
-    return ray.get_runtime_context().get_node_id() in draining
+    return bool(draining) and (anywhere or ray.get_runtime_context().get_node_id() in draining)
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:

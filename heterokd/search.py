@@ -270,6 +270,7 @@ def search(
             raise KeyboardInterrupt
         _draw(folder, experiment, root, prepared.weights)
         write_report(folder, experiment, summary)
+        runs.wait()
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
         following.ended()

@@ -28,7 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from heterokd import errors
 from heterokd.caching import CacheUse
-from heterokd.cluster import Cluster, ray
+from heterokd.cluster import Cluster, is_leaving, ray
 from heterokd.config import Recipe
 from heterokd.distillation import open_splits, run_recipe
 from heterokd.errors import HeterokdError
@@ -65,10 +65,11 @@ class OnWorkers:
         keep_going: Callable[[Metrics], bool],
         *,
         rungs: Collection[int] = (),
+        save_now: Callable[[], bool] = lambda: False,
         device: torch.device | str = "cpu",
         cache: CacheUse = "found",
     ) -> Trained:
-        """As `run_recipe`; `device` is each worker's own.
+        """As `run_recipe`; `device` is each worker's own, and the workers look themselves whether a node leaves.
 
         Raises:
             HeterokdError: what a worker raised.
@@ -144,6 +145,7 @@ def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
             work["weights"],
             keep_going,
             rungs=work["rungs"],
+            save_now=lambda: is_leaving(anywhere=True),
             device=get_device(),
             cache=work["cache"],
         )

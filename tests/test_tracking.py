@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from torch import Tensor, nn
 
 from heterokd.dataset import Splits
@@ -275,6 +276,32 @@ def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCapt
     runs.uri, runs.client = uri, client
     assert runs.sync_trial(made)
     assert steps(runs, all_runs(runs)["000-kd"], "train/loss") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_artifact", "set_terminated"])
+def test_an_answer_that_is_lost_doubles_nothing(root: Root, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The store does what it is asked, and its server dies before it says so."""
+    runs = project(root)
+    made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
+    done = getattr(runs.client, call)
+
+    def unanswered(*given: object, **named: object) -> None:
+        done(*given, **named)
+        raise MlflowException("the connection was reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.client, call, unanswered)
+        assert not runs.sync_trial(made)
+    assert runs.sync_trial(made)
+    assert runs.finish({})
+    found = runs.client.search_runs([runs.experiment_id])
+    assert sorted(str(run.info.run_name) for run in found) == ["000-kd", "tiny"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    for key in ("train/loss", "val/top1"):
+        assert steps(runs, all_runs(runs)["000-kd"], key) == [1, 2, 3]
+    for key in all_runs(runs)["000-kd"].data.metrics:
+        if key.startswith("student/"):
+            assert steps(runs, all_runs(runs)["000-kd"], key) == [0]
 
 
 def test_a_logged_student_gives_its_logits_without_pickle(root: Root) -> None:

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 SCALARS = ("student/", "teacher/", "test/")
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
 
+PATIENCE = 180.0
+"""Seconds that the end of a study waits for a server: one that is started again takes a minute or two."""
+
 BATCH = 900
 """Metrics of a call; MLflow takes a thousand, and a few scalars come on top."""
 
@@ -113,6 +116,15 @@ class StudyRuns:
         except TrackingError:
             return False
         return True
+
+    def wait(self, seconds: float = PATIENCE) -> bool:
+        """Give a server that is away for a moment time to come back; whether it answers."""
+        ends = time.monotonic() + seconds
+        if not self.answers():
+            logger.warning("MLflow at %s does not answer; waiting %.0f s for it", shown(self.uri), seconds)
+        while not (there := self.answers()) and time.monotonic() < ends:
+            time.sleep(1)
+        return there
 
     def close_zombies(self) -> int:
         """Close, as KILLED, every RUNNING run of this store whose process on this machine is gone.
