@@ -240,6 +240,68 @@ def match(
 
 
 @app.command()
+def auto(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a folder for each class.")],
+    teachers: Annotated[list[str], typer.Option("--teacher", help="timm's name; of several the best is taken.")],
+    students: Annotated[list[str], typer.Option("--student", help="timm's name; proposed when left out.")] = [],  # noqa: B006
+    max_params_m: Annotated[float | None, typer.Option(min=0, help="Of a student, in millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Of one image on one core.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Of the search: 30m, 2h, 1d.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and plan it, run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write the experiment.")] = None,
+    root: RootFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
+    began = _began()
+    from heterokd.automatic import Limits, propose, read_hours
+    from heterokd.errors import StudyError
+    from heterokd.looking import look, use
+    from heterokd.plan import plan_experiment
+    from heterokd.root import Root
+    from heterokd.terminal import Terminal, plan_lines
+
+    hours = None if budget is None else read_hours(budget)
+    with Terminal("val/top1", quiet=as_json) as terminal:
+        seen = look(images)
+        for sentence in seen.sentences():
+            terminal.say(sentence)
+        folder = use(seen, root / "auto" / images.resolve().name)
+        limits = Limits(max_params_m, max_latency_ms, hours)
+        state = Root(root)
+        made = propose(
+            seen,
+            folder,
+            teachers,
+            students,
+            limits,
+            state,
+            out,
+            fitting=not dry_run,
+            progress=terminal.teacher_epoch,
+        )
+        for sentence in made.said:
+            terminal.say(sentence)
+        study = state.study(made.experiment.name)
+        if study.experiment_file.exists() and not dry_run:
+            raise StudyError(
+                f"{study.path}: the study {made.experiment.name!r} exists already; go on with it "
+                f"(heterokd search {made.file} --resume), or give the folder of images another name"
+            )
+        terminal.say(f"experiment {made.file}")
+        plan = plan_experiment(made.experiment, state, began=began, say=terminal.say)
+        for line in plan_lines(plan):
+            terminal.say(line)
+    if not dry_run:
+        search(made.file, [], None, False, None, root, as_json)
+    elif as_json:
+        said = [*seen.sentences(), *made.said]
+        _print_json({"experiment": str(made.file), "said": said, "plan": plan.to_json()})
+    else:
+        print(f"run it with: heterokd search {made.file}{'' if root == Path('runs') else f' --root {root}'}")
+
+
+@app.command()
 def teacher(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006

@@ -34,6 +34,7 @@ COMMANDS = (
     "methods",
     "datasets",
     "match",
+    "auto",
     "plan",
     "ui",
 )

@@ -5,7 +5,7 @@ keeps them. Networks that classify pixels come from segmentation_models_pytorch:
 `segmentation_bodies` builds them, `segmentation_names` reads their names.
 """
 
-from heterokd.networks.bodies import network_names, published_classes, published_licence
+from heterokd.networks.bodies import network_names, no_weights, published_classes, published_licence
 from heterokd.networks.network import (
     AnyNetwork,
     Deployable,
@@ -30,6 +30,7 @@ __all__ = [
     "deployable",
     "load_weights",
     "network_names",
+    "no_weights",
     "open_timm_folder",
     "predict_spec",
     "published_classes",

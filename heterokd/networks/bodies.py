@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -18,10 +21,34 @@ import heterokd.networks.architectures  # noqa: F401 - registers its networks wi
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
 
+PATIENCE = 5.0
+"""Seconds to wait for where weights are kept."""
+
 
 def network_names(pattern: str = "") -> list[str]:
     """The names timm knows and those of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
     return timm.list_models(pattern) + segmentation_names(pattern)
+
+
+def no_weights(name: str) -> str | None:
+    """Why timm's weights for a name cannot be had here, in a few words, known within seconds; None where they can."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        return "timm publishes none"
+    files = ("model.safetensors", "pytorch_model.bin")
+    if config.hf_hub_id and any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
+        return None
+    address = urlsplit(constants.ENDPOINT if config.hf_hub_id else str(config.url))
+    if getproxies().get(address.scheme) or constants.HF_HUB_OFFLINE:
+        return "downloads are switched off" if constants.HF_HUB_OFFLINE else None
+    try:
+        # Asked first: a download tries again and again for a minute before it says the same.
+        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE).close()
+    except OSError as error:
+        return f"no connection: {error.strerror or error}"
+    return None
 
 
 def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False) -> Any:
