@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format docs bench ui clean
+.PHONY: help install quickstart test test-slow lint format docs bench bench-search ui clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -60,6 +60,11 @@ docs: $(STAMP) ## Write docs/methods.md and the papers' experiments anew
 
 bench: $(STAMP) ## Measure again what benchmarks/RESULTS.md says
 	$(BIN)/python benchmarks/run.py
+
+bench-search: $(STAMP) ## Build the search's tables where they lack, and let every strategy search them
+	$(BIN)/python -m benchmarks.search_efficiency build
+	$(BIN)/python -m benchmarks.search_efficiency run --out benchmarks/search_efficiency.json \
+	  --picture docs/pictures/search_efficiency.png
 
 ui: $(STAMP) ## MLflow's pages on 127.0.0.1
 	$(BIN)/heterokd ui

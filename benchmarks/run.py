@@ -15,6 +15,10 @@ def main() -> None:
         if file.name not in NO_BENCHMARKS:
             print(f"== {file.stem}", flush=True)
             subprocess.run([sys.executable, str(file), "--out", str(HERE / f"{file.stem}.json")], check=True)
+    print("== search_efficiency", flush=True)
+    command = [sys.executable, "-m", "benchmarks.search_efficiency"]
+    subprocess.run([*command, "build"], check=True, cwd=HERE.parent)
+    subprocess.run([*command, "run", "--out", str(HERE / "search_efficiency.json")], check=True, cwd=HERE.parent)
 
 
 if __name__ == "__main__":

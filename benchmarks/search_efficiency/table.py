@@ -1,0 +1,97 @@
+"""A table: what came of every configuration with every seed, in one compressed file, and a checksum of it in git."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.search_efficiency.digits import TEST, VAL
+
+FOLDER = Path(__file__).parent / "tables"
+CHECKSUMS = FOLDER / "SHA256SUMS"
+
+SHOWN = tuple(range(8))
+"""Seeds that a search may see, with the accuracy after every epoch."""
+
+HIDDEN = tuple(range(1000, 1016))
+"""Seeds that no search sees: their mean is what a configuration is truly worth."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All trainings of a pair; rows in the order of `Pair.configs`.
+
+    Attributes:
+        val: [C, SHOWN, EPOCHS] right answers of VAL images after each epoch.
+        test: [C, SHOWN, EPOCHS] likewise, of TEST images.
+        hidden_val: [C, HIDDEN] after the last epoch.
+        hidden_test: likewise.
+        seconds: [C] processor seconds of one training among its fellows.
+        teacher: the teacher's weights, by name.
+    """
+
+    val: NDArray[np.uint16]
+    test: NDArray[np.uint16]
+    hidden_val: NDArray[np.uint16]
+    hidden_test: NDArray[np.uint16]
+    seconds: NDArray[np.float32]
+    teacher: dict[str, NDArray[np.float32]]
+
+    @cached_property
+    def truth(self) -> NDArray[np.float64]:
+        """[C] top-1 on val over the hidden seeds."""
+        return self.hidden_val.mean(1) / VAL
+
+    @cached_property
+    def test_truth(self) -> NDArray[np.float64]:
+        """[C] top-1 on test over the hidden seeds."""
+        return self.hidden_test.mean(1) / TEST
+
+    @cached_property
+    def noise(self) -> float:
+        """Deviation of one training's val top-1 between seeds: of the better half, pooled (bad ones scatter more)."""
+        good = self.truth >= np.median(self.truth)
+        return float(np.sqrt((self.hidden_val[good] / VAL).var(1, ddof=1).mean()))
+
+    def regret(self, config: int, *, on_test: bool = False) -> float:
+        """(best - this) / (best - median) of the truth."""
+        truth = self.test_truth if on_test else self.truth
+        return float((truth.max() - truth[config]) / (truth.max() - np.median(truth)))
+
+
+def save(table: Table, name: str) -> None:
+    """Write a table and its checksum."""
+    FOLDER.mkdir(exist_ok=True)
+    content = {key: value for key, value in vars(table).items() if isinstance(value, np.ndarray)}
+    content |= {f"teacher.{key}": value for key, value in table.teacher.items()}
+    np.savez_compressed(FOLDER / f"{name}.npz", **content)
+    sums = checksums() | {f"{name}.npz": checksum(name)}
+    CHECKSUMS.write_text("".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items())))
+
+
+def load(name: str) -> Table:
+    """Read a table."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        content = dict(file)
+    teacher = {key.removeprefix("teacher."): content.pop(key) for key in list(content) if key.startswith("teacher.")}
+    return Table(**content, teacher=teacher)
+
+
+def stored() -> tuple[str, ...]:
+    """Names of the tables that were built."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.npz")))
+
+
+def checksums() -> dict[str, str]:
+    """What `SHA256SUMS` says of each file."""
+    return dict(line.split()[::-1] for line in CHECKSUMS.read_text().splitlines()) if CHECKSUMS.exists() else {}
+
+
+def checksum(name: str) -> str:
+    """SHA-256 of a table's file, as `sha256sum` prints it."""
+    return hashlib.sha256((FOLDER / f"{name}.npz").read_bytes()).hexdigest()
