@@ -7,10 +7,13 @@ published setting has been trained, from what those trials took.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any, Literal
+
+import torch
 
 from heterokd.config import Experiment
 from heterokd.errors import HeterokdError
@@ -18,6 +21,7 @@ from heterokd.plan.costs import Costs, MethodCost
 from heterokd.plan.counting import count
 from heterokd.plan.estimate import Plan
 from heterokd.plan.experiment import keep, plan_file, plan_with, question_of
+from heterokd.precision import device_name
 from heterokd.root import Root, StudyFolder, TrialFolder, read_json, write_text
 
 Event = Literal["start", "report", "finish"]
@@ -145,11 +149,13 @@ def costs_of_trials(trials: list[TrialFolder], began: float) -> Costs | None:
     }
     processes = {status.get("pid") for status in statuses.values()}
     first = min(status["began"] for status in statuses.values() if "began" in status)
+    parallel = max(1, len(processes))
+    has_gpu = torch.cuda.is_available()
     return Costs(
-        device="this machine",
-        parallel=max(1, len(processes)),
-        cpus=1.0,
-        gpus=0.0,
+        device=device_name("cuda" if has_gpu else "cpu"),
+        parallel=parallel,
+        cpus=float(max(1, (os.cpu_count() or 1) // parallel)),
+        gpus=torch.cuda.device_count() / parallel if has_gpu else 0.0,
         start=first - began,
         process=0.0,
         end=END_SECONDS,
