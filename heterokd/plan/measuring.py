@@ -31,8 +31,9 @@ from heterokd.study import BASELINE
 from heterokd.tasks import build_task
 from heterokd.tracking import open_store
 
-END_SHARE = 1.0
-"""What comes after the last trial (pictures, page, the winner's registration) takes about as long as the start-up."""
+END_SHARE = 0.75
+"""What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,
+which loads about as much: 13 of 18 seconds in a quickstart on two busy cores."""
 
 Timings = dict[tuple[str, str], MethodCost]
 """By method and student."""
