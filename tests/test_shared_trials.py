@@ -80,10 +80,10 @@ def run_script(folder: Path, script: str, *arguments: object) -> Any:
 def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(tiny_file: Write, tmp_path: Path) -> None:
     """A study begun with one worker a trial and gone on with two, one of whose trial processes is killed."""
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.05, "log": True}}}
-    settings = {"space": space, "first_rung": 0.3, "reduction_factor": 8, "metric": "val/loss", "parallel": None}
+    settings = {"space": space, "first_rung": 0.3, "reduction_factor": 14, "metric": "val/loss", "parallel": None}
     file = tiny_file(name="shared", student=WITHOUT_BATCH_NORM, search=settings)
     root = Root(tmp_path / "runs")
-    run_script(tmp_path, SEARCH, file, root.path, 12, 1, "live")
+    run_script(tmp_path, SEARCH, file, root.path, 14, 1, "live")
     folder = root.study("shared")
     alone = {trial.number for trial in folder.trials()}
     found = run_script(tmp_path, SEARCH, file, root.path, 38, 2, "kill")

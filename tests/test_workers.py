@@ -13,13 +13,13 @@ import torch.distributed as dist
 from conftest import TINY
 
 from heterokd import group
-from heterokd.config import Experiment, Recipe
+from heterokd.config import Experiment, NetworkSettings, Recipe, methods_of
 from heterokd.datasets import load_dataset
-from heterokd.errors import TrainingDiverged
+from heterokd.errors import PairError, TrainingDiverged
 from heterokd.loaders import make_loaders
 from heterokd.networks import build_network
 from heterokd.teachers import LiveTeacher
-from heterokd.training import Metrics, train
+from heterokd.training import Metrics, build_distiller, train
 from heterokd.views import POLICIES
 
 Write = Callable[..., Path]
@@ -56,6 +56,16 @@ def recipe_of(case: str) -> Recipe:
     return experiment_of(training, student).recipe({"method": method})
 
 
+# Batch norms and class maps that some methods read, and the tiny pair has not.
+RESNET = NetworkSettings(network="test_resnet", options={"output_stride": 8})
+
+
+@functools.cache
+def resnet_teacher() -> LiveTeacher:
+    torch.manual_seed(0)
+    return LiveTeacher(build_network(RESNET.network, 10, RESNET.options))
+
+
 @functools.cache
 def vit_teacher() -> LiveTeacher:
     torch.manual_seed(0)
@@ -87,6 +97,28 @@ def diverged() -> str:
     except TrainingDiverged as error:
         return str(error)
     return "went on"
+
+
+def every_method(rank: int, folder: str) -> None:
+    """What two workers report of a training by each method of classification, and one process."""
+    join(rank, 2, folder)
+    found = {}
+    for method in methods_of("classification"):
+        shared = {"sync_batch_norm": True, "gather": True, "epochs": 1}
+        recipe, teacher = (
+            experiment_of(shared, {"network": "test_efficientnet"}).recipe({"method": method}),
+            vit_teacher(),
+        )
+        try:
+            build_distiller(recipe, teacher, 10)
+        except PairError:
+            recipe, teacher = recipe.model_copy(update={"student": RESNET}), resnet_teacher()
+        with group.alone():
+            alone = trained(recipe, teacher)["reports"]
+        found[method] = trained(recipe, teacher)["reports"], alone
+    if rank == 0:
+        torch.save(found, f"{folder}/methods.pt")
+    dist.destroy_process_group()
 
 
 def join(rank: int, world_size: int, folder: str) -> None:
@@ -160,6 +192,14 @@ def test_any_number_of_workers_stops_together_and_goes_on_from_the_checkpoint(fo
     expected = alone("kd")
     expected = {**expected, "reports": expected["reports"][1:]}
     check_equal(resumed, expected)
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one_process_for_every_method(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(every_method, (str(tmp_path),), nprocs=2)
+    for method, (shared, alone) in torch.load(tmp_path / "methods.pt").items():
+        for ours, theirs in zip(losses(shared), losses(alone), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), method
 
 
 def test_a_loss_that_is_not_finite_ends_every_worker(workers: list[dict[str, Any]]) -> None:
