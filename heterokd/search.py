@@ -179,6 +179,8 @@ def run_study(
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
             tuner.fit()
             summary: dict[str, Any] = ray.get(judge.summary.remote())
+            # In a Ray that outlives this search it would wait for its handles to be collected, with all that it holds.
+            ray.kill(judge)
     finally:
         projector.close()
         if held is not None:
