@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from heterokd.config import Experiment, read_yaml
@@ -31,6 +32,13 @@ UNRANKED = 0.5
 
 SHARPNESS = 4.0
 """How much likelier the prior draws the best method (mean rank 0) than the worst (1): e to this power."""
+
+
+WARM_LEADERS = 3
+"""Leaders of another study that a search begins with."""
+
+WARM_WEIGHT = 0.5
+"""Share of the first samples whose method is drawn by ranks, in a search that begins where others ended."""
 
 
 @dataclass(frozen=True)
@@ -219,20 +227,77 @@ def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, 
     return dict(sorted(expected.items(), key=lambda item: item[1]))
 
 
-def method_prior(experiment: Experiment, methods: Sequence[str], finished: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Warm:
+    """What finished studies of similar pairs let expect.
+
+    Attributes:
+        samples: what led there, in this experiment's own space, best first.
+        ranks: by method, its mean rank there: 0 the best, 1 the worst.
+    """
+
+    samples: tuple[dict[str, Scalar], ...] = ()
+    ranks: Mapping[str, float] = field(default_factory=dict)
+
+
+def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) -> Warm:
+    """What to begin with after other studies, each of which counts as much as the others.
+
+    Args:
+        experiment: its methods and domains decide what of it is usable: values that a domain does not hold are replaced
+            by its nearest one, keys that it does not have are left out.
+        summaries: of the studies, as `Study.summary` gives them.
+    """
+    columns = []
+    ranks: dict[str, list[float]] = {}
+    for summary in summaries:
+        leaders = [leader for leader in summary["leaders"] if leader["method"] in experiment.methods]
+        first = list(dict.fromkeys(leader["method"] for leader in leaders))
+        for place, method in enumerate(first):
+            ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
+        columns.append([leader["sample"] for leader in leaders if leader["method"] != "scratch"][:WARM_LEADERS])
+    samples: list[dict[str, Scalar]] = []
+    # The best of each study, then the second of each.
+    for place in range(WARM_LEADERS):
+        for column in columns:
+            if place < len(column):
+                sample = _translated(experiment, column[place])
+                if sample not in samples:
+                    samples.append(sample)
+    return Warm(tuple(samples), {method: math.fsum(found) / len(found) for method, found in ranks.items()})
+
+
+def _translated(experiment: Experiment, sample: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    method = str(sample["method"])
+    known = experiment.method_domains(method) | experiment.shared_domains()
+    return experiment.published(method, {key: value for key, value in sample.items() if key in known})
+
+
+def method_prior(
+    experiment: Experiment, methods: Sequence[str], finished: int, warm: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, float]:
     """With which probability the next sample's method is drawn by the tables instead of by the sampler.
 
         share(n) = w exp(-n / N)           q(m) = exp(-s r(m)) / sum_m' exp(-s r(m'))           share(n) q(m)
 
-    w is `search.prior_weight`, n the finished samples (published starts apart), N the number of methods, r the expected
-    mean rank and s `SHARPNESS`. The share vanishes within a few N samples, so that the tables cannot hold a search
-    that finds them wrong; what is left of 1 belongs to the sampler.
+    w is `search.prior_weight` (at least `WARM_WEIGHT` after other studies, whose ranks then count half), n the finished
+    samples (published starts apart), N the number of methods, r the expected mean rank and s `SHARPNESS`. The share
+    vanishes within a few N samples, so that the tables cannot hold a search that finds them wrong; what is left of 1
+    belongs to the sampler.
+
+    Args:
+        experiment: the question.
+        methods: that are sampled.
+        finished: samples.
+        warm: mean ranks in other studies.
     """
-    weight = experiment.search.prior_weight
+    weight = max(experiment.search.prior_weight, WARM_WEIGHT if warm else 0.0)
     if not weight or not methods:
         return {}
     share = weight * math.exp(-finished / len(methods))
-    likely = {method: math.exp(-SHARPNESS * rank) for method, rank in expected_ranks(experiment, methods).items()}
+    ranks = expected_ranks(experiment, methods)
+    ranks = {method: (rank + warm[method]) / 2 if method in warm else rank for method, rank in ranks.items()}
+    likely = {method: math.exp(-SHARPNESS * rank) for method, rank in ranks.items()}
     total = math.fsum(likely.values())
     return {method: share * value / total for method, value in likely.items()}
 

@@ -39,7 +39,7 @@ ROWS = (
     ("cache", "pixels", "loaders", "tasks", "distiller", "optim", "cka"),
     ("config",),
     ("root", "timing", "precision", "evaluation", "teachers", "updates", "training", "memory", "significance"),
-    ("caching",),
+    ("caching", "latency"),
     ("distillation",),
     (
         "filling",

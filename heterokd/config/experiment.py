@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -140,6 +140,9 @@ class Experiment(Settings):
         search, dataset = content.get("search", {}), content["data"].get("dataset")
         if not isinstance(search, Mapping) or not isinstance(dataset, str) or dataset not in DATASETS:
             return content
+        objectives = search.get("objectives")
+        if isinstance(objectives, (list, tuple)) and objectives and search.get("metric") in (None, objectives[0]):
+            return {**content, "search": {**search, "metric": objectives[0]}}
         if search.get("metric") is not None:
             return content
         return {**content, "search": {**search, "metric": score_of(DATASETS[dataset].tasks)}}
@@ -150,6 +153,16 @@ class Experiment(Settings):
         if self.metric not in names:
             raise ValueError(
                 f"search.metric: {self.metric!r} is not measured in {self.data.task}; choose {' or '.join(names)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> Experiment:
+        objectives = self.search.objectives
+        if objectives and objectives[0] != self.metric:
+            raise ValueError(
+                f"search.objectives: begins with {objectives[0]!r}, but search.metric is {self.metric!r}; "
+                "leave search.metric out"
             )
         return self
 
@@ -188,7 +201,14 @@ class Experiment(Settings):
     @property
     def by_student(self) -> bool:
         """Whether students are compared with their like only, since size or speed counts beside the metric."""
-        return False
+        return len(self.student.networks) > 1 and bool(self.search.costs)
+
+    def without(self, networks: Collection[str]) -> Experiment:
+        """The same question about the other students."""
+        left = tuple(network for network in self.student.networks if network not in networks)
+        if left == self.student.networks:
+            return self
+        return self.model_copy(update={"student": self.student.model_copy(update={"network": left})})
 
     def shared_domains(self) -> dict[str, Domain]:
         """Domains that every method has: `training.*`, and `student.network` when it is a list."""

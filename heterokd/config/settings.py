@@ -17,6 +17,7 @@ from heterokd.views import POLICIES, AugmentPolicy
 
 Sample = Mapping[str, Scalar]
 Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
+Objective = Metric | Literal["student/params_m", "student/latency_ms"]
 # YAML has names for neither: a path is written as a text, a tuple as a list.
 PathName = Annotated[Path, Strict(False)]
 Side = Annotated[int, Field(ge=8, le=4096)]
@@ -256,6 +257,16 @@ class NetworkSettings(Settings):
 class TeacherSettings(NetworkSettings):
     """The frozen network that is followed."""
 
+    @field_validator("network", mode="before")
+    @classmethod
+    def _one_teacher(cls, network: Any) -> Any:
+        if isinstance(network, (list, tuple)):
+            raise ValueError(
+                "a search follows one teacher in this version; name one, and search once for each of the others "
+                "(search.warm_start_from lets the next search begin where the last one ended)"
+            )
+        return network
+
     checkpoint: PathName | None = Field(None, description="safetensors file of its weights; it is verified, not fitted")
     min_score: float | None = Field(
         None, ge=0, le=1, description="refuse to distil from a worse one (val/top1; in segmentation val/miou)"
@@ -337,7 +348,15 @@ class SearchSettings(Settings):
     metric: Metric | None = Field(
         None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
     )
+    objectives: Annotated[tuple[Objective, ...], Strict(False)] = Field(
+        (), description="the metric and what else counts: student/params_m, student/latency_ms; the metric alone: none"
+    )
+    max_params_m: float | None = Field(None, gt=0, description="leave larger students out, in millions of parameters")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="leave slower students out: a forward at batch 1 on one core, in milliseconds"
+    )
     seed: int = Field(0, ge=0, description="of the sampler")
+    warm_start_from: Names = Field((), description="finished studies of similar pairs: begin with what won there")
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"
     )
@@ -359,6 +378,23 @@ class SearchSettings(Settings):
     )
     confirm_seeds: int = Field(2, ge=0, description="fresh seeds for each of confirm_leaders")
     max_failures: int = Field(2, ge=0, description="restarts of a trial whose process died")
+
+    @field_validator("objectives")
+    @classmethod
+    def _metric_first(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if objectives and not objectives[0].startswith("val/"):
+            raise ValueError(f"begin with the metric, as in [val/top1, {objectives[0]}]")
+        more = [objective for objective in objectives[1:] if objective.startswith("val/")]
+        if more:
+            raise ValueError(f"{more[0]}: beside the one metric stand student/params_m and student/latency_ms")
+        if len(set(objectives)) != len(objectives):
+            raise ValueError("the list names an objective twice")
+        return objectives
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What a student shall have little of: `params_m`, `latency_ms`."""
+        return tuple(objective.removeprefix("student/") for objective in self.objectives[1:])
 
     @model_validator(mode="before")
     @classmethod

@@ -15,7 +15,7 @@ the last promotion back, `record` is what those share.
 """
 
 from heterokd.promotion.decision import Comparison, Decision, Gate
-from heterokd.promotion.figures import compare_confusions, compare_correct, latency_ms
+from heterokd.promotion.figures import compare_confusions, compare_correct
 from heterokd.promotion.promoting import promote
 from heterokd.promotion.rollback import Rollback, rollback
 
@@ -26,7 +26,6 @@ __all__ = [
     "Rollback",
     "compare_confusions",
     "compare_correct",
-    "latency_ms",
     "promote",
     "rollback",
 ]

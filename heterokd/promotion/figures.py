@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +18,6 @@ from heterokd.loaders import open_test
 from heterokd.promotion.decision import Comparison
 from heterokd.tasks import Segmentation, Task, iou_per_class, is_correct
 
-LATENCY_RUNS = 30
-LATENCY_WARM_UPS = 5
-LATENCY_THREADS = 1
-"""Threads of a latency figure: what one core gives, whatever machine the promotion runs on."""
 RESAMPLES = 2000
 """Draws of the bootstrap: enough for the second digit of a 95 % interval."""
 RESAMPLES_AT_ONCE = 250
@@ -145,32 +138,3 @@ def _mean_iou(times: NDArray[np.float64], areas: NDArray[np.float64]) -> NDArray
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=present)
     mean: NDArray[np.float64] = iou.sum(axis=1) / np.maximum(present.sum(axis=1), 1)
     return mean
-
-
-def latency_ms(model: nn.Module, size: tuple[int, int]) -> float:
-    """Median time of a forward of one image, in milliseconds, on the CPU with `LATENCY_THREADS` threads.
-
-    Args:
-        model: takes images [B, 3, H, W].
-        size: height and width of the image, in pixels.
-    """
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    with _threads(LATENCY_THREADS), torch.inference_mode():
-        for _ in range(LATENCY_WARM_UPS):
-            model(image)
-        times = []
-        for _ in range(LATENCY_RUNS):
-            started = time.perf_counter()
-            model(image)
-            times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

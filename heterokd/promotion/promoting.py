@@ -21,11 +21,12 @@ from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
 from heterokd.export import try_export
+from heterokd.latency import LATENCY_RUNS, LATENCY_THREADS, latency_ms
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
 from heterokd.promotion.card import Lineage, cache_of, model_card, shortened
 from heterokd.promotion.decision import Decision, Gate, reason
-from heterokd.promotion.figures import LATENCY_RUNS, LATENCY_THREADS, OnTest, latency_ms, on_test
+from heterokd.promotion.figures import OnTest, on_test
 from heterokd.promotion.record import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
 from heterokd.promotion.served import Served
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text

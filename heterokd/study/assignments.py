@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from heterokd.config import Experiment, Recipe
 from heterokd.space import Domain, Scalar
 
-Origin = Literal["published", "sampled", "confirm"]
+Origin = Literal["published", "warm", "sampled", "confirm"]
 State = Literal["complete", "pruned", "diverged", "failed"]
 
 Stop = Literal["behind", "negative transfer", "not finite", "budget"]
@@ -31,10 +31,11 @@ class Assignment:
         number: of the trial, in Optuna and as its folder.
         recipe: the training.
         sample: what was proposed; keys as in the search space.
-        origin: a method's published setting, a sample, or a leader on a fresh seed.
+        origin: a method's published setting, what led in another study, a sample, or a leader on a fresh seed.
         confirms: number of the trial that this one repeats on a fresh seed.
         rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
         is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs.
+        facts: what is known of the student: `params_m`, `latency_ms`.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Assignment:
     confirms: int | None
     rungs: tuple[int, ...]
     is_timed: bool = False
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def assignment_attrs(

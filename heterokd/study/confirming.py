@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heterokd.config import Experiment
@@ -71,16 +72,19 @@ def share_after(experiment: Experiment, searched: float, *, is_warm: bool) -> fl
     return part
 
 
-def next_repetition(trials: Trials, standings: Standings, capacity: int) -> Repetition | None:
+def next_repetition(
+    trials: Trials, standings: Standings, capacity: int, students: Sequence[str] = ()
+) -> Repetition | None:
     """The repetition that can still change the decision most; None when none can.
 
     Args:
         trials: of the study so far.
         standings: what they say.
         capacity: repetitions that there is room for in all.
+        students: on the Pareto front, where there is one: the best of each is a decision of its own.
     """
     begun = sum(map(len, trials.confirmations.values()))
-    if begun >= capacity or standings.population is None:
+    if begun >= capacity:
         return None
     baseline = _best(standings, [one for one in standings.complete.values() if one.method == BASELINE])
     if baseline is not None:
@@ -88,14 +92,31 @@ def next_repetition(trials: Trials, standings: Standings, capacity: int) -> Repe
         done = len(trials.confirmations.get(baseline.number, ()))
         if done < wanted and begun >= 2 * (done + 1) and not _is_hopeless(trials, baseline.number):
             return _again(trials, baseline)
+    done_of = dict.fromkeys(students or ("",), 0)
+    for number, repeats in trials.confirmations.items():
+        group = standings.group(trials[number])
+        if group in done_of:
+            done_of[group] += len(repeats)
+    for group in sorted(done_of, key=lambda group: done_of[group]):
+        repetition = _in_group(trials, standings, group, done_of[group])
+        if repetition is not None:
+            return repetition
+    return None
+
+
+def _in_group(trials: Trials, standings: Standings, group: str, begun: int) -> Repetition | None:
+    """The repetition that can still change most who is best of a group; None when none can."""
+    population = standings.population(group)
     beliefs: dict[int, Belief] = {}
-    for number in standings.complete:
+    for number, one in standings.complete.items():
+        if standings.group(one) != group:
+            continue
         belief = standings.belief(number, sum(one.is_running for one in trials.confirmations.get(number, ())))
         if belief is not None and not _is_hopeless(trials, number):
             beliefs[number] = belief
-    if len(beliefs) < 2:
+    if len(beliefs) < 2 or population is None:
         return None
-    noise = standings.population.noise
+    noise = population.noise
     leader = max(beliefs, key=lambda one: (beliefs[one].mean, -one))
     if len(trials.confirmations.get(leader, ())) < LEADER_SEEDS:
         return _again(trials, standings.complete[leader])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from heterokd.config import Experiment
@@ -36,6 +36,7 @@ class Leader:
         expected: the value to expect of one more training: all values, shrunk towards what the better configurations
             of the study reach by as much as seeds scatter. The best of several means overstates it; this does not.
         expected_deviation: how sure that is; None when nothing can be said.
+        student: the network.
         confirmed: whether `values` are fresh.
     """
 
@@ -53,6 +54,7 @@ class Leader:
     expected: float
     expected_deviation: float | None
     confirmed: bool
+    student: str
 
 
 class Standings:
@@ -61,7 +63,6 @@ class Standings:
     Attributes:
         complete: the trials that found them, by number.
         repeats: by the number of such a trial, its finished repetitions.
-        population: what the configurations have in common; None below two.
     """
 
     def __init__(self, trials: Trials, experiment: Experiment) -> None:
@@ -76,7 +77,22 @@ class Standings:
         self._fresh = {
             number: [self.sign * self._value(one) for one in group] for number, group in self.repeats.items()
         }
-        self.population: Population | None = population(self._searched, self._fresh)
+        # Students of other sizes reach other values: where size counts, each is believed in among its like.
+        self._populations: dict[str, Population | None] = {}
+        for group in {self.group(one) for one in self.complete.values()}:
+            mine = {number for number, one in self.complete.items() if self.group(one) == group}
+            self._populations[group] = population(
+                {number: self._searched[number] for number in mine},
+                {number: values for number, values in self._fresh.items() if number in mine},
+            )
+
+    def group(self, training: Training) -> str:
+        """Whom a training is compared with: its student, where size counts; else all."""
+        return training.student if self.experiment.by_student else ""
+
+    def population(self, group: str) -> Population | None:
+        """What the configurations of a group have in common; None below two."""
+        return self._populations.get(group)
 
     @property
     def sign(self) -> int:
@@ -85,9 +101,10 @@ class Standings:
 
     def belief(self, number: int, expected: int = 0) -> Belief | None:
         """Of a configuration, larger being better; None below two configurations."""
-        if self.population is None:
+        common = self._populations[self.group(self.complete[number])]
+        if common is None:
             return None
-        return self.population.believe(self._searched[number], self._fresh.get(number, ()), expected=expected)
+        return common.believe(self._searched[number], self._fresh.get(number, ()), expected=expected)
 
     def leaders(self) -> list[Leader]:
         """Configurations that were trained to the end, best first (the order: `Study.leaders`).
@@ -100,8 +117,10 @@ class Standings:
         half_width = _half_widths(groups)
         found = [self._leader(one, self.repeats.get(one.number, []), half_width) for one in self.complete.values()]
         # Scratch is repeated to compare with it: that alone puts it before nobody.
-        are_repeated = any(leader.confirmed and leader.method != BASELINE for leader in found)
-        return sorted(found, key=lambda leader: self._rank(leader, are_repeated))
+        repeated = {leader.student for leader in found if leader.confirmed and leader.method != BASELINE}
+        if not self.experiment.by_student and repeated:
+            repeated = {leader.student for leader in found}
+        return sorted(found, key=lambda leader: self._rank(leader, leader.student in repeated))
 
     def _leader(self, found: Training, repeats: list[Training], half_width: Callable[[int], float | None]) -> Leader:
         measured = repeats or [found]
@@ -126,6 +145,7 @@ class Standings:
             expected=mean if belief is None else self.sign * belief.mean,
             expected_deviation=None if belief is None else belief.deviation,
             confirmed=bool(repeats),
+            student=found.student,
         )
 
     def _rank(self, leader: Leader, are_repeated: bool) -> tuple[bool, float, float, bool, int]:
@@ -136,6 +156,26 @@ class Standings:
     def _value(self, training: Training) -> float:
         """A repetition that diverged counts as the worst there is."""
         return metric(training) if training.value is not None else -self.sign * math.inf
+
+
+def front(leaders: Sequence[Leader], facts: Mapping[str, Mapping[str, float]], costs: Sequence[str]) -> list[Leader]:
+    """The best of each student, without those that another one beats or equals in everything; best metric first.
+
+    Args:
+        leaders: best first.
+        facts: by student, what it costs.
+        costs: keys of the facts that count.
+    """
+    members: list[Leader] = []
+    for leader in leaders:
+        # Whoever comes later has no better metric: it must cost less of something than each who came before.
+        mine = facts.get(leader.student, {})
+        if leader.student not in [member.student for member in members] and all(
+            any(mine.get(cost, math.inf) < facts.get(member.student, {}).get(cost, math.inf) for cost in costs)
+            for member in members
+        ):
+            members.append(leader)
+    return members
 
 
 def metric(training: Training) -> float:

@@ -31,7 +31,12 @@ STOP_AFTER = 25
 
 
 def propose(
-    trials: Trials, spaces: Spaces, seed: int, startup: int, prior: Mapping[str, float] = MappingProxyType({})
+    trials: Trials,
+    spaces: Spaces,
+    seed: int,
+    startup: int,
+    prior: Mapping[str, float] = MappingProxyType({}),
+    chosen: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> tuple[optuna.Trial, dict[str, Scalar]]:
     """A new trial, in memory only, and its sample.
 
@@ -41,8 +46,9 @@ def propose(
         seed: of the search.
         startup: finished trials before the estimator replaces uniform samples.
         prior: with which probability each method is taken without asking the estimator, which still gives its values.
+        chosen: values that are not asked for.
     """
-    trials.memory.sampler = _sampler(trials, spaces, seed, startup, prior)
+    trials.memory.sampler = _sampler(trials, spaces, seed, startup, prior, chosen)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
@@ -84,14 +90,14 @@ class _GroupSampler(optuna.samplers.BaseSampler):
     each trial, of which all but one method's are thrown away: its time grows with the number of methods.
     """
 
-    def __init__(self, spaces: Spaces, estimator: optuna.samplers.TPESampler, method: str | None) -> None:
+    def __init__(self, spaces: Spaces, estimator: optuna.samplers.BaseSampler, chosen: Mapping[str, Scalar]) -> None:
         self._estimator = estimator
         common = set.intersection(*(set(space) for space in spaces.values()))
         first = next(iter(spaces))
         methods: dict[str, BaseDistribution] = {"method": CategoricalDistribution(tuple(spaces))}
         self._common = (methods if len(spaces) > 1 else {}) | _free(spaces[first], common)
         self._own = {method: _free(space, space.keys() - common) for method, space in spaces.items()}
-        self._values: dict[str, Any] = {} if method is None else {"method": method}
+        self._values: dict[str, Any] = dict(chosen)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}  # what is sampled together depends on the method, which is not known yet
@@ -106,7 +112,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
     ) -> Any:
         if param_name not in self._values:
             group = self._common if param_name in self._common else self._own[trial.params["method"]]
-            self._values |= self._estimator.sample_relative(study, trial, group)
+            self._values = self._estimator.sample_relative(study, trial, group) | self._values
         if param_name not in self._values:  # too few trials for an estimate: uniform
             return self._estimator.sample_independent(study, trial, param_name, param_distribution)
         return self._values[param_name]
@@ -119,19 +125,25 @@ def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribu
 
 
 def _sampler(
-    trials: Trials, spaces: Spaces, seed: int, startup: int, prior: Mapping[str, float]
+    trials: Trials,
+    spaces: Spaces,
+    seed: int,
+    startup: int,
+    prior: Mapping[str, float],
+    chosen: Mapping[str, Scalar],
 ) -> optuna.samplers.BaseSampler:
     """A fresh sampler for each sample, seeded by what is in the database: a restart changes no sample."""
     digest = hashlib.sha256(f"{seed} {len(trials)}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
     if trials.known_in_a_row >= RANDOM_AFTER:
-        return optuna.samplers.RandomSampler(seed)
+        return _GroupSampler(spaces, optuna.samplers.RandomSampler(seed), chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         estimator = optuna.samplers.TPESampler(
             multivariate=True, constant_liar=True, seed=seed, n_startup_trials=startup
         )
-    return _GroupSampler(spaces, estimator, _draw(prior, seed))
+    method = _draw(prior, seed)
+    return _GroupSampler(spaces, estimator, chosen if method is None else {"method": method, **chosen})
 
 
 def _draw(prior: Mapping[str, float], seed: int) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from heterokd.config import Experiment
 from heterokd.disk import when_writable
 from heterokd.errors import StudyError
 from heterokd.methods import METHODS
+from heterokd.priors import Warm
 from heterokd.root import StudyFolder
 from heterokd.study.assignments import method_space
 
@@ -30,15 +32,42 @@ FREE_KEYS = {
 }
 
 
-def open_database(
-    experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str], *, is_kept: bool = True
-) -> optuna.Study:
-    """Open the study in `folder`, or create it; its user_attrs hold "methods" and "excluded" from its creation.
+@dataclass(frozen=True)
+class Given:
+    """What a study is told when it is created; it keeps this, whatever is said when it is opened again.
+
+    Attributes:
+        excluded: methods that cannot exist for the pair, with the reason.
+        left_out: students that are over a limit, with the reason.
+        facts: by student, what it costs: `params_m`, `latency_ms`.
+        warm: what other studies let expect.
+    """
+
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warm: Warm = field(default_factory=Warm)
+
+
+def given(database: optuna.Study) -> Given:
+    """What a study was told when it was created."""
+    attrs = database.user_attrs
+    warm = attrs.get("warm", {})
+    return Given(
+        attrs["excluded"],
+        attrs.get("left_out", {}),
+        attrs.get("facts", {}),
+        Warm(tuple(warm.get("samples", ())), warm.get("ranks", {})),
+    )
+
+
+def open_database(experiment: Experiment, folder: StudyFolder, told: Given, *, is_kept: bool = True) -> optuna.Study:
+    """Open the study in `folder`, or create it; its user_attrs hold "methods" and what it was told at its creation.
 
     Args:
         experiment: the question.
         folder: of the study.
-        excluded: methods that cannot exist for the pair, with the reason.
+        told: for a new study.
         is_kept: whether it lies on disk; otherwise a new one in memory.
 
     Raises:
@@ -46,7 +75,7 @@ def open_database(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database = _open(experiment, folder) if is_kept else optuna.create_study(direction=_direction(experiment))
-    _agree(database, experiment, folder, excluded)
+    _agree(database, experiment, folder, told)
     return database
 
 
@@ -104,14 +133,14 @@ class _Patient(optuna.storages.RDBStorage):
         when_writable(self._file, partial(super().set_trial_system_attr, *given, **named))
 
 
-def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, excluded: Mapping[str, str]) -> None:
+def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, told: Given) -> None:
     """Freeze the question in a new study; compare it in an old one."""
     stored = database.user_attrs
     methods = stored.get("methods")
     if methods is None:
-        methods = [method for method in experiment.methods if method not in excluded]
+        methods = [method for method in experiment.methods if method not in told.excluded]
         if not methods:
-            reasons = "; ".join(f"{method}: {reason}" for method, reason in excluded.items())
+            reasons = "; ".join(f"{method}: {reason}" for method, reason in told.excluded.items())
             raise StudyError(f"search.space.methods: no method is left to search ({reasons}); list others")
     lost = [method for method in methods if method not in METHODS]
     if lost:
@@ -125,7 +154,10 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
         return
     # The question last: it marks a study whose other attributes are written.
     database.set_user_attr("methods", methods)
-    database.set_user_attr("excluded", dict(excluded))
+    database.set_user_attr("excluded", dict(told.excluded))
+    database.set_user_attr("left_out", dict(told.left_out))
+    database.set_user_attr("facts", {network: dict(facts) for network, facts in told.facts.items()})
+    database.set_user_attr("warm", asdict(told.warm))
     database.set_user_attr("question", question)
 
 
@@ -154,7 +186,9 @@ def _compare(stored: Mapping[str, Any], current: Mapping[str, Any], folder: Stud
     before, now = dict(_leaves(stored)), dict(_leaves(current))
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
-        if old != new:
+        # A key that an older version did not know, left at what that version did.
+        is_newer = key not in before and now[key] in (None, [], {})
+        if old != new and not is_newer:
             raise StudyError(
                 f"{folder.path}: {key} was {old} when this study began and is {new} now; set it back, or give the "
                 "experiment another name to begin a new study"

@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.trial import TrialState, create_trial
 
 from heterokd.config import MOST_TRIALS, Experiment
-from heterokd.priors import expected_ranks, matched_samples, method_prior, published_samples
+from heterokd.priors import Warm, expected_ranks, matched_samples, method_prior, published_samples
 from heterokd.root import StudyFolder
 from heterokd.space import Scalar
 from heterokd.study import halving
 from heterokd.study.assignments import BASELINE, Assignment, Origin, State, Stop, assignment_attrs, method_space
 from heterokd.study.confirming import Repetition, fixed_repetitions, next_repetition, share, share_after
-from heterokd.study.leaders import Leader, Standings
+from heterokd.study.leaders import Leader, Standings, front
 from heterokd.study.sampling import STOP_AFTER, distributions, end_like, has_freedom, propose
 from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
-from heterokd.study.storage import open_database
+from heterokd.study.storage import Given, given, open_database
 from heterokd.study.summary import summarise
 from heterokd.study.trials import Training, Trials
 
-Step = dict[str, Scalar] | Repetition | Literal["sample", "wait"] | None
-"""What comes next: a start's sample, a repetition, whatever the sampler says, nothing for the moment, nothing."""
+Step = tuple[Origin, dict[str, Scalar]] | Repetition | Literal["sample", "wait"] | None
+"""What comes next: a start, a repetition, whatever the sampler says, nothing for the moment, nothing."""
 
 
 class Study:
@@ -38,6 +38,9 @@ class Study:
         folder: StudyFolder,
         *,
         excluded: Mapping[str, str] | None = None,
+        left_out: Mapping[str, str] | None = None,
+        facts: Mapping[str, Mapping[str, float]] | None = None,
+        warm: Warm | None = None,
         storage: Literal["disk", "memory"] = "disk",
         clock: Callable[[], float] = time.time,
         devices: float = 1.0,
@@ -48,7 +51,10 @@ class Study:
             experiment: the question, its search space read.
             folder: where study.db and the trial folders lie.
             excluded: methods that cannot exist for this teacher and student, with the reason. Like the list of
-                methods it is frozen when the study is created, and ignored when it is opened again.
+                methods (and what follows) it is frozen when the study is created, and ignored when it is opened again.
+            left_out: students that are over a limit, with the reason.
+            facts: by student, what it costs: `params_m`, `latency_ms`.
+            warm: what finished studies of similar pairs let expect.
             storage: `memory` begins a study that is not kept, and touches no file (a simulated search).
             clock: the time in seconds; budgets of time are counted by it.
             devices: that one training keeps busy: GPUs, or a share of one; without any, 1.
@@ -56,12 +62,13 @@ class Study:
         Raises:
             StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
         """
-        self.experiment = experiment
         self.folder = folder
         is_kept = storage == "disk"
-        database = open_database(experiment, folder, excluded or {}, is_kept=is_kept)
+        told = Given(excluded or {}, left_out or {}, facts or {}, warm or Warm())
+        database = open_database(experiment, folder, told, is_kept=is_kept)
+        self.told = given(database)
+        self.experiment = experiment = experiment.without(self.told.left_out)
         self.methods: tuple[str, ...] = tuple(database.user_attrs["methods"])
-        self.excluded: dict[str, str] = dict(database.user_attrs["excluded"])
         self._trials = Trials(database, is_kept=is_kept)
         # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
         # sampler's options, a good baseline would be proposed again and again in place of something new.
@@ -69,8 +76,7 @@ class Study:
         self._spaces = {method: space for method, space in spaces.items() if has_freedom(space)}
         # Scratch first, then what published tables let expect most of; each method's published settings.
         ordered = sorted(expected_ranks(experiment, self.methods), key=lambda method: method != BASELINE)
-        self._starts = [sample for method in ordered for sample in published_samples(experiment, method)]
-        self._starts += matched_samples(experiment, folder, self.methods)
+        self._starts: list[tuple[Origin, dict[str, Scalar]]] = self._list_starts(ordered)
         self._numbers = {training.hash: training.number for training in self._trials.search}
         self._clock, self._last = clock, clock()
         self._running: set[int] = set()
@@ -97,8 +103,8 @@ class Study:
                 return step
             if isinstance(step, Repetition):
                 sample = self._trials[step.number].sample
-                return self._hand_out(sample, "confirm", confirms=step.number, seed=step.seed)
-            assignment = self._sample() if step == "sample" else self._hand_out(step, "published")
+                return self._hand_out("confirm", sample, confirms=step.number, seed=step.seed)
+            assignment = self._sample() if step == "sample" else self._hand_out(*step)
             if assignment is not None:
                 return assignment
 
@@ -207,7 +213,7 @@ class Study:
         return summarise(
             self.experiment,
             self.methods,
-            self.excluded,
+            self.told,
             self.standing(),
             self.leaders(),
             self.spending,
@@ -228,7 +234,7 @@ class Study:
             return "sample" if start is None else start
         if self.experiment.search.confirm_leaders is not None:
             return self._next_fixed(is_over)
-        repetition = next_repetition(self._trials, self._read(), self._capacity())
+        repetition = next_repetition(self._trials, self._read(), self._capacity(), self._front())
         if repetition is not None:
             return repetition
         if not is_over:
@@ -282,24 +288,54 @@ class Study:
     @property
     def _is_warm(self) -> bool:
         """Whether the search began at settings that are known to be good."""
-        return False
+        return bool(self.told.warm.samples)
 
-    def _next_start(self) -> dict[str, Scalar] | None:
-        """The next published setting that has not been tried."""
-        tried = Counter(one.method for one in self._trials.search if one.origin == "published")
-        for sample in self._starts:
-            if not tried[str(sample["method"])]:
-                return sample
-            tried[str(sample["method"])] -= 1
+    def _front(self) -> list[str]:
+        """Students on the Pareto front so far; empty where the metric alone counts."""
+        if not self.experiment.by_student:
+            return []
+        return [one.student for one in front(self.leaders(), self.told.facts, self.experiment.search.costs)]
+
+    def _list_starts(self, methods: Sequence[str]) -> list[tuple[Origin, dict[str, Scalar]]]:
+        """Scratch (of each student, where size counts), what led in other studies, each method's published settings."""
+        published: list[tuple[Origin, dict[str, Scalar]]] = [
+            ("published", sample) for method in methods for sample in published_samples(self.experiment, method)
+        ]
+        published += [("published", sample) for sample in matched_samples(self.experiment, self.folder, self.methods)]
+        first = sum(sample["method"] == BASELINE for _, sample in published)
+        if self.experiment.by_student and BASELINE in methods:
+            others = self.experiment.student.networks[1:]
+            sample = published[0][1]
+            published[first:first] = [("published", {**sample, "student.network": network}) for network in others]
+            first += len(others)
+        return [*published[:first], *(("warm", sample) for sample in self.told.warm.samples), *published[first:]]
+
+    def _next_start(self) -> tuple[Origin, dict[str, Scalar]] | None:
+        """The next start that has not been tried."""
+        tried = Counter((one.origin, one.method) for one in self._trials.search)
+        for origin, sample in self._starts:
+            if not tried[origin, str(sample["method"])]:
+                if self.experiment.recipe(sample).hash not in self._numbers:
+                    return origin, sample
+                continue  # another start has the same values
+            tried[origin, str(sample["method"])] -= 1
         return None
+
+    def _chosen(self) -> dict[str, Scalar]:
+        """Where size counts, students take turns: the sampler would look for the most accurate one alone."""
+        if not self.experiment.by_student:
+            return {}
+        counts = Counter(one.student for one in self._trials.search)
+        return {"student.network": min(self.experiment.student.networks, key=lambda network: counts[network])}
 
     def _sample(self) -> Assignment | None:
         """Ask the sampler; None when the study knows its answer already, which costs no budget."""
         # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
         startup = max(10, len(self.methods) + 5)
         sampled = sum(one.origin == "sampled" and one.state.is_finished() for one in self._trials.search)
-        prior = method_prior(self.experiment, tuple(self._spaces), sampled)
-        trial, sample = propose(self._trials, self._spaces, self.experiment.search.seed, startup, prior)
+        prior = method_prior(self.experiment, tuple(self._spaces), sampled, self.told.warm.ranks)
+        seed = self.experiment.search.seed
+        trial, sample = propose(self._trials, self._spaces, seed, startup, prior, self._chosen())
         recipe = self.experiment.recipe(sample)
         known = self._numbers.setdefault(recipe.hash, trial.number)
         is_new = known == trial.number
@@ -311,7 +347,7 @@ class Study:
         return self._begin(training) if is_new else None
 
     def _hand_out(
-        self, sample: dict[str, Scalar], origin: Origin, *, confirms: int | None = None, seed: int | None = None
+        self, origin: Origin, sample: dict[str, Scalar], *, confirms: int | None = None, seed: int | None = None
     ) -> Assignment:
         """A trial whose values are not the sampler's choice."""
         recipe = self.experiment.recipe(sample, seed=seed)
@@ -342,6 +378,7 @@ class Study:
             training.confirms,
             halving.rungs(self.experiment, training.epochs),
             self.experiment.search.budget.is_timed,
+            self.told.facts.get(training.student, {}),
         )
 
     # --- what it costs

@@ -9,9 +9,10 @@ from typing import Any
 
 from heterokd.config import Experiment
 from heterokd.study.assignments import BASELINE
-from heterokd.study.leaders import Leader
+from heterokd.study.leaders import Leader, front
 from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
+from heterokd.study.storage import Given
 from heterokd.study.trials import Training
 
 SUMMARY_LEADERS = 20
@@ -21,7 +22,7 @@ SUMMARY_LEADERS = 20
 def summarise(
     experiment: Experiment,
     methods: Sequence[str],
-    excluded: Mapping[str, str],
+    told: Given,
     standing: Standing,
     leaders: Sequence[Leader],
     spending: Spending,
@@ -32,7 +33,7 @@ def summarise(
     Args:
         experiment: the question.
         methods: of the study.
-        excluded: methods that cannot exist for the pair, with the reason.
+        told: methods and students that are left out, and what students cost.
         standing: how far it is.
         leaders: best first.
         spending: what it has cost.
@@ -45,7 +46,10 @@ def summarise(
             "metric": experiment.metric,
             "maximise": experiment.maximise,
             "methods": methods,
-            "excluded": excluded,
+            "excluded": told.excluded,
+            "left_out": told.left_out,
+            "students": told.facts,
+            "objectives": experiment.search.objectives,
             "standing": asdict(standing),
             "budget": experiment.search.budget.model_dump(),
             "spent": spending.as_dict(),
@@ -54,10 +58,18 @@ def summarise(
             ],
             "winner": asdict(leaders[0]) if leaders else None,
             "scratch": asdict(baseline) if baseline else None,
+            "front": _front(experiment, told, leaders),
             "leaders": [asdict(leader) for leader in leaders[:SUMMARY_LEADERS]],
         }
     )
     return summary
+
+
+def _front(experiment: Experiment, told: Given, leaders: Sequence[Leader]) -> list[dict[str, Any]]:
+    """Students of which none is better in everything, with what they cost; empty where the metric alone counts."""
+    costs = experiment.search.costs
+    members = front(leaders, told.facts, costs) if costs else []
+    return [{**asdict(member), **told.facts.get(member.student, {})} for member in members]
 
 
 def _plain(value: Any) -> Any:
