@@ -58,13 +58,16 @@ def search(
 ) -> None:
     """Search: train students in parallel, confirm the leaders, register the best one."""
     asked = _load(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
-    from heterokd.report import metric_name, verdict
+    from heterokd.config import MOST_TRIALS
+    from heterokd.report import metric_name, notes, show, verdict
     from heterokd.root import Root
     from heterokd.search import search as run
     from heterokd.terminal import Terminal, leader_table
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        terminal.say(f"{asked.name}: {asked.search.trials} trials over {', '.join(asked.methods)}")
+        budget = asked.search.budget.limits()
+        most = budget if asked.search.trials == MOST_TRIALS else f"{asked.search.trials} trials"
+        terminal.say(f"{asked.name}: {most} over {', '.join(asked.methods)}")
         try:
             found = run(
                 asked,
@@ -95,8 +98,11 @@ def search(
     standing = summary["standing"]
     if standing["failed"]:
         terminal.say(f"{standing['failed']} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
-    for reason in summary["excluded"].values():
-        terminal.say(f"left out: {reason}")
+    for note in notes(summary):
+        terminal.say(note)
+    for member in summary["front"]:
+        costs = ", ".join(f"{key} {member[key]:.3g}" for key in asked.search.costs)
+        terminal.say(f"front    {member['student']}: {member['method']} {show(member['expected'])}, {costs}")
     terminal.say(f"page     {found.folder.report}")
     terminal.say(f"MLflow   {found.uri}   (heterokd ui)")
     if found.model is None:
@@ -403,6 +409,7 @@ def promote(
     study: StudyName,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
     alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
+    trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study than its winner.")] = None,
     root: RootFolder = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -410,7 +417,7 @@ def promote(
     from heterokd.promotion import promote as decide
     from heterokd.root import Root
 
-    decision = decide(Root(root), study, dry_run=dry_run, alias=alias)
+    decision = decide(Root(root), study, dry_run=dry_run, alias=alias, trial=trial)
     if as_json:
         print(decision.to_json())
         return

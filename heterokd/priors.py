@@ -21,7 +21,7 @@ from heterokd.config import Experiment, read_yaml
 from heterokd.datasets import DATASETS
 from heterokd.errors import NetworkError, StudyError
 from heterokd.networks import predict_spec
-from heterokd.root import StudyFolder, read_json
+from heterokd.root import Root, StudyFolder, read_json
 from heterokd.space import Scalar
 from heterokd.tasks import TASKS
 
@@ -238,6 +238,29 @@ class Warm:
 
     samples: tuple[dict[str, Scalar], ...] = ()
     ranks: Mapping[str, float] = field(default_factory=dict)
+
+
+def finished_summaries(experiment: Experiment, root: Root) -> list[dict[str, Any]]:
+    """The summaries of the studies that `search.warm_start_from` names.
+
+    Raises:
+        StudyError: a study is unknown, not finished, or this one.
+    """
+    summaries = []
+    for name in experiment.search.warm_start_from:
+        if name == experiment.name:
+            raise StudyError(f"search.warm_start_from: {name!r} is this study itself; name others")
+        try:
+            summary = root.existing_study(name).summary
+        except StudyError as error:
+            raise StudyError(f"search.warm_start_from: {error}") from None
+        if not summary.get("standing", {}).get("finished"):
+            raise StudyError(
+                f"search.warm_start_from: the study {name!r} is not finished; go on with it (heterokd search ... "
+                "--resume), or take it off the list"
+            )
+        summaries.append(summary)
+    return summaries
 
 
 def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) -> Warm:

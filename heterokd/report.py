@@ -86,6 +86,17 @@ _PAGE = """<!doctype html>
  <td>{{ row.verdict }}{% if row.seeds_needed is not none %}, about {{ row.seeds_needed }} seeds would settle
   it{% endif %}</td></tr>
 {% endfor %}</table></div>{% endif %}
+{% if front %}<h2>Accuracy and cost</h2>
+<p class="soft">Students of which none is better in everything. Each can be promoted:
+ heterokd promote {{ name }} --trial N</p>
+<div class="wide"><table>
+<tr><th>student</th><th class="number">trial</th><th>method</th><th class="number">to expect</th>
+ <th class="number">fresh seeds</th>{% for cost in costs %}<th class="number">{{ cost }}</th>{% endfor %}</tr>
+{% for member in front %}<tr><td>{{ member.student }}</td><td class="number">{{ member.number }}</td>
+<td>{{ member.method }}</td><td class="number">{{ show(member.expected) }}</td>
+<td class="number">{{ member.seeds | length if member.confirmed else 0 }}</td>
+{% for cost in costs %}<td class="number">{{ "%.3g" | format(member[cost.removeprefix("student/")]) }}</td>{% endfor %}
+</tr>{% endfor %}</table></div>{% endif %}
 {% if pictures %}<h2>Pictures</h2>{% endif %}
 {% for picture in pictures %}<figure><img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
 <figcaption class="soft">{{ picture.caption }}</figcaption></figure>
@@ -104,7 +115,7 @@ _PAGE = """<!doctype html>
 <h2>Trials</h2>
 <p>{{ standing.complete }} trained to the end, {{ standing.pruned }} stopped early at a rung, {{ standing.failed }}
  failed, {{ standing.confirmations_done }} repeated on fresh seeds; {{ standing.planned }} planned.</p>
-{% for method, reason in excluded.items() %}<p>Left out: {{ reason }}</p>{% endfor %}
+{% for note in notes %}<p>{{ note }}</p>{% endfor %}
 {% if failures %}<div class="wide"><table><tr><th class="number">trial</th><th>method</th><th>failed with</th></tr>
 {% for failure in failures %}<tr><td class="number">{{ failure.number }}</td><td>{{ failure.method }}</td>
 <td>{{ failure.error }}</td></tr>{% endfor %}</table></div>{% endif %}
@@ -170,7 +181,9 @@ def write_report(folder: StudyFolder, experiment: Experiment, summary: Mapping[s
         low=low,
         high=high,
         standing=summary["standing"],
-        excluded=summary["excluded"],
+        notes=notes(summary),
+        front=summary.get("front", ()),
+        costs=list(summary.get("objectives", ())[1:]),
         failures=failures,
         registered=experiment.registered_model,
         recipe=folder.trial(winner["number"]).recipe.to_yaml() if winner else "",
@@ -273,6 +286,28 @@ def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list
             }
         )
     return tables
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a search left out, ended early or paused, and what it spent of its budget: one sentence each."""
+    found = [f"Left out: {reason}." for key in ("left_out", "excluded") for reason in summary.get(key, {}).values()]
+    harmful = summary.get("negative_transfer", ())
+    if harmful:
+        worse = ", ".join(f"trial {one['number']} ({one['method']}, epoch {one['epoch']})" for one in harmful)
+        found.append(f"Negative transfer, ended early: clearly worse than the same student on labels alone: {worse}.")
+    standing = summary["standing"]
+    if standing.get("diverged"):
+        found.append(f"{standing['diverged']} trial(s) ended at once because a loss or a metric was no number.")
+    if standing.get("paused"):
+        found.append(
+            f"The budget paused {standing['paused']} trial(s); a larger one, with --resume, goes on with them."
+        )
+    spent, budget = summary.get("spent") or {}, summary.get("budget") or {}
+    limits = {key: limit for key, limit in budget.items() if limit is not None and key != "price"}
+    if limits:
+        parts = [f"{spent[key]:.4g} of {limit:g} {key.replace('_', ' ')}" for key, limit in limits.items()]
+        found.append(f"Spent: {', '.join(parts)}.")
+    return found
 
 
 def show(value: float) -> str:

@@ -26,8 +26,10 @@ from heterokd.config import Experiment
 from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher, run_recipe
 from heterokd.errors import StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
+from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
 from heterokd.plan import Following
+from heterokd.priors import finished_summaries, warm_starts
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, write_text
 from heterokd.storage import open_folder
@@ -101,6 +103,7 @@ def run_study(
     filling: Filling | None = None,
     run: RunRecipe = run_recipe,
     before: float = 0.0,
+    question: Experiment | None = None,
 ) -> dict[str, Any]:
     """Run every trial that the study still wants; the summary at the end.
 
@@ -115,6 +118,7 @@ def run_study(
         filling: the teacher's cache, built beside the first trials; None: trials read what is complete.
         run: trains a trial's recipe.
         before: seconds that the search has taken already; they count towards its budget.
+        question: what the study was created with, where students were left out of `experiment`.
     """
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
@@ -136,7 +140,11 @@ def run_study(
                 ray.remote(Judge)
                 .options(num_cpus=0, scheduling_strategy=affinity)
                 .remote(
-                    experiment.model_dump_json(), folder.path.resolve(), dict(excluded), cluster.gpus or 1.0, before
+                    (question or experiment).model_dump_json(),
+                    folder.path.resolve(),
+                    dict(excluded),
+                    cluster.gpus or 1.0,
+                    before,
                 )
             )
             for trial in folder.trials():
@@ -230,7 +238,10 @@ def search(
     Raises:
         UserError: the input is wrong; nothing has been launched then.
     """
+    candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    asked, experiment = experiment, experiment.without(candidates.left_out)
     excluded = check_experiment(experiment)
+    warm = warm_starts(experiment, finished_summaries(experiment, root))
     folder = root.study(experiment.name)
     if folder.experiment_file.exists() and not resume:
         raise StudyError(
@@ -249,8 +260,8 @@ def search(
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The question first, as an object, so that a study of another experiment is refused before its file changes.
-        Study(experiment, folder, excluded=excluded)
-        write_text(folder.experiment_file, dump_experiment(experiment))
+        Study(asked, folder, excluded=excluded, left_out=candidates.left_out, facts=candidates.facts, warm=warm)
+        write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(
             experiment,
@@ -262,6 +273,7 @@ def search(
             listener=following.listening(listener),
             filling=filling,
             before=time.monotonic() - began,
+            question=asked,
         )
         summary["teacher"] = asdict(prepared.card)
         folder.write_summary(summary)

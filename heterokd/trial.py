@@ -170,7 +170,7 @@ def run_trial(
             written = "paused" if reason == "budget" else ""
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
-            folder.update({"student": {"params_m": parameters / 1e6}})
+            folder.update({"student": {**assignment.facts, "params_m": parameters / 1e6}})
     except Exception as raised:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
         state, error = "failed", traceback.format_exc()
         if isinstance(raised, TrainingDiverged):

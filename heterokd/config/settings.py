@@ -333,6 +333,11 @@ class BudgetSettings(Settings):
         """Whether there is any limit."""
         return any(getattr(self, key) is not None for key in type(self).model_fields if key != "price")
 
+    def limits(self) -> str:
+        """In words."""
+        limits = {key: value for key, value in self.model_dump(exclude={"price"}).items() if value is not None}
+        return " and ".join(f"{value:g} {key.replace('_', ' ')}" for key, value in limits.items())
+
     @property
     def is_timed(self) -> bool:
         """Whether a limit is reached by the passing of time."""

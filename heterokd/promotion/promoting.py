@@ -52,7 +52,13 @@ class _Candidate:
 
 
 def promote(
-    root: Root, study_name: str, *, dry_run: bool = False, alias: str = CHAMPION, uri: str | None = None
+    root: Root,
+    study_name: str,
+    *,
+    dry_run: bool = False,
+    alias: str = CHAMPION,
+    uri: str | None = None,
+    trial: int | None = None,
 ) -> Decision:
     """Evaluate a study's challenger on the test split and, if every gate is passed, make it champion.
 
@@ -62,6 +68,7 @@ def promote(
         dry_run: decide, but change nothing.
         alias: what the version gets; the version that had it becomes `previous` (`previous-ALIAS` for another alias).
         uri: of the tracking store; the experiment's own when left out.
+        trial: of the study, in place of its winner: another member of the Pareto front, say.
 
     Raises:
         StudyError: there is no such study.
@@ -73,13 +80,23 @@ def promote(
     uri = open_store(root, uri or experiment.tracking.uri)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
     with FileLock(root.path / LOCK), answering(uri), quiet(), current(uri):
-        return _Promotion(runs, folder, root, alias, dry_run=dry_run).run()
+        return _Promotion(runs, folder, root, alias, dry_run=dry_run, trial=trial).run()
 
 
 class _Promotion:
     """One promotion, under the lock."""
 
-    def __init__(self, runs: StudyRuns, folder: StudyFolder, root: Root, alias: str, *, dry_run: bool) -> None:
+    def __init__(
+        self,
+        runs: StudyRuns,
+        folder: StudyFolder,
+        root: Root,
+        alias: str,
+        *,
+        dry_run: bool,
+        trial: int | None = None,
+    ) -> None:
+        self.trial = trial
         self.runs, self.folder, self.root, self.alias, self.dry_run = runs, folder, root, alias, dry_run
         self.client = runs.client
         self.experiment = runs.experiment
@@ -118,6 +135,8 @@ class _Promotion:
 
     def _challenger(self) -> tuple[TrialFolder, str | None]:
         """The version with alias `challenger` if it is this study's, else the study's winner."""
+        if self.trial is not None:
+            return self._asked_for(self.trial)
         version = self._version(CHALLENGER)
         if version is not None and version.tags.get("study_id") == self.runs.study_id:
             return self.folder.trial(int(version.tags["trial"])), str(version.version)
@@ -130,6 +149,23 @@ class _Promotion:
         trial = self.folder.trial(int(number))
         if not trial.weights.exists():
             raise PromotionError(f"{trial.weights}: the winner's weights are missing; run `heterokd search` again")
+        return trial, self._newest_version(trial)
+
+    def _asked_for(self, number: int) -> tuple[TrialFolder, str | None]:
+        """The trial that the user names, trained to its end."""
+        trial = self.folder.trial(number)
+        state = trial.status.get("state")
+        if state != "complete" or not trial.weights.exists():
+            leaders = ", ".join(str(one["number"]) for one in self.summary.get("leaders", ())) or "none"
+            known = f"is {state}" if state else "does not exist"
+            raise PromotionError(
+                f"--trial {number}: trial {number} of study {self.folder.name!r} {known}, so there is no student of it "
+                f"to promote; its leaders are {leaders}"
+            )
+        return trial, self._newest_version(trial)
+
+    def _newest_version(self, trial: TrialFolder) -> str | None:
+        """The last version in the registry that is of a trial; None when it was not registered."""
         versions = pages(
             lambda token: self.client.search_model_versions(f"name = '{self.name}'", max_results=1000, page_token=token)
         )
@@ -137,11 +173,11 @@ class _Promotion:
             one
             for one in versions
             if one.tags.get("study_id") == self.runs.study_id
-            and one.tags.get("trial") == str(number)
+            and one.tags.get("trial") == str(trial.number)
             and one.tags.get("recipe") == trial.recipe.hash
         ]
         newest = max(of_study, key=lambda one: int(one.version), default=None)
-        return trial, None if newest is None else str(newest.version)
+        return None if newest is None else str(newest.version)
 
     def _open_challenger(self, trial: TrialFolder, version: str | None, splits: Splits) -> _Candidate:
         recipe = trial.recipe
