@@ -18,9 +18,9 @@ import yaml
 from heterokd.config import Experiment, load_experiment
 from heterokd.distillation import PreparedTeacher, prepare_teacher
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
+from heterokd.latency import latency_ms
 from heterokd.looking import Look
 from heterokd.networks import build_network, deployable, network_names, no_weights, predict_spec, published_classes
-from heterokd.promotion import latency_ms
 from heterokd.root import Root, write_text
 from heterokd.training import Report
 
