@@ -77,10 +77,9 @@ def export_student(student: Student, format_name: FormatName, out: Path) -> Expo
             if known and known.get("student", {}).get("weights") != student.weights:
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
             folder = Path(partial_folder)
-            written = FORMATS[format_name](
-                student.network, student.recipe.data.view_size, student_card(student), folder
-            )
-            exported = _measure(student, format_name, written, out, folder)
+            view, images = student.recipe.data.view_size, parity_images(student.splits.val)
+            written, parity = _write(student.network, view, student_card(student), folder, format_name, images)
+            exported = _measure(student, format_name, written, parity, out, folder)
             record = _record(student, exported, written, folder, known)
             for name in exported.files:
                 os.replace(folder / name, out / name)
@@ -104,8 +103,7 @@ def try_export(network: AnyNetwork, splits: Splits, view: tuple[int, int], forma
     """
     card = network_card(network, splits, view)
     with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
-        written = FORMATS[format_name](network, view, card, Path(folder))
-        return compare_with_student(network, written, parity_images(splits.val))
+        return _write(network, view, card, Path(folder), format_name, parity_images(splits.val))[1]
 
 
 def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, Any]:
@@ -140,8 +138,26 @@ def student_card(student: Student) -> dict[str, Any]:
     }
 
 
-def _measure(student: Student, format_name: FormatName, written: Written, out: Path, folder: Path) -> Exported:
-    parity = compare_with_student(student.network, written, parity_images(student.splits.val))
+def _write(
+    network: AnyNetwork,
+    view: tuple[int, int],
+    card: dict[str, Any],
+    folder: Path,
+    format_name: FormatName,
+    images: torch.Tensor,
+) -> tuple[Written, Parity]:
+    """Write and compare; a graph for any size that is right for one alone (UPerNet's pools in ONNX) is made for it."""
+    written = FORMATS[format_name](network, view, card, folder, False)
+    parity = compare_with_student(network, written, images)
+    if parity.agrees or written.size is not None or format_name == "safetensors":
+        return written, parity
+    written = FORMATS[format_name](network, view, card, folder, True)
+    return written, compare_with_student(network, written, images)
+
+
+def _measure(
+    student: Student, format_name: FormatName, written: Written, parity: Parity, out: Path, folder: Path
+) -> Exported:
     if not parity.agrees:
         raise ExportError(
             f"{out / written.files[0]}: its logits differ from the trained student's by {parity.difference:.3g} on "

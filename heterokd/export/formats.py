@@ -65,7 +65,9 @@ class Written:
     opened_with: str
 
 
-def write_onnx(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path) -> Written:
+def write_onnx(
+    network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path, one_size: bool = False
+) -> Written:
     """student.onnx, by torch's exporter; ONNX Runtime runs it.
 
     Args:
@@ -73,6 +75,7 @@ def write_onnx(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, An
         view: height and width of the images that it was trained on.
         card: what is known of it; kept in the file as text.
         folder: must exist.
+        one_size: write a graph for images of `view` alone, also where the network takes any.
 
     Raises:
         NetworkError: the exporter cannot write this network down.
@@ -100,7 +103,7 @@ def write_onnx(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, An
         onnx.checker.check_model(file, full_check=False)
 
     with _silent():
-        size = _first_that_works("ONNX", network, view, write)
+        size = _first_that_works("ONNX", network, view, write, one_size)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -120,7 +123,9 @@ def write_onnx(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, An
     )
 
 
-def write_pt2(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path) -> Written:
+def write_pt2(
+    network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path, one_size: bool = False
+) -> Written:
     """student.pt2, by torch.export; torch alone runs it. Arguments and errors are those of `write_onnx`."""
     file, module = folder / "student.pt2", deployable(network)
 
@@ -130,7 +135,7 @@ def write_pt2(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any
         torch.export.save(program, file, extra_files={"student.json": json.dumps(dict(card))})
 
     with _silent():
-        size = _first_that_works("torch.export", network, view, write)
+        size = _first_that_works("torch.export", network, view, write, one_size)
         graph = torch.export.load(file).module()
 
     def run(images: Tensor) -> Tensor:
@@ -148,7 +153,9 @@ def write_pt2(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any
     )
 
 
-def write_safetensors(network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path) -> Written:
+def write_safetensors(
+    network: AnyNetwork, view: tuple[int, int], card: Mapping[str, Any], folder: Path, one_size: bool = False
+) -> Written:
     """model.safetensors and config.json. timm opens them where it can build the network, else `open_exported`.
 
     Arguments are those of `write_onnx`.
@@ -186,7 +193,8 @@ def write_safetensors(network: AnyNetwork, view: tuple[int, int], card: Mapping[
     )
 
 
-FORMATS: Mapping[FormatName, Callable[[AnyNetwork, tuple[int, int], Mapping[str, Any], Path], Written]] = {
+Write = Callable[[AnyNetwork, tuple[int, int], Mapping[str, Any], Path, bool], Written]
+FORMATS: Mapping[FormatName, Write] = {
     "onnx": write_onnx,
     "pt2": write_pt2,
     "safetensors": write_safetensors,
@@ -218,14 +226,18 @@ def open_exported(folder: str | Path) -> AnyNetwork:
 
 
 def _first_that_works(
-    exporter: str, network: AnyNetwork, view: tuple[int, int], write: Callable[[tuple[int, int] | None], None]
+    exporter: str,
+    network: AnyNetwork,
+    view: tuple[int, int],
+    write: Callable[[tuple[int, int] | None], None],
+    one_size: bool,
 ) -> tuple[int, int] | None:
     """The size of images that was written: any (None) where the network takes any, or one."""
     own = network.spec.image_size
     sizes: list[tuple[int, int] | None] = [(own, own)]
     if isinstance(network, SegmentationNetwork):
         # A map of one pixel is another graph, see `tracking.students.graph_size`.
-        sizes = [None, view] if network.any_size and min(view) > network.multiple else [view]
+        sizes = [None, view] if network.any_size and min(view) > network.multiple and not one_size else [view]
     failed: Exception | None = None
     for size in sizes:
         try:

@@ -168,7 +168,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
         "",
         f"- teacher: {teacher.network}, {whence}{score}; licence: {licence}",
         f"- student: {recipe.student.network}, {student}",
-        f"- data: {recipe.data.dataset}, {method_summary(dataset)}; licence: {dataset.licence}",
+        f"- data: {recipe.data.dataset}, {method_summary(dataset).rstrip('.')}; licence: {dataset.licence}",
     ]
     if recipe.method == "scratch":
         lines[2] = f"- teacher: none was read (the study's is {teacher.network})"
