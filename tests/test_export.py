@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "efficientnet": ("test_efficientnet", {}, 32),
     "shufflenetv2": ("shufflenet_v2", {"stages_repeats": [1, 1, 1], "stages_out_channels": [8, 16, 32, 64, 64]}, 32),
     "vgg8": ("vgg8", {"widths": [8, 16, 32, 32, 32]}, 32),
-    "vgg": ("vgg11_bn", {"num_features": 64}, 32),
+    "vgg": ("vgg11_bn", {"mlp_ratio": 0.02}, 32),
     "convnext": ("test_convnext", {}, 64),
     "vit": ("test_vit", {"img_size": 32, "patch_size": 8}, 32),
     "deit": ("deit_tiny_distilled_patch16_224", {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 64}, 64),
