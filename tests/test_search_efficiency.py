@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.search_efficiency import digits, run, table, teachers
+from benchmarks.search_efficiency import build, digits, run, students, table, teachers
 from benchmarks.search_efficiency.methods import Shown
 from benchmarks.search_efficiency.pairs import EPOCHS, METHODS, PAIRS, Config, Pair
 from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
@@ -189,6 +191,34 @@ def test_a_table_is_what_its_command_builds(built: str) -> None:
             assert difference.mean() < 2
 
 
+def test_a_small_table_is_built_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three structures for two epochs, by the command's own functions; an interrupted build goes on."""
+    pair, methods = PAIRS["cnn_mlp"], ("scratch", "hcd", "fbt")
+    configs = [next(config for config in pair.configs() if config["method"] == method) for method in methods]
+    monkeypatch.setattr(table, "SHOWN", (0, 1))
+    monkeypatch.setattr(table, "HIDDEN", (1000, 1001, 1002))
+    monkeypatch.setattr(Pair, "configs", lambda self: configs)
+    monkeypatch.setattr(build, "PARTS", tmp_path / "parts")
+    monkeypatch.setattr(table, "FOLDER", tmp_path / "tables")
+    monkeypatch.setattr(table, "CHECKSUMS", tmp_path / "tables" / "SHA256SUMS")
+    monkeypatch.setattr(teachers, "EPOCHS", 1)
+    monkeypatch.setattr(students, "EPOCHS", 2)
+    build._train_missing(pair, 0.0)  # no time: nothing is trained
+    assert not build._assemble(pair)
+    build._train_missing(pair, None)
+    assert build._assemble(pair)
+    found = table.load(pair.name)
+    assert found.val.shape == (3, 2, 2)
+    assert found.hidden_test.shape == (3, 3)
+    assert table.checksums() == {f"{pair.name}.npz": table.checksum(pair.name)}
+    shown = teachers.show(
+        pair.teacher, {name: torch.from_numpy(value) for name, value in found.teacher.items()}, digits.load()
+    )
+    for row, config in enumerate(configs):
+        again = train(pair, digits.load(), shown, [config], table.SHOWN[:1], every_epoch=True)
+        assert np.abs(again.val[0].numpy() - found.val[row, 0].astype(int)).max() <= 2
+
+
 def test_the_files_are_those_of_the_checksums() -> None:
     assert table.checksums() == {f"{name}.npz": table.checksum(name) for name in table.stored()}
     assert sum(file.stat().st_size for file in table.FOLDER.glob("*")) < 3e6
@@ -212,6 +242,17 @@ def test_a_search_is_deterministic_and_keeps_its_budget(strategy: str, invented:
     first, second = (search(Task("cnn_mlp", strategy, 5, 3)) for _ in range(2))
     assert (first.regret, first.excess, first.spent) == (second.regret, second.excess, second.spent)
     assert first.spent <= 5 + 1e-9
+
+
+def test_the_best_is_not_the_luckiest() -> None:
+    """Configurations that are all alike: none is better than another, and the regret of each is about 0 on average."""
+    rng = np.random.default_rng(0)
+    hidden = rng.binomial(digits.VAL, 0.9, (400, len(table.HIDDEN))).astype(np.uint16)
+    shown = np.zeros((400, len(table.SHOWN), EPOCHS), np.uint16)
+    found = table.Table(shown, shown, hidden, hidden, np.ones(400, np.float32), {})
+    noise_of_mean = found.noise / np.sqrt(len(table.HIDDEN))
+    assert found.truth.max() > 0.9 + 2.5 * noise_of_mean
+    assert abs(found._best[0] - 0.9) < 1.5 * noise_of_mean
 
 
 def test_workers_share_the_trainings(invented: Question) -> None:

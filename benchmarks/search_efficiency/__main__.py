@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.search_efficiency import figures, run
-from benchmarks.search_efficiency.build import build
+from benchmarks.search_efficiency.build import build_all
 from benchmarks.search_efficiency.pairs import PAIRS
 from benchmarks.search_efficiency.strategies import STRATEGIES
 from benchmarks.search_efficiency.table import stored
@@ -35,8 +35,7 @@ def main() -> None:
     pairs = arguments.pair or list(PAIRS)
     if arguments.command == "build":
         missing = [name for name in pairs if arguments.fresh or name not in stored()]
-        done = [build(PAIRS[name], arguments.limit) for name in missing]
-        sys.exit(0 if all(done) else 3)
+        sys.exit(0 if not missing or build_all(missing, arguments.processes, arguments.limit) else 3)
     for strategy in (arguments.strategy or [None]) if arguments.fresh else []:
         run.forget(strategy)
     lacking = [name for name in pairs if name not in stored()]

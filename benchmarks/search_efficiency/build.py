@@ -6,6 +6,7 @@ processes may build one table: each takes the batches that no other is at.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,21 +19,36 @@ from filelock import FileLock, Timeout
 from benchmarks.search_efficiency import digits, table, teachers
 from benchmarks.search_efficiency.methods import Shown
 from benchmarks.search_efficiency.networks import Weights
-from benchmarks.search_efficiency.pairs import Config, Pair
+from benchmarks.search_efficiency.pairs import PAIRS, Config, Pair
 from benchmarks.search_efficiency.students import Structure, train
 
 PARTS = Path(__file__).parents[2] / "runs" / "search_efficiency"
-AT_A_TIME = 512
+AT_A_TIME = 1024
 """Students that are trained together: more share the overhead of a step, but fall out of the processor's cache."""
 
 
-def build(pair: Pair, limit: float | None = None) -> bool:
-    """Train what is missing; whether the table is complete.
+def build_all(names: Sequence[str], processes: int, limit: float | None = None) -> bool:
+    """Build several tables with several processes; whether all are complete.
 
     Args:
-        pair: the question.
+        names: of the pairs.
+        processes: of one thread each.
         limit: seconds after which no further batch is begun.
     """
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.starmap(_train_missing_of, [(list(names), limit)] * processes, chunksize=1)
+    complete = [_assemble(PAIRS[name]) for name in names]
+    return all(complete)
+
+
+def _train_missing_of(names: Sequence[str], limit: float | None) -> None:
+    began = time.monotonic()
+    for name in names:
+        _train_missing(PAIRS[name], None if limit is None else max(0.0, limit - (time.monotonic() - began)))
+
+
+def _train_missing(pair: Pair, limit: float | None) -> None:
+    """Train the batches of a table that are missing and that no other process is at."""
     torch.set_num_threads(1)
     began = time.monotonic()
     folder = PARTS / pair.name
@@ -47,11 +63,18 @@ def build(pair: Pair, limit: float | None = None) -> bool:
         with suppress(Timeout), FileLock(file.with_suffix(".lock"), timeout=0):
             if not file.exists() and not late:
                 _train_batch(pair, given, shown, [configs[row] for row in batch], file)
+
+
+def _assemble(pair: Pair) -> bool:
+    """Make the table of its batches; whether all are there."""
+    folder, configs = PARTS / pair.name, pair.configs()
+    batches = batches_of(configs)
     done = sum((folder / f"{number:03}.npz").exists() for number in range(len(batches)))
     if done < len(batches):
         print(f"{pair.name}: {done} of {len(batches)} batches; run this again to go on", flush=True)
         return False
     parts = [dict(np.load(folder / f"{number:03}.npz")) for number in range(len(batches))]
+    weights: Weights = torch.load(folder / "teacher.pt", weights_only=True)
     rows = np.argsort(np.concatenate([np.array(batch) for batch in batches]))
     content = {key: np.concatenate([part[key] for part in parts])[rows] for key in parts[0]}
     table.save(table.Table(**content, teacher={key: value.numpy() for key, value in weights.items()}), pair.name)

@@ -43,7 +43,8 @@ class Found:
 
     Attributes:
         regret: of the chosen configuration, on val: (best - its) / (best - median), of the hidden seeds' means.
-        test_regret: likewise on test.
+        regret_of_largest: the same against the largest of those means, which is too large.
+        test_regret: on test.
         truth: its hidden seeds' mean on val.
         excess: accuracy that was reported for it minus `truth`, in seed deviations.
         milliseconds: of the search itself for each training that it began; None where nothing was timed.
@@ -52,6 +53,7 @@ class Found:
     """
 
     regret: float
+    regret_of_largest: float
     test_regret: float
     truth: float
     excess: float
@@ -81,6 +83,7 @@ def found(asked: Question, choice: Choice, milliseconds: float | None, spent: fl
     truth = float(table.truth[choice.row])
     return Found(
         regret=table.regret(choice.row),
+        regret_of_largest=table.regret_of_largest(choice.row),
         test_regret=table.regret(choice.row, on_test=True),
         truth=truth,
         excess=(choice.reported - truth) / table.noise,
@@ -146,6 +149,7 @@ class Row:
     Attributes:
         regret: on val.
         error: its standard error.
+        regret_of_largest: against the largest of the hidden seeds' means.
         test_regret: on test.
         beats_grid: share of repetitions whose choice is truly better than that of the grid of the same repetition.
         excess: reported minus true accuracy, in seed deviations.
@@ -160,6 +164,7 @@ class Row:
     budget: int
     regret: float
     error: float
+    regret_of_largest: float
     test_regret: float
     beats_grid: float
     excess: float
@@ -188,6 +193,7 @@ def summarise(results: dict[Task, Found]) -> list[Row]:
                 budget=budget,
                 regret=float(regrets.mean()),
                 error=_error(regrets),
+                regret_of_largest=float(np.mean([one.regret_of_largest for one in group.values()])),
                 test_regret=float(np.mean([one.test_regret for one in group.values()])),
                 beats_grid=float(np.mean(beats)) if beats else 0.0,
                 excess=float(excess.mean()),
