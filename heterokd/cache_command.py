@@ -96,7 +96,7 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
     """
     asked.check()
     if asked.listing:
-        cards = list_caches(root.caches)
+        cards = list_caches(root.cache_folder)
         pixels = unused_pixels(root.pixels, 0)
         return Answer(
             [*table(cards), *([_pixels_line("there are", pixels)] if pixels else [])],
@@ -152,11 +152,11 @@ def verify(root: Root, ids: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         CacheError: there is no cache of a given id.
     """
-    known = [card.id for card in list_caches(root.caches)]
+    known = [card.id for card in list_caches(root.cache_folder)]
     unknown = next((one for one in ids if one not in known), None)
     if unknown is not None:
-        raise CacheError(f"{root.caches}: there is no cache {unknown!r}; known: {', '.join(known) or 'none'}")
-    return {one: verify_cache(root.caches / one) for one in ids or known}
+        raise CacheError(f"{root.cache_folder}: there is no cache {unknown!r}; known: {', '.join(known) or 'none'}")
+    return {one: verify_cache(root.cache_folder.at(one), root.caches) for one in ids or known}
 
 
 def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
@@ -171,7 +171,7 @@ def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
     if asked.max_size is not None and not asked.everything:
         most = int(_measure("--max-size", asked.max_size, SIZES, "10GB"))
     cards = prune_caches(
-        root.caches,
+        root.cache_folder,
         unused_for=None if seconds is None else timedelta(seconds=seconds),
         max_bytes=most,
         ids=asked.names,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,7 +30,6 @@ from heterokd.methods import METHODS
 from heterokd.networks import predict_spec
 from heterokd.outputs import Signal
 from heterokd.root import Root
-from heterokd.storage import open_folder
 from heterokd.teachers import LiveTeacher, Teacher
 from heterokd.views import AugmentPolicy
 
@@ -107,7 +105,7 @@ def training_teacher(
     if not recipe.cache.enabled or not is_served(recipe, splits, live):
         return live
     key = cache_key(recipe, splits, live)
-    complete = (root.caches / key.id / "manifest.json").exists()
+    complete = root.cache_folder.at(key.id).exists("manifest.json")
     if not complete and use == "built" and is_small_enough(recipe, key):
         try:
             return open_cache(recipe, splits, live, root, device, build=True)
@@ -129,13 +127,23 @@ def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root) -
         CacheError: it is damaged, or of something else.
     """
     key = cache_key(recipe, splits, live)
-    folder = open_folder(root.caches).at(key.id)
+    folder = root.cache_folder.at(key.id)
     if folder.exists("manifest.json"):
         verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
         seed, views, crop = recipe.training.seed, recipe.views or recipe.training.epochs, _crop(recipe)
         settings = _settings(recipe)
         open_or_build(
-            root.caches, splits, recipe.data.policy, seed, views, live, settings, build=False, crop=crop, verify=verify
+            root.cache_folder,
+            splits,
+            recipe.data.policy,
+            seed,
+            views,
+            live,
+            settings,
+            build=False,
+            crop=crop,
+            verify=verify,
+            copies=root.caches,
         )
     elif folder.exists("key.json"):
         read_key(folder)
@@ -166,15 +174,23 @@ def open_cache(
         CacheError: damaged, of something else, or too large for the disk.
     """
     seed, views = recipe.training.seed, recipe.views or recipe.training.epochs
-    place = (root.caches, splits, recipe.data.policy, seed, views, live, _settings(recipe), _crop(recipe), str(device))
+    asked = (splits, recipe.data.policy, seed, views, live, _settings(recipe))
     if not build:
-        return _opened(*place)
-    return open_or_build(*place[:7], build=True, crop=_crop(recipe), device=device, progress=progress)
+        return _opened(root, *asked, _crop(recipe), str(device))
+    return open_or_build(
+        root.cache_folder,
+        *asked,
+        build=True,
+        crop=_crop(recipe),
+        device=device,
+        copies=root.caches,
+        progress=progress,
+    )
 
 
 @lru_cache(maxsize=8)
 def _opened(
-    caches: Path,
+    root: Root,
     splits: Splits,
     policy: AugmentPolicy,
     seed: int,
@@ -185,7 +201,18 @@ def _opened(
     device: str,
 ) -> CachedTeacher:
     return open_or_build(
-        caches, splits, policy, seed, views, live, settings, build=False, partial=True, crop=crop, device=device
+        root.cache_folder,
+        splits,
+        policy,
+        seed,
+        views,
+        live,
+        settings,
+        build=False,
+        partial=True,
+        crop=crop,
+        device=device,
+        copies=root.caches,
     )
 
 

@@ -33,7 +33,13 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. search.trials=50.")
 ]
 RootFolder = Annotated[
-    Path, typer.Option("--root", envvar="HETEROKD_ROOT", file_okay=False, help="Folder that holds all state.")
+    str,
+    typer.Option(
+        "--root",
+        envvar="HETEROKD_ROOT",
+        metavar="FOLDER",
+        help="Holds all state: a folder, or s3://, gs:// or file://.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study (the experiment's name).")]
@@ -53,14 +59,14 @@ def search(
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; a local Ray when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study of the same name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Trainings, instead of search.trials.")] = None,
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Search: train students in parallel, confirm the leaders, register the best one."""
     asked = _load(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
     from heterokd.config import MOST_TRIALS
     from heterokd.report import metric_name, notes, show, verdict
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.search import search as run
     from heterokd.terminal import Terminal, leader_table
 
@@ -71,7 +77,7 @@ def search(
         try:
             found = run(
                 asked,
-                Root(root),
+                open_root(root),
                 resume=resume,
                 address=address,
                 listener=terminal,
@@ -80,8 +86,8 @@ def search(
         except KeyboardInterrupt:
             terminal.live.stop()
             print(
-                f"\ninterrupted: everything is kept in {root / 'studies' / asked.name}; "
-                f"go on with: heterokd search {experiment} --resume{'' if root == Path('runs') else f' --root {root}'}",
+                f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}; "
+                f"go on with: heterokd search {experiment} --resume{'' if root == 'runs' else f' --root {root}'}",
                 file=sys.stderr,
             )
             raise typer.Exit(130) from None
@@ -118,7 +124,7 @@ def distill(
     experiment: ExperimentFile,
     method: Annotated[str, typer.Option(help="Name of the method; see `heterokd methods`.")],
     overrides: Overrides = [],  # noqa: B006
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Distil once: one training with the method's published settings, logged like a trial."""
@@ -128,7 +134,7 @@ def distill(
     if method not in METHODS:
         raise ConfigError(f"--method {method}: there is no such method; {did_you_mean(method, METHODS)}")
     asked = _load(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.single import distill_once
     from heterokd.terminal import Terminal, score_text
 
@@ -141,7 +147,7 @@ def distill(
             )
             return True
 
-        trial, is_new = distill_once(asked, method, Root(root), epoch, terminal.teacher_epoch)
+        trial, is_new = distill_once(asked, method, open_root(root), epoch, terminal.teacher_epoch)
     metrics = trial.status["metrics"]
     if as_json:
         _print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
@@ -157,13 +163,13 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
     methods: Annotated[str | None, typer.Option(help="Some of the methods, with commas between them.")] = None,
     overrides: Overrides = [],  # noqa: B006
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Train published settings over seeds and set the results beside the published numbers."""
     asked = _load(experiment, overrides)
     from heterokd.reproduce import reproduce as run
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.terminal import Terminal, reproduction_table, score_text
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
@@ -177,7 +183,7 @@ def reproduce(
             return True
 
         found = run(
-            asked, Root(root), methods=chosen, seeds=seeds, on_epoch=epoch, teacher_progress=terminal.teacher_epoch
+            asked, open_root(root), methods=chosen, seeds=seeds, on_epoch=epoch, teacher_progress=terminal.teacher_epoch
         )
     if as_json:
         _print_json({**found.to_json(), "folder": str(found.folder.path)})
@@ -194,19 +200,19 @@ def plan(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
     address: Annotated[str | None, typer.Option(help="Ray cluster to measure on; a local Ray when left out.")] = None,
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Say what a search will take (time, device-hours, money, memory, disk): a few steps of each method are timed."""
     began = _began()
     asked = _load(experiment, overrides)
     from heterokd.plan import plan_experiment
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.terminal import Terminal, plan_lines
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: nothing is trained now")
-        found = plan_experiment(asked, Root(root), address=address, began=began, say=terminal.say)
+        found = plan_experiment(asked, open_root(root), address=address, began=began, say=terminal.say)
         if as_json:
             _print_json(found.to_json())
             return
@@ -219,13 +225,13 @@ def plan(
 def match(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Compare the stages of teacher and student (CKA), and propose where methods that pair stages might start."""
     asked = _load(experiment, overrides)
     from heterokd.match import match as run
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.terminal import Terminal, match_table, score_text
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
@@ -234,7 +240,7 @@ def match(
             terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {score_text(metrics)}")
             return True
 
-        found = run(asked, Root(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
+        found = run(asked, open_root(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
         if as_json:
             content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
             _print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
@@ -255,7 +261,7 @@ def auto(
     budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Of the search: 30m, 2h, 1d.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and plan it, run nothing.")] = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write the experiment.")] = None,
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
@@ -264,7 +270,7 @@ def auto(
     from heterokd.errors import StudyError
     from heterokd.looking import look, use
     from heterokd.plan import plan_experiment
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.terminal import Terminal, plan_lines
 
     hours = None if budget is None else read_hours(budget)
@@ -274,7 +280,7 @@ def auto(
             terminal.say(sentence)
         folder = use(seen, root / "auto" / images.resolve().name)
         limits = Limits(max_params_m, max_latency_ms, hours)
-        state = Root(root)
+        state = open_root(root)
         made = propose(
             seen,
             folder,
@@ -311,19 +317,19 @@ def auto(
 def teacher(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Fit the teacher, or verify the one that is given; a fitted one is reused by every search."""
     asked = _load(experiment, overrides)
     from heterokd.distillation import check_experiment, prepare_teacher
     from heterokd.report import metric_name
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.terminal import Terminal
 
     check_experiment(asked)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        prepared = prepare_teacher(asked, Root(root), progress=terminal.teacher_epoch)
+        prepared = prepare_teacher(asked, open_root(root), progress=terminal.teacher_epoch)
     card = prepared.card
     if as_json:
         file = None if prepared.weights is None else str(prepared.weights)
@@ -348,16 +354,16 @@ def cache(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
     from heterokd.cache_command import Asked, run
     from heterokd.errors import CacheError
-    from heterokd.root import Root
+    from heterokd.root import open_root
 
     asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
-    answer = run(asked, Root(root), quiet=as_json)
+    answer = run(asked, open_root(root), quiet=as_json)
     if as_json:
         _print_json(answer.content)
     for line in () if as_json else answer.lines:
@@ -368,7 +374,7 @@ def cache(
 
 
 @app.command()
-def report(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = False) -> None:
+def report(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
     """Write the study's page anew and say where it is."""
     from heterokd.errors import StudyError
     from heterokd.report import verdict, write_report
@@ -386,7 +392,7 @@ def report(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = 
 
 
 @app.command()
-def compare(study: StudyName, root: RootFolder = Path("runs"), as_json: AsJson = False) -> None:
+def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
     """Say which differences between a study's configurations are real: paired on their fresh seeds."""
     folder, asked = _study(study, root)
     from heterokd.significance import as_rows, compare_study, study_values
@@ -410,14 +416,14 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
     alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
     trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study than its winner.")] = None,
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Open the test split, compare the study's best student with the champion, and move the alias if it is better."""
     from heterokd.promotion import promote as decide
-    from heterokd.root import Root
+    from heterokd.root import open_root
 
-    decision = decide(Root(root), study, dry_run=dry_run, alias=alias, trial=trial)
+    decision = decide(open_root(root), study, dry_run=dry_run, alias=alias, trial=trial)
     if as_json:
         print(decision.to_json())
         return
@@ -437,14 +443,14 @@ def promote(
 def rollback(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
     alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Take the last promotion back: the version that was champion before is champion again."""
     from heterokd.promotion import rollback as take_back
-    from heterokd.root import Root
+    from heterokd.root import open_root
 
-    done = take_back(Root(root), model, alias=alias)
+    done = take_back(open_root(root), model, alias=alias)
     print(done.to_json() if as_json else done.reason)
 
 
@@ -455,7 +461,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     format_name: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
-    root: RootFolder = Path("runs"),
+    root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Write a student as a file that runs without heterokd, checked on real images against what was trained."""
@@ -465,9 +471,9 @@ def export(
         known = ("onnx", "pt2", "safetensors")
         raise ConfigError(f"--format {format_name}: there is no such format; {did_you_mean(format_name, known)}")
     from heterokd.export import export_student, find_student
-    from heterokd.root import Root
+    from heterokd.root import open_root
 
-    with find_student(Root(root), student) as found:
+    with find_student(open_root(root), student) as found:
         written = export_student(found, cast("FormatName", format_name), out)
     if as_json:
         _print_json({**asdict(written), "record": str(out / "export.json")})
@@ -484,6 +490,29 @@ def export(
     )
     print(f"open it  {written.opened_with}")
     print(f"record   {out / 'export.json'}")
+
+
+@app.command()
+def doctor(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to look at; a local Ray when left out.")] = None,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Before a search: would every node reach the storage, the MLflow server, the data and the GPUs that it needs?"""
+    asked = _load(experiment, overrides)
+    from heterokd.doctor import as_json as plain
+    from heterokd.doctor import examine, table
+    from heterokd.root import open_root
+
+    checks = examine(asked, open_root(root), address)
+    if as_json:
+        _print_json(plain(checks))
+    else:
+        print("\n".join(table(checks)))
+    if not all(check.passed for check in checks):
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -531,20 +560,20 @@ def datasets(as_json: AsJson = False) -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000, root: RootFolder = Path("runs")
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000, root: RootFolder = "runs"
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1; every study, trial and registered model is in them."""
     import socket
 
     from heterokd.errors import ConfigError
-    from heterokd.root import Root
+    from heterokd.root import open_root
     from heterokd.tracking import open_store, ui_command
 
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ConfigError(f"--port {port}: something is listening there already; give another port")
-    uri = open_store(Root(root), None)
-    argv, environment = ui_command(Root(root), port, uri)
+    uri = open_store(open_root(root), None)
+    argv, environment = ui_command(open_root(root), port, uri)
     print(f"http://127.0.0.1:{port}   (choose 'Model training' at the top left; stop with Ctrl-C)", flush=True)
     os.execvpe(argv[0], argv, environment)
 
@@ -562,11 +591,11 @@ def _load(file: Path, overrides: list[str]) -> Experiment:
     return load_experiment(file, overrides)
 
 
-def _study(name: str, root: Path) -> tuple[Any, Experiment]:
+def _study(name: str, root: str) -> tuple[Any, Experiment]:
     from heterokd.config import load_experiment
-    from heterokd.root import Root
+    from heterokd.root import open_root
 
-    folder = Root(root).existing_study(name)
+    folder = open_root(root).existing_study(name)
     return folder, load_experiment(folder.experiment_file)
 
 

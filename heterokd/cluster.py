@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 # A local Ray stays on the loopback interface (it listens on every one otherwise), sends no usage
 # statistics, and Tune writes none of its own result files.
@@ -102,7 +103,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
                 **quiet,
             )
         else:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env=code_for_nodes(), **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -135,12 +136,13 @@ def plan_cluster(experiment: Experiment) -> Cluster:
     if experiment.training.is_shared:
         search = experiment.search
         return plan_workers(experiment.training, search.parallel, search.trials, search.gpus_per_trial)
-    resources = ray.cluster_resources()
-    cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    resources, coming = ray.cluster_resources(), coming_nodes()
+    cores = int(resources.get("CPU", 0)) + sum(cores for cores, _ in coming)
+    gpus = int(resources.get("GPU", 0)) + sum(gpus for _, gpus in coming)
     wanted = experiment.search.parallel
     if not gpus:
-        parallel = wanted or cores
-        return Cluster(parallel, cpus=max(1, cores // parallel), gpus=0)
+        parallel = wanted or max(cores, 1)
+        return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=0)
     asked = experiment.search.gpus_per_trial
     if asked == "auto":
         memory = gpu_bytes()
@@ -158,13 +160,58 @@ def plan_cluster(experiment: Experiment) -> Cluster:
             )
         room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
         parallel, share = max(1, min(wanted or room, room)), asked
-    return Cluster(parallel, cpus=max(1, cores // parallel), gpus=share)
+    return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
+
+
+def _cores_each(parallel: int, cores: int) -> int:
+    """Cores of each trial: fewer where that many do not fit side by side on the nodes, none of which a trial spans."""
+    cpus = max(1, cores // parallel)
+    nodes = node_resources() if ray.is_initialized() else [(cores, 0)]
+    while cpus > 1 and sum(held // cpus for held, _ in nodes) < parallel:
+        cpus -= 1
+    return cpus
+
+
+def code_for_nodes() -> dict[str, Any] | None:
+    """Ray's runtime environment for a driver that brings its own code: this heterokd, and where MLflow is.
+
+    None inside a submitted job (`ray job submit`), whose own environment all of its processes have. An address with a
+    password is not carried: Ray shows runtime environments to whoever sees the dashboard.
+    """
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        return None
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    carried = {"MLFLOW_TRACKING_URI": uri} if uri and "@" not in uri else {}
+    package = Path(__file__).parent
+    return {"py_modules": [str(package)], "env_vars": carried, "excludes": ["**/__pycache__/"]}
+
+
+def coming_nodes() -> list[tuple[int, int]]:
+    """Cores and GPUs of the nodes that the cluster's autoscaler may add; none where there is no autoscaler."""
+    from ray._private.state import state  # Ray Train asks here too; there is no public way
+
+    if not ray.is_initialized():
+        return []
+    config = state.get_cluster_config()
+    there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    coming = []
+    for group in () if config is None else config.node_group_configs:
+        held = _held(group.resources)
+        for _ in range(max(0, group.max_count)):
+            if held in there:
+                there.remove(held)
+            else:
+                coming.append(held)
+    return coming
+
+
+def _held(resources: Mapping[str, float]) -> tuple[int, int]:
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
 def node_resources() -> list[tuple[int, int]]:
-    """Cores and GPUs of every node of the Ray that is connected."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in alive]
+    """Cores and GPUs of every node of the Ray that is connected, and of those that its autoscaler may add."""
+    return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *coming_nodes()]
 
 
 def plan_workers(

@@ -50,7 +50,7 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
             "teacher; they run it live, and there is nothing to build"
         )
     for name in mend_cache(filling.folder):
-        terminal.say(f"removed {filling.folder / name}: it was damaged, or belonged to what was")
+        terminal.say(f"removed {filling.folder}/{name}: it was damaged, or belonged to what was")
     if filling.obstacle is not None:
         raise CacheError(filling.obstacle)
     built, started = not filling.is_complete, time.monotonic()
@@ -59,7 +59,7 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
         with connected(address), _Shown(filling, terminal) as progress:
             fill(filling, root, prepared.weights, plan_cluster(experiment), progress)
     plan_filling(experiment, root, prepared.weights)  # the audit
-    (card,) = (card for card in list_caches(root.caches) if card.id == filling.key.id)
+    (card,) = (card for card in list_caches(root.cache_folder) if card.id == filling.key.id)
     return {
         "id": card.id,
         "description": card.description,

@@ -254,6 +254,8 @@ def _fitted_teacher(
     settings, recipe = experiment.teacher, teacher_recipe(experiment)
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
+    mirror = root.mirror(folder)
+    mirror.fetch(without=("checkpoint.pt",))
     weights, card_file = folder / "teacher.safetensors", folder / "teacher.json"
     # Two searches that want the same teacher at once: the second waits and finds it.
     with FileLock(folder / ".lock"):
@@ -283,6 +285,7 @@ def _fitted_teacher(
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             write_text(card_file, card.to_json())
             (folder / "checkpoint.pt").unlink(missing_ok=True)
+            mirror.close()
             return PreparedTeacher(settings, weights, card, fitted=True)
     card = TeacherCard(**read_json(card_file))
     teacher = _teacher(settings.model_dump_json(), splits.num_classes, data.image_size, weights)

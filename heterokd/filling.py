@@ -17,7 +17,7 @@ from heterokd.config import Experiment, Recipe
 from heterokd.distillation import open_prepared, open_splits, training_splits
 from heterokd.errors import CacheError, PairError
 from heterokd.root import Root
-from heterokd.storage import open_folder
+from heterokd.storage import Folder
 
 POLL_SECONDS = 0.5
 
@@ -36,17 +36,17 @@ class Filling:
 
     recipe: Recipe
     key: CacheKey
-    folder: Path
+    folder: Folder
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard is there."""
-        return (self.folder / "manifest.json").exists()
+        return self.folder.exists("manifest.json")
 
     @property
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be built."""
-        return missing(open_folder(self.folder), self.key)
+        return missing(self.folder, self.key)
 
     @property
     def obstacle(self) -> str | None:
@@ -60,7 +60,7 @@ class Filling:
                 "cache.views"
             )
         try:
-            check_space(open_folder(self.folder), self.key, len(self.missing))
+            check_space(self.folder, self.key, len(self.missing))
         except CacheError as error:
             return str(error)
         return None
@@ -69,9 +69,10 @@ class Filling:
 class Builder:
     """One actor that builds what nobody else is building."""
 
-    def __init__(self, recipe: str, root: Path, weights: Path | None, threads: int) -> None:
+    def __init__(self, recipe: str, root: Root, weights: Path | None, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.recipe, self.root, self.weights = Recipe.model_validate_json(recipe), Root(root), weights
+        self.recipe, self.root = Recipe.model_validate_json(recipe), root.on_node()
+        self.weights = None if weights is None else self.root.fetched(weights, root)
 
     def build(self) -> str | None:
         """Complete the cache together with the others; a sentence where it cannot be completed."""
@@ -111,7 +112,7 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, au
             if audited:
                 check_cache(recipe, splits, live, root)
             key = cache_key(recipe, splits, live)
-            return Filling(recipe, key, root.caches / key.id)
+            return Filling(recipe, key, root.cache_folder.at(key.id))
     return None
 
 
@@ -126,7 +127,9 @@ def start_filling(filling: Filling, root: Root, weights: Path | None, cluster: C
         builders: how many, at most; no more than there are shards to build.
     """
     actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
-    described = filling.recipe.model_dump_json(), root.path.resolve(), weights.resolve() if weights else None
+    # Relative paths begin where the driver runs.
+    where = root if root.url else root.on_node()
+    described = filling.recipe.model_dump_json(), where, weights.resolve() if weights else None
     handles = [
         actor.remote(*described, max(1, int(cluster.cpus))) for _ in range(min(builders, len(filling.missing) or 1))
     ]
@@ -182,7 +185,7 @@ def fill(
     started = start_filling(filling, root, weights, cluster, cluster.parallel)
     answers = [answer for _, answer in started]
     shards, waiting = layout_of(filling.key).shards, list(answers)
-    folder = open_folder(root.caches).at(filling.key.id)
+    folder = filling.folder
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
         if progress is not None:

@@ -172,7 +172,7 @@ def reproduce(
     measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
-    folder = root.study(named.name)
+    folder = root.fetch_study(named.name)
     runs = StudyRuns(named, folder, open_store(root, experiment.tracking.uri), root.artifacts)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
@@ -186,6 +186,7 @@ def reproduce(
             table = _table(experiment, folder, values, excluded, prepared)
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())
+    root.mirror(folder.path).close(skip=("trials",))
     runs.finish({"winner": None})
     return table
 

@@ -30,9 +30,9 @@ from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
 from heterokd.plan import Following
 from heterokd.priors import finished_summaries, warm_starts
+from heterokd.remote import FromStore, fetch, keep
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, write_text
-from heterokd.storage import open_folder
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, log_student, open_store, register
@@ -122,7 +122,7 @@ def run_study(
     """
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
-    held = None if filling is None else hold(open_folder(filling.folder))
+    held = None if filling is None else hold(filling.folder)
     projector = Projector(runs, folder)
     try:
         shared = experiment.training.is_shared
@@ -152,8 +152,8 @@ def run_study(
             trainable = tune.with_parameters(
                 run_trial,
                 judge=judge,
-                root=root.path.resolve(),
-                study=folder.path.resolve(),
+                root=root if root.url else root.on_node(),
+                study=folder.name,
                 weights=weights.resolve() if weights else None,
                 threads=max(1, int(cluster.cpus)),
                 filled=None if filling is None else (filling.recipe.training.seed, filling.recipe.views),
@@ -180,12 +180,16 @@ def run_study(
                     storage_path=scratch,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-                    callbacks=[Progress(folder, judge, projector, listener, builders)],
+                    callbacks=[
+                        *([FromStore(root, folder)] if root.url else []),
+                        Progress(folder, judge, projector, listener, builders),
+                    ],
                 ),
             )
             # It says which of its own result files are missing: all, since the trial folders take their place.
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
             tuner.fit()
+            root.fetch_study(folder.name)
             summary: dict[str, Any] = ray.get(judge.summary.remote())
             # In a Ray that outlives this search it would wait for its handles to be collected, with all that it holds.
             ray.kill(judge)
@@ -243,6 +247,7 @@ def search(
     excluded = check_experiment(experiment)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     folder = root.study(experiment.name)
+    fetch(root, folder)
     if folder.experiment_file.exists() and not resume:
         raise StudyError(
             f"{folder.path}: the study {experiment.name!r} exists already; "
@@ -278,6 +283,8 @@ def search(
         summary["teacher"] = asdict(prepared.card)
         folder.write_summary(summary)
         following.ended()
+        keep(root, folder, patiently=True)
+        root.fetch_leaders(folder, summary)
         if not summary["standing"]["finished"]:
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             runs.finish(summary, "KILLED")
@@ -288,6 +295,7 @@ def search(
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
         following.ended()
+        keep(root, folder, patiently=True)
     return Found(folder, summary, prepared.card, runs.uri, model)
 
 

@@ -43,7 +43,7 @@ def distill_once(
     check_experiment(named)
     sample = published_samples(named, method)[0]
     recipe = named.recipe(sample)
-    folder = root.study(named.name)
+    folder = root.fetch_study(named.name)
     uri = open_store(root, experiment.tracking.uri)
     runs = StudyRuns(named, folder, uri, root.artifacts)
     trial = trained_before(folder, recipe)
@@ -54,6 +54,7 @@ def distill_once(
     write_text(folder.experiment_file, dump_experiment(named))
     trial, is_new = train_once(recipe, sample, folder, root, runs, prepared, on_epoch)
     runs.finish({"winner": {"number": trial.number}})
+    root.mirror(folder.path).close(skip=("trials",))
     return trial, is_new
 
 
@@ -90,6 +91,9 @@ def train_once(
         runs.sync_trial(trial)
         return trial, False
     trial = trial or folder.trial(1 + max((one.number for one in folder.trials()), default=-1))
+    mirror = root.mirror(trial.path)
+    mirror.fetch()
+    mirror.follow()
     trial.start(recipe, {"origin": "published", "confirms": None, "sample": dict(sample)})
 
     def keep_going(metrics: Metrics) -> bool:
@@ -102,6 +106,7 @@ def train_once(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
     trial.update({"state": "complete", "metrics": trained.metrics})
+    mirror.close()
     runs.sync_trial(trial)
     return trial, True
 

@@ -28,6 +28,9 @@ PARTIAL = ".partial"
 ABANDONED_SECONDS = 24 * 3600.0
 """A partial file of another machine, whose process cannot be asked for, is abandoned when it is this old."""
 
+COPY_BYTES = 8 * 1024**2
+"""What is copied at a time."""
+
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -114,6 +117,29 @@ class Folder:
             os.replace(partial, place)
         finally:
             partial.unlink(missing_ok=True)
+
+    def copy_to(self, name: str, place: Path) -> None:
+        """Copy a file to a path of this machine, in parts: it may be larger than memory.
+
+        Raises:
+            OSError: it is not there, or one of the two cannot be read or written.
+        """
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as source, place.open("wb") as target:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+
+    def copy_from(self, place: Path, name: str) -> None:
+        """Copy a file of this machine into the folder, as a whole or not at all; an older one is replaced.
+
+        Raises:
+            OSError: one of the two cannot be read or written.
+        """
+        with place.open("rb") as source:
+            size = os.fstat(source.fileno()).st_size
+            if self.local is not None or size <= COPY_BYTES:
+                self.write(name, source.read())
+                return
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
 
     def touch(self, name: str) -> None:
         """Set a small file's time to now; a folder that may only be read is left as it is."""

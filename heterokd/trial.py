@@ -20,6 +20,7 @@ from heterokd.config import Experiment, Recipe
 from heterokd.disk import when_writable
 from heterokd.distillation import run_recipe
 from heterokd.errors import TrainingDiverged
+from heterokd.mirror import Mirror
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.study import Assignment, State, Stop, Study
 from heterokd.training import Metrics, Trained
@@ -94,11 +95,25 @@ class Judge:
         return self.study.summary()
 
 
+def begin(mirror: Mirror, folder: TrialFolder, recipe: Recipe) -> Mirror:
+    """Bring a trial's files here, wherever it ran before.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    mirror.replace()
+    if mirror.store is not None and (folder.path / "recipe.yaml").exists() and folder.recipe.hash != recipe.hash:
+        # Of a trial that the study forgot when its driver's machine went: the number was given anew.
+        mirror.store.delete_everything()
+        mirror.replace()
+    return mirror
+
+
 def run_trial(
     config: dict[str, Any],
     judge: Any,
-    root: Path,
-    study: Path,
+    root: Root,
+    study: str,
     weights: Path | None,
     threads: int,
     filled: tuple[int, int | None] | None,
@@ -109,9 +124,9 @@ def run_trial(
     Args:
         config: holds the trial's number.
         judge: the study's actor.
-        root: where state lives.
-        study: folder of the study.
-        weights: the prepared teacher's weights.
+        root: where state lives, as the driver sees it.
+        study: name of the study.
+        weights: the prepared teacher's weights, likewise.
         threads: of torch.
         filled: seed and number of the views whose cache others are filling; other caches are completed here first.
             None: no cache is built at all.
@@ -125,10 +140,14 @@ def run_trial(
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
     recipe = assignment.recipe
-    folder = StudyFolder(study).trial(number)
+    here = root.on_node()
+    folder = here.study(study).trial(number)
+    mirror = begin(here.mirror(folder.path), folder, recipe)
     status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
     folder.start(recipe, {**status, "pid": os.getpid(), "began": time.time()})
+    mirror.push()
     tune.report({"number": number, "epoch": 0})
+    mirror.follow()
 
     def keep_going(metrics: dict[str, float]) -> bool:
         epoch = int(metrics["epoch"])
@@ -136,6 +155,7 @@ def run_trial(
             return True
         go_on: bool = ray.get(judge.report.remote(number, epoch, metrics))
         if epoch in assignment.rungs:
+            mirror.push()
             tune.report({"number": number, "epoch": epoch})
         return go_on
 
@@ -148,14 +168,15 @@ def run_trial(
         cache: CacheUse = "found" if filled is None else "built"
         if filled == (recipe.training.seed, recipe.views):
             cache = "shared"
+        near = None if weights is None else here.fetched(weights, root)
         trained = when_writable(
             folder.path,
             # From its checkpoint where something else than a report met a disk that cannot be written.
             lambda: run(
                 recipe,
                 folder,
-                Root(root),
-                weights,
+                here,
+                near,
                 keep_going,
                 rungs=assignment.rungs,
                 save_now=is_leaving,
@@ -178,5 +199,6 @@ def run_trial(
         write_text(folder.path / "error.txt", error)
     # The folder first: if this process dies before the judge hears of it, the study adopts what the folder says.
     folder.update({"state": written or state, "reason": reason, "metrics": metrics, "ended": time.time()})
+    mirror.close()
     ray.get(judge.finish.remote(number, state, metrics, error.strip().splitlines()[-1] if error else None))
     tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})

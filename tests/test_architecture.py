@@ -17,7 +17,7 @@ PACKAGE = Path(heterokd.__file__).parent
 
 # A module imports from its own row and from rows above it, never from below; a folder counts as one module.
 ROWS = (
-    ("errors", "outputs", "space", "disk", "storage"),
+    ("errors", "outputs", "space", "disk", "storage", "mirror"),
     (
         "method",
         "projectors",
@@ -48,6 +48,7 @@ ROWS = (
         "cluster",
         "questions",
         "workers",
+        "remote",
         "trial",
         "watching",
         "search",
@@ -62,7 +63,7 @@ ROWS = (
         "pictures",
         "plan",
     ),
-    ("catalogue", "terminal", "cache_command", "completing"),
+    ("catalogue", "doctor", "terminal", "cache_command", "completing"),
     ("cli",),
     ("__main__",),
 )

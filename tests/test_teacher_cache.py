@@ -223,7 +223,7 @@ def test_a_damaged_cache_ends_a_search_before_it_begins(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     experiment, weights = asked()
-    damage(complete(experiment, root, weights).folder)
+    damage(Path(complete(experiment, root, weights).folder.path))
     monkeypatch.chdir(root.path.parent)
     monkeypatch.setattr(sys, "argv", ["heterokd", "search", "tiny.yaml", "--root", str(root.path)])
     capfd.readouterr()
@@ -301,7 +301,7 @@ def test_heterokd_cache_builds_once_and_mends(
     live = trained(experiment.model_copy(update={"cache": CachingSettings(enabled=False)}), weights, root, "live")
     assert trained(experiment, weights, root, "cached") == live
     assert f"cache {filling.key.id} is complete; nothing was built" in command()
-    flipped(filling.folder)
+    flipped(Path(filling.folder.path))
     assert "shards/000000.arrow: it was damaged" in command()
     assert verify_cache(filling.folder) == []
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "cache.enabled=false"])
@@ -383,9 +383,12 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
                 killed.append(process.pid)
             time.sleep(0.2)
 
-    (filling.folder / "locks").mkdir(parents=True)
+    locks = Path(filling.folder.path) / "locks"
+    locks.mkdir(parents=True)
     killer = threading.Thread(target=kill, daemon=True)
-    with FileLock(filling.folder / "locks/000000.lock"):  # the builder waits for its shard until it is killed
+    with FileLock(
+        Path(filling.folder.path) / "locks/000000.lock"
+    ):  # the builder waits for its shard until it is killed
         killer.start()
         found = find("killed")
     assert killed
