@@ -278,7 +278,8 @@ def auto(
         seen = look(images)
         for sentence in seen.sentences():
             terminal.say(sentence)
-        folder = use(seen, root / "auto" / images.resolve().name)
+        state = open_root(root)
+        folder = use(seen, state.path / "auto" / images.resolve().name)
         limits = Limits(max_params_m, max_latency_ms, hours)
         state = open_root(root)
         made = propose(
@@ -310,7 +311,7 @@ def auto(
         said = [*seen.sentences(), *made.said]
         _print_json({"experiment": str(made.file), "said": said, "plan": plan.to_json()})
     else:
-        print(f"run it with: heterokd search {made.file}{'' if root == Path('runs') else f' --root {root}'}")
+        print(f"run it with: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")
 
 
 @app.command()

@@ -364,4 +364,4 @@ def open_root(place: str | Path) -> Root:
 
 def working_folder(url: str) -> Path:
     """Where this machine keeps its working copies of a store."""
-    return Path.home() / ".cache" / "heterokd" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    return Path.home().resolve() / ".cache" / "heterokd" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
