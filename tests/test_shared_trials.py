@@ -47,7 +47,8 @@ def left():
     from ray.util import placement_group_table
     from ray.util.state import list_actors
     groups = [one["state"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
-    actors = [one.class_name for one in list_actors(filters=[("state", "=", "ALIVE")])]
+    address = ray.get_runtime_context().gcs_address  # this Ray's, whatever others run on the machine
+    actors = [one.class_name for one in list_actors(address, filters=[("state", "=", "ALIVE")])]
     names = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
     # Idle processes that Ray keeps for the next actor, its agents, and one actor of the job that it never ends.
     free = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
