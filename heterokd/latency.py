@@ -6,11 +6,9 @@ Latency is measured in torch, once per architecture, image size and processor, a
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from filelock import FileLock
@@ -21,11 +19,7 @@ from heterokd.errors import ConfigError
 from heterokd.networks import build_network, deployable
 from heterokd.precision import device_name
 from heterokd.root import Root, read_json, write_text
-
-LATENCY_RUNS = 30
-LATENCY_WARM_UPS = 5
-LATENCY_THREADS = 1
-"""Threads of a latency figure: what one core gives, whatever machine it is measured on."""
+from heterokd.timing import THREADS, time_call
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ def known_latency_ms(
         root: where it is remembered.
     """
     file = root.path / "students.json"
-    what = [settings.network, sorted(settings.options.items()), num_classes, size, LATENCY_THREADS, torch.__version__]
+    what = [settings.network, sorted(settings.options.items()), num_classes, size, THREADS, torch.__version__]
     key = json.dumps([device_name("cpu"), *what], default=str)
     root.path.mkdir(parents=True, exist_ok=True)
     with FileLock(root.path / ".students.lock"):
@@ -113,29 +107,11 @@ def known_latency_ms(
 
 
 def latency_ms(model: nn.Module, size: tuple[int, int]) -> float:
-    """Median time of a forward of one image, in milliseconds, on the CPU with `LATENCY_THREADS` threads.
+    """Median time of a forward of one image, in milliseconds, on the CPU with `timing.THREADS` threads.
 
     Args:
         model: takes images [B, 3, H, W].
         size: height and width of the image, in pixels.
     """
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    with _threads(LATENCY_THREADS), torch.inference_mode():
-        for _ in range(LATENCY_WARM_UPS):
-            model(image)
-        times = []
-        for _ in range(LATENCY_RUNS):
-            started = time.perf_counter()
-            model(image)
-            times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return time_call(partial(model, image)).median_ms

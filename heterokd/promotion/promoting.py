@@ -21,7 +21,7 @@ from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
 from heterokd.export import try_export
-from heterokd.latency import LATENCY_RUNS, LATENCY_THREADS, latency_ms
+from heterokd.latency import latency_ms
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
 from heterokd.promotion.card import Lineage, cache_of, model_card, shortened
@@ -31,6 +31,7 @@ from heterokd.promotion.record import CHAMPION, LINES, LOCK, last_line, previous
 from heterokd.promotion.served import Served
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.tasks import Task, build_task, upsample
+from heterokd.timing import RUNS, THREADS
 from heterokd.tracking import CHALLENGER, StudyRuns, log_student, open_store, register
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
 from heterokd.tracking.students import open_student, taken_size
@@ -308,10 +309,10 @@ class _Promotion:
         state = [*candidate.model.parameters(), *candidate.model.buffers()]
         params_m = sum(parameter.numel() for parameter in candidate.model.parameters()) / 1e6
         size_mb = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
-        threads = "1 thread" if LATENCY_THREADS == 1 else f"{LATENCY_THREADS} threads"
+        threads = "1 thread" if THREADS == 1 else f"{THREADS} threads"
         height, width = candidate.recipe.data.view_size
         latency = latency_ms(candidate.model, (height, width))
-        timing = f"median of {LATENCY_RUNS}, batch 1, {height} x {width} pixels, CPU, {threads}"
+        timing = f"median of {RUNS}, batch 1, {height} x {width} pixels, CPU, {threads}"
         for name, limit, measured, note in (
             ("parameters in millions", settings.max_params_m, params_m, ""),
             ("latency in ms", settings.max_latency_ms, latency, timing),
