@@ -479,7 +479,8 @@ def lock_disk(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 found["problems"].append("nobody said why nothing went on")
             return found
     finally:
-        subprocess.run(["umount", str(root)], check=True)
+        # Lazily: processes of the search that are just ending may stand in it.
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
 
 
 def mount(*arguments: str) -> None:

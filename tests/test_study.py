@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -532,3 +533,23 @@ def test_a_search_over_all_methods_in_parallel_ends(folder):
     assert standing.finished
     assert standing.planned == len(METHODS) + 12
     assert count == standing.planned + standing.confirmations_done
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_estimator_learns_from_the_newest_and_the_best_trials_alone(direction: str) -> None:
+    from heterokd.study.sampling import BEST, LEARNED, _Learned
+
+    study = optuna.create_study(direction=direction)
+    values = random.Random(0).sample(range(10_000), 3 * LEARNED)
+    for value in values:
+        study.add_trial(optuna.trial.create_trial(value=float(value)))
+    kept = _Learned(study)._get_trials(deepcopy=False)
+    numbers = [trial.number for trial in kept]
+    assert len(kept) <= LEARNED
+    assert numbers == sorted(set(numbers))
+    assert numbers[-(LEARNED - BEST) :] == list(range(len(values) - (LEARNED - BEST), len(values)))
+    best = sorted(range(len(values)), key=lambda number: values[number], reverse=direction == "maximize")
+    assert set(best[:BEST]) <= set(numbers)
+    few = optuna.create_study(direction=direction)
+    few.add_trials(study.trials[:LEARNED])
+    assert len(_Learned(few)._get_trials()) == LEARNED

@@ -7,11 +7,12 @@ ICML 2018, for its multivariate form.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import random
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping, Set
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -28,6 +29,12 @@ RANDOM_AFTER = 5
 
 STOP_AFTER = 25
 """Samples in a row that were already known before the space counts as exhausted."""
+
+LEARNED = 500
+"""Trials that the estimator learns from: its time grows with them. Older ones would weigh next to nothing."""
+
+BEST = 25
+"""Of these, the best ones, however old: as many as the estimator sets apart from the others, see `default_gamma`."""
 
 
 def propose(
@@ -98,6 +105,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._common = (methods if len(spaces) > 1 else {}) | _free(spaces[first], common)
         self._own = {method: _free(space, space.keys() - common) for method, space in spaces.items()}
         self._values: dict[str, Any] = dict(chosen)
+        self._learned: _Learned | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}  # what is sampled together depends on the method, which is not known yet
@@ -110,12 +118,40 @@ class _GroupSampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        self._learned = self._learned or _Learned(study)
+        learned = cast(optuna.Study, self._learned)
         if param_name not in self._values:
             group = self._common if param_name in self._common else self._own[trial.params["method"]]
-            self._values = self._estimator.sample_relative(study, trial, group) | self._values
+            self._values = self._estimator.sample_relative(learned, trial, group) | self._values
         if param_name not in self._values:  # too few trials for an estimate: uniform
-            return self._estimator.sample_independent(study, trial, param_name, param_distribution)
+            return self._estimator.sample_independent(learned, trial, param_name, param_distribution)
         return self._values[param_name]
+
+
+class _Learned:
+    """A study with the trials that an estimator learns from: the newest, and the best in each direction."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._kept = trials = study.get_trials(deepcopy=False)
+        if len(trials) > LEARNED:
+            complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+            best: set[int] = set()
+            for place, direction in enumerate(study.directions):
+                sign = -1 if direction == optuna.study.StudyDirection.MAXIMIZE else 1
+                ranked = heapq.nsmallest(BEST, ((sign * trial.values[place], trial.number) for trial in complete))
+                best |= {number for _, number in ranked}
+            newest = trials[-(LEARNED - len(best)) :]
+            self._kept = [trial for trial in trials[: -len(newest)] if trial.number in best] + newest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        """As a study's own, which the estimator calls."""
+        return [trial for trial in self._kept if states is None or trial.state in states]
 
 
 def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribution]:
