@@ -493,7 +493,9 @@ def two_nodes(scratch: Path) -> Iterator[Any]:
     """A Ray of a head with one core, and a node with one core, as `cluster`."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # A port of its own: the usual one may belong to another Ray of this machine.
+    head = {"num_cpus": 1, "include_dashboard": False, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
