@@ -54,9 +54,10 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write docs/methods.md and the papers' experiments anew
+docs: $(STAMP) ## Write docs/methods.md and the papers' experiments anew, and build site/
 	$(BIN)/python -m heterokd.catalogue > docs/methods.md
 	$(BIN)/python experiments/papers/generate.py
+	$(BIN)/python -m mkdocs build --quiet
 
 bench: $(STAMP) ## Measure again what benchmarks/RESULTS.md says
 	$(BIN)/python benchmarks/run.py

@@ -1,3 +1,21 @@
-"""heterokd: search for the best way to distil a big vision model into a small one of another architecture."""
+"""heterokd: search for the best way to distil a big vision model into a small one of another architecture.
+
+    from heterokd import load_experiment, search, distill, load_student
+
+    found = search(load_experiment("experiments/quickstart.yaml"), root="runs")
+    student = load_student("studies/quickstart", root="runs")
+
+The names come from `heterokd.library`, which is imported when one of them is first asked for.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Experiment", "distill", "load_experiment", "load_student", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.library"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

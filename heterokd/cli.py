@@ -5,9 +5,11 @@ Exit codes: 0 done, 1 a fault of ours or of the machine, 2 the user's input, 130
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -28,16 +30,50 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+READING = ("cache", "compare", "doctor", "plan")
+"""Commands that leave the root as it is; a cache that is built or pruned looks for itself."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a place that the user chose; the other faults of a disk are the machine's."""
+
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. search.trials=50.")
 ]
+
+
+def _usable(context: typer.Context, root: str) -> str:
+    """Refuse a root that nothing can be written to, before there is anything to be written."""
+    _check_root(root, written=context.info_name not in READING)
+    return root
+
+
+def _check_root(root: str, *, written: bool) -> None:
+    if "://" in root:  # a store answers for itself when it is opened
+        return
+    place = Path(root)
+    try:
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise typer.BadParameter(f"{str(place)!r} is a file; give a folder (--root or HETEROKD_ROOT)")
+        if written:
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise typer.BadParameter(
+            f"{str(place)!r} cannot be used ({error.strerror}); change its permissions, or give another --root"
+        ) from None
+
+
 RootFolder = Annotated[
     str,
     typer.Option(
         "--root",
         envvar="HETEROKD_ROOT",
         metavar="FOLDER",
+        callback=_usable,
         help="Holds all state: a folder, or s3://, gs:// or file://.",
     ),
 ]
@@ -323,12 +359,13 @@ def teacher(
 ) -> None:
     """Fit the teacher, or verify the one that is given; a fitted one is reused by every search."""
     asked = _load(experiment, overrides)
-    from heterokd.distillation import check_experiment, prepare_teacher
+    from heterokd.distillation import check_experiment, check_files, prepare_teacher
     from heterokd.report import metric_name
     from heterokd.root import open_root
     from heterokd.terminal import Terminal
 
     check_experiment(asked)
+    check_files(asked)
     with Terminal(asked.metric, quiet=as_json) as terminal:
         prepared = prepare_teacher(asked, open_root(root), progress=terminal.teacher_epoch)
     card = prepared.card
@@ -363,6 +400,7 @@ def cache(
     from heterokd.errors import CacheError
     from heterokd.root import open_root
 
+    _check_root(root, written=not (listing or verifying or dry_run))
     asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
     answer = run(asked, open_root(root), quiet=as_json)
     if as_json:
@@ -615,14 +653,15 @@ def main() -> None:
     except Exception as error:
         from heterokd.errors import HeterokdError, UserError
 
-        if not isinstance(error, HeterokdError) and not _is_full_disk(error):
+        if isinstance(error, HeterokdError):
+            lines, is_users = str(error).splitlines(), isinstance(error, UserError)
+        elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
+            advice = "look at what lies there and at its permissions"
+            lines, is_users = [f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}); {advice}"], True
+        elif isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
+            lines, is_users = str(error).splitlines(), False
+        else:
             raise
-        for line in str(error).splitlines():
+        for line in lines:
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    import errno
-
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+        sys.exit(2 if is_users else 1)

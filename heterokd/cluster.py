@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 # A local Ray stays on the loopback interface (it listens on every one otherwise), sends no usage
 # statistics, and Tune writes none of its own result files.
@@ -42,7 +44,10 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""
 
-__all__ = ["Cluster", "connected", "is_leaving", "plan_cluster", "ray", "tune"]
+CONNECT_SECONDS = 5.0
+"""How long a cluster may take to take a connection."""
+
+__all__ = ["Cluster", "check_address", "connected", "is_leaving", "plan_cluster", "ray", "tune"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,29 @@ class Cluster:
         keep each other from going on; since Ray wants something, it gets a byte of memory.
         """
         return {"cpu": self.cpus, "gpu": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
+
+
+def check_address(address: str | None) -> None:
+    """Ask whether anything listens at a cluster's address, before there is work that would be lost.
+
+    Raises:
+        ConfigError: it is no address, or nothing listens there.
+    """
+    if address is None or address in ("auto", "local"):
+        return
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if parts.scheme != "ray" or not host or not port:
+        raise ConfigError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--address {address}: no Ray cluster answers ({error}); start one, or leave it out"
+        ) from None
 
 
 @contextmanager

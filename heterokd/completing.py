@@ -13,7 +13,7 @@ from rich.text import Text
 from heterokd.cache import cache_bytes, list_caches, mend_cache
 from heterokd.cluster import connected, plan_cluster
 from heterokd.config import load_experiment
-from heterokd.distillation import check_experiment, prepare_teacher
+from heterokd.distillation import check_experiment, check_files, prepare_teacher
 from heterokd.errors import CacheError, ConfigError
 from heterokd.filling import Filling, fill, plan_filling
 from heterokd.root import Root
@@ -42,6 +42,7 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
     check_experiment(experiment)
     if not experiment.cache.enabled:
         raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
+    check_files(experiment)
     prepared = prepare_teacher(experiment, root, progress=terminal.teacher_epoch)
     filling = plan_filling(experiment, root, prepared.weights, audited=False)
     if filling is None:

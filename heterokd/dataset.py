@@ -34,6 +34,9 @@ HELD_OUT = 0.2
 STATISTICS_SAMPLE = 512
 READ_AT_ONCE = 512
 READ_BYTES = 2**28
+# Images of a split that are decoded before work begins: a second or two, and all images of a small set.
+LOOK_BYTES = 2**27
+LOOK_AT_LEAST = 32
 
 
 class Images(Protocol):
@@ -198,8 +201,7 @@ class Splits:
     @cached_property
     def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Over all train images that lie in memory, or a fixed sample of those that lie in files."""
-        source = self.train.images
-        in_memory = isinstance(source.images if isinstance(source, ChosenImages) else source, ArrayImages)
+        in_memory = isinstance(_source(self.train.images), ArrayImages)
         order = permutation(len(self.train), 0, "statistics")
         index = np.sort(order if in_memory else order[:STATISTICS_SAMPLE])
         total, squares, count = np.zeros(3), np.zeros(3), 0
@@ -214,6 +216,23 @@ class Splits:
         # A set of one colour has no spread; a network divides by this.
         std_red, std_green, std_blue = (max(float(value), 1e-3) for value in std / 255)
         return (red, green, blue), (std_red, std_green, std_blue)
+
+    def look(self) -> None:
+        """Decode some images of train and val, all of a small set: damage is better found before work than in it.
+
+        Raises:
+            DataError: an image or a label map is damaged; names the file.
+        """
+        for split in (self.train, self.val):
+            if not len(split) or _in_memory(split.images):
+                continue
+            count = max(LOOK_AT_LEAST, LOOK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
+            index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
+            for _ in split.pieces(index):
+                pass
+            if split.label_maps is not None:
+                for start in range(0, len(index), LOOK_AT_LEAST):
+                    split.label_maps.read(index[start : start + LOOK_AT_LEAST])
 
     def with_labels_per_class(self, count: int, seed: int = 0) -> Splits:
         """The same data set with `count` seeded train images of each class; val and test stay whole.
@@ -249,6 +268,17 @@ class Splits:
         kept = np.sort(permutation(len(self.train), 0, "train_images", seed)[:count])
         digest = hashlib.sha256(f"{self.fingerprint}:train_images={count}:seed={seed}".encode())
         return replace(self, train=self.train.chosen(kept), fingerprint=digest.hexdigest())
+
+
+def _source(images: Images | LabelMaps) -> Images | LabelMaps:
+    """What they are chosen from."""
+    while isinstance(images, ChosenImages):
+        images = images.images
+    return images
+
+
+def _in_memory(images: Images) -> bool:
+    return isinstance(_source(images), ArrayImages | ResizedImages)
 
 
 class Dataset(ABC):
@@ -305,7 +335,7 @@ def stratified_split(
         if len(members) < len(shares):
             name = class_names[number] if class_names else str(number)
             raise DataError(
-                f"class {name!r} has {len(members)} image(s), too few for {len(shares)} splits; "
+                f"data.root: class {name!r} has {len(members)} image(s), too few for {len(shares)} splits; "
                 f"add images or remove the class"
             )
         members = members[permutation(len(members), int(number), "split", seed)]

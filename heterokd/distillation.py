@@ -39,7 +39,7 @@ from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairErro
 from heterokd.evaluation import evaluate
 from heterokd.loaders import Loaders, make_loaders, open_split
 from heterokd.methods import METHODS
-from heterokd.networks import predict_spec, published_classes, save_weights, weights_hash
+from heterokd.networks import build_network, predict_spec, published_classes, save_weights, weights_hash
 from heterokd.outputs import Outputs, OutputSpec
 from heterokd.precision import Precision, resolve_precision, time_step
 from heterokd.root import Root, TrialFolder, read_json, write_text
@@ -151,11 +151,56 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     return excluded
 
 
+def check_files(experiment: Experiment) -> None:
+    """Open what work begins with, so that damage is found before it: weights, and images of train and val.
+
+    Raises:
+        UserError: one sentence naming file or key.
+    """
+    splits = open_splits(experiment.data)
+    splits.look()
+    kept, most = experiment.cache.top_k, splits.num_classes
+    if experiment.cache.enabled and kept is not None and kept > most:
+        raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
+    teacher, size = experiment.teacher, experiment.data.image_size
+    if teacher.checkpoint is not None:
+        _given_teacher(teacher, splits.num_classes, size)
+    starting: dict[tuple[str, str], NetworkSettings] = (
+        {("teacher", teacher.network): teacher} if teacher.pretrained else {}
+    )
+    student = experiment.student
+    if student.pretrained:
+        starting |= {("student", network): student.one(network) for network in student.networks}
+    for (section, network), settings in starting.items():
+        try:
+            build_network(network, splits.num_classes, settings.options, pretrained=True, image_size=size)
+        except NetworkError as error:
+            raise NetworkError(_named(section, error)) from None
+
+
+def _given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
+    """The teacher whose weights are given, or published: opened once.
+
+    Raises:
+        CheckpointError: they are missing, damaged or of another network or number of classes.
+    """
+    try:
+        return _teacher(settings.model_dump_json(), num_classes, image_size, settings.checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
+
+
+def _named(section: str, error: NetworkError) -> str:
+    """A sentence about a network (`network 'x' ...`) that begins with its key."""
+    text = str(error)
+    return f"{section}.{text}" if text.startswith("network ") else f"{section}: {text}"
+
+
 def _spec(section: str, network: str, settings: NetworkSettings, data: DataSettings, num_classes: int) -> OutputSpec:
     try:
         spec = predict_spec(network, num_classes, settings.options, data.image_size)
     except NetworkError as error:
-        raise NetworkError(f"{section}: {error}") from None
+        raise NetworkError(_named(section, error)) from None
     if (spec.logits_stride is not None) != (data.task == "segmentation"):
         wanted = (
             "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
@@ -198,10 +243,7 @@ def prepare_teacher(
     splits = open_splits(data)
     published = settings.pretrained and published_classes(settings.network) == splits.num_classes
     if settings.checkpoint is not None or published:
-        try:
-            teacher = _teacher(settings.model_dump_json(), splits.num_classes, data.image_size, settings.checkpoint)
-        except CheckpointError as error:
-            raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
+        teacher = _given_teacher(settings, splits.num_classes, data.image_size)
         source = str(settings.checkpoint) if settings.checkpoint else "timm's published weights"
         card = _card(settings, teacher, data, splits, source, device)
         prepared = PreparedTeacher(settings, settings.checkpoint, card)

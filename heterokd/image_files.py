@@ -344,6 +344,9 @@ def file_splits(
 
 def _size(path: Path, advice: str) -> int:
     try:
-        return os.stat(path).st_size
+        size = os.stat(path).st_size
     except OSError:
         raise DataError(f"{path}: is missing; {advice}") from None
+    if not size:
+        raise DataError(f"{path}: is empty; {advice}")
+    return size

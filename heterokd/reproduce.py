@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from heterokd.config import Experiment
-from heterokd.distillation import PreparedTeacher, check_experiment, dump_experiment, prepare_teacher
+from heterokd.distillation import PreparedTeacher, check_experiment, check_files, dump_experiment, prepare_teacher
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.priors import PublishedPair, published_results, published_samples, published_settings
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
@@ -172,6 +172,7 @@ def reproduce(
     measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
+    check_files(named)
     folder = root.fetch_study(named.name)
     runs = StudyRuns(named, folder, open_store(root, experiment.tracking.uri), root.artifacts)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)

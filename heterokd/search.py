@@ -10,20 +10,29 @@ folders are the truth, and resuming is running again.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from heterokd.cache import hold
-from heterokd.cluster import connected, plan_cluster, ray, tune
+from heterokd.cluster import check_address, connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
-from heterokd.distillation import check_experiment, dump_experiment, open_splits, prepare_teacher, run_recipe
+from heterokd.distillation import (
+    check_experiment,
+    check_files,
+    dump_experiment,
+    open_splits,
+    prepare_teacher,
+    run_recipe,
+)
 from heterokd.errors import StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.latency import weigh_students
@@ -32,7 +41,7 @@ from heterokd.plan import Following
 from heterokd.priors import finished_summaries, warm_starts
 from heterokd.remote import FromStore, fetch, keep
 from heterokd.report import write_report
-from heterokd.root import Root, StudyFolder, write_text
+from heterokd.root import Root, StudyFolder, open_root, write_text
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, log_student, open_store, register
@@ -242,10 +251,6 @@ def search(
     Raises:
         UserError: the input is wrong; nothing has been launched then.
     """
-    candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
-    asked, experiment = experiment, experiment.without(candidates.left_out)
-    excluded = check_experiment(experiment)
-    warm = warm_starts(experiment, finished_summaries(experiment, root))
     folder = root.study(experiment.name)
     fetch(root, folder)
     if folder.experiment_file.exists() and not resume:
@@ -253,6 +258,12 @@ def search(
             f"{folder.path}: the study {experiment.name!r} exists already; "
             "go on with it (--resume) or give another name (--set name=NEW)"
         )
+    candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    asked, experiment = experiment, experiment.without(candidates.left_out)
+    excluded = check_experiment(experiment)
+    check_files(experiment)
+    check_address(address)
+    warm = warm_starts(experiment, finished_summaries(experiment, root))
     following = Following(experiment, root, folder, excluded)
     runs = open_runs(experiment, folder, root)
     began = time.monotonic()
@@ -349,3 +360,14 @@ def open_runs(experiment: Experiment, folder: StudyFolder, root: Root) -> StudyR
     """
     uri = open_store(root, experiment.tracking.uri)
     return StudyRuns(experiment, folder, uri, root.artifacts)
+
+
+class _Callable(ModuleType):
+    """Once this module is imported, `from heterokd import search` gives it, not the function: so it is called."""
+
+    def __call__(self, experiment: Experiment, root: str | Path = "runs", **options: Any) -> Found:
+        """See `heterokd.library.search`."""
+        return search(experiment, open_root(str(root)), **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import torch
 
 from heterokd.config import Experiment, Recipe, Sample
-from heterokd.distillation import PreparedTeacher, check_experiment, dump_experiment, prepare_teacher, run_recipe
+from heterokd.distillation import (
+    PreparedTeacher,
+    check_experiment,
+    check_files,
+    dump_experiment,
+    prepare_teacher,
+    run_recipe,
+)
 from heterokd.priors import published_samples
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.tracking import StudyRuns, open_store
@@ -41,6 +48,7 @@ def distill_once(
     """
     named = experiment.model_copy(update={"name": f"{experiment.name}-distill"})
     check_experiment(named)
+    check_files(named)
     sample = published_samples(named, method)[0]
     recipe = named.recipe(sample)
     folder = root.fetch_study(named.name)

@@ -64,6 +64,7 @@ ROWS = (
         "plan",
     ),
     ("catalogue", "doctor", "terminal", "cache_command", "completing"),
+    ("library",),
     ("cli",),
     ("__main__",),
 )

@@ -246,10 +246,10 @@ def test_set_reaches_into_a_space_file(with_space_file: Callable[[str], Path]) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["teacher.network=test_vitt"], "teacher: network 'test_vitt' is not one of timm's: did you mean 'test_vit'?"),
-        (["student.network=[test_resnet, resnet_18]"], "student: network 'resnet_18' .* did you mean 'resnet18'?"),
-        (["teacher.options={img_siz: 32}"], "teacher: network 'test_vit' has no option 'img_siz'; .*img_size"),
-        (["teacher.options={depth: many}"], "teacher: network 'test_vit' cannot be built"),
+        (["teacher.network=test_vitt"], "teacher.network 'test_vitt' is not one of timm's: did you mean 'test_vit'?"),
+        (["student.network=[test_resnet, resnet_18]"], "student.network 'resnet_18' .* did you mean 'resnet18'?"),
+        (["teacher.options={img_siz: 32}"], "teacher.network 'test_vit' has no option 'img_siz'; .*img_size"),
+        (["teacher.options={depth: many}"], "teacher.network 'test_vit' cannot be built"),
         (["data={dataset: image_folder, root: /no/where}"], "data.root: there is no folder /no/where"),
         (["data.labels_per_class=5000"], "data.labels_per_class: .* 5000 were asked for"),
         (["search.space={overrides: {fbt.back_stage: 9}}"], "overrides.fbt.back_stage: 9 is impossible"),

@@ -20,6 +20,13 @@ from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
 from heterokd.space import domains, read_domain
 
+NEVER_SEARCHED = {
+    "seed": "the best seed is luck, which confirmation takes out again",
+    "workers": "it is about machines, not about results",
+    "gpus_per_worker": "it is about machines, not about results",
+}
+"""Settings of a training that are no domain of a search, with the reason."""
+
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read, check and complete an experiment.
@@ -72,15 +79,33 @@ def _refuse(found: Iterable[tuple[str, str]], source: Source) -> None:
         raise ConfigError("\n".join(lines))
 
 
+LARGEST = 2**64
+"""Whole numbers beyond it are slips of the pen; Python cannot even print those of thousands of digits."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads `1e-3` as a word (YAML 1.1 wants a point and a sign); here it is a number."""
+    """PyYAML reads `1e-3` as a word (YAML 1.1 wants a point and a sign); here it is a number, and a date is a text."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
     list("-+0123456789."),
 )
+
+
+def _whole_number(loader: yaml.SafeLoader, node: Any) -> int:
+    value = int(loader.construct_yaml_int(node))
+    if abs(value) > LARGEST:
+        raise yaml.MarkedYAMLError(problem="a whole number is too large", problem_mark=node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -116,8 +141,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _plain_yaml(text: str) -> Any:
     """The value that a YAML text holds; a repeated key or an alias is an error of YAML here."""
-    _refuse_tricks(yaml.compose(text, Loader=_Loader), set())
-    return yaml.load(text, Loader=_Loader)
+    try:
+        _refuse_tricks(yaml.compose(text, Loader=_Loader), set())
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+    # `!!int x`, or a number of more digits than Python reads: PyYAML lets through what its constructors raise.
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise yaml.MarkedYAMLError(problem=f"a value is not what it is tagged as ({error})") from None
 
 
 def _refuse_tricks(node: yaml.Node | None, visited: set[int]) -> None:
@@ -195,8 +226,8 @@ def _space_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             near = did_you_mean(name, TrainingSettings.model_fields)
             yield f"shared.{key}", f"expected training.NAME with a setting's name; {near}"
             continue
-        if name in ("workers", "gpus_per_worker"):
-            yield f"shared.{key}", "is about machines, not about results; set it in training"
+        if name in NEVER_SEARCHED:
+            yield f"shared.{key}", f"is not searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for key, value in space.overrides.items():

@@ -87,7 +87,10 @@ def sentences(error: ValidationError, model: type[BaseModel], where: str, *, pre
 
 def given(value: object) -> str:
     """A value as its YAML shows it, cut to a length that can be read."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    except TypeError:  # keys that JSON has not, such as bytes
+        text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 

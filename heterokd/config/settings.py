@@ -20,6 +20,11 @@ Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/
 Objective = Metric | Literal["student/params_m", "student/latency_ms"]
 # YAML has names for neither: a path is written as a text, a tuple as a list.
 PathName = Annotated[Path, Strict(False)]
+LARGEST_SEED = 2**63 - 1
+"""Of torch's generators."""
+MOST_EPOCHS = 100_000
+MOST = 1_000_000
+"""Of trials and of images in a batch: what is above is a slip of the pen, and ends in hours of nothing."""
 Side = Annotated[int, Field(ge=8, le=4096)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Count = Annotated[int, Field(ge=1), Strict()]
@@ -54,7 +59,7 @@ class DataSettings(Settings):
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
     train_images: int | None = Field(None, ge=1, description="keep this many training images, whatever they show")
     augment: str | AugmentPolicy | None = Field(None, description="a policy's name, its settings, or the data set's")
-    seed: int = Field(0, ge=0, description="of the train / val / test split")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the train / val / test split")
 
     @field_validator("dataset")
     @classmethod
@@ -119,8 +124,8 @@ class DataSettings(Settings):
 class TrainingSettings(Settings):
     """How a student (or a teacher) is trained."""
 
-    epochs: int = Field(30, ge=1, description="passes over the training images")
-    batch_size: int = Field(64, ge=1, description="images per optimizer update, over all workers")
+    epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="passes over the training images")
+    batch_size: int = Field(64, ge=1, le=MOST, description="images per optimizer update, over all workers")
     optimizer: str = Field("sgd", description="a name of timm.optim")
     learning_rate: float = Field(0.05, gt=0, description="at its peak, after warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="at the end of the schedule")
@@ -153,7 +158,7 @@ class TrainingSettings(Settings):
     gather: bool = Field(
         False, description="methods that compare the images of a batch compare those of all workers, where they can"
     )
-    seed: int = Field(0, ge=0, description="of weights, order and views")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of weights, order and views")
 
     @field_validator("optimizer")
     @classmethod
@@ -168,6 +173,15 @@ class TrainingSettings(Settings):
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate: {self.batch_size} images (batch_size) cannot be split into {self.accumulate} equal parts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _falls(self) -> TrainingSettings:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate ({self.learning_rate:g}), from "
+                "which it falls; lower it"
             )
         return self
 
@@ -220,7 +234,7 @@ class TrainingSettings(Settings):
 class TeacherTraining(TrainingSettings):
     """How a teacher that is neither given nor pretrained is fitted; it sees every training image."""
 
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
     optimizer: str = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -248,6 +262,8 @@ class NetworkSettings(Settings):
             raise ValueError("num_classes follows from the data set; take it out of the options")
         if "pretrained" in options:
             raise ValueError("pretrained is a key of its own, beside options")
+        if "checkpoint_path" in options:
+            raise ValueError("checkpoint_path is timm's; a teacher's weights are given as teacher.checkpoint")
         for key, value in options.items():
             if value is None:  # timm would pass over it in silence; `{depth:6}`, without the space, is read like this
                 raise ValueError(f"{key!r} has no value; write `name: value`, with a space after the colon")
@@ -348,7 +364,9 @@ class SearchSettings(Settings):
     """How the study goes about it."""
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
-    trials: int = Field(24, ge=1, description="trainings, confirmation apart; with a budget, as many as it pays for")
+    trials: int = Field(
+        24, ge=1, le=MOST, description="trainings, confirmation apart; with a budget, as many as it pays for"
+    )
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     metric: Metric | None = Field(
         None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
@@ -360,7 +378,7 @@ class SearchSettings(Settings):
     max_latency_ms: float | None = Field(
         None, gt=0, description="leave slower students out: a forward at batch 1 on one core, in milliseconds"
     )
-    seed: int = Field(0, ge=0, description="of the sampler")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
     warm_start_from: Names = Field((), description="finished studies of similar pairs: begin with what won there")
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"

@@ -64,9 +64,18 @@ def _open_sqlite(uri: str) -> str:
     if not name or name == ":memory:":
         raise TrackingError(f"tracking.uri: {uri} names no file; give sqlite:///FILE")
     database = Path(name).resolve()
+    if database.is_dir() or not _may_be_sqlite(database):
+        raise TrackingError(f"tracking.uri: {database} is no SQLite database; give another file")
     uri = f"sqlite:///{database}"
     _initialise(uri, database.with_name(f"{database.name}.lock"), database)
     return uri
+
+
+def _may_be_sqlite(database: Path) -> bool:
+    if not database.is_file():
+        return True
+    with database.open("rb") as file:
+        return file.read(6) in (b"", b"SQLite")
 
 
 def _initialise(uri: str, lock: Path, database: Path | None = None) -> None:
@@ -79,7 +88,7 @@ def _initialise(uri: str, lock: Path, database: Path | None = None) -> None:
                 with closing(sqlite3.connect(database)) as connection:
                     # A property of the file, so once is enough; readers (the UI) no longer block the writer.
                     connection.execute("PRAGMA journal_mode=WAL")
-    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, ImportError) as error:
         raise TrackingError(
             f"tracking.uri: {shown(uri)} cannot be used ({first_line(error)}); give another store, or, if an older "
             f"MLflow wrote it, run `mlflow db upgrade {shown(uri)}`"
@@ -92,9 +101,9 @@ def probe(uri: str) -> None:
     Raises:
         TrackingError: it is not, or does not say so in `PROBE_SECONDS`.
     """
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
     try:
+        parts = urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
         with urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path}/health", timeout=PROBE_SECONDS):
             return
     except urllib.error.HTTPError as error:

@@ -1,0 +1,86 @@
+"""The documentation keeps to the code: links and anchors lead somewhere, and what stands in code blocks works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from heterokd.cli import app
+from heterokd.config import load_experiment
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def anchors(page: Path) -> set[str]:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles]
+    return {re.sub(r"[\s-]+", "-", title) for title in plain} | set(re.findall(r'(?:id|name)="([^"]+)"', text))
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@every_page
+def test_experiments_load(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for text in blocks(page, "yaml"):
+        if re.search(r"^name:", text, re.MULTILINE) and re.search(r"^data:", text, re.MULTILINE):
+            file = tmp_path / "block.yaml"
+            file.write_text(text)
+            assert load_experiment(file).methods
+
+
+@every_page
+def test_commands_exist(page: Path) -> None:
+    commands = getattr(get_command(app), "commands")  # noqa: B009  typer's own type hides it
+    for text in blocks(page, "sh", "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if len(words) < 2 or words[0] != "heterokd" or words[1].startswith("-"):
+                continue
+            assert words[1] in commands, line
+            known = {option for parameter in commands[words[1]].params for option in parameter.opts}
+            given = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+            assert given <= known | {"--help"}, line
+
+
+@every_page
+def test_python_compiles(page: Path) -> None:
+    for text in blocks(page, "python"):
+        compile(text, page.name, "exec")
+
+
+def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in PAGES:
+        assert (tmp_path / "site" / f"{page.stem}.html").is_file()
+    html = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="https?://(?!squidfunk)[^"]+\.(?:js|css|woff2?)"', html), (
+        "loads from elsewhere"
+    )
