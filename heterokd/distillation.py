@@ -175,7 +175,7 @@ def check_files(experiment: Experiment) -> None:
         try:
             build_network(network, splits.num_classes, settings.options, pretrained=True, image_size=size)
         except NetworkError as error:
-            raise NetworkError(_named(section, error)) from None
+            raise NetworkError(with_key(section, error)) from None
 
 
 def _given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
@@ -190,7 +190,7 @@ def _given_teacher(settings: TeacherSettings, num_classes: int, image_size: int)
         raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
 
 
-def _named(section: str, error: NetworkError) -> str:
+def with_key(section: str, error: NetworkError) -> str:
     """A sentence about a network (`network 'x' ...`) that begins with its key."""
     text = str(error)
     return f"{section}.{text}" if text.startswith("network ") else f"{section}: {text}"
@@ -200,7 +200,7 @@ def _spec(section: str, network: str, settings: NetworkSettings, data: DataSetti
     try:
         spec = predict_spec(network, num_classes, settings.options, data.image_size)
     except NetworkError as error:
-        raise NetworkError(_named(section, error)) from None
+        raise NetworkError(with_key(section, error)) from None
     if (spec.logits_stride is not None) != (data.task == "segmentation"):
         wanted = (
             "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"

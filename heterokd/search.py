@@ -32,8 +32,9 @@ from heterokd.distillation import (
     open_splits,
     prepare_teacher,
     run_recipe,
+    with_key,
 )
-from heterokd.errors import StudyError, TrackingError, UserError
+from heterokd.errors import NetworkError, StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
@@ -258,7 +259,10 @@ def search(
             f"{folder.path}: the study {experiment.name!r} exists already; "
             "go on with it (--resume) or give another name (--set name=NEW)"
         )
-    candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    try:
+        candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    except NetworkError as error:
+        raise NetworkError(with_key("student", error)) from None
     asked, experiment = experiment, experiment.without(candidates.left_out)
     excluded = check_experiment(experiment)
     check_files(experiment)
