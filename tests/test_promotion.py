@@ -118,6 +118,18 @@ def test_the_first_champion_beats_scratch_and_twice_is_once(root: Root, students
     assert registry(root).get_model_version(NAME, "1").tags == version.tags
 
 
+def test_another_trial_than_the_winner_is_promoted_when_it_is_named(root: Root, students: dict[str, Network]) -> None:
+    question = fabricated.experiment()
+    folder = studied(root, question, students["poor"], students["poor"])
+    fabricated.trial(folder, question, 2, "dkd", student=students["good"])
+    decision = promote(root, "tiny", trial=2)
+    assert (decision.trial, decision.method, decision.promoted) == (2, "dkd", True)
+    assert registry(root).get_model_version_by_alias(NAME, "champion").tags["trial"] == "2"
+    assert not promote(root, "tiny", trial=2).changed
+    with pytest.raises(PromotionError, match=r"--trial 7: trial 7 of study 'tiny' does not exist"):
+        promote(root, "tiny", trial=7)
+
+
 def test_a_challenger_worse_than_scratch_stays_challenger(root: Root, students: dict[str, Network]) -> None:
     folder = studied(root, fabricated.experiment(), students["poor"], students["good"])
     for _ in range(2):
