@@ -79,7 +79,9 @@ class Following:
         trials = [trial for trial in self.folder.trials() if trial.status.get("state") in ("complete", "failed")]
         starts = [trial for trial in trials if trial.status.get("origin") == "published"]
         counts = count(self.experiment, self.excluded)
-        if len(starts) < len(counts.starts):
+        known = {trial.recipe.method for trial in starts}
+        # Scratch may start once for each student: a number alone does not say that every method has been timed.
+        if len(starts) < len(counts.starts) or not known >= set(self.experiment.methods) - set(self.excluded):
             return
         self.is_planned = True
         costs = costs_of_trials(starts, self.began)
