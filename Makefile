@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format docs bench bench-search ui clean
+.PHONY: help install quickstart test test-slow test-faults lint format docs bench bench-search ui clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -43,7 +43,10 @@ test: $(STAMP) lint ## Lint, type-check and run the tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP) ## The tests that take longer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not faults"
+
+test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers under whole searches (about half an hour)
+	$(BIN)/python -m pytest -m faults
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.faults
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
