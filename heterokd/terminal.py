@@ -140,7 +140,8 @@ def leader_table(summary: Mapping[str, Any]) -> Table:
         rows.append(scratch)
     for leader in rows:
         sure = f"{show(leader['low'])} to {show(leader['high'])}" if leader["low"] is not None else ""
-        seeds = f", {len(leader['seeds'])} seeds" if leader["confirmed"] else "one seed"
+        count = len(leader["seeds"])
+        seeds = f", {count} seed{'s' if count > 1 else ''}" if leader["confirmed"] else "one seed"
         table.add_row(
             f"{leader['number']:04d}",
             leader["method"],
