@@ -107,8 +107,8 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         address: of a cluster; None starts a local Ray.
         cores: of a local one; the machine's when left out.
         shared: several workers may share a training. Should its process be killed, Ray Train asks Ray's dashboard
-            whether it still lives before it frees the workers' places, so a local Ray has one then (on 127.0.0.1). It finds
-            it where one Ray runs on the machine; where several do, the places of a killed trial stay taken.
+            whether it still lives before it frees the workers' places, so a local Ray has one then (on 127.0.0.1).
+            Where several Rays run on the machine, it does not find the right one, and a killed trial keeps its places.
 
     Raises:
         ConfigError: no cluster answers at the address.

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from test_workers import WITHOUT_BATCH_NORM
 
 from heterokd.root import Root
+from heterokd.tracking import open_store
 
 # A Ray of its own for each: with the dashboard that Ray Train asks, and with no other test's actors.
 pytestmark = pytest.mark.slow
@@ -103,7 +104,7 @@ def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(ti
         )
 
     assert found["model"] is not None
-    client = mlflow.MlflowClient(found["uri"])
+    client = mlflow.MlflowClient(open_store(root, None))
     assert str(client.get_model_version_by_alias(found["model"][0], "challenger").version) == found["model"][1]
     (experiment,) = client.search_experiments(filter_string="name = 'shared'")
     runs = client.search_runs([experiment.experiment_id], max_results=200)
