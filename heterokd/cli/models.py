@@ -1,0 +1,93 @@
+"""The commands that take a student into use."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from heterokd.cli.options import AsJson, RootFolder, StudyName, print_json
+
+if TYPE_CHECKING:
+    from heterokd.export import FormatName
+
+
+def promote(
+    study: StudyName,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
+    alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
+    trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study than its winner.")] = None,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Open the test split, compare the study's best student with the champion, and move the alias if it is better."""
+    from heterokd.promotion import promote as decide
+    from heterokd.root import open_root
+
+    decision = decide(open_root(root), study, dry_run=dry_run, alias=alias, trial=trial)
+    if as_json:
+        print(decision.to_json())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("gate", "required", "measured", "passed"):
+        table.add_column(title)
+    for row in decision.table():
+        table.add_row(*(str(cell) for cell in row))
+    Console(highlight=False).print(table)
+    print(decision.reason)
+
+
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
+    alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Take the last promotion back: the version that was champion before is champion again."""
+    from heterokd.promotion import rollback as take_back
+    from heterokd.root import open_root
+
+    done = take_back(open_root(root), model, alias=alias)
+    print(done.to_json() if as_json else done.reason)
+
+
+def export(
+    student: Annotated[
+        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or the folder of a trial.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    format_name: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Write a student as a file that runs without heterokd, checked on real images against what was trained."""
+    from heterokd.errors import ConfigError, did_you_mean
+
+    if format_name not in ("onnx", "pt2", "safetensors"):  # before the imports, which take seconds
+        known = ("onnx", "pt2", "safetensors")
+        raise ConfigError(f"--format {format_name}: there is no such format; {did_you_mean(format_name, known)}")
+    from heterokd.export import export_student, find_student
+    from heterokd.root import open_root
+
+    with find_student(open_root(root), student) as found:
+        written = export_student(found, cast("FormatName", format_name), out)
+    if as_json:
+        print_json({**asdict(written), "record": str(out / "export.json")})
+        return
+    height, width = written.image
+    print(f"{'  '.join(str(out / name) for name in written.files)}  ({written.size_mb:.2f} MB)")
+    print(
+        f"parity   largest difference of a logit {written.parity.difference:.2g} at batch 1 and 5 "
+        f"({written.parity.tolerance:.2g} allowed)"
+    )
+    print(
+        f"latency  median {written.latency.median_ms:.2f} ms, p95 {written.latency.p95_ms:.2f} ms for an image of "
+        f"{height} x {width} on one thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"
+    )
+    print(f"open it  {written.opened_with}")
+    print(f"record   {out / 'export.json'}")

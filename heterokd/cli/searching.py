@@ -1,0 +1,139 @@
+"""The commands that search: one for an experiment, one for a folder of images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
+
+
+def search(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; a local Ray when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study of the same name.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Trainings, instead of search.trials.")] = None,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Search: train students in parallel, confirm the leaders, register the best one."""
+    asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
+    from heterokd.config import MOST_TRIALS
+    from heterokd.report import metric_name, notes, show, verdict
+    from heterokd.root import open_root
+    from heterokd.search import search as run
+    from heterokd.terminal import Terminal, leader_table
+
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+        budget = asked.search.budget.limits()
+        most = budget if asked.search.trials == MOST_TRIALS else f"{asked.search.trials} trials"
+        terminal.say(f"{asked.name}: {most} over {', '.join(asked.methods)}")
+        try:
+            found = run(
+                asked,
+                open_root(root),
+                resume=resume,
+                address=address,
+                listener=terminal,
+                teacher_progress=terminal.teacher_epoch,
+            )
+        except KeyboardInterrupt:
+            terminal.live.stop()
+            print(
+                f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}; "
+                f"go on with: heterokd search {experiment} --resume{'' if root == 'runs' else f' --root {root}'}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(130) from None
+    summary = found.summary
+    if as_json:
+        model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
+        print_json({**summary, "registered": model, "report": str(found.folder.report), "tracking": found.uri})
+        return
+    terminal.console.print()
+    terminal.console.print(leader_table(summary))
+    known = found.teacher
+    terminal.say(f"teacher  {known.network}: {metric_name(known.metric)} {known.val_score:.4f} on val")
+    terminal.say(verdict(summary))
+    standing = summary["standing"]
+    if standing["failed"]:
+        terminal.say(f"{standing['failed']} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
+    for note in notes(summary):
+        terminal.say(note)
+    for member in summary["front"]:
+        costs = ", ".join(f"{key} {member[key]:.3g}" for key in asked.search.costs)
+        terminal.say(f"front    {member['student']}: {member['method']} {show(member['expected'])}, {costs}")
+    terminal.say(f"page     {found.folder.report}")
+    terminal.say(f"MLflow   {found.uri}   (heterokd ui)")
+    if found.model is None:
+        why = "no trial was trained to the end" if summary["winner"] is None else "see the warning above"
+        terminal.say(f"registry nothing: {why}")
+    else:
+        name, version = found.model
+        terminal.say(f"registry {name} version {version}, alias challenger   (next: heterokd promote {asked.name})")
+
+
+def auto(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a folder for each class.")],
+    teachers: Annotated[list[str], typer.Option("--teacher", help="timm's name; of several the best is taken.")],
+    students: Annotated[list[str], typer.Option("--student", help="timm's name; proposed when left out.")] = [],  # noqa: B006
+    max_params_m: Annotated[float | None, typer.Option(min=0, help="Of a student, in millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Of one image on one core.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Of the search: 30m, 2h, 1d.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and plan it, run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write the experiment.")] = None,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
+    began = program_began()
+    from heterokd.automatic import Limits, propose, read_hours
+    from heterokd.errors import StudyError
+    from heterokd.looking import look, use
+    from heterokd.plan import plan_experiment
+    from heterokd.root import open_root
+    from heterokd.terminal import Terminal, plan_lines
+
+    hours = None if budget is None else read_hours(budget)
+    with Terminal("val/top1", quiet=as_json) as terminal:
+        seen = look(images)
+        for sentence in seen.sentences():
+            terminal.say(sentence)
+        state = open_root(root)
+        folder = use(seen, state.path / "auto" / images.resolve().name)
+        limits = Limits(max_params_m, max_latency_ms, hours)
+        state = open_root(root)
+        made = propose(
+            seen,
+            folder,
+            teachers,
+            students,
+            limits,
+            state,
+            out,
+            fitting=not dry_run,
+            progress=terminal.teacher_epoch,
+        )
+        for sentence in made.said:
+            terminal.say(sentence)
+        study = state.study(made.experiment.name)
+        if study.experiment_file.exists() and not dry_run:
+            raise StudyError(
+                f"{study.path}: the study {made.experiment.name!r} exists already; go on with it "
+                f"(heterokd search {made.file} --resume), or give the folder of images another name"
+            )
+        terminal.say(f"experiment {made.file}")
+        plan = plan_experiment(made.experiment, state, began=began, say=terminal.say)
+        for line in plan_lines(plan):
+            terminal.say(line)
+    if not dry_run:
+        search(made.file, [], None, False, None, root, as_json)
+    elif as_json:
+        said = [*seen.sentences(), *made.said]
+        print_json({"experiment": str(made.file), "said": said, "plan": plan.to_json()})
+    else:
+        print(f"run it with: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")

@@ -1,0 +1,144 @@
+"""The commands that train or prepare one thing: a student, a paper's table, a teacher, its cache."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, check_root, load_asked, print_json
+
+
+def distill(
+    experiment: ExperimentFile,
+    method: Annotated[str, typer.Option(help="Name of the method; see `heterokd methods`.")],
+    overrides: Overrides = [],  # noqa: B006
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Distil once: one training with the method's published settings, logged like a trial."""
+    from heterokd.errors import ConfigError, did_you_mean
+    from heterokd.methods import METHODS
+
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: there is no such method; {did_you_mean(method, METHODS)}")
+    asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
+    from heterokd.root import open_root
+    from heterokd.single import distill_once
+    from heterokd.terminal import Terminal, score_text
+
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+
+        def epoch(metrics: dict[str, float]) -> bool:
+            terminal.say(
+                f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
+                f"{score_text(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
+            )
+            return True
+
+        trial, is_new = distill_once(asked, method, open_root(root), epoch, terminal.teacher_epoch)
+    metrics = trial.status["metrics"]
+    if as_json:
+        print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
+        return
+    if not is_new:
+        terminal.say("this recipe has been trained before; nothing was trained again")
+    terminal.say(f"{method}: {score_text(metrics)} on val; weights in {trial.weights}")
+
+
+def reproduce(
+    experiment: ExperimentFile,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
+    methods: Annotated[str | None, typer.Option(help="Some of the methods, with commas between them.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Train published settings over seeds and set the results beside the published numbers."""
+    asked = load_asked(experiment, overrides)
+    from heterokd.reproduce import reproduce as run
+    from heterokd.root import open_root
+    from heterokd.terminal import Terminal, reproduction_table, score_text
+
+    chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+
+        def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
+            terminal.say(
+                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {score_text(metrics)}  "
+                f"{metrics['time/images_per_second']:.0f} images/s"
+            )
+            return True
+
+        found = run(
+            asked, open_root(root), methods=chosen, seeds=seeds, on_epoch=epoch, teacher_progress=terminal.teacher_epoch
+        )
+    if as_json:
+        print_json({**found.to_json(), "folder": str(found.folder.path)})
+        return
+    terminal.console.print()
+    terminal.console.print(reproduction_table(found))
+    for sentence in found.sentences():
+        terminal.say(sentence)
+    terminal.say(f"table    {found.folder.path / 'reproduction.csv'}")
+
+
+def teacher(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Fit the teacher, or verify the one that is given; a fitted one is reused by every search."""
+    asked = load_asked(experiment, overrides)
+    from heterokd.distillation import check_experiment, check_files, prepare_teacher
+    from heterokd.report import metric_name
+    from heterokd.root import open_root
+    from heterokd.terminal import Terminal
+
+    check_experiment(asked)
+    check_files(asked)
+    with Terminal(asked.metric, quiet=as_json) as terminal:
+        prepared = prepare_teacher(asked, open_root(root), progress=terminal.teacher_epoch)
+    card = prepared.card
+    if as_json:
+        file = None if prepared.weights is None else str(prepared.weights)
+        print_json({**card.__dict__, "file": file, "fitted": prepared.fitted})
+        return
+    how = "fitted now" if prepared.fitted else "ready"
+    terminal.say(f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})")
+    terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
+
+
+def cache(
+    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT | [ID]...", help="What to build, or ids.")] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to build on; a local Ray when left out.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the caches.")] = False,
+    verifying: Annotated[bool, typer.Option("--verify", help="Check every byte of these caches, or of all.")] = False,
+    pruning: Annotated[bool, typer.Option("--prune", help="Delete caches; one in use is kept.")] = False,
+    unused_for: Annotated[str | None, typer.Option(metavar="PERIOD", help="Those last used longer ago: 30d.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The longest unused, until 10GB are left.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
+    from heterokd.cache_command import Asked, run
+    from heterokd.errors import CacheError
+    from heterokd.root import open_root
+
+    check_root(root, written=not (listing or verifying or dry_run))
+    asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
+    answer = run(asked, open_root(root), quiet=as_json)
+    if as_json:
+        print_json(answer.content)
+    for line in () if as_json else answer.lines:
+        print(line)
+    if answer.problems:
+        sys.stdout.flush()
+        raise CacheError("\n".join(answer.problems))
