@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.search_efficiency import build, digits, run, students, table, teachers
 from benchmarks.search_efficiency.methods import Shown
-from benchmarks.search_efficiency.pairs import EPOCHS, METHODS, PAIRS, Config, Pair
+from benchmarks.search_efficiency.pairs import EPOCHS, LEARNING_RATES, METHODS, PAIRS, Config, Pair
 from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
 from benchmarks.search_efficiency.run import Task, search, summarise
 from benchmarks.search_efficiency.strategies import STRATEGIES, Heterokd
@@ -57,7 +57,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Question:
     """A table whose methods and learning rates differ, with noise of a hundredth, for what does not depend on truth."""
     rng, configs = np.random.default_rng(0), PAIRS["cnn_mlp"].configs()
     worth = dict(zip(METHODS, (-0.04, -0.01, -0.02, 0.0, -0.005, 0.0, -0.03, -0.04), strict=True))
-    rates = {0.01: -0.01, 0.02: 0.0, 0.05: 0.005, 0.1: -0.03}
+    rates = dict(zip(LEARNING_RATES, (-0.01, 0.005, 0.0, -0.03), strict=True))
     mean = np.array([0.93 + worth[c["method"]] + rates[c["training.learning_rate"]] for c in configs])
     mean += rng.normal(0, 0.01, len(mean))
     grown = 1 - 0.5 * np.exp(-np.arange(1, EPOCHS + 1) / 4)

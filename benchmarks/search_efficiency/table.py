@@ -15,7 +15,7 @@ from benchmarks.search_efficiency.digits import TEST, VAL
 FOLDER = Path(__file__).parent / "tables"
 CHECKSUMS = FOLDER / "SHA256SUMS"
 
-SHOWN = tuple(range(8))
+SHOWN = tuple(range(12))
 """Seeds that a search may see, with the accuracy after every epoch."""
 
 HIDDEN = tuple(range(1000, 1048))
