@@ -19,14 +19,21 @@ from statistics import fmean, stdev
 from typing import Any
 
 from heterokd.config import Experiment
-from heterokd.distillation import PreparedTeacher, check_experiment, check_files, dump_experiment, prepare_teacher
+from heterokd.distillation import (
+    PreparedTeacher,
+    check_experiment,
+    check_files,
+    dump_experiment,
+    open_splits,
+    prepare_teacher,
+)
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.priors import PublishedPair, published_results, published_samples, published_settings
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.significance import Comparison, as_rows, compare
 from heterokd.single import train_once
 from heterokd.tasks import TASKS
-from heterokd.tracking import StudyRuns, open_store
+from heterokd.tracking import StudyRuns, dataset_inputs, open_store
 from heterokd.training import Metrics, Report
 
 
@@ -174,7 +181,8 @@ def reproduce(
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
     check_files(named)
     folder = root.fetch_study(named.name)
-    runs = StudyRuns(named, folder, open_store(root, experiment.tracking.uri), root.artifacts)
+    uri = open_store(root, experiment.tracking.uri)
+    runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
     values: dict[str, list[float]] = {method: [] for method in chosen if method not in excluded}

@@ -45,7 +45,7 @@ from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, open_root, write_text
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
-from heterokd.tracking import StudyRuns, log_student, open_store, register
+from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store, register
 from heterokd.tracking.store import first_line
 from heterokd.training import Report
 from heterokd.trial import Judge, RunRecipe, run_trial
@@ -270,6 +270,7 @@ def search(
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     following = Following(experiment, root, folder, excluded)
     runs = open_runs(experiment, folder, root)
+    runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
     began = time.monotonic()
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     filling = plan_filling(experiment, root, prepared.weights)

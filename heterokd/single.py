@@ -12,12 +12,13 @@ from heterokd.distillation import (
     check_experiment,
     check_files,
     dump_experiment,
+    open_splits,
     prepare_teacher,
     run_recipe,
 )
 from heterokd.priors import published_samples
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
-from heterokd.tracking import StudyRuns, open_store
+from heterokd.tracking import StudyRuns, dataset_inputs, open_store
 from heterokd.training import Metrics, Report, Trained
 
 RESTARTS = 2
@@ -53,7 +54,7 @@ def distill_once(
     recipe = named.recipe(sample)
     folder = root.fetch_study(named.name)
     uri = open_store(root, experiment.tracking.uri)
-    runs = StudyRuns(named, folder, uri, root.artifacts)
+    runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
     trial = trained_before(folder, recipe)
     if trial is not None and trial.status.get("state") == "complete":
         runs.sync_trial(trial)

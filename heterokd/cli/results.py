@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import errno
+import socket
 from typing import Annotated
 
 import typer
@@ -46,19 +47,46 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000, root: RootFolder = "runs"
+    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print the links of this one alone.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    root: RootFolder = "runs",
 ) -> None:
-    """Serve MLflow's pages on 127.0.0.1; every study, trial and registered model is in them."""
-    import socket
-
-    from heterokd.errors import ConfigError
+    """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
+    _check_port(port)  # before the imports, which take seconds
     from heterokd.root import open_root
-    from heterokd.tracking import open_store, ui_command
+    from heterokd.tracking import serve, study_links, ui_command, ui_store
+
+    state = open_root(root)
+    uri = ui_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
+    if uri.startswith("http"):
+        _print_links(study_links(state, uri, uri, study))
+        return
+    base = f"http://127.0.0.1:{port}"
+    links = study_links(state, uri, base, study)
+    argv, environment = ui_command(state, port, uri)
+    try:
+        serve(argv, environment, port, state.path / "ui.log", lambda: _print_links(links))
+    except KeyboardInterrupt:
+        print("stopped")
+
+
+def _print_links(links: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in links)
+    for name, link in links:
+        print(f"{name:<{width}}  {link}".rstrip())
+    print("Close the assistant's panel once; stop with Ctrl-C.", flush=True)
+
+
+def _check_port(port: int) -> None:
+    from heterokd.errors import ConfigError
 
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ConfigError(f"--port {port}: something is listening there already; give another port")
-    uri = open_store(open_root(root), None)
-    argv, environment = ui_command(open_root(root), port, uri)
-    print(f"http://127.0.0.1:{port}   (choose 'Model training' at the top left; stop with Ctrl-C)", flush=True)
-    os.execvpe(argv[0], argv, environment)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                reason = "something is listening there already; give another port"
+            else:
+                reason = f"the system refuses it ({error.strerror}); give one from 1024 on"
+            raise ConfigError(f"--port {port}: {reason}") from None

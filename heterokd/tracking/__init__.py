@@ -10,7 +10,8 @@ the next call, nothing is logged twice, and a tracking server that goes away nev
     register(runs, trial, model, splits)         a version of the registered model, alias `challenger`
     runs.finish(summary)
 
-`store` opens the store, `runs` projects folders, `labels` says what things are called, `students` keeps models.
+`store` opens the store, `runs` projects folders, `labels` says what things are called, `students` keeps models,
+`pages` makes views of MLflow's own pages and links to them, `serving` shows those on this machine.
 """
 
 import os
@@ -24,8 +25,22 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.pages import study_links
 from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import open_store, ui_command
+from heterokd.tracking.serving import serve, ui_command, ui_store
+from heterokd.tracking.store import open_store
 from heterokd.tracking.students import CHALLENGER, log_student, register
 
-__all__ = ["CHALLENGER", "StudyRuns", "log_student", "open_store", "register", "ui_command"]
+__all__ = [
+    "CHALLENGER",
+    "StudyRuns",
+    "dataset_inputs",
+    "log_student",
+    "open_store",
+    "register",
+    "serve",
+    "study_links",
+    "ui_command",
+    "ui_store",
+]

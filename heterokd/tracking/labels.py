@@ -13,12 +13,20 @@ from functools import cache
 from typing import Any
 
 import psutil
+from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from heterokd.config import Experiment, Recipe
+from heterokd.config import MOST_TRIALS, DataSettings, Experiment, Recipe
+from heterokd.dataset import Splits
 from heterokd.root import StudyFolder, read_json, write_text
 
 TEXT_LIMIT = 5000
 """MLflow takes 6000 characters a parameter and 8000 a tag."""
+
+_ORIGINS = {
+    "published": "The published setting",
+    "warm": "A setting that did well in another study",
+    "sampled": "A setting that the search proposed",
+}
 
 _TRAINING_PARAMS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "task_weight")
 
@@ -108,6 +116,73 @@ def study_description(experiment: Experiment) -> str:
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
         f"chosen by `{experiment.metric}`\n"
     )
+
+
+def study_params(experiment: Experiment) -> dict[str, str]:
+    """What was asked for; none of these keys is a trial's, so that a chart over trials has no study among them."""
+    search = experiment.search
+    budget = search.budget.limits() if experiment.search.trials == MOST_TRIALS else f"{search.trials} trials"
+    params = {
+        "search.objectives": ", ".join(search.objectives) or experiment.metric,
+        "search.methods": ", ".join(experiment.methods),
+        "search.students": ", ".join(experiment.student.networks),
+        "search.budget": budget,
+        "search.epochs": str(experiment.training.epochs),
+    }
+    return {key: value[:TEXT_LIMIT] for key, value in params.items()}
+
+
+def study_result(summary: Mapping[str, Any]) -> str:
+    """Markdown for the study's page once it has a winner; empty before."""
+    winner, scratch = summary.get("winner") or {}, summary.get("scratch") or {}
+    if "method" not in winner:
+        return ""
+    said = f"\n**{winner['method']}** won with trial {winner['number']}: {_score(winner, summary['metric'])}"
+    if scratch and scratch["number"] != winner["number"]:
+        said += f"; labels alone (scratch): {_score(scratch, summary['metric'])}"
+    return f"{said}.\n"
+
+
+def _score(leader: Mapping[str, Any], metric: str) -> str:
+    value = f"{metric} {leader['mean']:.4f}" if leader.get("mean") is not None else "no finite value"
+    if not leader.get("confirmed") or leader.get("low") is None:
+        return value
+    return f"{value} (95 % interval {leader['low']:.4f} to {leader['high']:.4f}, {len(leader['seeds'])} fresh seeds)"
+
+
+def trial_description(recipe: Recipe, status: Mapping[str, Any]) -> str:
+    """Markdown for a trial's page: where its setting comes from, and what it is.
+
+    Args:
+        recipe: what is trained.
+        status: what trial.json says.
+    """
+    origin, sample = _ORIGINS.get(str(status.get("origin")), "A setting"), status.get("sample") or {}
+    if status.get("confirms") is not None:
+        origin = f"Trial {status['confirms']} again, on seed {recipe.training.seed},"
+    values = [
+        f"{key.split('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in sample.items()
+        if key != "method"
+    ]
+    setting = f": {', '.join(values)}" if values else ""
+    return f"{origin} of **{recipe.method}**{setting}. {recipe.teacher.network} teaches {recipe.student.network}."
+
+
+def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ...]:
+    """What a run was trained and selected on, for MLflow's column Dataset. Test is not among it: no trial sees it."""
+    inputs = []
+    for split, context in ((splits.train, "training"), (splits.val, "validation")):
+        profile = {"images": len(split), "classes": splits.num_classes, "image_size": splits.image_size}
+        dataset = Dataset(
+            name=f"{data.dataset}-{split.name}",
+            digest=splits.fingerprint[:16],
+            source_type="local",
+            source=json.dumps({"uri": str(data.root or data.dataset), "fingerprint": splits.fingerprint}),
+            profile=json.dumps(profile),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return tuple(inputs)
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,8 +26,12 @@ from heterokd.tracking.labels import (
     process_tags,
     study_description,
     study_id,
+    study_params,
+    study_result,
+    trial_description,
     trial_params,
 )
+from heterokd.tracking.pages import write_view
 from heterokd.tracking.store import answering, first_line, pages, probe, shown
 
 logger = logging.getLogger(__name__)
@@ -66,17 +70,26 @@ class StudyRuns:
         study_folder: its files, the truth.
         uri: what `open_store` returned.
         artifacts: folder of the artifacts; None leaves it to the tracking server.
+        data: what the runs are trained and selected on, see `dataset_inputs`.
 
     Attributes:
         experiment_id: of the MLflow experiment, once the store was asked.
         is_new: whether the store had nothing of this study and this object made its run.
     """
 
-    def __init__(self, experiment: Experiment, study_folder: StudyFolder, uri: str, artifacts: Path | None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        study_folder: StudyFolder,
+        uri: str,
+        artifacts: Path | None,
+        data: Sequence[DatasetInput] = (),
+    ) -> None:
         self.experiment = experiment
         self.folder = study_folder
         self.uri = uri
         self.artifacts = artifacts if uri.startswith("sqlite") else None
+        self.data = data
         self.client = MlflowClient(uri)
         self.is_new = False
         self.experiment_id = ""
@@ -251,6 +264,8 @@ class StudyRuns:
         if found is None or not found.data.params:
             params = trial_params(recipe, trial.status.get("sample") or {})
             self.client.log_batch(run.id, params=[Param(key, value) for key, value in params.items()])
+        if self.data and (found is None or not found.inputs or not found.inputs.dataset_inputs):
+            self.client.log_inputs(run.id, self.data)
         self._runs[number] = run
         return run
 
@@ -273,6 +288,8 @@ class StudyRuns:
         status = trial.status
         confirms = status.get("confirms")
         parent, name = self._parent, f"{trial.number:03d}-{recipe.method}"
+        if len(self.experiment.student.networks) > 1:
+            name += f"-{recipe.student.network}"
         if confirms is not None:
             name += f"-seed{recipe.training.seed}"
             confirmed = self.folder.trial(int(confirms))
@@ -289,6 +306,7 @@ class StudyRuns:
             "heterokd.recipe": recipe.hash,
             "heterokd.pruned": "false",
             "heterokd.state": "running",
+            "mlflow.note.content": trial_description(recipe, status)[:TEXT_LIMIT],
         }
         if confirms is not None:
             tags["heterokd.confirms"] = str(confirms)
@@ -325,6 +343,10 @@ class StudyRuns:
                 "mlflow.note.content": study_description(self.experiment),
             }
             parent = self.client.create_run(self.experiment_id, run_name=self.experiment.name, tags=tags).info.run_id
+            params = study_params(self.experiment)
+            self.client.log_batch(parent, params=[Param(key, value) for key, value in params.items()])
+            if self.data:
+                self.client.log_inputs(parent, self.data)
         self._parent = parent
 
     def _mlflow_experiment(self) -> str:
@@ -334,6 +356,7 @@ class StudyRuns:
         if found is None:
             try:
                 experiment_id: str = self.client.create_experiment(name, artifact_location=location)
+                self.client.set_experiment_tag(experiment_id, "mlflow.note.content", study_description(self.experiment))
             except MlflowException:
                 # Another driver was first.
                 found = self.client.get_experiment_by_name(name)
@@ -359,6 +382,9 @@ class StudyRuns:
         winner = summary.get("winner") or {}
         if winner.get("number") in self._runs:
             self._log_winner(self.folder.trial(winner["number"]), winner.get("mean"))
+        result = study_result(summary)
+        if result:
+            self._tag(self._parent, {"mlflow.note.content": study_description(self.experiment) + result})
         for file in (self.folder.experiment_file, self.folder.report, self.folder.path / "summary.json"):
             if file.exists():
                 self.client.log_artifact(self._parent, str(file))
@@ -366,6 +392,7 @@ class StudyRuns:
             self.client.log_artifacts(self._parent, str(self.folder.pictures), "pictures")
         self.client.set_terminated(self._parent, status)
         self._is_running = False
+        write_view(self.client, self.client.get_run(self._parent))
 
     def _log_winner(self, trial: TrialFolder, mean: float | None) -> None:
         """The study's own figure: the mean over the winner's fresh seeds, where it was confirmed."""

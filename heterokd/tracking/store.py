@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import sys
 import urllib.error
 import urllib.request
 import warnings
@@ -194,27 +193,3 @@ def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
-
-
-def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of MLflow's pages on this machine, in two processes instead of ten.
-
-    Args:
-        root: holds the artifacts.
-        port: on 127.0.0.1.
-        uri: what `open_store` returned.
-
-    Raises:
-        TrackingError: the store is a server, which has its own pages.
-    """
-    if uri.startswith("http"):
-        raise TrackingError(f"tracking.uri: {shown(uri)} is a server and shows the runs itself; open it in a browser")
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--artifacts-destination", root.artifacts.resolve().as_uri()]
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
-    return command, environment
