@@ -18,9 +18,12 @@ from PIL import Image
 from tiny_datasets import TINY as DATA_SETS
 from tiny_datasets import write_classes
 
+import heterokd.automatic
 import heterokd.completing
 import heterokd.datasets
 import heterokd.distillation
+import heterokd.match
+import heterokd.plan.measuring
 import heterokd.reproduce
 import heterokd.search
 import heterokd.single
@@ -323,6 +326,76 @@ COMMANDS = [
     ("promote nothing", "there is no study 'nothing'", None),
     ("methods hdc", "did you mean 'hcd'?", None),
     ("datasets x", "unexpected extra argument", None),
+    ("plan", "Missing argument", None),
+    ("plan nothing.yaml", "nothing.yaml: there is no such file", None),
+    ("plan tiny.yaml --set training.epochs=0", "error: --set training.epochs=0", None),
+    ("plan tiny.yaml --set search.budget.money=3", "search.budget", None),
+    ("plan tiny.yaml --set teacher.checkpoint=no.safetensors", "teacher.checkpoint: there is no file", None),
+    ("plan tiny.yaml --set teacher.network=test_vitt", "did you mean 'test_vit'?", None),
+    ("plan tiny.yaml --address nonsense", "--address nonsense: expected HOST:PORT", None),
+    ("plan tiny.yaml --address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster answers", None),
+    ("plan tiny.yaml --root tiny.yaml", "'tiny.yaml' is a file", None),
+    ("match", "Missing argument", None),
+    ("match nothing.yaml", "nothing.yaml: there is no such file", None),
+    ("match tiny.yaml --set student.network=resnet_18", "student.network 'resnet_18'", None),
+    ("match tiny.yaml --set data.dataset=digit_scenes", "data.dataset: ", None),
+    ("match tiny.yaml --set teacher.checkpoint=no.safetensors", "teacher.checkpoint: there is no file", None),
+    ("match tiny.yaml --root tiny.yaml/runs", "'tiny.yaml' is a file", None),
+    ("auto", "Missing argument", None),
+    ("auto there", "Missing option", None),
+    ("auto there --teacher test_vit", "there: there is no such folder", None),
+    ("auto tiny.yaml --teacher test_vit", "tiny.yaml: there is no such folder", None),
+    ("auto there --teacher test_vit --budget soon", "--budget soon: expected a number and one of", None),
+    ("auto there --teacher test_vit --budget 0h", "--budget 0h: expected a number and one of", None),
+    ("auto there --teacher test_vit --max-params-m -1", "--max-params-m", None),
+    ("auto there --teacher test_vit --out .", "--out", None),
+    ("auto there --teacher test_vitt", "--teacher test_vitt: timm has no such network", folder_case(lambda _: None)),
+    (
+        "auto there --teacher test_vit",
+        "there: expected a folder for each of two or more classes",
+        folder_case(one_class),
+    ),
+    ("auto there --teacher test_vit", "there/dog: holds 1 usable images", folder_case(one_image)),
+    ("auto there --teacher test_vit", "there: has val but no train", folder_case(val_without_train)),
+    (
+        "auto there --teacher test_vit --student resnet_18",
+        "--student resnet_18: timm has no such network",
+        folder_case(lambda _: None),
+    ),
+    (
+        "auto there --teacher test_vit --student test_resnet --max-params-m 0.001",
+        "--student test_resnet: has 0.",
+        folder_case(lambda _: None),
+    ),
+    ("compare", "Missing argument", None),
+    ("compare ../x", "there is no study '../x'", None),
+    ("compare nothing --root tiny.yaml", "'tiny.yaml' is a file", None),
+    ("export", "Missing argument", None),
+    ("export models:/nothing@champion", "Missing option", None),
+    ("export models:/nothing@champion --out o", "runs/mlflow.db: there is no MLflow store yet", None),
+    ("export models:/m-1 --out o --root nowhere", "nowhere/mlflow.db: there is no MLflow store yet", None),
+    ("export models:/a@b --out o --format onx", "--format onx: there is no such format; did you mean 'onnx'?", None),
+    ("export studies/nothing --out o", "there is no study 'nothing'", None),
+    ("export nothing --out o", "there is no study 'nothing'", None),
+    ("export no/such/trial --out o", "no/such/trial: is neither a study's nor a trial's folder", None),
+    ("export tiny.yaml/x --out o", "tiny.yaml/x: is neither a study's nor a trial's folder", None),
+    ("promote nothing --trial -1", "--trial", None),
+    ("promote nothing --trial many", "--trial", None),
+    ("rollback", "Missing argument", None),
+    ("rollback nothing", "runs/mlflow.db: there is no MLflow store yet", None),
+    ("rollback models:/nothing@champion", "runs/mlflow.db: there is no MLflow store yet", None),
+    ("rollback nothing --root tiny.yaml", "'tiny.yaml' is a file", None),
+    ("doctor", "Missing argument", None),
+    ("doctor nothing.yaml", "nothing.yaml: there is no such file", None),
+    ("doctor tiny.yaml --set search.trials=0", "error: --set search.trials=0", None),
+    ("doctor tiny.yaml --set student.network=resnet_18", "student.network 'resnet_18'", None),
+    ("doctor tiny.yaml --address nonsense", "--address nonsense: expected HOST:PORT", None),
+    ("doctor tiny.yaml --address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster answers", None),
+    ("doctor tiny.yaml --root tiny.yaml", "'tiny.yaml' is a file", None),
+    ("ui", "runs/mlflow.db: there is no MLflow store yet", None),
+    ("ui nothing", "there is no study 'nothing'", None),
+    ("ui --root tiny.yaml", "'tiny.yaml' is a file", None),
+    ("ui --root nowhere", "nowhere/mlflow.db: there is no MLflow store yet", None),
     ("ui --port 0", "--port", None),
     ("ui --port 70000", "--port", None),
     ("ui --port many", "--port", None),
@@ -346,8 +419,16 @@ def refused(
     def begun(*_: object, **__: object) -> None:
         raise WorkHasBegun
 
-    for module in (heterokd.search, heterokd.single, heterokd.reproduce, heterokd.completing):
-        monkeypatch.setattr(module, "prepare_teacher", begun)
+    for module in (
+        heterokd.search,
+        heterokd.single,
+        heterokd.reproduce,
+        heterokd.completing,
+        heterokd.match,
+        heterokd.automatic,
+        heterokd.plan.measuring,
+    ):
+        monkeypatch.setattr(module, "prepare_teacher", begun, raising=False)
     # Relative names mean another folder in each test.
     heterokd.distillation._splits.cache_clear()
     heterokd.datasets._load.cache_clear()
@@ -450,7 +531,9 @@ def test_a_data_set_that_is_not_there(refused: Callable[..., str], tmp_path: Pat
 
 
 @pytest.mark.parametrize(("line", "says", "make"), COMMANDS, ids=[line[:60] for line, _, _ in COMMANDS])
-def test_a_command_line(refused: Callable[..., str], line: str, says: str, make: Make | None) -> None:
+def test_a_command_line(refused: Callable[..., str], tmp_path: Path, line: str, says: str, make: Make | None) -> None:
+    if make is not None:
+        make(tmp_path)
     said = refused(*line.split())
     assert says in said or (line == "search" and "Missing argument" in said)
 

@@ -19,17 +19,19 @@ def plan(
     """Say what a search will take (time, device-hours, money, memory, disk): a few steps of each method are timed."""
     began = program_began()
     asked = load_asked(experiment, overrides)
+    from heterokd.cluster import check_address
     from heterokd.plan import plan_experiment
     from heterokd.root import open_root
     from heterokd.terminal import Terminal, plan_lines
 
+    check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: nothing is trained now")
         found = plan_experiment(asked, open_root(root), address=address, began=began, say=terminal.say)
         if as_json:
             print_json(found.to_json())
             return
-        terminal.console.print()
+        terminal.say("")
         for line in plan_lines(found):
             terminal.say(line)
 
@@ -57,7 +59,7 @@ def match(
             content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
             print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
             return
-        terminal.console.print(match_table(found.similarity))
+        terminal.show(match_table(found.similarity))
         terminal.say(f"picture  {found.picture}")
         terminal.say("starts   (search.match_starts: true tries them; or narrow a search space to them:)")
         terminal.say(found.to_yaml().rstrip())
@@ -72,10 +74,12 @@ def doctor(
 ) -> None:
     """Before a search: would every node reach the storage, the MLflow server, the data and the GPUs that it needs?"""
     asked = load_asked(experiment, overrides)
+    from heterokd.cluster import check_address
     from heterokd.doctor import as_json as plain
     from heterokd.doctor import examine, table
     from heterokd.root import open_root
 
+    check_address(address)
     checks = examine(asked, open_root(root), address)
     if as_json:
         print_json(plain(checks))

@@ -54,10 +54,10 @@ def ui(
     """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
     _check_port(port)  # before the imports, which take seconds
     from heterokd.root import open_root
-    from heterokd.tracking import serve, study_links, ui_command, ui_store
+    from heterokd.tracking import existing_store, serve, study_links, ui_command
 
     state = open_root(root)
-    uri = ui_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
+    uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
     if uri.startswith("http"):
         _print_links(study_links(state, uri, uri, study))
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,16 +24,12 @@ def search(
 ) -> None:
     """Search: train students in parallel, confirm the leaders, register the best one."""
     asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
-    from heterokd.config import MOST_TRIALS
-    from heterokd.report import metric_name, notes, show, verdict
     from heterokd.root import open_root
     from heterokd.search import search as run
-    from heterokd.terminal import Terminal, leader_table
+    from heterokd.terminal import SearchTerminal, closing
 
-    with Terminal(asked.metric, quiet=as_json) as terminal:
-        budget = asked.search.budget.limits()
-        most = budget if asked.search.trials == MOST_TRIALS else f"{asked.search.trials} trials"
-        terminal.say(f"{asked.name}: {most} over {', '.join(asked.methods)}")
+    with SearchTerminal(asked, quiet=as_json) as terminal:
+        terminal.say(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
         try:
             found = run(
                 asked,
@@ -43,38 +41,48 @@ def search(
             )
         except KeyboardInterrupt:
             terminal.live.stop()
-            print(
-                f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}; "
-                f"go on with: heterokd search {experiment} --resume{'' if root == 'runs' else f' --root {root}'}",
-                file=sys.stderr,
-            )
+            again = _same_again(experiment, overrides, trials, address, root)
+            print(f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
+            print(f"go on with: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
-    summary = found.summary
-    if as_json:
-        model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
-        print_json({**summary, "registered": model, "report": str(found.folder.report), "tracking": found.uri})
-        return
-    terminal.console.print()
-    terminal.console.print(leader_table(summary))
-    known = found.teacher
-    terminal.say(f"teacher  {known.network}: {metric_name(known.metric)} {known.val_score:.4f} on val")
-    terminal.say(verdict(summary))
-    standing = summary["standing"]
-    if standing["failed"]:
-        terminal.say(f"{standing['failed']} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
-    for note in notes(summary):
-        terminal.say(note)
-    for member in summary["front"]:
-        costs = ", ".join(f"{key} {member[key]:.3g}" for key in asked.search.costs)
-        terminal.say(f"front    {member['student']}: {member['method']} {show(member['expected'])}, {costs}")
-    terminal.say(f"page     {found.folder.report}")
-    terminal.say(f"MLflow   {found.uri}   (heterokd ui)")
-    if found.model is None:
+        summary = found.summary
+        if as_json:
+            model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
+            print_json({**summary, "registered": model, "report": str(found.folder.report), "tracking": found.uri})
+            return
+        terminal.live.stop()
+        closing(
+            terminal,
+            summary,
+            found.teacher,
+            asked.search.costs,
+            folder=found.folder.path,
+            page=found.folder.report,
+            store=found.uri,
+            registered=_registered(found.model, summary, asked.name),
+        )
+
+
+def _same_again(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:
+    """The command that goes on with a search that was interrupted, as it would have to be typed."""
+    words = ["heterokd", "search", str(file)]
+    for text in overrides:
+        words += ["--set", text]
+    if trials is not None:
+        words += ["--trials", str(trials)]
+    if address is not None:
+        words += ["--address", address]
+    if root != os.environ.get("HETEROKD_ROOT", "runs"):
+        words += ["--root", root]
+    return shlex.join([*words, "--resume"])
+
+
+def _registered(model: tuple[str, str] | None, summary: dict[str, Any], study: str) -> str:
+    if model is None:
         why = "no trial was trained to the end" if summary["winner"] is None else "see the warning above"
-        terminal.say(f"registry nothing: {why}")
-    else:
-        name, version = found.model
-        terminal.say(f"registry {name} version {version}, alias challenger   (next: heterokd promote {asked.name})")
+        return f"nothing: {why}"
+    name, version = model
+    return f"{name} version {version}, alias challenger   (next: heterokd promote {study})"
 
 
 def auto(

@@ -77,8 +77,8 @@ def reproduce(
     if as_json:
         print_json({**found.to_json(), "folder": str(found.folder.path)})
         return
-    terminal.console.print()
-    terminal.console.print(reproduction_table(found))
+    terminal.say("")
+    terminal.show(reproduction_table(found))
     for sentence in found.sentences():
         terminal.say(sentence)
     terminal.say(f"table    {found.folder.path / 'reproduction.csv'}")

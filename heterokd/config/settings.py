@@ -415,6 +415,11 @@ class SearchSettings(Settings):
         return objectives
 
     @property
+    def extent(self) -> str:
+        """How much is searched, in words: the trials, or what the budget pays for."""
+        return self.budget.limits() if self.trials == MOST_TRIALS else f"{self.trials} trials"
+
+    @property
     def costs(self) -> tuple[str, ...]:
         """What a student shall have little of: `params_m`, `latency_ms`."""
         return tuple(objective.removeprefix("student/") for objective in self.objectives[1:])

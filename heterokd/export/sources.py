@@ -14,7 +14,7 @@ from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, StudyError
 from heterokd.networks import AnyNetwork, build_network, load_weights, weights_hash
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tracking import open_store
+from heterokd.tracking import existing_store
 from heterokd.tracking.registered import download_student
 
 WAYS = "give models:/NAME@ALIAS, models:/NAME/VERSION, studies/NAME or the folder of a trial"
@@ -57,7 +57,7 @@ def find_student(root: Root, source: str) -> Iterator[Student]:
     """
     if source.startswith("models:"):
         with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
-            logged = download_student(open_store(root, None), source, Path(folder))
+            logged = download_student(existing_store(root, None), source, Path(folder))
             version = None if logged.name is None else f"{logged.name}/{logged.version}"
             student = open_trained(
                 source, logged.folder / "recipe.yaml", logged.folder / "student.safetensors", version

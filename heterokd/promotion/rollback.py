@@ -21,7 +21,7 @@ from heterokd.promotion.record import (
     rolled_back_tag,
 )
 from heterokd.root import Root
-from heterokd.tracking import open_store
+from heterokd.tracking import existing_store
 from heterokd.tracking.registered import find_version
 from heterokd.tracking.store import answering, quiet
 
@@ -68,7 +68,7 @@ def rollback(root: Root, model: str, *, alias: str = CHAMPION, uri: str | None =
         PromotionError: there is no earlier version to go back to.
     """
     name = model.removeprefix("models:/").partition("@")[0]
-    uri = open_store(root, uri)
+    uri = existing_store(root, uri)
     with FileLock(root.path / LOCK), answering(uri), quiet():
         return _roll_back(MlflowClient(uri), root, name, alias)
 

@@ -28,19 +28,19 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.pages import study_links
 from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.serving import serve, ui_command, ui_store
-from heterokd.tracking.store import open_store
+from heterokd.tracking.serving import serve, ui_command
+from heterokd.tracking.store import existing_store, open_store
 from heterokd.tracking.students import CHALLENGER, log_student, register
 
 __all__ = [
     "CHALLENGER",
     "StudyRuns",
     "dataset_inputs",
+    "existing_store",
     "log_student",
     "open_store",
     "register",
     "serve",
     "study_links",
     "ui_command",
-    "ui_store",
 ]

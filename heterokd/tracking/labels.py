@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from heterokd.config import MOST_TRIALS, DataSettings, Experiment, Recipe
+from heterokd.config import DataSettings, Experiment, Recipe
 from heterokd.dataset import Splits
 from heterokd.root import StudyFolder, read_json, write_text
 
@@ -121,12 +121,11 @@ def study_description(experiment: Experiment) -> str:
 def study_params(experiment: Experiment) -> dict[str, str]:
     """What was asked for; none of these keys is a trial's, so that a chart over trials has no study among them."""
     search = experiment.search
-    budget = search.budget.limits() if experiment.search.trials == MOST_TRIALS else f"{search.trials} trials"
     params = {
         "search.objectives": ", ".join(search.objectives) or experiment.metric,
         "search.methods": ", ".join(experiment.methods),
         "search.students": ", ".join(experiment.student.networks),
-        "search.budget": budget,
+        "search.extent": search.extent,
         "search.epochs": str(experiment.training.epochs),
     }
     return {key: value[:TEXT_LIMIT] for key, value in params.items()}

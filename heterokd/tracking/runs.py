@@ -265,7 +265,7 @@ class StudyRuns:
             params = trial_params(recipe, trial.status.get("sample") or {})
             self.client.log_batch(run.id, params=[Param(key, value) for key, value in params.items()])
         if self.data and (found is None or not found.inputs or not found.inputs.dataset_inputs):
-            self.client.log_inputs(run.id, self.data)
+            self.client.log_inputs(run.id, list(self.data))
         self._runs[number] = run
         return run
 
@@ -346,7 +346,7 @@ class StudyRuns:
             params = study_params(self.experiment)
             self.client.log_batch(parent, params=[Param(key, value) for key, value in params.items()])
             if self.data:
-                self.client.log_inputs(parent, self.data)
+                self.client.log_inputs(parent, list(self.data))
         self._parent = parent
 
     def _mlflow_experiment(self) -> str:

@@ -16,30 +16,12 @@ from types import FrameType
 
 from heterokd.errors import TrackingError
 from heterokd.root import Root
-from heterokd.tracking.store import open_store, shown
+from heterokd.tracking.store import shown
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 """Until the server answers; it takes 5 to 12 s on an idle machine of two cores."""
 STOP_SECONDS = 10.0
-
-
-def ui_store(root: Root, uri: str | None) -> str:
-    """The store to show: the one that is named, or the root's own, which must be there already.
-
-    Args:
-        root: its `mlflow.db` is shown when neither `uri` nor `MLFLOW_TRACKING_URI` names a store.
-        uri: of a study's experiment.
-
-    Raises:
-        TrackingError: there is no store yet, or it cannot be used.
-    """
-    if uri is None and not os.environ.get("MLFLOW_TRACKING_URI") and not root.mlflow_database.is_file():
-        raise TrackingError(
-            f"{root.mlflow_database}: there is no MLflow store yet; `heterokd search EXPERIMENT` makes it, or name "
-            "another folder (--root) or store (MLFLOW_TRACKING_URI)"
-        )
-    return open_store(root, uri)
 
 
 def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, str]]:

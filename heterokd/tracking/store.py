@@ -58,6 +58,27 @@ def open_store(root: Root, uri: str | None) -> str:
     )
 
 
+def existing_store(root: Root, uri: str | None) -> str:
+    """Open the store that is named, or the root's own, which must be there already.
+
+    Args:
+        root: its `mlflow.db` is taken when neither `uri` nor `MLFLOW_TRACKING_URI` names a store.
+        uri: of a study's experiment, or None.
+
+    Returns:
+        What `open_store` returns.
+
+    Raises:
+        TrackingError: there is no store yet, or it cannot be used.
+    """
+    if uri is None and not os.environ.get("MLFLOW_TRACKING_URI") and not root.mlflow_database.is_file():
+        raise TrackingError(
+            f"{root.mlflow_database}: there is no MLflow store yet; `heterokd search EXPERIMENT` makes it, or name "
+            "another folder (--root) or store (MLFLOW_TRACKING_URI)"
+        )
+    return open_store(root, uri)
+
+
 def _open_sqlite(uri: str) -> str:
     name = make_url(uri).database
     if not name or name == ":memory:":
