@@ -60,7 +60,7 @@ format: $(STAMP) ## Format the code
 docs: $(STAMP) ## Write docs/methods.md and the papers' experiments anew, and build site/
 	$(BIN)/python -m heterokd.catalogue > docs/methods.md
 	$(BIN)/python experiments/papers/generate.py
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(STAMP) ## Measure again what benchmarks/RESULTS.md says
 	$(BIN)/python benchmarks/run.py

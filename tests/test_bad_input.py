@@ -338,7 +338,7 @@ COMMANDS = [
     ("match", "Missing argument", None),
     ("match nothing.yaml", "nothing.yaml: there is no such file", None),
     ("match tiny.yaml --set student.network=resnet_18", "student.network 'resnet_18'", None),
-    ("match tiny.yaml --set data.dataset=digit_scenes", "data.dataset: ", None),
+    ("match tiny.yaml --set data.dataset=digit_scenes", "labels_per_class: counts images of one class", None),
     ("match tiny.yaml --set teacher.checkpoint=no.safetensors", "teacher.checkpoint: there is no file", None),
     ("match tiny.yaml --root tiny.yaml/runs", "'tiny.yaml' is a file", None),
     ("auto", "Missing argument", None),

@@ -75,11 +75,14 @@ def test_python_compiles(page: Path) -> None:
 
 
 def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    listed = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert (tmp_path / "site" / f"{page.stem}.html").is_file()
+        assert page.name in listed, "the site's menu leaves it out"
     html = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="https?://(?!squidfunk)[^"]+\.(?:js|css|woff2?)"', html), (
         "loads from elsewhere"

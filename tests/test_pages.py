@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from heterokd.cli import main
 from heterokd.distillation import open_splits
 from heterokd.errors import TrackingError
 from heterokd.root import Root
+from heterokd.study import Assignment, Study
 from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store, register, serve, study_links
 from heterokd.tracking.pages import TAG, varied, write_view
 
@@ -343,3 +345,63 @@ def test_the_server_dies_or_is_stopped(filled: StudyRuns) -> None:
         time.sleep(0.1)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_study_opens_in_optuna_dashboard(root: Root) -> None:
+    question = fabricated.experiment("digits", search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
+    folder = fabricated.study(root, question)
+    study = Study(question, folder)
+    for number, value in enumerate((0.5, 0.7, 0.6, 0.1, 0.65)):
+        assignment = study.next()
+        assert isinstance(assignment, Assignment)
+        assert study.report(number, 1, {"val/top1": value}) or number > 1
+        state = "pruned" if number == 3 else "complete"
+        study.finish(number, state, {"val/top1": value, "epoch": 1 if state == "pruned" else 3})
+    port = free_port()
+    # The command that `heterokd ui`, the README and the docs say.
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), f"sqlite:///{folder.database}"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        ends = time.monotonic() + 60
+        while (content := answer(f"http://127.0.0.1:{port}/api/studies")) is None:
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.3)
+        (told,) = content["study_summaries"]
+        assert (told["study_name"], told["directions"]) == ("digits", ["maximize"])
+        detail = answer(f"http://127.0.0.1:{port}/api/studies/{told['study_id']}")
+        assert detail is not None
+        trials = detail["trials"]
+        assert [trial["state"] for trial in trials] == ["Complete"] * 3 + ["Pruned", "Complete"]
+        assert [trial["values"][0] for trial in trials if trial["state"] == "Complete"] == [0.5, 0.7, 0.6, 0.65]
+        assert trials[3]["intermediate_values"] == [{"step": 1, "value": 0.1}]
+        params = {one["name"]: one["param_external_value"] for one in trials[1]["params"]}
+        assert params["method"] == "kd"
+        assert params["kd.temperature"] == "4.0" or float(params["kd.temperature"]) > 0
+        assert detail["objective_names"] == ["val/top1"]
+        with browser() as context:
+            page = context.new_page()
+            page.goto(f"http://127.0.0.1:{port}/dashboard/studies/{told['study_id']}/trials")
+            page.get_by_text("5 Trials").wait_for(timeout=60_000)
+            assert "Pruned" in text_of(page)
+            assert "Best Trial" in text_of(page)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answer(url: str) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            content = json.loads(reply.read())
+    except OSError:
+        return None
+    assert isinstance(content, dict)
+    return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -152,6 +153,10 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
     if "question" in stored:
         _compare(stored["question"], question, folder)
         return
+    with warnings.catch_warnings():
+        # Experimental in Optuna; what goes wrong with it is a name on optuna-dashboard's axes.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        database.set_metric_names([experiment.metric])
     # The question last: it marks a study whose other attributes are written.
     database.set_user_attr("methods", methods)
     database.set_user_attr("excluded", dict(told.excluded))
