@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, list[Scalar]]] = {
 """What is asked of each method: its own parameters, their whole domain where it is a list, a few values of it else."""
 
 LEARNING_RATES: list[Scalar] = [0.005, 0.02, 0.1, 0.5]
-"""From one end to the other of what `search_spaces/quickstart.yaml` asks, as nobody knows beforehand what is too much."""
+"""All that `search_spaces/quickstart.yaml` asks, since nobody knows beforehand what is too much."""
 
 Config = dict[str, Scalar]
 
