@@ -78,7 +78,6 @@ def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
     listed = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert (tmp_path / "site" / f"{page.stem}.html").is_file()

@@ -293,12 +293,10 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
 
         # Every trial of the study, the best first, without a click; columns are what was searched.
         text = opened("trials", "006-hcd", "val/top1")
-        close = page.locator("[data-assistant-ui] button, button[aria-label='Close']")
         names = re.findall(r"^\d{3}-[a-z]+(?:-seed\d+)?$", text, re.MULTILINE)
         assert names[:2] == ["006-hcd", "005-hcd"]
         assert sorted(names)[-1] == "007-hcd-seed1000"
         assert len(names) == 8
-        assert close.count() >= 0
         for column in ("val/top1", "method", "training.learning_rate", "heterokd.state"):
             assert column in text
         assert "pruned" in text
