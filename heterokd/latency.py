@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 
 from heterokd.config import Experiment, NetworkSettings
-from heterokd.errors import ConfigError
+from heterokd.errors import ConfigError, NetworkError
 from heterokd.networks import build_network, deployable
 from heterokd.precision import device_name
 from heterokd.root import Root, read_json, write_text
@@ -75,8 +75,11 @@ def weigh_students(experiment: Experiment, root: Root, num_classes: int) -> Cand
 
 
 def parameters_m(settings: NetworkSettings, num_classes: int, image_size: int) -> float:
-    """Millions of parameters of a network, which is not built for it."""
-    with torch.device("meta"):
+    """Millions of parameters of a network, which is not built for it where its code allows that."""
+    try:
+        with torch.device("meta"):
+            network = build_network(settings.network, num_classes, settings.options, image_size=image_size)
+    except NetworkError:  # some encoders compute with their weights while they are made
         network = build_network(settings.network, num_classes, settings.options, image_size=image_size)
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 

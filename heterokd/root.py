@@ -5,6 +5,7 @@
          studies/<name>/experiment.yaml        the resolved question
                          study.db              the Optuna study
                          summary.json          standing and leaders, rewritten after each trial
+                         measured.json         the winner on val, in numbers: the page needs no data
                          report.html
                          pictures/             PNG files with captions.json, shown on the page
                          trials/0007/          recipe.yaml, trial.json, metrics.jsonl, checkpoint.pt,
@@ -191,6 +192,11 @@ class StudyFolder:
     def match_file(self) -> Path:
         """What `heterokd match` found: similarities, and the starts that it proposes."""
         return self.path / "match.json"
+
+    @property
+    def measured_file(self) -> Path:
+        """What val says of the winner, in numbers; the page is drawn from it."""
+        return self.path / "measured.json"
 
     @property
     def pictures(self) -> Path:

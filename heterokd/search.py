@@ -306,7 +306,7 @@ def search(
             runs.finish(summary, "KILLED")
             raise KeyboardInterrupt
         _draw(folder, experiment, root, prepared.weights)
-        write_report(folder, experiment, summary)
+        _write_page(folder, experiment, summary, root)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
@@ -339,8 +339,19 @@ def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path
     """The study's pictures; what cannot be drawn costs a warning, not the study."""
     try:
         draw_pictures(folder, experiment, root, weights)
-    except (UserError, OSError) as error:
-        logger.warning("the study's pictures are not drawn (%s)", error)
+    except Exception as error:  # noqa: BLE001  hours of training are behind it
+        logger.warning("the study's pictures are not drawn (%s)", first_line(error))
+
+
+def _write_page(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], root: Root) -> None:
+    """The study's page; likewise."""
+    try:
+        write_report(folder, experiment, summary, root=str(root))
+    except Exception as error:  # noqa: BLE001
+        again = f"`heterokd report {experiment.name}` writes it anew"
+        logger.warning(
+            "the study's page is not written (%s); everything else is kept, and %s", first_line(error), again
+        )
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def test_an_unknown_study_names_the_nearest(heterokd: Callable[..., Done], tiny_
         assert "there is no study 'digit'; did you mean 'digits'?" in done.err
     unfinished = heterokd("report", "digits")
     assert unfinished.code == 2
-    assert "has not been finished" in unfinished.err
+    assert "no trial has ended yet" in unfinished.err
 
 
 def test_a_port_in_use(heterokd: Callable[..., Done], tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from heterokd.pictures import (
     paint,
 )
 from heterokd.pictures.colours import PALETTE, rgb
-from heterokd.pictures.drawing import AGREEMENT, agreement, shown_confusion
+from heterokd.pictures.drawing import AGREEMENT, agreement
+from heterokd.pictures.matrices import shown_confusion
+from heterokd.pictures.measured import Measured
 from heterokd.root import Root
 from heterokd.teachers import open_teacher
 from heterokd.training import build_distiller
@@ -122,8 +124,14 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     folder.write_summary({"winner": leaders[0], "scratch": leaders[1], "leaders": leaders})
 
     files = draw_pictures(folder, question, root, weights)
-    assert sorted(file.stem for file in files) == ["heteroakd", "iou", "samples"]
+    assert sorted(file.stem for file in files) == ["cka", "heteroakd", "iou", "samples"]
     assert all(file.stat().st_size > 10_000 for file in files)
+    found = Measured.read(folder)
+    assert found is not None
+    assert not found.missing
+    assert list(found.iou) == ["teacher", "heteroakd", "scratch"]
+    assert np.isfinite(found.similarity).all()
+    assert len(found.similarity) == 4
     captions = json.loads((folder.pictures / "captions.json").read_text())
     assert "after 2 of 3 epochs of trial 1" in captions["heteroakd"]
 
@@ -136,3 +144,10 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     fabricated.trial(folder, question, 0, "kd", student=fabricated.random_student())
     folder.write_summary({"winner": {"number": 0}, "scratch": None, "leaders": []})
     assert [file.name for file in draw_pictures(folder, question, root, None)] == ["confusion.png"]
+    found = Measured.read(folder)
+    assert found is not None
+    assert found.confusion is not None
+    assert found.confusion.sum() == found.images == len(open_splits(question.data).val)
+    assert found.networks["student"]["params_m"] == pytest.approx(0.37, abs=0.01)
+    assert found.networks["teacher"]["latency_ms"] > 0
+    assert "the teacher's weights are not here" in found.missing["cka"]

@@ -59,10 +59,11 @@ def run(study: Study) -> list[Assignment]:
     return done
 
 
-def test_parameters_are_those_of_the_network_that_is_built() -> None:
-    built = build_network("test_resnet", 10, image_size=32)
+@pytest.mark.parametrize("network", ["test_resnet", "segformer-mit_b0"])  # the second computes while it is made
+def test_parameters_are_those_of_the_network_that_is_built(network: str) -> None:
+    built = build_network(network, 10, image_size=32)
     count = sum(parameter.numel() for parameter in built.parameters()) / 1e6
-    assert parameters_m(NetworkSettings(network="test_resnet"), 10, 32) == count
+    assert parameters_m(NetworkSettings(network=network), 10, 32) == count
 
 
 def test_a_latency_is_measured_once(tmp_path: Path) -> None:

@@ -11,16 +11,28 @@ import typer
 from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json
 
 
-def report(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
-    """Write the study's page anew and say where it is."""
+def report(
+    study: StudyName,
+    measure: Annotated[bool, typer.Option("--measure", help="Open the winner and val anew for its charts.")] = False,
+    root: RootFolder = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Write the study's page anew, also while it is searched, and say where it is."""
     from heterokd.errors import StudyError
     from heterokd.report import verdict, write_report
 
     folder, asked = existing_study(study, root)
     summary = folder.summary
-    if "teacher" not in summary:
-        raise StudyError(f"{folder.path}: the study has not been finished; run `heterokd search ... --resume` first")
-    write_report(folder, asked, summary)
+    if not summary:
+        raise StudyError(f"{folder.path}: no trial has ended yet, so there is nothing to show; look again later")
+    if measure:
+        from heterokd.distillation import ready_teacher
+        from heterokd.pictures import draw_pictures
+        from heterokd.root import open_root
+
+        state = open_root(root)
+        draw_pictures(folder, asked, state, ready_teacher(asked, state)[1])
+    write_report(folder, asked, summary, root=root)
     if as_json:
         print_json({**summary, "report": str(folder.report), "verdict": verdict(summary)})
         return

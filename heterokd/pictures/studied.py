@@ -1,24 +1,33 @@
-"""draw_pictures(): a finished study's networks are opened, run over val once, and drawn."""
+"""draw_pictures(): a finished study's networks are opened, run over val once, measured and drawn."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from heterokd.cka import MinibatchCKA
 from heterokd.config import Experiment
 from heterokd.dataset import Split, Splits
 from heterokd.distillation import open_prepared, open_splits
 from heterokd.errors import CheckpointError
 from heterokd.evaluation import confusions, deciding, predict
-from heterokd.loaders import open_split
+from heterokd.latency import known_latency_ms, parameters_m
+from heterokd.loaders import EvalLoader, open_split
 from heterokd.methods.heteroakd import HeteroAKD
-from heterokd.outputs import labels_at
-from heterokd.pictures.drawing import draw_confusion, draw_iou, draw_reliability, draw_samples
+from heterokd.networks import build_network
+from heterokd.outputs import Signal, labels_at
+from heterokd.pictures.drawing import draw_reliability, draw_samples
+from heterokd.pictures.matrices import draw_confusion, draw_iou, draw_match
+from heterokd.pictures.measured import Measured
+from heterokd.precision import time_step
 from heterokd.root import Root, StudyFolder, TrialFolder, read_json, write_text
 from heterokd.tasks import Segmentation, build_task, iou_per_class
 from heterokd.teachers import LiveTeacher
@@ -28,22 +37,27 @@ from heterokd.training import build_distiller
 SAMPLES = 6
 RELIABILITY_SAMPLES = 4
 
+CKA_IMAGES, CKA_BATCH = 512, 32
+CKA_SIDE = 16
+"""Images of val that stages are compared on, how many at a time, and the side that larger maps are averaged down to."""
+
+SLOW = 0.5
+"""Seconds of one forward from which a network is not timed: a figure takes dozens of them."""
+
 
 def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path | None) -> list[Path]:
-    """Draw a study's best student on val into the study's `pictures/`, with captions.json.
+    """Measure a study's best student on val (measured.json) and draw it into the study's `pictures/`.
 
     Args:
-        folder: of a study whose summary names a winner; without one nothing is drawn.
+        folder: of a study whose summary names a winner; without one nothing is measured.
         experiment: its question.
         root: where state lives.
         weights: the prepared teacher's; None: the published ones.
 
     Returns:
         The files: `confusion.png` in classification; `samples.png`, `iou.png` and, where a heteroakd trial left its
-        checkpoint, `heteroakd.png` in segmentation.
-
-    Raises:
-        CheckpointError: weights are missing or damaged.
+        checkpoint, `heteroakd.png` in segmentation; `cka.png` in both. A part that fails costs that part:
+        measured.json says why.
     """
     summary = folder.summary
     if not summary.get("winner"):
@@ -54,23 +68,99 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weigh
     scratch = folder.trial(int(summary["scratch"]["number"])) if summary.get("scratch") else None
     if scratch is not None and (scratch.number == winner.number or not scratch.weights.exists()):
         scratch = None
+    made = Measured(
+        winner=winner.number,
+        scratch=None if scratch is None else scratch.number,
+        images=len(splits.val),
+        classes=tuple(map(str, splits.class_names)),
+    )
+    captions: dict[str, str] = {}
+
+    def attempt(part: str, action: Callable[[], Mapping[str, str]]) -> None:
+        try:
+            captions.update(action())
+        except Exception as error:  # noqa: BLE001  the page says what is missing, the other parts are worth having
+            made.missing[part] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+    attempt("networks", lambda: _weigh(made, experiment, root, winner, splits.num_classes))
     if experiment.data.task == "classification":
-        captions = _confusion(folder, splits, winner, scratch, device)
+        attempt("confusion", lambda: _confusion(made, folder, splits, winner, scratch, device))
     else:
-        teacher = open_prepared(winner.recipe, weights, splits.num_classes)
         task = build_task("segmentation", splits.num_classes, window=experiment.data.window)
         assert isinstance(task, Segmentation)
-        captions = _segmentation(folder, splits, task, teacher, winner, scratch, device)
+        attempt("iou", lambda: _segmentation(made, folder, splits, task, weights, winner, scratch, device))
         numbers = [leader["number"] for leader in summary["leaders"] if leader["method"] == "heteroakd"]
         if numbers and (trial := folder.trial(int(numbers[0]))).checkpoint.exists():
-            captions |= _reliability(folder, splits, teacher, trial, device)
+            attempt("heteroakd", lambda: _reliability(folder, splits, weights, trial, device))
+    attempt("cka", lambda: _cka(made, folder, splits, weights, winner, device))
+    made.write(folder)
     known = read_json(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**known, **captions}, indent=1))
     return [folder.pictures / f"{name}.png" for name in captions]
 
 
+def _weigh(made: Measured, experiment: Experiment, root: Root, winner: TrialFolder, classes: int) -> dict[str, str]:
+    """Parameters and latency of teacher and student."""
+    data, recipe = experiment.data, winner.recipe
+    for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
+        params_m = parameters_m(settings, classes, data.image_size)
+        made.networks[name] = {"network": settings.network, "params_m": params_m, "latency_ms": None}
+    for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
+        network = build_network(settings.network, classes, settings.options, image_size=data.image_size).eval()
+        if time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") < SLOW:
+            latency = known_latency_ms(settings, classes, data.view_size, data.image_size, root)
+            made.networks[name]["latency_ms"] = latency
+    return {}
+
+
+def _forward(network: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        network(images)
+
+
+def _teacher(trial: TrialFolder, weights: Path | None, classes: int) -> LiveTeacher:
+    settings = trial.recipe.teacher
+    if weights is None and not settings.pretrained and settings.checkpoint is None:
+        raise CheckpointError("the teacher's weights are not here; `heterokd teacher EXPERIMENT` fits it")
+    return open_prepared(trial.recipe, weights, classes)
+
+
+def _cka(
+    made: Measured, folder: StudyFolder, splits: Splits, weights: Path | None, winner: TrialFolder, device: torch.device
+) -> dict[str, str]:
+    """How alike the stages of teacher and winner are."""
+    teacher = _teacher(winner, weights, splits.num_classes).network.to(device)
+    student = open_student(winner, splits.num_classes).to(device)
+    alike = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
+    seen = 0
+    with torch.inference_mode():
+        for batch in EvalLoader(splits.val, CKA_BATCH, device=device):
+            images = batch.images.to(device)
+            alike.add(*([_small(one) for one in net(images, Signal.STAGES).stages] for net in (student, teacher)))
+            seen += len(batch)
+            if seen >= CKA_IMAGES:
+                break
+    made.similarity, made.compared = tuple(map(tuple, alike.matrix().tolist())), seen
+    names = (winner.recipe.teacher.network, winner.recipe.student.network)
+    draw_match(folder.pictures / "cka.png", made.similarity, *names)
+    return {
+        "cka": f"How alike the stages of teacher and best student ({_named(winner)}) are on val: CKA, 1 is the same."
+    }
+
+
+def _small(maps: Tensor) -> Tensor:
+    """Maps [B, C, H, W] of at most `CKA_SIDE` a side: larger ones would take gigabytes in float64."""
+    height, width = maps.shape[-2:]
+    return F.adaptive_avg_pool2d(maps, (min(height, CKA_SIDE), min(width, CKA_SIDE)))
+
+
 def _confusion(
-    folder: StudyFolder, splits: Splits, winner: TrialFolder, scratch: TrialFolder | None, device: torch.device
+    made: Measured,
+    folder: StudyFolder,
+    splits: Splits,
+    winner: TrialFolder,
+    scratch: TrialFolder | None,
+    device: torch.device,
 ) -> dict[str, str]:
     loader = open_split(splits.val, splits.num_classes, device=device)
     found = []
@@ -80,6 +170,7 @@ def _confusion(
             places = labels.cpu() * splits.num_classes + logits.argmax(dim=1).cpu()
             counts = torch.bincount(places, minlength=splits.num_classes**2)
             found.append(counts.view(splits.num_classes, splits.num_classes).numpy())
+    made.confusion, made.scratch_confusion = found[0], found[1] if scratch is not None else None
     draw_confusion(folder.pictures / "confusion.png", found[0], splits.class_names, *found[1:])
     caption = f"What the best student ({_named(winner)}) takes each class of val for"
     if scratch is not None:
@@ -88,22 +179,24 @@ def _confusion(
 
 
 def _segmentation(
+    made: Measured,
     folder: StudyFolder,
     splits: Splits,
     task: Segmentation,
-    teacher: LiveTeacher,
+    weights: Path | None,
     winner: TrialFolder,
     scratch: TrialFolder | None,
     device: torch.device,
 ) -> dict[str, str]:
     loader = open_split(splits.val, splits.num_classes, device=device)
-    method = winner.recipe.method
+    method, teacher = winner.recipe.method, _teacher(winner, weights, splits.num_classes)
     student = open_student(winner, splits.num_classes).to(device)
     networks: dict[str, nn.Module] = {"teacher": teacher.network.to(device), method: student}
     if scratch is not None:
         networks["scratch"] = open_student(scratch, splits.num_classes).to(device)
     counts = {name: confusions(network, loader, task, device) for name, network in networks.items()}
     iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
+    made.iou = iou
     draw_iou(folder.pictures / "iou.png", iou, splits.class_names)
     index = _spread(counts[method])
     images, labels = _read(splits.val, index)
@@ -121,9 +214,10 @@ def _segmentation(
 
 
 def _reliability(
-    folder: StudyFolder, splits: Splits, teacher: LiveTeacher, trial: TrialFolder, device: torch.device
+    folder: StudyFolder, splits: Splits, weights: Path | None, trial: TrialFolder, device: torch.device
 ) -> dict[str, str]:
     """S and W of a trial as its last checkpoint has them: the projectors are dropped from the trained student."""
+    teacher = _teacher(trial, weights, splits.num_classes)
     distiller = build_distiller(trial.recipe, teacher, splits.num_classes)
     try:
         content = torch.load(trial.checkpoint, map_location="cpu", weights_only=True)

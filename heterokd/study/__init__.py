@@ -12,10 +12,11 @@ interruption (one at a time; with several, the order in which they finish decide
 
 `study` decides what comes next, `sampling` proposes, `halving` stops, `leaders` compares by what `beliefs` says of
 noisy values, `confirming` repeats, `spending` counts; `storage` opens the database, `trials` reads and writes it;
-`assignments`, `standing` and `summary` are what callers get.
+`assignments`, `standing` and `summary` are what callers get, and `importance` what the values of a finished study tell.
 """
 
 from heterokd.study.assignments import BASELINE, SEED_STEP, Assignment, Origin, State, Stop
+from heterokd.study.importance import Importance, importances
 from heterokd.study.leaders import Leader
 from heterokd.study.sampling import STOP_AFTER
 from heterokd.study.standing import Standing
@@ -26,10 +27,12 @@ __all__ = [
     "SEED_STEP",
     "STOP_AFTER",
     "Assignment",
+    "Importance",
     "Leader",
     "Origin",
     "Standing",
     "State",
     "Stop",
     "Study",
+    "importances",
 ]

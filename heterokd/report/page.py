@@ -1,0 +1,165 @@
+"""write_report(): the page of a study, put together from its parts."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from heterokd import __version__
+from heterokd.config import Experiment
+from heterokd.errors import UserError
+from heterokd.pictures import Measured
+from heterokd.report import charts, tables, words
+from heterokd.report.answers import cards, paired_tie
+from heterokd.report.reading import read_study
+from heterokd.report.values import value_charts
+from heterokd.root import StudyFolder, write_text
+from heterokd.significance import compare_study
+from heterokd.tracking.store import shown
+
+DEFAULT_ROOT = "runs"
+
+
+def write_report(
+    folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], *, root: str | None = None
+) -> None:
+    """Write the page of a study into its folder. It is drawn from the study's own files, without data or networks.
+
+    Args:
+        folder: of the study.
+        experiment: its question.
+        summary: what `Study.summary` says, with the teacher's card under `teacher` once there is one.
+        root: what the reader gives as `--root`; the folder's own root when left out.
+    """
+    loader = PackageLoader("heterokd.report", "template")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"show": words.show, "percent": words.percent, "metric_name": words.metric_name}
+    content = page_content(folder, experiment, summary, root=root)
+    for name in ("style.css", "page.js"):  # both are this package's own, and stand in the page as they are
+        content[name.replace(".", "_")] = Markup(loader.get_source(environment, name)[0])
+    write_text(folder.report, environment.get_template("page.html.j2").render(content))
+
+
+def page_content(
+    folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], *, root: str | None = None
+) -> dict[str, Any]:
+    """Everything that the template shows; see `write_report`."""
+    studied = read_study(folder, experiment, summary)
+    measured = _measured(folder)
+    winner = studied.winner
+    option = _root_option(folder, root)
+    trials, left_out = tables.trial_rows(studied)
+    recipe_file = None if winner is None else folder.trial(int(winner["number"])).path / "recipe.yaml"
+    return {
+        "name": experiment.name,
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "teacher": summary.get("teacher") or {"network": experiment.teacher.network},
+        "students": experiment.student.networks,
+        "dataset": experiment.data.dataset,
+        "metric": summary["metric"],
+        "standing": {"diverged": 0, "paused": 0, "finished": True, **summary["standing"]},
+        "winner": winner,
+        "winner_interval": "" if winner is None else _interval(winner),
+        "verdict": words.verdict(summary),
+        "paired_tie": paired_tie(studied, folder),
+        "cards": cards(studied, measured, folder),
+        "glance": _with_markup(charts.glance(studied)),
+        "leaders": tables.leader_rows(studied),
+        "comparisons": compare_study(folder, summary["metric"], maximise=summary["maximise"]),
+        "published": tables.published_tables(experiment, summary),
+        "methods": tables.method_rows(studied),
+        "method_chart": _with_markup(charts.methods(studied)),
+        "fronts": [_with_markup(one) for one in charts.fronts(studied, measured)],
+        "front": summary.get("front") or (),
+        "costs": experiment.search.costs,
+        "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
+        "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
+        "seen": [_with_markup(one) for one in charts.seen(studied, measured)],
+        "pictures": tables.embedded_pictures(folder, tables.DRAWN if measured is not None else ("cka",)),
+        "plan": tables.plan_table(folder),
+        "networks": tables.network_rows(measured),
+        "notes": words.notes(summary),
+        "failures": tables.failure_rows(studied),
+        "trials": trials,
+        "trials_left_out": left_out,
+        "recipe": "" if recipe_file is None or not recipe_file.exists() else recipe_file.read_text(encoding="utf-8"),
+        "commands": commands(experiment, winner, folder, option),
+        "several_students": len(experiment.student.networks) > 1,
+    }
+
+
+def commands(
+    experiment: Experiment, winner: Mapping[str, Any] | None, folder: StudyFolder, option: str
+) -> list[dict[str, str]]:
+    """What to do next, as commands to copy.
+
+    Args:
+        experiment: the question.
+        winner: the best leader, if there is one.
+        folder: of the study.
+        option: `--root ...` with a space before it, or nothing.
+    """
+    name, file = experiment.name, shlex.quote(str(folder.experiment_file))
+    found = [
+        ("Search again, from nothing", f"heterokd search {file} --set name={name}-again{option}"),
+        ("Go on with this search, or with a larger budget", f"heterokd search {file} --resume{option}"),
+    ]
+    if winner is not None:
+        found = [
+            ("Open the test split and promote the winner if it passes", f"heterokd promote {name}{option}"),
+            ("Show that decision, change nothing", f"heterokd promote {name} --dry-run{option}"),
+            (
+                "Take it away as ONNX (or pt2, or safetensors that timm opens)",
+                f"heterokd export studies/{name} --format onnx --out {name}-onnx{option}",
+            ),
+            ("Load it in Python", _loading(experiment, folder)),
+            *found,
+        ]
+    found.append(("Every trial in MLflow's pages", f"heterokd ui{option}"))
+    return [{"what": what, "text": text} for what, text in found]
+
+
+def _loading(experiment: Experiment, folder: StudyFolder) -> str:
+    """Python that opens the registered winner."""
+    store = experiment.tracking.uri or f"sqlite:///{folder.path.parents[1] / 'mlflow.db'}"
+    return (
+        f"import mlflow\n\nmlflow.set_tracking_uri({shown(store)!r})\n"
+        f"student = mlflow.pytorch.load_model({f'models:/{experiment.registered_model}@challenger'!r})"
+    )
+
+
+def _root_option(folder: StudyFolder, root: str | None) -> str:
+    shown = str(folder.path.parents[1]) if root is None else root
+    return "" if Path(shown) == Path(DEFAULT_ROOT) else f" --root {shlex.quote(shown)}"
+
+
+def _interval(leader: Mapping[str, Any]) -> str:
+    if not leader["confirmed"]:
+        return ", one training, the best of its search: a fresh one will reach less"
+    count = len(leader["seeds"])
+    seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
+    if leader["low"] is None:
+        return f", {seeds}"
+    return f" ({words.show(leader['low'])} to {words.show(leader['high'])}, {seeds})"
+
+
+def _measured(folder: StudyFolder) -> Measured | None:
+    """What was measured of the winner; a damaged file counts as none."""
+    try:
+        return Measured.read(folder)
+    except (UserError, KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _with_markup(made: charts.Chart) -> dict[str, Any]:
+    """A chart whose SVG the template does not escape: ElementTree has escaped every text in it."""
+    return {**made.__dict__, "svg": Markup(made.svg)}

@@ -1,0 +1,246 @@
+"""What the page shows in tables: leaders, methods, trials, published numbers, the plan beside what was taken."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from heterokd.config import Experiment
+from heterokd.pictures import Measured
+from heterokd.plan import Range, planned
+from heterokd.priors import published_results
+from heterokd.report.reading import Studied, Tried
+from heterokd.report.words import period, settings, show
+from heterokd.root import StudyFolder, read_json
+
+MOST_TRIALS = 400
+"""Rows of the table of all trials; of more, the best are shown."""
+
+DRAWN = ("confusion", "iou", "match", "cka")
+"""Pictures whose numbers the page has: it draws them itself."""
+
+
+def leader_rows(studied: Studied) -> list[dict[str, Any]]:
+    """The leading configurations with where their interval lies on a common scale of 0 to 100."""
+    leaders = studied.summary["leaders"]
+    ends = [value for one in leaders for value in (one["low"], one["high"], one["mean"]) if value is not None]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else round(2 + 96 * (value - low) / ((high - low) or 1.0), 2)
+
+    rows = []
+    for leader in leaders:
+        tried = studied.find(int(leader["number"]))
+        is_sure = leader["confirmed"] and leader["low"] is not None
+        rows.append(
+            {
+                **leader,
+                "kind": _kind(studied, leader),
+                "seconds": "" if tried is None or tried.seconds is None else period(tried.seconds),
+                "interval": f"{show(leader['low'])} to {show(leader['high'])}" if is_sure else "",
+                "from": place(leader["low"]) if is_sure else None,
+                "to": place(leader["high"]) if is_sure else None,
+                "at": place(leader["mean"]),
+                "settings": settings(leader["sample"]),
+            }
+        )
+    return rows
+
+
+def _kind(studied: Studied, leader: Mapping[str, Any]) -> str:
+    winner = studied.winner
+    if winner is not None and leader["number"] == winner["number"]:
+        return "winner"
+    return "baseline" if leader["method"] == "scratch" else ""
+
+
+def method_rows(studied: Studied) -> list[dict[str, Any]]:
+    """Every method: its trials, its best value of the search, its mean on fresh seeds, the time that it took."""
+    rows = []
+    for method in methods_in_order(studied):
+        own = [one for one in studied.search if one.method == method]
+        values = [one.value for one in own if one.is_complete and one.value is not None]
+        confirmed = next(
+            (one for one in studied.summary["leaders"] if one["method"] == method and one["confirmed"]), None
+        )
+        seconds = [one.seconds for one in studied.trials if one.method == method and one.seconds is not None]
+        best = (max if studied.summary["maximise"] else min)(values) if values else None
+        rows.append(
+            {
+                "method": method,
+                "complete": len(values),
+                "pruned": sum(one.state in ("pruned", "paused") for one in own),
+                "failed": sum(one.state == "failed" for one in own),
+                "best": "" if best is None else show(best),
+                "mean": "" if confirmed is None else show(confirmed["mean"]),
+                "seeds": 0 if confirmed is None else len(confirmed["seeds"]),
+                "time": period(sum(seconds)) if seconds else "",
+                "seconds": sum(seconds),
+            }
+        )
+    return rows
+
+
+def methods_in_order(studied: Studied) -> list[str]:
+    """Methods as they lead: by their first leader, then by their best value, then those without any."""
+    first: dict[str, int] = {}
+    for leader in studied.summary["leaders"]:
+        first.setdefault(str(leader["method"]), len(first))
+    sign = 1 if studied.summary["maximise"] else -1
+
+    def rank(method: str) -> tuple[int, float]:
+        values = [sign * one.value for one in studied.search if one.method == method and one.value is not None]
+        return first.get(method, len(first)), -max(values, default=float("-inf"))
+
+    return sorted({one.method for one in studied.search}, key=rank)
+
+
+def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
+    """Every trial, by number; of too many the best, and how many are left out."""
+    sign = 1 if studied.summary["maximise"] else -1
+    trials: Sequence[Tried] = studied.trials
+    if len(trials) > MOST_TRIALS:
+        ranked = sorted(trials, key=lambda one: (one.value is None, -sign * (one.value or 0.0), one.number))
+        trials = sorted(ranked[:MOST_TRIALS], key=lambda one: one.number)
+    rows = [
+        {
+            "number": one.number,
+            "method": one.method,
+            "student": one.student,
+            "state": describe(one),
+            "value": None if one.value is None else show(one.value),
+            "epoch": one.epochs[-1] if one.epochs else 0,
+            "planned": one.planned,
+            "seconds": one.seconds,
+            "time": "" if one.seconds is None else period(one.seconds),
+            "settings": settings(one.sample),
+        }
+        for one in trials
+    ]
+    return rows, len(studied.trials) - len(rows)
+
+
+def describe(one: Tried) -> str:
+    """A trial's end in words."""
+    said = {"complete": "complete", "pruned": "stopped early", "paused": "paused by the budget"}.get(
+        one.state, one.state
+    )
+    if one.reason and one.state in ("pruned", "failed"):
+        said += f": {one.reason}"
+    return said if one.confirms is None else f"{said}, seed {one.seed} of trial {one.confirms}"
+
+
+def failure_rows(studied: Studied) -> list[dict[str, Any]]:
+    """Trials that failed, with what."""
+    return [
+        {"number": one.number, "method": one.method, "error": one.error}
+        for one in studied.trials
+        if one.state == "failed" or (one.error and one.state != "complete")
+    ]
+
+
+def network_rows(measured: Measured | None) -> list[dict[str, Any]]:
+    """Teacher and student side by side; empty where they were not weighed."""
+    if measured is None or "teacher" not in measured.networks:
+        return []
+    return [
+        {
+            "name": name,
+            "network": own["network"],
+            "params": f"{own['params_m']:.3g}",
+            "latency": "" if own["latency_ms"] is None else f"{own['latency_ms']:.3g}",
+        }
+        for name, own in measured.networks.items()
+    ]
+
+
+def embedded_pictures(folder: StudyFolder, drawn: Sequence[str] = DRAWN) -> list[dict[str, str]]:
+    """The PNGs of a study's pictures with name, caption and base64 text; the page then needs no other file.
+
+    A caption is what captions.json says of the file's stem, and the stem itself where it says nothing.
+
+    Args:
+        folder: of the study.
+        drawn: stems of those that the page draws itself.
+    """
+    captions = read_json(folder.pictures / "captions.json")
+    return [
+        {
+            "name": file.stem,
+            "caption": str(captions.get(file.stem, file.stem.replace("_", " "))),
+            "data": base64.b64encode(file.read_bytes()).decode("ascii"),
+        }
+        for file in sorted(folder.pictures.glob("*.png"))
+        if file.stem not in drawn
+    ]
+
+
+def plan_table(folder: StudyFolder) -> dict[str, Any] | None:
+    """A study's plan beside what it took; None where it has none."""
+    known = planned(folder)
+    if known is None:
+        return None
+    plan, actual = known
+    counts = plan.trainings
+    ranges: list[tuple[str, str, Range, str]] = [
+        ("minutes", "seconds", plan.seconds.times(1 / 60), "%.1f"),
+        (plan.device_unit, "device_hours", plan.device_hours, "%.2f"),
+        ("MB on disk (the study's own folder, when taken)", "disk", plan.disk.times(1e-6), "%.0f"),
+    ]
+    if plan.money is not None:
+        ranges.insert(2, (plan.currency, "money", plan.money, "%.2f"))
+    scale = {"seconds": 1 / 60, "disk": 1e-6}
+    rows = [
+        {
+            "name": name,
+            "planned": form % value.expected,
+            "range": f"{form % value.low} to {form % value.high}",
+            "taken": "" if actual.get(key) is None else form % (actual[key] * scale.get(key, 1.0)),
+        }
+        for name, key, value, form in ranges
+    ]
+    numbers = {
+        "trainings": ("trainings", counts["published"] + counts["sampled"]),
+        "pruned": ("of them stopped early", counts["pruned"]),
+        "repeated": ("again on fresh seeds", counts["repeated"]),
+    }
+    for key, (name, value) in numbers.items():
+        rows.append({"name": name, "planned": f"{value:.0f}", "range": "", "taken": str(actual.get(key, ""))})
+    return {"rows": rows, "source": plan.source, "parallel": plan.parallel, "device": plan.device}
+
+
+def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What papers print of the experiment's pairs, beside this study's best of each method; one table a student.
+
+    Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
+    there.
+    """
+    tables = []
+    for student in experiment.student.networks:
+        pair = published_results(experiment.data.dataset, experiment.teacher.network, student)
+        if pair is None:
+            continue
+        ours: dict[str, float] = {}
+        for leader in summary["leaders"] if summary["metric"] == f"val/{pair.metric}" else ():
+            if leader["sample"].get("student.network", student) == student:
+                ours.setdefault(leader["method"], 100 * leader["mean"])  # the leaders come best first
+        tables.append(
+            {
+                "teacher": pair.teacher_name,
+                "student": pair.student_name,
+                "metric": pair.metric_name,
+                "teacher_value": "unknown" if pair.teacher_value is None else f"{pair.teacher_value:.2f}",
+                "rows": [
+                    {
+                        "method": result.method,
+                        "published": result.value,
+                        "ours": ours.get(result.method),
+                        "source": result.source,
+                    }
+                    for result in sorted(pair.results, key=lambda result: -result.value)
+                ],
+            }
+        )
+    return tables
