@@ -22,6 +22,10 @@ from heterokd.study import Assignment, Study
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
+OUTSIDE = """drawn => { const box = drawn.getBoundingClientRect();
+return [...drawn.querySelectorAll("text")].filter(one => { const own = one.getBoundingClientRect();
+return own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1; })
+.map(one => one.textContent); }"""
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
 TEACHER = {"network": "vit_tiny_patch16_224", "val_score": 0.9, "metric": "val/top1"}
 
@@ -316,6 +320,8 @@ def test_the_page_in_a_browser_at_three_widths(whole: tuple[StudyFolder, Experim
             assert drawn.is_visible()
             assert box is not None
             assert min(box["width"], box["height"]) > 50, figures.nth(place).get_attribute("id")
+            outside = drawn.evaluate(OUTSIDE)
+            assert not outside, f"{figures.nth(place).get_attribute('id')} cuts {outside}"
             # Letters of eight points on a drawing of 302.4: at least nine pixels on a phone.
             assert box["width"] / 302.4 * 8 > 8.5
         context.close()

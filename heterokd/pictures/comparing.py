@@ -126,7 +126,7 @@ def draw_strips(title: str, description: str, strips: Sequence[Strip], levels: S
             if strip.low is not None and strip.high is not None:
                 axis.plot([strip.low, strip.high], [place - 0.2] * 2, color=colour, linewidth=2, solid_capstyle="butt")
             axis.plot([strip.mean], [place - 0.2], color=colour, marker="D", markersize=4.5, linestyle="none",
-                      label=None if named else "mean over fresh seeds, 95 %", zorder=4)  # fmt: skip
+                      label=None if named else "mean on fresh seeds", zorder=4)  # fmt: skip
             named = True
         for level in levels:
             look = LOOKS[level.look]

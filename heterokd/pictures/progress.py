@@ -110,7 +110,7 @@ class _Marks:
         self.tips.append(tip)
 
 
-_BEYOND: dict[str, Any] = {"facecolors": "#A8A8A8", "edgecolors": "none", "s": 13, "label": "stopped, beyond the axis"}
+_BEYOND: dict[str, Any] = {"facecolors": "#A8A8A8", "edgecolors": "none", "s": 13, "label": "stopped, off scale"}
 
 
 def scatter(
