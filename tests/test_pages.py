@@ -32,6 +32,8 @@ from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store
 from heterokd.tracking.pages import TAG, varied, write_view
 
 MODEL = "digits-student"
+PATIENCE = 120_000
+"""Milliseconds for a page of a busy machine."""
 
 
 def fill(root: Root, *, is_registered: bool = False) -> StudyRuns:
@@ -140,11 +142,11 @@ def test_a_view_shows_what_was_searched(root: Root) -> None:
         "params.`seed`",
         "attributes.`Models`",
     ]
-    axes = {chart["displayName"]: chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"}
-    assert axes["settings: val/top1"]["selectedParams"] == ["method", "training.learning_rate"]
-    assert axes["hcd: val/top1"]["selectedParams"] == ["hcd.temperature", "training.learning_rate"]
+    axes = {chart["metricSectionId"]: chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"}
+    assert axes["all settings, to val/top1"]["selectedParams"] == ["method", "training.learning_rate"]
+    assert axes["hcd, to val/top1"]["selectedParams"] == ["hcd.temperature", "training.learning_rate"]
     assert all(chart["selectedMetrics"] == ["val/top1"] for chart in axes.values())
-    assert list(axes) == ["settings: val/top1", "hcd: val/top1", "kd: val/top1"], "the better method first"
+    assert list(axes) == ["all settings, to val/top1", "hcd, to val/top1", "kd, to val/top1"], "the better first"
     found = runs.client.search_runs(
         [runs.experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"]
     )
@@ -261,7 +263,7 @@ def shown(root: Root) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +287,7 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
             page.goto("about:blank")
             page.goto(links[name])
             for text in expected:
-                page.get_by_text(text, exact=False).first.wait_for(timeout=60_000)
+                page.get_by_text(text, exact=False).first.wait_for(timeout=PATIENCE)
             if pictures := os.environ.get("HETEROKD_TEST_PICTURES"):
                 page.wait_for_timeout(3000)
                 page.screenshot(path=f"{pictures}/{name}.png")
@@ -302,10 +304,12 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
         assert "pruned" in text
 
         # The comparison: one drawn chart of settings that ends at the metric, one for each leading method.
-        text = opened("compare", "settings: val/top1", "hcd: val/top1")
-        page.locator("[data-testid='experiment-view-compare-runs-chart-area'] svg").first.wait_for(timeout=60_000)
-        labels = page.locator(".axis .label, g.axis text").all_inner_texts()
-        assert page.locator("canvas, svg.main-svg").count() >= 2
+        text = opened("compare", "all settings, to val/top1", "hcd, to val/top1", "Parallel Coordinates")
+        area = page.locator("[data-testid='experiment-view-compare-runs-chart-area']")
+        area.locator("svg").get_by_text("hcd.temperature").first.wait_for(timeout=PATIENCE)
+        drawn = " ".join(area.locator("svg").all_text_contents())
+        for axis in ("method", "val/top1", "hcd.temperature"):
+            assert axis in drawn
 
         text = opened("study", "what does test_resnet learn best", "digits-train")
         assert "hcd won with trial 5" in text
@@ -313,8 +317,7 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
         assert "Students for digits" in text
         assert "Version 1" in text
         page.get_by_text("Version 1").first.click()
-        page.get_by_text("distilled from vit_tiny_patch16_224 by hcd").first.wait_for(timeout=60_000)
-        assert labels is not None
+        page.get_by_text("distilled from vit_tiny_patch16_224 by hcd").first.wait_for(timeout=PATIENCE)
 
 
 @pytest.mark.slow
@@ -327,17 +330,17 @@ def test_the_server_dies_or_is_stopped(filled: StudyRuns) -> None:
         assert sum(one.memory_info().rss for one in servers) < 1.2e9
         for server in servers:
             server.kill()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 2
-        assert said.startswith("error: MLflow's server ended by itself (killed by SIGKILL): ")
+        assert re.match(r"error: MLflow's server ended by itself \(killed by SIGKILL\): .*; see .*ui\.log", said)
         assert len(said.splitlines()) == 1
     with shown(root) as (process, links):
         servers = psutil.Process(process.pid).children(recursive=True)
         port = int(links["all runs"].split(":")[2].split("/")[0])
         process.send_signal(signal.SIGINT)
-        out, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=120)
         assert (process.returncode, out, said) == (0, "stopped\n", "")
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers):
         assert time.monotonic() < ends
         time.sleep(0.1)
@@ -387,7 +390,7 @@ def test_the_study_opens_in_optuna_dashboard(root: Root) -> None:
         with browser() as context:
             page = context.new_page()
             page.goto(f"http://127.0.0.1:{port}/dashboard/studies/{told['study_id']}/trials")
-            page.get_by_text("5 Trials").wait_for(timeout=60_000)
+            page.get_by_text("5 Trials").wait_for(timeout=PATIENCE)
             assert "Pruned" in text_of(page)
             assert "Best Trial" in text_of(page)
     finally:

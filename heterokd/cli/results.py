@@ -83,7 +83,7 @@ def ui(
 
 
 def _print_links(links: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in links)
+    width = max(len(name) for name, link in links if link)
     for name, link in links:
         print(f"{name:<{width}}  {link}".rstrip())
     print("Close the assistant's panel once; stop with Ctrl-C.", flush=True)

@@ -31,10 +31,11 @@ TAG = "mlflow.sharedViewState."
 MOST_AXES = 6
 """Of a chart of parallel coordinates: more do not fit beside each other."""
 
+CARD_HEIGHT = 420
+"""Of a chart, in pixels; it is as wide as the page."""
+
 MOST_METHODS = 3
 """Leading methods that get a chart of their own parameters."""
-
-SECTION = "heterokd"
 
 
 MOST_STUDIES = 5
@@ -120,12 +121,13 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
         "params.`seed`",
         "attributes.`Models`",
     ]
-    best = _leading(trials, metric)
-    charts: list[dict[str, Any]] = [_axes("settings", ["method", *shared], metric)]
-    charts += [
-        _axes(method, [*own[method], *shared][:MOST_AXES], metric) for method in best[:MOST_METHODS] if own.get(method)
-    ]
-    charts.append({**_chart("curves", "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
+    axes = {f"all settings, to {metric}": ["method", *shared]}
+    for method in _leading(trials, metric)[:MOST_METHODS]:
+        if own.get(method):
+            axes[f"{method}, to {metric}"] = [*own[method], *shared]
+    charts = [_axes(section, params, metric) for section, params in axes.items()]
+    curves = f"{metric} by epoch"
+    charts.append({**_chart(curves, "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
     return {
         "searchFilter": chosen,
         "orderByKey": f"metrics.`{metric}`",  # any but the date: trials then stand in the list, not below their study
@@ -150,27 +152,30 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "compareRunSections": [{"uuid": SECTION, "name": SECTION, "display": True, "isReordered": True}],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": 1, "cardHeight": CARD_HEIGHT}
+            for name in (*axes, curves)
+        ],
         "compareRunCharts": charts,
     }
 
 
-def _chart(name: str, kind: str) -> dict[str, Any]:
+def _chart(section: str, kind: str) -> dict[str, Any]:
+    """A chart in a section of its own, whose title it has: MLflow gives parallel coordinates no other."""
     return {
-        "uuid": f"{SECTION}-{name}",
+        "uuid": f"chart of {section}",
         "type": kind,
-        "metricSectionId": SECTION,
+        "metricSectionId": section,
         "runsCountToCompare": 100,
         "deleted": False,
         "isGenerated": False,
     }
 
 
-def _axes(name: str, params: Sequence[str], metric: str) -> dict[str, Any]:
+def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, Any]:
     """Parallel coordinates that end at the metric that was searched for."""
     return {
-        **_chart(name, "PARALLEL"),
-        "displayName": f"{name}: {metric}",
+        **_chart(section, "PARALLEL"),
         "selectedParams": list(params)[:MOST_AXES],
         "selectedMetrics": [metric],
         "showAllRuns": True,

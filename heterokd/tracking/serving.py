@@ -95,7 +95,9 @@ def _ending(code: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    """What the server said last of itself; requests that it answered tell nothing."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line and " INFO:" not in line]
     return lines[-1][:200].rstrip(".") if lines else "it said nothing"
 
 
@@ -113,13 +115,17 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A SIGTERM ends the wait as Ctrl-C does, so that the server does not outlive it."""
+    """A SIGTERM ends the wait as Ctrl-C does, or the server would outlive it.
+
+    Both signals, since a shell that runs this in the background has the first one ignored.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
