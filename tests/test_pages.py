@@ -103,11 +103,11 @@ def test_runs_say_what_they_are(root: Root) -> None:
     assert "**hcd** won with trial 5: val/top1 0.3500 (95 % interval 0.3000 to 0.4000, 2 fresh seeds)" in said
     assert "labels alone (scratch): val/top1 0.3000" in said
     assert trial.data.tags["mlflow.note.content"] == (
-        "A setting that the search proposed of **hcd**: learning_rate 0.1, temperature 6. "
+        "A setting of **hcd** that the search proposed: learning_rate 0.1, temperature 6. "
         "vit_tiny_patch16_224 teaches test_resnet."
     )
     assert found["001-kd"].data.tags["mlflow.note.content"].startswith("The published setting of **kd**")
-    assert again.data.tags["mlflow.note.content"].startswith("Trial 5 again, on seed 1000, of **hcd**")
+    assert again.data.tags["mlflow.note.content"].startswith("Trial 5 of **hcd** again, on seed 1000: ")
     for run in (study, trial, again):
         inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
         assert set(inputs) == {"digits-train", "digits-val"}

@@ -23,9 +23,9 @@ TEXT_LIMIT = 5000
 """MLflow takes 6000 characters a parameter and 8000 a tag."""
 
 _ORIGINS = {
-    "published": "The published setting",
-    "warm": "A setting that did well in another study",
-    "sampled": "A setting that the search proposed",
+    "published": "The published setting of **{}**",
+    "warm": "A setting of **{}** that did well in another study",
+    "sampled": "A setting of **{}** that the search proposed",
 }
 
 _TRAINING_PARAMS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "task_weight")
@@ -101,8 +101,8 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def study_description(experiment: Experiment) -> str:
-    """Markdown for the study's page."""
+def study_description(experiment: Experiment, result: str = "") -> str:
+    """Markdown for the study's page, the result first: MLflow folds what is long."""
     methods = ", ".join(experiment.methods)
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images a class" if labels else ""
@@ -110,7 +110,7 @@ def study_description(experiment: Experiment) -> str:
     size = f"{height}" if height == width else f"{height} x {width}"
     return (
         f"**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
-        f"{experiment.teacher.network}?\n\n"
+        f"{experiment.teacher.network}?\n{result}\n"
         f"- data: {experiment.data.dataset} ({experiment.data.task}) at {size} pixels{few}\n"
         f"- methods: {methods}\n"
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
@@ -156,16 +156,16 @@ def trial_description(recipe: Recipe, status: Mapping[str, Any]) -> str:
         recipe: what is trained.
         status: what trial.json says.
     """
-    origin, sample = _ORIGINS.get(str(status.get("origin")), "A setting"), status.get("sample") or {}
+    origin, sample = _ORIGINS.get(str(status.get("origin")), "A setting of **{}**"), status.get("sample") or {}
     if status.get("confirms") is not None:
-        origin = f"Trial {status['confirms']} again, on seed {recipe.training.seed},"
+        origin = f"Trial {status['confirms']} of **{{}}** again, on seed {recipe.training.seed}"
     values = [
         f"{key.split('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in sample.items()
         if key != "method"
     ]
     setting = f": {', '.join(values)}" if values else ""
-    return f"{origin} of **{recipe.method}**{setting}. {recipe.teacher.network} teaches {recipe.student.network}."
+    return f"{origin.format(recipe.method)}{setting}. {recipe.teacher.network} teaches {recipe.student.network}."
 
 
 def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ...]:

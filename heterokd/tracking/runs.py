@@ -384,7 +384,7 @@ class StudyRuns:
             self._log_winner(self.folder.trial(winner["number"]), winner.get("mean"))
         result = study_result(summary)
         if result:
-            self._tag(self._parent, {"mlflow.note.content": study_description(self.experiment) + result})
+            self._tag(self._parent, {"mlflow.note.content": study_description(self.experiment, result)})
         for file in (self.folder.experiment_file, self.folder.report, self.folder.path / "summary.json"):
             if file.exists():
                 self.client.log_artifact(self._parent, str(file))
