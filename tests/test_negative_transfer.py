@@ -23,30 +23,33 @@ def open_study(folder: Path, **search: Any) -> Study:
         "teacher": {"network": "resnet18"},
         "student": {"network": "resnet10t"},
         "training": {"epochs": 27},
-        "search": {"space": SPACE, "trials": 12, **search},
+        "search": {"space": SPACE, "trials": 12, "reduction_factor": 3, **search},
     }
     return Study(Experiment.model_validate(content), StudyFolder(folder), storage="memory")
 
 
-def begin(study: Study, value: float, epoch: int = 9) -> tuple[Assignment, bool]:
+def begin(study: Study, value: float, epoch: int = 9, *, first: float | None = None) -> tuple[Assignment, bool]:
+    """The next trial up to a rung; at its first one it may have another value."""
     step = study.next()
     assert isinstance(step, Assignment)
     goes_on = True
     for rung in step.rungs:
         if rung <= epoch and goes_on:
-            goes_on = study.report(step.number, rung, {"val/top1": value})
+            reached = first if first is not None and rung == step.rungs[0] else value
+            goes_on = study.report(step.number, rung, {"val/top1": reached})
     return step, goes_on
 
 
-@pytest.mark.parametrize(("last", "goes_on"), [(0.30, False), (0.595, True), (0.62, True)])
-def test_clearly_below_scratch_ends_and_within_noise_goes_on(tmp_path: Path, last: float, goes_on: bool) -> None:
+@pytest.mark.parametrize(("last", "why"), [(0.30, "negative transfer"), (0.595, "behind"), (0.65, None)])
+def test_clearly_below_scratch_is_harm_and_within_noise_is_not(tmp_path: Path, last: float, why: str | None) -> None:
     study = open_study(tmp_path)
     for value in (0.60, 0.61, 0.62, 0.63, 0.64):
         assert begin(study, value)[1]
-    harmful, went_on = begin(study, last)
-    assert went_on == goes_on
-    if not goes_on:
-        assert harmful.origin == "published"  # also where others are never pruned
+    harmful, went_on = begin(study, last, first=0.7)
+    assert went_on == (why is None)
+    assert study.why(harmful.number) == why
+    if why == "negative transfer":
+        assert harmful.origin == "published"
         assert study.why(harmful.number) == "negative transfer"
         study.finish(harmful.number, "pruned", {"val/top1": last, "epoch": 9})
         summary = study.summary()
@@ -72,7 +75,8 @@ def test_the_first_rung_is_too_early_to_speak_of_harm(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     for value in (0.60, 0.61, 0.62, 0.63, 0.64):
         begin(study, value, epoch=3)
-    assert begin(study, 0.30, epoch=3)[1]
+    early, _ = begin(study, 0.30, epoch=3)
+    assert study.why(early.number) == "behind"
 
 
 def test_a_metric_that_is_no_number_ends_a_trial_at_once(tmp_path: Path) -> None:

@@ -103,19 +103,19 @@ def test_prices_are_of_all_nodes(tiny_file: Write) -> None:
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_rungs_stop_whom_the_real_pruner_stops(factor: int) -> None:
-    """A worse rank is a lower value; up to `factor` arrivals the study itself stops nobody."""
+    """A worse rank is a lower value."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor, min_early_stopping_rate=0)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     rungs, draw = _Rungs(factor), random.Random(factor)
     stopped = 0
-    for arrival in range(1, 60):
+    for _ in range(60):
         rank = draw.random()
         trial = study.ask()
         trial.report(-rank, 1)
         said = rungs.stops(1, rank)
-        assert said == (trial.should_prune() and arrival > factor)
+        assert said == trial.should_prune()
         stopped += said
-    assert 0 < stopped < 59
+    assert 0 < stopped < 60
 
 
 def test_pruning_saves_what_it_ends() -> None:
@@ -123,7 +123,7 @@ def test_pruning_saves_what_it_ends() -> None:
         [play(replace(COUNTS, rungs=rungs), COSTS, 0, 0, seed) for seed in range(50)] for rungs in ((), (1, 3))
     )
     assert not any(one.pruned for one in plain)
-    assert all(0 < one.pruned <= 10 for one in pruned)
+    assert all(0 < one.pruned < COUNTS.trainings for one in pruned)
     assert sum(one.busy for one in pruned) < 0.9 * sum(one.busy for one in plain)
 
 
@@ -265,7 +265,8 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     assert said[-1] == "timing 3 kinds of training, 2 at a time"
     pruned = plan.trainings["pruned"]
     assert plan.trainings == {"published": 3, "sampled": 1, "pruned": pruned, "repeated": 2, "done": 0}
-    assert pruned == pytest.approx(0.75, abs=0.15), "one of four values passes a rung"
+    # Of four that arrive one after the other, whoever is best so far: the second with 1/2, and so on.
+    assert pruned == pytest.approx(1 / 2 + 2 / 3 + 3 / 4, abs=0.15)
     assert plan.source == "measured"
     assert 0 < plan.seconds.low < plan.seconds.expected < plan.seconds.high
     assert all(seconds > 0 for seconds in plan.phases.values())

@@ -234,7 +234,9 @@ def test_a_table_holds_what_is_promised(built: str) -> None:
         method: max(stored.truth[row] for row, config in enumerate(configs) if config["method"] == method)
         for method in METHODS
     }
-    assert best["scratch"] < max(best.values()) - 2 * stored.noise  # distillation has something to give
+    assert best["scratch"] < max(best.values()) - 5 * stored.noise / np.sqrt(
+        len(table.HIDDEN)
+    )  # distillation has something to give
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

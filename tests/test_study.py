@@ -28,7 +28,7 @@ def make_experiment(**changes: Any) -> Experiment:
     """Twenty-seven epochs: rungs at 3 and 9."""
     sections: dict[str, dict[str, Any]] = {
         "training": {"epochs": 27},
-        "search": {"trials": 12, "space": TWO_METHODS, "confirm_leaders": 2, "confirm_seeds": 2},
+        "search": {"trials": 12, "space": TWO_METHODS, "confirm_leaders": 2, "confirm_seeds": 2, "reduction_factor": 3},
     }
     for key, value in changes.items():
         section = "training" if key in ("epochs", "learning_rate") else "search"
@@ -152,41 +152,43 @@ def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
     pruned = [trial for trial in trials if trial.state == optuna.trial.TrialState.PRUNED]
     assert pruned
     assert all(set(trial.intermediate_values) <= {3, 9} for trial in trials)
-    spared = [one.number for one in done if one.origin != "sampled"]
-    assert len(spared) == 2 + 3 * 2
+    spared = [one.number for one in done if one.origin == "confirm" or one.recipe.method == "scratch"]
+    assert len(spared) == 1 + 3 * 2
     assert not {trial.number for trial in pruned} & set(spared)
     assert study.standing().pruned == len(pruned)
 
 
-def test_published_starts_are_never_stopped_but_compared_with(folder):
+def test_scratch_is_never_stopped_and_published_settings_are_like_samples(folder):
     study = Study(make_experiment(space={}, trials=len(METHODS) + 1, confirm_leaders=0), folder)
-    # Each start behind the one before: halving alone would keep the first.
-    for number in range(len(METHODS)):
-        start = study.next()
-        assert isinstance(start, Assignment)
-        for rung in start.rungs:
-            assert study.report(start.number, rung, {"val/top1": 0.9 - 0.01 * number})
-        study.finish(start.number, "complete", {"val/top1": 0.9})
-    assert study.standing().complete == len(METHODS)
-    sample = study.next()
-    assert isinstance(sample, Assignment)
-    # One more than the starts, so the best third of all are as many starts as fit into it, then this one's place.
-    place = (len(METHODS) + 1) // 3
-    assert not study.report(sample.number, 3, {"val/top1": 0.9 - 0.01 * place + 0.005})
+    scratch = study.next()
+    assert isinstance(scratch, Assignment)
+    assert scratch.recipe.method == "scratch"
+    first = study.next()
+    assert isinstance(first, Assignment)
+    assert study.report(first.number, 3, {"val/top1": 0.9})
+    for rung in scratch.rungs:
+        assert study.report(scratch.number, rung, {"val/top1": 0.1})
+    study.finish(scratch.number, "complete", {"val/top1": 0.1})
+    second = study.next()
+    assert isinstance(second, Assignment)
+    assert second.origin == "published"
+    assert not study.report(second.number, 3, {"val/top1": 0.8})
+    assert study.why(second.number) == "behind"
 
 
 @pytest.mark.parametrize(
     ("values", "goes_on"),
     [
-        ([0.5, 0.4], True),
-        ([0.5, 0.4, 0.3], True),
+        ([0.5], True),
+        ([0.5, 0.4], False),
+        ([0.5, 0.6], True),
         ([0.5, 0.4, 0.3, 0.45], False),
         ([0.5, 0.4, 0.3, 0.55], True),
         ([0.5, 0.4, 0.3, 0.6, 0.7, 0.65], True),
         ([0.5, 0.4, 0.3, 0.6, 0.7, 0.55], False),
     ],
 )
-def test_a_thin_rung_stops_nobody_and_a_filled_one_all_but_the_best_third(folder, values, goes_on):
+def test_a_rung_stops_all_but_the_best_third_and_of_few_all_but_the_best(folder, values, goes_on):
     study = Study(make_experiment(space={"methods": ["kd"]}), folder)
     for value in values[:-1]:
         assignment = study.next()
@@ -197,14 +199,14 @@ def test_a_thin_rung_stops_nobody_and_a_filled_one_all_but_the_best_third(folder
     assert study.report(last.number, 3, {"val/top1": values[-1]}) == goes_on
 
 
-def test_each_rung_is_thin_by_itself(folder):
+def test_each_rung_counts_its_own_arrivals(folder):
     study = Study(make_experiment(space={"methods": ["kd"]}), folder)
     running = [study.next() for _ in range(5)]
     for assignment, value in zip(running, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
         assert isinstance(assignment, Assignment)
         assert study.report(assignment.number, 3, {"val/top1": value})
-    # At the next rung this is the third to arrive and the worst, and goes on; the fourth does not.
-    for assignment, value, goes_on in zip(running, (0.9, 0.8, 0.1, 0.2), (True, True, True, False), strict=False):
+    # The next rung compares what has arrived there.
+    for assignment, value, goes_on in zip(running, (0.7, 0.8, 0.1, 0.9), (True, True, False, True), strict=False):
         assert isinstance(assignment, Assignment)
         assert study.report(assignment.number, 9, {"val/top1": value}) == goes_on
 

@@ -392,7 +392,7 @@ class SearchSettings(Settings):
     )
     prune: bool = Field(True, description="end trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
-    reduction_factor: int = Field(3, ge=2, description="one in this many trials passes a rung; rungs grow by it")
+    reduction_factor: int = Field(4, ge=2, description="one in this many trials passes a rung; rungs grow by it")
     confirm_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="share of all training that repeats leaders on fresh seeds; auto: up to 0.4, by the budget"
     )

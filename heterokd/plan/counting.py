@@ -24,11 +24,11 @@ class Counts:
     Attributes:
         methods: all that exist for the pair.
         students: their networks, the first one's trainings are measured.
-        starts: methods of the published settings that come first, in order; they are trained to the end.
+        starts: methods of the published settings that come first, in order; scratch is trained to the end.
         samples: trainings that the sampler proposes, and pruning may end.
         sampled: methods that it chooses from.
         epochs: of a whole training.
-        rungs: epochs after which a sample may end; empty without pruning.
+        rungs: epochs after which a training may end; empty without pruning.
         factor: one in so many passes a rung.
         repeats: trainings again on fresh seeds, at most.
         seeds: that they are of: each has a cache of its own.
@@ -56,12 +56,18 @@ class Counts:
 
     @property
     def length(self) -> float:
-        """Of a whole training, what a sample takes in the mean."""
+        """Of a whole training, what one that may be stopped takes in the mean."""
         left, before, part = 1.0, 0, 0.0
         for rung in (*self.rungs, self.epochs):
             part += left * (rung - before) / self.epochs
             left, before = left / self.factor, rung
         return part
+
+
+def _length_of(counts: Counts) -> float:
+    """Whole trainings that the starts take in the mean."""
+    spared = sum(method == BASELINE for method in counts.starts)
+    return spared + (len(counts.starts) - spared) * counts.length
 
 
 def count(
@@ -109,15 +115,15 @@ def _limit(experiment: Experiment, counts: Counts, affordable: float | None) -> 
     if budget.trainings is not None:
         found.append(budget.trainings)
     if budget.trials is not None:
-        found.append(len(counts.starts) + max(0, budget.trials - len(counts.starts)) * counts.length)
+        found.append(_length_of(counts) + max(0, budget.trials - len(counts.starts)) * counts.length)
     return min(found, default=None)
 
 
 def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -> Counts:
     """The same with its repetitions; where a budget ends the search, with as many samples as that pays for."""
-    settings, starts = experiment.search, len(counts.starts)
+    settings, starts = experiment.search, _length_of(counts)
     configurations = settings.confirm_leaders or 0
-    configurations += BASELINE in counts.methods and 0 < configurations < starts + counts.samples
+    configurations += BASELINE in counts.methods and 0 < configurations < len(counts.starts) + counts.samples
     fixed = configurations * settings.confirm_seeds
     searched = starts + counts.samples * counts.length
     is_adaptive = settings.confirm_leaders is None
@@ -128,7 +134,7 @@ def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -
         samples = max(0, math.floor((searched - starts) / counts.length)) if counts.sampled else 0
         counts = replace(
             counts,
-            starts=counts.starts[: math.ceil(searched)],
+            starts=counts.starts if starts <= searched else counts.starts[: math.ceil(searched)],
             samples=min(samples, MOST_TRIALS),
         )
         fixed = math.floor(part * limit)

@@ -61,7 +61,7 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
     places, rungs = costs.parallel, _Rungs(counts.factor)
     builders = max(1, places // 2) if missing_views else 0
     building = missing_views * costs.view / builders if builders else 0.0
-    queue = [_Training(method, may_stop=False) for method in counts.starts]
+    queue = [_Training(method, may_stop=method != BASELINE) for method in counts.starts]
     queue += [_Training(draw.choice(counts.sampled), may_stop=True) for _ in range(counts.samples)]
     queue.reverse()
     # When each place is free: a builder's later. At each event a place goes on, or takes the next training.
@@ -145,6 +145,4 @@ class _Rungs:
     def stops(self, rung: int, rank: float) -> bool:
         arrived = self.arrived.setdefault(rung, [])
         insort(arrived, rank)
-        if len(arrived) <= self.factor:
-            return False
-        return bisect_left(arrived, rank) >= len(arrived) // self.factor
+        return bisect_left(arrived, rank) >= max(1, len(arrived) // self.factor)

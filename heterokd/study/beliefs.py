@@ -30,7 +30,7 @@ PRIOR_FREEDOM = 2.0
 LEAST_TRUE_SHARE = 0.25
 """tau^2 is at least this much of sigma^2: configurations are never believed to be all alike."""
 
-PRIOR_VALUES = 2.0
+PRIOR_VALUES = 0.5
 """Fresh values that the guess b = 0 counts as."""
 
 PASSES = 3

@@ -28,7 +28,7 @@ SETTLED = 0.01
 FEWEST = 6
 """Repetitions before a decision may count as made: until then, how much seeds scatter is hardly known."""
 
-LEADER_SEEDS = 3
+LEADER_SEEDS = 2
 """Fresh seeds of whoever leads, before others are looked at: none wins by a single lucky repetition."""
 
 BASELINE_SEEDS = 2
