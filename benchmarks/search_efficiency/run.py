@@ -18,7 +18,7 @@ from benchmarks.search_efficiency.build import PARTS
 from benchmarks.search_efficiency.replay import Choice, Question, Replay, question
 from benchmarks.search_efficiency.strategies import STRATEGIES, grid
 
-BUDGETS = (5, 10, 20, 40, 80)
+BUDGETS = (5, 10, 20, 40)
 """Full trainings."""
 
 SHARE = 40

@@ -4,7 +4,7 @@ Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, 
 
 Unlike there, rungs end early enough for a stop to save something, and scratch is compared without being stopped, since
 what distillation adds is measured from it. Published settings are stopped like samples: on exhaustive tables
-(benchmarks/search_efficiency) training them all to their end took a third of a small budget from what finds better ones.
+(benchmarks/search_efficiency) training all to their end took a third of a small budget from what finds better ones.
 Compared are searched trainings of the same length; where size counts beside accuracy, of the same student as well, or
 only large ones would be left.
 """
