@@ -10,7 +10,9 @@ import fabricated
 import pytest
 
 from heterokd.report import metric_name, published_tables, verdict, write_report
-from heterokd.root import Root
+from heterokd.report.answers import cards, paired_tie
+from heterokd.report.reading import Studied
+from heterokd.root import Root, write_text
 
 
 def leader(method: str, mean: float, half: float | None, *, confirmed: bool = True) -> dict[str, Any]:
@@ -135,3 +137,61 @@ def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Pat
 )
 def test_metrics_have_names(metric: str, name: str) -> None:
     assert metric_name(metric) == name
+
+
+def shown_cards(folder: Path, winner: dict[str, Any], scratch: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+    """The cards of a study without trials, by title."""
+    asked = fabricated.experiment()
+    found = {**summary(winner, *([] if scratch is None else [scratch])), "scratch": scratch, **changes}
+    if scratch is not None:
+        found["scratch"] = found["leaders"][-1]
+    studied = Studied(asked, found)
+    return {card.title: card for card in cards(studied, None, fabricated.study(Root(folder), asked))}
+
+
+@pytest.mark.parametrize(
+    ("winner", "scratch", "figure", "mark"),
+    [
+        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), "+0.0200", "real"),
+        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), "+0.0100", "a tie"),
+        (leader("hcd", 0.97, None, confirmed=False), leader("scratch", 0.95, None), "+0.0200", "one seed"),
+        (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), "none", "no gain"),
+        (leader("hcd", 0.97, 0.01), None, "unknown", ""),
+    ],
+)
+def test_a_card_says_how_sure_a_gain_is(tmp_path: Path, winner: Any, scratch: Any, figure: str, mark: str) -> None:
+    card = shown_cards(tmp_path, winner, scratch)["Over labels alone"]
+    assert (card.figure, card.mark) == (figure, mark)
+
+
+def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
+    asked = fabricated.experiment()
+    folder = fabricated.study(Root(tmp_path), asked)
+    # On the two seeds that both have, the difference scatters as much as it is large.
+    for number, (method, seed, value) in enumerate(
+        [("hcd", 1000, 0.97), ("hcd", 2000, 0.99), ("scratch", 1000, 0.95), ("scratch", 2000, 0.93)]
+    ):
+        made = fabricated.trial(folder, asked, 10 if method == "hcd" else 20, method, epochs=0)
+        made = fabricated.trial(folder, asked, 30 + number, method, epochs=0, seed=seed, confirms=made.number)
+        sample = {"method": method, "training.learning_rate": 0.05}
+        write_text(made.path / "recipe.yaml", asked.recipe(sample, seed=seed).to_yaml())
+        made.update({"metrics": {"val/top1": value}})
+    found = summary(leader("hcd", 0.98, 0.01), leader("scratch", 0.94, 0.01))
+    studied = Studied(asked, found)
+    tie = paired_tie(studied, folder)
+    assert tie is not None
+    assert len(tie.seeds) == 2
+    card = next(card for card in cards(studied, None, folder) if card.title == "Over labels alone")
+    assert card.mark == "likely"
+    write_report(folder, asked, found)
+    assert "Paired on the 2 seeds that both were trained on" in folder.report.read_text()
+
+
+def test_the_teacher_is_compared_on_the_searched_metric_alone(tmp_path: Path) -> None:
+    winner, scratch = leader("hcd", 0.87, 0.01), leader("scratch", 0.8, 0.01)
+    card = shown_cards(tmp_path, winner, scratch)["Against the teacher"]
+    assert (card.figure, card.mark) == ("-0.0300", "behind")
+    other = {"network": SWIN, "val_score": 0.9, "metric": "val/miou"}
+    card = shown_cards(tmp_path, winner, scratch, teacher=other)["Against the teacher"]
+    assert card.figure == "unknown"
+    assert "Its mIoU is 90.00 %" in card.text

@@ -190,7 +190,7 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
 @pytest.mark.parametrize(
     ("name", "question", "quality", "said"),
     [
-        ("all failed", ask(), lambda one: None, "No trial was trained to the end."),
+        ("all failed", changed(ask(), trials=8), lambda one: None, "No trial was trained to the end."),
         ("one trial", changed(ask(), trials=1), by_method, "trained on labels alone is the best"),
         (
             "one method, no scratch, no confirmations",
@@ -198,8 +198,8 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
             by_method,
             "no scratch trial",
         ),
-        ("minimised", changed(ask(), metric="val/loss"), lambda one: 1 - by_method(one), "over scratch"),
-        ("the same value everywhere", ask(), lambda one: 0.5, "gain may be noise"),
+        ("minimised", changed(ask(), metric="val/loss", trials=14), lambda one: 1 - by_method(one), "over scratch"),
+        ("the same value everywhere", changed(ask(), trials=12), lambda one: 0.5, "gain may be noise"),
         (
             "several students",
             changed(

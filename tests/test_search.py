@@ -90,6 +90,10 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
     assert found.summary["winner"]["method"] in page
     assert "http://" not in page
     assert "https://" not in page
+    for chart in ("glance", "methods", "history", "curves", "confusion", "cka"):
+        assert f'<figure id="{chart}">' in page
+    (parent,) = (run for run in runs if "heterokd.trial" not in run.data.tags)
+    assert "report.html" in [artifact.path for artifact in client.list_artifacts(parent.info.run_id)]
 
     assert found.model is not None
     name, version = found.model
