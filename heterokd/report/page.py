@@ -15,7 +15,7 @@ from heterokd import __version__
 from heterokd.config import Experiment
 from heterokd.errors import UserError
 from heterokd.pictures import Measured
-from heterokd.report import charts, tables, words
+from heterokd.report import charts, students, tables, words
 from heterokd.report.answers import cards, paired_tie
 from heterokd.report.reading import read_study
 from heterokd.report.values import value_charts
@@ -78,12 +78,12 @@ def page_content(
         "published": tables.published_tables(experiment, summary),
         "methods": tables.method_rows(studied),
         "method_chart": _with_markup(charts.methods(studied)),
-        "fronts": [_with_markup(one) for one in charts.fronts(studied, measured)],
+        "fronts": [_with_markup(one) for one in students.fronts(studied, measured)],
         "front": summary.get("front") or (),
         "costs": experiment.search.costs,
         "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
         "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
-        "seen": [_with_markup(one) for one in charts.seen(studied, measured)],
+        "seen": [_with_markup(one) for one in students.seen(studied, measured)],
         "pictures": tables.embedded_pictures(folder, tables.DRAWN if measured is not None else ("cka",)),
         "plan": tables.plan_table(folder),
         "networks": tables.network_rows(measured),

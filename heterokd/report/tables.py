@@ -20,6 +20,9 @@ MOST_TRIALS = 400
 DRAWN = ("confusion", "iou", "match", "cka")
 """Pictures whose numbers the page has: it draws them itself."""
 
+PICTURES = {"samples": "Images of val", "heteroakd": "HeteroAKD's two maps", "match": "Stages before distillation"}
+"""What the other pictures are called, in their order; one of another name has that name."""
+
 
 def leader_rows(studied: Studied) -> list[dict[str, Any]]:
     """The leading configurations with where their interval lies on a common scale of 0 to 100."""
@@ -166,13 +169,16 @@ def embedded_pictures(folder: StudyFolder, drawn: Sequence[str] = DRAWN) -> list
         drawn: stems of those that the page draws itself.
     """
     captions = read_json(folder.pictures / "captions.json")
+    files = {file.stem: file for file in sorted(folder.pictures.glob("*.png"))}
+    ordered = sorted(files, key=lambda stem: list(PICTURES).index(stem) if stem in PICTURES else len(PICTURES))
     return [
         {
             "name": file.stem,
+            "title": PICTURES.get(file.stem, file.stem.replace("_", " ")),
             "caption": str(captions.get(file.stem, file.stem.replace("_", " "))),
             "data": base64.b64encode(file.read_bytes()).decode("ascii"),
         }
-        for file in sorted(folder.pictures.glob("*.png"))
+        for file in map(files.__getitem__, ordered)
         if file.stem not in drawn
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heterokd.tasks import TASKS
@@ -33,6 +33,11 @@ def period(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes:.1f} min"
     return f"{minutes / 60:.1f} h"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas and an `and`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def settings(sample: Mapping[str, Any]) -> str:
