@@ -11,7 +11,7 @@ import pytest
 
 from heterokd.report import metric_name, published_tables, verdict, write_report
 from heterokd.report.answers import cards, paired_tie
-from heterokd.report.reading import Studied
+from heterokd.report.reading import Studied, read_study
 from heterokd.root import Root, write_text
 
 
@@ -177,8 +177,8 @@ def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
         write_text(made.path / "recipe.yaml", asked.recipe(sample, seed=seed).to_yaml())
         made.update({"metrics": {"val/top1": value}})
     found = summary(leader("hcd", 0.98, 0.01), leader("scratch", 0.94, 0.01))
-    studied = Studied(asked, found)
-    tie = paired_tie(studied, folder)
+    studied = read_study(folder, asked, found)
+    tie = paired_tie(studied)
     assert tie is not None
     assert len(tie.seeds) == 2
     card = next(card for card in cards(studied, None, folder) if card.title == "Over labels alone")

@@ -184,7 +184,14 @@ def draw_history(
 
 
 def draw_curves(
-    title: str, description: str, curves: Sequence[Curve], levels: Sequence[Level], rungs: Sequence[int], metric: str
+    title: str,
+    description: str,
+    curves: Sequence[Curve],
+    levels: Sequence[Level],
+    rungs: Sequence[int],
+    metric: str,
+    *,
+    maximise: bool = True,
 ) -> str:
     """The metric of every trial over its epochs: those stopped early faint, those that are spoken of in their looks."""
     from matplotlib.collections import LineCollection
@@ -192,7 +199,8 @@ def draw_curves(
     ends = [curve.values[-1] for curve in curves if curve.look != "pruned"] + [level.value for level in levels]
     every = sorted(value for curve in curves for value in curve.values if math.isfinite(value))
     # The first epochs of all and the worst of all say nothing of what leads: a tenth of the values may lie outside.
-    low, high = (every[len(every) // 10], every[-1 - len(every) // 50]) if every else (0.0, 1.0)
+    below, above = (len(every) // 10, len(every) // 50) if maximise else (len(every) // 50, len(every) // 10)
+    low, high = (every[below], every[-1 - above]) if every else (0.0, 1.0)
     shown = scale([low, high, *ends])
     with Vector("curves", title, description, 2.9) as made:
         axis = made.axis()

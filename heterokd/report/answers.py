@@ -12,7 +12,7 @@ from heterokd.plan import planned
 from heterokd.report.reading import Studied, Tried
 from heterokd.report.words import half_width, metric_name, percent, period, show
 from heterokd.root import StudyFolder
-from heterokd.significance import Comparison, compare_study
+from heterokd.significance import Comparison
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def cards(studied: Studied, measured: Measured | None, folder: StudyFolder) -> l
     winner = studied.winner
     found = []
     if winner is not None and winner["mean"] is not None:
-        found = [_scratch(studied, winner, folder), _default(studied, winner), _teacher(studied, winner, measured)]
+        found = [_scratch(studied, winner), _default(studied, winner), _teacher(studied, winner, measured)]
     return [*found, _cost(studied, folder), *([] if measured is None else [_size(measured)])]
 
 
@@ -89,7 +89,7 @@ def _against(studied: Studied, winner: Mapping[str, Any], other: Side) -> tuple[
     return figure, "a tie", "open", f"{text}: it may be noise."
 
 
-def _scratch(studied: Studied, winner: Mapping[str, Any], folder: StudyFolder) -> Card:
+def _scratch(studied: Studied, winner: Mapping[str, Any]) -> Card:
     title, scratch = "Over labels alone", studied.scratch
     if winner["method"] == "scratch":
         return Card(title, "none", "no gain", "open", "The student trained on labels alone is the best one.")
@@ -97,12 +97,12 @@ def _scratch(studied: Studied, winner: Mapping[str, Any], folder: StudyFolder) -
         return Card(title, "unknown", "", "plain", "The study has no scratch trial that was trained to the end.")
     side = Side(float(scratch["mean"]), half_width(scratch), len(scratch["seeds"]))
     figure, mark, tone, sure = _against(studied, winner, side)
-    if mark == "real" and paired_tie(studied, folder) is not None:
+    if mark == "real" and paired_tie(studied) is not None:
         mark, tone = "likely", "plain"
     return Card(title, figure, mark, tone, f"Scratch reaches {show(side.mean)} ({_seeds(side.seeds)}). {sure}")
 
 
-def paired_tie(studied: Studied, folder: StudyFolder) -> Comparison | None:
+def paired_tie(studied: Studied) -> Comparison | None:
     """The paired comparison of winner and scratch where it does not find the difference that their intervals show.
 
     It rests on the seeds that both have, which are fewer.
@@ -111,8 +111,7 @@ def paired_tie(studied: Studied, folder: StudyFolder) -> Comparison | None:
     if winner is None or scratch is None:
         return None
     names = [{str(one["method"]), f"{one['method']} (trial {one['number']})"} for one in (winner, scratch)]
-    found = compare_study(folder, studied.summary["metric"], maximise=studied.summary["maximise"])
-    for one in found:
+    for one in studied.comparisons:
         if (one.first in names[0] and one.second in names[1]) or (one.first in names[1] and one.second in names[0]):
             return one if one.verdict in ("tie", "unknown") else None
     return None

@@ -31,6 +31,9 @@ from heterokd.study.halving import rungs
 MOST_CURVES = 150
 """Curves of a chart; of more trials those trained to the end are shown, and of the others every so many."""
 
+MOST_SETTINGS = 500
+"""Trials of a chart up to which the tip of each tells its values: of thousands they would be most of the page."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -117,7 +120,7 @@ def methods(studied: Studied) -> Chart:
             strips.append(
                 Strip(
                     method=method,
-                    dots=[_dot(one) for one in own],
+                    dots=[_dot(one, studied) for one in own],
                     mean=None if best is None else float(best["mean"]),
                     low=None if best is None else best["low"],
                     high=None if best is None else best["high"],
@@ -156,7 +159,7 @@ def history(studied: Studied) -> Chart:
     """Trials in their order, and the best so far."""
 
     def draw() -> tuple[str, str]:
-        dots = [_dot(one) for one in studied.search if one.state != "running"]
+        dots = [_dot(one, studied) for one in studied.search if one.state != "running"]
         complete = [dot for dot in dots if dot.mark == "complete" and dot.value is not None]
         if not dots:
             raise NothingToShow("No trial has ended yet.")
@@ -189,13 +192,13 @@ def curves(studied: Studied) -> Chart:
         others = [one for one in trials if one.number not in pointed]
         shown = _some(others)
         lines = [
-            Curve(one.epochs, one.curve, "complete" if one.state == "complete" else "pruned", tip=_tip(one))
+            Curve(one.epochs, one.curve, "complete" if one.state == "complete" else "pruned", tip=tip(one, len(shown)))
             for one in shown
         ]
         for one in trials:
             if one.number in pointed:
                 look, label = pointed[one.number]
-                lines.append(Curve(one.epochs, one.curve, look, label, _tip(one)))
+                lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
         stopped = sum(one.state in ("pruned", "paused") for one in trials)
         at = rungs(studied.experiment, studied.experiment.training.epochs) if studied.experiment.search.prune else ()
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
@@ -205,8 +208,8 @@ def curves(studied: Studied) -> Chart:
         if len(shown) < len(others):
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
         metric = f"{metric_name(studied.summary['metric'])} on val"
-        title = "Learning curves"
-        return draw_curves(title, caption, lines, _levels(studied, ("teacher",)), at, metric), caption
+        title, levels = "Learning curves", _levels(studied, ("teacher",))
+        return draw_curves(title, caption, lines, levels, at, metric, maximise=studied.summary["maximise"]), caption
 
     return chart("curves", "Learning curves", draw)
 
@@ -236,14 +239,16 @@ def _some(trials: Sequence[Tried]) -> list[Tried]:
     return kept + (rest[:: math.ceil(len(rest) / room)] if room > 0 and rest else [])
 
 
-def _dot(one: Tried) -> Dot:
+def _dot(one: Tried, studied: Studied) -> Dot:
     mark = "complete" if one.is_complete else "failed" if one.state == "failed" else "pruned"
-    return Dot(one.number, mark, None if mark == "failed" else one.value, _tip(one))  # type: ignore[arg-type]
+    return Dot(one.number, mark, None if mark == "failed" else one.value, tip(one, len(studied.trials)))  # type: ignore[arg-type]
 
 
-def _tip(one: Tried) -> str:
+def tip(one: Tried, count: int) -> str:
+    """What is said of a trial that is pointed at: its values too, unless `count` trials of a chart are too many."""
     value = "no value" if one.value is None else show(one.value)
-    return f"trial {one.number}, {one.method}: {value} ({describe(one)}) {settings(one.sample)}"
+    values = f" {settings(one.sample)}" if count <= MOST_SETTINGS else ""
+    return f"trial {one.number}, {one.method}: {value} ({describe(one)}){values}"
 
 
 def _levels(studied: Studied, names: Sequence[str] = ("teacher", BASELINE)) -> list[Level]:

@@ -20,7 +20,6 @@ from heterokd.report.answers import cards, paired_tie
 from heterokd.report.reading import read_study
 from heterokd.report.values import value_charts
 from heterokd.root import StudyFolder, write_text
-from heterokd.significance import compare_study
 from heterokd.tracking.store import shown
 
 DEFAULT_ROOT = "runs"
@@ -53,8 +52,8 @@ def page_content(
 ) -> dict[str, Any]:
     """Everything that the template shows; see `write_report`."""
     studied = read_study(folder, experiment, summary)
-    measured = _measured(folder)
     winner = studied.winner
+    measured = _measured(folder, winner)
     option = _root_option(folder, root)
     trials, left_out = tables.trial_rows(studied)
     recipe_file = None if winner is None else folder.trial(int(winner["number"])).path / "recipe.yaml"
@@ -70,11 +69,11 @@ def page_content(
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
         "verdict": words.verdict(summary),
-        "paired_tie": paired_tie(studied, folder),
+        "paired_tie": paired_tie(studied),
         "cards": cards(studied, measured, folder),
         "glance": _with_markup(charts.glance(studied)),
         "leaders": tables.leader_rows(studied),
-        "comparisons": compare_study(folder, summary["metric"], maximise=summary["maximise"]),
+        "comparisons": studied.comparisons,
         "published": tables.published_tables(experiment, summary),
         "methods": tables.method_rows(studied),
         "method_chart": _with_markup(charts.methods(studied)),
@@ -152,12 +151,13 @@ def _interval(leader: Mapping[str, Any]) -> str:
     return f" ({words.show(leader['low'])} to {words.show(leader['high'])}, {seeds})"
 
 
-def _measured(folder: StudyFolder) -> Measured | None:
-    """What was measured of the winner; a damaged file counts as none."""
+def _measured(folder: StudyFolder, winner: Mapping[str, Any] | None) -> Measured | None:
+    """What was measured of the winner; of another one, or in a damaged file, it counts as nothing."""
     try:
-        return Measured.read(folder)
+        found = Measured.read(folder)
     except (UserError, KeyError, TypeError, ValueError, IndexError):
         return None
+    return found if found is not None and winner is not None and found.winner == winner["number"] else None
 
 
 def _with_markup(made: charts.Chart) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from heterokd.config import Experiment
 from heterokd.root import StudyFolder, TrialFolder
+from heterokd.significance import Comparison, compare_study
 from heterokd.space import Scalar
 from heterokd.study import BASELINE
 
@@ -73,11 +74,13 @@ class Studied:
         experiment: the question.
         summary: what `Study.summary` says.
         trials: by number.
+        comparisons: of every pair of configurations that were trained on fresh seeds.
     """
 
     experiment: Experiment
     summary: Mapping[str, Any]
-    trials: tuple[Tried, ...] = field(default=())
+    trials: tuple[Tried, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def search(self) -> list[Tried]:
@@ -132,7 +135,8 @@ def read_study(folder: StudyFolder, experiment: Experiment, summary: Mapping[str
     for trial in folder.trials():
         if (trial.path / "recipe.yaml").exists():
             found.append(_tried(trial, experiment.metric))
-    return Studied(experiment, summary, tuple(found))
+    comparisons = compare_study(folder, summary["metric"], maximise=summary["maximise"])
+    return Studied(experiment, summary, tuple(found), tuple(comparisons))
 
 
 def _tried(trial: TrialFolder, metric: str) -> Tried:

@@ -50,12 +50,11 @@ def seen(studied: Studied, measured: Measured | None) -> list[Chart]:
     """What the winner sees: confusion matrix or IoU of every class, and CKA with its teacher."""
     if studied.winner is None:
         return []
-    known = measured if measured is not None and measured.winner == studied.winner["number"] else None
     is_classes = studied.experiment.data.task == "classification"
-    first = chart("confusion", "What is taken for what", lambda: _confusion(studied, known))
+    first = chart("confusion", "What is taken for what", lambda: _confusion(measured))
     if not is_classes:
-        first = chart("iou", "IoU of every class", lambda: _iou(studied, known))
-    return [first, chart("cka", "Teacher and student, stage by stage", lambda: _cka(studied, known))]
+        first = chart("iou", "IoU of every class", lambda: _iou(measured))
+    return [first, chart("cka", "Teacher and student, stage by stage", lambda: _cka(measured))]
 
 
 def _known(measured: Measured | None, part: str, is_there: bool) -> Measured:
@@ -66,7 +65,7 @@ def _known(measured: Measured | None, part: str, is_there: bool) -> Measured:
     return measured
 
 
-def _confusion(studied: Studied, measured: Measured | None) -> tuple[str, str]:
+def _confusion(measured: Measured | None) -> tuple[str, str]:
     known = _known(measured, "confusion", measured is not None and measured.confusion is not None)
     assert known.confusion is not None
     counts = known.confusion.copy()
@@ -88,7 +87,7 @@ def _confusion(studied: Studied, measured: Measured | None) -> tuple[str, str]:
     return made.text, caption
 
 
-def _iou(studied: Studied, measured: Measured | None) -> tuple[str, str]:
+def _iou(measured: Measured | None) -> tuple[str, str]:
     known = _known(measured, "iou", measured is not None and bool(measured.iou))
     student = next((name for name in known.iou if name not in ("teacher", BASELINE)), BASELINE)
     finite = [(value, place) for place, value in enumerate(known.iou[student]) if math.isfinite(value)]
@@ -103,7 +102,7 @@ def _iou(studied: Studied, measured: Measured | None) -> tuple[str, str]:
     return made.text, f"{caption}."
 
 
-def _cka(studied: Studied, measured: Measured | None) -> tuple[str, str]:
+def _cka(measured: Measured | None) -> tuple[str, str]:
     known = _known(measured, "cka", measured is not None and bool(measured.similarity))
     pairs = [(value, row, column) for row, own in enumerate(known.similarity) for column, value in enumerate(own)]
     value, row, column = max(pairs)
@@ -112,7 +111,6 @@ def _cka(studied: Studied, measured: Measured | None) -> tuple[str, str]:
         f"stage {row + 1} and the teacher's stage {column + 1} ({value:.2f}); the last stages, which decide, have "
         f"{known.similarity[-1][-1]:.2f}."
     )
-    assert studied.winner is not None
     networks = known.networks
     names = [str(networks.get(one, {}).get("network", one)) for one in ("teacher", "student")]
     made = Vector("cka", "CKA between the stages of teacher and winner", caption, 1.0)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from heterokd.config import Experiment
 from heterokd.pictures import Axis, Bar, Line, draw_importance, draw_parallel
-from heterokd.report.charts import Chart, NothingToShow, chart
+from heterokd.report.charts import Chart, NothingToShow, chart, tip
 from heterokd.report.reading import Studied, Tried
-from heterokd.report.tables import describe, methods_in_order
-from heterokd.report.words import metric_name, settings, show
+from heterokd.report.tables import methods_in_order
+from heterokd.report.words import metric_name, show
 from heterokd.root import StudyFolder
 from heterokd.space import Choice, Domain
 from heterokd.study import Importance, importances
@@ -109,8 +109,7 @@ def _parallel(studied: Studied, group: str) -> tuple[str, str]:
             [*(_place(domain, one.sample.get(key)) for key, domain in domains.items()), _reached(one, best, worst)],
             one.value if one.is_complete else None,
             one.number == top.number,
-            f"trial {one.number}, {one.method}: {'' if one.value is None else show(one.value)} ({describe(one)}) "
-            f"{settings(one.sample)}",
+            tip(one, len(shown)),
         )
         for one in shown
     ]
