@@ -152,6 +152,8 @@ def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
     none = [strip.method for strip in strips if not any(dot.mark == "complete" for dot in strip.dots)]
     if none:
         said += f"; nothing of {', '.join(none)} was trained to the end"
+    if not confirmed:
+        return f"{said}. Nothing was repeated: the more trials a method has, the luckier is its best one."
     return f"{said}. Dots of the search are the luckier, the more there are: compare diamonds."
 
 
@@ -204,7 +206,8 @@ def curves(studied: Studied) -> Chart:
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
         if at:
             caption += f", at rungs after epoch {listed(list(map(str, at)))}"
-        caption += "; the winner, scratch and default settings stand out."
+        names = [label for _, label in pointed.values()]
+        caption += f"; {listed(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
         if len(shown) < len(others):
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
         metric = f"{metric_name(studied.summary['metric'])} on val"

@@ -43,7 +43,8 @@ def value_charts(studied: Studied, folder: StudyFolder) -> list[Chart]:
     for group in groups:
         label = group.replace(" ", "-")
         title = f"What mattered: {group}"
-        found.append(chart(f"importance-{label}", title, lambda g=group: _importance(known.get(g), g, why)))  # type: ignore[misc]
+        if known or not found:  # what is missing for all of them is said once
+            found.append(chart(f"importance-{label}", title, lambda g=group: _importance(known.get(g), g, why)))  # type: ignore[misc]
         title = f"Which values met: {group}"
         found.append(chart(f"parallel-{label}", title, lambda g=group: _parallel(studied, g)))  # type: ignore[misc]
     return found
