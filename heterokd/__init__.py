@@ -9,10 +9,14 @@ The names come from `heterokd.library`, which is imported when one of them is fi
 """
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "distill", "load_experiment", "load_student", "search"]
+
+# MLflow's flavour for PyTorch sets the root logger to ERROR when it is imported: what heterokd warns of would be lost.
+logging.getLogger(__name__).setLevel(logging.WARNING)
 
 
 def __getattr__(name: str) -> Any:
