@@ -159,6 +159,16 @@ def test_before_the_first_result(running: Callable[[int], TrialFolder]) -> None:
     assert "running  0003 kd         epoch   3 of 60, rung at 6" in text
 
 
+def test_a_folder_that_is_away_for_a_moment_ends_no_view(running: Callable[[int], TrialFolder]) -> None:
+    terminal = watching(running, 2, summary())
+    trial = terminal.running[1]
+    (trial.path / "recipe.yaml").rename(trial.path / "elsewhere.yaml")
+    assert "         0001" in drawn(terminal)
+    (trial.path / "elsewhere.yaml").rename(trial.path / "recipe.yaml")
+    (trial.path / "trial.json").write_text("{")
+    assert "         0001" in drawn(terminal)
+
+
 def test_what_is_known_of_a_leader() -> None:
     unsure = leader(1, low=None, high=None, seeds=[1000])
     single = leader(2, confirmed=False, seeds=[0])

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from heterokd.config import Experiment
+from heterokd.errors import HeterokdError
 from heterokd.report import show
 from heterokd.root import TrialFolder
 from heterokd.study.halving import rungs
@@ -109,7 +110,7 @@ class SearchTerminal(Terminal):
         leaders = max(FEWEST_LEADERS, min(SHOWN_LEADERS, lines - 1 - len(runs)))
         room = max(1, lines - 1 - leaders)  # scratch may have a line beside the leaders
         shown = runs if len(runs) <= room else runs[: room - 1]
-        running = [self._running(trial) for trial in shown]
+        running = [self._where(trial) for trial in shown]
         if len(shown) < len(runs):
             running.append(f"and {len(runs) - len(shown)} more")
         parts: list[RenderableType] = [
@@ -179,6 +180,13 @@ class SearchTerminal(Terminal):
             return "best     no trial has been trained to the end yet"
         value = show(winner["mean"]) if winner["mean"] is not None else "no number"
         return f"best     {winner['number']:04d} {winner['method']} {self.metric} {value} ({sureness(winner)})"
+
+    def _where(self, trial: TrialFolder) -> str:
+        """A trial's line; its number alone where its folder cannot be read for the moment: a view ends no search."""
+        try:
+            return self._running(trial)
+        except (HeterokdError, OSError):
+            return f"{trial.number:04d}"
 
     def _running(self, trial: TrialFolder) -> str:
         """Where a trial is: its epoch, read from its folder where that lies on this machine, and its next rung."""
