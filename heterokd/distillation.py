@@ -273,7 +273,11 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
 
 
 def ready_teacher(experiment: Experiment, root: Root) -> tuple[bool, Path | None]:
-    """Whether the teacher is there and need not be fitted, and the file of its weights (None: timm's, or to be)."""
+    """Whether the teacher is there and need not be fitted, and the file of its weights (None: timm's, or to be).
+
+    Raises:
+        OSError: the store of the root does not answer.
+    """
     settings, recipe = experiment.teacher, teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if settings.checkpoint is not None:
@@ -281,6 +285,7 @@ def ready_teacher(experiment: Experiment, root: Root) -> tuple[bool, Path | None
     if settings.pretrained and published_classes(settings.network) == splits.num_classes:
         return True, None
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
+    root.mirror(folder).fetch(without=("checkpoint.pt",))
     is_fitted = (folder / "teacher.json").exists()
     return is_fitted, folder / "teacher.safetensors" if is_fitted else None
 

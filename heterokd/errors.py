@@ -19,6 +19,7 @@ HeterokdError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -76,6 +77,15 @@ class MissingSignal(HeterokdError):
 
 class TrainingDiverged(HeterokdError):
     """A loss or an output is not finite; the sentence names the term, the epoch and the step."""
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses name nobody and hold no password.
+
+    >>> without_password("http://me:secret@host:5000 does not answer")
+    'http://***@host:5000 does not answer'
+    """
+    return re.sub(r"://[^/\s]+@", "://***@", text)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ from heterokd.distillation import (
     run_recipe,
     with_key,
 )
-from heterokd.errors import NetworkError, StudyError, TrackingError, UserError
+from heterokd.errors import ConfigError, NetworkError, StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
@@ -267,6 +267,7 @@ def search(
     excluded = check_experiment(experiment)
     check_files(experiment)
     check_address(address)
+    check_workers_root(experiment, root, address)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     following = Following(experiment, root, folder, excluded)
     runs = open_runs(experiment, folder, root)
@@ -366,6 +367,22 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
             yield
     except Timeout:
         raise StudyError(f"{folder.path}: another process is running this study; wait for it, or end it") from None
+
+
+def check_workers_root(experiment: Experiment, root: Root, address: str | None) -> None:
+    """Refuse trainings whose workers would each write into a copy of their own.
+
+    Workers of one training share its trial's folder: the first one writes checkpoints that all go on from. On one
+    machine they do so in its working copy of a store; the nodes of a cluster have one each.
+
+    Raises:
+        ConfigError: the trainings of a cluster are shared, and the root is a store.
+    """
+    if root.url is not None and experiment.training.is_shared and address is not None:
+        raise ConfigError(
+            f"training.workers: the workers of a training share its folder, and of {root} each node has a copy of its "
+            "own; give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
+        )
 
 
 def open_runs(experiment: Experiment, folder: StudyFolder, root: Root) -> StudyRuns:

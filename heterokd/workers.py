@@ -80,7 +80,7 @@ class OnWorkers:
         work = {
             "recipe": recipe.model_dump_json(),
             "folder": folder.path.resolve(),
-            "root": root.path.resolve(),
+            "root": root if root.url else root.on_node(),
             "weights": weights.resolve() if weights else None,
             "rungs": tuple(rungs),
             "cache": "built" if cache == "shared" else cache,
@@ -141,7 +141,7 @@ def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
         trained = run_recipe(
             Recipe.model_validate_json(work["recipe"]),
             folder,
-            Root(work["root"]),
+            work["root"],
             work["weights"],
             keep_going,
             rungs=work["rungs"],

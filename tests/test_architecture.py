@@ -63,7 +63,7 @@ ROWS = (
         "pictures",
         "plan",
     ),
-    ("catalogue", "doctor", "terminal", "cache_command", "completing"),
+    ("catalogue", "diagnosis", "doctor", "terminal", "cache_command", "completing"),
     ("library",),
     ("cli",),
     ("__main__",),

@@ -67,11 +67,13 @@ def ui(
     _check_port(port)  # before the imports, which take seconds
     from heterokd.root import open_root
     from heterokd.tracking import existing_store, serve, study_links, ui_command
+    from heterokd.tracking.store import shown
 
     state = open_root(root)
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
     if uri.startswith("http"):
-        _print_links(study_links(state, uri, uri, study))
+        # A browser asks for the password itself.
+        _print_links(study_links(state, uri, shown(uri).replace("***@", ""), study))
         return
     base = f"http://127.0.0.1:{port}"
     links = study_links(state, uri, base, study)

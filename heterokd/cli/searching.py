@@ -27,6 +27,7 @@ def search(
     from heterokd.root import open_root
     from heterokd.search import search as run
     from heterokd.terminal import SearchTerminal, closing
+    from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
@@ -48,7 +49,9 @@ def search(
         summary = found.summary
         if as_json:
             model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
-            print_json({**summary, "registered": model, "report": str(found.folder.report), "tracking": found.uri})
+            print_json(
+                {**summary, "registered": model, "report": str(found.folder.report), "tracking": shown(found.uri)}
+            )
             return
         terminal.live.stop()
         closing(
@@ -58,7 +61,7 @@ def search(
             asked.search.costs,
             folder=found.folder.path,
             page=found.folder.report,
-            store=found.uri,
+            store=shown(found.uri),
             registered=_registered(found.model, summary, asked.name),
         )
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from heterokd.errors import did_you_mean
+from heterokd.errors import did_you_mean, without_password
 
 SPACE = "search.space"
 LONGEST = 60
@@ -56,7 +56,7 @@ class Source:
             name = text.partition("=")[0]
             if _is_in(key, name) and not (in_space and _is_in(SPACE, name)):
                 inner = key[len(name) :].lstrip(".")
-                return f"--set {text}" + (f": {inner}" if inner else "")
+                return f"--set {without_password(text)}" + (f": {inner}" if inner else "")
         if in_space:
             inner = key[len(SPACE) + 1 :]
             return f"{self.space}" + (f": {inner}" if inner else "")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, mode
 
 from heterokd.dataset import TaskName
 from heterokd.datasets import DATASETS
-from heterokd.errors import did_you_mean
+from heterokd.errors import did_you_mean, without_password
 from heterokd.optim import optimizer_names
 from heterokd.space import Scalar
 from heterokd.views import POLICIES, AugmentPolicy
@@ -456,6 +456,18 @@ class TrackingSettings(Settings):
     experiment: str | None = Field(None, description="MLflow experiment; the experiment's name when left out")
     registered_model: str | None = Field(None, description="name in the registry; NAME-student when left out")
     uri: str | None = Field(None, description="MLflow tracking URI; runs/mlflow.db when left out")
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_password(cls, uri: str | None) -> str | None:
+        """An experiment is kept with its study, logged and shown."""
+        if uri is not None and without_password(uri) != uri:
+            raise ValueError(
+                f"{without_password(uri)}: a user and a password do not belong into an experiment, which is kept and "
+                "logged; leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, "
+                "or MLFLOW_TRACKING_URI for a database"
+            )
+        return uri
 
     @field_validator("registered_model")
     @classmethod

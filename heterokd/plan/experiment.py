@@ -18,7 +18,6 @@ from heterokd.plan.counting import count
 from heterokd.plan.estimate import Plan, Stock, estimate
 from heterokd.plan.timing import teacher_like
 from heterokd.root import Root, StudyFolder, read_json, write_text
-from heterokd.storage import open_folder
 
 
 def plan_experiment(
@@ -98,11 +97,11 @@ def look_around(experiment: Experiment, root: Root, excluded: Mapping[str, str])
         key = cache_key(recipe, splits, live)
         if not is_small_enough(recipe, key):
             break
-        folder, share = root.caches / key.id, 0.0
-        if is_ready and (folder / "manifest.json").exists():
+        folder, share = root.cache_folder.at(key.id), 0.0
+        if is_ready and folder.exists("manifest.json"):
             share = 1.0
-        elif is_ready and folder.is_dir():
-            share = 1 - len(missing(open_folder(folder), key)) / layout_of(key).shards
+        elif is_ready:
+            share = 1 - len(missing(folder, key)) / layout_of(key).shards
         return Stock(is_ready, size, cache_bytes(key), share, key.records)
     if size is None:
         recipe = experiment.recipe(experiment.published(experiment.methods[0]))

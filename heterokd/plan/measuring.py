@@ -74,7 +74,8 @@ def measure(
         before = time.perf_counter()
         task = ray.remote(_measure).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
         described, threads = experiment.model_dump_json(), max(1, int(cluster.cpus))
-        ray.get([task.remote(described, root.path.resolve(), [], threads) for _ in range(places)])
+        state = root if root.url else root.on_node()
+        ray.get([task.remote(described, state, [], threads) for _ in range(places)])
         process = time.perf_counter() - before
         work = _work(experiment, excluded)
         say(f"timing {len(work)} kinds of training, {places} at a time")
@@ -82,7 +83,7 @@ def measure(
         shares = [work[place::places] for place in range(places)]
         longest = max(map(len, shares))
         shares = [[*share, *work[: longest - len(share)]] for share in shares]
-        answers = ray.get([task.remote(described, root.path.resolve(), share, threads) for share in shares])
+        answers = ray.get([task.remote(described, state, share, threads) for share in shares])
         memory = None if address else sum(map(_held, (psutil.Process(), *psutil.Process().children(recursive=True))))
         gpu = gpu_bytes() if cluster.gpus else None
     timed: Timings = {}
@@ -119,14 +120,15 @@ def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[tuple[str
     return [*((method, first) for method in methods), *((reference, network) for network in others)]
 
 
-def _measure(described: str, root: Path, work: list[tuple[str, str]], threads: int) -> tuple[Timings, float]:
-    """In a process of its own: the cost of these trainings, and of one view."""
+def _measure(described: str, root: Root, work: list[tuple[str, str]], threads: int) -> tuple[Timings, float]:
+    """In a process of its own, on its node's copy of the root: the cost of these trainings, and of one view."""
     import heterokd.trial  # noqa: F401  what a trial's process loads
 
+    here = root.on_node()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     experiment = Experiment.model_validate_json(described)
-    splits = training_splits(open_splits(experiment.data), Root(root))
+    splits = training_splits(open_splits(experiment.data), here)
     found: Timings = {}
     view = 0.0
     for method, network in work:
@@ -134,7 +136,7 @@ def _measure(described: str, root: Path, work: list[tuple[str, str]], threads: i
         live = teacher_like(recipe, splits.num_classes)
         live.network.to(device)
         view = view or time_view(recipe, splits, live, device)
-        found[method, network] = time_method(recipe, splits, live, Root(root), device, view)
+        found[method, network] = time_method(recipe, splits, live, here, device, view)
     return found, view
 
 

@@ -38,9 +38,11 @@ def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, st
     if uri.startswith("http"):
         raise TrackingError(f"tracking.uri: {shown(uri)} is a server and shows the runs itself; open it in a browser")
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", uri, "--artifacts-destination", root.artifacts.resolve().as_uri()]
+    command += ["--artifacts-destination", root.artifacts.resolve().as_uri()]
     environment = {
         **os.environ,
+        # Not as an argument, which everybody on the machine sees: a database's address may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterokd.errors import TrackingError
+from heterokd.errors import TrackingError, without_password
 from heterokd.root import Root
 
 PROBE_SECONDS = 3.0
@@ -53,7 +53,7 @@ def open_store(root: Root, uri: str | None) -> str:
     if scheme == "databricks":
         return uri
     raise TrackingError(
-        f"tracking.uri: {uri} is not a database or a server (MLflow no longer keeps runs in plain folders); "
+        f"tracking.uri: {shown(uri)} is not a database or a server (MLflow no longer keeps runs in plain folders); "
         "give sqlite:///FILE or http://HOST:PORT"
     )
 
@@ -140,15 +140,45 @@ def probe(uri: str) -> None:
     )
 
 
+def check_access(uri: str) -> None:
+    """Ask a tracking server for something that it gives to those alone whom it knows.
+
+    Raises:
+        TrackingError: it refuses, or does not answer.
+    """
+    try:
+        with _impatient():
+            MlflowClient(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise TrackingError(
+            f"tracking.uri: the MLflow server at {shown(uri)} refused ({first_line(error)}); if it asks who you are, "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        ) from None
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow asks a server once in this block, and not for minutes."""
+    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
+    before = {name: os.environ.get(name) for name in once}
+    os.environ.update(once)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def shown(uri: str) -> str:
     """A URI without its password."""
-    before, at, after = uri.rpartition("@")
-    return f"{before.split('://')[0]}://***@{after}" if at else uri
+    return without_password(uri)
 
 
 def first_line(error: BaseException) -> str:
-    """What goes into a sentence of an exception's many lines."""
-    lines = str(error).strip().splitlines()
+    """What goes into a sentence of an exception's many lines; MLflow's repeat the address, with its password."""
+    lines = without_password(str(error)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
