@@ -223,6 +223,53 @@ def test_a_search_in_an_object_store_goes_on_from_another_machine(
     assert SECRET not in first.stdout + first.stderr + second.stderr
 
 
+LOOK_AROUND = """
+import json, sys
+from heterokd.config import load_experiment
+from heterokd.plan.experiment import look_around
+from heterokd.root import open_root
+
+stock = look_around(load_experiment(sys.argv[1]), open_root(sys.argv[2]), {})
+print(json.dumps([stock.teacher_ready, stock.cache_ready]))
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_training_and_a_plan_find_the_store(
+    s3: dict[str, str], tmp_path: Path, tiny_file: Write
+) -> None:
+    experiment = tiny_file(
+        name="shared",
+        student={"network": "test_vit", "options": {"img_size": 32, "patch_size": 8}},
+        training={"workers": 2, "epochs": 2},
+        search={"trials": 1, "confirm_leaders": 0, "space": {"methods": ["kd"]}},
+    )
+    before = {file.name for file in bucket(s3).files() if file.name.startswith("caches/")}
+    done = heterokd(tmp_path / "d", s3, "search", experiment, "--json")
+    assert done.returncode == 0, done.stderr
+    stored = {file.name for file in bucket(s3).files()}
+    trial = "studies/shared/trials/0000"
+    for name in ("recipe.yaml", "trial.json", "metrics.jsonl", "student.safetensors"):
+        assert f"{trial}/{name}" in stored
+    assert json.loads(bucket(s3).read(f"{trial}/trial.json"))["state"] == "complete"
+    built = {name for name in stored if name.startswith("caches/")} - before
+    assert any(name.endswith("manifest.json") for name in built), "the workers' cache lies in the store"
+
+    # On another machine, a plan finds the teacher and its cache there.
+    home = tmp_path / "e"
+    home.mkdir()
+    looked = subprocess.run(
+        [sys.executable, "-c", LOOK_AROUND, str(experiment), URL],
+        cwd=home,
+        env={**os.environ, **s3, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert looked.returncode == 0, looked.stderr
+    assert json.loads(looked.stdout.splitlines()[-1]) == [True, 1.0]
+
+
 def test_the_later_copy_of_a_study_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     root = open_root(f"file://{tmp_path}/mount")
