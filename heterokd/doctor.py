@@ -25,7 +25,18 @@ from uuid import uuid4
 
 from heterokd.cluster import check_address, coming_nodes, connected, plan_cluster, ray
 from heterokd.config import Experiment
-from heterokd.diagnosis import CHECK_SECONDS, DRIVER, Check, Questions, answers, judge, now, sentence, started
+from heterokd.diagnosis import (
+    CHECK_SECONDS,
+    DATA_SECONDS,
+    DRIVER,
+    Check,
+    Questions,
+    answers,
+    judge,
+    now,
+    sentence,
+    started,
+)
 from heterokd.distillation import check_experiment
 from heterokd.errors import TrackingError
 from heterokd.root import Root
@@ -148,13 +159,17 @@ def _tracking(experiment: Experiment, root: Root) -> tuple[str | None, list[Chec
     asked = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     server = asked.rstrip("/") if asked.startswith(("http://", "https://")) else None
 
+    if not asked and not root.mlflow_database.exists():
+        return None, [Check(DRIVER, "tracking", True, "a file on this machine, which the search makes")]
+
     def open_and_enter() -> None:
         opened = open_store(root, experiment.tracking.uri)
         if server is not None:
             check_access(opened)
 
     opening = started(open_and_enter)
-    wrong = sentence(opening, CHECK_SECONDS)
+    # A database may have to be brought up to date first.
+    wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
     told = wrong or (shown(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # whose sentences say what to do
     advice = "" if known else "start the server, or correct its address"
