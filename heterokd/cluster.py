@@ -47,6 +47,9 @@ OBJECT_STORE_BYTES = 128 * 1024**2
 CONNECT_SECONDS = 5.0
 """How long a cluster may take to take a connection."""
 
+GREET_SECONDS = 20.0
+"""How long it may then take to answer as Ray does. Ray itself would wait for minutes, and ask anything that listens."""
+
 __all__ = ["Cluster", "check_address", "connected", "is_leaving", "plan_cluster", "ray", "tune"]
 
 
@@ -77,10 +80,10 @@ class Cluster:
 
 
 def check_address(address: str | None) -> None:
-    """Ask whether anything listens at a cluster's address, before there is work that would be lost.
+    """Ask whether a Ray answers at a cluster's address, before there is work that would be lost.
 
     Raises:
-        ConfigError: it is no address, or nothing listens there.
+        ConfigError: it is no address, nothing listens there, or something else than Ray.
     """
     if address is None or address in ("auto", "local"):
         return
@@ -97,6 +100,25 @@ def check_address(address: str | None) -> None:
         raise ConfigError(
             f"--address {address}: no Ray cluster answers ({error}); start one, or leave it out"
         ) from None
+    if not _greets(host, port):
+        raise ConfigError(
+            f"--address {address}: what listens there does not answer as Ray does; give the port that `ray start "
+            "--head` named (6379 unless it was given another)"
+        )
+
+
+def _greets(host: str, port: int) -> bool:
+    """Whether a server speaks gRPC, as every Ray does; one that encrypts is taken at its word."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    import grpc
+
+    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(GREET_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 @contextmanager

@@ -64,8 +64,8 @@ def examine(experiment: Experiment, root: Root, address: str | None = None) -> l
         UserError: the experiment itself is wrong, or no Ray answers.
     """
     check_experiment(experiment)
-    check_address(address)
     check_workers_root(experiment, root, address)
+    check_address(address)
     tracking, checks = _tracking(experiment, root)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)

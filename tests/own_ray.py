@@ -38,7 +38,7 @@ OTHERWISE: dict[str, Any] = {
         "rsync_filter": [],
     },
     "file_mounts_sync_continuously": False,
-    "upscaling_speed": 1.0,
+    "upscaling_speed": 8.0,
 }
 """What Ray's autoscaler asks for, and its local provider makes no use of."""
 

@@ -69,7 +69,7 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> subpro
 def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Path) -> None:
     # Two trials at a time, each as wide as an added node; which ends first decides nothing.
     settings = {"trials": 4, "parallel": 2, "prune": False, "confirm_leaders": 0}
-    file = tiny_file(name="grown", search=settings, training={"epochs": 4}, cache={"enabled": False})
+    file = tiny_file(name="grown", search=settings, training={"epochs": 12}, cache={"enabled": False})
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     alone, grown = Root(tmp_path / "alone"), Root(tmp_path / "grown")
     run([sys.executable, "-c", ALONE, str(file), str(alone.path)], here, tmp_path / "a")
@@ -96,6 +96,7 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
             watching.kill()
             watching.wait()
 
+    print([(round(look["at"], 1), len(look["nodes"]), len(look["trials"])) for look in looks(seen)[::10]])
     # Nodes came, and trials ran on them alone.
     assert searched[0]["nodes"] == [HEAD_ID]
     assert max(len(look["nodes"]) for look in searched) == 3
@@ -105,7 +106,6 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     processes = {pid for look in searched for pid in look["trials"]}
     trials = grown.study("grown").trials()
     assert {str(trial.status["pid"]) for trial in trials} <= processes
-    print([(round(look["at"], 1), len(look["nodes"])) for look in looks(seen)[::10]])
 
     # What was found is what one node finds, to the last bit.
     found = json.loads(done.stdout.splitlines()[-1])

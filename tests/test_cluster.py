@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from heterokd import cluster
-from heterokd.cluster import Cluster, plan_cluster, trials_per_gpu
+from heterokd.cluster import Cluster, check_address, plan_cluster, trials_per_gpu
 from heterokd.config import Experiment, TrainingSettings, load_experiment
 from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
@@ -66,6 +67,22 @@ def test_a_trial_that_fits_into_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatc
     made_up(monkeypatch, cores=8, gpus=1, gib=0.5)
     with pytest.raises(ConfigError, match=r"needs about 0\.\d GiB of a GPU that has 0\.5; raise training.accumulate"):
         plan_cluster(experiment_of(tiny_file))
+
+
+def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait there for minutes."""
+    monkeypatch.setattr(cluster, "GREET_SECONDS", 1.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=rf"--address {address}: what listens there does not answer as Ray does"):
+            check_address(address)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_ray_answers() -> None:
+    check_address(cluster.ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("share", [1.5, 3.0])
