@@ -63,7 +63,11 @@ def examine(experiment: Experiment, root: Root, address: str | None = None) -> l
     Raises:
         UserError: the experiment itself is wrong, or no Ray answers.
     """
-    check_experiment(experiment)
+    checking = started(lambda: check_experiment(experiment))
+    wrong = sentence(checking, ANSWER_SECONDS)
+    if not checking.done():
+        return [Check(DRIVER, "data", False, str(wrong), "see whether the mount of data.root answers on this machine")]
+    checking.result()
     check_workers_root(experiment, root, address)
     check_address(address)
     tracking, checks = _tracking(experiment, root)
