@@ -34,6 +34,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 
+from heterokd import autoscaling
 from heterokd.config import Experiment, TrainingSettings, ends
 from heterokd.distillation import open_splits
 from heterokd.errors import ConfigError, PairError
@@ -238,21 +239,24 @@ def code_for_nodes() -> dict[str, Any] | None:
 
 
 def coming_nodes() -> list[tuple[int, int]]:
-    """Cores and GPUs of the nodes that the cluster's autoscaler may add; none where there is no autoscaler."""
+    """Cores and GPUs of the nodes that the cluster's autoscaler may add, as far as it is known here."""
     from ray._private.state import state  # Ray Train asks here too; there is no public way
 
     if not ray.is_initialized():
         return []
     config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    addable: list[Mapping[str, float]] = [group.resources for group in groups for _ in range(max(0, group.max_count))]
+    if not addable:
+        # Managed Rays tell their configuration; Ray's own autoscaler does not.
+        addable = autoscaling.addable(ray.get_runtime_context().gcs_address)
     there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     coming = []
-    for group in () if config is None else config.node_group_configs:
-        held = _held(group.resources)
-        for _ in range(max(0, group.max_count)):
-            if held in there:
-                there.remove(held)
-            else:
-                coming.append(held)
+    for held in map(_held, addable):
+        if held in there:
+            there.remove(held)
+        else:
+            coming.append(held)
     return coming
 
 

@@ -45,6 +45,7 @@ ROWS = (
         "filling",
         "priors",
         "study",
+        "autoscaling",
         "cluster",
         "questions",
         "workers",

@@ -17,6 +17,8 @@ import yaml
 from kuberay_schema import SCHEMAS
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from heterokd.autoscaling import addable_by
+
 TOP = Path(__file__).parents[1]
 LAUNCHER_FILES = ("ray_cluster.yaml", "deploy/on_premise.yaml")
 KUBERAY_FILES = ("deploy/kuberay_cluster.yaml", "deploy/kuberay_job.yaml")
@@ -78,6 +80,12 @@ def test_aws_workers_are_spot_first_and_hold_all_trials() -> None:
     without_market = {key: value for key, value in spot["node_config"].items() if key != "InstanceMarketOptions"}
     assert without_market == on_demand["node_config"]
     assert spot["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+
+
+def test_the_nodes_that_may_come_are_known_from_the_launcher_file() -> None:
+    """The head holds no trial; spot comes first, and the whole may not grow beyond `max_workers`."""
+    assert list(addable_by(TOP / "ray_cluster.yaml")) == 8 * [{"CPU": 8, "GPU": 1}]
+    assert list(addable_by(TOP / "no_such_file.yaml")) == []
 
 
 def test_the_autoscaler_takes_spot_and_falls_back_on_demand() -> None:

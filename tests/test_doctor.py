@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from object_store import s3_server
+from object_store import free_port, s3_server
 from own_ray import RAY, STORE_BYTES, ray_head
 from PIL import Image
 
@@ -190,21 +190,26 @@ def apart(*mounts: str) -> list[str]:
 def second_node(head: Any, command: list[str], environment: dict[str, str]) -> Iterator[None]:
     started_with = [*RAY, "start", f"--address={head.address}", "--block", "--num-cpus=1", "--num-gpus=1"]
     started_with += ["--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}"]
+    # Ray takes the loopback address of the first node for that of a laptop, which would have no second one.
+    environment = {**environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    started_with.append(f"--dashboard-agent-listen-port={free_port()}")
     node = subprocess.Popen(
         [*command, *started_with], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert node.stdout is not None
-        for line in node.stdout:
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("the second node does not start")
+        said = ""
+        while "Ray runtime started" not in said:
+            line = node.stdout.readline()
+            assert line, said
+            said += line
         threading.Thread(target=node.stdout.read, daemon=True).start()
         yield
     finally:
         node.terminate()
         node.wait(60)
+        if node.stdout is not None:
+            node.stdout.close()
 
 
 def doctor(head: Any, root: str, file: Path) -> tuple[int, list[Check], str]:
