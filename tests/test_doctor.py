@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from object_store import free_port, s3_server
-from own_ray import RAY, STORE_BYTES, ray_head
+from own_ray import STORE_BYTES, ray_head
 from PIL import Image
 
 from heterokd import diagnosis
@@ -186,15 +186,29 @@ def apart(*mounts: str) -> list[str]:
     return [*unshare, "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh"]
 
 
+NODE = """
+import signal, sys, time
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+address, port, memory = sys.argv[1:]
+node = Node(
+    RayParams(gcs_address=address, redis_address=address, num_cpus=1, num_gpus=1, object_store_memory=int(memory),
+              min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=int(port)),
+    head=False, shutdown_at_exit=True, spawn_reaper=False,
+)
+print("Ray runtime started", flush=True)
+time.sleep(3600)
+"""
+"""As Ray's own clusters for tests start theirs; `ray start` takes no second node on the loopback address."""
+
+
 @contextmanager
 def second_node(head: Any, command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    started_with = [*RAY, "start", f"--address={head.address}", "--block", "--num-cpus=1", "--num-gpus=1"]
-    started_with += ["--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}"]
-    # Ray takes the loopback address of the first node for that of a laptop, which would have no second one.
-    environment = {**environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-    started_with.append(f"--dashboard-agent-listen-port={free_port()}")
+    starting = [sys.executable, "-c", NODE, head.address, str(free_port()), str(STORE_BYTES)]
     node = subprocess.Popen(
-        [*command, *started_with], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *starting], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert node.stdout is not None
