@@ -16,7 +16,7 @@ def listening(processes: Iterable[psutil.Process]) -> dict[str, str]:
         with suppress(psutil.NoSuchProcess):
             for socket in process.net_connections("inet"):
                 if socket.laddr and (socket.status == psutil.CONN_LISTEN or (socket.type.name == "SOCK_DGRAM")):
-                    found[f"{socket.laddr.ip}:{socket.laddr.port}"] = " ".join(process.cmdline())[:120]
+                    found[f"{socket.laddr.ip}:{socket.laddr.port}"] = " ".join(process.cmdline())
     return found
 
 
