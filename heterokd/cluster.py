@@ -191,11 +191,12 @@ def plan_cluster(experiment: Experiment) -> Cluster:
     resources, coming = ray.cluster_resources(), coming_nodes()
     cores = int(resources.get("CPU", 0)) + sum(cores for cores, _ in coming)
     gpus = int(resources.get("GPU", 0)) + sum(gpus for _, gpus in coming)
-    wanted = experiment.search.parallel
+    wanted, asked = experiment.search.parallel, experiment.search.gpus_per_trial
     if not gpus:
         parallel = wanted or max(cores, 1)
-        return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=0)
-    asked = experiment.search.gpus_per_trial
+        # Where no trial fits on what is there, it waits for nodes of which nothing is known: for what it asks.
+        share = asked if asked != "auto" and not cores else 0
+        return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
     if asked == "auto":
         memory = gpu_bytes()
         room = gpus if memory is None else gpus * trials_per_gpu(experiment, memory)

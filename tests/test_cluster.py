@@ -44,6 +44,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float |
         ({"gpus_per_trial": 0.25}, 64, 2, 1, Cluster(8, 8, 0.25)),
         ({"gpus_per_trial": 0.3}, 64, 2, 1, Cluster(6, 10, 0.3)),
         ({"gpus_per_trial": 2}, 64, 5, 1, Cluster(2, 32, 2.0)),
+        ({"gpus_per_trial": 0.5, "parallel": 4}, 0, 0, None, Cluster(4, 1, 0.5)),  # a head alone, which holds no trial
+        ({"gpus_per_trial": 0.5, "parallel": 4}, 8, 0, None, Cluster(4, 2, 0)),  # a machine without GPUs
     ],
 )
 def test_trials_share_gpus_and_cores(
