@@ -1,18 +1,22 @@
 """What a search loses, and how soon it goes on, when something dies under it. Every fault is injected for real.
 
-    python benchmarks/faults.py [--only trial node driver moments server disk spot] [--out results.json]
+    python benchmarks/faults.py [--only FAULT ...] [--out results.json] [--outage 60] [--prepared FOLDER]
 
     trial    kill -9 of a trial's process
+    worker   kill -9 of one of the two workers that share a trial
     node     kill -9 of a node's raylet (a cluster of two nodes; another one joins)
     driver   kill -9 of `heterokd search`, then `--resume`
     moments  the same at ten random moments of one study, the teacher's fit and the registration among them
-    server   the MLflow server stopped for a minute (--outage) while trials run
+    term     SIGTERM to `heterokd search`, as a job scheduler sends it, then `--resume`
+    server   the MLflow server killed, and started again a minute later (--outage), while trials run
     disk     a read-only mount over the study's folder for a while (needs root)
     spot     Ray's warning of a preemption (`ray drain-node`), and the node killed at its deadline
+    start    kill -9 of every trial's process before its first epoch, until the search gives up; then `--resume`
 
 Each fault hits a real `heterokd search` of small trials in a process of its own. "Recovered" is when a trial reports an
-epoch that it had not reported before, less the time of the epochs that it trains again; "again" are these epochs: what
-was reported before is kept and not reported twice. Afterwards the folders, the study and MLflow are compared.
+epoch that it had not reported before, less the time of the epochs that it trains for it; "again" are epochs since its
+last checkpoint: what was reported before is kept and not reported twice. Afterwards the folders, the study, MLflow and
+the teacher's cache are compared.
 """
 
 from __future__ import annotations
@@ -22,15 +26,15 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,42 +43,43 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import optuna
 import psutil
 import torch
-import yaml
+from hurting import (
+    EXPERIMENT,
+    LONGEST,
+    Hurt,
+    Search,
+    epochs,
+    in_training,
+    is_in_training,
+    outcome,
+    prepare,
+    saved,
+    searching,
+    until,
+    until_gone,
+)
 from mlflow import MlflowClient
 
 from heterokd.precision import device_name
 from heterokd.root import Root, StudyFolder, TrialFolder
 from heterokd.tracking import open_store, ui_command
 
-LONGEST = 400.0
-"""Seconds after which a search counts as hanging."""
 
-EXPERIMENT: dict[str, Any] = {
-    "name": "hurt",
-    "data": {"dataset": "digits", "image_size": 32, "labels_per_class": 10},
-    "teacher": {
-        "network": "test_vit",
-        "options": {"img_size": 32, "patch_size": 8},
-        "training": {"epochs": 4, "warmup_epochs": 0, "batch_size": 64, "precision": "fp32", "channels_last": False},
-    },
-    "student": {"network": "test_efficientnet"},
-    "training": {"epochs": 40, "batch_size": 20, "learning_rate": 0.05, "precision": "fp32", "channels_last": False},
-    "search": {
-        "space": {
-            "methods": ["kd", "dkd"],
-            "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2, "log": True}},
-        },
-        "trials": 2,
-        "confirm_leaders": 0,
-        "parallel": 1,
-        "first_rung": 0.2,
-        "prune": False,
-    },
-    "cache": {"enabled": False},
-}
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        prepared: a root that each search begins with.
+        outage: seconds without the MLflow server.
+        seed: of the ten moments.
+    """
+
+    prepared: Path
+    outage: float
+    seed: int
 
 
 def main() -> None:
@@ -83,225 +88,42 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), default=list(FAULTS))
     parser.add_argument("--outage", type=float, default=60.0, help="seconds without the MLflow server")
     parser.add_argument("--seed", type=int, default=0, help="of the ten moments")
+    parser.add_argument("--prepared", type=Path, help="a root to begin with; made where there is none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # Whoever ends this process ends the searches that it runs, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_in_order()
     results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}", "faults": {}}
-    print(f"{'fault':<9}{'killed':<34}{'lost':>5}{'again':>7}{'recovered, s':>14}  trials  runs  whole", flush=True)
-    for name in arguments.only:
-        with tempfile.TemporaryDirectory(prefix="hk", dir="/tmp") as scratch:
-            found = FAULTS[name](Path(scratch), arguments)
-        results["faults"][name] = found
-        shown = "-" if found["recovered"] is None else f"{found['recovered']:.1f}"
-        print(
-            f"{name:<9}{found['killed']:<34}{found['lost']:>5}{found['again']:>7}{shown:>14}  {found['trials']:>6}"
-            f"{found['runs']:>6}  {'yes' if not found['problems'] else '; '.join(found['problems'])}",
-            flush=True,
-        )
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=1))
+    print(f"{'fault':<9}{'killed':<36}{'lost':>5}{'again':>7}{'recovered, s':>14}  trials  runs  whole", flush=True)
+    with tempfile.TemporaryDirectory(prefix="hk") as folder:
+        asked = Asked(arguments.prepared or Path(folder) / "runs", arguments.outage, arguments.seed)
+        prepare(asked.prepared)
+        for name in arguments.only:
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix="hk", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+                found = FAULTS[name](Path(scratch), asked)
+            results["faults"][name] = found | {"seconds": round(time.monotonic() - began, 1)}
+            shown = "-" if found["recovered"] is None else f"{found['recovered']:.1f}"
+            print(
+                f"{name:<9}{found['killed']:<36}{found['lost']:>5}{found['again']:>7}{shown:>14}  {found['trials']:>6}"
+                f"{found['runs']:>6}  {'yes' if not found['problems'] else '; '.join(found['problems'])}",
+                flush=True,
+            )
+            if arguments.out:
+                arguments.out.write_text(json.dumps(results, indent=1))
     sys.exit(any(found["problems"] for found in results["faults"].values()))
 
 
-# --- a search, and what is to be seen of it from outside
+def end_in_order() -> None:
+    """Whoever ends this process ends the searches that it runs, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-@dataclass
-class Search:
-    """A `heterokd search` in a process of its own.
-
-    Attributes:
-        file: the experiment.
-        root: where state lies.
-        scratch: for Ray's files and the search's output.
-        more: arguments of the command.
-    """
-
-    file: Path
-    root: Path
-    scratch: Path
-    more: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-    began: float = 0.0
-    killed: list[int] = field(default_factory=list)
-
-    @property
-    def folder(self) -> StudyFolder:
-        """The study's."""
-        return Root(self.root).study(str(EXPERIMENT["name"]))
-
-    @property
-    def output(self) -> str:
-        """What it said so far, all starts together."""
-        return (self.scratch / "output.txt").read_text(errors="replace")
-
-    def start(self) -> None:
-        """Run it; what was begun goes on."""
-        command = [sys.executable, "-m", "heterokd", "search", str(self.file), "--resume", "--root", str(self.root)]
-        ray_folder = Path(tempfile.mkdtemp(prefix="r", dir=self.scratch))
-        self.began = time.monotonic()
-        with (self.scratch / "output.txt").open("ab") as output:
-            self.process = subprocess.Popen(
-                [*command, *self.more],
-                env={**os.environ, "RAY_TMPDIR": str(ray_folder), "PYTHONUNBUFFERED": "1"},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """Kill -9 of the driver alone; its Ray finds out by itself."""
-        assert self.process is not None
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.killed.append(self.process.pid)
-        self.process.wait()
-
-    def wait(self) -> None:
-        """To its end, in good order."""
-        assert self.process is not None
-        try:
-            if self.process.wait(LONGEST):
-                raise SystemExit(f"the search failed:\n{self.output[-4000:]}")
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        """Leave nothing behind: its group, by its id."""
-        for pid in [*self.killed, *([self.process.pid] if self.process else [])]:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+# --- a process of the search
 
 
-@contextmanager
-def searching(
-    scratch: Path, *, root: Path | None = None, more: tuple[str, ...] = (), **search: Any
-) -> Iterator[Search]:
-    """A search that has been started, of the small experiment with some settings of `search` replaced."""
-    content = {**EXPERIMENT, "search": {**EXPERIMENT["search"], **search.pop("search", {})}, **search}
-    file = scratch / "hurt.yaml"
-    file.write_text(yaml.safe_dump(content))
-    running = Search(file, root or scratch / "runs", scratch, more)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.end()
-
-
-def until(happened: Callable[[], Any], running: Search | None = None, longest: float = LONGEST) -> Any:
-    """Wait for something; what it was."""
-    ends = time.monotonic() + longest
-    while not (found := happened()):
-        if running is not None and running.process is not None and running.process.poll() is not None:
-            raise SystemExit(f"the search ended too early:\n{running.output[-4000:]}")
-        if time.monotonic() > ends:
-            raise SystemExit(f"waited in vain; the search said:\n{running.output[-4000:] if running else ''}")
-        time.sleep(0.02)
-    return found
-
-
-def epochs(trial: TrialFolder) -> int:
-    """Epochs that it reported."""
-    reports = trial.metrics()
-    return int(reports[-1]["epoch"]) if reports else 0
-
-
-def in_training(running: Search, after: int = 12) -> TrialFolder | None:
-    """A trial in the middle of its training, past a rung."""
-    for trial in running.folder.trials():
-        if trial.status.get("state") == "running" and epochs(trial) >= after and trial.checkpoint.exists():
-            return trial
-    return None
-
-
-def saved(trial: TrialFolder) -> int:
-    """Epochs in its checkpoint."""
-    return int(torch.load(trial.checkpoint, map_location="cpu", weights_only=True)["epoch"])
-
-
-@dataclass
-class Hurt:
-    """A trial at the moment of a fault."""
-
-    trial: TrialFolder
-    reported: int
-    saved: int
-    epoch_seconds: float
-    at: float
-
-    @classmethod
-    def now(cls, trial: TrialFolder) -> Hurt:
-        """Right after the fault; by the times of its last epochs."""
-        reported, checkpoint = epochs(trial), saved(trial)
-        seconds = (trial.path / "metrics.jsonl").stat().st_mtime - float(trial.status["began"])
-        return cls(trial, reported, checkpoint, seconds / max(reported, 1), time.monotonic())
-
-    def recovered(self, running: Search, since: float | None = None) -> float:
-        """Seconds until it reports what it had not reported, without the epochs that it trains again."""
-        until(lambda: epochs(self.trial) > self.reported, running)
-        again = self.reported - self.saved + 1
-        return time.monotonic() - (since or self.at) - again * self.epoch_seconds
-
-
-def outcome(
-    running: Search, killed: str, hurt: Hurt | None = None, recovered: float | None = None, **more: Any
-) -> dict[str, Any]:
-    """Compare folders, study and MLflow after the end of a search."""
-    problems: list[str] = []
-    folder = running.folder
-    trials = folder.trials()
-    lost = 0
-    for trial in trials:
-        reports = [int(report["epoch"]) for report in trial.metrics()]
-        lost += len(set(range(1, max(reports, default=0) + 1)) - set(reports))
-        if trial.status.get("state") not in ("complete", "pruned"):
-            problems.append(f"trial {trial.number} is {trial.status.get('state')}")
-    name = str(EXPERIMENT["name"])
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.database}")
-    trained = [one for one in study.trials if (one.user_attrs.get("assignment") or {}).get("duplicate_of") is None]
-    problems += [f"the study has trial {one.number} {one.state.name}" for one in trained if not one.state.is_finished()]
-    if len(trained) != len(trials):
-        problems.append(f"{len(trained)} trials in the study, {len(trials)} folders")
-    runs = check_mlflow(folder, trials, problems, more.pop("uri", f"sqlite:///{running.root / 'mlflow.db'}"))
-    return {
-        "killed": killed,
-        "lost": lost,
-        "again": 0 if hurt is None else hurt.reported - hurt.saved,
-        "recovered": None if recovered is None else round(recovered, 2),
-        "trials": len(trials),
-        "runs": runs,
-        "problems": problems,
-        **more,
-    }
-
-
-def check_mlflow(folder: StudyFolder, trials: list[TrialFolder], problems: list[str], uri: str) -> int:
-    """One run for the study and one for each trial, each with the points of its folder, once; how many runs."""
-    client = MlflowClient(uri)
-    (experiment,) = client.search_experiments(filter_string=f"name = '{folder.name}'")
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    problems += [f"run {run.info.run_name} is {run.info.status}" for run in runs if run.info.status != "FINISHED"]
-    numbers = Counter(int(run.data.tags["heterokd.trial"]) for run in runs if "heterokd.trial" in run.data.tags)
-    if numbers != Counter(trial.number for trial in trials) or len(runs) != 1 + len(trials):
-        problems.append(f"{len(runs)} runs for {len(trials)} trials")
-    by_number = {int(run.data.tags["heterokd.trial"]): run for run in runs if "heterokd.trial" in run.data.tags}
-    for trial in trials:
-        run = by_number.get(trial.number)
-        if run is None:
-            continue
-        points = [point.step for point in client.get_metric_history(run.info.run_id, "val/top1")]
-        if sorted(points) != [int(report["epoch"]) for report in trial.metrics()]:
-            problems.append(f"MLflow has other points than trial {trial.number}")
-    return len(runs)
-
-
-# --- the faults
-
-
-def kill_trial(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def kill_trial(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A trial's process."""
-    with searching(scratch) as running:
+    with searching(scratch, asked.prepared) as running:
         trial = until(lambda: in_training(running), running)
         os.kill(int(trial.status["pid"]), signal.SIGKILL)
         hurt = Hurt.now(trial)
@@ -310,19 +132,50 @@ def kill_trial(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         return outcome(running, "a trial's process", hurt, recovered)
 
 
-def kill_driver(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The driver, in the middle of its second trial."""
-    with searching(scratch) as running:
-        trial = until(lambda: next((one for one in [in_training(running)] if one and one.number), None), running)
-        running.kill()
+def kill_worker(scratch: Path, asked: Asked) -> dict[str, Any]:
+    """The last of two workers that share a trial."""
+    with searching(scratch, asked.prepared, training={"workers": 2}, search={"trials": 1}) as running:
+        trial = until(lambda: in_training(running), running)
+        workers = [one for one in running.processes() if "ray::RayTrainWorker" in " ".join(one.cmdline())]
+        assert len(workers) == 2, workers
+        workers[-1].kill()
         hurt = Hurt.now(trial)
-        # What it had started dies a moment later; until then a trial may report.
-        time.sleep(3)
-        hurt = Hurt.now(trial)
-        running.start()
-        recovered = hurt.recovered(running, running.began)
+        recovered = hurt.recovered(running)
         running.wait()
-        return outcome(running, "the driver", hurt, recovered)
+        return outcome(running, "one of a trial's two workers", hurt, recovered)
+
+
+def kill_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
+    """The driver, in the middle of its second trial."""
+    with searching(scratch, asked.prepared) as running:
+        trial = until(lambda: in_training(running, first=1), running)
+        orphans = running.processes()
+        running.signal(signal.SIGKILL)
+        seconds = until_gone(orphans)
+        running.start()
+        # Until its process was gone, the trial may have reported.
+        hurt = Hurt.now(trial)
+        recovered = hurt.recovered(running)
+        running.wait()
+        return outcome(running, "the driver", hurt, recovered, orphans_seconds=round(seconds, 2))
+
+
+def end_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
+    """The driver is asked to end, in the middle of its second trial: all is kept, and it says how to go on."""
+    with searching(scratch, asked.prepared) as running:
+        trial = until(lambda: in_training(running, first=1), running)
+        orphans, told = running.processes(), time.monotonic()
+        code = running.signal(signal.SIGTERM)
+        ended = time.monotonic() - told
+        until_gone(orphans)
+        running.start()
+        hurt = Hurt.now(trial)
+        recovered = hurt.recovered(running)
+        running.wait()
+        found = outcome(running, "the driver, by SIGTERM", hurt, recovered, code=code, ended=round(ended, 2))
+        if code != 130 or "interrupted: everything is kept" not in running.output:
+            found["problems"].append(f"it ended with {code} and did not say how to go on")
+        return found
 
 
 def moments(root: Path, seed: int) -> list[tuple[str, Callable[[], bool]]]:
@@ -344,29 +197,29 @@ def moments(root: Path, seed: int) -> list[tuple[str, Callable[[], bool]]]:
     ]
 
 
-def kill_at_moments(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The driver, ten times; then an undisturbed search of the same question."""
-    drawn = random.Random(arguments.seed)
+def kill_at_moments(scratch: Path, asked: Asked) -> dict[str, Any]:
+    """The driver, ten times, and started again at once; then an undisturbed search of the same question."""
+    drawn = random.Random(asked.seed)
     settings = {"search": {"trials": 3}}
     places: list[str] = []
-    with searching(scratch, **settings) as running:
-        for place, is_there in moments(running.root, arguments.seed):
-            if running.process is None or running.process.poll() is not None:
+    with searching(scratch, None, **settings) as running:
+        for place, is_there in moments(running.root, asked.seed):
+            if not running.is_running:
                 running.start()
             until(is_there, running)
             time.sleep(drawn.random() * 0.5)
-            if running.process is not None and running.process.poll() is None:
-                running.kill()
+            if running.is_running:
+                running.signal(signal.SIGKILL)
                 places.append(place)
         running.start()
         running.wait()
-        hurt = outcome(running, f"the driver, {len(places)} times", moments=places)
+        found = outcome(running, f"the driver, {len(places)} times", moments=places)
     (scratch / "whole").mkdir()
-    with searching(scratch / "whole", **settings) as undisturbed:
+    with searching(scratch / "whole", asked.prepared, **settings) as undisturbed:
         undisturbed.wait()
         if found_by(running) != found_by(undisturbed):
-            hurt["problems"].append("other trials or points than without a kill")
-    return hurt
+            found["problems"].append("other trials or points than without a kill")
+    return found
 
 
 def found_by(running: Search) -> list[tuple[str, list[tuple[float, float]]]]:
@@ -377,7 +230,36 @@ def found_by(running: Search) -> list[tuple[str, list[tuple[float, float]]]]:
     ]
 
 
-def stop_server(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def kill_at_start(scratch: Path, asked: Asked) -> dict[str, Any]:
+    """Every trial's process, as soon as it has begun; then no more of them."""
+    killed: set[int] = set()
+    with searching(scratch, asked.prepared, search={"trials": 6}) as running:
+
+        def has_ended() -> bool:
+            for trial in running.folder.trials():
+                pid = int(trial.status.get("pid", 0))
+                if pid and pid not in killed and not epochs(trial):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            return not running.is_running
+
+        until(has_ended)
+        seconds, begun = time.monotonic() - running.began, len(running.folder.trials())
+        running.start()
+        running.wait()
+        found = outcome(
+            running, f"trials' processes at their start, {len(killed)}", stopped_seconds=round(seconds, 1), begun=begun
+        )
+        if running.output.count("error: ") != 1 or "before any trial had reported an epoch" not in running.output:
+            found["problems"].append("it did not say why it gave up")
+        return found
+
+
+# --- what a search relies on
+
+
+def stop_server(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The MLflow server, for a while."""
     store = Root(scratch / "server")
     store.path.mkdir()
@@ -386,26 +268,30 @@ def stop_server(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     database = open_store(store, None)
     server = serve(store, port, database)
     try:
-        settings = {"search": {"trials": 4}, "training": {"epochs": 80}}
-        with searching(scratch, tracking={"uri": uri}, **settings) as running:
+        # Some of it is left when the server comes back.
+        settings = {"search": {"trials": 3 + int(asked.outage / 5)}}
+        with searching(scratch, asked.prepared, tracking={"uri": uri}, **settings) as running:
             until(lambda: in_training(running), running)
-            os.killpg(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-            before = len(running.folder.trials())
-            time.sleep(arguments.outage)
-            went_on = sum(epochs(trial) for trial in running.folder.trials())
+            before, ends = sum(map(epochs, running.folder.trials())), time.monotonic() + asked.outage
+            until(lambda: time.monotonic() > ends)
+            went_on = sum(map(epochs, running.folder.trials()))
             server = serve(store, port, database)
             back = time.monotonic()
             until(lambda: mlflow_points(database, running.folder) >= went_on, longest=LONGEST)
             recovered = time.monotonic() - back
             running.wait()
-            return outcome(
+            found = outcome(
                 running,
-                f"the MLflow server, {arguments.outage:.0f} s",
+                f"the MLflow server, {asked.outage:.0f} s",
                 recovered=recovered,
                 uri=database,
-                before=before,
+                meanwhile=went_on - before,
             )
+            if not found["meanwhile"]:
+                found["problems"].append("trials waited for the server")
+            return found
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -422,8 +308,6 @@ def mlflow_points(database: str, folder: StudyFolder) -> int:
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -447,7 +331,7 @@ def serve(store: Root, port: int, database: str) -> subprocess.Popen[bytes]:
     return server
 
 
-def lock_disk(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def lock_disk(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The disk that holds the root: a read-only mount is laid over it.
 
     A remount would be refused as long as anybody has a file open for writing, which a server that goes read-only does
@@ -455,16 +339,17 @@ def lock_disk(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     root = scratch / "shared"
     root.mkdir()
+    seconds = 12
     mount("-t", "tmpfs", "none", str(root))
     try:
-        with searching(scratch, root=root / "runs") as running:
+        with searching(scratch, asked.prepared, root=root / "runs") as running:
             trial = until(lambda: in_training(running), running)
             mount("--bind", str(root), str(root))
             try:
                 mount("-o", "remount,bind,ro", str(root))
                 time.sleep(1)
                 hurt = Hurt.now(trial)
-                time.sleep(20)
+                time.sleep(seconds)
                 stood = epochs(trial) == hurt.reported
             finally:
                 subprocess.run(["umount", str(root)], check=True)
@@ -472,7 +357,7 @@ def lock_disk(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             until(lambda: epochs(trial) > hurt.reported, running)
             recovered = time.monotonic() - back
             running.wait()
-            found = outcome(running, "the disk, read-only for 20 s", recovered=recovered)
+            found = outcome(running, f"the disk, read-only for {seconds + 1} s", recovered=recovered)
             if not stood:
                 found["problems"].append("something was written to a read-only disk")
             if "cannot be written (Read-only file system)" not in running.output:
@@ -488,8 +373,11 @@ def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
+# --- a node
+
+
 @contextmanager
-def two_nodes(scratch: Path) -> Iterator[Any]:
+def two_nodes() -> Iterator[Any]:
     """A Ray of a head with one core, and a node with one core, as `cluster`."""
     from ray.cluster_utils import Cluster
 
@@ -498,10 +386,12 @@ def two_nodes(scratch: Path) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(num_cpus=1)
+        end_in_order()  # each of its nodes takes SIGTERM for itself
         cluster.wait_for_nodes()
         yield cluster
     finally:
-        cluster.shutdown()
+        for node in [*cluster.worker_nodes, cluster.head_node]:
+            cluster.remove_node(node, allow_graceful=False)
 
 
 def on_node(running: Search, node: Any) -> TrialFolder | None:
@@ -510,17 +400,17 @@ def on_node(running: Search, node: Any) -> TrialFolder | None:
     for trial in running.folder.trials():
         with suppress(psutil.NoSuchProcess, KeyError):
             parents = [parent.pid for parent in psutil.Process(int(trial.status["pid"])).parents()]
-            if raylet in parents and in_training(running) and epochs(trial) >= 12 and trial.checkpoint.exists():
+            if raylet in parents and is_in_training(trial):
                 return trial
     return None
 
 
-def kill_node(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def kill_node(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A node: its raylet, and with it what runs there; another node joins."""
     settings = {"search": {"parallel": 2, "trials": 4}}
-    with two_nodes(scratch) as cluster:
+    with two_nodes() as cluster:
         (node,) = cluster.worker_nodes
-        with searching(scratch, more=("--address", cluster.address), **settings) as running:
+        with searching(scratch, asked.prepared, more=("--address", cluster.address), **settings) as running:
             trial = until(lambda: on_node(running, node), running)
             cluster.remove_node(node, allow_graceful=False)
             hurt = Hurt.now(trial)
@@ -530,24 +420,24 @@ def kill_node(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             return outcome(running, "a node (its raylet)", hurt, recovered)
 
 
-def warn_spot(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def warn_spot(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A node that is told to leave, and is gone at its deadline; no failure is allowed."""
-    settings = {
-        "search": {"parallel": 2, "trials": 4, "max_failures": 0, "first_rung": 0.1},
-        "training": {"epochs": 120},
+    window = 10
+    settings: dict[str, Any] = {
+        "search": {"parallel": 2, "trials": 2, "max_failures": 0, "first_rung": 0.05},
+        "training": {"epochs": 200},
     }
-    window = 15
-    with two_nodes(scratch) as cluster:
+    with two_nodes() as cluster:
         (node,) = cluster.worker_nodes
-        with searching(scratch, more=("--address", cluster.address), **settings) as running:
+        with searching(scratch, asked.prepared, more=("--address", cluster.address), **settings) as running:
             trial = until(lambda: on_node(running, node), running)
             before = saved(trial)
             command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
             command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
             command += ["--reason-message", "spot", "--deadline-remaining-seconds", str(window)]
-            told = time.monotonic()
             subprocess.run(command, check=True, capture_output=True)
-            until(lambda: saved(trial) not in (before, *rungs_of(trial)), running, window)
+            told = time.monotonic()
+            until(lambda: saved(trial) not in (before, *rungs_of(trial, 0.05)), running, window)
             written = time.monotonic() - told
             time.sleep(max(0.0, window + 0.5 - (time.monotonic() - told)))
             cluster.remove_node(node, allow_graceful=False)
@@ -558,20 +448,22 @@ def warn_spot(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             return outcome(running, f"a spot node, {window} s warning", hurt, recovered, written=round(written, 2))
 
 
-def rungs_of(trial: TrialFolder) -> Mapping[int, None]:
+def rungs_of(trial: TrialFolder, first: float) -> Mapping[int, None]:
     """Epochs after which a checkpoint is written anyway."""
-    first = round(0.1 * trial.recipe.training.epochs)
-    return dict.fromkeys(first * 3**power for power in range(5))
+    return dict.fromkeys(round(first * trial.recipe.training.epochs) * 3**power for power in range(5))
 
 
-FAULTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+FAULTS: dict[str, Callable[[Path, Asked], dict[str, Any]]] = {
     "trial": kill_trial,
+    "worker": kill_worker,
     "node": kill_node,
     "driver": kill_driver,
     "moments": kill_at_moments,
+    "term": end_driver,
     "server": stop_server,
     "disk": lock_disk,
     "spot": warn_spot,
+    "start": kill_at_start,
 }
 
 

@@ -37,6 +37,7 @@ from ray import tune
 from heterokd import autoscaling
 from heterokd.config import Experiment, TrainingSettings, ends
 from heterokd.distillation import open_splits
+from heterokd.ending import ending_in_order
 from heterokd.errors import ConfigError, PairError
 from heterokd.memory import estimate_memory
 
@@ -162,7 +163,9 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
             f"--address {address}: no Ray cluster answers ({reason}); start one, or leave it out"
         ) from None
     try:
-        yield
+        # Ray has taken SIGTERM for itself, and would end this process wherever it is.
+        with ending_in_order():
+            yield
     finally:
         ray.shutdown()
 

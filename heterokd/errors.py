@@ -11,6 +11,7 @@ HeterokdError
 │   ├── StudyError         a study that is missing, unfinished, running or of another experiment
 │   ├── TrackingError      the MLflow store cannot be used or does not answer
 │   └── PromotionError     nothing to promote, or nothing to compare it with
+├── SearchError            no trial can run here, so the search has stopped
 ├── ExportError            a file that was written does not do what the student does
 ├── MissingSignal          a method read an output that it did not declare
 └── TrainingDiverged       a loss that is not finite; the trial is recorded as failed
@@ -65,6 +66,10 @@ class TrackingError(UserError):
 
 class PromotionError(UserError):
     """There is nothing to promote, or it cannot be compared with the champion."""
+
+
+class SearchError(HeterokdError):
+    """No trial can run on this machine or cluster, so the search has stopped; what was computed is kept."""
 
 
 class ExportError(HeterokdError):

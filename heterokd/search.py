@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from heterokd.cache import hold
 from heterokd.cluster import check_address, connected, plan_cluster, ray, tune
 from heterokd.config import Experiment
+from heterokd.deaths import Deaths
 from heterokd.distillation import (
     check_experiment,
     check_files,
@@ -34,7 +35,7 @@ from heterokd.distillation import (
     run_recipe,
     with_key,
 )
-from heterokd.errors import ConfigError, NetworkError, StudyError, TrackingError, UserError
+from heterokd.errors import ConfigError, NetworkError, SearchError, StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
@@ -62,9 +63,10 @@ def _name_trial(trial: Any) -> str:
 class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
     """Tune's view of the study: whatever runs next is its suggestion."""
 
-    def __init__(self, judge: Any) -> None:
+    def __init__(self, judge: Any, deaths: Deaths) -> None:
         super().__init__()
         self.judge = judge
+        self.deaths = deaths
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -75,6 +77,7 @@ class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully 
         if assignment == "wait":
             return None
         self.numbers[trial_id] = assignment.number
+        self.deaths.begin(assignment.number)
         # Its number alone: Tune copies and keeps what it is given; the trial asks the judge for the rest.
         return {"number": assignment.number}
 
@@ -82,6 +85,9 @@ class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully 
         """A trial whose process died more often than `search.max_failures` never told the judge itself."""
         number = self.numbers.pop(trial_id, None)
         if error and number is not None:
+            self.deaths.add()
+        # Where none can live it is not the trial that failed: it is kept for another start of the search.
+        if error and number is not None and not self.deaths.are_hopeless:
             message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
             ray.get(self.judge.finish.remote(number, "failed", {}, message))
 
@@ -129,6 +135,9 @@ def run_study(
         run: trains a trial's recipe.
         before: seconds that the search has taken already; they count towards its budget.
         question: what the study was created with, where students were left out of `experiment`.
+
+    Raises:
+        SearchError: no trial can run here.
     """
     folder = root.study(experiment.name)
     # From now to the end nobody may delete it, whichever trial reads it when.
@@ -174,10 +183,11 @@ def run_study(
             if filling is not None and not filling.is_complete and not experiment.training.is_shared:
                 # Half of the places: the first trials train on what there is, and run the teacher for the rest.
                 builders = start_filling(filling, root, weights, cluster, max(1, cluster.parallel // 2))
+            deaths = Deaths(folder, cluster.parallel)
             tuner = tune.Tuner(
                 tune.with_resources(trainable, cluster.trial),
                 tune_config=tune.TuneConfig(
-                    search_alg=AskJudge(judge),
+                    search_alg=AskJudge(judge, deaths),
                     scheduler=_InOrder(),
                     num_samples=-1,
                     max_concurrent_trials=cluster.parallel,
@@ -189,10 +199,11 @@ def run_study(
                     name="tune",
                     storage_path=scratch,
                     verbose=0,
+                    stop=deaths,
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
                     callbacks=[
                         *([FromStore(root, folder)] if root.url else []),
-                        Progress(folder, judge, projector, listener, builders),
+                        Progress(folder, judge, projector, listener, builders, deaths),
                     ],
                 ),
             )
@@ -208,6 +219,9 @@ def run_study(
         if held is not None:
             held.release()
     folder.write_summary(summary)
+    if deaths.are_hopeless:
+        runs.finish(summary, "FAILED")
+        raise SearchError(deaths.sentence)
     return summary
 
 
@@ -251,6 +265,7 @@ def search(
 
     Raises:
         UserError: the input is wrong; nothing has been launched then.
+        SearchError: no trial can run here; what was computed is kept.
     """
     folder = root.study(experiment.name)
     fetch(root, folder)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from heterokd.cluster import ray, tune
+from heterokd.deaths import Deaths
 from heterokd.disk import obstacle
 from heterokd.filling import release
 from heterokd.root import StudyFolder, TrialFolder
@@ -93,13 +94,21 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
     """Passes Tune's events on to the MLflow thread and to the listener, and gives what is done back."""
 
     def __init__(
-        self, folder: StudyFolder, judge: Any, projector: Projector, listener: Listener | None, builders: list[Any]
+        self,
+        folder: StudyFolder,
+        judge: Any,
+        projector: Projector,
+        listener: Listener | None,
+        builders: list[Any],
+        deaths: Deaths,
     ) -> None:
         self.folder = folder
         self.judge = judge
         self.projector = projector
         self.listener = listener
         self.builders = builders
+        self.deaths = deaths
+        self.failures: dict[str, int] = {}
         self.ended: list[Any] = []
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
@@ -118,6 +127,12 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
                 self.folder.write_summary(summary)
             if self.listener is not None:
                 self.listener(event, trial_folder, summary)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process died and is started again; Tune does not count those that a warning came before."""
+        if trial.num_failures > self.failures.get(trial.trial_id, 0):
+            self.failures[trial.trial_id] = trial.num_failures
+            self.deaths.add()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Tune keeps a trial's object to the end of the search."""

@@ -15,6 +15,7 @@ import typer
 from heterokd import __version__
 from heterokd.cli import listing, models, planning, results, searching, training
 from heterokd.cli.options import FULL
+from heterokd.ending import ending_in_order
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """What the system says of a place that the user chose; the other faults of a disk are the machine's."""
@@ -61,7 +62,8 @@ def main() -> None:
     """Run the command line; every foreseen fault ends in one sentence."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        app(standalone_mode=True)
+        with ending_in_order():
+            app(standalone_mode=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
