@@ -233,7 +233,7 @@ def found_by(running: Search) -> list[tuple[str, list[tuple[float, float]]]]:
 def kill_at_start(scratch: Path, asked: Asked) -> dict[str, Any]:
     """Every trial's process, as soon as it has begun; then no more of them."""
     killed: set[int] = set()
-    with searching(scratch, asked.prepared, search={"trials": 6}) as running:
+    with searching(scratch, asked.prepared, search={"trials": 3}) as running:
 
         def has_ended() -> bool:
             for trial in running.folder.trials():

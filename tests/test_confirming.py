@@ -16,6 +16,7 @@ from heterokd.root import StudyFolder
 from heterokd.study import BASELINE, Assignment, Study
 from heterokd.study.beliefs import Belief, Population, most_telling, population
 from heterokd.study.confirming import LARGEST_SHARE, share, share_after
+from heterokd.study.leaders import Standings
 
 NOISE = 0.02
 
@@ -213,6 +214,24 @@ def test_what_is_reported_is_not_the_luckiest_value() -> None:
         lucky.append((max(one.search_value for one in study.leaders()) - true) / NOISE)
     assert abs(statistics.fmean(expected)) < 0.3
     assert statistics.fmean(lucky) > 0.8
+
+
+def test_a_summary_looks_at_few_configurations_and_says_the_same() -> None:
+    """Also at each moment of a search with repetitions underway: whoever leads, leads among all."""
+    experiment = make_experiment(budget={"trainings": 60}, prune=False)
+    study = Study(experiment, StudyFolder(Path("nowhere")), storage="memory", clock=lambda: 0.0)
+    lengths = []
+    while isinstance(one := study.next(), Assignment):
+        study.finish(one.number, "complete", {"val/top1": round(noisy(one), 2)})  # ties, too
+        everyone, standings = study.leaders(), Standings(study._trials, experiment)
+        assert standings.leaders(1)[0] == everyone[0]
+        assert standings.leaders(5)[:5] == everyone[:5]
+        said = study.summary()["leaders"]
+        assert [leader["number"] for leader in said] == [leader.number for leader in everyone[: len(said)]]
+        scratch = [next(all_ for all_ in some if all_.method == BASELINE) for some in (everyone, standings.leaders(1))]
+        assert scratch[0] == scratch[1]
+        lengths.append((len(standings.foremost(5)), len(everyone)))
+    assert lengths[-1][0] < lengths[-1][1] / 2
 
 
 def test_a_search_without_confirmation_repeats_nothing() -> None:

@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root that the benchmark makes once: MLflow's tables and the fitted teacher."""
+    return tmp_path_factory.mktemp("prepared") / "runs"
 
 
 def measured(script: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -25,42 +31,57 @@ def measured(script: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return figures
 
 
-def after(fault: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = measured("faults.py", tmp_path, "--only", fault, *arguments)["faults"][fault]
-    # Folders, study and MLflow agree: each trial once, at its end, each epoch once.
+def after(fault: str, tmp_path: Path, prepared: Path, *arguments: str) -> dict[str, Any]:
+    figures = measured("faults.py", tmp_path, "--only", fault, "--prepared", str(prepared), *arguments)
+    found: dict[str, Any] = figures["faults"][fault]
+    # Folders, study, MLflow and cache agree: each trial once, at its end, each epoch once, every byte as it was.
     assert found["problems"] == []
     assert found["lost"] == 0
+    assert found["runs"] == found["trials"] + 1
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["trial", "node", "driver", "disk"])
-def test_a_search_goes_on_after(fault: str, tmp_path: Path) -> None:
-    found = after(fault, tmp_path)
-    assert found["trials"] == found["runs"] - 1
+@pytest.mark.parametrize("fault", ["trial", "worker", "node", "driver"])
+def test_a_search_goes_on_from_the_last_rung_after(fault: str, tmp_path: Path, prepared: Path) -> None:
+    found = after(fault, tmp_path, prepared)
+    assert found["again"] < 16  # epochs between the two rungs
 
 
-@pytest.mark.slow
-def test_a_search_goes_on_without_its_mlflow_server(tmp_path: Path) -> None:
-    after("server", tmp_path, "--outage", "20")
+def test_a_driver_that_is_asked_to_end_keeps_everything(tmp_path: Path, prepared: Path) -> None:
+    assert after("term", tmp_path, prepared)["code"] == 130
 
 
-@pytest.mark.slow
-def test_a_spot_node_leaves_a_checkpoint_and_its_end_is_no_failure(tmp_path: Path) -> None:
+def test_a_search_goes_on_without_its_mlflow_server(tmp_path: Path, prepared: Path) -> None:
+    assert after("server", tmp_path, prepared, "--outage", "10")["meanwhile"] > 0
+
+
+def test_a_search_waits_for_a_disk_that_cannot_be_written(tmp_path: Path, prepared: Path) -> None:
+    place = tmp_path / "mounted"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system, which makes the disk read-only")
+    subprocess.run(["umount", str(place)], check=True)
+    after("disk", tmp_path, prepared)
+
+
+def test_a_spot_node_leaves_a_checkpoint_and_its_end_is_no_failure(tmp_path: Path, prepared: Path) -> None:
     """`search.max_failures` is 0 there: a restart that counted would fail the trial."""
-    found = after("spot", tmp_path)
-    assert found["written"] < 15
-    assert found["again"] < 12  # epochs to the rung before
+    found = after("spot", tmp_path, prepared)
+    assert found["written"] < 10
 
 
-@pytest.mark.slow
-def test_a_driver_killed_at_ten_moments_leaves_the_search_that_was_never_killed(tmp_path: Path) -> None:
-    found = after("moments", tmp_path)
+def test_a_search_whose_trials_all_die_at_their_start_gives_up_and_can_go_on(tmp_path: Path, prepared: Path) -> None:
+    found = after("start", tmp_path, prepared)
+    assert found["begun"] == 1  # of three
+    assert found["trials"] == 3
+
+
+def test_a_driver_killed_at_ten_moments_leaves_the_search_that_was_never_killed(tmp_path: Path, prepared: Path) -> None:
+    found = after("moments", tmp_path, prepared)
     assert len(found["moments"]) == 10
     assert found["trials"] == 3
 
 
-@pytest.mark.slow
 def test_many_trials_cost_what_a_few_do(tmp_path: Path) -> None:
     """Counts and memory; times are for the benchmark, on a machine that does nothing else."""
     found = measured("many_trials.py", tmp_path, "--trials", "300", "--study", "600")

@@ -37,6 +37,9 @@ BASELINE_SEEDS = 2
 BASELINE_EVERY = 6
 """Repetitions in all for each of scratch's."""
 
+CONTENDERS = 100
+"""Configurations without a repetition that are looked at for one: the gain falls with their value."""
+
 MOST_FAILURES = 2
 """Repetitions of a configuration that failed, after which it is left alone."""
 
@@ -108,12 +111,14 @@ def _in_group(trials: Trials, standings: Standings, group: str, begun: int) -> R
     """The repetition that can still change most who is best of a group; None when none can."""
     population = standings.population(group)
     beliefs: dict[int, Belief] = {}
-    for number, one in standings.complete.items():
+    for one in standings.foremost(CONTENDERS):
         if standings.group(one) != group:
             continue
-        belief = standings.belief(number, sum(one.is_running for one in trials.confirmations.get(number, ())))
-        if belief is not None and not _is_hopeless(trials, number):
-            beliefs[number] = belief
+        belief = standings.belief(
+            one.number, sum(other.is_running for other in trials.confirmations.get(one.number, ()))
+        )
+        if belief is not None and not _is_hopeless(trials, one.number):
+            beliefs[one.number] = belief
     if len(beliefs) < 2 or population is None:
         return None
     noise = population.noise

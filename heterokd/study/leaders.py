@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,16 +107,38 @@ class Standings:
             return None
         return common.believe(self._searched[number], self._fresh.get(number, ()), expected=expected)
 
-    def leaders(self) -> list[Leader]:
+    def foremost(self, most: int) -> list[Training]:
+        """Who alone may lead: all that are repeated and, of each group and of scratch there, the best of the others.
+
+        What is believed of a configuration without repetitions grows with its value of the search.
+
+        Args:
+            most: how many of the others.
+        """
+        chosen = set(self.repeats)
+        others: dict[tuple[str, bool], list[Training]] = {}
+        for one in self.complete.values():
+            if one.number not in chosen:
+                others.setdefault((self.group(one), one.method == BASELINE), []).append(one)
+        for group in others.values():
+            best = heapq.nsmallest(most, group, key=lambda one: (-self._searched[one.number], one.number))
+            chosen |= {one.number for one in best}
+        return [self.complete[number] for number in sorted(chosen)]
+
+    def leaders(self, most: int | None = None) -> list[Leader]:
         """Configurations that were trained to the end, best first (the order: `Study.leaders`).
 
         The interval is a t-interval of the mean with the seed standard deviation pooled over all confirmed
         configurations (each has few values, too few for a deviation of its own): it supposes that seeds scatter all of
         them alike. It ends where the metric does.
+
+        Args:
+            most: only so many are wanted, and the best of scratch: those who cannot be among them are left out.
         """
         groups = [[self._value(one) for one in group] for group in self.repeats.values()]
         half_width = _half_widths(groups)
-        found = [self._leader(one, self.repeats.get(one.number, []), half_width) for one in self.complete.values()]
+        chosen = self.complete.values() if most is None else self.foremost(most)
+        found = [self._leader(one, self.repeats.get(one.number, []), half_width) for one in chosen]
         # Scratch is repeated to compare with it: that alone puts it before nobody.
         repeated = {leader.student for leader in found if leader.confirmed and leader.method != BASELINE}
         if not self.experiment.by_student and repeated:

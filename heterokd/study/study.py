@@ -22,7 +22,7 @@ from heterokd.study.sampling import STOP_AFTER, distributions, end_like, has_fre
 from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
 from heterokd.study.storage import Given, given, open_database
-from heterokd.study.summary import summarise
+from heterokd.study.summary import SUMMARY_LEADERS, summarise
 from heterokd.study.trials import Training, Trials
 
 Step = tuple[Origin, dict[str, Scalar]] | Repetition | Literal["sample", "wait"] | None
@@ -155,7 +155,8 @@ class Study:
         self._running.discard(number)
         if training.state.is_finished():
             return
-        self._standings = None
+        if state != "pruned" or training.confirms is not None:
+            self._standings = None  # a trial of the search that did not reach its end says nothing of who leads
         if state == "pruned" and training.stopped is None and number in self._halted:
             self._paused.add(number)
             self._trials.set_attr(number, "ended", self._account(training, state, metrics))
@@ -215,7 +216,7 @@ class Study:
             self.methods,
             self.told,
             self.standing(),
-            self.leaders(),
+            self._read().leaders(SUMMARY_LEADERS),
             self.spending,
             [one for one in self._trials.search if one.stopped == "negative transfer"],
         )
@@ -294,7 +295,7 @@ class Study:
         """Students on the Pareto front so far; empty where the metric alone counts."""
         if not self.experiment.by_student:
             return []
-        return [one.student for one in front(self.leaders(), self.told.facts, self.experiment.search.costs)]
+        return [one.student for one in front(self._read().leaders(1), self.told.facts, self.experiment.search.costs)]
 
     def _list_starts(self, methods: Sequence[str]) -> list[tuple[Origin, dict[str, Scalar]]]:
         """Scratch (of each student, where size counts), what led in other studies, each method's published settings."""
@@ -312,6 +313,8 @@ class Study:
 
     def _next_start(self) -> tuple[Origin, dict[str, Scalar]] | None:
         """The next start that has not been tried."""
+        if not self._starts:
+            return None
         tried = Counter((one.origin, one.method) for one in self._trials.search)
         for origin, sample in self._starts:
             if not tried[origin, str(sample["method"])]:
@@ -319,6 +322,7 @@ class Study:
                     return origin, sample
                 continue  # another start has the same values
             tried[origin, str(sample["method"])] -= 1
+        self._starts = []  # trials are only added: there will be none again
         return None
 
     def _chosen(self) -> dict[str, Scalar]:
