@@ -26,7 +26,7 @@ from heterokd.cache_command import verify
 from heterokd.root import Root, StudyFolder, TrialFolder
 from heterokd.tracking import open_store
 
-LONGEST = 400.0
+LONGEST = 600.0
 """Seconds after which a search counts as hanging."""
 
 TIMED = 4
