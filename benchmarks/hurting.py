@@ -36,14 +36,14 @@ POLL = 0.03
 
 EXPERIMENT: dict[str, Any] = {
     "name": "hurt",
-    "data": {"dataset": "digits", "image_size": 32, "labels_per_class": 10},
+    "data": {"dataset": "digits", "image_size": 32, "labels_per_class": 5},
     "teacher": {
         "network": "test_vit",
         "options": {"img_size": 32, "patch_size": 8},
         "training": {"epochs": 4, "warmup_epochs": 0, "batch_size": 64, "precision": "fp32", "channels_last": False},
     },
     "student": {"network": "test_efficientnet"},
-    "training": {"epochs": 40, "batch_size": 20, "learning_rate": 0.05, "precision": "fp32", "channels_last": False},
+    "training": {"epochs": 40, "batch_size": 10, "learning_rate": 0.05, "precision": "fp32", "channels_last": False},
     "search": {
         "space": {
             "methods": ["kd", "dkd"],
@@ -55,6 +55,7 @@ EXPERIMENT: dict[str, Any] = {
         "first_rung": 0.2,
         "prune": False,
     },
+    "cache": {"views": 2},
 }
 
 
