@@ -125,8 +125,7 @@ def kill_trial(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A trial's process."""
     with searching(scratch, asked.prepared) as running:
         trial = until(lambda: in_training(running), running)
-        os.kill(int(trial.status["pid"]), signal.SIGKILL)
-        hurt = Hurt.now(trial)
+        hurt = Hurt.by(trial, lambda: os.kill(int(trial.status["pid"]), signal.SIGKILL))
         recovered = hurt.recovered(running)
         running.wait()
         return outcome(running, "a trial's process", hurt, recovered)
@@ -412,8 +411,7 @@ def kill_node(scratch: Path, asked: Asked) -> dict[str, Any]:
         (node,) = cluster.worker_nodes
         with searching(scratch, asked.prepared, more=("--address", cluster.address), **settings) as running:
             trial = until(lambda: on_node(running, node), running)
-            cluster.remove_node(node, allow_graceful=False)
-            hurt = Hurt.now(trial)
+            hurt = Hurt.by(trial, lambda: cluster.remove_node(node, allow_graceful=False))
             cluster.add_node(num_cpus=1)
             recovered = hurt.recovered(running)
             running.wait()
@@ -440,8 +438,7 @@ def warn_spot(scratch: Path, asked: Asked) -> dict[str, Any]:
             until(lambda: saved(trial) not in (before, *rungs_of(trial, 0.05)), running, window)
             written = time.monotonic() - told
             time.sleep(max(0.0, window + 0.5 - (time.monotonic() - told)))
-            cluster.remove_node(node, allow_graceful=False)
-            hurt = Hurt.now(trial)
+            hurt = Hurt.by(trial, lambda: cluster.remove_node(node, allow_graceful=False))
             cluster.add_node(num_cpus=1)
             recovered = hurt.recovered(running)
             running.wait()

@@ -241,6 +241,15 @@ class Hurt:
         """Right after the fault."""
         return cls(trial, epochs(trial), saved(trial), time.monotonic())
 
+    @classmethod
+    def by(cls, trial: TrialFolder, kill: Callable[[], object]) -> Hurt:
+        """Kill what its process depends on; as long as the process lives, it may report."""
+        process = psutil.Process(int(trial.status["pid"]))
+        at = time.monotonic()
+        kill()
+        until_gone([process])
+        return cls(trial, epochs(trial), saved(trial), at)
+
     @property
     def again(self) -> int:
         """Epochs that are trained once more."""
