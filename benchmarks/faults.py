@@ -118,6 +118,10 @@ def end_in_order() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+TRIALS = 3
+"""Of the study whose driver is killed ten times."""
+
+
 # --- a process of the search
 
 
@@ -182,16 +186,19 @@ def moments(root: Path, seed: int) -> list[tuple[str, Callable[[], bool]]]:
     drawn = random.Random(seed)
     folder = Root(root).study(str(EXPERIMENT["name"]))
 
-    def reached(number: int, epoch: int) -> Callable[[], bool]:
-        return lambda: epochs(folder.trial(number)) >= epoch
+    def reached(some: int) -> Callable[[], bool]:
+        return lambda: sum(map(epochs, folder.trials())) >= some
 
-    places = sorted(drawn.sample([(number, epoch) for number in range(3) for epoch in range(1, 40, 3)], 5))
+    everything = int(EXPERIMENT["training"]["epochs"]) * TRIALS
     return [
         ("before anything", lambda: True),
         ("in the teacher's fit", lambda: any(root.glob("teachers/*/.lock"))),
         ("in the teacher's fit again", lambda: any(root.glob("teachers/*/.lock"))),
         ("before the first trial", lambda: folder.database.exists()),
-        *((f"trial {number}, epoch {epoch}", reached(number, epoch)) for number, epoch in places),
+        *(
+            (f"after {some} of {everything} epochs", reached(some))
+            for some in sorted(drawn.sample(range(everything), 5))
+        ),
         ("at the registration", lambda: folder.report.exists()),
     ]
 
@@ -199,7 +206,7 @@ def moments(root: Path, seed: int) -> list[tuple[str, Callable[[], bool]]]:
 def kill_at_moments(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The driver, ten times, and started again at once; then an undisturbed search of the same question."""
     drawn = random.Random(asked.seed)
-    settings = {"search": {"trials": 3}}
+    settings = {"search": {"trials": TRIALS}}
     places: list[str] = []
     with searching(scratch, None, **settings) as running:
         for place, is_there in moments(running.root, asked.seed):
@@ -232,7 +239,7 @@ def found_by(running: Search) -> list[tuple[str, list[tuple[float, float]]]]:
 def kill_at_start(scratch: Path, asked: Asked) -> dict[str, Any]:
     """Every trial's process, as soon as it has begun; then no more of them."""
     killed: set[int] = set()
-    with searching(scratch, asked.prepared, search={"trials": 3}) as running:
+    with searching(scratch, asked.prepared, search={"trials": 4}) as running:
 
         def has_ended() -> bool:
             for trial in running.folder.trials():
@@ -268,7 +275,7 @@ def stop_server(scratch: Path, asked: Asked) -> dict[str, Any]:
     server = serve(store, port, database)
     try:
         # Some of it is left when the server comes back.
-        settings = {"search": {"trials": 3 + int(asked.outage / 5)}}
+        settings = {"search": {"trials": 4 + int(asked.outage / 2.5)}}
         with searching(scratch, asked.prepared, tracking={"uri": uri}, **settings) as running:
             until(lambda: in_training(running), running)
             os.killpg(server.pid, signal.SIGKILL)
@@ -406,7 +413,7 @@ def on_node(running: Search, node: Any) -> TrialFolder | None:
 
 def kill_node(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A node: its raylet, and with it what runs there; another node joins."""
-    settings = {"search": {"parallel": 2, "trials": 4}}
+    settings = {"search": {"trials": 4}}
     with two_nodes() as cluster:
         (node,) = cluster.worker_nodes
         with searching(scratch, asked.prepared, more=("--address", cluster.address), **settings) as running:
@@ -422,7 +429,7 @@ def warn_spot(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A node that is told to leave, and is gone at its deadline; no failure is allowed."""
     window = 10
     settings: dict[str, Any] = {
-        "search": {"parallel": 2, "trials": 2, "max_failures": 0, "first_rung": 0.05},
+        "search": {"max_failures": 0, "first_rung": 0.05},
         "training": {"epochs": 200},
     }
     with two_nodes() as cluster:

@@ -51,7 +51,7 @@ EXPERIMENT: dict[str, Any] = {
         },
         "trials": 2,
         "confirm_leaders": 0,
-        "parallel": 1,
+        "parallel": 2,
         "first_rung": 0.2,
         "prune": False,
     },
