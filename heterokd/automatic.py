@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config import Experiment, NetworkSettings, load_experiment
 from heterokd.distillation import PreparedTeacher, prepare_teacher
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
-from heterokd.latency import latency_ms
+from heterokd.latency import known_latency_ms, parameters_m
 from heterokd.looking import Look
-from heterokd.networks import build_network, deployable, network_names, no_weights, predict_spec, published_classes
+from heterokd.networks import network_names, no_weights, predict_spec, published_classes
 from heterokd.root import Root, write_text
 from heterokd.training import Report
 
@@ -142,7 +141,7 @@ def propose(
     classes = len(seen.classes)
     said = [f"views are {size} x {size} pixels"]
     sections = {name: _teacher(name, size, classes, len(_train(seen)), said) for name in teachers}
-    chosen, choice = _students(sections[teachers[0]], students, limits, size, classes)
+    chosen, choice = _students(sections[teachers[0]], students, limits, size, classes, root)
     said += choice
     content = _content(seen, images, size, limits, chosen)
     name = str(content["name"])
@@ -175,6 +174,8 @@ def _content(seen: Look, images: Path, size: int, limits: Limits, students: Sequ
     }
     search |= {"trials": 3 * len(METHODS)} if limits.hours is None else {"budget": {"hours": round(limits.hours, 4)}}
     gates = {"max_params_m": limits.max_params_m, "max_latency_ms": limits.max_latency_ms}
+    gates = {key: value for key, value in gates.items() if value is not None}
+    search |= gates
     return {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", seen.folder.resolve().name).strip(".-_")[:64] or "images",
         "data": {"dataset": "image_folder", "root": str(images), "image_size": size},
@@ -188,7 +189,7 @@ def _content(seen: Look, images: Path, size: int, limits: Limits, students: Sequ
             "clip_grad": 5.0,
         },
         "search": search,
-        "promotion": {key: value for key, value in gates.items() if value is not None},
+        "promotion": gates,
     }
 
 
@@ -234,16 +235,17 @@ def _tokens(name: str, size: int, classes: int) -> dict[str, Any]:
 
 
 def _students(
-    teacher: dict[str, Any], named: Sequence[str], limits: Limits, size: int, classes: int
+    teacher: dict[str, Any], named: Sequence[str], limits: Limits, size: int, classes: int, root: Root
 ) -> tuple[list[str], list[str]]:
     """Names, and why."""
     most = limits.max_params_m
     if most is None:
-        most = parameters_m(teacher["network"], classes, size, teacher.get("options")) / TEACHER_PARTS
+        settings = NetworkSettings(network=teacher["network"], options=teacher.get("options", {}))
+        most = parameters_m(settings, classes, size) / TEACHER_PARTS
     found, said = [], []
     for candidates in ((name,) for name in named) if named else (reversed(names) for names in FAMILIES.values()):
         for name in candidates:
-            millions = parameters_m(name, classes, size)
+            millions = parameters_m(NetworkSettings(network=name), classes, size)
             if millions > most and (not named or limits.max_params_m is not None):
                 if named:
                     raise ConfigError(
@@ -252,8 +254,8 @@ def _students(
                 continue
             speed = ""
             if limits.max_latency_ms is not None:
-                network = deployable(build_network(name, classes, image_size=size))
-                latency = latency_ms(network, (size, size))
+                # Remembered, so that the search weighs it the same.
+                latency = known_latency_ms(NetworkSettings(network=name), classes, (size, size), size, root)
                 speed = f", {latency:.2f} ms"
                 if latency > limits.max_latency_ms:
                     if named:
@@ -270,13 +272,6 @@ def _students(
             "(--student), or raise the limits"
         )
     return found, said
-
-
-def parameters_m(name: str, classes: int, size: int, options: dict[str, Any] | None = None) -> float:
-    """Millions of parameters of a network, counted without memory for them."""
-    with torch.device("meta"):
-        network = build_network(name, classes, options, image_size=size)
-    return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 
 
 def _fit(

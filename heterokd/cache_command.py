@@ -129,7 +129,8 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
 
     with Terminal("", quiet=quiet) as terminal:
         built = build(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
-    return Answer(outcome(built), built)
+    content = built[0] if len(built) == 1 else {"caches": built}
+    return Answer([line for one in built for line in outcome(one)], content)
 
 
 def table(cards: Sequence[CacheCard]) -> list[str]:

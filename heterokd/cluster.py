@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -35,10 +36,11 @@ import ray
 from ray import tune
 
 from heterokd import autoscaling
-from heterokd.config import Experiment, TrainingSettings, ends
+from heterokd.config import Experiment, TrainingSettings, ends, reads_teacher
 from heterokd.distillation import open_splits
 from heterokd.ending import ending_in_order
 from heterokd.errors import ConfigError, PairError
+from heterokd.latency import parameters_m
 from heterokd.memory import estimate_memory
 
 logger = logging.getLogger(__name__)
@@ -343,26 +345,48 @@ def trials_per_gpu(experiment: Experiment, memory: int) -> int:
     Raises:
         ConfigError: not even one.
     """
-    splits = open_splits(experiment.data)
-    shared = experiment.shared_domains()
-    largest = {key: max(ends(shared[key])) for key in ("training.batch_size",) if key in shared}  # type: ignore[type-var]
-    most, greediest = 0, ""
-    for network in experiment.student.networks:
-        chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
-        for method in experiment.methods:
-            recipe = experiment.recipe({**experiment.published(method), **largest, **chosen})
-            try:
-                needed = estimate_memory(recipe, splits, memory)
-            except PairError:
-                continue
-            if needed > most:
-                most, greediest = needed, f"method {method!r} for student {network!r}"
+    most, greediest = largest_training(experiment, memory)
     if most > memory:
         raise ConfigError(
             f"training.batch_size: a training by {greediest} needs about {most / 2**30:.1f} GiB of a GPU that has "
             f"{memory / 2**30:.1f}; raise training.accumulate, or lower training.batch_size"
         )
     return max(1, memory // max(most, 1))
+
+
+def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[str] | None = None) -> tuple[int, str]:
+    """Bytes of a GPU that the greediest training of an experiment takes, and which that is, in words.
+
+    A trial's process keeps the teachers that it has followed, so that all of them count.
+
+    Args:
+        experiment: the question.
+        memory: of the GPU, in bytes.
+        methods: some of the experiment's, with its first student; all of them with all students, when left out.
+    """
+    splits = open_splits(experiment.data)
+    shared = experiment.shared_domains() if methods is None else {}
+    largest = {key: max(ends(shared[key])) for key in ("training.batch_size",) if key in shared}  # type: ignore[type-var]
+    first, *others = experiment.teacher.networks
+    held = {
+        one: round(4e6 * parameters_m(experiment.teacher.one(one), splits.num_classes, experiment.data.image_size))
+        for one in (experiment.teacher.networks if others else ())
+    }
+    students = experiment.student.networks if methods is None else experiment.student.networks[:1]
+    most, greediest = 0, ""
+    for teacher, network, method in product(experiment.teacher.networks, students, methods or experiment.methods):
+        if teacher != first and not reads_teacher(method):
+            continue
+        asked = experiment.following(teacher)
+        chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
+        try:
+            needed = estimate_memory(asked.recipe({**asked.published(method), **largest, **chosen}), splits, memory)
+        except PairError:
+            continue
+        needed += sum(held.values()) - held.get(teacher, 0)
+        if needed > most:
+            most, greediest = needed, f"method {method!r} for student {network!r}"
+    return most, greediest
 
 
 def gpu_bytes() -> int | None:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from heterokd.cache import cache_bytes, list_caches, mend_cache
 from heterokd.cluster import connected, plan_cluster
-from heterokd.config import load_experiment
-from heterokd.distillation import check_experiment, check_files, prepare_teacher
+from heterokd.config import Experiment, load_experiment
+from heterokd.distillation import check_experiment, check_files, prepare_teachers
 from heterokd.errors import CacheError, ConfigError
 from heterokd.filling import Filling, fill, plan_filling
 from heterokd.root import Root
@@ -22,8 +22,10 @@ from heterokd.terminal import Terminal, clock, size
 TENTHS = 10
 
 
-def build(file: Path, overrides: Sequence[str], root: Root, address: str | None, terminal: Terminal) -> dict[str, Any]:
-    """Complete the cache of an experiment's own seed, whose views its trials share.
+def build(
+    file: Path, overrides: Sequence[str], root: Root, address: str | None, terminal: Terminal
+) -> list[dict[str, Any]]:
+    """Complete the caches of an experiment's own seed, one a teacher, whose views its trials share.
 
     Args:
         file: of the experiment.
@@ -33,7 +35,8 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
         terminal: where progress is shown.
 
     Returns:
-        `id`, `description`, `folder`, `bytes`, `views` (records), `seconds` and whether it was `built` now.
+        Of each cache `id`, `description`, `folder`, `bytes`, `views` (records), `seconds`, and whether it was `built`
+        now.
 
     Raises:
         UserError: the experiment is wrong, caches nothing, or its cache cannot be completed.
@@ -43,13 +46,31 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
     if not experiment.cache.enabled:
         raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
     check_files(experiment)
-    prepared = prepare_teacher(experiment, root, progress=terminal.teacher_epoch)
-    filling = plan_filling(experiment, root, prepared.weights, audited=False)
-    if filling is None:
+    prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
+    planned = {
+        network: plan_filling(experiment.following(network), root, teacher.weights, audited=False)
+        for network, teacher in prepared.items()
+    }
+    if not any(planned.values()):
         raise ConfigError(
             f"search space: methods: none of {', '.join(experiment.methods)} reads only what a cache holds of the "
             "teacher; they run it live, and there is nothing to build"
         )
+    return [
+        _complete(experiment.following(network), filling, root, address, terminal)
+        for network, filling in planned.items()
+        if filling is not None
+    ]
+
+
+def _complete(
+    experiment: Experiment, filling: Filling, root: Root, address: str | None, terminal: Terminal
+) -> dict[str, Any]:
+    """The cache of one teacher.
+
+    Raises:
+        CacheError: it cannot be completed.
+    """
     for name in mend_cache(filling.folder):
         terminal.say(f"removed {filling.folder}/{name}: it was damaged, or belonged to what was")
     if filling.obstacle is not None:
@@ -58,8 +79,8 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
     if built:
         terminal.say(f"cache {filling.key.id}: {filling.key.describe()}")
         with connected(address), _Shown(filling, terminal) as progress:
-            fill(filling, root, prepared.weights, plan_cluster(experiment), progress)
-    plan_filling(experiment, root, prepared.weights)  # the audit
+            fill(filling, root, plan_cluster(experiment), progress)
+    plan_filling(experiment, root, filling.weights)  # the audit
     (card,) = (card for card in list_caches(root.cache_folder) if card.id == filling.key.id)
     return {
         "id": card.id,
@@ -73,7 +94,7 @@ def build(file: Path, overrides: Sequence[str], root: Root, address: str | None,
 
 
 def outcome(found: dict[str, Any]) -> list[str]:
-    """What `build` returns, in lines."""
+    """What `build` says of one cache, in lines."""
     said = f"built in {clock(found['seconds'])}" if found["built"] else "is complete; nothing was built"
     return [f"cache {found['id']} {said}: {found['views']:,} views, {size(found['bytes'])}", found["folder"]]
 

@@ -76,14 +76,14 @@ class Questions:
         root: as the driver sees it.
         tracking: the server's address; None where MLflow writes a file of the driver's.
         data: the experiment's, as JSON.
-        teacher: a file that every node must have.
+        teachers: files that every node must have, by the key that names them.
         probe: name of the driver's own file where state lives.
     """
 
     root: Root
     tracking: str | None
     data: str
-    teacher: Path | None
+    teachers: Mapping[str, Path]
     probe: str
 
 
@@ -103,8 +103,9 @@ def answers(questions: Questions) -> dict[str, Any]:
         found["tracking"] = sentence(answering, CHECK_SECONDS)
     wrong = sentence(data, DATA_SECONDS)
     found |= {"data": wrong} if wrong else {"fingerprint": data.result()}
-    if questions.teacher is not None:
-        found["teacher"] = questions.teacher.stat().st_size if questions.teacher.is_file() else None
+    found["teachers"] = {
+        key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()
+    }
     scheme = urlsplit(root.url or "").scheme
     found["secrets"] = [name for name in SECRETS.get(scheme, ()) if os.environ.get(name)]
     place = root.path
@@ -175,9 +176,9 @@ def _data(node: str, found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[
         same = found["fingerprint"] == mine.get("fingerprint")
         told = "opens" if same else "is not the driver's data set: other files, or another version"
         checks = [Check(node, "data", same, told, "copy the driver's data set to this node")]
-    if "teacher" in found:
-        same = found["teacher"] is not None and found["teacher"] == mine["teacher"]
-        told = "the teacher's file is there" if same else "teacher.checkpoint: is missing here, or another file"
+    for key, size in found.get("teachers", {}).items():
+        same = size is not None and size == mine["teachers"][key]
+        told = "the teacher's file is there" if same else f"{key}: is missing here, or another file"
         checks.append(Check(node, "teacher", same, told, "copy it to the same path on every node"))
     return checks
 

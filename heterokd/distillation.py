@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from heterokd.config import (
     TrainingSettings,
     ends,
     methods_of,
+    pairing,
     score_of,
 )
 from heterokd.dataset import Splits
@@ -37,6 +38,7 @@ from heterokd.decoded import share_splits
 from heterokd.disk import when_writable
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.evaluation import evaluate
+from heterokd.latency import Candidates, weigh_students
 from heterokd.loaders import Loaders, make_loaders, open_split
 from heterokd.methods import METHODS
 from heterokd.networks import build_network, predict_spec, published_classes, save_weights, weights_hash
@@ -49,6 +51,9 @@ from heterokd.training import Metrics, Report, Trained, build_distiller, train
 from heterokd.updates import split_batch
 
 logger = logging.getLogger(__name__)
+
+TeacherReport = Callable[[Metrics, str], bool]
+"""Told the metrics of an epoch of a teacher's fit, and its network; False ends the fit."""
 
 WARM_UP = 2  # steps before a precision is timed
 
@@ -102,32 +107,60 @@ def training_splits(splits: Splits, root: Root) -> Splits:
     return share_splits(root.pixels, splits)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _teacher(settings: str, num_classes: int, image_size: int, weights: Path | None) -> LiveTeacher:
     return open_teacher(TeacherSettings.model_validate_json(settings), num_classes, image_size, weights)
 
 
 def check_experiment(experiment: Experiment) -> dict[str, str]:
-    """Everything that can be known before work begins: data, networks, and whether each method exists for the pair.
+    """Everything that can be known before work begins: data, networks, and whether each method exists for each pair.
 
     Returns:
-        Methods that cannot exist for the pair, with the reason. They are left out when the experiment says
-        `methods: all`, and an error when it names them.
+        By method, why it cannot exist: left out when the experiment says `methods: all`, and an error when it names
+        them. Of several teachers, a method that exists for some is left out with the others alone, whoever named it,
+        and stands here as `pairing(method, teacher)`.
 
     Raises:
         UserError: one sentence naming file or key.
     """
-    checkpoint = experiment.teacher.checkpoint
-    if checkpoint is not None and not checkpoint.is_file():
-        raise CheckpointError(f"teacher.checkpoint: there is no file {checkpoint}; paths begin where heterokd is run")
+    for network in experiment.teacher.networks:
+        checkpoint = experiment.teacher.checkpoint_of(network)
+        if checkpoint is not None and not checkpoint.is_file():
+            key = f"teacher.checkpoint{f'.{network}' if isinstance(experiment.teacher.checkpoint, Mapping) else ''}"
+            raise CheckpointError(f"{key}: there is no file {checkpoint}; paths begin where heterokd is run")
     splits = open_splits(experiment.data)
-    teacher = _spec("teacher", experiment.teacher.network, experiment.teacher, experiment.data, splits.num_classes)
+    teachers, students = (
+        {
+            network: _spec(section, searched.one(network), experiment.data, splits.num_classes)
+            for network in searched.networks
+        }
+        for section, searched in (("teacher", experiment.teacher), ("student", experiment.student))
+    )
+    found = {network: _excluded(experiment.following(network), spec, students) for network, spec in teachers.items()}
+    excluded: dict[str, str] = {}
+    for method in experiment.methods:
+        reasons = {network: found[network][method] for network in teachers if method in found[network]}
+        if len(reasons) == len(teachers):
+            excluded[method] = "; ".join(reasons.values())
+        else:
+            excluded |= {pairing(method, network): reason for network, reason in reasons.items()}
+    gone = [method for method in experiment.methods if method in excluded]
+    if gone and set(experiment.methods) != set(methods_of(experiment.data.task)):
+        raise ConfigError(f"search space: methods: {excluded[gone[0]]}; take {gone[0]!r} off the list")
+    return excluded
+
+
+def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str, OutputSpec]) -> dict[str, str]:
+    """The methods that cannot exist for one teacher and every student, with the reason.
+
+    Raises:
+        ConfigError: a value of the search space is impossible.
+    """
     excluded: dict[str, str] = {}
     # Without the overrides: a method that exists for the pair until a value is pinned is the pin's fault.
     space = experiment.space.model_copy(update={"overrides": {}})
     plain = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
-    for network in experiment.student.networks:
-        student = _spec("student", network, experiment.student, experiment.data, splits.num_classes)
+    for network, student in students.items():
         pair = f"{experiment.teacher.network} (teacher) and {network} (student)"
         for method in experiment.methods:
             published = plain.published(method)
@@ -145,10 +178,21 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
             reason = _refusal(experiment.recipe(experiment.published(method)), student, teacher)
             if reason is not None:
                 raise ConfigError(f"search space: overrides: together they are impossible for {pair}: {reason}")
-    if excluded and set(experiment.methods) != set(methods_of(experiment.data.task)):
-        method, reason = next(iter(excluded.items()))
-        raise ConfigError(f"search space: methods: {reason}; take {method!r} off the list")
     return excluded
+
+
+def within_limits(experiment: Experiment, root: Root) -> tuple[Experiment, Candidates]:
+    """The question about the students that keep `search.max_params_m` and `search.max_latency_ms`, and what each costs.
+
+    Raises:
+        NetworkError: a student that cannot be built.
+        ConfigError: no student is left.
+    """
+    try:
+        candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    except NetworkError as error:
+        raise NetworkError(with_key("student", error)) from None
+    return experiment.without(candidates.left_out), candidates
 
 
 def check_files(experiment: Experiment) -> None:
@@ -162,18 +206,16 @@ def check_files(experiment: Experiment) -> None:
     kept, most = experiment.cache.top_k, splits.num_classes
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
-    teacher, size = experiment.teacher, experiment.data.image_size
-    if teacher.checkpoint is not None:
-        _given_teacher(teacher, splits.num_classes, size)
-    starting: dict[tuple[str, str], NetworkSettings] = (
-        {("teacher", teacher.network): teacher} if teacher.pretrained else {}
-    )
-    student = experiment.student
-    if student.pretrained:
-        starting |= {("student", network): student.one(network) for network in student.networks}
-    for (section, network), settings in starting.items():
+    size = experiment.data.image_size
+    for teacher in map(experiment.teacher.one, experiment.teacher.networks):
+        if teacher.checkpoint is not None:
+            _given_teacher(teacher, splits.num_classes, size)
+    starting: list[tuple[str, NetworkSettings]] = []
+    for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
+        starting += [(section, searched.one(network)) for network in searched.networks if searched.pretrained]
+    for section, settings in starting:
         try:
-            build_network(network, splits.num_classes, settings.options, pretrained=True, image_size=size)
+            build_network(settings.network, splits.num_classes, settings.options, pretrained=True, image_size=size)
         except NetworkError as error:
             raise NetworkError(with_key(section, error)) from None
 
@@ -196,7 +238,8 @@ def with_key(section: str, error: NetworkError) -> str:
     return f"{section}.{text}" if text.startswith("network ") else f"{section}: {text}"
 
 
-def _spec(section: str, network: str, settings: NetworkSettings, data: DataSettings, num_classes: int) -> OutputSpec:
+def _spec(section: str, settings: NetworkSettings, data: DataSettings, num_classes: int) -> OutputSpec:
+    network = settings.network
     try:
         spec = predict_spec(network, num_classes, settings.options, data.image_size)
     except NetworkError as error:
@@ -221,13 +264,47 @@ def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | 
     return None
 
 
+def prepare_teachers(
+    experiment: Experiment,
+    root: Root,
+    *,
+    device: torch.device | str | None = None,
+    progress: TeacherReport | None = None,
+) -> dict[str, PreparedTeacher]:
+    """Fit or verify every teacher of an experiment, see `prepare_teacher`; by network, in the experiment's order.
+
+    Args:
+        experiment: `teacher` says which.
+        root: fitted teachers are kept under `teachers/`.
+        device: where to fit.
+        progress: told the metrics of each epoch of a fit, and the network that is fitted.
+
+    Raises:
+        CheckpointError: see `prepare_teacher`.
+    """
+    return {
+        network: prepare_teacher(
+            experiment.following(network),
+            root,
+            device=device,
+            progress=None if progress is None else partial(_report_of, progress, network),
+        )
+        for network in experiment.teacher.networks
+    }
+
+
+def _report_of(progress: TeacherReport, network: str, metrics: Metrics) -> bool:
+    return progress(metrics, network)
+
+
 def prepare_teacher(
     experiment: Experiment, root: Root, *, device: torch.device | str | None = None, progress: Report | None = None
 ) -> PreparedTeacher:
     """Fit the teacher (once; it is reused by hash), or verify the one that is given.
 
     Args:
-        experiment: `teacher` says which; it sees all training images, whatever `data.labels_per_class` says.
+        experiment: `teacher` says which, the first of several; it sees all training images, whatever
+            `data.labels_per_class` says.
         root: fitted teachers are kept under `teachers/`.
         device: where to fit; a GPU when there is one, if left out.
         progress: told the metrics of each epoch of a fit.
@@ -238,7 +315,7 @@ def prepare_teacher(
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = experiment.teacher
+    settings = experiment.teacher.one()
     data = experiment.data.model_copy(update={"labels_per_class": None, "train_images": None})
     splits = open_splits(data)
     published = settings.pretrained and published_classes(settings.network) == splits.num_classes
@@ -258,8 +335,8 @@ def prepare_teacher(
 
 
 def teacher_recipe(experiment: Experiment) -> Recipe:
-    """The training that fits an experiment's teacher: it sees all training images."""
-    settings = experiment.teacher
+    """The training that fits an experiment's (first) teacher: it sees all training images."""
+    settings = experiment.teacher.one()
     return Recipe(
         name=f"{experiment.name}-teacher",
         data=experiment.data.model_copy(update={"labels_per_class": None, "train_images": None}),
@@ -273,12 +350,12 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
 
 
 def ready_teacher(experiment: Experiment, root: Root) -> tuple[bool, Path | None]:
-    """Whether the teacher is there and need not be fitted, and the file of its weights (None: timm's, or to be).
+    """Whether the (first) teacher is there and need not be fitted, and its weights' file (None: timm's, or to be).
 
     Raises:
         OSError: the store of the root does not answer.
     """
-    settings, recipe = experiment.teacher, teacher_recipe(experiment)
+    settings, recipe = experiment.teacher.one(), teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if settings.checkpoint is not None:
         return True, settings.checkpoint
@@ -298,7 +375,7 @@ def _fitted_teacher(
     device: torch.device | str,
     progress: Report | None,
 ) -> PreparedTeacher:
-    settings, recipe = experiment.teacher, teacher_recipe(experiment)
+    settings, recipe = experiment.teacher.one(), teacher_recipe(experiment)
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -79,7 +81,7 @@ def examine(experiment: Experiment, root: Root, address: str | None = None) -> l
         root if root.url else root.on_node(),
         tracking,
         experiment.data.model_dump_json(),
-        experiment.teacher.checkpoint,
+        _checkpoints(experiment),
         probe,
     )
     try:
@@ -95,6 +97,14 @@ def examine(experiment: Experiment, root: Root, address: str | None = None) -> l
             with suppress(OSError):
                 (folder.local / "doctor").rmdir()
     return checks
+
+
+def _checkpoints(experiment: Experiment) -> dict[str, Path]:
+    """The files of given teachers, by key."""
+    given = experiment.teacher.checkpoint
+    if isinstance(given, Mapping):
+        return {f"teacher.checkpoint.{network}": file for network, file in given.items()}
+    return {} if given is None else {"teacher.checkpoint": given}
 
 
 def _nodes(questions: Questions, mine: dict[str, Any]) -> list[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Filling:
         recipe: a training whose views the cache holds.
         key: of the cache.
         folder: where it lies.
+        weights: the prepared teacher's.
     """
 
     recipe: Recipe
     key: CacheKey
     folder: Folder
+    weights: Path | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -67,20 +69,33 @@ class Filling:
 
 
 class Builder:
-    """One actor that builds what nobody else is building."""
+    """One actor that builds what nobody else is building.
 
-    def __init__(self, recipe: str, root: Root, weights: Path | None, threads: int) -> None:
+    Args:
+        work: recipes (as JSON) whose caches are built one after the other, each with its teacher's weights.
+        root: where caches lie.
+        threads: of torch.
+    """
+
+    def __init__(self, work: Sequence[tuple[str, Path | None]], root: Root, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.recipe, self.root = Recipe.model_validate_json(recipe), root.on_node()
-        self.weights = None if weights is None else self.root.fetched(weights, root)
+        self.root = root.on_node()
+        self.work = [
+            (Recipe.model_validate_json(recipe), None if weights is None else self.root.fetched(weights, root))
+            for recipe, weights in work
+        ]
 
     def build(self) -> str | None:
-        """Complete the cache together with the others; a sentence where it cannot be completed."""
-        splits = training_splits(open_splits(self.recipe.data), self.root)
-        live = open_prepared(self.recipe, self.weights, splits.num_classes)
+        """Complete each cache together with the others; sentences where one cannot be completed."""
+        problems = [problem for recipe, weights in self.work if (problem := self._complete(recipe, weights))]
+        return "; ".join(problems) or None
+
+    def _complete(self, recipe: Recipe, weights: Path | None) -> str | None:
+        splits = training_splits(open_splits(recipe.data), self.root)
+        live = open_prepared(recipe, weights, splits.num_classes)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            open_cache(self.recipe, splits, live, self.root, device, build=True)
+            open_cache(recipe, splits, live, self.root, device, build=True)
         except CacheError as error:
             return str(error)
         return None
@@ -90,7 +105,7 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, au
     """The cache that an experiment's trials share before confirmation; None where no method reads one.
 
     Args:
-        experiment: the question.
+        experiment: the question; of several teachers the first one's cache is meant, see `Experiment.following`.
         root: caches lie under `caches/`.
         weights: the prepared teacher's weights.
         audited: look at what is there of it, and run the teacher on a sample.
@@ -112,27 +127,26 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, au
             if audited:
                 check_cache(recipe, splits, live, root)
             key = cache_key(recipe, splits, live)
-            return Filling(recipe, key, root.cache_folder.at(key.id))
+            return Filling(recipe, key, root.cache_folder.at(key.id), weights)
     return None
 
 
-def start_filling(filling: Filling, root: Root, weights: Path | None, cluster: Cluster, builders: int) -> list[Any]:
+def start_filling(fillings: Sequence[Filling], root: Root, cluster: Cluster, builders: int) -> list[Any]:
     """Start actors on the Ray that is connected; what `Builder.build` returns, to come.
 
     Args:
-        filling: what to build.
+        fillings: what to build. With as many builders as caches each begins with another one; all help with all.
         root: where caches lie, on every node.
-        weights: the prepared teacher's weights.
         cluster: what one trial gets; a builder gets the same.
         builders: how many, at most; no more than there are shards to build.
     """
     actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
     # Relative paths begin where the driver runs.
     where = root if root.url else root.on_node()
-    described = filling.recipe.model_dump_json(), where, weights.resolve() if weights else None
-    handles = [
-        actor.remote(*described, max(1, int(cluster.cpus))) for _ in range(min(builders, len(filling.missing) or 1))
-    ]
+    work = [(one.recipe.model_dump_json(), one.weights.resolve() if one.weights else None) for one in fillings]
+    count = min(builders, sum(len(one.missing) for one in fillings) or 1)
+    firsts = [number % len(work) for number in range(count)]
+    handles = [actor.remote([*work[first:], *work[:first]], where, max(1, int(cluster.cpus))) for first in firsts]
     # An actor lives as long as its handle: the last reference goes with the answer.
     return [(handle, handle.build.remote()) for handle in handles]
 
@@ -166,7 +180,6 @@ def _ended(handle: Any, answer: Any) -> str | None:
 def fill(
     filling: Filling,
     root: Root,
-    weights: Path | None,
     cluster: Cluster,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -175,14 +188,13 @@ def fill(
     Args:
         filling: what to build.
         root: where caches lie.
-        weights: the prepared teacher's weights.
         cluster: how many builders at a time, and what each of them gets.
         progress: told (shards done, shards in all).
 
     Raises:
         CacheError: it cannot be completed.
     """
-    started = start_filling(filling, root, weights, cluster, cluster.parallel)
+    started = start_filling([filling], root, cluster, cluster.parallel)
     answers = [answer for _, answer in started]
     shards, waiting = layout_of(filling.key).shards, list(answers)
     folder = filling.folder

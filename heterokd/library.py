@@ -19,6 +19,7 @@ from heterokd.root import TrialFolder, open_root
 from heterokd.training import Report
 
 if TYPE_CHECKING:
+    from heterokd.distillation import TeacherReport
     from heterokd.plan.following import Listener
     from heterokd.search import Found
 
@@ -47,7 +48,7 @@ def search(
     resume: bool = False,
     address: str | None = None,
     listener: Listener | None = None,
-    teacher_progress: Report | None = None,
+    teacher_progress: TeacherReport | None = None,
 ) -> Found:
     """Answer an experiment, as `heterokd search` does: train students in parallel, confirm, register the best.
 
@@ -57,10 +58,10 @@ def search(
         resume: go on with (or just show) a study of the same name.
         address: of a Ray cluster; None starts a local one and ends it again.
         listener: told of every trial that starts, reports or finishes.
-        teacher_progress: told the metrics of each epoch of the teacher's fit.
+        teacher_progress: told the metrics of each epoch of a teacher's fit, and its network.
 
     Returns:
-        The study's folder, its summary (`found.summary["winner"]`), the teacher, and the registered model.
+        The study's folder, its summary (`found.summary["winner"]`), the winner's teacher, and the registered model.
 
     Raises:
         UserError: the input is wrong; nothing has been started then.

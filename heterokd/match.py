@@ -76,7 +76,7 @@ def match(
     on_epoch: Callable[[Metrics], bool] = lambda metrics: True,
     teacher_progress: Report | None = None,
 ) -> Match:
-    """Compare the stages of an experiment's teacher and its first student on val; match.json of its study keeps it.
+    """Compare the stages of an experiment's first teacher and first student on val; match.json of its study keeps it.
 
     Args:
         experiment: data, teacher and student.
@@ -91,6 +91,7 @@ def match(
         raise ConfigError(
             "data.dataset: stages are matched in classification, whose methods pair them; name such a set"
         )
+    experiment = experiment.following(experiment.teacher.networks[0])
     trial = _student(experiment, root, on_epoch, teacher_progress)
     weights = prepare_teacher(experiment, root).weights
     splits = open_splits(experiment.data)
@@ -110,9 +111,9 @@ def match(
     starts = propose_starts(similarity, student.spec.kind, teacher.spec.kind, experiment.methods)
     folder = root.study(experiment.name)
     picture = folder.pictures / "match.png"
-    draw_match(picture, similarity, experiment.teacher.network, recipe.student.network)
+    draw_match(picture, similarity, experiment.teacher.networks[0], recipe.student.network)
     caption = (
-        f"How alike the stages of {experiment.teacher.network} (teacher) and {recipe.student.network} (trained on "
+        f"How alike the stages of {experiment.teacher.networks[0]} (teacher) and {recipe.student.network} (trained on "
         "labels alone) are on val: CKA, 1 is the same up to rotation and scale."
     )
     captions = read_json(folder.pictures / "captions.json")
@@ -174,5 +175,5 @@ def _student(
 
 def _fits(experiment: Experiment, trial: TrialFolder) -> bool:
     recipe = trial.recipe
-    first = experiment.student.one(experiment.student.networks[0])
+    first = experiment.student.one()
     return recipe.student == first and recipe.data == experiment.data and trial.status.get("state") == "complete"

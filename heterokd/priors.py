@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from heterokd.config import Experiment, read_yaml
+from heterokd.config import TEACHER, Experiment, NetworkSettings, read_yaml
 from heterokd.datasets import DATASETS
 from heterokd.errors import NetworkError, StudyError
 from heterokd.networks import predict_spec
@@ -161,12 +161,12 @@ def published_settings(method: str, dataset: str, teacher: str, student: str) ->
 
 
 def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Scalar], ...]:
-    """What to try of a method first: its published settings for the experiment's pair, or its defaults.
+    """What to try of a method first: its published settings for the experiment's first pair, or its defaults.
 
     Values that a narrowed domain does not hold are replaced by its nearest one. Never empty; no sample stands twice.
     """
-    student = experiment.student.networks[0]
-    settings = published_settings(method, experiment.data.dataset, experiment.teacher.network, student)
+    teacher, student = experiment.teacher.networks[0], experiment.student.networks[0]
+    settings = published_settings(method, experiment.data.dataset, teacher, student)
     samples: list[dict[str, Scalar]] = []
     for setting in settings or (None,):
         sample = experiment.published(method, {} if setting is None else setting.sample)
@@ -218,7 +218,7 @@ def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[s
 
 
 def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, float]:
-    """The mean rank that the tables let expect of each method on the experiment's pair, best first.
+    """The mean rank that the tables let expect of each method on the experiment's (first) pair, best first.
 
     Methods of no table stand in the middle; equals keep their order.
     """
@@ -275,10 +275,13 @@ def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) 
     ranks: dict[str, list[float]] = {}
     for summary in summaries:
         leaders = [leader for leader in summary["leaders"] if leader["method"] in experiment.methods]
+        teacher = (summary.get("teacher") or {}).get("network")
+        followed = {TEACHER: teacher} if teacher in experiment.teacher.networks else {}
         first = list(dict.fromkeys(leader["method"] for leader in leaders))
         for place, method in enumerate(first):
             ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
-        columns.append([leader["sample"] for leader in leaders if leader["method"] != "scratch"][:WARM_LEADERS])
+        found = [leader["sample"] for leader in leaders if leader["method"] != "scratch"][:WARM_LEADERS]
+        columns.append([{**followed, **sample} for sample in found])
     samples: list[dict[str, Scalar]] = []
     # The best of each study, then the second of each.
     for place in range(WARM_LEADERS):
@@ -292,7 +295,7 @@ def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) 
 
 def _translated(experiment: Experiment, sample: Mapping[str, Scalar]) -> dict[str, Scalar]:
     method = str(sample["method"])
-    known = experiment.method_domains(method) | experiment.shared_domains()
+    known = experiment.domains(method)
     return experiment.published(method, {key: value for key, value in sample.items() if key in known})
 
 
@@ -309,7 +312,7 @@ def method_prior(
     belongs to the sampler.
 
     Args:
-        experiment: the question.
+        experiment: the question; of several teachers the first one's pair is meant, see `Experiment.following`.
         methods: that are sampled.
         finished: samples.
         warm: mean ranks in other studies.
@@ -430,14 +433,13 @@ def _mean_ranks(pairs: Iterable[PublishedPair]) -> dict[str, float]:
 def _kinds(experiment: Experiment) -> tuple[str, str]:
     """Of teacher and (first) student: what their last stage is made of; empty for a network that cannot be built."""
 
-    def kind(network: str, options: Mapping[str, Any]) -> str:
+    def kind(settings: NetworkSettings) -> str:
         try:
-            return predict_spec(network, 10, options, experiment.data.image_size).stages[-1].kind
+            return predict_spec(settings.network, 10, settings.options, experiment.data.image_size).stages[-1].kind
         except NetworkError:
             return ""
 
-    teacher, student = experiment.teacher, experiment.student
-    return kind(teacher.network, teacher.options), kind(student.networks[0], student.options)
+    return kind(experiment.teacher.one()), kind(experiment.student.one())
 
 
 def _plain(network: str) -> str:

@@ -163,7 +163,7 @@ def reproduce(
     """Train the published settings of each method over seeds; what was trained before is not trained again.
 
     Args:
-        experiment: data, teacher, one student, training.
+        experiment: data, one teacher, one student, training.
         root: where state lives.
         methods: some of the experiment's; see `chosen_methods`.
         seeds: trainings of each method, from the experiment's own seed upwards.
@@ -173,8 +173,12 @@ def reproduce(
     Raises:
         UserError: the input is wrong; nothing has been trained then.
     """
-    if len(experiment.student.networks) > 1:
-        raise ConfigError("student.network: a list is searched; give the one student whose table is to be reproduced")
+    for section, networks in (("student", experiment.student.networks), ("teacher", experiment.teacher.networks)):
+        if len(networks) > 1:
+            raise ConfigError(
+                f"{section}.network: a list is searched; give the one {section} whose table is to be reproduced"
+            )
+    experiment = experiment.following(experiment.teacher.networks[0])
     chosen = chosen_methods(experiment, methods)
     measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})
@@ -238,7 +242,7 @@ def _table(
 def _row(experiment: Experiment, pair: PublishedPair | None, method: str, values: tuple[float, ...]) -> Row:
     cell = None if pair is None else pair.of(method)
     settings = published_settings(
-        method, experiment.data.dataset, experiment.teacher.network, experiment.student.networks[0]
+        method, experiment.data.dataset, experiment.teacher.networks[0], experiment.student.networks[0]
     )
     mean = fmean(values) if values else None
     return Row(
@@ -254,4 +258,4 @@ def _row(experiment: Experiment, pair: PublishedPair | None, method: str, values
 
 
 def _pair(experiment: Experiment) -> PublishedPair | None:
-    return published_results(experiment.data.dataset, experiment.teacher.network, experiment.student.networks[0])
+    return published_results(experiment.data.dataset, experiment.teacher.networks[0], experiment.student.networks[0])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,20 +24,20 @@ from filelock import FileLock, Timeout
 
 from heterokd.cache import hold
 from heterokd.cluster import check_address, connected, plan_cluster, ray, tune
-from heterokd.config import Experiment
+from heterokd.config import TEACHER, Experiment
 from heterokd.deaths import Deaths
 from heterokd.distillation import (
+    TeacherReport,
     check_experiment,
     check_files,
     dump_experiment,
     open_splits,
-    prepare_teacher,
+    prepare_teachers,
     run_recipe,
-    with_key,
+    within_limits,
 )
-from heterokd.errors import ConfigError, NetworkError, SearchError, StudyError, TrackingError, UserError
+from heterokd.errors import ConfigError, SearchError, StudyError, TrackingError, UserError
 from heterokd.filling import Filling, plan_filling, start_filling
-from heterokd.latency import weigh_students
 from heterokd.pictures import draw_pictures
 from heterokd.plan import Following
 from heterokd.priors import finished_summaries, warm_starts
@@ -48,7 +48,6 @@ from heterokd.study import Study
 from heterokd.teachers import TeacherCard
 from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store, register
 from heterokd.tracking.store import first_line
-from heterokd.training import Report
 from heterokd.trial import Judge, RunRecipe, run_trial
 from heterokd.watching import Listener, Progress, Projector
 
@@ -110,13 +109,13 @@ class _InOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
 def run_study(
     experiment: Experiment,
     root: Root,
-    weights: Path | None,
+    weights: Mapping[str, Path | None],
     *,
     excluded: Mapping[str, str],
     runs: StudyRuns,
     address: str | None = None,
     listener: Listener | None = None,
-    filling: Filling | None = None,
+    fillings: Sequence[Filling] = (),
     run: RunRecipe = run_recipe,
     before: float = 0.0,
     question: Experiment | None = None,
@@ -126,12 +125,12 @@ def run_study(
     Args:
         experiment: the question, resolved.
         root: where state lives.
-        weights: the prepared teacher's weights.
-        excluded: methods that cannot exist for the pair, with reasons.
+        weights: by network, the prepared teachers' weights.
+        excluded: methods that cannot exist for the pair, with reasons; see `check_experiment`.
         runs: the study's projection in MLflow.
         address: of a Ray cluster; None starts a local one.
         listener: told of every event.
-        filling: the teacher's cache, built beside the first trials; None: trials read what is complete.
+        fillings: the teachers' caches, built beside the first trials; without one, trials read what is complete.
         run: trains a trial's recipe.
         before: seconds that the search has taken already; they count towards its budget.
         question: what the study was created with, where students were left out of `experiment`.
@@ -140,8 +139,8 @@ def run_study(
         SearchError: no trial can run here.
     """
     folder = root.study(experiment.name)
-    # From now to the end nobody may delete it, whichever trial reads it when.
-    held = None if filling is None else hold(filling.folder)
+    # From now to the end nobody may delete them, whichever trial reads them when.
+    held = [held for filling in fillings if (held := hold(filling.folder)) is not None]
     projector = Projector(runs, folder)
     try:
         shared = experiment.training.is_shared
@@ -173,16 +172,17 @@ def run_study(
                 judge=judge,
                 root=root if root.url else root.on_node(),
                 study=folder.name,
-                weights=weights.resolve() if weights else None,
+                weights={network: file.resolve() if file else None for network, file in weights.items()},
                 threads=max(1, int(cluster.cpus)),
-                filled=None if filling is None else (filling.recipe.training.seed, filling.recipe.views),
+                filled={one.recipe.teacher.network: (one.recipe.training.seed, one.recipe.views) for one in fillings},
                 run=run,
             )
             builders = []
+            partial = [filling for filling in fillings if not filling.is_complete]
             # Workers that share a training build it together before they begin.
-            if filling is not None and not filling.is_complete and not experiment.training.is_shared:
+            if partial and not experiment.training.is_shared:
                 # Half of the places: the first trials train on what there is, and run the teacher for the rest.
-                builders = start_filling(filling, root, weights, cluster, max(1, cluster.parallel // 2))
+                builders = start_filling(partial, root, cluster, max(1, cluster.parallel // 2))
             deaths = Deaths(folder, cluster.parallel)
             tuner = tune.Tuner(
                 tune.with_resources(trainable, cluster.trial),
@@ -216,8 +216,8 @@ def run_study(
             ray.kill(judge)
     finally:
         projector.close()
-        if held is not None:
-            held.release()
+        for one in held:
+            one.release()
     folder.write_summary(summary)
     if deaths.are_hopeless:
         runs.finish(summary, "FAILED")
@@ -232,7 +232,7 @@ class Found:
     Attributes:
         folder: the study's files, report.html among them.
         summary: standing, winner, scratch and leaders; see `Study.summary`.
-        teacher: network, score on val and weights hash of the teacher.
+        teacher: network, score on val and weights hash of the winner's teacher; of the first one where scratch won.
         uri: the MLflow store.
         model: name and version of the registered winner; None when there is none, or the store did not answer.
     """
@@ -251,9 +251,9 @@ def search(
     resume: bool = False,
     address: str | None = None,
     listener: Listener | None = None,
-    teacher_progress: Report | None = None,
+    teacher_progress: TeacherReport | None = None,
 ) -> Found:
-    """Answer an experiment: check it, prepare the teacher, run the study, register the best student, write the page.
+    """Answer an experiment: check it, prepare the teachers, run the study, register the best student, write the page.
 
     Args:
         experiment: what `load_experiment` returned.
@@ -261,7 +261,7 @@ def search(
         resume: go on with (or just show) a study of the same name.
         address: of a Ray cluster; None starts a local one.
         listener: told of every event of a trial.
-        teacher_progress: told the metrics of each epoch of the teacher's fit.
+        teacher_progress: told the metrics of each epoch of a teacher's fit, and its network.
 
     Raises:
         UserError: the input is wrong; nothing has been launched then.
@@ -274,11 +274,8 @@ def search(
             f"{folder.path}: the study {experiment.name!r} exists already; "
             "go on with it (--resume) or give another name (--set name=NEW)"
         )
-    try:
-        candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
-    except NetworkError as error:
-        raise NetworkError(with_key("student", error)) from None
-    asked, experiment = experiment, experiment.without(candidates.left_out)
+    asked = experiment
+    experiment, candidates = within_limits(asked, root)
     excluded = check_experiment(experiment)
     check_files(experiment)
     check_workers_root(experiment, root, address)
@@ -288,12 +285,9 @@ def search(
     runs = open_runs(experiment, folder, root)
     runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
     began = time.monotonic()
-    prepared = prepare_teacher(experiment, root, progress=teacher_progress)
-    filling = plan_filling(experiment, root, prepared.weights)
-    obstacle = None if filling is None else filling.obstacle
-    if obstacle is not None:
-        logger.warning("the teacher runs live (%s)", obstacle)
-        filling = None
+    prepared = prepare_teachers(experiment, root, progress=teacher_progress)
+    weights = {network: teacher.weights for network, teacher in prepared.items()}
+    fillings = _fillings(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The question first, as an object, so that a study of another experiment is refused before its file changes.
@@ -303,16 +297,17 @@ def search(
         summary = run_study(
             experiment,
             root,
-            prepared.weights,
+            weights,
             excluded=excluded,
             runs=runs,
             address=address,
             listener=following.listening(listener),
-            filling=filling,
+            fillings=fillings,
             before=time.monotonic() - began,
             question=asked,
         )
-        summary["teacher"] = asdict(prepared.card)
+        card = prepared[_teacher_of_winner(experiment, summary)].card
+        summary |= {"teacher": asdict(card), "teachers": [asdict(one.card) for one in prepared.values()]}
         folder.write_summary(summary)
         following.ended()
         keep(root, folder, patiently=True)
@@ -321,14 +316,33 @@ def search(
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             runs.finish(summary, "KILLED")
             raise KeyboardInterrupt
-        _draw(folder, experiment, root, prepared.weights)
+        _draw(folder, experiment, root, weights)
         _write_page(folder, experiment, summary, root)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
         runs.finish(summary)
         following.ended()
         keep(root, folder, patiently=True)
-    return Found(folder, summary, prepared.card, runs.uri, model)
+    return Found(folder, summary, card, runs.uri, model)
+
+
+def _fillings(experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> list[Filling]:
+    """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
+    fillings = []
+    for network in experiment.teacher.networks:
+        filling = plan_filling(experiment.following(network), root, weights[network])
+        obstacle = None if filling is None else filling.obstacle
+        if obstacle is not None:
+            logger.warning("the teacher runs live (%s)", obstacle)
+        elif filling is not None:
+            fillings.append(filling)
+    return fillings
+
+
+def _teacher_of_winner(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+    """The network that the winner followed; the first one where there is no winner, or it followed nobody."""
+    first = experiment.teacher.networks[0]
+    return str(summary["winner"]["sample"].get(TEACHER, first)) if summary["winner"] else first
 
 
 def _registered(
@@ -351,7 +365,7 @@ def _registered(
     return experiment.registered_model, version
 
 
-def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path | None) -> None:
+def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> None:
     """The study's pictures; what cannot be drawn costs a warning, not the study."""
     try:
         draw_pictures(folder, experiment, root, weights)

@@ -35,7 +35,7 @@ def distill_once(
     """Train the published setting of a method; under `studies/<name>-distill`, which every such training shares.
 
     Args:
-        experiment: data, teacher, student and training; its search space names the method alone.
+        experiment: data, teacher, student and training, of lists the first; its search space names the method alone.
         method: what to train.
         root: where state lives.
         on_epoch: told each epoch's metrics.
@@ -47,6 +47,7 @@ def distill_once(
     Raises:
         UserError: the input is wrong; nothing has been trained then.
     """
+    experiment = experiment.following(experiment.teacher.networks[0])
     named = experiment.model_copy(update={"name": f"{experiment.name}-distill"})
     check_experiment(named)
     check_files(named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -114,9 +114,9 @@ def run_trial(
     judge: Any,
     root: Root,
     study: str,
-    weights: Path | None,
+    weights: Mapping[str, Path | None],
     threads: int,
-    filled: tuple[int, int | None] | None,
+    filled: Mapping[str, tuple[int, int | None]],
     run: RunRecipe = run_recipe,
 ) -> None:
     """One trial, in its own Tune process: train, ask the judge at each rung, return.
@@ -126,10 +126,10 @@ def run_trial(
         judge: the study's actor.
         root: where state lives, as the driver sees it.
         study: name of the study.
-        weights: the prepared teacher's weights, likewise.
+        weights: by network, the prepared teachers' weights, likewise.
         threads: of torch.
-        filled: seed and number of the views whose cache others are filling; other caches are completed here first.
-            None: no cache is built at all.
+        filled: by teacher, seed and number of the views whose cache others are filling; its other caches are completed
+            here first. No cache is built of a teacher that is not named.
         run: trains the recipe.
     """
     torch.set_num_threads(threads)
@@ -165,10 +165,12 @@ def run_trial(
     error = None
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        cache: CacheUse = "found" if filled is None else "built"
-        if filled == (recipe.training.seed, recipe.views):
+        teacher = recipe.teacher.network
+        cache: CacheUse = "built" if teacher in filled else "found"
+        if filled.get(teacher) == (recipe.training.seed, recipe.views):
             cache = "shared"
-        near = None if weights is None else here.fetched(weights, root)
+        given = weights.get(teacher)
+        near = None if given is None else here.fetched(given, root)
         trained = when_writable(
             folder.path,
             # From its checkpoint where something else than a report met a disk that cannot be written.

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heterokd.automatic import FAMILIES, Limits, parameters_m, propose, read_hours
-from heterokd.config import load_experiment
+from heterokd.automatic import FAMILIES, Limits, propose, read_hours
+from heterokd.config import NetworkSettings, load_experiment
 from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
 from heterokd.distillation import check_experiment, open_splits
 from heterokd.errors import ConfigError, DataError
+from heterokd.latency import parameters_m
 from heterokd.looking import look, use
 from heterokd.root import Root
 
@@ -128,7 +129,8 @@ def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -
     assert experiment.name == "my-scans"
     assert experiment.data.image_size == 32
     assert experiment.search.budget.hours == 0.5
-    assert experiment.promotion.max_params_m == 1.0
+    assert experiment.promotion.max_params_m == experiment.search.max_params_m == 1.0
+    assert experiment.search.max_latency_ms is None
     assert experiment.student.networks == ("mobilenetv2_050", "test_vit"), "the largest of each family within 1 M"
     assert check_experiment(experiment) == {}
     assert open_splits(experiment.data).num_classes == 10
@@ -170,7 +172,7 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
 
 def test_students_are_listed_small_to_large() -> None:
     for names in FAMILIES.values():
-        sizes = [parameters_m(name, 10, 64) for name in names]
+        sizes = [parameters_m(NetworkSettings(network=name), 10, 64) for name in names]
         assert sizes == sorted(sizes)
 
 

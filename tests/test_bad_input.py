@@ -428,7 +428,8 @@ def refused(
         heterokd.automatic,
         heterokd.plan.measuring,
     ):
-        monkeypatch.setattr(module, "prepare_teacher", begun, raising=False)
+        for name in ("prepare_teacher", "prepare_teachers"):
+            monkeypatch.setattr(module, name, begun, raising=False)
     # Relative names mean another folder in each test.
     heterokd.distillation._splits.cache_clear()
     heterokd.datasets._load.cache_clear()

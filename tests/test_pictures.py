@@ -115,7 +115,7 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     student = fabricated.scene_student(splits, 0)
     for number, method in enumerate(("scratch", "heteroakd")):
         made = fabricated.trial(folder, question, number, method, student=student)
-    teacher = question.teacher
+    teacher = question.teacher.one()
     weights = tmp_path / "teacher.safetensors"
     save_weights(build_network(teacher.network, splits.num_classes, teacher.options, image_size=72), weights)
     distiller = build_distiller(made.recipe, open_teacher(teacher, splits.num_classes, 72, weights), splits.num_classes)
@@ -123,7 +123,7 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     leaders = [{"number": 1, "method": "heteroakd"}, {"number": 0, "method": "scratch"}]
     folder.write_summary({"winner": leaders[0], "scratch": leaders[1], "leaders": leaders})
 
-    files = draw_pictures(folder, question, root, weights)
+    files = draw_pictures(folder, question, root, {teacher.network: weights})
     assert sorted(file.stem for file in files) == ["cka", "heteroakd", "iou", "samples"]
     assert all(file.stat().st_size > 10_000 for file in files)
     found = Measured.read(folder)
@@ -140,10 +140,10 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     question, root = fabricated.experiment(), Root(tmp_path)
     folder = fabricated.study(root, question)
     folder.write_summary({"winner": None})
-    assert draw_pictures(folder, question, root, None) == []
+    assert draw_pictures(folder, question, root, {}) == []
     fabricated.trial(folder, question, 0, "kd", student=fabricated.random_student())
     folder.write_summary({"winner": {"number": 0}, "scratch": None, "leaders": []})
-    assert [file.name for file in draw_pictures(folder, question, root, None)] == ["confusion.png"]
+    assert [file.name for file in draw_pictures(folder, question, root, {})] == ["confusion.png"]
     found = Measured.read(folder)
     assert found is not None
     assert found.confusion is not None

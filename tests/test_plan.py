@@ -15,13 +15,14 @@ import optuna
 import pytest
 
 from heterokd.config import load_experiment
-from heterokd.distillation import check_experiment
+from heterokd.distillation import check_experiment, within_limits
 from heterokd.plan import Costs, Counts, Following, MethodCost, Plan, Stock, count, estimate, plan_experiment, planned
 from heterokd.plan.following import costs_of_trials
 from heterokd.plan.simulating import BETWEEN_TRIALS, _Rungs, play
 from heterokd.report import plan_table, write_report
 from heterokd.root import Root
 from heterokd.study import Study
+from heterokd.terminal import plan_lines
 
 Write = Callable[..., Path]
 
@@ -259,7 +260,9 @@ def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_pa
 @pytest.mark.usefixtures("local_ray")
 def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: Path) -> None:
     # Two at a time: each has one thread, which two on a busy machine would wait for.
-    experiment, root = load_experiment(tiny_file(search={"parallel": 2})), Root(tmp_path / "runs")
+    search = {"parallel": 2, "max_params_m": 1.0}
+    experiment = load_experiment(tiny_file(student={"network": ["test_efficientnet", "resnet18"]}, search=search))
+    root = Root(tmp_path / "runs")
     said: list[str] = []
     plan = plan_experiment(experiment, root, say=said.append)
     assert said[-1] == "timing 3 kinds of training, 2 at a time"
@@ -274,5 +277,12 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     assert plan.memory > 2e8
     assert plan.ready == {"teacher": 0.0, "cache": 0.0}
     assert not root.teachers.exists(), "nothing was fitted"
+    # resnet18 is over the limit: neither counted nor timed.
+    assert set(plan.left_out) == {"resnet18"}
+    assert plan_lines(plan)[-1].startswith(
+        "left out   resnet18 has 11.2 million parameters, search.max_params_m allows 1"
+    )
     assert planned(root.study("tiny")) == (plan, {})
-    assert Following(experiment, root, root.study("tiny"), check_experiment(experiment)).is_planned
+    left, _ = within_limits(experiment, root)
+    assert left.student.networks == ("test_efficientnet",)
+    assert Following(left, root, root.study("tiny"), check_experiment(left)).is_planned

@@ -146,13 +146,6 @@ def test_objectives_that_make_no_sense_are_refused(search: dict[str, Any], sente
         make_experiment(**search)
 
 
-def test_several_teachers_are_refused_in_a_sentence() -> None:
-    content = make_experiment().model_dump(mode="json")
-    content["teacher"]["network"] = ["resnet18", "resnet34"]
-    with pytest.raises(ValueError, match="follows one teacher in this version"):
-        Experiment.model_validate(content)
-
-
 # --- where others ended
 
 

@@ -31,7 +31,8 @@ def report(
         from heterokd.root import open_root
 
         state = open_root(root)
-        draw_pictures(folder, asked, state, ready_teacher(asked, state)[1])
+        weights = {name: ready_teacher(asked.following(name), state)[1] for name in asked.teacher.networks}
+        draw_pictures(folder, asked, state, weights)
     write_report(folder, asked, summary, root=root)
     if as_json:
         print_json({**summary, "report": str(folder.report), "verdict": verdict(summary)})

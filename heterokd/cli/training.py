@@ -90,9 +90,9 @@ def teacher(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Fit the teacher, or verify the one that is given; a fitted one is reused by every search."""
+    """Fit the teacher, or verify the one that is given (of a list, all); a fitted one is reused by every search."""
     asked = load_asked(experiment, overrides)
-    from heterokd.distillation import check_experiment, check_files, prepare_teacher
+    from heterokd.distillation import check_experiment, check_files, prepare_teachers
     from heterokd.report import metric_name
     from heterokd.root import open_root
     from heterokd.terminal import Terminal
@@ -100,15 +100,18 @@ def teacher(
     check_experiment(asked)
     check_files(asked)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        prepared = prepare_teacher(asked, open_root(root), progress=terminal.teacher_epoch)
-    card = prepared.card
+        found = list(prepare_teachers(asked, open_root(root), progress=terminal.teacher_epoch).values())
     if as_json:
-        file = None if prepared.weights is None else str(prepared.weights)
-        print_json({**card.__dict__, "file": file, "fitted": prepared.fitted})
+        rows = [
+            {**one.card.__dict__, "file": None if one.weights is None else str(one.weights), "fitted": one.fitted}
+            for one in found
+        ]
+        print_json(rows[0] if len(rows) == 1 else {"teachers": rows})
         return
-    how = "fitted now" if prepared.fitted else "ready"
-    terminal.say(f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})")
-    terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
+    for prepared in found:
+        card, how = prepared.card, "fitted now" if prepared.fitted else "ready"
+        terminal.say(f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})")
+        terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
 
 
 def cache(

@@ -4,7 +4,17 @@ load_experiment(path, overrides) -> Experiment          methods: all is resolved
 experiment.recipe(sample)        -> Recipe              pure
 """
 
-from heterokd.config.experiment import Experiment, Recipe, ends, method_params, methods_of, score_of
+from heterokd.config.experiment import (
+    TEACHER,
+    Experiment,
+    Recipe,
+    ends,
+    method_params,
+    methods_of,
+    pairing,
+    reads_teacher,
+    score_of,
+)
 from heterokd.config.reading import load_experiment, load_recipe, read_yaml
 from heterokd.config.settings import (
     MOST_TRIALS,
@@ -21,6 +31,7 @@ from heterokd.config.settings import (
     SpaceSettings,
     StudentSettings,
     TeacherSettings,
+    TeachersSettings,
     TeacherTraining,
     TrackingSettings,
     TrainingSettings,
@@ -28,6 +39,7 @@ from heterokd.config.settings import (
 
 __all__ = [
     "MOST_TRIALS",
+    "TEACHER",
     "BudgetSettings",
     "CachingSettings",
     "ClusterSettings",
@@ -44,6 +56,7 @@ __all__ = [
     "StudentSettings",
     "TeacherSettings",
     "TeacherTraining",
+    "TeachersSettings",
     "TrackingSettings",
     "TrainingSettings",
     "ends",
@@ -51,6 +64,8 @@ __all__ = [
     "load_recipe",
     "method_params",
     "methods_of",
+    "pairing",
     "read_yaml",
+    "reads_teacher",
     "score_of",
 ]

@@ -26,6 +26,7 @@ from heterokd.config.settings import (
     SpaceSettings,
     StudentSettings,
     TeacherSettings,
+    TeachersSettings,
     TrackingSettings,
     TrainingSettings,
 )
@@ -34,6 +35,7 @@ from heterokd.datasets import DATASETS
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import MethodParams
 from heterokd.methods import METHODS
+from heterokd.outputs import Signal
 from heterokd.space import Choice, Domain, Scalar, domains, read_domain
 from heterokd.tasks import TASKS
 
@@ -50,6 +52,20 @@ def method_params(method: str, values: Mapping[str, Any], where: str = "recipe")
         return METHODS[method].Params.model_validate(dict(values), strict=True)
     except ValidationError as error:
         raise ConfigError(sentences(error, METHODS[method].Params, where, prefix=method)) from None
+
+
+TEACHER = "teacher.network"
+"""Key of a sample: whom it follows, where several teachers are searched."""
+
+
+def reads_teacher(method: str) -> bool:
+    """Whether a method reads anything of a teacher: its training is the same whoever that is where it does not."""
+    return METHODS[method].teacher_needs != Signal.NONE
+
+
+def pairing(method: str, teacher: str) -> str:
+    """Names a method with one of several teachers, among the methods that are left out."""
+    return f"{method} from {teacher}"
 
 
 def methods_of(task: TaskName) -> tuple[str, ...]:
@@ -118,11 +134,11 @@ class Recipe(Settings):
 
 
 class Experiment(Settings):
-    """A question: data, teacher, student, training budget, what to search, where to log."""
+    """A question: data, teachers, students, training budget, what to search, where to log."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'")
     data: DataSettings
-    teacher: TeacherSettings
+    teacher: TeachersSettings
     student: StudentSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     cache: CachingSettings = Field(default_factory=CachingSettings)
@@ -210,11 +226,24 @@ class Experiment(Settings):
             return self
         return self.model_copy(update={"student": self.student.model_copy(update={"network": left})})
 
+    def following(self, teacher: str) -> Experiment:
+        """The same question of one of its teachers alone; its recipes are those of samples that name this teacher."""
+        return self.model_copy(update={"teacher": self.teacher.only(teacher)})
+
     def shared_domains(self) -> dict[str, Domain]:
-        """Domains that every method has: `training.*`, and `student.network` when it is a list."""
+        """Domains that methods share: `training.*`; `student.network` and `teacher.network` when they are lists."""
         found = {key: read_domain(value, f"search space: shared.{key}") for key, value in self.space.shared.items()}
         if len(self.student.networks) > 1:
             found["student.network"] = Choice(*self.student.networks)
+        if len(self.teacher.networks) > 1:
+            found[TEACHER] = Choice(*self.teacher.networks)
+        return found
+
+    def domains(self, method: str) -> dict[str, Domain]:
+        """All domains of a method's samples: its own and the shared ones; no teacher where the method reads none."""
+        found = self.method_domains(method) | self.shared_domains()
+        if not reads_teacher(method):
+            found.pop(TEACHER, None)
         return found
 
     def method_domains(self, method: str) -> dict[str, Domain]:
@@ -239,18 +268,19 @@ class Experiment(Settings):
         sample: dict[str, Scalar] = {"method": method}
         for key, domain in self.method_domains(method).items():
             sample[key] = _nearest(settings.get(key, defaults[key.split(".", 1)[1]]), domain)
-        for key, domain in self.shared_domains().items():
-            section, name = key.split(".", 1)
-            value = self.student.networks[0] if section == "student" else getattr(self.training, name)
-            sample[key] = _nearest(settings.get(key, value), domain)
+        first = {"student.network": self.student.networks[0], TEACHER: self.teacher.networks[0]}
+        for key, domain in self.domains(method).items():
+            if key not in sample:
+                value = first[key] if key in first else getattr(self.training, key.split(".", 1)[1])
+                sample[key] = _nearest(settings.get(key, value), domain)
         return {**settings, **sample}
 
     def recipe(self, sample: Sample, *, seed: int | None = None) -> Recipe:
         """The one training that a sample describes.
 
         Args:
-            sample: `method`, that method's `method.parameter` values, `training.*`, `student.network`; what is left
-                out keeps its default.
+            sample: `method`, that method's `method.parameter` values, `training.*`, `student.network`,
+                `teacher.network`; what is left out keeps its default, which of networks is the first.
             seed: of weights, order and views; the experiment's own when left out.
 
         Raises:
@@ -268,7 +298,7 @@ class Experiment(Settings):
         if self.training.gather and "gather" in METHODS[method].Params.model_fields:
             params.setdefault("gather", True)
         training: dict[str, Scalar] = {}
-        student = self.student.networks[0]
+        networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():
             section, _, name = key.partition(".")
             if key == "method":
@@ -277,20 +307,24 @@ class Experiment(Settings):
                 params[name] = value
             elif section == "training":
                 training[name] = value
-            elif key == "student.network":
-                if value not in self.student.networks:
-                    known = ", ".join(self.student.networks)
-                    raise ConfigError(f"sample: student.network: {value!r} is not asked about; known: {known}")
-                student = str(value)
+            elif key in ("student.network", TEACHER):
+                known = self.student.networks if section == "student" else self.teacher.networks
+                if value not in known:
+                    raise ConfigError(f"sample: {key}: {value!r} is not asked about; known: {', '.join(known)}")
+                if key == TEACHER and not reads_teacher(method):
+                    raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
+                networks[section] = str(value)
             else:
-                raise ConfigError(f"sample: key {key!r} belongs neither to {method!r} nor to training or student")
+                raise ConfigError(
+                    f"sample: key {key!r} belongs neither to {method!r} nor to training, student or teacher"
+                )
         if seed is not None:
             training["seed"] = seed
         return Recipe(
             name=self.name,
             data=self.data,
-            teacher=self.teacher,
-            student=self.student.one(student),
+            teacher=self.teacher.one(networks["teacher"]),
+            student=self.student.one(networks["student"]),
             method=method,
             params=method_params(method, params, "sample").model_dump(mode="json"),
             training=revised(self.training, training),

@@ -34,6 +34,9 @@ from heterokd.teachers import LiveTeacher
 from heterokd.tracking.students import open_student
 from heterokd.training import build_distiller
 
+Weights = Mapping[str, Path | None]
+"""By network, the file of a prepared teacher's weights; None: timm's published ones."""
+
 SAMPLES = 6
 RELIABILITY_SAMPLES = 4
 
@@ -45,14 +48,14 @@ SLOW = 0.5
 """Seconds of one forward from which a network is not timed: a figure takes dozens of them."""
 
 
-def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weights: Path | None) -> list[Path]:
+def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weights: Weights) -> list[Path]:
     """Measure a study's best student on val (measured.json) and draw it into the study's `pictures/`.
 
     Args:
         folder: of a study whose summary names a winner; without one nothing is measured.
         experiment: its question.
         root: where state lives.
-        weights: the prepared teacher's; None: the published ones.
+        weights: by network, the prepared teachers'; None: the published ones.
 
     Returns:
         The files: `confusion.png` in classification; `samples.png`, `iou.png` and, where a heteroakd trial left its
@@ -118,15 +121,16 @@ def _forward(network: nn.Module, images: Tensor) -> None:
         network(images)
 
 
-def _teacher(trial: TrialFolder, weights: Path | None, classes: int) -> LiveTeacher:
+def _teacher(trial: TrialFolder, weights: Weights, classes: int) -> LiveTeacher:
     settings = trial.recipe.teacher
-    if weights is None and not settings.pretrained and settings.checkpoint is None:
+    file = weights.get(settings.network)
+    if file is None and not settings.pretrained and settings.checkpoint is None:
         raise CheckpointError("the teacher's weights are not here; `heterokd teacher EXPERIMENT` fits it")
-    return open_prepared(trial.recipe, weights, classes)
+    return open_prepared(trial.recipe, file, classes)
 
 
 def _cka(
-    made: Measured, folder: StudyFolder, splits: Splits, weights: Path | None, winner: TrialFolder, device: torch.device
+    made: Measured, folder: StudyFolder, splits: Splits, weights: Weights, winner: TrialFolder, device: torch.device
 ) -> dict[str, str]:
     """How alike the stages of teacher and winner are."""
     teacher = _teacher(winner, weights, splits.num_classes).network.to(device)
@@ -183,7 +187,7 @@ def _segmentation(
     folder: StudyFolder,
     splits: Splits,
     task: Segmentation,
-    weights: Path | None,
+    weights: Weights,
     winner: TrialFolder,
     scratch: TrialFolder | None,
     device: torch.device,
@@ -214,7 +218,7 @@ def _segmentation(
 
 
 def _reliability(
-    folder: StudyFolder, splits: Splits, weights: Path | None, trial: TrialFolder, device: torch.device
+    folder: StudyFolder, splits: Splits, weights: Weights, trial: TrialFolder, device: torch.device
 ) -> dict[str, str]:
     """S and W of a trial as its last checkpoint has them: the projectors are dropped from the trained student."""
     teacher = _teacher(trial, weights, splits.num_classes)

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from heterokd.config import MOST_TRIALS, Experiment
-from heterokd.priors import matched_samples, published_samples
+from heterokd.priors import matched_samples
 from heterokd.root import StudyFolder
 from heterokd.study import BASELINE
 from heterokd.study.assignments import method_space
 from heterokd.study.confirming import LEADER_SEEDS, share, share_after
 from heterokd.study.halving import rungs
 from heterokd.study.sampling import has_freedom
+from heterokd.study.starting import published_starts
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Counts:
     Attributes:
         methods: all that exist for the pair.
         students: their networks, the first one's trainings are measured.
+        teachers: their networks; each has caches of its own.
         starts: methods of the published settings that come first, in order; scratch is trained to the end.
         samples: trainings that the sampler proposes, and pruning may end.
         sampled: methods that it chooses from.
@@ -48,6 +50,7 @@ class Counts:
     seeds: int
     is_adaptive: bool = False
     done: int = 0
+    teachers: tuple[str, ...] = ()
 
     @property
     def trainings(self) -> int:
@@ -80,21 +83,22 @@ def count(
 
     Args:
         experiment: the question.
-        excluded: methods that do not exist for the pair.
+        excluded: methods that do not exist for the pair, see `check_experiment`.
         folder: of the study; what is done there is not done again, and what was matched there comes after the starts.
         affordable: whole trainings that its budget of time or money pays for; None where it has none.
     """
     settings = experiment.search
     methods = tuple(method for method in experiment.methods if method not in excluded)
     ordered = sorted(methods, key=lambda method: method != BASELINE)
-    starts = [method for method in ordered for _ in published_samples(experiment, method)][: settings.trials]
+    starts = [str(sample["method"]) for sample in published_starts(experiment, ordered, excluded)][: settings.trials]
     if settings.match_starts and folder is not None and folder.match_file.exists():
         starts += [str(sample["method"]) for sample in matched_samples(experiment, folder, methods)]
         starts = starts[: settings.trials]
-    free = tuple(method for method in methods if has_freedom(method_space(experiment, method)))
+    free = tuple(method for method in methods if has_freedom(method_space(experiment, method, excluded)))
     counts = Counts(
         methods=methods,
         students=experiment.student.networks,
+        teachers=experiment.teacher.networks,
         starts=tuple(starts),
         samples=settings.trials - len(starts) if free else 0,
         sampled=free,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from heterokd.plan.costs import Costs
@@ -37,14 +37,14 @@ class Stock:
     """What a search needs beside trainings, and what of it is there.
 
     Attributes:
-        teacher_ready: whether the teacher need not be fitted.
-        teacher_bytes: of its weights.
-        cache_bytes: of one cache of its outputs; 0 where no method reads one.
-        cache_ready: the share of the search's own cache that is there.
-        views: teacher outputs that a cache holds.
+        teacher_ready: the share of teachers that need not be fitted.
+        teacher_bytes: of the weights of those that are fitted.
+        cache_bytes: of one cache of each teacher's outputs; 0 where no method reads one.
+        cache_ready: the share of the search's own caches that is there.
+        views: teacher outputs that these hold.
     """
 
-    teacher_ready: bool
+    teacher_ready: float
     teacher_bytes: int
     cache_bytes: int
     cache_ready: float
@@ -69,8 +69,10 @@ class Plan:
         memory: bytes of the machine, all processes together; None on a cluster, or where it was not measured.
         gpu_memory: bytes of a GPU for one trial; None without a GPU.
         disk: bytes that the search writes.
-        ready: whether the `teacher` is there, and which share of the `cache`.
+        ready: the share of the `teacher`s that is there, and of their `cache`s.
         source: where the costs are from.
+        teachers: how many are followed.
+        left_out: students that are over a limit, with the reason: neither counted nor timed.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Plan:
     disk: Range
     ready: Mapping[str, float]
     source: str
+    teachers: int = 1
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -135,7 +139,7 @@ def estimate(
         money = seconds.times(price_per_hour / 3600)
     mean_disk = statistics.fmean(cost.disk for cost in costs.methods.values()) if costs.methods else 0.0
     caches = stock.cache_bytes * (1 - stock.cache_ready + counts.seeds) if counts.trainings else 0.0
-    disk = counts.trainings * mean_disk + caches + (0 if stock.teacher_ready else stock.teacher_bytes)
+    disk = counts.trainings * mean_disk + caches + (0 if stock.teacher_ready == 1 else stock.teacher_bytes)
     return Plan(
         name=name,
         device=costs.device,
@@ -165,6 +169,7 @@ def estimate(
         disk=Range(disk, 0.7 * disk, 1.4 * disk),
         ready={"teacher": float(stock.teacher_ready), "cache": stock.cache_ready if stock.views else 1.0},
         source=costs.source,
+        teachers=max(1, len(counts.teachers)),
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from heterokd.cache import cache_bytes, layout_of, missing
 from heterokd.caching import cache_key, is_served, is_small_enough
 from heterokd.config import Experiment
-from heterokd.distillation import check_experiment, open_prepared, open_splits, ready_teacher
+from heterokd.distillation import check_experiment, open_prepared, open_splits, ready_teacher, within_limits
 from heterokd.errors import PairError
 from heterokd.plan.costs import Costs
 from heterokd.plan.counting import count
@@ -42,10 +43,11 @@ def plan_experiment(
     """
     from heterokd.plan.measuring import measure
 
+    experiment, candidates = within_limits(experiment, root)
     excluded = check_experiment(experiment)
     folder = root.study(experiment.name)
     costs = measure(experiment, root, excluded, address=address, began=began, say=say)
-    found = plan_with(experiment, root, excluded, costs, folder)
+    found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
     if not folder.experiment_file.exists():
         # A search that has begun keeps the plan it began with.
         keep(folder, experiment, found, costs)
@@ -78,7 +80,20 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
 
 
 def look_around(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
-    """What is there already of a search's teacher and cache."""
+    """What is there already of a search's teachers and caches."""
+    each = [_look_at(experiment.following(network), root, excluded) for network in experiment.teacher.networks]
+    views = sum(one.views for one in each)
+    return Stock(
+        teacher_ready=fmean(one.teacher_ready for one in each),
+        teacher_bytes=sum(one.teacher_bytes for one in each if not one.teacher_ready),
+        cache_bytes=sum(one.cache_bytes for one in each),
+        cache_ready=sum(one.cache_ready * one.views for one in each) / views if views else 0.0,
+        views=views,
+    )
+
+
+def _look_at(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
+    """The same of an experiment with one teacher."""
     splits = open_splits(experiment.data)
     is_ready, weights = ready_teacher(experiment, root)
     size = None

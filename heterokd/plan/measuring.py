@@ -17,17 +17,19 @@ from typing import Any
 import psutil
 import torch
 
-from heterokd.cluster import connected, gpu_bytes, plan_cluster, ray
+from heterokd.caching import stored_signals
+from heterokd.cluster import connected, gpu_bytes, largest_training, plan_cluster, ray
 from heterokd.config import Experiment, Recipe
 from heterokd.distillation import open_splits, ready_teacher, teacher_recipe, training_splits
-from heterokd.errors import PairError
 from heterokd.loaders import open_split
-from heterokd.memory import estimate_memory
+from heterokd.methods import METHODS
+from heterokd.outputs import Signal
 from heterokd.plan.costs import Costs, MethodCost
 from heterokd.plan.timing import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.precision import device_name
 from heterokd.root import Root
 from heterokd.study import BASELINE
+from heterokd.study.assignments import teachers_of
 from heterokd.tasks import build_task
 from heterokd.tracking import open_store
 
@@ -35,8 +37,10 @@ END_SHARE = 0.75
 """What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,
 which loads about as much: 13 of 18 seconds in a quickstart on two busy cores."""
 
-Timings = dict[tuple[str, str], MethodCost]
-"""By method and student."""
+Work = tuple[str, str, str]
+"""Method, student, teacher."""
+
+Timings = dict[Work, MethodCost]
 
 
 def measure(
@@ -63,7 +67,7 @@ def measure(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
     say("timing the teacher")
-    teacher = _teacher_seconds(experiment, root, device)
+    each = [_teacher_seconds(experiment.following(one), root, device) for one in experiment.teacher.networks]
     say("starting Ray, and the processes of trials")
     before = time.perf_counter()
     with connected(address):
@@ -87,11 +91,18 @@ def measure(
         memory = None if address else sum(map(_held, (psutil.Process(), *psutil.Process().children(recursive=True))))
         gpu = gpu_bytes() if cluster.gpus else None
     timed: Timings = {}
-    for found, _ in answers:
+    views: dict[str, list[float]] = {}
+    for found, of_teachers in answers:
         timed |= {key: _shared(cost, workers) for key, cost in found.items()}
+        for one, view in of_teachers.items():
+            views.setdefault(one, []).append(view)
     first = experiment.student.networks[0]
-    methods = {method: cost for (method, network), cost in timed.items() if network == first}
-    reference = BASELINE if BASELINE in methods else next(iter(methods))
+    groups: dict[str, list[MethodCost]] = {}
+    for (method, network, _), cost in timed.items():
+        if network == first:
+            groups.setdefault(method, []).append(cost)
+    methods = {method: _mean(costs) for method, costs in groups.items()}
+    students = _reference(experiment, work)
     return Costs(
         device=device_name(device),
         parallel=cluster.parallel,
@@ -100,28 +111,57 @@ def measure(
         start=loaded + store + start,
         process=process,
         end=END_SHARE * (loaded + start),
-        teacher=teacher,
-        view=statistics.fmean(view for _, view in answers),
+        teacher=sum(each),
+        view=statistics.fmean(statistics.fmean(own) for own in views.values()),
         methods=methods,
-        students={
-            network: timed[reference, network].epoch / methods[reference].epoch
-            for network in experiment.student.networks
-        },
+        students={network: timed[key].epoch / timed[students[first]].epoch for network, key in students.items()},
         memory=memory,
-        gpu_memory=None if gpu is None else _gpu_memory(experiment, list(methods), gpu),
+        gpu_memory=None if gpu is None else largest_training(experiment, gpu, methods=list(methods))[0],
     )
 
 
-def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Method and student: every method with the first student, one method with the others."""
+def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
+    """Every method with the first student, one method with the others.
+
+    Methods that run their teacher are timed with each teacher; where a cache serves them, whose it is costs nothing.
+    """
     methods = [method for method in experiment.methods if method not in excluded]
-    reference = BASELINE if BASELINE in methods else methods[0]
     first, *others = experiment.student.networks
-    return [*((method, first) for method in methods), *((reference, network) for network in others)]
+    stored = stored_signals(experiment.data.task) | Signal.TAIL if experiment.cache.enabled else Signal.NONE
+    work: list[Work] = []
+    for method in methods:
+        teachers = teachers_of(experiment, method, excluded) or experiment.teacher.networks[:1]
+        is_live = bool(METHODS[method].teacher_needs & ~stored)
+        work += [(method, first, teacher) for teacher in (teachers if is_live else teachers[:1])]
+    for teacher in experiment.teacher.networks:
+        known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
+        if known and teacher not in [one for _, _, one in work]:
+            work.append((known[0], first, teacher))
+    reference = next(one for one in work if one[0] == (BASELINE if BASELINE in methods else methods[0]))
+    return [*work, *((reference[0], network, reference[2]) for network in others)]
 
 
-def _measure(described: str, root: Root, work: list[tuple[str, str]], threads: int) -> tuple[Timings, float]:
-    """In a process of its own, on its node's copy of the root: the cost of these trainings, and of one view."""
+def _reference(experiment: Experiment, work: list[Work]) -> dict[str, Work]:
+    """By student, the one of `work` that all students have."""
+    known = {network: [one for one in work if one[1] == network] for network in experiment.student.networks}
+    last = known[experiment.student.networks[-1]][-1]
+    if len(known) == 1:
+        return {last[1]: last}
+    return {network: (last[0], network, last[2]) for network in known}
+
+
+def _mean(costs: list[MethodCost]) -> MethodCost:
+    """Of a method that was timed with several teachers: samples follow each of them as often."""
+    return replace(
+        costs[0],
+        begin=statistics.fmean(cost.begin for cost in costs),
+        epoch=statistics.fmean(cost.epoch for cost in costs),
+        live=statistics.fmean(cost.live for cost in costs),
+    )
+
+
+def _measure(described: str, root: Root, work: list[Work], threads: int) -> tuple[Timings, dict[str, float]]:
+    """In a process of its own, on its node's copy of the root: what trainings cost, and a view by each teacher."""
     import heterokd.trial  # noqa: F401  what a trial's process loads
 
     here = root.on_node()
@@ -130,14 +170,15 @@ def _measure(described: str, root: Root, work: list[tuple[str, str]], threads: i
     experiment = Experiment.model_validate_json(described)
     splits = training_splits(open_splits(experiment.data), here)
     found: Timings = {}
-    view = 0.0
-    for method, network in work:
-        recipe = _recipe(experiment, method, network)
+    views: dict[str, float] = {}
+    for method, network, teacher in work:
+        recipe = _recipe(experiment, method, network, teacher)
         live = teacher_like(recipe, splits.num_classes)
         live.network.to(device)
-        view = view or time_view(recipe, splits, live, device)
-        found[method, network] = time_method(recipe, splits, live, here, device, view)
-    return found, view
+        if teacher not in views:
+            views[teacher] = time_view(recipe, splits, live, device)
+        found[method, network, teacher] = time_method(recipe, splits, live, here, device, views[teacher])
+    return found, views
 
 
 def _shared(cost: MethodCost, workers: int) -> MethodCost:
@@ -145,9 +186,10 @@ def _shared(cost: MethodCost, workers: int) -> MethodCost:
     return replace(cost, epoch=cost.epoch / workers, live=cost.live / workers)
 
 
-def _recipe(experiment: Experiment, method: str, network: str) -> Recipe:
+def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> Recipe:
+    asked = experiment.following(teacher)
     chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
-    return experiment.recipe({**experiment.published(method), **chosen})
+    return asked.recipe({**asked.published(method), **chosen})
 
 
 def _teacher_seconds(experiment: Experiment, root: Root, device: str) -> float:
@@ -157,7 +199,7 @@ def _teacher_seconds(experiment: Experiment, root: Root, device: str) -> float:
     if not ready_teacher(experiment, root)[0]:
         timed = time_training(recipe, training_splits(splits, root), None, root, device)
         return timed.begin + recipe.training.epochs * timed.epoch
-    if experiment.teacher.checkpoint is None and not experiment.teacher.pretrained:
+    if experiment.teacher.one().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted one: its weights are hashed
     live = teacher_like(recipe, splits.num_classes)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
@@ -171,17 +213,6 @@ def _store_seconds() -> float:
         before = time.perf_counter()
         open_store(Root(Path(folder)), None)
         return time.perf_counter() - before
-
-
-def _gpu_memory(experiment: Experiment, methods: list[str], gpu: int) -> int:
-    splits = open_splits(experiment.data)
-    needed = [0]
-    for method in methods:
-        try:
-            needed.append(estimate_memory(_recipe(experiment, method, experiment.student.networks[0]), splits, gpu))
-        except PairError:
-            continue
-    return max(needed)
 
 
 def _held(process: Any) -> int:

@@ -52,8 +52,9 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
     Args:
         counts: what it trains.
         costs: what that costs.
-        views: teacher outputs that a cache of fresh views holds (each confirmation's seed has one); 0: no caches.
-        missing_views: those of the search's own cache that are still to be built.
+        views: outputs that caches of fresh views hold, one a teacher (each confirmation's seed has those of whom its
+            leaders follow); 0: no caches.
+        missing_views: those of the search's own caches that are still to be built.
         seed: of what is drawn.
     """
     draw = random.Random(seed)
@@ -109,10 +110,14 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
         return 0.0, 0.0, 0
     seeds = max(1, min(counts.seeds, repeats))
     free, busy = [0.0] * costs.parallel, 0.0
+    needed = float(views)
     for number in range(repeats):
         # Leaders may be of any method; one in each seed's round is scratch, which they are compared with.
         together = math.ceil(repeats / seeds)
         place = number % together
+        if place == 0 and len(counts.teachers) > 1:
+            followed = {draw.choice(counts.teachers) for _ in range(together)}
+            needed = views * len(followed) / len(counts.teachers)
         is_baseline = BASELINE in counts.methods and place == together - 1 and together > 1
         cost = costs.methods[BASELINE if is_baseline else draw.choice(counts.methods)]
         factor = costs.students.get(draw.choice(counts.students), 1.0)
@@ -120,7 +125,7 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
         builders = min(costs.parallel, together)
         if place < builders and any(one.stored for one in costs.methods.values()):
             # Those that begin a seed together build its cache together.
-            seconds += views * costs.view / builders
+            seconds += needed * costs.view / builders
         busy += seconds
         heapq.heapreplace(free, free[0] + seconds + BETWEEN_TRIALS)
     return max(free), busy, repeats

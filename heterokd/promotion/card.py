@@ -79,6 +79,13 @@ def shortened(card: str) -> str:
     return kept + rest
 
 
+def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+    """What a study's summary says of the teacher that a recipe follows; empty when it says nothing."""
+    named = recipe.teacher.network
+    own = next((card for card in summary.get("teachers") or () if card.get("network") == named), None)
+    return own or summary.get("teacher") or {}
+
+
 def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Root) -> str:
     """The id of the cache that a recipe's training reads, or why it reads none."""
     method = METHODS[recipe.method]

@@ -24,7 +24,7 @@ from heterokd.export import try_export
 from heterokd.latency import latency_ms
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
-from heterokd.promotion.card import Lineage, cache_of, model_card, shortened
+from heterokd.promotion.card import Lineage, cache_of, model_card, shortened, teacher_of
 from heterokd.promotion.decision import Decision, Gate, reason
 from heterokd.promotion.figures import OnTest, on_test
 from heterokd.promotion.record import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
@@ -398,7 +398,7 @@ class _Promotion:
         version = self.client.get_model_version(self.name, str(candidate.version))
         run = self.client.get_run(str(version.run_id))
         logged = self.client.get_logged_model(str(version.source).removeprefix("models:/"))
-        teacher, winner = self.summary.get("teacher") or {}, self.summary.get("winner") or {}
+        teacher, winner = teacher_of(self.summary, candidate.recipe), self.summary.get("winner") or {}
         lineage = Lineage(
             teacher=teacher,
             winner=winner if winner.get("number") == candidate.trial.number else {},

@@ -61,7 +61,8 @@ def page_content(
         "name": experiment.name,
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "teacher": summary.get("teacher") or {"network": experiment.teacher.network},
+        "teacher": summary.get("teacher") or {"network": experiment.teacher.networks[0]},
+        "teachers": _teachers(experiment, summary),
         "students": experiment.student.networks,
         "dataset": experiment.data.dataset,
         "metric": summary["metric"],
@@ -149,6 +150,12 @@ def _interval(leader: Mapping[str, Any]) -> str:
     if leader["low"] is None:
         return f", {seeds}"
     return f" ({words.show(leader['low'])} to {words.show(leader['high'])}, {seeds})"
+
+
+def _teachers(experiment: Experiment, summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is known of each teacher: its card, once there is one."""
+    cards = summary.get("teachers") or [card for card in (summary.get("teacher"),) if card]
+    return list(cards) or [{"network": network} for network in experiment.teacher.networks]
 
 
 def _measured(folder: StudyFolder, winner: Mapping[str, Any] | None) -> Measured | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
-from heterokd.config import Experiment
+from heterokd.config import TEACHER, Experiment
 from heterokd.pictures import Measured
 from heterokd.plan import Range, planned
 from heterokd.priors import published_results
@@ -218,19 +219,20 @@ def plan_table(folder: StudyFolder) -> dict[str, Any] | None:
 
 
 def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What papers print of the experiment's pairs, beside this study's best of each method; one table a student.
+    """What papers print of the experiment's pairs, beside this study's best of each method; one table a pair.
 
     Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
     there.
     """
     tables = []
-    for student in experiment.student.networks:
-        pair = published_results(experiment.data.dataset, experiment.teacher.network, student)
+    for teacher, student in product(experiment.teacher.networks, experiment.student.networks):
+        pair = published_results(experiment.data.dataset, teacher, student)
         if pair is None:
             continue
         ours: dict[str, float] = {}
         for leader in summary["leaders"] if summary["metric"] == f"val/{pair.metric}" else ():
-            if leader["sample"].get("student.network", student) == student:
+            sample = leader["sample"]
+            if sample.get("student.network", student) == student and sample.get(TEACHER, teacher) == teacher:
                 ours.setdefault(leader["method"], 100 * leader["mean"])  # the leaders come best first
         tables.append(
             {

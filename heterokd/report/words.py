@@ -41,12 +41,13 @@ def listed(names: Sequence[str]) -> str:
 
 
 def settings(sample: Mapping[str, Any]) -> str:
-    """A sample's values in one line, without the method's name before each."""
+    """A sample's values in one line, without the method's name before each; of networks, whose they are."""
     parts = []
     for key, value in sample.items():
         if key != "method":
             shown = f"{value:.4g}" if isinstance(value, float) else value
-            parts.append(f"{key.rsplit('.', 1)[-1]} {shown}")
+            section, _, name = key.rpartition(".")
+            parts.append(f"{section if name == 'network' else name} {shown}")
     return ", ".join(parts)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from heterokd.config import Experiment, Recipe
-from heterokd.space import Domain, Scalar
+from heterokd.config import TEACHER, Experiment, Recipe, pairing, reads_teacher
+from heterokd.space import Choice, Domain, Scalar
 
 Origin = Literal["published", "warm", "sampled", "confirm"]
 State = Literal["complete", "pruned", "diverged", "failed"]
@@ -69,6 +69,22 @@ def assignment_attrs(
     }
 
 
-def method_space(experiment: Experiment, method: str) -> dict[str, Domain]:
-    """Where each value of a method's sample may lie."""
-    return experiment.method_domains(method) | experiment.shared_domains()
+def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -> tuple[str, ...]:
+    """The teachers for which a method exists; none where it reads none.
+
+    Args:
+        experiment: the question.
+        method: its name.
+        excluded: methods, and methods with one of several teachers, that are left out; see `check_experiment`.
+    """
+    if method in excluded or not reads_teacher(method):
+        return ()
+    return tuple(network for network in experiment.teacher.networks if pairing(method, network) not in excluded)
+
+
+def method_space(experiment: Experiment, method: str, excluded: Container[str] = ()) -> dict[str, Domain]:
+    """Where each value of a method's sample may lie; `excluded` as in `teachers_of`."""
+    space = experiment.domains(method)
+    if TEACHER in space:
+        space[TEACHER] = Choice(*teachers_of(experiment, method, excluded))
+    return space

@@ -10,7 +10,8 @@ import hashlib
 import heapq
 import random
 import warnings
-from collections.abc import Container, Mapping, Set
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -22,7 +23,11 @@ from heterokd.space import Choice, Domain, Int, Scalar
 from heterokd.study.trials import Training, Trials
 
 Spaces = Mapping[str, Mapping[str, Domain]]
-"""By method, the domains of its values."""
+"""By method, the domains of its values. Options of one key may differ between methods (teachers, some of which a method
+does not exist for): Optuna knows them all, and a sample has its method's own."""
+
+Prior = Sequence[tuple[Mapping[str, Scalar], float]]
+"""Values that are taken without asking the estimator, each set with its probability."""
 
 RANDOM_AFTER = 5
 """Samples in a row that were already known before the sampler is replaced by a uniform one for the next."""
@@ -42,7 +47,7 @@ def propose(
     spaces: Spaces,
     seed: int,
     startup: int,
-    prior: Mapping[str, float] = MappingProxyType({}),
+    prior: Prior = (),
     chosen: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> tuple[optuna.Trial, dict[str, Scalar]]:
     """A new trial, in memory only, and its sample.
@@ -52,14 +57,14 @@ def propose(
         spaces: by method, the domains of its values.
         seed: of the search.
         startup: finished trials before the estimator replaces uniform samples.
-        prior: with which probability each method is taken without asking the estimator, which still gives its values.
+        prior: with which probability a method is taken without asking the estimator, which still gives its values.
         chosen: values that are not asked for.
     """
     trials.memory.sampler = _sampler(trials, spaces, seed, startup, prior, chosen)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
-    for key, domain in spaces[method].items():
+    for key, domain in _known(spaces, method).items():
         sample[key] = _suggest(trial, key, domain)
     return trial, sample
 
@@ -68,8 +73,19 @@ def distributions(spaces: Spaces, method: str) -> dict[str, BaseDistribution]:
     """What the sampler learns from a trial that it did not propose; nothing for a method that it never proposes."""
     if method not in spaces:
         return {}
-    own = {key: _distribution(domain) for key, domain in spaces[method].items()}
+    own = {key: _distribution(domain) for key, domain in _known(spaces, method).items()}
     return {"method": CategoricalDistribution(tuple(spaces)), **own}
+
+
+def _known(spaces: Spaces, method: str) -> dict[str, Domain]:
+    """A method's domains as Optuna knows them: with every option that a key has for any method."""
+    found = dict(spaces[method])
+    for key, domain in found.items():
+        if isinstance(domain, Choice) and not key.startswith(f"{method}."):
+            others = [space[key] for space in spaces.values() if key in space]
+            options = [option for other in others if isinstance(other, Choice) for option in other.options]
+            found[key] = domain if set(options) == set(domain.options) else Choice(*dict.fromkeys(options))
+    return found
 
 
 def has_freedom(space: Mapping[str, Domain]) -> bool:
@@ -93,17 +109,26 @@ def end_like(trials: Trials, trial: optuna.Trial, known: Training) -> None:
 class _GroupSampler(optuna.samplers.BaseSampler):
     """A multivariate estimator for the method and what all methods share, then one for the method's own values.
 
+    What several methods share but not all (whom they follow: scratch follows nobody) has an estimator of its own, which
+    learns from all that have it.
+
     Optuna's `group=True` finds these groups by itself, from all trials, and samples the values of every method for
     each trial, of which all but one method's are thrown away: its time grows with the number of methods.
     """
 
-    def __init__(self, spaces: Spaces, estimator: optuna.samplers.BaseSampler, chosen: Mapping[str, Scalar]) -> None:
+    def __init__(
+        self, spaces: Spaces, estimator: optuna.samplers.BaseSampler, chosen: Mapping[str, Scalar], seed: int
+    ) -> None:
         self._estimator = estimator
+        self._spaces, self._random = spaces, random.Random(seed)
         common = set.intersection(*(set(space) for space in spaces.values()))
+        counts = Counter(key for space in spaces.values() for key in space)
+        known = {method: _known(spaces, method) for method in spaces}
         first = next(iter(spaces))
         methods: dict[str, BaseDistribution] = {"method": CategoricalDistribution(tuple(spaces))}
-        self._common = (methods if len(spaces) > 1 else {}) | _free(spaces[first], common)
-        self._own = {method: _free(space, space.keys() - common) for method, space in spaces.items()}
+        self._common = (methods if len(spaces) > 1 else {}) | _free(known[first], common)
+        self._shared = {key for key in counts.keys() - common if counts[key] > 1}
+        self._own = {method: _free(space, space.keys() - common - self._shared) for method, space in known.items()}
         self._values: dict[str, Any] = dict(chosen)
         self._learned: _Learned | None = None
 
@@ -121,11 +146,23 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._learned = self._learned or _Learned(study)
         learned = cast(optuna.Study, self._learned)
         if param_name not in self._values:
-            group = self._common if param_name in self._common else self._own[trial.params["method"]]
+            if param_name in self._common:
+                group = self._common
+            elif param_name in self._shared:
+                group = {param_name: param_distribution}
+            else:
+                group = self._own[trial.params["method"]]
             self._values = self._estimator.sample_relative(learned, trial, group) | self._values
         if param_name not in self._values:  # too few trials for an estimate: uniform
-            return self._estimator.sample_independent(learned, trial, param_name, param_distribution)
-        return self._values[param_name]
+            found = self._estimator.sample_independent(learned, trial, param_name, param_distribution)
+            self._values[param_name] = found
+        return self._possible(param_name, trial)
+
+    def _possible(self, key: str, trial: FrozenTrial) -> Any:
+        """The value of a key; where the method does not have it, one of those that it has, evenly."""
+        value = self._values[key]
+        domain = None if key == "method" else self._spaces[trial.params["method"]][key]
+        return value if not isinstance(domain, Choice) or value in domain else self._random.choice(domain.options)
 
 
 class _Learned:
@@ -165,31 +202,30 @@ def _sampler(
     spaces: Spaces,
     seed: int,
     startup: int,
-    prior: Mapping[str, float],
+    prior: Prior,
     chosen: Mapping[str, Scalar],
 ) -> optuna.samplers.BaseSampler:
     """A fresh sampler for each sample, seeded by what is in the database: a restart changes no sample."""
     digest = hashlib.sha256(f"{seed} {len(trials)}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
     if trials.known_in_a_row >= RANDOM_AFTER:
-        return _GroupSampler(spaces, optuna.samplers.RandomSampler(seed), chosen)
+        return _GroupSampler(spaces, optuna.samplers.RandomSampler(seed), chosen, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         estimator = optuna.samplers.TPESampler(
             multivariate=True, constant_liar=True, seed=seed, n_startup_trials=startup
         )
-    method = _draw(prior, seed)
-    return _GroupSampler(spaces, estimator, chosen if method is None else {"method": method, **chosen})
+    return _GroupSampler(spaces, estimator, {**_draw(prior, seed), **chosen}, seed)
 
 
-def _draw(prior: Mapping[str, float], seed: int) -> str | None:
-    """A method with its probability; None with what is left of 1."""
+def _draw(prior: Prior, seed: int) -> Mapping[str, Scalar]:
+    """One of the prior's with its probability; nothing with what is left of 1."""
     place = random.Random(seed).random()
-    for method, probability in prior.items():
+    for values, probability in prior:
         place -= probability
         if place < 0:
-            return method
-    return None
+            return values
+    return {}
 
 
 def _distribution(domain: Domain) -> BaseDistribution:

@@ -38,7 +38,7 @@ class Given:
     """What a study is told when it is created; it keeps this, whatever is said when it is opened again.
 
     Attributes:
-        excluded: methods that cannot exist for the pair, with the reason.
+        excluded: methods that cannot exist for the pair, with the reason; see `check_experiment`.
         left_out: students that are over a limit, with the reason.
         facts: by student, what it costs: `params_m`, `latency_ms`.
         warm: what other studies let expect.

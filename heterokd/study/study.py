@@ -10,17 +10,27 @@ from typing import Any, Literal
 
 from optuna.trial import TrialState, create_trial
 
-from heterokd.config import MOST_TRIALS, Experiment
-from heterokd.priors import Warm, expected_ranks, matched_samples, method_prior, published_samples
+from heterokd.config import MOST_TRIALS, TEACHER, Experiment
+from heterokd.priors import Warm, expected_ranks, matched_samples, method_prior
 from heterokd.root import StudyFolder
 from heterokd.space import Scalar
 from heterokd.study import halving
-from heterokd.study.assignments import BASELINE, Assignment, Origin, State, Stop, assignment_attrs, method_space
+from heterokd.study.assignments import (
+    BASELINE,
+    Assignment,
+    Origin,
+    State,
+    Stop,
+    assignment_attrs,
+    method_space,
+    teachers_of,
+)
 from heterokd.study.confirming import Repetition, fixed_repetitions, next_repetition, share, share_after
 from heterokd.study.leaders import Leader, Standings, front
-from heterokd.study.sampling import STOP_AFTER, distributions, end_like, has_freedom, propose
+from heterokd.study.sampling import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
 from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
+from heterokd.study.starting import published_starts
 from heterokd.study.storage import Given, given, open_database
 from heterokd.study.summary import SUMMARY_LEADERS, summarise
 from heterokd.study.trials import Training, Trials
@@ -50,8 +60,9 @@ class Study:
         Args:
             experiment: the question, its search space read.
             folder: where study.db and the trial folders lie.
-            excluded: methods that cannot exist for this teacher and student, with the reason. Like the list of
-                methods (and what follows) it is frozen when the study is created, and ignored when it is opened again.
+            excluded: methods that cannot exist for teacher and student, with the reason; see `check_experiment`. Like
+                the list of methods (and what follows) it is frozen when the study is created, and ignored when it is
+                opened again.
             left_out: students that are over a limit, with the reason.
             facts: by student, what it costs: `params_m`, `latency_ms`.
             warm: what finished studies of similar pairs let expect.
@@ -72,7 +83,7 @@ class Study:
         self._trials = Trials(database, is_kept=is_kept)
         # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
         # sampler's options, a good baseline would be proposed again and again in place of something new.
-        spaces = {method: method_space(experiment, method) for method in self.methods}
+        spaces = {method: method_space(experiment, method, self.told.excluded) for method in self.methods}
         self._spaces = {method: space for method, space in spaces.items() if has_freedom(space)}
         # Scratch first, then what published tables let expect most of; each method's published settings.
         ordered = sorted(expected_ranks(experiment, self.methods), key=lambda method: method != BASELINE)
@@ -298,18 +309,20 @@ class Study:
         return [one.student for one in front(self._read().leaders(1), self.told.facts, self.experiment.search.costs)]
 
     def _list_starts(self, methods: Sequence[str]) -> list[tuple[Origin, dict[str, Scalar]]]:
-        """Scratch (of each student, where size counts), what led in other studies, each method's published settings."""
-        published: list[tuple[Origin, dict[str, Scalar]]] = [
-            ("published", sample) for method in methods for sample in published_samples(self.experiment, method)
-        ]
-        published += [("published", sample) for sample in matched_samples(self.experiment, self.folder, self.methods)]
-        first = sum(sample["method"] == BASELINE for _, sample in published)
-        if self.experiment.by_student and BASELINE in methods:
-            others = self.experiment.student.networks[1:]
-            sample = published[0][1]
-            published[first:first] = [("published", {**sample, "student.network": network}) for network in others]
-            first += len(others)
-        return [*published[:first], *(("warm", sample) for sample in self.told.warm.samples), *published[first:]]
+        """Scratch, what led in other studies, every other teacher once, each method's published settings."""
+        published = published_starts(self.experiment, methods, self.told.excluded)
+        matched = matched_samples(self.experiment, self.folder, self.methods)
+        published += [sample for sample in matched if self._exists(sample)]
+        first = sum(sample["method"] == BASELINE for sample in published)
+        starts: list[tuple[Origin, dict[str, Scalar]]] = [("published", sample) for sample in published]
+        warm = [sample for sample in self.told.warm.samples if self._exists(sample)]
+        return [*starts[:first], *(("warm", sample) for sample in warm), *starts[first:]]
+
+    def _exists(self, sample: Mapping[str, Scalar]) -> bool:
+        """Whether a sample that others propose can be trained here."""
+        method, teacher = str(sample["method"]), sample.get(TEACHER)
+        known = teachers_of(self.experiment, method, self.told.excluded)
+        return method in self.methods and (teacher is None or teacher in known)
 
     def _next_start(self) -> tuple[Origin, dict[str, Scalar]] | None:
         """The next start that has not been tried."""
@@ -332,12 +345,28 @@ class Study:
         counts = Counter(one.student for one in self._trials.search)
         return {"student.network": min(self.experiment.student.networks, key=lambda network: counts[network])}
 
+    def _prior(self, sampled: int) -> Prior:
+        """What the tables choose, with its probability; of several teachers each in turn, by its own pair's ranks."""
+        teachers = self.experiment.teacher.networks
+        teacher = teachers[sampled % len(teachers)]
+        known = [
+            method
+            for method in self._spaces
+            if teacher in (teachers_of(self.experiment, method, self.told.excluded) or teachers)
+        ]
+        likely = method_prior(self.experiment.following(teacher), known, sampled, self.told.warm.ranks)
+        chosen = {TEACHER: teacher}
+        return [
+            ({"method": method, **(chosen if TEACHER in self._spaces[method] else {})}, probability)
+            for method, probability in likely.items()
+        ]
+
     def _sample(self) -> Assignment | None:
         """Ask the sampler; None when the study knows its answer already, which costs no budget."""
         # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
         startup = max(10, len(self.methods) + 5)
         sampled = sum(one.origin == "sampled" and one.state.is_finished() for one in self._trials.search)
-        prior = method_prior(self.experiment, tuple(self._spaces), sampled, self.told.warm.ranks)
+        prior = self._prior(sampled)
         seed = self.experiment.search.seed
         trial, sample = propose(self._trials, self._spaces, seed, startup, prior, self._chosen())
         recipe = self.experiment.recipe(sample)

@@ -45,9 +45,10 @@ class Terminal:
         """A table."""
         self.console.print(table)
 
-    def teacher_epoch(self, metrics: Mapping[str, float]) -> bool:
-        """Progress of the teacher's fit; never asks it to stop."""
+    def teacher_epoch(self, metrics: Mapping[str, float], network: str = "") -> bool:
+        """Progress of the fit of the teacher, or of this one of several; never asks it to stop."""
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
-            self.say(f"fitting the teacher: epoch {epoch}, {score_text(metrics)} on val")
+            named = f"the teacher {network}".rstrip()
+            self.say(f"fitting {named}: epoch {epoch}, {score_text(metrics)} on val")
         return True

@@ -113,7 +113,13 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"           {size(plan.gpu_memory)} of a GPU for each trial")
     lines.append(f"disk       {span(plan.disk, size)}")
     teacher = "the teacher is ready" if plan.ready["teacher"] else "the teacher will be fitted"
-    cache = "no cache is needed" if plan.ready["cache"] == 1 else "its cache will be built"
+    if plan.teachers > 1:
+        ready = round(plan.ready["teacher"] * plan.teachers)
+        teacher = f"{ready} of {plan.teachers} teachers are ready"
+        teacher += ", the others will be fitted" if ready < plan.teachers else ""
+    whose = "its cache" if plan.teachers == 1 else "their caches"
+    cache = "no cache is needed" if plan.ready["cache"] == 1 else f"{whose} will be built"
     if 0 < plan.ready["cache"] < 1:
-        cache = f"{plan.ready['cache']:.0%} of its cache are there"
-    return [*lines, f"there      {teacher}, {cache}"]
+        cache = f"{plan.ready['cache']:.0%} of {whose} are there"
+    lines.append(f"there      {teacher}, {cache}")
+    return [*lines, *(f"left out   {reason}" for reason in plan.left_out.values())]

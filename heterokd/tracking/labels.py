@@ -110,7 +110,7 @@ def study_description(experiment: Experiment, result: str = "") -> str:
     size = f"{height}" if height == width else f"{height} x {width}"
     return (
         f"**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
-        f"{experiment.teacher.network}?\n{result}\n"
+        f"{' or '.join(experiment.teacher.networks)}?\n{result}\n"
         f"- data: {experiment.data.dataset} ({experiment.data.task}) at {size} pixels{few}\n"
         f"- methods: {methods}\n"
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
