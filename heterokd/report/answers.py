@@ -9,7 +9,7 @@ from typing import Any
 
 from heterokd.pictures import Measured
 from heterokd.plan import planned
-from heterokd.report.reading import Studied, Tried
+from heterokd.report.reading import DEFAULTS, Studied, Tried
 from heterokd.report.words import half_width, metric_name, percent, period, show
 from heterokd.root import StudyFolder
 from heterokd.significance import Comparison
@@ -124,6 +124,11 @@ def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
         default = studied.default
         if default is not None and default.number == winner["number"]:
             return Card(title, "none", "no gain", "open", f"{default.method} with its published setting is the winner.")
+        method = DEFAULTS[studied.experiment.data.task]
+        for one in studied.search:
+            if one.method == method and one.origin == "published" and one.state == "pruned" and one.epochs:
+                text = f"{method} as published (trial {one.number}) fell behind and was stopped after epoch"
+                return Card(title, "ahead", "stopped early", "plain", f"{text} {one.epochs[-1]}, at {show(one.value)}.")
         return Card(
             title, "unknown", "", "plain", "Distillation with default settings was not trained to the end here."
         )
