@@ -110,12 +110,10 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["standing"]["complete"] == len(trials) == 4
     assert outcomes(grown, "grown") == outcomes(alone, "grown")
-    ranked: list[list[Any]] = [
-        [(one["method"], one["value"]) for one in root.study("grown").summary["leaders"]] for root in (grown, alone)
-    ]
+    summaries = [root.study("grown").summary for root in (grown, alone)]
+    ranked = [[(one["method"], one["sample"], one["values"]) for one in summary["leaders"]] for summary in summaries]
     assert ranked[0] == ranked[1]
-    winners = [root.study("grown").summary["winner"] for root in (grown, alone)]
-    assert winners[0]["value"] == winners[1]["value"]
+    assert summaries[0]["winner"]["values"] == summaries[1]["winner"]["values"]
 
 
 def looks(seen: Path) -> list[dict[str, Any]]:

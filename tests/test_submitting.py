@@ -68,7 +68,7 @@ def test_a_submitted_search_opens_nothing_and_leaves_no_secret(tiny_file: Write,
     text = first.read_text()
     assert f'"{heterokd.__version__}"' in text
     first.write_text(text.replace(f'"{heterokd.__version__}"', f'"{heterokd.__version__}+submitted"'))
-    settings = {"space": {"methods": ["kd"]}, "trials": 2, "confirm_leaders": 0}
+    settings = {"space": {"methods": ["kd"]}, "trials": 2, "confirm_leaders": 0, "prune": False}
     shutil.copy(tiny_file(name="sent", search=settings, training={"epochs": 8}), submitted / "tiny.yaml")
 
     with pages(tracked) as (port, server):
