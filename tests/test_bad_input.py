@@ -48,7 +48,7 @@ data.labels_per_class=0 | data.labels_per_class=-1 | data.train_images=0 | data.
 data.dataset=../digits | data.dataset=[digits] | data.dataset=2026-11-26 | data.root=[a] | data.augment={rotation: 1000}
 data.augment={mixup: -1} | data.augment={operations: many} | data.augment={crop: {}} | data.augment=[]
 data.augment=digit | data=null | data={} | data=[]
-teacher=null | teacher={} | teacher.network= | teacher.network=[test_vit] | teacher.options={num_classes: 10}
+teacher=null | teacher={} | teacher.network= | teacher.network=[test_vit, test_vit] | teacher.options={num_classes: 10}
 teacher.options={3: 4} | teacher.options={checkpoint_path: x.pth} | teacher.options={pretrained: true}
 teacher.options={depth:6} | teacher.options=[1] | teacher.pretrained=1 | teacher.min_score=-1 | teacher.min_score=97
 teacher.training.epochs=0 | teacher.training=fast | teacher.training.optimizer=adamx
