@@ -152,28 +152,23 @@ def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
     pruned = [trial for trial in trials if trial.state == optuna.trial.TrialState.PRUNED]
     assert pruned
     assert all(set(trial.intermediate_values) <= {3, 9} for trial in trials)
-    spared = [one.number for one in done if one.origin == "confirm" or one.recipe.method == "scratch"]
-    assert len(spared) == 1 + 3 * 2
+    spared = [one.number for one in done if one.origin != "sampled"]
+    assert len(spared) == 2 + 3 * 2
     assert not {trial.number for trial in pruned} & set(spared)
     assert study.standing().pruned == len(pruned)
 
 
-def test_scratch_is_never_stopped_and_published_settings_are_like_samples(folder):
+def test_references_are_never_stopped_and_other_published_settings_are_like_samples(folder):
     study = Study(make_experiment(space={}, trials=len(METHODS) + 1, confirm_leaders=0), folder)
-    scratch = study.next()
-    assert isinstance(scratch, Assignment)
-    assert scratch.recipe.method == "scratch"
-    first = study.next()
-    assert isinstance(first, Assignment)
-    assert study.report(first.number, 3, {"val/top1": 0.9})
-    for rung in scratch.rungs:
-        assert study.report(scratch.number, rung, {"val/top1": 0.1})
-    study.finish(scratch.number, "complete", {"val/top1": 0.1})
-    second = study.next()
-    assert isinstance(second, Assignment)
-    assert second.origin == "published"
-    assert not study.report(second.number, 3, {"val/top1": 0.8})
-    assert study.why(second.number) == "behind"
+    starts = [start for _ in METHODS if isinstance(start := study.next(), Assignment)]
+    assert {start.origin for start in starts} == {"published"}
+    by_method = {start.recipe.method: start for start in starts}
+    best = by_method.pop("hcd")
+    assert study.report(best.number, 3, {"val/top1": 0.9})
+    for place, (method, start) in enumerate(by_method.items()):
+        is_reference = method in ("scratch", "kd")
+        assert study.report(start.number, 3, {"val/top1": 0.8 - 0.01 * place}) == is_reference
+        assert study.why(start.number) == (None if is_reference else "behind")
 
 
 @pytest.mark.parametrize(

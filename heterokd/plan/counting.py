@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from heterokd.config import MOST_TRIALS, Experiment
 from heterokd.priors import matched_samples
 from heterokd.root import StudyFolder
-from heterokd.study import BASELINE
+from heterokd.study import BASELINE, REFERENCES
 from heterokd.study.assignments import method_space
 from heterokd.study.confirming import LEADER_SEEDS, share, share_after
 from heterokd.study.halving import rungs
@@ -26,7 +26,7 @@ class Counts:
         methods: all that exist for the pair.
         students: their networks, the first one's trainings are measured.
         teachers: their networks; each has caches of its own.
-        starts: methods of the published settings that come first, in order; scratch is trained to the end.
+        starts: methods of the published settings that come first, in order; references are trained to the end.
         samples: trainings that the sampler proposes, and pruning may end.
         sampled: methods that it chooses from.
         epochs: of a whole training.
@@ -69,7 +69,7 @@ class Counts:
 
 def _length_of(counts: Counts) -> float:
     """Whole trainings that the starts take in the mean."""
-    spared = sum(method == BASELINE for method in counts.starts)
+    spared = sum(method in REFERENCES for method in counts.starts)
     return spared + (len(counts.starts) - spared) * counts.length
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from heterokd.plan.costs import Costs
 from heterokd.plan.counting import Counts
-from heterokd.study import BASELINE
+from heterokd.study import BASELINE, REFERENCES
 
 BETWEEN_TRIALS = 0.15
 """Seconds from the end of a trial to the beginning of the next in the same process (benchmarks/quickstart.py)."""
@@ -62,7 +62,7 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
     places, rungs = costs.parallel, _Rungs(counts.factor)
     builders = max(1, places // 2) if missing_views else 0
     building = missing_views * costs.view / builders if builders else 0.0
-    queue = [_Training(method, may_stop=method != BASELINE) for method in counts.starts]
+    queue = [_Training(method, may_stop=method not in REFERENCES) for method in counts.starts]
     queue += [_Training(draw.choice(counts.sampled), may_stop=True) for _ in range(counts.samples)]
     queue.reverse()
     # When each place is free: a builder's later. At each event a place goes on, or takes the next training.

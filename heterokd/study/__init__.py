@@ -15,7 +15,7 @@ noisy values, `confirming` repeats, `spending` counts; `storage` opens the datab
 `assignments`, `standing` and `summary` are what callers get, and `importance` what the values of a finished study tell.
 """
 
-from heterokd.study.assignments import BASELINE, SEED_STEP, Assignment, Origin, State, Stop
+from heterokd.study.assignments import BASELINE, REFERENCES, SEED_STEP, Assignment, Origin, State, Stop
 from heterokd.study.importance import Importance, importances
 from heterokd.study.leaders import Leader
 from heterokd.study.sampling import STOP_AFTER
@@ -24,6 +24,7 @@ from heterokd.study.study import Study
 
 __all__ = [
     "BASELINE",
+    "REFERENCES",
     "SEED_STEP",
     "STOP_AFTER",
     "Assignment",

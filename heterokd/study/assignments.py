@@ -19,6 +19,9 @@ search's budget. After the last one it is paused, not pruned: a search with a la
 BASELINE = "scratch"
 """The method that all others are compared with: it starts first and its best is confirmed."""
 
+REFERENCES = (BASELINE, "kd", "pixel_kd")
+"""Methods whose published settings are trained to the end: whoever wins is compared with them."""
+
 SEED_STEP = 1000
 """Distance between the seeds of a configuration's confirmations, far from any seed that a person would choose next."""
 

@@ -2,11 +2,11 @@
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, https://arxiv.org/abs/1810.05934.
 
-Unlike there, rungs end early enough for a stop to save something, and scratch is compared without being stopped, since
-what distillation adds is measured from it. Published settings are stopped like samples: on exhaustive tables
-(benchmarks/search_efficiency) training all to their end took a third of a small budget from what finds better ones.
-Compared are searched trainings of the same length; where size counts beside accuracy, of the same student as well, or
-only large ones would be left.
+Unlike there, rungs end early enough for a stop to save something, and references (scratch and plain KD) are compared
+without being stopped, since what a search brings is measured from them. Other published settings are stopped like
+samples: on exhaustive tables (benchmarks/search_efficiency) training all to their end took a third of a small budget
+from what finds better ones. Compared are searched trainings of the same length; where size counts beside accuracy, of
+the same student as well, or only large ones would be left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from fractions import Fraction
 
 from heterokd.config import Experiment
-from heterokd.study.assignments import BASELINE, Stop
+from heterokd.study.assignments import BASELINE, REFERENCES, Stop
 from heterokd.study.trials import Training, Trials
 
 LAST_RUNG = Fraction(2, 3)
@@ -52,7 +52,7 @@ def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment
         return None
     if _does_harm(trials, training, epoch, experiment):
         return "negative transfer"
-    if training.method == BASELINE and training.origin == "published":
+    if training.method in REFERENCES and training.origin == "published":
         return None
     return "behind" if _is_behind(trials, training, epoch, experiment) else None
 
