@@ -34,6 +34,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 
 from heterokd import autoscaling
 from heterokd.config import Experiment, TrainingSettings, ends, reads_teacher
@@ -44,6 +45,12 @@ from heterokd.latency import parameters_m
 from heterokd.memory import estimate_memory
 
 logger = logging.getLogger(__name__)
+
+# Tune would carry the driver's keys to the trials in Ray's runtime environments, which Ray writes into its logs and
+# shows on its dashboard. Each node has a role, or keys in its own environment; a local Ray's processes inherit them.
+getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""

@@ -104,6 +104,16 @@ def test_a_local_ray_listens_on_loopback_alone() -> None:
     assert reached_from_outside(sockets) == {}
 
 
+def test_ray_tune_carries_no_keys() -> None:
+    """It would in its runtime environments, which Ray logs; `test_submitting` looks at the logs themselves."""
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    import heterokd.cluster  # noqa: F401  which sees to it
+
+    assert ENV_VARS_TO_PROPAGATE
+    assert not [name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+
+
 def test_what_is_reached_from_outside_is_seen() -> None:
     places = {
         "0.0.0.0:1": "a",
