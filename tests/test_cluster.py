@@ -26,6 +26,8 @@ def experiment_of(tiny_file: Write, **search: object) -> Experiment:
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float | None) -> None:
+    # Whatever Ray other tests of this process have started.
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cores, "GPU": gpus})
     monkeypatch.setattr(cluster, "gpu_bytes", lambda: None if gib is None else int(gib * GIB))
 
