@@ -13,7 +13,7 @@ from heterokd.report import notes
 from heterokd.root import StudyFolder
 from heterokd.study import Assignment, Study
 
-SPACE = {"methods": ["scratch", "kd", "dkd", "dist", "ofa", "fitnet"]}
+SPACE = {"methods": ["scratch", "dkd", "dist", "ofa", "rsd", "fitnet"]}
 
 
 def open_study(folder: Path, **search: Any) -> Study:
