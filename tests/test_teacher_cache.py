@@ -31,7 +31,7 @@ from heterokd.teachers import LiveTeacher
 Write = Callable[..., Path]
 # Full blocks: the live teacher's last bits are those of a cache only there.
 BATCH = {"batch_size": 16}
-SEARCH = {"space": {"methods": ["kd"]}, "trials": 2, "confirm_leaders": 0}
+SEARCH = {"space": {"methods": ["kd"]}, "trials": 2, "prune": False, "confirm_leaders": 0}
 SCENES = {
     "data": {"dataset": "digit_scenes", "image_size": 32, "labels_per_class": None, "train_images": 16},
     "teacher": {
