@@ -198,7 +198,7 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
         ("params_m", "latency_ms"),
         folder=place,
         page=place / "report.html",
-        store="sqlite:////home/somebody/work/runs/mlflow.db",
+        store="sqlite:////srv/experiments/vision/runs/mlflow.db",
         registered="digits-student version 1, alias challenger   (next: heterokd promote quickstart)",
     )
     lines = [line for text in file.getvalue().splitlines() for line in (text[:COLUMNS], text[COLUMNS:]) if line]
