@@ -152,27 +152,28 @@ def kill_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The driver, in the middle of its second trial."""
     with searching(scratch, asked.prepared) as running:
         trial = until(lambda: in_training(running, first=1), running)
-        orphans = running.processes()
+        orphans, process = running.processes(), psutil.Process(int(trial.status["pid"]))
         running.signal(signal.SIGKILL)
-        seconds = until_gone(orphans)
+        until_gone([process])
+        hurt = Hurt.now(trial)  # until its process was gone, the trial may have reported
         running.start()
-        # Until its process was gone, the trial may have reported.
-        hurt = Hurt.now(trial)
         recovered = hurt.recovered(running)
+        until_gone(orphans)
         running.wait()
-        return outcome(running, "the driver", hurt, recovered, orphans_seconds=round(seconds, 2))
+        return outcome(running, "the driver", hurt, recovered)
 
 
 def end_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The driver is asked to end, in the middle of its second trial: all is kept, and it says how to go on."""
-    with searching(scratch, asked.prepared) as running:
+    # Long trials, or the one in training is at its end before the driver is.
+    with searching(scratch, asked.prepared, training={"epochs": 200}) as running:
         trial = until(lambda: in_training(running, first=1), running)
         orphans, told = running.processes(), time.monotonic()
         code = running.signal(signal.SIGTERM)
         ended = time.monotonic() - told
         until_gone(orphans)
-        running.start()
         hurt = Hurt.now(trial)
+        running.start()
         recovered = hurt.recovered(running)
         running.wait()
         found = outcome(running, "the driver, by SIGTERM", hurt, recovered, code=code, ended=round(ended, 2))

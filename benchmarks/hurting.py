@@ -191,9 +191,13 @@ def until(happened: Callable[[], Any], running: Search | None = None, longest: f
 
 
 def until_gone(processes: Sequence[psutil.Process]) -> float:
-    """Wait for processes to end by themselves; how many seconds that took."""
+    """Wait for processes to end by themselves; how many seconds that took.
+
+    Ray's agents on a node tell the cluster's store of their raylet's death before they end, and try for a minute where
+    it died as well.
+    """
     began = time.monotonic()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     if alive:
         raise SystemExit(f"still there: {[' '.join(one.cmdline())[:80] for one in alive]}")
     return time.monotonic() - began
