@@ -77,9 +77,9 @@ class Judge:
         """What a trial that was handed out is to do; None when it has told its end already."""
         return self.running.get(number)
 
-    def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
+    def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
         """Whether a trial at a rung goes on."""
-        return self.study.report(number, epoch, metrics)
+        return self.study.report(number, epoch, metrics, curve)
 
     def why(self, number: int) -> Stop | None:
         """Why a trial was told to stop."""
@@ -153,7 +153,8 @@ def run_trial(
         epoch = int(metrics["epoch"])
         if epoch not in assignment.rungs and not assignment.is_timed:
             return True
-        go_on: bool = ray.get(judge.report.remote(number, epoch, metrics))
+        curve = folder.metrics() if epoch in assignment.rungs else []
+        go_on: bool = ray.get(judge.report.remote(number, epoch, metrics, curve))
         if epoch in assignment.rungs:
             mirror.push()
             tune.report({"number": number, "epoch": epoch})

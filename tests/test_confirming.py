@@ -14,7 +14,7 @@ import pytest
 from heterokd.config import Experiment
 from heterokd.root import StudyFolder
 from heterokd.study import BASELINE, Assignment, Study
-from heterokd.study.beliefs import Belief, Population, most_telling, population
+from heterokd.study.beliefs import EARLY, Belief, Population, foreseen, most_telling, population
 from heterokd.study.confirming import LARGEST_SHARE, share, share_after
 from heterokd.study.leaders import Standings
 
@@ -111,6 +111,45 @@ def test_a_population_recovers_noise_spread_and_what_the_search_overstates() -> 
     assert found.spread == pytest.approx(0.03, rel=0.25)
     assert found.mean == pytest.approx(0.91, abs=0.006)
     assert found.overstated == pytest.approx(0.01, abs=0.004)
+
+
+def test_first_epochs_say_where_a_configuration_may_end() -> None:
+    ends = {0: 0.1, 1: 0.2, 2: 0.8, 3: 0.82, 4: 0.84, 5: 0.86}
+    begins = {0: 0.9, 1: 0.1, 2: 0.4, 3: 0.5, 4: 0.5, 5: 0.6}
+    found = foreseen(ends, begins)
+    # By the better half (3, 4, 5), and the obvious formula.
+    scale = EARLY * statistics.pstdev([0.82, 0.84, 0.86]) / statistics.pstdev([0.5, 0.5, 0.6])
+    middle = statistics.fmean([0.5, 0.5, 0.6])
+    assert found[5] == pytest.approx(scale * (0.6 - middle))
+    assert found[0] == pytest.approx(scale * (0.9 - middle))
+    # No worse than the worst of the better half, whatever it began with.
+    assert found[1] == found[2] == found[3] == pytest.approx(scale * (0.5 - middle))
+
+
+def test_first_epochs_say_nothing_of_few_alike_or_unknown_ones() -> None:
+    assert foreseen({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.1, 1: 0.2, 2: 0.3}) == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert set(foreseen({key: key / 10 for key in range(6)}, dict.fromkeys(range(6), 0.5)).values()) == {0.0}
+    found = foreseen(
+        {key: key / 10 for key in range(6)} | {6: -math.inf}, {key: key / 9 for key in range(5)} | {5: math.nan, 6: 0.5}
+    )
+    assert found[5] == found[6] == 0.0
+    assert found[4] > 0 > found[0]
+
+
+def test_of_two_equal_ends_the_faster_learner_is_believed_in(tmp_path: Path) -> None:
+    study = Study(make_experiment(trials=8, prune=False), StudyFolder(tmp_path))
+    for number in range(8):
+        one = study.next()
+        assert isinstance(one, Assignment)
+        for rung in one.rungs:
+            early = 0.5 + 0.02 * number - (0.1 if number == 6 else 0.0)
+            study.report(one.number, rung, {"val/top1": early}, [{"val/top1": early}])
+        study.finish(one.number, "complete", {"val/top1": 0.7 + 0.01 * min(number, 6)})
+    standings = Standings(study._trials, study.experiment)
+    slow, fast = standings.belief(6), standings.belief(7)
+    assert slow is not None
+    assert fast is not None
+    assert slow.mean < fast.mean
 
 
 def test_nothing_is_believed_of_a_single_configuration() -> None:

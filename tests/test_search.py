@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import fabricated
@@ -178,6 +179,14 @@ def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
         assert trial.checkpoint.exists()
         assert len(trial.metrics()) < 6
         assert not trial.weights.exists()
+    # Rungs compare the mean of all epochs so far.
+    study = optuna.load_study(study_name="pruning", storage=f"sqlite:///{found.folder.database}")
+    reported = {trial.number: trial.intermediate_values for trial in study.trials}
+    for trial in found.folder.trials():
+        curve = [report["val/top1"] for report in trial.metrics()]
+        assert reported[trial.number] == {
+            rung: pytest.approx(fmean(curve[:rung])) for rung in (1, 4) if rung <= len(curve)
+        }
 
 
 def test_wrong_pairs_are_refused_before_anything_is_launched(find: Callable[..., Found], shared_root: Root) -> None:
@@ -190,6 +199,7 @@ def test_wrong_pairs_are_refused_before_anything_is_launched(find: Callable[...,
 KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
+from statistics import fmean
 from heterokd.config import load_experiment
 from heterokd.root import Root
 from heterokd.search import search

@@ -194,6 +194,37 @@ def test_a_rung_stops_all_but_the_best_third_and_of_few_all_but_the_best(folder,
     assert study.report(last.number, 3, {"val/top1": values[-1]}) == goes_on
 
 
+def test_a_rung_compares_learning_curves_and_not_their_last_points(folder):
+    def curve(*values: float) -> list[dict[str, float]]:
+        return [{"val/top1": value} for value in values]
+
+    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    first, better, worse, lost = (study.next() for _ in range(4))
+    for one in (first, better, worse, lost):
+        assert isinstance(one, Assignment)
+    assert study.report(first.number, 3, {"val/top1": 0.5}, curve(0.3, 0.4, 0.5))
+    assert study.report(better.number, 3, {"val/top1": 0.45}, curve(0.4, 0.45, 0.45))
+    assert not study.report(worse.number, 3, {"val/top1": 0.6}, curve(0.1, 0.2, 0.6))
+    # One epoch that is no number makes the curve none.
+    assert not study.report(lost.number, 3, {"val/top1": 0.9}, curve(0.9, math.nan, 0.9))
+    assert study.why(lost.number) == "not finite"
+    reported = [trial.intermediate_values[3] for trial in database(folder)[:3]]
+    assert reported == pytest.approx([0.4, 1.3 / 3, 0.3])
+
+
+def test_a_study_of_an_older_version_goes_on_comparing_last_points(folder):
+    experiment = make_experiment(space={"methods": ["kd"]})
+    Study(experiment, folder)
+    optuna.load_study(study_name=experiment.name, storage=f"sqlite:///{folder.database}").set_user_attr(
+        "averages", False
+    )
+    study = reopen(experiment, folder)
+    first = study.next()
+    assert isinstance(first, Assignment)
+    study.report(first.number, 3, {"val/top1": 0.5}, [{"val/top1": 0.1}, {"val/top1": 0.3}, {"val/top1": 0.5}])
+    assert database(folder)[0].intermediate_values == {3: 0.5}
+
+
 def test_each_rung_counts_its_own_arrivals(folder):
     study = Study(make_experiment(space={"methods": ["kd"]}), folder)
     running = [study.next() for _ in range(5)]

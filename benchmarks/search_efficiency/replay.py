@@ -52,8 +52,8 @@ class Strategy(Protocol):
     def next(self) -> Ask | Literal["wait"] | None:
         """What to train now; "wait": ask again when something has ended; None: nothing more."""
 
-    def report(self, ask: Ask, epoch: int, value: float) -> bool:
-        """Whether to go on."""
+    def report(self, ask: Ask, epoch: int, values: Sequence[float]) -> bool:
+        """Whether to go on, by the values of all epochs so far."""
 
     def finish(self, ask: Ask, epoch: int, value: float) -> None:
         """A training has ended: after the last epoch, or where `report` said so."""
@@ -106,7 +106,7 @@ class Replay:
             before = max((stop for stop in ask.stops if stop < epoch), default=0)
             self.spent += (epoch - before) / EPOCHS
             value = float(curve[epoch - 1])
-            if epoch < EPOCHS and strategy.report(ask, epoch, value):
+            if epoch < EPOCHS and strategy.report(ask, epoch, curve[:epoch].tolist()):
                 order += 1
                 heapq.heappush(events, self._until_next_stop(order, ask, epoch, curve))
             else:

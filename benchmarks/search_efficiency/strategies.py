@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,9 +119,9 @@ class OptunaStrategy:
                 return Ask(trial.number, row, self._stops)
         return "wait" if self._running else None
 
-    def report(self, ask: Ask, epoch: int, value: float) -> bool:
+    def report(self, ask: Ask, epoch: int, values: Sequence[float]) -> bool:
         trial = self._trials[ask.number]
-        trial.report(value, epoch)
+        trial.report(values[-1], epoch)
         return not trial.should_prune()
 
     def finish(self, ask: Ask, epoch: int, value: float) -> None:
@@ -200,8 +200,9 @@ class Heterokd:
         self.seconds.append(time.perf_counter() - began)
         return Ask(assignment.number, self._question.row(assignment.sample), assignment.rungs)
 
-    def report(self, ask: Ask, epoch: int, value: float) -> bool:
-        return self.study.report(ask.number, epoch, {"val/top1": value, "epoch": epoch})
+    def report(self, ask: Ask, epoch: int, values: Sequence[float]) -> bool:
+        curve = [{"val/top1": value} for value in values]
+        return self.study.report(ask.number, epoch, curve[-1], curve)
 
     def finish(self, ask: Ask, epoch: int, value: float) -> None:
         state = "complete" if epoch == EPOCHS else "pruned"

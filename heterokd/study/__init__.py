@@ -2,7 +2,7 @@
 
     study = Study(experiment, folder)
     while (assignment := study.next()) is not None:       "wait": ask again once something has finished
-        study.report(number, epoch, metrics) -> bool      at each of assignment.rungs; False: stop, then finish "pruned"
+        study.report(number, epoch, metrics, curve)       at each of assignment.rungs; False: stop, then finish "pruned"
         study.finish(number, state, metrics)
 
 Order of a search: each method's published settings (scratch first, then by the rank that published tables let expect),

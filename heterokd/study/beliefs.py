@@ -8,6 +8,7 @@ rungs because of its luck as well), values y_ij on fresh seeds are not:
     mu_i | x_i ~ N(p_i, v),   p_i = m + beta (x_i - m) - b,   beta = tau^2 / (tau^2 + sigma^2),   v = beta sigma^2
     mu_i | x_i, y_i ~ N((p_i / v + sum_j y_ij / sigma^2) v_i, v_i),   v_i = 1 / (1 / v + n_i / sigma^2)
 
+All of it is counted from what the first epochs let expect: x_i, y_ij and mu_i are what is left above o_i (`foreseen`).
 sigma is pooled over repeated configurations, m and tau are read from the better half of the values of the search
 (empirical Bayes): what is found in a search has a long tail of bad values that says nothing of the good ones, and below
 m nothing is drawn up. b is the mean distance of the p_i above m from their fresh values. So the winner's curse is taken
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
+from statistics import NormalDist, fmean, median, pstdev
 
 PRIOR_FREEDOM = 2.0
 """Degrees of freedom that the guess of sigma counts as, beside the repeated configurations."""
@@ -32,6 +33,14 @@ LEAST_TRUE_SHARE = 0.25
 
 PRIOR_VALUES = 0.5
 """Fresh values that the guess b = 0 counts as."""
+
+EARLY = 0.5
+"""How far above the others a configuration is expected to end whose first epochs lay one deviation above theirs, in
+deviations: on exhaustive tables (benchmarks/search_efficiency) 0.5 to 0.8 made the best searches, and what was read
+from each search's few values was worse than none."""
+
+FEWEST_EARLY = 4
+"""Configurations below which first epochs say nothing."""
 
 PASSES = 3
 """Rounds in which sigma and b are found from each other."""
@@ -119,6 +128,32 @@ def population(searched: Mapping[int, float], repeated: Mapping[int, Sequence[fl
         high = math.fsum(plain.believe(searched[key]).mean - value for key, group in chosen.items() for value in group)
         found = replace(found, overstated=high / (sum(map(len, chosen.values())) + PRIOR_VALUES))
     return found
+
+
+def foreseen(searched: Mapping[int, float], early: Mapping[int, float]) -> dict[int, float]:
+    """How far the first epochs let expect each configuration off the others' mean: o_i of the model.
+
+        o_i = EARLY s_x (c_i - c) / s_c
+
+    c_i is the mean over the first epochs, c and s_c mean and deviation of these and s_x the deviation of the values at
+    the end, over the better half (by the end). A learning curve is a mean of many evaluations and has other noise than
+    its last point. One that begins worse than all of the better half counts as the worst of it.
+
+    Args:
+        searched: of each configuration, larger being better.
+        early: by the same keys; not finite where nothing is known.
+    """
+    known = {key: (value, early[key]) for key, value in searched.items() if math.isfinite(value + early[key])}
+    found = dict.fromkeys(searched, 0.0)
+    if len(known) < FEWEST_EARLY:
+        return found
+    middle = median(value for value, _ in known.values())
+    better = [pair for pair in known.values() if pair[0] >= middle]
+    ends, begins = zip(*better, strict=True)
+    if not (width := pstdev(begins)):
+        return found
+    slope, mean, least = EARLY * pstdev(ends) / width, fmean(begins), min(begins)
+    return found | {key: slope * (max(begin, least) - mean) for key, (_, begin) in known.items()}
 
 
 def _within(groups: Sequence[Sequence[float]]) -> tuple[float, int]:

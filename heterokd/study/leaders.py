@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heterokd.config import Experiment
 from heterokd.space import Scalar
 from heterokd.study.assignments import BASELINE, Origin
-from heterokd.study.beliefs import Belief, Population, population
+from heterokd.study.beliefs import Belief, Population, foreseen, population
 from heterokd.study.trials import Training, Trials
 
 LOWER = 1.0
@@ -80,11 +80,14 @@ class Standings:
         }
         # Students of other sizes reach other values: where size counts, each is believed in among its like.
         self._populations: dict[str, Population | None] = {}
+        self._foreseen: dict[int, float] = {}
         for group in {self.group(one) for one in self.complete.values()}:
-            mine = {number for number, one in self.complete.items() if self.group(one) == group}
+            mine = [number for number, one in self.complete.items() if self.group(one) == group]
+            searched = {number: self._searched[number] for number in mine}
+            self._foreseen |= foreseen(searched, {number: self._early(number) for number in mine})
             self._populations[group] = population(
-                {number: self._searched[number] for number in mine},
-                {number: values for number, values in self._fresh.items() if number in mine},
+                {number: value - self._foreseen[number] for number, value in searched.items()},
+                {number: self._above(number, self._fresh[number]) for number in mine if number in self._fresh},
             )
 
     def group(self, training: Training) -> str:
@@ -102,15 +105,10 @@ class Standings:
 
     def belief(self, number: int, expected: int = 0) -> Belief | None:
         """Of a configuration, larger being better; None below two configurations."""
-        common = self._populations[self.group(self.complete[number])]
-        if common is None:
-            return None
-        return common.believe(self._searched[number], self._fresh.get(number, ()), expected=expected)
+        return self._believe(number, self._fresh.get(number, ()), expected)
 
     def foremost(self, most: int) -> list[Training]:
         """Who alone may lead: all that are repeated and, of each group and of scratch there, the best of the others.
-
-        What is believed of a configuration without repetitions grows with its value of the search.
 
         Args:
             most: how many of the others.
@@ -121,7 +119,7 @@ class Standings:
             if one.number not in chosen:
                 others.setdefault((self.group(one), one.method == BASELINE), []).append(one)
         for group in others.values():
-            best = heapq.nsmallest(most, group, key=lambda one: (-self._searched[one.number], one.number))
+            best = heapq.nsmallest(most, group, key=lambda one: (-self._hoped(one.number), one.number))
             chosen |= {one.number for one in best}
         return [self.complete[number] for number in sorted(chosen)]
 
@@ -144,6 +142,29 @@ class Standings:
         if not self.experiment.by_student and repeated:
             repeated = {leader.student for leader in found}
         return sorted(found, key=lambda leader: self._rank(leader, leader.student in repeated))
+
+    def _believe(self, number: int, fresh: Sequence[float], expected: int = 0) -> Belief | None:
+        common = self._populations[self.group(self.complete[number])]
+        if common is None:
+            return None
+        (searched,) = self._above(number, [self._searched[number]])
+        found = common.believe(searched, self._above(number, fresh), expected=expected)
+        return replace(found, mean=found.mean + self._foreseen[number])
+
+    def _hoped(self, number: int) -> float:
+        """What is believed of a configuration by its trial of the search."""
+        belief = self._believe(number, ())
+        return self._searched[number] if belief is None else belief.mean
+
+    def _above(self, number: int, values: Sequence[float]) -> list[float]:
+        """Values of a configuration, counted from what its first epochs let expect."""
+        return [value - self._foreseen[number] for value in values]
+
+    def _early(self, number: int) -> float:
+        """The mean over the first epochs of all trainings of a configuration; no number where there is none."""
+        found = [one.early for one in (self.complete[number], *self.repeats.get(number, ()))]
+        found = [self.sign * value for value in found if math.isfinite(value)]
+        return math.fsum(found) / len(found) if found else math.nan
 
     def _leader(self, found: Training, repeats: list[Training], half_width: Callable[[int], float | None]) -> Leader:
         measured = repeats or [found]

@@ -62,6 +62,11 @@ def given(database: optuna.Study) -> Given:
     )
 
 
+def averages(database: optuna.Study) -> bool:
+    """Whether rungs hold means over epochs; in studies of older versions they hold single epochs, and go on so."""
+    return bool(database.user_attrs.get("averages", False))
+
+
 def open_database(experiment: Experiment, folder: StudyFolder, told: Given, *, is_kept: bool = True) -> optuna.Study:
     """Open the study in `folder`, or create it; its user_attrs hold "methods" and what it was told at its creation.
 
@@ -163,6 +168,7 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
     database.set_user_attr("left_out", dict(told.left_out))
     database.set_user_attr("facts", {network: dict(facts) for network, facts in told.facts.items()})
     database.set_user_attr("warm", asdict(told.warm))
+    database.set_user_attr("averages", True)
     database.set_user_attr("question", question)
 
 

@@ -31,7 +31,7 @@ from heterokd.study.sampling import STOP_AFTER, Prior, distributions, end_like, 
 from heterokd.study.spending import Spending
 from heterokd.study.standing import Standing
 from heterokd.study.starting import published_starts
-from heterokd.study.storage import Given, given, open_database
+from heterokd.study.storage import Given, averages, given, open_database
 from heterokd.study.summary import SUMMARY_LEADERS, summarise
 from heterokd.study.trials import Training, Trials
 
@@ -78,6 +78,7 @@ class Study:
         told = Given(excluded or {}, left_out or {}, facts or {}, warm or Warm())
         database = open_database(experiment, folder, told, is_kept=is_kept)
         self.told = given(database)
+        self._averages = averages(database)
         self.experiment = experiment = experiment.without(self.told.left_out)
         self.methods: tuple[str, ...] = tuple(database.user_attrs["methods"])
         self._trials = Trials(database, is_kept=is_kept)
@@ -119,13 +120,19 @@ class Study:
             if assignment is not None:
                 return assignment
 
-    def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+    def report(
+        self, number: int, epoch: int, metrics: Mapping[str, float], curve: Sequence[Mapping[str, float]] = ()
+    ) -> bool:
         """Record a running trial's metrics at a rung.
+
+        Compared is the mean of the metric over all epochs so far: in the middle of a schedule, where the learning rate
+        is high, a single epoch says little (benchmarks/RESULTS.md says how little).
 
         Args:
             number: of the trial.
             epoch: finished epochs, counted from 1; between rungs nothing is recorded.
             metrics: holds the searched metric; missing or not finite, it ends a trial of the search.
+            curve: metrics of all epochs so far, `metrics` the last; empty: `metrics` alone counts.
 
         Returns:
             Whether to keep going (`why` says why not). A trial that was once told to stop is told so again, also after
@@ -136,7 +143,8 @@ class Study:
         if training.state.is_finished() or training.stopped is not None:
             return False
         if epoch in halving.rungs(self.experiment, training.epochs):
-            self._trials.report(number, epoch, self._value(metrics))
+            values = [self._value(one) for one in (curve if self._averages and curve else [metrics])]
+            self._trials.report(number, epoch, math.fsum(values) / len(values))
             reason = halving.stops(self._trials, training, epoch, self.experiment)
             if reason is not None:
                 self._trials.stop(number, epoch, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Training:
         duplicate_of: number of an earlier trial with the same recipe; then nothing is trained.
         state: as in Optuna.
         value: the searched metric of the end.
-        reports: by rung, the searched metric.
+        reports: by rung, the mean of the searched metric over all epochs so far; see `Study.report`.
         stopped: why it was told to stop at a rung; None: it was not.
         trained: epochs that it took, once it has ended.
     """
@@ -67,6 +68,11 @@ class Training:
     def is_complete(self) -> bool:
         """Whether it was trained to the end."""
         return self.state == TrialState.COMPLETE
+
+    @property
+    def early(self) -> float:
+        """The report of the last rung; no number before the first."""
+        return self.reports[self.reached] if self.reports else math.nan
 
     @property
     def reached(self) -> int:
