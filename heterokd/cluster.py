@@ -36,7 +36,7 @@ import ray
 from ray import tune
 from ray.tune.execution import class_cache
 
-from heterokd import autoscaling
+from heterokd import autoscaling, driver_folder
 from heterokd.config import Experiment, TrainingSettings, ends, reads_teacher
 from heterokd.distillation import open_splits
 from heterokd.ending import ending_in_order
@@ -57,6 +57,9 @@ OBJECT_STORE_BYTES = 128 * 1024**2
 
 CONNECT_SECONDS = 5.0
 """How long a cluster may take to take a connection."""
+
+GPU_SECONDS = 60.0
+"""How long a node may take to say how large its GPUs are; a process that loads PyTorch has to start there."""
 
 GREET_SECONDS = 20.0
 """How long it may then take to answer as Ray does. Ray itself would wait for minutes, and ask anything that listens."""
@@ -238,7 +241,7 @@ def _cores_each(parallel: int, cores: int) -> int:
 
 
 def code_for_nodes() -> dict[str, Any] | None:
-    """Ray's runtime environment for a driver that brings its own code: this heterokd, and where MLflow is.
+    """Ray's runtime environment for a driver that brings its own code: this heterokd, where it stands, where MLflow is.
 
     None inside a submitted job (`ray job submit`), whose own environment all of its processes have. An address with a
     password is not carried: Ray shows runtime environments to whoever sees the dashboard.
@@ -248,7 +251,12 @@ def code_for_nodes() -> dict[str, Any] | None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     carried = {"MLFLOW_TRACKING_URI": uri} if uri and "@" not in uri else {}
     package = Path(__file__).parent
-    return {"py_modules": [str(package)], "env_vars": carried, "excludes": ["**/__pycache__/"]}
+    return {
+        "py_modules": [str(package)],
+        "env_vars": {**carried, driver_folder.VARIABLE: str(Path.cwd())},
+        "worker_process_setup_hook": "heterokd.driver_folder.enter",
+        "excludes": ["**/__pycache__/"],
+    }
 
 
 def coming_nodes() -> list[tuple[int, int]]:
@@ -396,8 +404,14 @@ def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[s
     return most, greediest
 
 
-def gpu_bytes() -> int | None:
-    """Memory of the smallest GPU of the Ray that is connected; None where none answers for itself."""
+def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
+    """Memory of the smallest GPU of the Ray that is connected; None where none answers for itself.
+
+    A GPU that others hold as a whole does not answer before they are done: whoever has answered by then counts.
+
+    Args:
+        patience: seconds to wait for answers.
+    """
 
     def ask() -> int | None:
         import torch  # a worker's, not the driver's
@@ -412,5 +426,12 @@ def gpu_bytes() -> int | None:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     ]
-    known = [memory for memory in ray.get(asking) if memory is not None]
+    answered, busy = ray.wait(asking, num_returns=len(asking), timeout=patience) if asking else ([], [])
+    for one in busy:
+        ray.cancel(one, force=True)
+    if busy:
+        logger.warning(
+            "%d of %d nodes with GPUs did not say how large these are: others use them", len(busy), len(asking)
+        )
+    known = [memory for memory in ray.get(answered) if memory is not None]
     return min(known, default=None)

@@ -88,11 +88,13 @@ def test_the_first_champion_beats_scratch_and_twice_is_once(root: Root, students
 
     tried = promote(root, "tiny", dry_run=True)
     assert (tried.promoted, tried.changed, tried.challenger) == (True, False, None)
+    assert tried.reason.startswith("would be promoted: ")
     assert not registry(root).search_registered_models()
     assert not (folder.path / "promotions.jsonl").exists()
 
     first = promote(root, "tiny")
     assert (first.promoted, first.changed, first.trial, first.champion) == (True, True, 1, None)
+    assert first.reason == tried.reason.removeprefix("would be ")
     assert first.test_score == tried.test_score
     assert first.comparison.against == "scratch (trial 0)"
     assert first.comparison.gain == pytest.approx(first.test_score - first.comparison.score)

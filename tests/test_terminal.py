@@ -223,6 +223,19 @@ def test_a_pipe_gets_whole_lines(
     assert line.endswith("x" * 200)
 
 
+def test_a_line_says_whom_a_trial_followed_and_what_it_repeats(
+    running: Callable[[int], TrialFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = SearchTerminal(fabricated.experiment())
+    ended = running(7)
+    told = {"state": "complete", "metrics": {"val/top1": 0.91, "epoch": 60}, "confirms": 3}
+    ended.update({**told, "sample": {"method": "kd", "teacher.network": "resnet50"}})
+    terminal("start", ended, summary())
+    terminal("finish", ended, summary())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"after resnet50, seed {ended.recipe.training.seed} of trial 3")
+
+
 class Screen:
     """A terminal of 80 columns and 24 lines with a process in it."""
 

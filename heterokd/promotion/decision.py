@@ -138,8 +138,11 @@ class Decision:
         ]
 
 
-def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, score: float) -> str:
+def reason(
+    failed: Sequence[Gate], comparison: Comparison | None, metric: str, score: float, *, dry_run: bool = False
+) -> str:
     """The decision in one sentence."""
+    refused, promoted = ("would be refused", "would be promoted") if dry_run else ("refused", "promoted")
     if failed:
         said = [
             f"{gate.name}: {gate.note}"
@@ -147,11 +150,11 @@ def reason(failed: Sequence[Gate], comparison: Comparison | None, metric: str, s
             else f"{gate.name} is {gate.measured:.4g}, required {gate.required}"
             for gate in failed
         ]
-        return "refused: " + "; ".join(said)
+        return f"{refused}: " + "; ".join(said)
     name = metric_name(metric)
     if comparison is None:
         return (
-            f"promoted with {score:.4f} {name} on test; there is no champion and the study has no scratch trial, "
+            f"{promoted} with {score:.4f} {name} on test; there is no champion and the study has no scratch trial, "
             "so nothing was compared"
         )
-    return f"promoted: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"
+    return f"{promoted}: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"

@@ -237,7 +237,7 @@ class _Promotion:
             alias=self.alias,
             promoted=not failed,
             changed=not failed and not self.dry_run,
-            reason=reason(failed, comparison, task.score, own.score),
+            reason=reason(failed, comparison, task.score, own.score, dry_run=self.dry_run),
             trial=candidate.trial.number,
             method=candidate.recipe.method,
             challenger=candidate.version,

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
-from heterokd.config import Experiment
+from heterokd.config import TEACHER, Experiment
 from heterokd.errors import HeterokdError
 from heterokd.report import show
 from heterokd.root import TrialFolder
@@ -85,10 +85,14 @@ class SearchTerminal(Terminal):
             reached += f" at epoch {int(status['metrics']['epoch'])}"
         if state == "failed" and trial.error:
             reached = trial.error.strip().splitlines()[-1]
-        repeated = status.get("confirms")
-        what = "" if repeated is None else f"seed {trial.recipe.training.seed} of trial {repeated}"
+        repeated, what = status.get("confirms"), []
+        teacher = (status.get("sample") or {}).get(TEACHER)
+        if teacher is not None:
+            what.append(f"after {teacher}")
+        if repeated is not None:
+            what.append(f"seed {trial.recipe.training.seed} of trial {repeated}")
         place = f"[{_done(standing):>3}/{planned}] {trial.number:04d}"
-        return f"{place} {trial.recipe.method:<8} {state:<8} {reached}  {what}".rstrip()
+        return f"{place} {trial.recipe.method:<8} {state:<8} {reached}  {', '.join(what)}".rstrip()
 
     # --- the live view
 

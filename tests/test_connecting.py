@@ -1,0 +1,53 @@
+"""A driver on a cluster that somebody else started: where its trials stand, and GPUs that others hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from own_ray import Head, ray_head
+
+import heterokd
+
+PACKAGE = Path(heterokd.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with ray_head(cpus=2, gpus=1) as started:
+        yield started
+
+
+def driver(head: Head, folder: Path, script: str) -> dict[str, object]:
+    """What a script says last, run in a folder, once it is connected."""
+    script = f"import json, os\nfrom heterokd import cluster\nwith cluster.connected({head.address!r}):\n{script}"
+    environment = {**head.environment, "PYTHONPATH": str(PACKAGE)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    said: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return said | {"stderr": done.stderr}
+
+
+def test_relative_paths_begin_in_the_drivers_folder_on_every_node(head: Head, tmp_path: Path) -> None:
+    script = "    print(json.dumps({'folder': cluster.ray.get(cluster.ray.remote(lambda: os.getcwd()).remote())}))"
+    assert driver(head, tmp_path, script)["folder"] == str(tmp_path.resolve())
+
+
+def test_a_gpu_that_another_search_holds_is_not_waited_for(head: Head, tmp_path: Path) -> None:
+    script = """
+    import time
+    ray = cluster.ray
+    holder = ray.remote(lambda: time.sleep(100)).options(num_gpus=1).remote()
+    while ray.available_resources().get("GPU"):
+        time.sleep(0.1)
+    print(json.dumps({"bytes": cluster.gpu_bytes(patience=2.0)}))
+    """
+    said = driver(head, tmp_path, script)
+    assert said["bytes"] is None
+    assert "1 of 1 nodes with GPUs did not say how large these are: others use them" in str(said["stderr"])
