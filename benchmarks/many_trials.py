@@ -71,6 +71,8 @@ def whole_path(trials: int) -> dict[str, Any]:
     before = [time.monotonic(), time.process_time()]
 
     def listener(event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
+        if event == "start" and trial.number == 0:
+            before[:] = time.monotonic(), time.process_time()  # Ray's own start is no trial's
         if event == "finish":
             finished.add(trial.number)
             if len(finished) % WINDOW == 0:

@@ -35,7 +35,8 @@ class Leader:
         low: lower end of the mean's 95 % interval; None without two confirmations of any one configuration.
         high: upper end.
         expected: the value to expect of one more training: all values, shrunk towards what the better configurations
-            of the study reach by as much as seeds scatter. The best of several means overstates it; this does not.
+            of the study reach (those whose first epochs were like its own) by as much as seeds scatter. The best of
+            several means overstates it; this does not.
         expected_deviation: how sure that is; None when nothing can be said.
         student: the network.
         confirmed: whether `values` are fresh.
