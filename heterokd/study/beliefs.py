@@ -87,12 +87,18 @@ class Population:
         """
         if not all(map(math.isfinite, (searched, *fresh))):
             return Belief(-math.inf, 0.0)
-        # The tail of bad values is longer than a normal one: nothing draws them up.
-        beta = self.spread**2 / (self.spread**2 + self.noise**2) if searched > self.mean else 1.0
-        prior = self.mean + beta * (searched - self.mean) - self.overstated
+        beta, prior = self._shrinkage(searched), self.expect(searched)
         precision = 1 / (beta * self.noise**2) + len(fresh) / self.noise**2
         mean = (prior / (beta * self.noise**2) + math.fsum(fresh) / self.noise**2) / precision
         return Belief(mean, math.sqrt(1 / (precision + expected / self.noise**2)))
+
+    def expect(self, searched: float) -> float:
+        """What is believed of a configuration by its value of the search alone."""
+        return self.mean + self._shrinkage(searched) * (searched - self.mean) - self.overstated
+
+    def _shrinkage(self, searched: float) -> float:
+        # The tail of bad values is longer than a normal one: nothing draws them up.
+        return self.spread**2 / (self.spread**2 + self.noise**2) if searched > self.mean else 1.0
 
 
 def population(searched: Mapping[int, float], repeated: Mapping[int, Sequence[float]]) -> Population | None:

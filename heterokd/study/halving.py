@@ -68,10 +68,8 @@ def _is_behind(trials: Trials, training: Training, epoch: int, experiment: Exper
 def _comparable(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> list[Training]:
     return [
         one
-        for one in trials.search
-        if epoch in one.reports
-        and one.epochs == training.epochs
-        and (one.student == training.student or not experiment.by_student)
+        for one in trials.arrived.get(epoch, ())
+        if one.epochs == training.epochs and (one.student == training.student or not experiment.by_student)
     ]
 
 
@@ -86,12 +84,14 @@ def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Exper
         return False
     twins = [
         twin.reports[epoch]
-        for twin in (*trials.search, *(one for group in trials.confirmations.values() for one in group))
+        for twin in (*trials.arrived.get(epoch, ()), *(one for group in trials.confirmations.values() for one in group))
         if twin.method == BASELINE and epoch in twin.reports and _conditions(twin) == _conditions(training)
     ]
     twins = [value for value in twins if math.isfinite(value)]
+    if not twins:
+        return False
     deviation = _seed_deviation(trials, training, epoch) or _spread(trials, training, epoch, experiment)
-    if not twins or deviation is None:
+    if deviation is None:
         return False
     below = math.fsum(twins) / len(twins) - training.reports[epoch]
     error = deviation * math.sqrt(1 + 1 / len(twins))

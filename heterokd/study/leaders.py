@@ -80,6 +80,7 @@ class Standings:
             number: [self.sign * self._value(one) for one in group] for number, group in self.repeats.items()
         }
         # Students of other sizes reach other values: where size counts, each is believed in among its like.
+        self._ranked: dict[int | None, list[Leader]] = {}
         self._populations: dict[str, Population | None] = {}
         self._foreseen: dict[int, float] = {}
         for group in {self.group(one) for one in self.complete.values()}:
@@ -106,7 +107,12 @@ class Standings:
 
     def belief(self, number: int, expected: int = 0) -> Belief | None:
         """Of a configuration, larger being better; None below two configurations."""
-        return self._believe(number, self._fresh.get(number, ()), expected)
+        common = self._populations[self.group(self.complete[number])]
+        if common is None:
+            return None
+        (searched,) = self._above(number, [self._searched[number]])
+        found = common.believe(searched, self._above(number, self._fresh.get(number, ())), expected=expected)
+        return replace(found, mean=found.mean + self._foreseen[number])
 
     def foremost(self, most: int) -> list[Training]:
         """Who alone may lead: all that are repeated and, of each group and of scratch there, the best of the others.
@@ -134,6 +140,8 @@ class Standings:
         Args:
             most: only so many are wanted, and the best of scratch: those who cannot be among them are left out.
         """
+        if most in self._ranked:
+            return list(self._ranked[most])
         groups = [[self._value(one) for one in group] for group in self.repeats.values()]
         half_width = _half_widths(groups)
         chosen = self.complete.values() if most is None else self.foremost(most)
@@ -142,20 +150,14 @@ class Standings:
         repeated = {leader.student for leader in found if leader.confirmed and leader.method != BASELINE}
         if not self.experiment.by_student and repeated:
             repeated = {leader.student for leader in found}
-        return sorted(found, key=lambda leader: self._rank(leader, leader.student in repeated))
-
-    def _believe(self, number: int, fresh: Sequence[float], expected: int = 0) -> Belief | None:
-        common = self._populations[self.group(self.complete[number])]
-        if common is None:
-            return None
-        (searched,) = self._above(number, [self._searched[number]])
-        found = common.believe(searched, self._above(number, fresh), expected=expected)
-        return replace(found, mean=found.mean + self._foreseen[number])
+        self._ranked[most] = sorted(found, key=lambda leader: self._rank(leader, leader.student in repeated))
+        return list(self._ranked[most])
 
     def _hoped(self, number: int) -> float:
         """What is believed of a configuration by its trial of the search."""
-        belief = self._believe(number, ())
-        return self._searched[number] if belief is None else belief.mean
+        common = self._populations[self.group(self.complete[number])]
+        searched, above = self._searched[number], self._foreseen[number]
+        return searched if common is None else common.expect(searched - above) + above
 
     def _above(self, number: int, values: Sequence[float]) -> list[float]:
         """Values of a configuration, counted from what its first epochs let expect."""

@@ -199,10 +199,13 @@ class Study:
         """How far the study is."""
         search = self._trials.search
         repeats = [one for group in self._trials.confirmations.values() for one in group]
-        states = Counter(one.state for one in search)
-        stopped = Counter(one.stopped for one in search)
-        paused = sum(number in self._paused for number in (one.number for one in search))
-        waiting = sum(one.is_running for one in (*search, *repeats)) - len(self._paused)
+        counts = Counter((one.state, one.stopped) for one in search)
+        states, stopped = Counter[TrialState](), Counter[str | None]()
+        for (state, reason), count in counts.items():
+            states[state] += count
+            stopped[reason] += count
+        paused = sum(self._trials[number].confirms is None for number in self._paused)
+        waiting = states[TrialState.RUNNING] + sum(one.is_running for one in repeats) - len(self._paused)
         step = self._next_step()
         planned, repetitions = self._planned(step)
         return Standing(
@@ -373,8 +376,7 @@ class Study:
         """Ask the sampler; None when the study knows its answer already, which costs no budget."""
         # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
         startup = max(10, len(self.methods) + 5)
-        sampled = sum(one.origin == "sampled" and one.state.is_finished() for one in self._trials.search)
-        prior = self._prior(sampled)
+        prior = self._prior(self._trials.sampled)
         seed = self.experiment.search.seed
         trial, sample = propose(self._trials, self._spaces, seed, startup, prior, self._chosen())
         recipe = self.experiment.recipe(sample)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -54,7 +55,7 @@ class Training:
     stopped: str | None = None
     trained: float = 0.0
 
-    @property
+    @cached_property
     def method(self) -> str:
         """The method that is distilled with."""
         return str(self.sample["method"])
@@ -89,6 +90,8 @@ class Trials:
             of transactions for each sample; a trial enters the database in one, with all that it holds.
         search: starts and samples that are (or were) trained, by number.
         confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
+        arrived: by epoch, those of the search that have reported there.
+        sampled: how many samples have ended.
         known_in_a_row: how many of the last samples an earlier trial had already.
     """
 
@@ -101,7 +104,8 @@ class Trials:
             self.memory.add_trials(map(_as_learned, database.get_trials(deepcopy=False)))
         self.search: list[Training] = []
         self.confirmations: dict[int, list[Training]] = {}
-        self.known_in_a_row = 0
+        self.arrived: dict[int, list[Training]] = {}
+        self.sampled = self.known_in_a_row = 0
         self._all: dict[int, Training] = {}
         self._count = 0
         for trial in self.memory.get_trials(deepcopy=False):
@@ -144,8 +148,10 @@ class Trials:
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Record the metric of a running trial at a rung, once."""
-        if epoch not in self[number].reports:
-            self[number].reports[epoch] = value
+        training = self[number]
+        if epoch not in training.reports:
+            training.reports[epoch] = value
+            self._arrive(training, epoch)
             for writable in self._both(number):
                 writable.report(value, epoch)
 
@@ -167,6 +173,7 @@ class Trials:
         self.memory.tell(number, value, TrialState.PRUNED if diverged else state)
         if number in self._all:
             self[number].state, self[number].value = state, value
+            self._count_sample(self[number])
 
     @property
     def _studies(self) -> tuple[optuna.Study, ...]:
@@ -205,9 +212,20 @@ class Trials:
         elif training.duplicate_of is None:
             self.search.append(training)
             self.known_in_a_row = 0
+            self._count_sample(training)
+            for epoch in training.reports:
+                self._arrive(training, epoch)
         else:
             self.known_in_a_row += 1
         return training
+
+    def _count_sample(self, training: Training) -> None:
+        known = training.duplicate_of is not None
+        self.sampled += training.origin == "sampled" and training.state.is_finished() and not known
+
+    def _arrive(self, training: Training, epoch: int) -> None:
+        if training.confirms is None and training.duplicate_of is None:
+            self.arrived.setdefault(epoch, []).append(training)
 
     def _both(self, number: int) -> list[optuna.Trial]:
         """A trial to write to, in the database and in memory; also one that another process asked for."""
