@@ -12,6 +12,7 @@ the same student as well, or only large ones would be left.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from heterokd.config import Experiment
@@ -59,18 +60,16 @@ def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment
 
 def _is_behind(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
     """Whether a training is outside the best `1 / reduction_factor` of a rung; of few values, is not the best."""
-    arrived = [one.reports[epoch] for one in _comparable(trials, training, epoch, experiment)]
-    arrived.sort(reverse=experiment.maximise)
-    last = arrived[max(1, len(arrived) // experiment.search.reduction_factor) - 1]
-    return training.reports[epoch] < last if experiment.maximise else training.reports[epoch] > last
+    arrived = _comparable(trials, training, epoch, experiment)
+    place = max(1, len(arrived) // experiment.search.reduction_factor)
+    if experiment.maximise:
+        return training.reports[epoch] < arrived[-place]
+    return training.reports[epoch] > arrived[place - 1]
 
 
-def _comparable(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> list[Training]:
-    return [
-        one
-        for one in trials.arrived.get(epoch, ())
-        if one.epochs == training.epochs and (one.student == training.student or not experiment.by_student)
-    ]
+def _comparable(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> Sequence[float]:
+    """What a training is compared with at a rung, smallest first."""
+    return trials.arrived(epoch, training.epochs, training.student if experiment.by_student else "")
 
 
 def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
@@ -84,7 +83,10 @@ def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Exper
         return False
     twins = [
         twin.reports[epoch]
-        for twin in (*trials.arrived.get(epoch, ()), *(one for group in trials.confirmations.values() for one in group))
+        for twin in (
+            *trials.baselines.get(epoch, ()),
+            *(one for group in trials.confirmations.values() for one in group),
+        )
         if twin.method == BASELINE and epoch in twin.reports and _conditions(twin) == _conditions(training)
     ]
     twins = [value for value in twins if math.isfinite(value)]
@@ -120,8 +122,7 @@ def _seed_deviation(trials: Trials, training: Training, epoch: int) -> float | N
 
 def _spread(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> float | None:
     """Between configurations: the middle half of their values as a normal deviation; None below `FEWEST_SPREAD`."""
-    values = sorted(one.reports[epoch] for one in _comparable(trials, training, epoch, experiment))
-    values = [value for value in values if math.isfinite(value)]
+    values = [value for value in _comparable(trials, training, epoch, experiment) if math.isfinite(value)]
     if len(values) < FEWEST_SPREAD:
         return None
     quarter = len(values) // 4

@@ -197,11 +197,9 @@ class Study:
 
     def standing(self) -> Standing:
         """How far the study is."""
-        search = self._trials.search
         repeats = [one for group in self._trials.confirmations.values() for one in group]
-        counts = Counter((one.state, one.stopped) for one in search)
         states, stopped = Counter[TrialState](), Counter[str | None]()
-        for (state, reason), count in counts.items():
+        for (state, reason), count in self._trials.counts.items():
             states[state] += count
             stopped[reason] += count
         paused = sum(self._trials[number].confirms is None for number in self._paused)

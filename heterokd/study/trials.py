@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.space import Scalar
-from heterokd.study.assignments import Origin
+from heterokd.study.assignments import BASELINE, Origin
 
 NOT_FINITE = "not finite"
 """Why a training was stopped whose loss or metric is no number."""
@@ -90,7 +93,8 @@ class Trials:
             of transactions for each sample; a trial enters the database in one, with all that it holds.
         search: starts and samples that are (or were) trained, by number.
         confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
-        arrived: by epoch, those of the search that have reported there.
+        baselines: by epoch, those of the search without a teacher that have reported there.
+        counts: how many of the search are in each state, and why they were stopped.
         sampled: how many samples have ended.
         known_in_a_row: how many of the last samples an earlier trial had already.
     """
@@ -104,7 +108,9 @@ class Trials:
             self.memory.add_trials(map(_as_learned, database.get_trials(deepcopy=False)))
         self.search: list[Training] = []
         self.confirmations: dict[int, list[Training]] = {}
-        self.arrived: dict[int, list[Training]] = {}
+        self.baselines: dict[int, list[Training]] = {}
+        self.counts: Counter[tuple[TrialState, str | None]] = Counter()
+        self._arrived: dict[tuple[int, int, str], list[float]] = {}
         self.sampled = self.known_in_a_row = 0
         self._all: dict[int, Training] = {}
         self._count = 0
@@ -155,6 +161,16 @@ class Trials:
             for writable in self._both(number):
                 writable.report(value, epoch)
 
+    def arrived(self, epoch: int, epochs: int, student: str = "") -> Sequence[float]:
+        """Reports of the search at a rung, smallest first.
+
+        Args:
+            epoch: the rung.
+            epochs: of the trainings that count.
+            student: whose trainings count; all where it is empty.
+        """
+        return self._arrived.get((epoch, epochs, student), ())
+
     def set_attr(self, number: int, key: str, value: Any) -> None:
         """Note something about a running trial."""
         for writable in self._both(number):
@@ -162,7 +178,8 @@ class Trials:
 
     def stop(self, number: int, epoch: int, reason: str) -> None:
         """Note that a running trial was told to stop."""
-        self[number].stopped = reason
+        with self._changing(self[number]) as training:
+            training.stopped = reason
         self.set_attr(number, "stopped", {"at": epoch, "reason": reason})
 
     def tell(self, number: int, state: TrialState, value: float | None = None) -> None:
@@ -172,8 +189,8 @@ class Trials:
         diverged = number in self._all and self[number].stopped == NOT_FINITE and state == TrialState.FAIL
         self.memory.tell(number, value, TrialState.PRUNED if diverged else state)
         if number in self._all:
-            self[number].state, self[number].value = state, value
-            self._count_sample(self[number])
+            with self._changing(self[number]) as training:
+                training.state, training.value = state, value
 
     @property
     def _studies(self) -> tuple[optuna.Study, ...]:
@@ -212,20 +229,32 @@ class Trials:
         elif training.duplicate_of is None:
             self.search.append(training)
             self.known_in_a_row = 0
-            self._count_sample(training)
+            self._tally(training, 1)
             for epoch in training.reports:
                 self._arrive(training, epoch)
         else:
             self.known_in_a_row += 1
         return training
 
-    def _count_sample(self, training: Training) -> None:
-        known = training.duplicate_of is not None
-        self.sampled += training.origin == "sampled" and training.state.is_finished() and not known
+    @contextmanager
+    def _changing(self, training: Training) -> Iterator[Training]:
+        """What is counted follows a change of a training."""
+        self._tally(training, -1)
+        yield training
+        self._tally(training, 1)
+
+    def _tally(self, training: Training, times: int) -> None:
+        if training.confirms is None and training.duplicate_of is None:
+            self.counts[training.state, training.stopped] += times
+            self.sampled += times * (training.origin == "sampled" and training.state.is_finished())
 
     def _arrive(self, training: Training, epoch: int) -> None:
-        if training.confirms is None and training.duplicate_of is None:
-            self.arrived.setdefault(epoch, []).append(training)
+        if training.confirms is not None or training.duplicate_of is not None:
+            return
+        for student in {"", training.student}:
+            insort(self._arrived.setdefault((epoch, training.epochs, student), []), training.reports[epoch])
+        if training.method == BASELINE:
+            self.baselines.setdefault(epoch, []).append(training)
 
     def _both(self, number: int) -> list[optuna.Trial]:
         """A trial to write to, in the database and in memory; also one that another process asked for."""
