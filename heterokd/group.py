@@ -76,9 +76,12 @@ def every(rows: Tensor) -> Tensor:
 def data_parallel(module: nn.Module) -> nn.Module:
     """The module as all workers train it: gradients are averaged over them.
 
-    A method need not use all its weights at every step, so those without a gradient are looked for.
+    A method need not use all its weights at every step, so those without a gradient are looked for. Gradients lie in
+    what is sent, which saves a copy of them in every step, and their memory once.
     """
-    return DistributedDataParallel(module, find_unused_parameters=True) if size() > 1 else module
+    if size() == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def random_offset() -> int:
