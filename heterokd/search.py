@@ -286,6 +286,7 @@ def search(
     runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
     began = time.monotonic()
     prepared = prepare_teachers(experiment, root, progress=teacher_progress)
+    following.prepared(time.monotonic() - began)
     weights = {network: teacher.weights for network, teacher in prepared.items()}
     fillings = _fillings(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)

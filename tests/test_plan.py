@@ -196,6 +196,7 @@ def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -
     question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
     following = Following(question, root, root.study("tiny"), {})
     following.began -= 60
+    following.prepared(20.0)
     following.trial_ended()
     assert planned(root.study("tiny")) is None, "nothing has been trained"
     _, folder = made_search(root)
@@ -206,7 +207,8 @@ def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -
     assert not actual
     assert plan.source == "read off its first trials"
     first = folder.trial(0).status["began"]
-    assert plan.phases["start"] == pytest.approx(first - following.began)
+    assert plan.phases["start"] == pytest.approx(first - following.began - 20)
+    assert plan.phases["teacher"] == 20
     assert plan.parallel == 2
     costs = costs_of_trials(folder.trials(), following.began)
     assert costs is not None
@@ -216,12 +218,18 @@ def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -
     assert known is not None
     assert 60 < known[1]["seconds"] < time.time() - following.began
     per_trial = costs.gpus or costs.cpus
-    assert known[1]["device_hours"] == pytest.approx(12 * per_trial / 3600)
+    of_teacher = 20 * (1 if costs.gpus else costs.cpus * costs.parallel)
+    assert known[1]["device_hours"] == pytest.approx((12 * per_trial + of_teacher) / 3600)
     assert known[1]["trainings"] == 2
     resumed = Following(question, root, folder, {})
     resumed.ended()
     again = planned(folder)
     assert again == known, "a run that trains nothing takes nothing"
+    resumed.done -= 1
+    resumed.ended()
+    again = planned(folder)
+    assert again is not None
+    assert again[1]["device_hours"] == known[1]["device_hours"], "the teacher was there"
 
 
 def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:

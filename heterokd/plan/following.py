@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class Following:
     def __init__(self, experiment: Experiment, root: Root, folder: StudyFolder, excluded: Mapping[str, str]) -> None:
         self.experiment, self.root, self.folder, self.excluded = experiment, root, folder, excluded
         self.began, self.done = time.time(), self._finished()
+        self.teacher_seconds = 0.0
         known = read_json(plan_file(folder))
         self.before = float(known.get("actual", {}).get("seconds", 0.0))
         self.is_planned = known.get("question") == question_of(experiment)
@@ -68,6 +70,10 @@ class Following:
                 listener(event, trial, summary)
 
         return listen
+
+    def prepared(self, seconds: float) -> None:
+        """Note how long the teachers took, on all that trials share afterwards."""
+        self.teacher_seconds = seconds
 
     def _finished(self) -> int:
         return sum(trial.status.get("state") != "running" for trial in self.folder.trials())
@@ -87,6 +93,8 @@ class Following:
         costs = costs_of_trials(starts, self.began)
         if costs is None:
             return
+        teacher = min(self.teacher_seconds, costs.start)
+        costs = replace(costs, teacher=teacher, start=costs.start - teacher)
         try:
             # The whole search, not what is left of it: that is what its end will be compared with.
             keep(self.folder, self.experiment, plan_with(self.experiment, self.root, self.excluded, costs, None), costs)
@@ -103,12 +111,17 @@ class Following:
         price, by_device = self.experiment.cluster.price_per_hour, self.experiment.search.budget.price
         trials = [trial.status for trial in self.folder.trials()]
         spans = [one["ended"] - one["began"] for one in trials if "ended" in one and "began" in one]
-        share = known["costs"]["gpus"] or known["costs"]["cpus"]
+        costs = known["costs"]
+        share = costs["gpus"] or costs["cpus"]
         repeated = [one for one in trials if one.get("confirms") is not None]
-        device_hours = sum(spans) * share / 3600
+        # Of a search that was interrupted the teachers were there when it went on.
+        teacher = max(self.teacher_seconds, float(known.get("actual", {}).get("teacher_seconds", 0.0)))
+        at_work = teacher * (1.0 if costs["gpus"] else costs["cpus"] * costs["parallel"])
+        device_hours = (sum(spans) * share + at_work) / 3600
         money = None if by_device is None else device_hours * by_device
         actual = {
             "seconds": seconds,
+            "teacher_seconds": teacher,
             "device_hours": device_hours,
             "money": money if price is None else seconds / 3600 * price,
             "trainings": len(trials) - len(repeated),
