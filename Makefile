@@ -7,6 +7,7 @@ endif
 # `make PYTHON=/path/to/python3.12` chooses; otherwise the first of these that runs and is new enough.
 PYTHON ?=
 VENV := .venv
+FAULTS ?=
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
@@ -45,8 +46,8 @@ test: $(STAMP) lint ## Lint, type-check and run the tests
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m "slow and not faults"
 
-test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers under whole searches (about half an hour)
-	$(BIN)/python -m pytest -m faults
+test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers under whole searches (FAULTS chooses some, as pytest -k does)
+	$(BIN)/python -m pytest -m faults -k "$(FAULTS)"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
