@@ -212,6 +212,15 @@ def test_a_rung_compares_learning_curves_and_not_their_last_points(folder):
     assert reported == pytest.approx([0.4, 1.3 / 3, 0.3])
 
 
+def test_a_rung_forgets_how_a_curve_began(folder):
+    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    slow = study.next()
+    assert isinstance(slow, Assignment)
+    curve = [{"val/top1": value} for value in (0.0, 0.0, 0.0, *[0.9] * 9)]
+    assert study.report(slow.number, 9, {"val/top1": 0.9}, curve)
+    assert database(folder)[0].intermediate_values[9] == pytest.approx(0.9)  # 9 of 27 epochs are compared
+
+
 def test_a_study_of_an_older_version_goes_on_comparing_last_points(folder):
     experiment = make_experiment(space={"methods": ["kd"]})
     Study(experiment, folder)

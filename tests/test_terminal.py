@@ -9,6 +9,7 @@ import re
 import select
 import shlex
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -234,6 +235,19 @@ def test_a_line_says_whom_a_trial_followed_and_what_it_repeats(
     terminal("finish", ended, summary())
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"after resnet50, seed {ended.recipe.training.seed} of trial 3")
+
+
+def test_a_line_says_what_a_rung_compared(
+    running: Callable[[int], TrialFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = SearchTerminal(fabricated.experiment())
+    ended = running(8)
+    curve = [report["val/top1"] for report in ended.metrics()]
+    ended.update({"state": "pruned", "reason": "behind", "metrics": {"val/top1": curve[-1], "epoch": len(curve)}})
+    terminal("start", ended, summary())
+    terminal("finish", ended, summary())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"val/top1 {curve[-1]:.4f} at epoch {len(curve)}, {statistics.fmean(curve):.4f} on average")
 
 
 class Screen:

@@ -22,6 +22,9 @@ from heterokd.study.trials import Training, Trials
 LAST_RUNG = Fraction(2, 3)
 """Share of the epochs after which nothing is stopped any more: it would save little and lose a trained student."""
 
+COMPARED = Fraction(1, 3)
+"""Share of a training's epochs whose mean is compared at a rung, the newest ones; all of them where fewer are done."""
+
 TWIN_FROM = Fraction(1, 4)
 """Share of the epochs before which no training is compared with its scratch twin: a method's projectors start from
 nothing, so that some methods fall behind first and lead later."""
@@ -40,6 +43,11 @@ def rungs(experiment: Experiment, epochs: int) -> tuple[int, ...]:
         found.append(rung)
         rung *= experiment.search.reduction_factor
     return tuple(found)
+
+
+def compared(epochs: int) -> int:
+    """Over how many epochs the mean is taken that a rung compares."""
+    return max(1, round(COMPARED * epochs))
 
 
 def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> Stop | None:

@@ -125,8 +125,9 @@ class Study:
     ) -> bool:
         """Record a running trial's metrics at a rung.
 
-        Compared is the mean of the metric over all epochs so far: in the middle of a schedule, where the learning rate
-        is high, a single epoch says little (benchmarks/RESULTS.md says how little).
+        Compared is the mean of the metric over the newest epochs, a third of the training (`halving.COMPARED`): in the
+        middle of a schedule, where the learning rate is high, a single epoch says little (benchmarks/RESULTS.md says
+        how little), and how soon a method gets going says less of where it ends.
 
         Args:
             number: of the trial.
@@ -143,7 +144,8 @@ class Study:
         if training.state.is_finished() or training.stopped is not None:
             return False
         if epoch in halving.rungs(self.experiment, training.epochs):
-            values = [self._value(one) for one in (curve if self._averages and curve else [metrics])]
+            newest = list(curve[-halving.compared(training.epochs) :]) if self._averages else []
+            values = [self._value(one) for one in newest or [metrics]]
             self._trials.report(number, epoch, math.fsum(values) / len(values))
             reason = halving.stops(self._trials, training, epoch, self.experiment)
             if reason is not None:

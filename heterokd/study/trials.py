@@ -38,7 +38,7 @@ class Training:
         duplicate_of: number of an earlier trial with the same recipe; then nothing is trained.
         state: as in Optuna.
         value: the searched metric of the end.
-        reports: by rung, the mean of the searched metric over all epochs so far; see `Study.report`.
+        reports: by rung, the mean of the searched metric over the newest epochs; see `Study.report`.
         stopped: why it was told to stop at a rung; None: it was not.
         trained: epochs that it took, once it has ended.
     """

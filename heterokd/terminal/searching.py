@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,7 +15,7 @@ from heterokd.config import TEACHER, Experiment
 from heterokd.errors import HeterokdError
 from heterokd.report import show
 from heterokd.root import TrialFolder
-from heterokd.study.halving import rungs
+from heterokd.study.halving import compared, rungs
 from heterokd.terminal.speaking import Terminal
 from heterokd.terminal.tables import SHOWN_LEADERS, leader_table, sureness
 from heterokd.terminal.words import clock
@@ -83,6 +84,10 @@ class SearchTerminal(Terminal):
         state = status["state"]
         if state == "pruned":
             reached += f" at epoch {int(status['metrics']['epoch'])}"
+            reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
+            curve = [report[self.metric] for report in reports if self.metric in report]
+            if status.get("reason") == "behind" and len(curve) > 1:
+                reached += f", {show(fmean(curve))} on average"  # which a rung compares
         if state == "failed" and trial.error:
             reached = trial.error.strip().splitlines()[-1]
         repeated, what = status.get("confirms"), []
