@@ -141,7 +141,7 @@ def foreseen(searched: Mapping[int, float], early: Mapping[int, float]) -> dict[
 
         o_i = EARLY s_x (c_i - c) / s_c
 
-    c_i is the mean over the first epochs, c and s_c mean and deviation of these and s_x the deviation of the values at
+    c_i is what the last rung compared, c and s_c mean and deviation of these and s_x the deviation of the values at
     the end, over the better half (by the end). A learning curve is a mean of many evaluations and has other noise than
     its last point. One that begins worse than all of the better half counts as the worst of it.
 
