@@ -1,7 +1,4 @@
-"""The Ray that a search runs on: a cluster's, or a local one that stays on this machine. Import Ray from here.
-
-What Ray reads from the environment when it is imported is set here, once, before it is.
-"""
+"""The Ray that a search runs on: a cluster's, or a local one that stays on this machine."""
 
 from __future__ import annotations
 
@@ -17,25 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-# A local Ray stays on the loopback interface (it listens on every one otherwise), sends no usage
-# statistics, and Tune writes none of its own result files.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-# Ray Train, for trainings that several workers share: no metrics, a look at the workers four times a second (a training
-# begins and ends some seconds sooner), and workers that stay in the folder that relative paths begin in.
-os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-# Nothing reads Tune's snapshots of all its trials: the study and the trial folders are the truth. One a day.
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
-# The older of its two reporters is the one that `verbose=0` really silences.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-
-import ray
-from ray import tune
-from ray.tune.execution import class_cache
-
 from heterokd import autoscaling, driver_folder
 from heterokd.config import Experiment, TrainingSettings, ends, reads_teacher
 from heterokd.distillation import open_splits
@@ -43,14 +21,9 @@ from heterokd.ending import ending_in_order
 from heterokd.errors import ConfigError, PairError
 from heterokd.latency import parameters_m
 from heterokd.memory import estimate_memory
+from heterokd.ray_settings import ray
 
 logger = logging.getLogger(__name__)
-
-# Tune would carry the driver's keys to the trials in Ray's runtime environments, which Ray writes into its logs and
-# shows on its dashboard. Each node has a role, or keys in its own environment; a local Ray's processes inherit them.
-getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
-    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-)
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""
@@ -63,8 +36,6 @@ GPU_SECONDS = 60.0
 
 GREET_SECONDS = 20.0
 """How long it may then take to answer as Ray does. Ray itself would wait for minutes, and ask anything that listens."""
-
-__all__ = ["Cluster", "check_address", "connected", "is_leaving", "plan_cluster", "ray", "tune"]
 
 
 @dataclass(frozen=True)

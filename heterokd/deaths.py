@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heterokd.cluster import tune
+from heterokd.ray_settings import tune
 from heterokd.root import StudyFolder
 
 FEWEST = 3

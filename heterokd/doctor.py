@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from heterokd.cluster import check_address, coming_nodes, connected, plan_cluster, ray
+from heterokd.cluster import check_address, coming_nodes, connected, plan_cluster
 from heterokd.config import Experiment
 from heterokd.diagnosis import (
     CHECK_SECONDS,
@@ -41,6 +41,7 @@ from heterokd.diagnosis import (
 )
 from heterokd.distillation import check_experiment
 from heterokd.errors import TrackingError
+from heterokd.ray_settings import ray
 from heterokd.root import Root
 from heterokd.search import check_workers_root
 from heterokd.storage import open_folder

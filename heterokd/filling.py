@@ -12,10 +12,11 @@ import torch
 
 from heterokd.cache import CacheKey, cache_bytes, check_space, layout_of, missing
 from heterokd.caching import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
-from heterokd.cluster import Cluster, ray
+from heterokd.cluster import Cluster
 from heterokd.config import Experiment, Recipe
 from heterokd.distillation import open_prepared, open_splits, training_splits
 from heterokd.errors import CacheError, PairError
+from heterokd.ray_settings import ray
 from heterokd.root import Root
 from heterokd.storage import Folder
 

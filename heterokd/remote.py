@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from heterokd.cluster import tune
+from heterokd.ray_settings import tune
 from heterokd.root import DATABASES, HEAVY, OF_TUNE, Root, StudyFolder
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from heterokd.cache import hold
-from heterokd.cluster import check_address, connected, plan_cluster, ray, tune
+from heterokd.cluster import check_address, connected, plan_cluster
 from heterokd.config import TEACHER, Experiment
 from heterokd.deaths import Deaths
 from heterokd.distillation import (
@@ -41,6 +41,7 @@ from heterokd.filling import Filling, plan_filling, start_filling
 from heterokd.pictures import draw_pictures
 from heterokd.plan import Following
 from heterokd.priors import finished_summaries, warm_starts
+from heterokd.ray_settings import ray, tune
 from heterokd.remote import FromStore, fetch, keep
 from heterokd.report import write_report
 from heterokd.root import Root, StudyFolder, open_root, write_text

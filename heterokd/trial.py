@@ -15,12 +15,13 @@ from typing import Any, Literal, Protocol
 import torch
 
 from heterokd.caching import CacheUse
-from heterokd.cluster import is_leaving, ray, tune
+from heterokd.cluster import is_leaving
 from heterokd.config import Experiment, Recipe
 from heterokd.disk import when_writable
 from heterokd.distillation import run_recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.mirror import Mirror
+from heterokd.ray_settings import ray, tune
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.study import Assignment, State, Stop, Study
 from heterokd.training import Metrics, Trained

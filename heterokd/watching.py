@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from heterokd.cluster import ray, tune
 from heterokd.deaths import Deaths
 from heterokd.disk import obstacle
 from heterokd.filling import release
+from heterokd.ray_settings import ray, tune
 from heterokd.root import StudyFolder, TrialFolder
 from heterokd.tracking import StudyRuns
 

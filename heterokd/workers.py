@@ -28,12 +28,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from heterokd import errors
 from heterokd.caching import CacheUse
-from heterokd.cluster import Cluster, is_leaving, ray
+from heterokd.cluster import Cluster, is_leaving
 from heterokd.config import Recipe
 from heterokd.distillation import open_splits, run_recipe
 from heterokd.errors import HeterokdError
 from heterokd.networks import build_network, load_weights
 from heterokd.questions import Questions
+from heterokd.ray_settings import ray
 from heterokd.root import Root, TrialFolder, read_json, write_text
 from heterokd.training import Metrics, Trained
 

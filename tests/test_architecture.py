@@ -46,6 +46,7 @@ ROWS = (
         "priors",
         "study",
         "autoscaling",
+        "ray_settings",
         "cluster",
         "deaths",
         "questions",
@@ -89,7 +90,7 @@ DOORS = {
     "onnxruntime": {"export"},
     "onnxscript": {"export"},
     "torch.onnx": {"export"},
-    "ray": {"cluster", "workers"},
+    "ray": {"cluster", "ray_settings", "workers"},
 }
 LAST_WITHOUT_SERVICES = "training"  # up to its row, everything also runs where ray, optuna and mlflow are not installed
 

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import psutil
 
-from heterokd.cluster import connected, ray
+from heterokd.cluster import connected
+from heterokd.ray_settings import ray
 from heterokd.config import load_experiment
 from heterokd.root import Root
 from heterokd.search import search

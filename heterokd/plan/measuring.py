@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from heterokd.caching import stored_signals
-from heterokd.cluster import connected, gpu_bytes, largest_training, plan_cluster, ray
+from heterokd.cluster import connected, gpu_bytes, largest_training, plan_cluster
 from heterokd.config import Experiment, Recipe
 from heterokd.distillation import open_splits, ready_teacher, teacher_recipe, training_splits
 from heterokd.loaders import open_split
@@ -27,6 +27,7 @@ from heterokd.outputs import Signal
 from heterokd.plan.costs import Costs, MethodCost
 from heterokd.plan.timing import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.precision import device_name
+from heterokd.ray_settings import ray
 from heterokd.root import Root
 from heterokd.study import BASELINE
 from heterokd.study.assignments import teachers_of
