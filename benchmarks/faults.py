@@ -64,7 +64,8 @@ from mlflow import MlflowClient
 
 from heterokd.precision import device_name
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tracking import open_store, ui_command
+from heterokd.tracking.serving import ui_command
+from heterokd.tracking.store import open_store
 
 
 @dataclass(frozen=True)

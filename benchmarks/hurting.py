@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 
 from heterokd.cache_command import verify
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tracking import open_store
+from heterokd.tracking.store import open_store
 
 LONGEST = 600.0
 """Seconds after which a search counts as hanging."""

@@ -59,8 +59,6 @@ TEACHER_UPDATES, TEACHER_EPOCHS = 4000, (10, 60)
 TOKENS = 8
 """Tokens along a side that an attention teacher without published weights gets of small images."""
 
-PERIODS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -90,18 +88,6 @@ class Proposal:
     file: Path
     experiment: Experiment
     said: tuple[str, ...]
-
-
-def read_hours(text: str) -> float:
-    """Hours of a period such as 30m, 2h or 1d.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhd])", text.strip())
-    if found is None or not float(found[1]):
-        raise ConfigError(f"--budget {text}: expected a number and one of {', '.join(PERIODS)}, such as 2h")
-    return float(found[1]) * PERIODS[found[2]]
 
 
 def propose(

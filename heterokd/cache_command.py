@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,10 +11,9 @@ from typing import Any
 from heterokd.cache import CacheCard, list_caches, prune_caches, verify_cache
 from heterokd.decoded import unused_pixels
 from heterokd.errors import CacheError, ConfigError
+from heterokd.formatting import PERIODS, SIZES, format_duration, format_size, parse_quantity
 from heterokd.root import Root
-from heterokd.terminal import SIZES, Terminal, clock, size
-
-PERIODS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+from heterokd.terminal.speaking import Terminal
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,9 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
     if asked.pruning:
         cards, pixels = prune(root, asked)
         verb = "would delete" if asked.dry_run else "deleted"
-        lines = [f"{verb} {card.id}  {size(card.bytes):>9}  {card.description}" for card in cards]
+        lines = [f"{verb} {card.id}  {format_size(card.bytes):>9}  {card.description}" for card in cards]
         freed = sum(card.bytes for card in cards)
-        lines.append(f"{verb} {len(cards)} cache(s), {size(freed)}; caches in use are kept")
+        lines.append(f"{verb} {len(cards)} cache(s), {format_size(freed)}; caches in use are kept")
         if pixels:
             lines.append(_pixels_line(verb, pixels))
         names = {path.name: bytes_ for path, bytes_ in pixels.items()}
@@ -136,10 +134,11 @@ def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
 def table(cards: Sequence[CacheCard]) -> list[str]:
     """Caches in lines, the last used first."""
     lines = [
-        f"{card.id}  {size(card.bytes):>9}  {_state(card):<8}  used {_ago(card.last_used)} ago  {card.description}"
+        f"{card.id}  {format_size(card.bytes):>9}  {_state(card):<8}  "
+        f"used {_ago(card.last_used)} ago  {card.description}"
         for card in cards
     ]
-    return [*lines, f"{len(cards)} cache(s), {size(sum(card.bytes for card in cards))}"]
+    return [*lines, f"{len(cards)} cache(s), {format_size(sum(card.bytes for card in cards))}"]
 
 
 def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, Any]]:
@@ -168,9 +167,9 @@ def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
         CacheError: an unknown id, a cache in use, or one that cannot be deleted.
     """
     most = 0 if asked.everything else None
-    seconds = None if asked.unused_for is None else _measure("--unused-for", asked.unused_for, PERIODS, "30d")
+    seconds = None if asked.unused_for is None else parse_quantity("--unused-for", asked.unused_for, PERIODS, "30d")
     if asked.max_size is not None and not asked.everything:
-        most = int(_measure("--max-size", asked.max_size, SIZES, "10GB"))
+        most = int(parse_quantity("--max-size", asked.max_size, SIZES, "10GB"))
     cards = prune_caches(
         root.cache_folder,
         unused_for=None if seconds is None else timedelta(seconds=seconds),
@@ -186,15 +185,7 @@ def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
 
 
 def _pixels_line(verb: str, pixels: Mapping[Path, int]) -> str:
-    return f"{verb} {len(pixels)} file(s) of decoded images, {size(sum(pixels.values()))}"
-
-
-def _measure(option: str, text: str, units: dict[str, int], example: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    factors = {unit.lower(): factor for unit, factor in units.items()}
-    if found is None or found[2].lower() not in factors:
-        raise ConfigError(f"{option} {text}: expected a number and one of {', '.join(units)}, such as {example}")
-    return float(found[1]) * factors[found[2].lower()]
+    return f"{verb} {len(pixels)} file(s) of decoded images, {format_size(sum(pixels.values()))}"
 
 
 def _state(card: CacheCard) -> str:
@@ -202,5 +193,4 @@ def _state(card: CacheCard) -> str:
 
 
 def _ago(moment: datetime) -> str:
-    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
-    return f"{seconds / 86400:.0f} d" if seconds >= 2 * 86400 else clock(seconds)
+    return format_duration(max((datetime.now(UTC) - moment).total_seconds(), 0))

@@ -16,8 +16,9 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.distillation import check_experiment, check_files, prepare_teachers
 from heterokd.errors import CacheError, ConfigError
 from heterokd.filling import Filling, fill, plan_filling
+from heterokd.formatting import format_duration, format_size
 from heterokd.root import Root
-from heterokd.terminal import Terminal, clock, size
+from heterokd.terminal.speaking import Terminal
 
 TENTHS = 10
 
@@ -95,8 +96,8 @@ def _complete(
 
 def outcome(found: dict[str, Any]) -> list[str]:
     """What `build` says of one cache, in lines."""
-    said = f"built in {clock(found['seconds'])}" if found["built"] else "is complete; nothing was built"
-    return [f"cache {found['id']} {said}: {found['views']:,} views, {size(found['bytes'])}", found["folder"]]
+    said = f"built in {format_duration(found['seconds'])}" if found["built"] else "is complete; nothing was built"
+    return [f"cache {found['id']} {said}: {found['views']:,} views, {format_size(found['bytes'])}", found["folder"]]
 
 
 class _Shown:
@@ -122,7 +123,8 @@ class _Shown:
             self.before, self.started = done, time.monotonic()
         share, seconds = done / shards, max(time.monotonic() - self.started, 1e-9)
         rate = self.views * (done - self.before) / shards / seconds
-        line = f"shard {done}/{shards}, {size(self.bytes * share)} of {size(self.bytes)}, {rate:,.0f} views/s"
+        bytes_ = f"{format_size(self.bytes * share)} of {format_size(self.bytes)}"
+        line = f"shard {done}/{shards}, {bytes_}, {rate:,.0f} views/s"
         if self.terminal.is_live:
             self.live.update(Text(line))
         elif int(share * TENTHS) > self.tenths:

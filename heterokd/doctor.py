@@ -168,8 +168,7 @@ def _resources(experiment: Experiment) -> Check:
 
 def _tracking(experiment: Experiment, root: Root) -> tuple[str | None, list[Check]]:
     """The tracking server that nodes are asked for (None where it is a file or a database), and the driver's check."""
-    from heterokd.tracking import open_store
-    from heterokd.tracking.store import check_access, shown
+    from heterokd.tracking.store import check_access, open_store, shown
 
     asked = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     server = asked.rstrip("/") if asked.startswith(("http://", "https://")) else None

@@ -33,7 +33,9 @@ from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.significance import Comparison, as_rows, compare
 from heterokd.single import train_once
 from heterokd.tasks import TASKS
-from heterokd.tracking import StudyRuns, dataset_inputs, open_store
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import open_store
 from heterokd.training import Metrics, Report
 
 

@@ -43,12 +43,14 @@ from heterokd.plan import Following
 from heterokd.priors import finished_summaries, warm_starts
 from heterokd.ray_settings import ray, tune
 from heterokd.remote import FromStore, fetch, keep
-from heterokd.report import write_report
+from heterokd.report.page import write_report
 from heterokd.root import Root, StudyFolder, open_root, write_text
 from heterokd.study import Study
 from heterokd.teachers import TeacherCard
-from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store, register
-from heterokd.tracking.store import first_line
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import first_line, open_store
+from heterokd.tracking.students import log_student, register
 from heterokd.trial import Judge, RunRecipe, run_trial
 from heterokd.watching import Listener, Progress, Projector
 

@@ -18,7 +18,9 @@ from heterokd.distillation import (
 )
 from heterokd.priors import published_samples
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
-from heterokd.tracking import StudyRuns, dataset_inputs, open_store
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import open_store
 from heterokd.training import Metrics, Report, Trained
 
 RESTARTS = 2

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heterokd.dataset import TaskName
+from heterokd.formatting import metric_name
 from heterokd.outputs import IGNORE
 
 Logits = Callable[[Tensor], Tensor]
@@ -47,7 +48,7 @@ class Classification(nn.Module):
 
     name: ClassVar[TaskName] = "classification"
     score: ClassVar[str] = "top1"
-    score_name: ClassVar[str] = "top-1"
+    score_name: ClassVar[str] = metric_name(score)
     metric_names: ClassVar[tuple[str, ...]] = ("top1", "top5", "loss", "agreement")
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
@@ -90,7 +91,7 @@ class Segmentation(nn.Module):
 
     name: ClassVar[TaskName] = "segmentation"
     score: ClassVar[str] = "miou"
-    score_name: ClassVar[str] = "mIoU"
+    score_name: ClassVar[str] = metric_name(score)
     metric_names: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "loss", "agreement")
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, window: tuple[int, int] | None = None) -> None:

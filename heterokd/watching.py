@@ -16,7 +16,7 @@ from heterokd.disk import obstacle
 from heterokd.filling import release
 from heterokd.ray_settings import ray, tune
 from heterokd.root import StudyFolder, TrialFolder
-from heterokd.tracking import StudyRuns
+from heterokd.tracking.runs import StudyRuns
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from heterokd.networks import AnyNetwork, Network, build_network, save_weights
 from heterokd.outputs import Signal
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.tasks import TASKS, Segmentation
-from heterokd.tracking import open_store
+from heterokd.tracking.store import open_store
 
 
 def experiment(name: str = "tiny", **sections: Any) -> Experiment:

@@ -17,7 +17,7 @@ PACKAGE = Path(heterokd.__file__).parent
 
 # A module imports from its own row and from rows above it, never from below; a folder counts as one module.
 ROWS = (
-    ("errors", "extensions", "ending", "driver_folder", "outputs", "space", "disk", "storage", "mirror"),
+    ("errors", "extensions", "formatting", "ending", "driver_folder", "outputs", "space", "disk", "storage", "mirror"),
     (
         "method",
         "projectors",

@@ -346,7 +346,7 @@ COMMANDS = [
     ("auto there --teacher test_vit", "there: there is no such folder", None),
     ("auto tiny.yaml --teacher test_vit", "tiny.yaml: there is no such folder", None),
     ("auto there --teacher test_vit --budget soon", "--budget soon: expected a number and one of", None),
-    ("auto there --teacher test_vit --budget 0h", "--budget 0h: expected a number and one of", None),
+    ("auto there --teacher test_vit --budget 0h", "--budget 0h: expected more than no time", None),
     ("auto there --teacher test_vit --max-params-m -1", "--max-params-m", None),
     ("auto there --teacher test_vit --out .", "--out", None),
     ("auto there --teacher test_vitt", "--teacher test_vitt: timm has no such network", folder_case(lambda _: None)),

@@ -22,7 +22,9 @@ from heterokd.errors import CheckpointError, ConfigError, ExportError, NetworkEr
 from heterokd.export import FORMATS, Student, export_student, exporting, find_student, open_exported, try_export
 from heterokd.networks import AnyNetwork, build_network, weights_hash
 from heterokd.root import Root, StudyFolder
-from heterokd.tracking import StudyRuns, log_student, open_store, register
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import open_store
+from heterokd.tracking.students import log_student, register
 
 SWIN = {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8]}
 # Every family of the recipes, small: name, options, pixels.

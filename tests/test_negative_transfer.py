@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heterokd.config import Experiment
-from heterokd.report import notes
+from heterokd.report.words import notes
 from heterokd.root import StudyFolder
 from heterokd.study import Assignment, Study
 

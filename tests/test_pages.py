@@ -28,8 +28,12 @@ from heterokd.distillation import open_splits
 from heterokd.errors import TrackingError
 from heterokd.root import Root
 from heterokd.study import Assignment, Study
-from heterokd.tracking import StudyRuns, dataset_inputs, log_student, open_store, register, serve, study_links
-from heterokd.tracking.pages import TAG, varied, write_view
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.pages import TAG, study_links, varied, write_view
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.serving import serve
+from heterokd.tracking.store import open_store
+from heterokd.tracking.students import log_student, register
 
 MODEL = "digits-student"
 PATIENCE = 120_000

@@ -19,10 +19,11 @@ from heterokd.distillation import check_experiment, within_limits
 from heterokd.plan import Costs, Counts, Following, MethodCost, Plan, Stock, count, estimate, plan_experiment, planned
 from heterokd.plan.following import costs_of_trials
 from heterokd.plan.simulating import BETWEEN_TRIALS, _Rungs, play
-from heterokd.report import plan_table, write_report
+from heterokd.report.page import write_report
+from heterokd.report.tables import plan_table
 from heterokd.root import Root
 from heterokd.study import Study
-from heterokd.terminal import plan_lines
+from heterokd.terminal.tables import plan_lines
 
 Write = Callable[..., Path]
 

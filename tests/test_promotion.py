@@ -23,10 +23,16 @@ from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingEr
 from heterokd.evaluation import evaluate
 from heterokd.loaders import open_test
 from heterokd.networks import Network
-from heterokd.promotion import Decision, compare_confusions, compare_correct, figures, promote, promoting, rollback
+from heterokd.promotion import figures, promoting
+from heterokd.promotion.decision import Decision
+from heterokd.promotion.figures import compare_confusions, compare_correct
+from heterokd.promotion.promoting import promote
+from heterokd.promotion.rollback import rollback
 from heterokd.root import Root, StudyFolder
 from heterokd.tasks import Segmentation
-from heterokd.tracking import StudyRuns, log_student, open_store, register
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import open_store
+from heterokd.tracking.students import log_student, register
 
 NAME = "digits-student"
 

@@ -9,9 +9,12 @@ from typing import Any
 import fabricated
 import pytest
 
-from heterokd.report import metric_name, published_tables, verdict, write_report
+from heterokd.formatting import metric_name
 from heterokd.report.answers import cards, paired_tie
+from heterokd.report.page import write_report
 from heterokd.report.reading import Studied, read_study
+from heterokd.report.tables import published_tables
+from heterokd.report.words import verdict
 from heterokd.root import Root, write_text
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from heterokd.config import Experiment
 from heterokd.pictures import Measured
-from heterokd.report import charts, write_report
+from heterokd.report import charts
+from heterokd.report.page import write_report
 from heterokd.root import Root, StudyFolder
 from heterokd.study import Assignment, Study
 

@@ -17,7 +17,7 @@ import heterokd
 from heterokd.config import load_experiment
 from heterokd.errors import ConfigError, without_password
 from heterokd.root import Root
-from heterokd.tracking import ui_command
+from heterokd.tracking.serving import ui_command
 from heterokd.tracking.store import first_line, quiet, shown
 
 PACKAGE = Path(heterokd.__file__).parent

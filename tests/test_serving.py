@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from heterokd.distillation import open_splits
-from heterokd.promotion import promote
-from heterokd.tracking import open_store
+from heterokd.promotion.promoting import promote
+from heterokd.tracking.store import open_store
 
 STARTS_WITHIN = 180
 """Seconds; a busy machine imports torch and MLflow slowly."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_workers import WITHOUT_BATCH_NORM
 
 from heterokd.root import Root
-from heterokd.tracking import open_store
+from heterokd.tracking.store import open_store
 
 # A Ray of its own for each: with the dashboard that Ray Train asks, and with no other test's actors.
 pytestmark = pytest.mark.slow

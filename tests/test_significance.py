@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from heterokd.report import write_report
+from heterokd.report.page import write_report
 from heterokd.root import Root, StudyFolder
 from heterokd.significance import Comparison, compare, compare_study, holm, power_of, seeds_needed, study_values
 

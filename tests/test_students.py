@@ -15,7 +15,7 @@ from heterokd.errors import ConfigError, StudyError
 from heterokd.latency import known_latency_ms, parameters_m, weigh_students
 from heterokd.networks import build_network
 from heterokd.priors import finished_summaries, method_prior, warm_starts
-from heterokd.report import notes
+from heterokd.report.words import notes
 from heterokd.root import Root, StudyFolder
 from heterokd.study import BASELINE, Assignment, Study
 

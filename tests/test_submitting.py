@@ -22,7 +22,7 @@ from own_ray import RAY, ray_head
 
 import heterokd
 from heterokd.root import Root
-from heterokd.tracking import open_store
+from heterokd.tracking.store import open_store
 
 pytestmark = pytest.mark.slow
 Write = Callable[..., Path]

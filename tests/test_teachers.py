@@ -35,7 +35,7 @@ from heterokd.search import search as run_search
 from heterokd.space import Choice
 from heterokd.study import BASELINE, Assignment, Study
 from heterokd.teachers import teacher_hash
-from heterokd.terminal import plan_lines
+from heterokd.terminal.tables import plan_lines
 
 Write = Callable[..., Path]
 QUICKSTART = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"

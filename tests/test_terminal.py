@@ -28,8 +28,11 @@ from rich.console import Console, RenderableType
 
 from heterokd.root import Root, TrialFolder
 from heterokd.teachers import TeacherCard
-from heterokd.terminal import SearchTerminal, closing, leader_table, searching
+from heterokd.terminal import searching
+from heterokd.terminal.closing import closing
+from heterokd.terminal.searching import SearchTerminal
 from heterokd.terminal.speaking import Terminal
+from heterokd.terminal.tables import leader_table
 
 COLUMNS, LINES = 80, 24
 PATIENCE = 900.0

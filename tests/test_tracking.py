@@ -34,8 +34,10 @@ from heterokd.errors import NetworkError, TrackingError
 from heterokd.root import Root, TrialFolder
 from heterokd.search import _registered
 from heterokd.tasks import upsample
-from heterokd.tracking import StudyRuns, log_student, open_store, register, ui_command
-from heterokd.tracking.store import current
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.serving import ui_command
+from heterokd.tracking.store import current, open_store
+from heterokd.tracking.students import log_student, register
 
 
 @pytest.fixture(autouse=True)

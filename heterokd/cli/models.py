@@ -23,7 +23,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Open the test split, compare the study's best student with the champion, and move the alias if it is better."""
-    from heterokd.promotion import promote as decide
+    from heterokd.promotion.promoting import promote as decide
     from heterokd.root import open_root
 
     decision = decide(open_root(root), study, dry_run=dry_run, alias=alias, trial=trial)
@@ -49,7 +49,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take the last promotion back: the version that was champion before is champion again."""
-    from heterokd.promotion import rollback as take_back
+    from heterokd.promotion.rollback import rollback as take_back
     from heterokd.root import open_root
 
     done = take_back(open_root(root), model, alias=alias)

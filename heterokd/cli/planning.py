@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
+from heterokd.formatting import epoch_score
 
 
 def plan(
@@ -22,7 +23,8 @@ def plan(
     from heterokd.cluster import check_address
     from heterokd.plan import plan_experiment
     from heterokd.root import open_root
-    from heterokd.terminal import Terminal, plan_lines
+    from heterokd.terminal.speaking import Terminal
+    from heterokd.terminal.tables import plan_lines
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
@@ -46,12 +48,13 @@ def match(
     asked = load_asked(experiment, overrides)
     from heterokd.match import match as run
     from heterokd.root import open_root
-    from heterokd.terminal import Terminal, match_table, score_text
+    from heterokd.terminal.speaking import Terminal
+    from heterokd.terminal.tables import match_table
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
-            terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {score_text(metrics)}")
+            terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
             return True
 
         found = run(asked, open_root(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)

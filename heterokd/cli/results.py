@@ -19,7 +19,8 @@ def report(
 ) -> None:
     """Write the study's page anew, also while it is searched, and say where it is."""
     from heterokd.errors import StudyError
-    from heterokd.report import verdict, write_report
+    from heterokd.report.page import write_report
+    from heterokd.report.words import verdict
 
     folder, asked = existing_study(study, root)
     summary = folder.summary
@@ -67,8 +68,9 @@ def ui(
     """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
     _check_port(port)  # before the imports, which take seconds
     from heterokd.root import open_root
-    from heterokd.tracking import existing_store, serve, study_links, ui_command
-    from heterokd.tracking.store import shown
+    from heterokd.tracking.pages import study_links
+    from heterokd.tracking.serving import serve, ui_command
+    from heterokd.tracking.store import existing_store, shown
 
     state = open_root(root)
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)

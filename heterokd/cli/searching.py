@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
+from heterokd.errors import ConfigError, StudyError
+from heterokd.formatting import PERIODS, parse_quantity
 
 
 def search(
@@ -26,7 +28,8 @@ def search(
     asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
     from heterokd.root import open_root
     from heterokd.search import search as run
-    from heterokd.terminal import SearchTerminal, closing
+    from heterokd.terminal.closing import closing
+    from heterokd.terminal.searching import SearchTerminal
     from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
@@ -88,6 +91,13 @@ def _registered(model: tuple[str, str] | None, summary: dict[str, Any], study: s
     return f"{name} version {version}, alias challenger   (next: heterokd promote {study})"
 
 
+def _hours(budget: str) -> float:
+    hours = parse_quantity("--budget", budget, PERIODS, "2h") / 3600
+    if not hours:
+        raise ConfigError(f"--budget {budget}: expected more than no time, such as 2h")
+    return hours
+
+
 def auto(
     images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a folder for each class.")],
     teachers: Annotated[list[str], typer.Option("--teacher", help="timm's name; of several the best is taken.")],
@@ -102,14 +112,14 @@ def auto(
 ) -> None:
     """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
     began = program_began()
-    from heterokd.automatic import Limits, propose, read_hours
-    from heterokd.errors import StudyError
+    from heterokd.automatic import Limits, propose
     from heterokd.looking import look, use
     from heterokd.plan import plan_experiment
     from heterokd.root import open_root
-    from heterokd.terminal import Terminal, plan_lines
+    from heterokd.terminal.speaking import Terminal
+    from heterokd.terminal.tables import plan_lines
 
-    hours = None if budget is None else read_hours(budget)
+    hours = None if budget is None else _hours(budget)
     with Terminal("val/top1", quiet=as_json) as terminal:
         seen = look(images)
         for sentence in seen.sentences():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, check_root, load_asked, print_json
+from heterokd.formatting import epoch_score, metric_name
 
 
 def distill(
@@ -26,14 +27,14 @@ def distill(
     asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
     from heterokd.root import open_root
     from heterokd.single import distill_once
-    from heterokd.terminal import Terminal, score_text
+    from heterokd.terminal.speaking import Terminal
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
             terminal.say(
                 f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
-                f"{score_text(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
+                f"{epoch_score(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
             )
             return True
 
@@ -44,7 +45,7 @@ def distill(
         return
     if not is_new:
         terminal.say("this recipe has been trained before; nothing was trained again")
-    terminal.say(f"{method}: {score_text(metrics)} on val; weights in {trial.weights}")
+    terminal.say(f"{method}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 
 def reproduce(
@@ -59,14 +60,15 @@ def reproduce(
     asked = load_asked(experiment, overrides)
     from heterokd.reproduce import reproduce as run
     from heterokd.root import open_root
-    from heterokd.terminal import Terminal, reproduction_table, score_text
+    from heterokd.terminal.speaking import Terminal
+    from heterokd.terminal.tables import reproduction_table
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
             terminal.say(
-                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {score_text(metrics)}  "
+                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}  "
                 f"{metrics['time/images_per_second']:.0f} images/s"
             )
             return True
@@ -93,9 +95,8 @@ def teacher(
     """Fit the teacher, or verify the one that is given (of a list, all); a fitted one is reused by every search."""
     asked = load_asked(experiment, overrides)
     from heterokd.distillation import check_experiment, check_files, prepare_teachers
-    from heterokd.report import metric_name
     from heterokd.root import open_root
-    from heterokd.terminal import Terminal
+    from heterokd.terminal.speaking import Terminal
 
     check_experiment(asked)
     check_files(asked)

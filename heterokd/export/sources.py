@@ -14,8 +14,8 @@ from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, StudyError
 from heterokd.networks import AnyNetwork, build_network, load_weights, weights_hash
 from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tracking import existing_store
 from heterokd.tracking.registered import download_student
+from heterokd.tracking.store import existing_store
 
 WAYS = "give models:/NAME@ALIAS, models:/NAME/VERSION, studies/NAME or the folder of a trial"
 

@@ -32,7 +32,7 @@ from heterokd.root import Root
 from heterokd.study import BASELINE
 from heterokd.study.assignments import teachers_of
 from heterokd.tasks import build_task
-from heterokd.tracking import open_store
+from heterokd.tracking.store import open_store
 
 END_SHARE = 0.75
 """What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,

@@ -13,19 +13,3 @@ the last promotion back, `record` is what those share.
 [2] Bradley Efron, Robert Tibshirani: An Introduction to the Bootstrap. Chapman & Hall 1993, chapter 13 (percentile
     intervals). Both students are resampled alike, so that what makes an image hard for both cancels.
 """
-
-from heterokd.promotion.decision import Comparison, Decision, Gate
-from heterokd.promotion.figures import compare_confusions, compare_correct
-from heterokd.promotion.promoting import promote
-from heterokd.promotion.rollback import Rollback, rollback
-
-__all__ = [
-    "Comparison",
-    "Decision",
-    "Gate",
-    "Rollback",
-    "compare_confusions",
-    "compare_correct",
-    "promote",
-    "rollback",
-]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from heterokd.report import metric_name
+from heterokd.formatting import metric_name
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from heterokd.promotion.served import Served
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
 from heterokd.tasks import Task, build_task, upsample
 from heterokd.timing import RUNS, THREADS
-from heterokd.tracking import CHALLENGER, StudyRuns, log_student, open_store, register
-from heterokd.tracking.store import answering, current, first_line, pages, quiet
-from heterokd.tracking.students import open_student, taken_size
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import answering, current, first_line, open_store, pages, quiet
+from heterokd.tracking.students import CHALLENGER, log_student, open_student, register, taken_size
 
 BASELINE = "scratch"
 PARITY = 1e-4

@@ -21,9 +21,8 @@ from heterokd.promotion.record import (
     rolled_back_tag,
 )
 from heterokd.root import Root
-from heterokd.tracking import existing_store
 from heterokd.tracking.registered import find_version
-from heterokd.tracking.store import answering, quiet
+from heterokd.tracking.store import answering, existing_store, quiet
 
 
 @dataclass(frozen=True)

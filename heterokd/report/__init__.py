@@ -7,18 +7,3 @@ Charts are SVG inside the page: a plotting library that draws in the browser wou
 run a program where the reader only looks; what a mark is, its tip says without one. The page asks for nothing of any
 network, and its own policy (Content-Security-Policy) has the browser refuse that.
 """
-
-from heterokd.report.page import write_report
-from heterokd.report.tables import plan_table, published_tables
-from heterokd.report.words import metric_name, notes, settings, show, verdict
-
-__all__ = [
-    "metric_name",
-    "notes",
-    "plan_table",
-    "published_tables",
-    "settings",
-    "show",
-    "verdict",
-    "write_report",
-]

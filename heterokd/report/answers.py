@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heterokd.formatting import format_duration, format_estimate, format_percent, format_score, metric_name
 from heterokd.pictures import Measured
 from heterokd.plan import planned
 from heterokd.report.reading import DEFAULTS, Studied, Tried
-from heterokd.report.words import half_width, metric_name, percent, period, show
+from heterokd.report.words import half_width
 from heterokd.root import StudyFolder
 from heterokd.significance import Comparison
 
@@ -99,7 +100,7 @@ def _scratch(studied: Studied, winner: Mapping[str, Any]) -> Card:
     figure, mark, tone, sure = _against(studied, winner, side)
     if mark == "real" and paired_tie(studied) is not None:
         mark, tone = "likely", "plain"
-    return Card(title, figure, mark, tone, f"Scratch reaches {show(side.mean)} ({_seeds(side.seeds)}). {sure}")
+    return Card(title, figure, mark, tone, f"Scratch reaches {format_score(side.mean)} ({_seeds(side.seeds)}). {sure}")
 
 
 def paired_tie(studied: Studied) -> Comparison | None:
@@ -128,14 +129,16 @@ def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
         for one in studied.search:
             if one.method == method and one.origin == "published" and one.state == "pruned" and one.epochs:
                 text = f"{method} as published (trial {one.number}) fell behind and was stopped after epoch"
-                return Card(title, "ahead", "stopped early", "plain", f"{text} {one.epochs[-1]}, at {show(one.value)}.")
+                return Card(
+                    title, "ahead", "stopped early", "plain", f"{text} {one.epochs[-1]}, at {format_score(one.value)}."
+                )
         return Card(
             title, "unknown", "", "plain", "Distillation with default settings was not trained to the end here."
         )
     default, side = found
     figure, mark, tone, sure = _against(studied, winner, side)
     where = "" if default.student == winner.get("student", default.student) else f" on {default.student}"
-    text = f"{default.method} as published{where} (trial {default.number}) reaches {show(side.mean)}"
+    text = f"{default.method} as published{where} (trial {default.number}) reaches {format_score(side.mean)}"
     return Card(title, figure, mark, tone, f"{text} ({_seeds(side.seeds)}). {sure}")
 
 
@@ -145,18 +148,19 @@ def _teacher(studied: Studied, winner: Mapping[str, Any], measured: Measured | N
         known = studied.summary.get("teacher") or {}
         text = "The teacher was not measured on this metric."
         if known:
-            text += f" Its {metric_name(known['metric'])} is {percent(known['val_score'])}."
+            text += f" Its {metric_name(known['metric'])} is {format_percent(known['val_score'])}."
         return Card(title, "unknown", "", "plain", text)
     sign = 1 if studied.summary["maximise"] else -1
     difference = sign * (winner["mean"] - level)
-    text = f"The teacher reaches {show(level)}; it is one network, measured once."
+    text = f"The teacher reaches {format_score(level)}; it is one network, measured once."
     half = half_width(winner) if winner["confirmed"] else None
     mark, tone = ("one seed", "open") if half is None else ("a tie", "plain")
     if half is not None and abs(difference) > half:
         mark, tone = ("ahead", "good") if difference > 0 else ("behind", "plain")
     ratio = None if measured is None else _ratio(measured, "params_m")
     if ratio is not None and level > 0 and sign > 0:
-        text = f"{percent(winner['mean'] / level)} of its {show(level)}, with {_times(ratio, 'the parameters')}."
+        share = format_percent(winner["mean"] / level)
+        text = f"{share} of its {format_score(level)}, with {_times(ratio, 'the parameters')}."
     return Card(title, f"{difference:+.4f}", mark, tone, text)
 
 
@@ -174,10 +178,8 @@ def _cost(studied: Studied, folder: StudyFolder) -> Card:
     count = len(studied.trials)
     text = f"{count} training{'' if count == 1 else 's'}{''.join(f', {part}' for part in parts)}."
     if plan is not None:
-        text += (
-            f" Planned: {period(plan.seconds.expected)} ({period(plan.seconds.low)} to {period(plan.seconds.high)})."
-        )
-    return Card("The search took", period(seconds) if seconds else "unknown", "", "plain", text)
+        text += f" Planned: {format_estimate(plan.seconds, format_duration)}."
+    return Card("The search took", format_duration(seconds) if seconds else "unknown", "", "plain", text)
 
 
 def _size(measured: Measured) -> Card:

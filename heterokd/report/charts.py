@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heterokd.formatting import format_sample, format_score, join_words, metric_name
 from heterokd.pictures import (
     Curve,
     Dot,
@@ -24,7 +25,7 @@ from heterokd.pictures import (
 from heterokd.report.answers import default_side
 from heterokd.report.reading import Studied, Tried
 from heterokd.report.tables import describe, methods_in_order
-from heterokd.report.words import half_width, listed, metric_name, settings, show
+from heterokd.report.words import half_width
 from heterokd.study import BASELINE
 from heterokd.study.halving import rungs
 
@@ -80,13 +81,13 @@ def glance(studied: Studied) -> Chart:
         if found is not None:
             default, side = found
             low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
-            rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", show(side.mean)))
+            rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
         scratch = studied.scratch
         if scratch is not None and scratch["mean"] is not None:
             rows.append(_leader_row(scratch, "labels alone", "scratch"))
         if "teacher" in studied.levels:
             level = studied.levels["teacher"]
-            rows.append(Row("teacher", level, None, None, "teacher", show(level)))
+            rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
         rows.sort(key=lambda row: -row.mean if studied.summary["maximise"] else row.mean)
         caption = f"{metric} on val. Bars are 95 % intervals of a mean over seeds; the teacher is one network."
         if not winner["confirmed"]:
@@ -100,7 +101,7 @@ def glance(studied: Studied) -> Chart:
 
 def _leader_row(leader: Mapping[str, Any], label: str, look: str) -> Row:
     low, high = (leader["low"], leader["high"]) if half_width(leader) is not None else (None, None)
-    return Row(label, float(leader["mean"]), low, high, look, show(leader["mean"]))
+    return Row(label, float(leader["mean"]), low, high, look, format_score(leader["mean"]))
 
 
 def methods(studied: Studied) -> Chart:
@@ -145,10 +146,10 @@ def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
     pick = max if studied.summary["maximise"] else min
     strip, values = pick(tried, key=lambda one: pick(one[1]))
     confirmed = [strip for strip in strips if strip.mean is not None]
-    said = f"The best single value, {show(pick(values))}, is {strip.method}'s"
+    said = f"The best single value, {format_score(pick(values))}, is {strip.method}'s"
     if confirmed:
         first = pick(confirmed, key=lambda one: one.mean or 0.0)
-        said += f"; the best mean over fresh seeds, {show(first.mean)}, is {first.method}'s"
+        said += f"; the best mean over fresh seeds, {format_score(first.mean)}, is {first.method}'s"
     none = [strip.method for strip in strips if not any(dot.mark == "complete" for dot in strip.dots)]
     if none:
         said += f"; nothing of {', '.join(none)} was trained to the end"
@@ -173,7 +174,7 @@ def history(studied: Studied) -> Chart:
             pick = max if studied.summary["maximise"] else min
             best = pick(complete, key=lambda dot: dot.value or 0.0)
             rank = 1 + sum(dot.number < best.number for dot in dots)
-            first = f"The best value of the search, {show(best.value)}, came with trial {best.number}"
+            first = f"The best value of the search, {format_score(best.value)}, came with trial {best.number}"
             caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
         metric = f"{metric_name(studied.summary['metric'])} on val"
         title = "Best value so far"
@@ -205,9 +206,9 @@ def curves(studied: Studied) -> Chart:
         at = rungs(studied.experiment, studied.experiment.training.epochs) if studied.experiment.search.prune else ()
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
         if at:
-            caption += f", at rungs after epoch {listed(list(map(str, at)))}"
+            caption += f", at rungs after epoch {join_words(list(map(str, at)))}"
         names = [label for _, label in pointed.values()]
-        caption += f"; {listed(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
+        caption += f"; {join_words(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
         if len(shown) < len(others):
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
         metric = f"{metric_name(studied.summary['metric'])} on val"
@@ -249,8 +250,8 @@ def _dot(one: Tried, studied: Studied) -> Dot:
 
 def tip(one: Tried, count: int) -> str:
     """What is said of a trial that is pointed at: its values too, unless `count` trials of a chart are too many."""
-    value = "no value" if one.value is None else show(one.value)
-    values = f" {settings(one.sample)}" if count <= MOST_SETTINGS else ""
+    value = "no value" if one.value is None else format_score(one.value)
+    values = f" {format_sample(one.sample)}" if count <= MOST_SETTINGS else ""
     return f"trial {one.number}, {one.method}: {value} ({describe(one)}){values}"
 
 

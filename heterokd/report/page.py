@@ -14,6 +14,7 @@ from markupsafe import Markup
 from heterokd import __version__
 from heterokd.config import Experiment
 from heterokd.errors import UserError
+from heterokd.formatting import format_interval, format_percent, format_score, metric_name
 from heterokd.pictures import Measured
 from heterokd.report import charts, students, tables, words
 from heterokd.report.answers import cards, paired_tie
@@ -40,7 +41,7 @@ def write_report(
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"show": words.show, "percent": words.percent, "metric_name": words.metric_name}
+    environment.filters |= {"show": format_score, "percent": format_percent, "metric_name": metric_name}
     content = page_content(folder, experiment, summary, root=root)
     for name in ("style.css", "page.js"):  # both are this package's own, and stand in the page as they are
         content[name.replace(".", "_")] = Markup(loader.get_source(environment, name)[0])
@@ -149,7 +150,7 @@ def _interval(leader: Mapping[str, Any]) -> str:
     seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
     if leader["low"] is None:
         return f", {seeds}"
-    return f" ({words.show(leader['low'])} to {words.show(leader['high'])}, {seeds})"
+    return f" ({format_interval(leader['low'], leader['high'])}, {seeds})"
 
 
 def _teachers(experiment: Experiment, summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from heterokd.formatting import join_words, metric_name
 from heterokd.pictures import Measured, Member, Vector, draw_confusion, draw_front, draw_iou, draw_match
 from heterokd.report.charts import Chart, NothingToShow, chart
 from heterokd.report.reading import Studied
-from heterokd.report.words import listed, metric_name
 from heterokd.study import BASELINE
 
 
@@ -36,7 +36,7 @@ def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, 
         shown.append(Member("teacher", teacher, studied.levels["teacher"], False, "teacher"))
     cost = "million parameters" if key == "params_m" else "ms an image on one core"
     metric = f"{metric_name(studied.summary['metric'])} to expect on val"
-    names = listed([one["student"] for one in members])
+    names = join_words([one["student"] for one in members])
     none = (
         "is the only student that none beats in everything" if len(members) == 1 else "are beaten by none in everything"
     )

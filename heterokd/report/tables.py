@@ -8,11 +8,11 @@ from itertools import product
 from typing import Any
 
 from heterokd.config import TEACHER, Experiment
+from heterokd.formatting import format_duration, format_interval, format_sample, format_score
 from heterokd.pictures import Measured
 from heterokd.plan import Range, planned
 from heterokd.priors import published_results
 from heterokd.report.reading import Studied, Tried
-from heterokd.report.words import period, settings, show
 from heterokd.root import StudyFolder, read_json
 
 MOST_TRIALS = 400
@@ -42,12 +42,12 @@ def leader_rows(studied: Studied) -> list[dict[str, Any]]:
             {
                 **leader,
                 "kind": _kind(studied, leader),
-                "seconds": "" if tried is None or tried.seconds is None else period(tried.seconds),
-                "interval": f"{show(leader['low'])} to {show(leader['high'])}" if is_sure else "",
+                "seconds": "" if tried is None or tried.seconds is None else format_duration(tried.seconds),
+                "interval": format_interval(leader["low"], leader["high"]) if is_sure else "",
                 "from": place(leader["low"]) if is_sure else None,
                 "to": place(leader["high"]) if is_sure else None,
                 "at": place(leader["mean"]),
-                "settings": settings(leader["sample"]),
+                "settings": format_sample(leader["sample"]),
             }
         )
     return rows
@@ -77,10 +77,10 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
                 "complete": len(values),
                 "pruned": sum(one.state in ("pruned", "paused") for one in own),
                 "failed": sum(one.state == "failed" for one in own),
-                "best": "" if best is None else show(best),
-                "mean": "" if confirmed is None else show(confirmed["mean"]),
+                "best": "" if best is None else format_score(best),
+                "mean": "" if confirmed is None else format_score(confirmed["mean"]),
                 "seeds": 0 if confirmed is None else len(confirmed["seeds"]),
-                "time": period(sum(seconds)) if seconds else "",
+                "time": format_duration(sum(seconds)) if seconds else "",
                 "seconds": sum(seconds),
             }
         )
@@ -114,12 +114,12 @@ def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
             "method": one.method,
             "student": one.student,
             "state": describe(one),
-            "value": None if one.value is None else show(one.value),
+            "value": None if one.value is None else format_score(one.value),
             "epoch": one.epochs[-1] if one.epochs else 0,
             "planned": one.planned,
             "seconds": one.seconds,
-            "time": "" if one.seconds is None else period(one.seconds),
-            "settings": settings(one.sample),
+            "time": "" if one.seconds is None else format_duration(one.seconds),
+            "settings": format_sample(one.sample),
         }
         for one in trials
     ]

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 
 from heterokd.config import Experiment
+from heterokd.formatting import format_score, metric_name
 from heterokd.pictures import Axis, Bar, Line, draw_importance, draw_parallel
 from heterokd.report.charts import Chart, NothingToShow, chart, tip
 from heterokd.report.reading import Studied, Tried
 from heterokd.report.tables import methods_in_order
-from heterokd.report.words import metric_name, show
 from heterokd.root import StudyFolder
 from heterokd.space import Choice, Domain
 from heterokd.study import Importance, importances
@@ -102,7 +102,7 @@ def _parallel(studied: Studied, group: str) -> tuple[str, str]:
     ordered = sorted(values, reverse=maximise)
     best, worst = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.9 * len(ordered)) - 1)]
     axes = [Axis(_short(key), _ticks(domain, experiment)) for key, domain in domains.items()]
-    axes.append(Axis(metric_name(studied.summary["metric"]), [(0.0, show(worst)), (1.0, show(best))]))
+    axes.append(Axis(metric_name(studied.summary["metric"]), [(0.0, format_score(worst)), (1.0, format_score(best))]))
     top = (max if maximise else min)(reached, key=lambda one: one.value or 0.0)
     shown = sorted(own, key=lambda one: (not one.is_complete, one.number))[:MOST_LINES]
     lines = [

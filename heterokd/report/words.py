@@ -1,54 +1,10 @@
-"""What a study's figures mean, in words: the same on the page and on the terminal."""
+"""Say what a study's figures mean: the same sentences on the page and on the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from heterokd.tasks import TASKS
-
-
-def metric_name(metric: str) -> str:
-    """A metric's key in words: `val/miou` is mIoU, `val/pixel_accuracy` is pixel accuracy."""
-    key = metric.rsplit("/", 1)[-1]
-    return next((task.score_name for task in TASKS.values() if task.score == key), key.replace("_", " "))
-
-
-def show(value: float | None) -> str:
-    """A metric with four digits; `none` where it is no number, as after a repetition that diverged."""
-    return "none" if value is None else f"{value:.4f}"
-
-
-def percent(value: float) -> str:
-    """A share in per cent."""
-    return f"{100 * value:.2f} %"
-
-
-def period(seconds: float) -> str:
-    """A duration as people say it."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = seconds / 60
-    if minutes < 60:
-        return f"{minutes:.1f} min"
-    return f"{minutes / 60:.1f} h"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names with commas and an `and`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def settings(sample: Mapping[str, Any]) -> str:
-    """A sample's values in one line, without the method's name before each; of networks, whose they are."""
-    parts = []
-    for key, value in sample.items():
-        if key != "method":
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            section, _, name = key.rpartition(".")
-            parts.append(f"{section if name == 'network' else name} {shown}")
-    return ", ".join(parts)
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:

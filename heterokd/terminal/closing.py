@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterokd.report import metric_name, notes, show, verdict
+from heterokd.formatting import format_score, metric_name
+from heterokd.report.words import notes, verdict
 from heterokd.teachers import TeacherCard
 from heterokd.terminal.speaking import Terminal
 from heterokd.terminal.tables import leader_table
@@ -47,7 +48,7 @@ def closing(
     terminal.say(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
     for member in front[:MOST_FRONT]:
         spent = ", ".join(f"{key} {member[key]:.3g}" for key in costs)
-        terminal.say(f"front    {member['student']}: {member['method']} {show(member['expected'])}, {spent}")
+        terminal.say(f"front    {member['student']}: {member['method']} {format_score(member['expected'])}, {spent}")
     if len(front) > MOST_FRONT:
         terminal.say(f"         and {len(front) - MOST_FRONT} more on the page")
     terminal.tell(verdict(summary))

@@ -13,12 +13,11 @@ from rich.text import Text
 
 from heterokd.config import TEACHER, Experiment
 from heterokd.errors import HeterokdError
-from heterokd.report import show
+from heterokd.formatting import format_duration, format_score
 from heterokd.root import TrialFolder
 from heterokd.study.halving import compared, rungs
 from heterokd.terminal.speaking import Terminal
 from heterokd.terminal.tables import SHOWN_LEADERS, leader_table, sureness
-from heterokd.terminal.words import clock
 
 FEWEST_LEADERS = 3
 """Of the live table, where many trials run beside each other."""
@@ -80,14 +79,14 @@ class SearchTerminal(Terminal):
         planned = standing.get("planned", 0) + standing.get("confirmations_planned", 0)
         status = trial.status
         value = (status.get("metrics") or {}).get(self.metric)
-        reached = "" if value is None else f"{self.metric} {show(value)}"
+        reached = "" if value is None else f"{self.metric} {format_score(value)}"
         state = status["state"]
         if state == "pruned":
             reached += f" at epoch {int(status['metrics']['epoch'])}"
             reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
             curve = [report[self.metric] for report in reports if self.metric in report]
             if status.get("reason") == "behind" and len(curve) > 1:
-                reached += f", {show(fmean(curve))} on average"  # which a rung compares
+                reached += f", {format_score(fmean(curve))} on average"  # which a rung compares
         if state == "failed" and trial.error:
             reached = trial.error.strip().splitlines()[-1]
         repeated, what = status.get("confirms"), []
@@ -148,10 +147,10 @@ class SearchTerminal(Terminal):
     def _time(self) -> str:
         """So far, and what is left by the pace until now."""
         now = self.seconds()
-        parts = [f"{clock(now - self.started)} so far"]
+        parts = [f"{format_duration(now - self.started)} so far"]
         left = self._left(now)
         if left is not None:
-            parts.append(f"about {clock(left)} left")
+            parts.append(f"about {format_duration(left)} left")
         return ", ".join(parts)
 
     def _left(self, now: float) -> float | None:
@@ -187,7 +186,7 @@ class SearchTerminal(Terminal):
         winner = self.summary["winner"]
         if winner is None:
             return "best     no trial has been trained to the end yet"
-        value = show(winner["mean"]) if winner["mean"] is not None else "no number"
+        value = format_score(winner["mean"]) if winner["mean"] is not None else "no number"
         return f"best     {winner['number']:04d} {winner['method']} {self.metric} {value} ({sureness(winner)})"
 
     def _where(self, trial: TrialFolder) -> str:
@@ -208,7 +207,9 @@ class SearchTerminal(Terminal):
             what = f"seed {recipe.training.seed} of trial {repeated}"
         else:
             what = f"rung at {ahead[0]}" if ahead and self.experiment.search.prune else "to the end"
-        score = f"{self.metric} {show(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
+        score = (
+            f"{self.metric} {format_score(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
+        )
         return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
 
 

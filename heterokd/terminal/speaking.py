@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console, RenderableType
 
-from heterokd.terminal.words import score_text
+from heterokd.formatting import epoch_score
 
 PIPE_WIDTH = 140
 """Columns where nobody says how many there are: a log file."""
@@ -50,5 +50,5 @@ class Terminal:
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
             named = f"the teacher {network}".rstrip()
-            self.say(f"fitting {named}: epoch {epoch}, {score_text(metrics)} on val")
+            self.say(f"fitting {named}: epoch {epoch}, {epoch_score(metrics)} on val")
         return True

@@ -7,10 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from heterokd.plan import Plan
-from heterokd.report import settings, show
+from heterokd.formatting import (
+    format_duration,
+    format_estimate,
+    format_hours,
+    format_interval,
+    format_sample,
+    format_score,
+    format_size,
+)
+from heterokd.plan.estimate import Plan
 from heterokd.reproduce import Reproduction
-from heterokd.terminal.words import clock, hours, size, span
 
 SHOWN_LEADERS = 6
 """Rows of the leaders' tables: they fit a small terminal together with everything else."""
@@ -36,9 +43,9 @@ def leader_table(summary: Mapping[str, Any], rows: int = SHOWN_LEADERS) -> Table
         table.add_row(
             f"{leader['number']:04d}",
             leader["method"],
-            show(leader["mean"]),
+            format_score(leader["mean"]),
             sureness(leader),
-            settings(leader["sample"]),
+            format_sample(leader["sample"]),
         )
     return table
 
@@ -49,7 +56,7 @@ def sureness(leader: Mapping[str, Any]) -> str:
         return "one seed"
     count = len(leader["seeds"])
     seeds = f"{count} fresh seed{'s' if count > 1 else ''}"
-    return seeds if leader["low"] is None else f"{show(leader['low'])} to {show(leader['high'])}, {seeds}"
+    return seeds if leader["low"] is None else f"{format_interval(leader['low'], leader['high'])}, {seeds}"
 
 
 def reproduction_table(found: Reproduction) -> Table:
@@ -92,26 +99,26 @@ def match_table(similarity: Sequence[Sequence[float]]) -> Table:
 
 def plan_lines(plan: Plan) -> list[str]:
     """A plan in words: trainings, time, device-hours, money, memory, disk, and what is there already."""
-    counts, took = plan.trainings, {name: clock(seconds) for name, seconds in plan.phases.items()}
+    counts, took = plan.trainings, {name: format_duration(seconds) for name, seconds in plan.phases.items()}
     done = f", {counts['done']:.0f} are done already" if counts["done"] else ""
     lines = [
         f"trainings  {counts['published']:.0f} published settings, {counts['sampled']:.0f} samples (about "
         f"{counts['pruned']:.0f} of them stopped early), {counts['repeated']:.0f} again on fresh seeds{done}; "
         f"{plan.parallel} at a time",
-        f"time       {span(plan.seconds, clock)}",
+        f"time       about {format_estimate(plan.seconds, format_duration)}",
         f"           start {took['start']}, teacher {took['teacher']}, trials {took['search']}, "
         f"confirmation {took['confirmation']}, end {took['end']}",
-        f"devices    {span(plan.device_hours, hours)} {plan.device_unit} on {plan.device}",
+        f"devices    about {format_estimate(plan.device_hours, format_hours)} {plan.device_unit} on {plan.device}",
     ]
     if plan.money is None:
         lines.append("money      unknown: give cluster.nodes with their price_per_hour, or search.budget.price")
     else:
-        lines.append(f"money      {span(plan.money, lambda value: f'{value:.2f}')} {plan.currency}")
+        lines.append(f"money      about {format_estimate(plan.money, lambda value: f'{value:.2f}')} {plan.currency}")
     if plan.memory is not None:
-        lines.append(f"memory     {size(plan.memory)} for all processes together")
+        lines.append(f"memory     {format_size(plan.memory)} for all processes together")
     if plan.gpu_memory is not None:
-        lines.append(f"           {size(plan.gpu_memory)} of a GPU for each trial")
-    lines.append(f"disk       {span(plan.disk, size)}")
+        lines.append(f"           {format_size(plan.gpu_memory)} of a GPU for each trial")
+    lines.append(f"disk       about {format_estimate(plan.disk, format_size)}")
     teacher = "the teacher is ready" if plan.ready["teacher"] else "the teacher will be fitted"
     if plan.teachers > 1:
         ready = round(plan.ready["teacher"] * plan.teachers)

@@ -10,8 +10,8 @@ the next call, nothing is logged twice, and a tracking server that goes away nev
     register(runs, trial, model, splits)         a version of the registered model, alias `challenger`
     runs.finish(summary)
 
-`store` opens the store, `runs` projects folders, `labels` says what things are called, `students` keeps models,
-`pages` makes views of MLflow's own pages and links to them, `serving` shows those on this machine.
+`store` opens the store, `runs` projects folders, `labels` names and describes runs, `students` logs models, `pages`
+makes views of MLflow's pages and links to them, `serving` serves those on this machine. Import from these modules.
 """
 
 import os
@@ -24,23 +24,3 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-from heterokd.tracking.labels import dataset_inputs
-from heterokd.tracking.pages import study_links
-from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.serving import serve, ui_command
-from heterokd.tracking.store import existing_store, open_store
-from heterokd.tracking.students import CHALLENGER, log_student, register
-
-__all__ = [
-    "CHALLENGER",
-    "StudyRuns",
-    "dataset_inputs",
-    "existing_store",
-    "log_student",
-    "open_store",
-    "register",
-    "serve",
-    "study_links",
-    "ui_command",
-]
