@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from command_line import Run
 
 # Before anything imports them: no telemetry, a Ray that stays on the loopback interface, one thread a process.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -55,6 +59,16 @@ def tiny_file(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process, in an empty folder."""
+    from command_line import run_command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HETEROKD_ROOT", raising=False)
+    return partial(run_command, capfd)
 
 
 @pytest.fixture(scope="session")

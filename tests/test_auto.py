@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run
 from PIL import Image
 
 from heterokd.automatic import FAMILIES, Limits, propose
@@ -19,8 +19,6 @@ from heterokd.errors import ConfigError, DataError
 from heterokd.latency import parameters_m
 from heterokd.looking import look, use
 from heterokd.root import Root
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -176,34 +174,19 @@ def test_students_are_listed_small_to_large() -> None:
         assert sizes == sorted(sizes)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    from heterokd.cli import main
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["heterokd", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capfd.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return command
-
-
 @pytest.mark.slow
-def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: Splits, run: Run) -> None:
+def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: Splits, cli: Run) -> None:
     folder, root, file = tmp_path / "scans", tmp_path / "runs", tmp_path / "mine.yaml"
     write_digits(folder, digits, 20)
     spoil(folder)
     asked = ["auto", folder, "--teacher", "test_vit", "--student", "test_efficientnet", "--budget", "1m"]
     asked += ["--root", root, "--out", file]
-    code, out, err = run(*asked, "--dry-run")
+    code, out, err = cli(*asked, "--dry-run")
     assert code == 0, err
     assert "left out: 2 files, damaged" in out
     assert "time       about" in out
     assert not (root / "studies" / "scans" / "experiment.yaml").exists()
-    code, out, err = run(*asked, "--json")
+    code, out, err = cli(*asked, "--json")
     assert code == 0, err
     found = json.loads(out.splitlines()[-1])
     assert found["standing"]["complete"] >= 1
@@ -211,6 +194,6 @@ def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: 
     assert load_experiment(file).name == "scans"
     page = (root / "studies" / "scans" / "report.html").read_text()
     assert "Planned and taken" in page
-    code, _, err = run(*asked)
+    code, _, err = cli(*asked)
     assert code == 2
     assert "exists already" in err

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from PIL import Image
 from tiny_datasets import TINY as DATA_SETS
 from tiny_datasets import write_classes
@@ -27,7 +28,6 @@ import heterokd.plan.measuring
 import heterokd.reproduce
 import heterokd.search
 import heterokd.single
-from heterokd.cli import main
 from heterokd.networks import build_network, save_weights
 
 Make = Callable[[Path], None]
@@ -408,13 +408,11 @@ class WorkHasBegun(BaseException):
 
 @pytest.fixture
 def refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tiny_file: Callable[..., Path]
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_file: Callable[..., Path]
 ) -> Iterator[Callable[..., str]]:
     """Runs a command line that must be refused, in a folder with tiny.yaml; what it says on stderr."""
     tiny_file()
-    monkeypatch.chdir(tmp_path)
-    for name in ("HETEROKD_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def begun(*_: object, **__: object) -> None:
         raise WorkHasBegun
@@ -436,12 +434,8 @@ def refused(
 
     def run(*arguments: str) -> str:
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["heterokd", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr().err
-        assert left.value.code == 2, said
+        code, _, said = cli(*arguments)
+        assert code == 2, said
         assert "Traceback" not in said
         lines = said.splitlines()
         assert lines[0].startswith("Usage: ") or all(line.startswith("error: ") for line in lines), said

@@ -8,35 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cached_views import built, made_up, small_key
+from command_line import Done, Run
 
 from heterokd.cache import build_shards, hold, list_caches, prune_caches
-from heterokd.cli import main
 from heterokd.errors import CacheError
 from heterokd.storage import open_folder
 
-Run = Callable[..., tuple[int, str, str]]
+Command = Callable[..., Done]
 IDS = [small_key(seed=seed).id for seed in range(3)]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs `heterokd cache` in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HETEROKD_ROOT", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["heterokd", "cache", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capfd.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
+def command(cli: Run) -> Command:
+    """Runs `heterokd cache` in this process, in an empty folder."""
+    return partial(cli, "cache")
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def caches(tmp_path: Path) -> Path:
     return tmp_path / "runs/caches"
 
 
-def test_what_there_is(command: Run, caches: Path) -> None:
+def test_what_there_is(command: Command, caches: Path) -> None:
     code, out, _ = command("--list")
     assert code == 0
     first, second, third, total = out.splitlines()
@@ -75,7 +65,7 @@ def test_what_there_is(command: Run, caches: Path) -> None:
     assert sum(row["bytes"] for row in rows) == json.loads(command("--list", "--json")[1])["bytes"] > 0
 
 
-def test_damage_is_told_sentence_by_sentence(command: Run, caches: Path) -> None:
+def test_damage_is_told_sentence_by_sentence(command: Command, caches: Path) -> None:
     assert command("--verify", IDS[0], IDS[2])[:2] == (0, f"{IDS[0]}  is sound\n{IDS[2]}  is sound\n")
     shard = caches / IDS[1] / "shards/000003.arrow"
     content = bytearray(shard.read_bytes())
@@ -94,7 +84,7 @@ def test_damage_is_told_sentence_by_sentence(command: Run, caches: Path) -> None
     assert len(json.loads(out)["caches"][0]["problems"]) == 2
 
 
-def test_pruning(command: Run, caches: Path) -> None:
+def test_pruning(command: Command, caches: Path) -> None:
     code, out, _ = command("--prune", "--unused-for", "30d", "--dry-run")
     assert code == 0
     assert out.splitlines()[0].startswith(f"would delete {IDS[0]}")
@@ -118,7 +108,7 @@ time.sleep(600)
 """
 
 
-def test_a_cache_in_use_is_kept_until_its_process_ends_however_that_ends(command: Run, caches: Path) -> None:
+def test_a_cache_in_use_is_kept_until_its_process_ends_however_that_ends(command: Command, caches: Path) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(caches / IDS[0])]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -168,7 +158,7 @@ def test_who_waited_for_a_cache_that_was_deleted_holds_the_new_one(caches: Path)
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_does_not_go_together_is_refused(command: Run, caches: Path, arguments: list[str], says: str) -> None:
+def test_what_does_not_go_together_is_refused(command: Command, caches: Path, arguments: list[str], says: str) -> None:
     code, out, err = command(*arguments)
     assert code == 2
     assert out == ""

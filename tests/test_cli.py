@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
+from command_line import Done, Run
 from safetensors.torch import load_file, save_file
 
 from heterokd import __version__
-from heterokd.cli import main
 from heterokd.datasets import DATASETS
 from heterokd.methods import METHODS
 from heterokd.networks import build_network, save_weights
@@ -41,38 +39,6 @@ COMMANDS = (
 HEAVY = ("torch", "timm", "ray", "optuna", "mlflow", "sklearn", "pydantic")
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The JSON object on the last line; it is all of stdout."""
-        (line,) = self.out.splitlines()
-        content = json.loads(line)
-        assert isinstance(content, dict)
-        return content
-
-
-@pytest.fixture
-def heterokd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HETEROKD_ROOT", raising=False)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["heterokd", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capfd.readouterr()
-        code = left.value.code
-        return Done(code if isinstance(code, int) else 0, out, err)
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One root for the trainings of this module: they share the fitted teacher."""
@@ -80,18 +46,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=" ".join)
-def test_help(heterokd: Callable[..., Done], command: tuple[str, ...]) -> None:
-    done = heterokd(*command, "--help")
+def test_help(cli: Run, command: tuple[str, ...]) -> None:
+    done = cli(*command, "--help")
     assert done.code == 0
     assert "Usage:" in done.out
     assert "--help" in done.out
 
 
-def test_every_command_is_explained(heterokd: Callable[..., Done]) -> None:
-    done = heterokd("--help")
+def test_every_command_is_explained(cli: Run) -> None:
+    done = cli("--help")
     assert all(f"\n  {command} " in done.out for command in COMMANDS)
-    assert heterokd().code == 2
-    assert heterokd("--version").out.strip() == __version__
+    assert cli().code == 2
+    assert cli("--version").out.strip() == __version__
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -144,10 +110,10 @@ def test_the_installed_command_answers_a_users_fault_in_one_sentence(tmp_path: P
     ids=lambda value: " ".join(value[:1] + value[-1:]) if isinstance(value, list) else "",
 )
 def test_a_users_fault_ends_in_2_and_leaves_nothing(
-    heterokd: Callable[..., Done], tiny_file: Write, tmp_path: Path, arguments: list[str], says: str
+    cli: Run, tiny_file: Write, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     tiny_file()
-    done = heterokd(*arguments)
+    done = cli(*arguments)
     assert done.code == 2
     assert says in done.err
     assert all(line.startswith("error: ") for line in done.err.splitlines())
@@ -157,61 +123,61 @@ def test_a_users_fault_ends_in_2_and_leaves_nothing(
 @pytest.mark.parametrize(
     "arguments", [["searhc"], ["search"], ["distill", "tiny.yaml"], ["ui", "--port", "0"], ["report"]]
 )
-def test_a_command_that_is_not_one(heterokd: Callable[..., Done], arguments: list[str]) -> None:
-    done = heterokd(*arguments)
+def test_a_command_that_is_not_one(cli: Run, arguments: list[str]) -> None:
+    done = cli(*arguments)
     assert done.code == 2
     assert "Usage:" in done.err
     assert "Traceback" not in done.err
 
 
-def test_a_root_that_is_a_file(heterokd: Callable[..., Done], tiny_file: Write) -> None:
-    done = heterokd("teacher", tiny_file(), "--root", "tiny.yaml")
+def test_a_root_that_is_a_file(cli: Run, tiny_file: Write) -> None:
+    done = cli("teacher", tiny_file(), "--root", "tiny.yaml")
     assert done.code == 2
     assert "'tiny.yaml' is a file" in done.err
 
 
-def test_methods(heterokd: Callable[..., Done]) -> None:
-    listed = heterokd("methods")
+def test_methods(cli: Run) -> None:
+    listed = cli("methods")
     assert listed.code == 0
     assert [line.split()[0] for line in listed.out.splitlines()] == list(METHODS)
-    rows = heterokd("methods", "--json").last["methods"]
+    rows = cli("methods", "--json").last["methods"]
     assert [row["name"] for row in rows] == list(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_method(heterokd: Callable[..., Done], method: str) -> None:
-    known = heterokd("methods", method, "--json").last
+def test_one_method(cli: Run, method: str) -> None:
+    known = cli("methods", method, "--json").last
     fields = METHODS[method].Params.model_fields
     assert known["class"] == METHODS[method].__name__
     assert {row["name"]: row["default"] for row in known["parameters"]} == {
         name: field.default for name, field in fields.items()
     }
     assert all(row["description"] for row in known["parameters"])
-    text = heterokd("methods", method).out
+    text = cli("methods", method).out
     assert all(f"{method}.{name} = " in text for name in fields)
 
 
-def test_datasets(heterokd: Callable[..., Done]) -> None:
-    rows = heterokd("datasets", "--json").last["datasets"]
+def test_datasets(cli: Run) -> None:
+    rows = cli("datasets", "--json").last["datasets"]
     assert [row["name"] for row in rows] == list(DATASETS)
-    assert [line.split()[0] for line in heterokd("datasets").out.splitlines()] == list(DATASETS)
+    assert [line.split()[0] for line in cli("datasets").out.splitlines()] == list(DATASETS)
 
 
-def test_a_teacher_is_fitted_once(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
-    first = heterokd("teacher", tiny_file(), "--root", runs, "--json")
+def test_a_teacher_is_fitted_once(cli: Run, tiny_file: Write, runs: Path) -> None:
+    first = cli("teacher", tiny_file(), "--root", runs, "--json")
     assert first.code == 0, first.err
-    again = heterokd("teacher", tiny_file(), "--root", runs, "--json").last
+    again = cli("teacher", tiny_file(), "--root", runs, "--json").last
     assert first.last["fitted"]
     assert {**first.last, "fitted": False} == again
     assert Path(again["file"]).is_file()
-    said = heterokd("teacher", tiny_file(name="another"), "--root", runs)
+    said = cli("teacher", tiny_file(name="another"), "--root", runs)
     assert "ready" in said.out
     assert str(again["file"]) in said.out
 
 
-def test_a_recipe_is_trained_once(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
+def test_a_recipe_is_trained_once(cli: Run, tiny_file: Write, runs: Path) -> None:
     def distill(*more: str) -> Done:
-        done = heterokd("distill", tiny_file(), "--method", "kd", "--root", runs, "--set", "training.epochs=2", *more)
+        done = cli("distill", tiny_file(), "--method", "kd", "--root", runs, "--set", "training.epochs=2", *more)
         assert done.code == 0, done.err
         return done
 
@@ -236,25 +202,25 @@ def test_json_is_all_that_stands_on_stdout(tiny_file: Write, runs: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_study_names_the_nearest(heterokd: Callable[..., Done], tiny_file: Write, tmp_path: Path) -> None:
+def test_an_unknown_study_names_the_nearest(cli: Run, tiny_file: Write, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "studies" / "digits"
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(tiny_file(name="digits").read_text())
     for command in ("report", "promote"):
-        done = heterokd(command, "digit")
+        done = cli(command, "digit")
         assert done.code == 2
         assert "there is no study 'digit'; did you mean 'digits'?" in done.err
-    unfinished = heterokd("report", "digits")
+    unfinished = cli("report", "digits")
     assert unfinished.code == 2
     assert "no trial has ended yet" in unfinished.err
 
 
-def test_a_port_in_use(heterokd: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_port_in_use(cli: Run, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = heterokd("ui", "--port", port)
+        done = cli("ui", "--port", port)
     assert done.code == 2
     assert f"--port {port}: " in done.err
     assert not list(tmp_path.iterdir())
@@ -301,7 +267,7 @@ def pickled(source: Path, file: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_is_not_the_teachers(
-    heterokd: Callable[..., Done],
+    cli: Run,
     tiny_file: Write,
     tmp_path: Path,
     weights: Path,
@@ -310,7 +276,7 @@ def test_a_checkpoint_that_is_not_the_teachers(
 ) -> None:
     file = tmp_path / "broken.safetensors"
     damage(weights, file)
-    done = heterokd("teacher", tiny_file(), "--set", f"teacher.checkpoint={file}")
+    done = cli("teacher", tiny_file(), "--set", f"teacher.checkpoint={file}")
     assert done.code == 2
     assert done.err.startswith("error: teacher.checkpoint: ")
     assert str(file) in done.err
@@ -319,33 +285,31 @@ def test_a_checkpoint_that_is_not_the_teachers(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_given_teacher_is_verified_not_fitted(
-    heterokd: Callable[..., Done], tiny_file: Write, tmp_path: Path, weights: Path
-) -> None:
+def test_a_given_teacher_is_verified_not_fitted(cli: Run, tiny_file: Write, tmp_path: Path, weights: Path) -> None:
     file = tiny_file(teacher={"checkpoint": str(weights)})
-    card = heterokd("teacher", file, "--json").last
+    card = cli("teacher", file, "--json").last
     assert not card["fitted"]
     assert card["file"] == card["source"] == str(weights)
-    done = heterokd("teacher", file, "--set", "teacher.min_score=0.99")
+    done = cli("teacher", file, "--set", "teacher.min_score=0.99")
     assert done.code == 2
     assert "teacher.min_score asks for 0.9900" in done.err
     assert f"{card['val_score']:.4f}" in done.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_fitted_teacher_that_is_too_weak(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
+def test_a_fitted_teacher_that_is_too_weak(cli: Run, tiny_file: Write, runs: Path) -> None:
     for command in (["teacher"], ["distill", "--method", "kd"]):
         asked = ("--set", "teacher.min_score=0.99", "--set", "data.seed=0")
-        done = heterokd(*command, tiny_file(), "--root", runs, *asked)
+        done = cli(*command, tiny_file(), "--root", runs, *asked)
         assert done.code == 2
         assert "teacher.min_score asks for 0.9900; raise teacher.training.epochs or lower it" in done.err
 
 
-def test_a_fitted_teacher_that_was_damaged(heterokd: Callable[..., Done], tiny_file: Write, runs: Path) -> None:
+def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Path) -> None:
     changed = ["--set", "teacher.training.epochs=1", "--root", runs]
-    file = Path(heterokd("teacher", tiny_file(), *changed, "--json").last["file"])
+    file = Path(cli("teacher", tiny_file(), *changed, "--json").last["file"])
     tensors = load_file(file)
     save_file({key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, file)
-    done = heterokd("teacher", tiny_file(), *changed)
+    done = cli("teacher", tiny_file(), *changed)
     assert done.code == 2
     assert f"remove {file.parent}" in done.err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import Run
 from PIL import Image
 from torch import Tensor
 
@@ -175,18 +176,11 @@ def test_a_search_that_was_not_matched_says_so(tiny_file: Write, tmp_path: Path)
         Study(asked, Root(tmp_path).study("tiny"))
 
 
-def test_the_command(
-    tiny_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from heterokd.cli import main
-
+def test_the_command(cli: Run, tiny_file: Write, tmp_path: Path) -> None:
     _, root, file = matched(tiny_file, tmp_path)
     for more in ([], ["--json"]):
-        monkeypatch.setattr("sys.argv", ["heterokd", "match", str(file), "--root", str(root.path), *more])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert not left.value.code
-        out = capsys.readouterr().out
+        code, out, _ = cli("match", file, "--root", root.path, *more)
+        assert code == 0
         if more:
             assert len(json.loads(out)["similarity"]) == 4
         else:

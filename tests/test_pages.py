@@ -22,8 +22,8 @@ import fabricated
 import psutil
 import pytest
 from browser import browser, needs_chromium, text_of
+from command_line import Run
 
-from heterokd.cli import main
 from heterokd.distillation import open_splits
 from heterokd.errors import TrackingError
 from heterokd.root import Root
@@ -183,18 +183,9 @@ def test_links_name_what_there_is(root: Root) -> None:
     assert [name for name, _ in study_links(root, runs.uri, "http://127.0.0.1:5000", "other")] == ["all runs"]
 
 
-def ui(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["heterokd", "ui", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert isinstance(left.value.code, int)
-    return left.value.code, capfd.readouterr().err
-
-
-def test_no_store_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_no_store_yet(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    code, said = ui(["--port", str(free_port())], monkeypatch, capfd)
+    code, _, said = cli("ui", "--port", free_port())
     assert code == 2
     assert said == (
         "error: runs/mlflow.db: there is no MLflow store yet; `heterokd search EXPERIMENT` makes it, or name another "
@@ -203,12 +194,12 @@ def test_no_store_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_that_is_none(root: Root, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_is_none(cli: Run, root: Root) -> None:
     root.mlflow_database.write_text("no database")
-    code, said = ui(["--port", str(free_port())], monkeypatch, capfd)
+    code, _, said = cli("ui", "--port", free_port())
     assert code == 2
     assert "mlflow.db is no SQLite database" in said
-    code, said = ui(["nothing", "--port", str(free_port())], monkeypatch, capfd)
+    code, _, said = cli("ui", "nothing", "--port", free_port())
     assert code == 2
     assert "there is no study 'nothing'" in said
 

@@ -13,6 +13,7 @@ from typing import Any
 import fabricated
 import pytest
 import yaml
+from command_line import Run
 
 from heterokd import priors, reproduce
 from heterokd.config import Experiment, load_experiment
@@ -120,7 +121,7 @@ def test_a_pair_that_no_table_has(tiny_file: Write, root: Root) -> None:
 
 
 def test_segmentation_is_compared_by_miou(
-    tmp_path: Path, root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Run, tmp_path: Path, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of a pair of segmentation, as the command prints it."""
     results = tuple(
@@ -142,14 +143,9 @@ def test_segmentation_is_compared_by_miou(
     file.write_text(yaml.safe_dump(content))
     assert reproduce.chosen_methods(load_experiment(file), None) == ("scratch", "pixel_kd")
 
-    from heterokd.cli import main
-
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("sys.argv", ["heterokd", "reproduce", str(file), "--seeds", "1", "--root", str(root.path)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code
-    out = capsys.readouterr().out
+    code, out, _ = cli("reproduce", file, "--seeds", 1, "--root", root.path)
+    assert code == 0
     assert "published mIoU" in out
     assert "measured mIoU" in out
     assert "Teacher: unknown published" in out
@@ -168,18 +164,11 @@ def test_methods_that_are_not_asked_about(tiny_file: Write, root: Root) -> None:
         run(tiny(tiny_file, student={"network": ["test_efficientnet", "test_resnet"]}), root)
 
 
-def test_the_command(
-    tiny_file: Write, root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from heterokd.cli import main
-
-    command = ["heterokd", "reproduce", str(tiny_file(training={"epochs": 1})), "--methods", "kd,scratch"]
+def test_the_command(cli: Run, tiny_file: Write, root: Root) -> None:
+    file = tiny_file(training={"epochs": 1})
     for more in ([], ["--json"]):
-        monkeypatch.setattr("sys.argv", [*command, "--seeds", "1", "--root", str(root.path), *more])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert not left.value.code
-        out = capsys.readouterr().out
+        code, out, _ = cli("reproduce", file, "--methods", "kd,scratch", "--seeds", 1, "--root", root.path, *more)
+        assert code == 0
         if more:
             assert {row["method"] for row in json.loads(out)["rows"]} == {"kd", "scratch"}
         else:

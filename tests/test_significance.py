@@ -10,6 +10,7 @@ from pathlib import Path
 import fabricated
 import numpy as np
 import pytest
+from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -203,19 +204,12 @@ def test_a_studys_fresh_seeds(tmp_path: Path) -> None:
     assert study_values(study, "val/loss") == {}
 
 
-def test_the_command_and_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from heterokd.cli import main
-
+def test_the_command_and_the_page(cli: Run, tmp_path: Path) -> None:
     study = made_study(tmp_path)
     found = compare_study(study, "val/top1")
     for more in ([], ["--json"]):
-        monkeypatch.setattr("sys.argv", ["heterokd", "compare", "tiny", "--root", str(tmp_path / "runs"), *more])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert not left.value.code
-        out = capsys.readouterr().out
+        code, out, _ = cli("compare", "tiny", "--root", tmp_path / "runs", *more)
+        assert code == 0
         if more:
             rows = json.loads(out)["comparisons"]
             assert [(row["first"], row["second"], row["verdict"]) for row in rows] == [

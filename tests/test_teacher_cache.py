@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+from command_line import Run
 from filelock import FileLock
 
 from heterokd.cache import list_caches, verify_cache
 from heterokd.caching import CacheUse, open_cache
-from heterokd.cli import main
 from heterokd.config import CachingSettings, Experiment, load_experiment
 from heterokd.distillation import open_prepared, open_splits, prepare_teacher, run_recipe
 from heterokd.filling import Filling, plan_filling
@@ -137,17 +137,13 @@ def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: R
 
 
 def test_heterokd_distill_reads_a_complete_cache(
-    asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cli: Run, asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, weights = asked()
     complete(experiment, root, weights)
     forwards = Forwards(monkeypatch)
-    arguments = ["heterokd", "distill", "tiny.yaml", "--method", "kd", "--root", str(root.path)]
-    monkeypatch.chdir(root.path.parent)
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code, capfd.readouterr().err
+    done = cli("distill", "tiny.yaml", "--method", "kd", "--root", root.path)
+    assert done.code == 0, done.err
     assert forwards.count <= 1
 
 
@@ -216,21 +212,13 @@ def no_shard(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncated, flipped, half_a_manifest, no_shard])
 def test_a_damaged_cache_ends_a_search_before_it_begins(
-    damage: Callable[[Path], None],
-    asked: Callable[..., Any],
-    root: Root,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Root
 ) -> None:
     experiment, weights = asked()
     damage(Path(complete(experiment, root, weights).folder.path))
-    monkeypatch.chdir(root.path.parent)
-    monkeypatch.setattr(sys, "argv", ["heterokd", "search", "tiny.yaml", "--root", str(root.path)])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "alembic" not in line]
+    done = cli("search", "tiny.yaml", "--root", root.path)
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if "alembic" not in line]
     assert line.startswith(f"error: {root.caches}")
     assert "build the cache again" in line
     assert not root.study("tiny").path.exists()
@@ -276,25 +264,15 @@ def find(tiny_file: Write, root: Root, local_ray: None) -> Callable[..., Found]:
     return run
 
 
-def test_heterokd_cache_builds_once_and_mends(
-    asked: Callable[..., Any],
-    root: Root,
-    local_ray: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+@pytest.mark.usefixtures("local_ray")
+def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any], root: Root) -> None:
     experiment, weights = asked()
     filling = planned(experiment, root, weights)
-    monkeypatch.chdir(root.path.parent)
-    monkeypatch.setattr(sys, "argv", ["heterokd", "cache", "tiny.yaml", "--root", "runs"])
 
     def command() -> str:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capfd.readouterr()
-        assert not left.value.code, err
-        return out
+        done = cli("cache", "tiny.yaml", "--root", "runs")
+        assert done.code == 0, done.err
+        return done.out
 
     assert f"cache {filling.key.id} built in " in command()
     assert verify_cache(filling.folder) == []
@@ -304,11 +282,9 @@ def test_heterokd_cache_builds_once_and_mends(
     flipped(Path(filling.folder.path))
     assert "shards/000000.arrow: it was damaged" in command()
     assert verify_cache(filling.folder) == []
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--set", "cache.enabled=false"])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 2
-    assert "cache.enabled: is false" in capfd.readouterr().err
+    refused = cli("cache", "tiny.yaml", "--root", "runs", "--set", "cache.enabled=false")
+    assert refused.code == 2
+    assert "cache.enabled: is false" in refused.err
 
 
 def outcomes(found: Found) -> list[tuple[str, str, float]]:
@@ -335,7 +311,7 @@ class Mapped:
 
 @pytest.mark.slow
 def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
-    find: Callable[..., Found], root: Root, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cli: Run, find: Callable[..., Found], root: Root
 ) -> None:
     confirmed = {**SEARCH, "confirm_leaders": 1, "confirm_seeds": 1}
     first = find("first", search=confirmed)
@@ -348,14 +324,9 @@ def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
     live = find("live", search=confirmed, cache={"enabled": False})
     assert outcomes(first) == outcomes(second) == outcomes(live)
     assert first.summary["winner"]["number"] == live.summary["winner"]["number"]
-    monkeypatch.chdir(root.path.parent)
-    monkeypatch.setattr(
-        sys, "argv", ["heterokd", "cache", "tiny.yaml", "--set", "cache.enabled=true", "--root", "runs"]
-    )
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert not left.value.code
-    assert "is complete; nothing was built" in capfd.readouterr().out
+    done = cli("cache", "tiny.yaml", "--set", "cache.enabled=true", "--root", "runs")
+    assert done.code == 0
+    assert "is complete; nothing was built" in done.out
 
 
 def builders() -> Iterator[psutil.Process]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -58,12 +59,16 @@ for command in (
     app.command()(command)  # the order of `heterokd --help`
 
 
-def main() -> None:
-    """Run the command line; every foreseen fault ends in one sentence."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every foreseen fault ends in one sentence.
+
+    Args:
+        arguments: without the program's name; those of the process when left out.
+    """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         with ending_in_order():
-            app(standalone_mode=True)
+            app(arguments, standalone_mode=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

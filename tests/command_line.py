@@ -1,0 +1,40 @@
+"""The command line run in the test's process: exit code, standard output, standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import pytest
+
+from heterokd.cli import main
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The JSON object that is all of stdout."""
+        (line,) = self.out.splitlines()
+        content = json.loads(line)
+        assert isinstance(content, dict)
+        return content
+
+
+Run: TypeAlias = Callable[..., Done]
+
+
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
+    """Run `heterokd ARGUMENTS`."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    code = left.value.code
+    return Done(code if isinstance(code, int) else 0, out, err)
