@@ -30,15 +30,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def when_writable(place: Path, write: Callable[[], T]) -> T:
+def when_writable(place: Path, write: Callable[[], T], patience: float = PATIENCE) -> T:
     """Do what writes at a place; while its disk cannot be written, wait and do it again.
 
     Args:
         place: the file or folder that is written.
         write: may be called again after it failed.
+        patience: seconds for which a disk may stay away.
 
     Raises:
-        Exception: of `write`, when the disk is not the reason, or has not come back in `PATIENCE` seconds.
+        Exception: of `write`, when the disk is not the reason, or has not come back in `patience` seconds.
     """
     started = time.monotonic()
     while True:
@@ -46,10 +47,10 @@ def when_writable(place: Path, write: Callable[[], T]) -> T:
             return write()
         except Exception as error:
             reason = _reason(place, error)
-            if reason is None or time.monotonic() - started > PATIENCE:
+            if reason is None or time.monotonic() - started > patience:
                 raise
             logger.warning("%s: cannot be written (%s); waiting for the disk, nothing is lost", place, reason)
-        while obstacle(place) is not None and time.monotonic() - started <= PATIENCE:
+        while obstacle(place) is not None and time.monotonic() - started <= patience:
             time.sleep(POLL_SECONDS)
         # Also where a small file fits and a large one does not.
         time.sleep(POLL_SECONDS)

@@ -135,11 +135,14 @@ class DecodedFiles(ABC):
 
 
 class FileImages(DecodedFiles):
-    """Images that lie in files, as middle squares; kept when the whole split fits in `memory_budget()`."""
+    """Images that lie in files, as middle squares; kept when the whole split fits in `budget` bytes.
 
-    def __init__(self, files: LabelledFiles, image_size: int) -> None:
-        kept = len(files) * image_size**2 * 3 <= memory_budget()
-        super().__init__(len(files), (image_size, image_size, 3), kept=kept)
+    Without a budget it is `memory_budget()`.
+    """
+
+    def __init__(self, files: LabelledFiles, image_size: int, budget: int | None = None) -> None:
+        room = memory_budget() if budget is None else budget
+        super().__init__(len(files), (image_size, image_size, 3), kept=len(files) * image_size**2 * 3 <= room)
         self.files, self.image_size = files, image_size
 
     def decode(self, place: int) -> NDArray[np.uint8]:
@@ -309,6 +312,7 @@ def file_splits(
     class_names: tuple[str, ...],
     image_size: int,
     advice: str = "restore or remove it",
+    sizes: int = SIZES_SAMPLE,
 ) -> Splits:
     """A data set of image files; they are decoded when they are read.
 
@@ -318,6 +322,7 @@ def file_splits(
         class_names: name of each class number.
         image_size: height = width of the images to give, in pixels.
         advice: what to do about a missing file, for the error's sentence.
+        sizes: files of a split whose size enters the fingerprint, evenly spread; names and labels of all of them do.
 
     Raises:
         DataError: a file is missing.
@@ -326,7 +331,7 @@ def file_splits(
     splits: dict[SplitName, Split] = {}
     for name in SPLIT_NAMES:
         chosen = files[name]
-        every = -(-len(chosen) // SIZES_SAMPLE) or 1
+        every = -(-len(chosen) // sizes) or 1
         for place, label in enumerate(chosen.labels.tolist()):
             size = _size(chosen.path(place), advice) if place % every == 0 else ""
             region = "" if chosen.regions is None else f"\0{chosen.region(place)}"

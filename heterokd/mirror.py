@@ -87,11 +87,11 @@ class Mirror:
             return False
         return True
 
-    def follow(self) -> None:
-        """From now on, push changes as they come, in a thread of its own."""
+    def follow(self, every: float = FOLLOW_SECONDS) -> None:
+        """From now on, push changes in a thread, which looks for them `every` few seconds."""
         if self.store is not None:
             self._ended.clear()
-            self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+            self._thread = threading.Thread(target=self._follow, args=(every,), name="mirror", daemon=True)
             self._thread.start()
 
     def close(self, *, skip: Collection[str] = ()) -> None:
@@ -108,8 +108,8 @@ class Mirror:
             store = self.store
             _patiently(lambda: self._push(store, skip), self.patience, f"{store} does not take files")
 
-    def _follow(self) -> None:
-        while not self._ended.wait(FOLLOW_SECONDS):
+    def _follow(self, every: float) -> None:
+        while not self._ended.wait(every):
             self.push()
 
     def _fetch(self, store: Folder, without: Collection[str], skip: Collection[str]) -> None:

@@ -72,11 +72,12 @@ class SplitPixels:
     Args:
         split: the images.
         device: where they are wanted.
+        room: bytes that a split may take to stay there; on a GPU with any, a share of its free memory.
     """
 
-    def __init__(self, split: Split, device: torch.device | str) -> None:
+    def __init__(self, split: Split, device: torch.device | str, room: int = RESIDENT_BYTES) -> None:
         # With its number: in another thread, "cuda" may mean another GPU.
-        self.split, self.device = split, torch.empty(0, device=device).device
+        self.split, self.device, self._room = split, torch.empty(0, device=device).device, room
         # What lies in this machine's memory, or is mapped into it, is not copied there once more.
         sources = [split.images] if split.label_maps is None else [split.images, split.label_maps]
         kinds = {type(source.images if isinstance(source, ChosenImages) else source) for source in sources}
@@ -137,7 +138,7 @@ class SplitPixels:
     def _stays(self) -> bool:
         """Whether the whole split lies on the device; puts it there at the first call."""
         if self._resident is None and self._may_stay and len(self.split):
-            room = RESIDENT_BYTES
+            room = self._room
             if self.device.type == "cuda" and room:
                 room = int(torch.cuda.mem_get_info(self.device)[0] * RESIDENT_SHARE)
             if len(self.split) * self.split.images.read(np.zeros(1, np.int64)).nbytes <= room:

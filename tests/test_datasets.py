@@ -18,7 +18,7 @@ from heterokd.dataset import ArrayImages, Split, Splits, TaskName, stratified_sp
 from heterokd.datasets import DATASETS, load_dataset
 from heterokd.datasets.image_folder import ImageFolder
 from heterokd.errors import DataError
-from heterokd.image_files import FileImages, memory_budget, read_image
+from heterokd.image_files import FileImages, file_splits, memory_budget, read_image
 
 SIZE = 16
 
@@ -285,14 +285,16 @@ def test_decoded_images_are_kept_but_not_sent(tmp_path: Path) -> None:
         pickle.loads(sent).read(index)
 
 
-def test_many_images_are_decoded_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_the_memory_budget_are_decoded_each_time(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 5, "b": 5})
     images = load_folder(tmp_path).train.images
-    kept = images.read(np.arange(len(images)))
-    monkeypatch.setattr("heterokd.image_files.MEMORY_BUDGET", 0)
-    fresh = load_folder(tmp_path).train.images
-    assert (fresh.read(np.arange(len(images))) == kept).all()
-    assert fresh._pixels is None
+    index = np.arange(len(images))
+    pixels = images.read(index)
+    whole = len(images) * images.image_size**2 * 3
+    for budget, is_kept in ((whole, True), (whole - 1, False)):
+        fresh = FileImages(images.files, images.image_size, budget)
+        assert (fresh.read(index) == pixels).all()
+        assert (fresh._pixels is not None) == is_kept
 
 
 def test_memory_budget_is_a_share_of_the_machine() -> None:
@@ -330,15 +332,18 @@ def test_a_region_follows_a_turned_image(tmp_path: Path) -> None:
     assert (np.abs(read_image(path, 25, (0, 0, 0, -20)).astype(int) - 90) <= 2).all()
 
 
-def test_sizes_of_very_many_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_of_very_many_files_are_sampled(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 10, "b": 10})
-    whole = load_folder(tmp_path)
-    monkeypatch.setattr("heterokd.image_files.SIZES_SAMPLE", 3)
-    sampled = load_folder(tmp_path)
-    assert sampled.fingerprint != whole.fingerprint
-    assert sampled.fingerprint == load_folder(tmp_path).fingerprint
+
+    def fingerprint(sizes: int) -> str:
+        found = load_folder(tmp_path)
+        files = {split.name: split.images.files for split in (found.train, found.val, found.test)}
+        return file_splits("image_folder", files, found.class_names, SIZE, sizes=sizes).fingerprint
+
+    whole, sampled = fingerprint(1000), fingerprint(3)
+    assert whole == load_folder(tmp_path).fingerprint != sampled == fingerprint(3)
     (tmp_path / "a" / "000.png").rename(tmp_path / "a" / "0000.png")
-    assert load_folder(tmp_path).fingerprint != sampled.fingerprint
+    assert fingerprint(3) != sampled
 
 
 def test_names_of_any_alphabet(tmp_path: Path) -> None:

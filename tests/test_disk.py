@@ -6,13 +6,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import fabricated
 import pytest
+from mounts import fill, small_disk
 
-from heterokd import disk
 from heterokd.disk import obstacle, when_writable
 from heterokd.root import Root, TrialFolder, write_text
 from heterokd.study import Study
@@ -21,17 +20,10 @@ SHUT_SECONDS = 1.5
 
 
 @pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file system of 2 MiB of its own."""
-    monkeypatch.setattr(disk, "POLL_SECONDS", 0.1)
-    place = tmp_path / "shared"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", place], capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
-    try:
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    with small_disk(tmp_path / "shared", "2m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def shut(place: Path) -> Callable[[], None]:
@@ -81,12 +73,10 @@ def test_a_study_decides_once_the_disk_is_back(shared: Path) -> None:
 
 
 def test_a_full_disk_keeps_whole_lines_and_is_waited_for(shared: Path) -> None:
-    trial, ballast = TrialFolder(shared / "trials" / "0000"), shared / "ballast"
+    trial = TrialFolder(shared / "trials" / "0000")
     report = {f"val/{number}": 0.123456789 for number in range(2000)}
     trial.append({"epoch": 1.0, **report})
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
+    ballast = fill(shared)
     assert obstacle(shared) == "No space left on device"
     freeing = threading.Timer(SHUT_SECONDS, ballast.unlink)
     freeing.start()
@@ -96,11 +86,11 @@ def test_a_full_disk_keeps_whole_lines_and_is_waited_for(shared: Path) -> None:
     assert len((trial.path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_disk_that_does_not_come_back_is_an_error(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "PATIENCE", 0.5)
+def test_a_disk_that_does_not_come_back_is_an_error(shared: Path) -> None:
     open_again = shut(shared)
+    file = shared / "summary.json"
     with pytest.raises(OSError, match="Read-only file system"):
-        write_text(shared / "summary.json", "whole")
+        when_writable(file, lambda: file.write_text("whole"), patience=0.5)
     open_again()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mounts import small_disk
 from PIL import Image
 from pydantic import ValidationError
 from tiny_datasets import write_image_folder
@@ -25,6 +26,7 @@ from heterokd.errors import DataError
 from heterokd.image_files import FileImages, LabelledFiles
 from heterokd.loaders import EvalLoader, TrainLoader, make_loaders, open_test
 from heterokd.outputs import Batch
+from heterokd.pixels import Chosen, SplitPixels
 from heterokd.views import POLICIES, AugmentPolicy, draw_mix, mix_views, unmixed_views, view_images
 
 DIGITS = POLICIES["digits"]
@@ -164,14 +166,18 @@ def test_evaluation_sees_plain_images_in_order(splits: Splits) -> None:
     assert ((pixels * 255).round().byte().permute(0, 2, 3, 1).numpy() == everything).all()
 
 
-def test_large_splits_are_read_batch_by_batch(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = list(TrainLoader(splits.train, DIGITS, 64).epoch(0))
-    monkeypatch.setattr("heterokd.pixels.RESIDENT_BYTES", 0)
-    loader = TrainLoader(splits.train, DIGITS, 64)
-    assert all(same(one, two) for one, two in zip(loader.epoch(0), expected, strict=True))
-    assert loader._pixels._resident is None
-    next(iter(loader.epoch(0)))  # left in the middle
-    assert len(list(EvalLoader(splits.val, 64))) == 6
+def test_large_splits_are_read_batch_by_batch(counted: Counted) -> None:
+    split = Split(counted, np.zeros(len(counted), np.int64), "train")
+    wanted = [Chosen(index) for index in np.array_split(np.arange(len(counted)), 20)]
+    whole, ahead = SplitPixels(split, "cpu", room=len(counted) * 105), SplitPixels(split, "cpu", room=0)
+    for (chosen, pixels, _), (same_chosen, read, _) in zip(whole.batches(wanted), ahead.batches(wanted), strict=True):
+        assert chosen is same_chosen
+        assert torch.equal(pixels, read)
+    before = counted.read_so_far
+    list(whole.batches(wanted))
+    assert counted.read_so_far == before, "the split stays"
+    next(ahead.batches(wanted))  # left in the middle
+    assert 55 <= counted.read_so_far - before < len(counted)
 
 
 def test_few_labels_count_positions_anew(splits: Splits) -> None:
@@ -305,12 +311,10 @@ def test_every_byte_counts_in_a_checksum() -> None:
     assert (checksums(np.zeros((2, 27), np.uint8)) != 0).all()
 
 
-def test_a_disk_without_room_leaves_images_as_they_are(
-    tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("heterokd.decoded.FREE_SHARE", 1e15)
-    assert shared_pixels(tmp_path, counted, "abc", "train") is counted
-    assert not list(tmp_path.glob("*.pixels"))
+def test_a_disk_without_room_leaves_images_as_they_are(tmp_path: Path, counted: Counted) -> None:
+    with small_disk(tmp_path / "small", "128k") as place:
+        assert shared_pixels(place, counted, "abc", "train") is counted
+        assert not list(place.glob("*.pixels"))
 
 
 def share(folder: Path, array: np.ndarray, answers: multiprocessing.Queue) -> None:

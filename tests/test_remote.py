@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from object_store import SECRET, s3_server
 from pyarrow import fs
 
-from heterokd import mirror as mirrors
 from heterokd import remote
 from heterokd.errors import ConfigError
 from heterokd.mirror import Mirror
@@ -54,16 +54,25 @@ def test_what_one_machine_pushes_another_fetches(store: Folder, tmp_path: Path) 
     assert (other.local / "checkpoint.pt").read_bytes() == (one.local / "checkpoint.pt").read_bytes()
 
 
-def test_only_what_changed_is_moved(store: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: list[str] = []
-    up, down = Folder.copy_from, Folder.copy_to
-    monkeypatch.setattr(
-        Folder, "copy_from", lambda self, place, name: (moved.append(f"up {name}"), up(self, place, name))
-    )
-    monkeypatch.setattr(
-        Folder, "copy_to", lambda self, name, place: (moved.append(f"down {name}"), down(self, name, place))
-    )
-    one, other = Mirror(tmp_path / "one", store), Mirror(tmp_path / "other", store)
+@dataclass(frozen=True)
+class Watched(Folder):
+    """A folder that notes what is moved to it and from it."""
+
+    moved: list[str] = field(default_factory=list)
+
+    def copy_from(self, place: Path, name: str) -> None:
+        self.moved.append(f"up {name}")
+        super().copy_from(place, name)
+
+    def copy_to(self, name: str, place: Path) -> None:
+        self.moved.append(f"down {name}")
+        super().copy_to(name, place)
+
+
+def test_only_what_changed_is_moved(store: Folder, tmp_path: Path) -> None:
+    watched = Watched(store.filesystem, store.path)
+    moved = watched.moved
+    one, other = Mirror(tmp_path / "one", watched), Mirror(tmp_path / "other", watched)
     for name in ("trial.json", "a", "b"):
         write_text(one.local / name, name)
     one.push()
@@ -84,10 +93,9 @@ def test_what_lay_there_from_before_does_not_count(store: Folder, tmp_path: Path
     assert [path.name for path in here.local.iterdir()] == ["trial.json"]
 
 
-def test_a_running_trial_is_followed(store: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "FOLLOW_SECONDS", 0.02)
+def test_a_running_trial_is_followed(store: Folder, tmp_path: Path) -> None:
     here = Mirror(tmp_path / "here", store)
-    here.follow()
+    here.follow(every=0.02)
     write_text(here.local / "checkpoint.pt", "state")
     deadline = time.monotonic() + 10
     while not store.exists("checkpoint.pt"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from PIL import Image
 from tiny_datasets import CITIES, TINY, write_ade20k, write_cityscapes, write_voc2012
 
-from heterokd.dataset import Split, Splits
+from heterokd.dataset import SHARES, SPLIT_NAMES, Split, Splits, stratified_split
 from heterokd.datasets import DATASETS, load_dataset
-from heterokd.datasets.digit_scenes import SCENES, DigitScenes
+from heterokd.datasets.digit_scenes import SCENES, DigitScenes, scene_splits
+from heterokd.datasets.digits import read_digits
 from heterokd.errors import DataError
 from heterokd.label_files import SceneFiles, SceneImages, SceneLabels, class_table, read_numbers, read_scene
 from heterokd.outputs import IGNORE
@@ -114,11 +116,18 @@ def test_a_fresh_process_finds_the_same_content(named: tuple[str, Path | None], 
     assert done.stdout.split() == [splits.fingerprint, *(split.digest for split in parts(splits))]
 
 
-def test_finding_files_decodes_none(named: tuple[str, Path | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    if named[1] is None:
+def test_finding_files_decodes_none(named: tuple[str, Path | None], tmp_path: Path) -> None:
+    name, root = named
+    if root is None:
         return
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
-    DATASETS[named[0]]().load(named[1], SIZE, seed=3)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.rglob("*"):
+        if file.suffix in (".jpg", ".png"):
+            file.write_bytes(bytes(file.stat().st_size))
+    found = DATASETS[name]().load(tmp_path, SIZE, seed=3)
+    assert found.fingerprint == DATASETS[name]().load(root, SIZE, seed=3).fingerprint
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        images_of(found.train)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in TINY if DATASETS[name].tasks == "segmentation"))
@@ -251,12 +260,17 @@ def test_label_maps_must_fit_their_image_and_the_classes(tmp_path: Path) -> None
         read_both(files, (16, 16))
 
 
-def test_decoded_scenes_are_kept_within_the_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_scenes_are_kept_within_the_memory_budget(tmp_path: Path) -> None:
     write_ade20k(tmp_path)
     kept = DATASETS["ade20k"]().load(tmp_path, SIZE, seed=0).test
-    images, maps = images_of(kept), maps_of(kept)
-    monkeypatch.setattr("heterokd.image_files.MEMORY_BUDGET", len(kept) * SIZE**2 * 4 - 1)
-    fresh = DATASETS["ade20k"]().load(tmp_path, SIZE, seed=0).test
+    images, maps, labels = images_of(kept), maps_of(kept), kept.label_maps
+    assert isinstance(labels, SceneLabels)
+    files, canvas = files_of(kept), (SIZE, SIZE)
+    fresh = replace(
+        kept,
+        images=SceneImages(files, canvas, kept=False),
+        label_maps=SceneLabels(files, canvas, labels.class_table, labels.advice, kept=False),
+    )
     assert (images_of(fresh) == images).all()
     assert (maps_of(fresh) == maps).all()
     shutil.rmtree(tmp_path)
@@ -393,20 +407,15 @@ def test_digits_differ_in_colour_from_their_paper(digit_scenes: Splits) -> None:
     assert np.quantile(contrast, 0.05) > 25
 
 
-def test_digits_of_a_split_appear_in_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_of_a_split_appear_in_no_other() -> None:
     """Without the digits of two splits, the third one's scenes are the same to the last bit."""
-    from heterokd.dataset import SHARES, SPLIT_NAMES, stratified_split
-    from heterokd.datasets import digit_scenes as module
-    from heterokd.datasets.digits import read_digits
-
     whole = DigitScenes().load(None, 16, seed=0)
     levels, labels = read_digits()
     index_of = stratified_split(labels, SHARES, 0)
     for name, index in zip(SPLIT_NAMES, index_of, strict=True):
         kept = np.zeros_like(levels)
         kept[index] = levels[index]
-        monkeypatch.setattr(module, "read_digits", lambda kept=kept: (kept, labels))
-        alone = DigitScenes().load(None, 16, seed=0)
+        alone = scene_splits(kept, labels, 16, seed=0)
         same = [getattr(alone, other).digest == getattr(whole, other).digest for other in SPLIT_NAMES]
         assert same == [other == name for other in SPLIT_NAMES]
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mounts import small_disk
 from pyarrow import fs
 
 from heterokd.errors import ConfigError
@@ -42,20 +43,14 @@ def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
     assert list(folder.files()) == []
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = open_folder(tmp_path)
-    folder.write("a", b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        folder.write("a", b"new")
-    assert folder.read("a") == b"old"
-    assert [file.name for file in folder.files()] == ["a"]
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as place:
+        folder = open_folder(place)
+        folder.write("a", b"old")
+        with pytest.raises(OSError, match="No space"):
+            folder.write("a", bytes(2**17))
+        assert folder.read("a") == b"old"
+        assert [file.name for file in folder.files()] == ["a"]
 
 
 def test_partial_files_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:

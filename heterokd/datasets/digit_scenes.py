@@ -68,25 +68,36 @@ class DigitScenes(Dataset):
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """All scenes, in memory."""
-        levels, labels = read_digits()
-        glyphs = enlarged_digits(np.asarray(levels, np.float32))
-        digest = hashlib.sha256(f"digit_scenes:{image_size}".encode())
-        splits: dict[SplitName, Split] = {}
-        for name, index in zip(SPLIT_NAMES, stratified_split(labels, SHARES, seed), strict=True):
-            key = philox_key("digit_scenes", seed, name)
-            images, maps = draw_scenes(glyphs[index], labels[index], SCENES[name], image_size, key)
-            for part in (images, maps):
-                digest.update(part.tobytes())
-            nothing = np.zeros(len(images), np.int64)
-            splits[name] = Split(ArrayImages(images), nothing, name, ArrayImages(maps))
-        return Splits(
-            train=splits["train"],
-            val=splits["val"],
-            test=splits["test"],
-            class_names=("background", *map(str, range(10))),
-            image_size=image_size,
-            fingerprint=digest.hexdigest(),
-        )
+        return scene_splits(*read_digits(), image_size, seed)
+
+
+def scene_splits(levels: NDArray[np.float64], labels: NDArray[np.int64], image_size: int, seed: int) -> Splits:
+    """Scenes of given digits.
+
+    Args:
+        levels: [M, 8, 8] see `read_digits`.
+        labels: [M] what each of them says.
+        image_size: S.
+        seed: of splits and scenes.
+    """
+    glyphs = enlarged_digits(np.asarray(levels, np.float32))
+    digest = hashlib.sha256(f"digit_scenes:{image_size}".encode())
+    splits: dict[SplitName, Split] = {}
+    for name, index in zip(SPLIT_NAMES, stratified_split(labels, SHARES, seed), strict=True):
+        key = philox_key("digit_scenes", seed, name)
+        images, maps = draw_scenes(glyphs[index], labels[index], SCENES[name], image_size, key)
+        for part in (images, maps):
+            digest.update(part.tobytes())
+        nothing = np.zeros(len(images), np.int64)
+        splits[name] = Split(ArrayImages(images), nothing, name, ArrayImages(maps))
+    return Splits(
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        class_names=("background", *map(str, range(10))),
+        image_size=image_size,
+        fingerprint=digest.hexdigest(),
+    )
 
 
 def enlarged_digits(levels: NDArray[np.float32]) -> Tensor:

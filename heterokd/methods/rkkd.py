@@ -45,10 +45,9 @@ class _Concordance(torch.autograd.Function):
     """Concordance of every image, [B], from float32 logits [B, K]; the gradient is made on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, student_BK: Tensor, teacher_BK: Tensor, steepness: float) -> Tensor:
+    def forward(ctx: Any, student_BK: Tensor, teacher_BK: Tensor, steepness: float, size: int) -> Tensor:
         batch_size, num_classes = student_BK.shape
         value_B, slope_BK = student_BK.new_zeros(batch_size), torch.zeros_like(student_BK)
-        size = CPU_BLOCK if student_BK.device.type == "cpu" else BLOCK
         # Made once and filled again for each block: fresh memory for every block costs more than the arithmetic.
         memory = student_BK.new_empty(LIVE_TENSORS, min(batch_size * num_classes**2, max(size, num_classes)))
         for images, rows in blocks(batch_size, num_classes, size):
@@ -68,9 +67,9 @@ class _Concordance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None, None]:
         (slope_BK,) = ctx.saved_tensors
-        return grad_B.unsqueeze(1) * slope_BK, None, None
+        return grad_B.unsqueeze(1) * slope_BK, None, None, None
 
 
 def blocks(batch_size: int, num_classes: int, size: int) -> list[tuple[slice, slice]]:
@@ -84,18 +83,22 @@ def blocks(batch_size: int, num_classes: int, size: int) -> list[tuple[slice, sl
     ]
 
 
-def rank_loss(student_logits: Tensor, teacher_logits: Tensor, steepness: float = 1.0) -> Tensor:
+def rank_loss(
+    student_logits: Tensor, teacher_logits: Tensor, steepness: float = 1.0, block: int | None = None
+) -> Tensor:
     """1 - concordance of the class orders.
 
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K]; takes no gradient.
         steepness: k.
+        block: pairs visited at once; what suits the device when left out.
 
     Returns:
         A scalar in [0, 2], the mean over the batch; differentiable once.
     """
-    concordance: Tensor = _Concordance.apply(student_logits.float(), teacher_logits.detach().float(), steepness)
+    size = block or (CPU_BLOCK if student_logits.device.type == "cpu" else BLOCK)
+    concordance: Tensor = _Concordance.apply(student_logits.float(), teacher_logits.detach().float(), steepness, size)
     return 1 - concordance.mean()
 
 

@@ -112,15 +112,11 @@ def test_a_partial_cache_trains_the_same_student(
     assert completed.records.manifest is not None
 
 
-def test_a_finished_cache_runs_no_teacher(
-    splits: Splits, tiny_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_cache_needs_no_teacher(splits: Splits, tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     recipe, live = recipe_of(tiny_file, "kd", 16), live_teacher()
     teacher = cached(tmp_path, splits, live)
     expected = trained(recipe, teacher, splits)  # stores the decisions on val, too
     alone = CachedTeacher(teacher.records, teacher.spec)
-    monkeypatch.setattr(LiveTeacher, "outputs", lambda *given: pytest.fail("ran the teacher"))
-    monkeypatch.setattr(LiveTeacher, "classes", lambda *given: pytest.fail("ran the teacher"))
     assert trained(recipe, alone, splits) == expected
     with pytest.raises(MissingSignal, match="serves"):
         alone.outputs(next(iter(loaders_of(splits, recipe, 3).train.epoch(0))), Signal.TAIL)

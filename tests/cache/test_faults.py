@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cached_views import built, made_up, small_key
+from mounts import fill, small_disk
+from numpy.typing import NDArray
+from torch import Tensor
 
 from heterokd.cache import CacheKey, Records, build_shard, build_shards, finish, missing, open_records
 from heterokd.cache.building import check_space
@@ -180,16 +184,12 @@ def test_a_teacher_that_says_something_else_is_refused(changes: dict[str, Any], 
         records.audit(made_up(key, salt=1))
 
 
-def test_too_small_a_disk_is_refused_before_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_refused_before_building(tmp_path: Path) -> None:
     folder = open_folder(tmp_path).at(KEY.id)
-    monkeypatch.setattr(Folder, "free_bytes", lambda self: 1000)
-    with pytest.raises(CacheError, match=r"needs [\d,]+ more bytes, 1,000 are free; free some"):
-        build_shards(folder, KEY, lambda index, view: pytest.fail("computed"))
-    check_space(folder, KEY, 0)
-    monkeypatch.undo()
-    huge = small_key(images=10**9, shard_bytes=2**27)
-    with pytest.raises(CacheError, match=r"needs 320,[\d,]+ more bytes"):
-        check_space(folder, huge, 10**6)
+    huge = small_key(images=10**13, shard_bytes=2**47)
+    with pytest.raises(CacheError, match=r"needs 3,200,[\d,]+ more bytes, [\d,]+ are free; free some"):
+        build_shards(folder, huge, lambda index, view: pytest.fail("computed"))
+    check_space(folder, huge, 0)
 
 
 def test_a_full_disk_keeps_what_is_finished_and_the_build_goes_on_later(tmp_path: Path) -> None:
@@ -224,14 +224,16 @@ def test_a_full_disk_keeps_what_is_finished_and_the_build_goes_on_later(tmp_path
     everything(open_records(folder, KEY, verify="full"))
 
 
-@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full here")
-def test_no_space_left_on_the_device_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = open_folder(tmp_path).at(KEY.id)
-    real = Path.open
+def test_no_space_left_on_the_device_is_said(tmp_path: Path) -> None:
+    """Something else fills the disk while the first shard is computed."""
+    compute = made_up(KEY)
 
-    def full(self: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
-        return real(Path("/dev/full") if "w" in mode else self, mode, *rest, **more)
+    def meanwhile(index: NDArray[np.int64], view: NDArray[np.int64]) -> Mapping[str, Tensor]:
+        fill(tmp_path / "small")
+        return compute(index, view)
 
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(CacheError, match=r"the disk is full \(No space left on device\)"):
-        build_shards(folder, KEY, made_up(KEY))
+    with small_disk(tmp_path / "small", "2m") as place:
+        folder = open_folder(place).at(KEY.id)
+        with pytest.raises(CacheError, match=r"the disk is full \(No space left on device\)"):
+            build_shards(folder, KEY, meanwhile)
+        assert missing(folder, KEY) == list(range(len(missing(folder, KEY))))

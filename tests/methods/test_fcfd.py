@@ -161,9 +161,10 @@ def test_bridge_term_moves_the_bridges_to_the_student_and_nothing_else():
 
 
 @pytest.mark.parametrize("student_first", [True, False])
-def test_path_term_trains_whatever_the_student_lends(student_first, monkeypatch):
-    monkeypatch.setattr("heterokd.methods.fcfd.draw_paths", lambda *_: [(student_first, 2)])
-    method, student, teacher, losses = run(spec_of("cnn", 64, 4), spec_of("cnn", 96, 8))
+def test_path_term_trains_whatever_the_student_lends(student_first):
+    drawn = (step / 100 for step in range(100) if draw_paths(1, BATCH.index, step / 100) == [(student_first, 2)])
+    specs = spec_of("cnn", 64, 4), spec_of("cnn", 96, 8)
+    method, student, teacher, losses = run(*specs, FCFD.Params(paths=1), progress=next(drawn))
     losses["path_kl"].backward()
     assert [each.grad is not None for each in student.stages] == [False, student_first, False, False]
     tail_grads = [weight.grad is not None for layer in student.tail.layers for weight in layer.parameters()]
