@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.search_efficiency import build, digits, run, students, table, teachers
+from benchmarks.search_efficiency import digits, table, teachers
+from benchmarks.search_efficiency.build import Build
 from benchmarks.search_efficiency.methods import Shown
 from benchmarks.search_efficiency.pairs import EPOCHS, LEARNING_RATES, METHODS, PAIRS, Config, Pair
-from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
+from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay, question
 from benchmarks.search_efficiency.run import Task, search, summarise
 from benchmarks.search_efficiency.strategies import STRATEGIES, Heterokd
 from benchmarks.search_efficiency.students import (
@@ -53,7 +54,7 @@ def built(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def invented(monkeypatch: pytest.MonkeyPatch) -> Question:
+def invented() -> Question:
     """A table whose methods and learning rates differ, with noise of a hundredth, for what does not depend on truth."""
     rng, configs = np.random.default_rng(0), PAIRS["cnn_mlp"].configs()
     worth = dict(zip(METHODS, (-0.04, -0.01, -0.02, 0.0, -0.005, 0.0, -0.03, -0.04), strict=True))
@@ -75,9 +76,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Question:
         np.full(len(mean), 0.02, np.float32),
         {},
     )
-    asked = Question("cnn_mlp", found, configs)
-    monkeypatch.setattr(run, "question", lambda name: asked)
-    return asked
+    return Question("cnn_mlp", found, configs)
 
 
 def of(pair: Pair, method: str, which: int = -1) -> list[Config]:
@@ -191,31 +190,34 @@ def test_a_table_is_what_its_command_builds(built: str) -> None:
             assert difference.mean() < 2
 
 
-def test_a_small_table_is_built_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_table_is_built_and_read_again(tmp_path: Path) -> None:
     """Three structures for two epochs, by the command's own functions; an interrupted build goes on."""
     pair, methods = PAIRS["cnn_mlp"], ("scratch", "hcd", "fbt")
     configs = [next(config for config in pair.configs() if config["method"] == method) for method in methods]
-    monkeypatch.setattr(table, "SHOWN", (0, 1))
-    monkeypatch.setattr(table, "HIDDEN", (1000, 1001, 1002))
-    monkeypatch.setattr(Pair, "configs", lambda self: configs)
-    monkeypatch.setattr(build, "PARTS", tmp_path / "parts")
-    monkeypatch.setattr(table, "FOLDER", tmp_path / "tables")
-    monkeypatch.setattr(table, "CHECKSUMS", tmp_path / "tables" / "SHA256SUMS")
-    monkeypatch.setattr(teachers, "EPOCHS", 1)
-    monkeypatch.setattr(students, "EPOCHS", 2)
-    build._train_missing(pair, 0.0)  # no time: nothing is trained
-    assert not build._assemble(pair)
-    build._train_missing(pair, None)
-    assert build._assemble(pair)
-    found = table.load(pair.name)
+    tables = tmp_path / "tables"
+    build = Build(
+        pair,
+        configs,
+        shown=(0, 1),
+        hidden=(1000, 1001, 1002),
+        epochs=2,
+        teacher_epochs=1,
+        parts=tmp_path / "parts",
+        tables=tables,
+    )
+    build.train_missing(0.0)  # no time: nothing is trained
+    assert not build.assemble()
+    build.train_missing(None)
+    assert build.assemble()
+    found = table.load(pair.name, tables)
     assert found.val.shape == (3, 2, 2)
     assert found.hidden_test.shape == (3, 3)
-    assert table.checksums() == {f"{pair.name}.npz": table.checksum(pair.name)}
+    assert table.checksums(tables) == {f"{pair.name}.npz": table.checksum(pair.name, tables)}
     shown = teachers.show(
         pair.teacher, {name: torch.from_numpy(value) for name, value in found.teacher.items()}, digits.load()
     )
     for row, config in enumerate(configs):
-        again = train(pair, digits.load(), shown, [config], table.SHOWN[:1], every_epoch=True)
+        again = train(pair, digits.load(), shown, [config], (0,), every_epoch=True, epochs=2)
         assert np.abs(again.val[0].numpy() - found.val[row, 0].astype(int)).max() <= 2
 
 
@@ -241,7 +243,7 @@ def test_a_table_holds_what_is_promised(built: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_search_is_deterministic_and_keeps_its_budget(strategy: str, invented: Question) -> None:
-    first, second = (search(Task("cnn_mlp", strategy, 5, 3)) for _ in range(2))
+    first, second = (search(Task("cnn_mlp", strategy, 5, 3), invented) for _ in range(2))
     assert (first.regret, first.excess, first.spent) == (second.regret, second.excess, second.spent)
     assert first.spent <= 5 + 1e-9
 
@@ -312,7 +314,7 @@ def test_the_search_finds_truly_better_students_than_the_grid(built: str) -> Non
     """The short version of the benchmark: twenty repetitions, bounds widened to three standard errors."""
     wanted = [Task(built, name, 40, number) for name in ("heterokd", "random") for number in range(20)]
     wanted += [Task(built, "grid", 0, number) for number in range(20)]
-    rows = {row.strategy: row for row in summarise({task: search(task) for task in wanted})}
+    rows = {row.strategy: row for row in summarise({task: search(task, question(built)) for task in wanted})}
     ours = rows["heterokd"]
     assert ours.regret < rows["grid"].regret + 3 * np.hypot(ours.error, rows["grid"].error)
     assert ours.regret < rows["random"].regret

@@ -62,9 +62,8 @@ class Found:
     repeated: int
 
 
-def search(task: Task) -> Found:
-    """Make one search."""
-    asked = question(task.pair)
+def search(task: Task, asked: Question) -> Found:
+    """Search the table of a question once."""
     replay = Replay(asked.table, task.repetition)
     began = time.process_time()
     if task.strategy == "grid":
@@ -211,4 +210,4 @@ def _error(values: np.ndarray) -> float:
 
 
 def _labelled(task: Task) -> tuple[Task, Found]:
-    return task, search(task)
+    return task, search(task, question(task.pair))

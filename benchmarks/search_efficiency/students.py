@@ -80,7 +80,13 @@ class Students:
     """
 
     def __init__(
-        self, pair: Pair, digits: Digits, shown: Shown, configs: Sequence[Config], seeds: Sequence[int]
+        self,
+        pair: Pair,
+        digits: Digits,
+        shown: Shown,
+        configs: Sequence[Config],
+        seeds: Sequence[int],
+        epochs: int = EPOCHS,
     ) -> None:
         """Begin.
 
@@ -90,8 +96,9 @@ class Students:
             shown: what the teacher says of every view.
             configs: of one structure.
             seeds: of weights, order and views.
+            epochs: of the whole training.
         """
-        self._pair, self._digits, self._shown = pair, digits, shown
+        self._pair, self._digits, self._shown, self._epochs = pair, digits, shown, epochs
         self._structure = Structure.of(configs[0])
         assert all(Structure.of(config) == self._structure for config in configs)
         keys = [f"{self._structure.method}.{name}" for name in NUMBERS[self._structure.method]]
@@ -102,14 +109,14 @@ class Students:
             name: torch.stack([one[name] for one in first] * len(configs)).requires_grad_() for name in first[0]
         }
         self._momenta = {name: torch.zeros_like(value) for name, value in self.weights.items()}
-        orders = torch.stack([order(seed, len(digits.labels)) for seed in seeds])
-        self._orders = orders.repeat(len(configs), 1, 1, 1)  # [S, EPOCHS, N, 2]
+        orders = torch.stack([order(seed, len(digits.labels), epochs) for seed in seeds])
+        self._orders = orders.repeat(len(configs), 1, 1, 1)  # [S, epochs, N, 2]
         self.steps = math.ceil(len(digits.labels) / BATCH)
 
     def train_epoch(self, epoch: int, steps: int | None = None) -> None:
         """All steps of an epoch, or its first few."""
         for step in range(self.steps if steps is None else steps):
-            progress = (epoch * self.steps + step) / (EPOCHS * self.steps)
+            progress = (epoch * self.steps + step) / (self._epochs * self.steps)
             at = self._orders[:, epoch, step * BATCH : (step + 1) * BATCH]
             with _Divergence():
                 losses_S = torch.func.vmap(self._loss_of_one, in_dims=(0, 0, 0, None))(
@@ -137,7 +144,14 @@ class Students:
 
 
 def train(
-    pair: Pair, digits: Digits, shown: Shown, configs: Sequence[Config], seeds: Sequence[int], *, every_epoch: bool
+    pair: Pair,
+    digits: Digits,
+    shown: Shown,
+    configs: Sequence[Config],
+    seeds: Sequence[int],
+    *,
+    every_epoch: bool,
+    epochs: int = EPOCHS,
 ) -> Curves:
     """Train each configuration with each seed to the end.
 
@@ -148,12 +162,13 @@ def train(
         configs: of one structure.
         seeds: of weights, order and views.
         every_epoch: evaluate after each, which takes as long as the training; otherwise after the last.
+        epochs: of each training.
     """
-    students = Students(pair, digits, shown, configs, seeds)
+    students = Students(pair, digits, shown, configs, seeds, epochs)
     found = []
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         students.train_epoch(epoch)
-        if every_epoch or epoch == EPOCHS - 1:
+        if every_epoch or epoch == epochs - 1:
             found.append(students.right())
     return Curves(*(torch.stack(counts, 1) for counts in zip(*found, strict=True)))
 
@@ -204,8 +219,8 @@ def initial(pair: Pair, structure: Structure, seed: int) -> Weights:
     return weights | init_method(pair, structure.method, dict(structure.values), generator)
 
 
-def order(seed: int, count: int) -> Tensor:
-    """Which image in which view comes when, [EPOCHS, N, 2]: a fresh order and a random view of each image an epoch."""
+def order(seed: int, count: int, epochs: int = EPOCHS) -> Tensor:
+    """Which image in which view comes when, [epochs, N, 2]: a fresh order and a random view of each image an epoch."""
     generator = torch.Generator().manual_seed(seed + 2**21)
-    images = torch.stack([torch.randperm(count, generator=generator) for _ in range(EPOCHS)])
+    images = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
     return torch.stack([images, torch.randint(VIEWS, images.shape, generator=generator)], dim=2)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.search_efficiency.digits import TEST, VAL
 
 FOLDER = Path(__file__).parent / "tables"
-CHECKSUMS = FOLDER / "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
+"""The file beside the tables that holds their checksums."""
 
 SHOWN = tuple(range(12))
 """Seeds that a search may see, with the accuracy after every epoch."""
@@ -88,19 +89,19 @@ class Table:
         return float(val), float(test)
 
 
-def save(table: Table, name: str) -> None:
+def save(table: Table, name: str, folder: Path = FOLDER) -> None:
     """Write a table and its checksum."""
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     content = {key: value for key, value in vars(table).items() if isinstance(value, np.ndarray)}
     content |= {f"teacher.{key}": value for key, value in table.teacher.items()}
-    np.savez_compressed(FOLDER / f"{name}.npz", **content)
-    sums = checksums() | {f"{name}.npz": checksum(name)}
-    CHECKSUMS.write_text("".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items())))
+    np.savez_compressed(folder / f"{name}.npz", **content)
+    sums = checksums(folder) | {f"{name}.npz": checksum(name, folder)}
+    (folder / CHECKSUMS).write_text("".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items())))
 
 
-def load(name: str) -> Table:
+def load(name: str, folder: Path = FOLDER) -> Table:
     """Read a table."""
-    with np.load(FOLDER / f"{name}.npz") as file:
+    with np.load(folder / f"{name}.npz") as file:
         content = dict(file)
     teacher = {key.removeprefix("teacher."): content.pop(key) for key in list(content) if key.startswith("teacher.")}
     return Table(**content, teacher=teacher)
@@ -111,11 +112,12 @@ def stored() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in FOLDER.glob("*.npz")))
 
 
-def checksums() -> dict[str, str]:
+def checksums(folder: Path = FOLDER) -> dict[str, str]:
     """What `SHA256SUMS` says of each file."""
-    return dict(line.split()[::-1] for line in CHECKSUMS.read_text().splitlines()) if CHECKSUMS.exists() else {}
+    file = folder / CHECKSUMS
+    return dict(line.split()[::-1] for line in file.read_text().splitlines()) if file.exists() else {}
 
 
-def checksum(name: str) -> str:
+def checksum(name: str, folder: Path = FOLDER) -> str:
     """SHA-256 of a table's file, as `sha256sum` prints it."""
-    return hashlib.sha256((FOLDER / f"{name}.npz").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()

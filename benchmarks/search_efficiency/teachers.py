@@ -15,15 +15,15 @@ BATCH = 64
 LEARNING_RATE = 3e-3
 
 
-def fit(network: Network, digits: Digits, seed: int = 0) -> Weights:
+def fit(network: Network, digits: Digits, seed: int = 0, epochs: int = EPOCHS) -> Weights:
     """A teacher's weights: AdamW with a cosine, fresh views of all training images in every epoch."""
     generator = torch.Generator().manual_seed(seed)
     weights = {name: value.requires_grad_() for name, value in network.init(generator).items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.05)
     count = len(digits.teacher_labels)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-count // BATCH))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // BATCH))
     levels_NHW = digits.teacher_levels
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for index in torch.randperm(count, generator=generator).split(BATCH):
             images = augment(levels_NHW[index], generator)
             loss = F.cross_entropy(
