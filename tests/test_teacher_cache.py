@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from command_line import Run
 from filelock import FileLock
+from mounts import small_disk
 
 from heterokd.cache import list_caches, verify_cache
 from heterokd.caching import CacheUse, open_cache
@@ -25,7 +27,6 @@ from heterokd.distillation import open_prepared, open_splits, prepare_teacher, r
 from heterokd.filling import Filling, plan_filling
 from heterokd.root import Root, TrialFolder
 from heterokd.search import Found, search
-from heterokd.storage import Folder
 from heterokd.teachers import LiveTeacher
 
 Write = Callable[..., Path]
@@ -225,7 +226,7 @@ def test_a_damaged_cache_ends_a_search_before_it_begins(
 
 
 def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
-    asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    asked: Callable[..., Any], root: Root, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment, weights = asked(cache={"max_gb": 1e-6})
     live = trained(experiment, weights, root, "live")
@@ -234,11 +235,11 @@ def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
     assert obstacle.startswith("cache.max_gb: a cache of logits [10] and embedding [64]")
     assert trained(experiment, weights, root, "small", "built") == live
     experiment, weights = asked()
-    monkeypatch.setattr(Folder, "free_bytes", lambda folder: 1000)
-    obstacle = planned(experiment, root, weights).obstacle
-    assert obstacle is not None
-    assert "more bytes, 1,000 are free" in obstacle
-    assert trained(experiment, weights, root, "full", "built") == live
+    with small_disk(root.caches, "16k"):
+        obstacle = planned(experiment, root, weights).obstacle
+        assert obstacle is not None
+        assert re.search(r"more bytes, [\d,]+ are free", obstacle)
+        assert trained(experiment, weights, root, "full", "built") == live
     (record,) = caplog.records
     assert record.getMessage().startswith("the teacher's cache is not complete (")
 
@@ -373,14 +374,14 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
 
 @pytest.mark.slow
 def test_a_disk_that_is_too_small_costs_one_sentence(
-    find: Callable[..., Found], root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    find: Callable[..., Found], root: Root, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Folder, "free_bytes", lambda folder: 1000)
-    found = find("full")
-    assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
-    (record,) = [record for record in caplog.records if record.name.startswith("heterokd")]
-    assert record.getMessage().startswith("the teacher runs live (")
-    assert list_caches(root.caches) == []
+    with small_disk(root.caches, "16k"):
+        found = find("full")
+        assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
+        (record,) = [record for record in caplog.records if record.name.startswith("heterokd")]
+        assert record.getMessage().startswith("the teacher runs live (")
+        assert list_caches(root.caches) == []
 
 
 @pytest.mark.slow
