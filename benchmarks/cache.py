@@ -50,7 +50,7 @@ from heterokd.networks import build_network
 from heterokd.outputs import Batch, Signal
 from heterokd.precision import FP32
 from heterokd.storage import open_folder
-from heterokd.tasks import Classification
+from heterokd.task_modules import ClassificationTask
 from heterokd.teachers import LiveTeacher
 from heterokd.updates import Updates
 from heterokd.views import POLICIES
@@ -267,7 +267,7 @@ def training_rate(pair: Pair, rounds: int) -> float:
     torch.manual_seed(0)
     student = build_network(pair.student, pair.classes, {}, image_size=pair.size)
     method = METHODS["scratch"](None, student.spec, student.spec)
-    distiller = Distiller(student, method, Classification(pair.classes)).to(device).train()
+    distiller = Distiller(student, method, ClassificationTask(pair.classes)).to(device).train()
     settings = TrainingSettings(batch_size=pair.batch, learning_rate=1e-5, clip_grad=5.0)
     updates = Updates(distiller, distiller, None, settings, 1000, FP32)
     batch = Batch(

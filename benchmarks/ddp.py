@@ -39,7 +39,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import build_network
 from heterokd.outputs import Batch
 from heterokd.precision import FP32, forbid_tf32
-from heterokd.tasks import Classification
+from heterokd.task_modules import ClassificationTask
 from heterokd.teachers import LiveTeacher
 from heterokd.updates import Updates
 from heterokd.views import POLICIES
@@ -171,7 +171,7 @@ def own_step(
     torch.manual_seed(0)
     student = build_network(pair.student, num_classes, image_size=pair.size).to(device)
     kd = METHODS["kd"](METHODS["kd"].Params(temperature=TEMPERATURE), student.spec, teacher.spec)
-    distiller = Distiller(student, kd, Classification(num_classes)).to(device).train()
+    distiller = Distiller(student, kd, ClassificationTask(num_classes)).to(device).train()
     settings = TrainingSettings(
         batch_size=pair.batch, learning_rate=RATE, momentum=0.9, weight_decay=0.0, schedule="constant"
     )

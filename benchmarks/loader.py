@@ -30,7 +30,7 @@ from heterokd.loaders import TrainLoader
 from heterokd.networks import build_network
 from heterokd.optim import build_optimizer
 from heterokd.outputs import Batch
-from heterokd.tasks import Classification
+from heterokd.task_modules import ClassificationTask
 from heterokd.views import POLICIES
 
 CASES: dict[str, dict[str, Any]] = {
@@ -114,7 +114,7 @@ def training_step(case: dict[str, Any], size: int, device: str) -> Callable[[Bat
     torch.manual_seed(0)
     student = build_network(case["student"], case["classes"], {}, image_size=size).to(device).train()
     optimizer = build_optimizer(student, "sgd", 1e-4, 0.0, 0.9)
-    task = Classification(case["classes"])
+    task = ClassificationTask(case["classes"])
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ from heterokd.loaders import open_test
 from heterokd.precision import device_name
 from heterokd.root import Root, StudyFolder, TrialFolder
 from heterokd.significance import compare
-from heterokd.tasks import build_task
+from heterokd.task_modules import build_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "segmentation_quickstart.yaml"

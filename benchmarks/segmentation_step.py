@@ -29,7 +29,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import build_network
 from heterokd.optim import build_optimizer
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
-from heterokd.tasks import Segmentation
+from heterokd.task_modules import SegmentationTask
 
 BASELINE = "pixel_kd"
 SEGMENTERS = [name for name, method in METHODS.items() if "segmentation" in method.tasks]
@@ -91,7 +91,7 @@ def build_step(pair: dict[str, Any], name: str, teacher: OutputSpec, given: Outp
     torch.manual_seed(0)
     student = build_network(pair["student"], pair["classes"], image_size=pair["size"])
     method = METHODS[name](None, student.spec, teacher)
-    distiller = Distiller(student, method, Segmentation(pair["classes"])).to(batch.images.device).train()
+    distiller = Distiller(student, method, SegmentationTask(pair["classes"])).to(batch.images.device).train()
     needed = given.only(method.teacher_needs, "teacher")
     return lambda: distiller(batch, needed, PROGRESS)[0], build_optimizer(distiller, "sgd", 1e-4, 0.0, 0.9)
 

@@ -35,7 +35,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import build_network
 from heterokd.outputs import Batch, Signal
 from heterokd.precision import Precision, forbid_tf32
-from heterokd.tasks import Classification
+from heterokd.task_modules import ClassificationTask
 from heterokd.teachers import LiveTeacher, Teacher
 from heterokd.updates import Updates
 from heterokd.views import POLICIES
@@ -124,7 +124,7 @@ def updates_of(method: str, pair: Pair, teacher: LiveTeacher, precision: Precisi
     torch.manual_seed(0)
     classes = teacher.spec.num_classes
     student = build_network(pair.student, classes, image_size=pair.size)
-    distiller = Distiller(student, METHODS[method](None, student.spec, teacher.spec), Classification(classes))
+    distiller = Distiller(student, METHODS[method](None, student.spec, teacher.spec), ClassificationTask(classes))
     if precision.channels_last:
         student.to(memory_format=torch.channels_last)
     distiller.to(device).train()

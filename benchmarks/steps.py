@@ -30,7 +30,7 @@ from heterokd.networks import Network, build_network
 from heterokd.optim import build_optimizer
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.precision import Precision, forbid_tf32
-from heterokd.tasks import Classification
+from heterokd.task_modules import ClassificationTask
 
 IN_A_ROW = 10
 """Steps of one figure on a GPU: a training does not wait for the device after each."""
@@ -112,7 +112,7 @@ def measure_pair(pair: dict[str, Any], methods: list[str], rounds: int, precisio
                 given = teacher(batch.images, loss.teacher_needs)
         if precision.channels_last:
             student.to(memory_format=torch.channels_last)
-        distiller = Distiller(student, loss, Classification(classes)).to(device)
+        distiller = Distiller(student, loss, ClassificationTask(classes)).to(device)
         results[method] = measure(student, distiller, batch, given, rounds, precision)
         print(
             f"  {method:<14} " + "   ".join(f"{kind} {ratio:.3f}" for kind, ratio in results[method].items()),

@@ -24,12 +24,14 @@ from heterokd.cache import (
 from heterokd.cache.building import Progress
 from heterokd.cache.reading import Verify
 from heterokd.config import CachingSettings, Recipe
-from heterokd.dataset import Splits, TaskName
+from heterokd.dataset import Splits
 from heterokd.errors import CacheError
 from heterokd.methods import METHODS
 from heterokd.networks import predict_spec
 from heterokd.outputs import Signal
 from heterokd.root import Root
+from heterokd.task_modules import TASK_MODULES
+from heterokd.tasks import TaskName
 from heterokd.teachers import LiveTeacher, Teacher
 from heterokd.views import AugmentPolicy
 
@@ -45,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 def stored_signals(task: TaskName) -> Signal:
-    """What caches of a task hold: in segmentation not the embedding, a map of hundreds of channels."""
-    return Signal.LOGITS if task == "segmentation" else Signal.LOGITS | Signal.EMBEDDING
+    """What caches of a task hold."""
+    return TASK_MODULES[task].cached_signals
 
 
 def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
@@ -74,7 +76,7 @@ def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
         signals=settings.signals,
         dtype=settings.dtype,
         top_k=settings.top_k,
-        crop=_crop(recipe),
+        crop=recipe.data.view_crop,
     )
 
 
@@ -130,7 +132,7 @@ def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root) -
     folder = root.cache_folder.at(key.id)
     if folder.exists("manifest.json"):
         verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
-        seed, views, crop = recipe.training.seed, recipe.views or recipe.training.epochs, _crop(recipe)
+        seed, views, crop = recipe.training.seed, recipe.views or recipe.training.epochs, recipe.data.view_crop
         settings = _settings(recipe)
         open_or_build(
             root.cache_folder,
@@ -176,12 +178,12 @@ def open_cache(
     seed, views = recipe.training.seed, recipe.views or recipe.training.epochs
     asked = (splits, recipe.data.policy, seed, views, live, _settings(recipe))
     if not build:
-        return _opened(root, *asked, _crop(recipe), str(device))
+        return _opened(root, *asked, recipe.data.view_crop, str(device))
     return open_or_build(
         root.cache_folder,
         *asked,
         build=True,
-        crop=_crop(recipe),
+        crop=recipe.data.view_crop,
         device=device,
         copies=root.caches,
         progress=progress,
@@ -218,7 +220,3 @@ def _opened(
 
 def _settings(recipe: Recipe) -> CacheSettings:
     return CacheSettings(stored_signals(recipe.task), recipe.cache.dtype, recipe.cache.top_k)
-
-
-def _crop(recipe: Recipe) -> tuple[int, int] | None:
-    return recipe.data.view_size if recipe.task == "segmentation" else None

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from heterokd.errors import DataError
+from heterokd.tasks import TaskName
 from heterokd.views import POLICIES, AugmentPolicy, permutation
 
-TaskName = Literal["classification", "segmentation"]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 

@@ -45,7 +45,8 @@ from heterokd.networks import build_network, predict_spec, published_classes, sa
 from heterokd.outputs import Outputs, OutputSpec
 from heterokd.precision import Precision, resolve_precision, time_step
 from heterokd.root import Root, TrialFolder, read_json, write_text
-from heterokd.tasks import build_task
+from heterokd.task_modules import build_task
+from heterokd.tasks import TASKS
 from heterokd.teachers import LiveTeacher, Teacher, TeacherCard, open_teacher, teacher_hash
 from heterokd.training import Metrics, Report, Trained, build_distiller, train
 from heterokd.updates import split_batch
@@ -244,13 +245,11 @@ def _spec(section: str, settings: NetworkSettings, data: DataSettings, num_class
         spec = predict_spec(network, num_classes, settings.options, data.image_size)
     except NetworkError as error:
         raise NetworkError(with_key(section, error)) from None
-    if (spec.logits_stride is not None) != (data.task == "segmentation"):
-        wanted = (
-            "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
-            if data.task == "segmentation"
-            else "one class an image: name a classifier of timm"
+    task = TASKS[data.task]
+    if not task.fits(spec):
+        raise NetworkError(
+            f"{section}.network: {network!r} does not fit data set {data.dataset!r}, which has {task.network_hint}"
         )
-        raise NetworkError(f"{section}.network: {network!r} does not fit data set {data.dataset!r}, which has {wanted}")
     return spec
 
 
@@ -436,7 +435,7 @@ def _card(
         image_size=teacher.spec.image_size,
         weights=weights_hash(teacher.network),
         metric=score_of(data.task),
-        val_score=metrics[task.score],
+        val_score=metrics[task.facts.score],
         source=source,
     )
 
@@ -516,14 +515,13 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
             f"training.accumulate: {images} images of a worker cannot be split into {training.accumulate} parts; lower "
             "it, or training.workers"
         )
-    crop = recipe.data.view_size if recipe.task == "segmentation" else None
     return make_loaders(
         splits,
         recipe.data.policy,
         training.batch_size,
         training.seed,
         views=recipe.views,
-        crop=crop,
+        crop=recipe.data.view_crop,
         rank=group.rank(),
         world_size=group.size(),
         device=device,

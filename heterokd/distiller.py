@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from heterokd.method import Method
 from heterokd.networks import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
-from heterokd.tasks import Task
+from heterokd.task_modules import Task
 
 
 class Distiller(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from heterokd.loaders import EvalLoader
-from heterokd.outputs import IGNORE, Batch
-from heterokd.tasks import Logits, Task, upsample
+from heterokd.outputs import Batch
+from heterokd.paired_tests import ImageResults
+from heterokd.task_modules import Logits, Task, upsample
 
 # The teacher's decisions on a split are kept, a byte a pixel, unless they would take more than this.
 CLASSES_BYTES = 2**30
@@ -97,23 +98,18 @@ def evaluate(
             yield name, float(value)
 
 
-def confusions(network: nn.Module, loader: Iterable[Batch], task: Task, device: torch.device | str = "cpu") -> Tensor:
-    """Pixel counts of every image, int64 [N, K, K], rows are labels and columns decisions; `IGNORE` is left out.
+def image_results(
+    network: nn.Module, loader: Iterable[Batch], task: Task, device: torch.device | str = "cpu"
+) -> ImageResults:
+    """What a network decides on each image of a split, for paired tests.
 
     Args:
-        network: maps images [B, 3, H, W] to `Outputs` or to logits [B, K, h, w].
-        loader: batches of plain images with label maps.
-        task: segmentation.
+        network: see `predict`.
+        loader: batches of plain images.
+        task: says how an image is decided on.
         device: where `network` is.
     """
-    from torchmetrics.functional.classification import multiclass_confusion_matrix  # with SciPy and matplotlib: 95 MiB
-
-    counts: list[Tensor] = []
-    with deciding(network) as decide:
-        for batch in loader:
-            classes = task.decide(decide, batch.images.to(device)).argmax(dim=1)
-            counts.extend(
-                multiclass_confusion_matrix(one, labels, task.num_classes, ignore_index=IGNORE, validate_args=False)
-                for one, labels in zip(classes, batch.labels.to(device), strict=True)
-            )
-    return torch.stack(counts).cpu()
+    with deciding(network) as logits:
+        return task.image_results(
+            (task.decide(logits, batch.images.to(device)), batch.labels.to(device)) for batch in loader
+        )

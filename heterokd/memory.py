@@ -20,6 +20,7 @@ from heterokd.networks import build_network
 from heterokd.optim import build_optimizer
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.pixels import RESIDENT_SHARE
+from heterokd.tasks import TASKS
 from heterokd.teachers import LiveTeacher
 from heterokd.training import build_distiller
 
@@ -105,7 +106,7 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
 def _images(recipe: Recipe, num_classes: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     height, width = recipe.data.view_size
-    shape = (IMAGES, height, width) if recipe.task == "segmentation" else (IMAGES,)
+    shape = (IMAGES, *TASKS[recipe.task].label_shape((height, width)))
     return Batch(
         images=torch.rand(IMAGES, 3, height, width, generator=generator),
         labels=torch.randint(num_classes, shape, generator=generator),

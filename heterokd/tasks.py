@@ -1,231 +1,169 @@
-"""What the labels ask for: the task loss, how a network decides on an image, and the metrics of a whole split."""
+"""What differs between tasks, without torch: names, metrics, shapes, words. `task_modules` has losses and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from heterokd.dataset import TaskName
 from heterokd.formatting import metric_name
-from heterokd.outputs import IGNORE
 
-Logits = Callable[[Tensor], Tensor]
-"""Images [B, 3, H, W] in [0, 1] to class scores before softmax."""
+if TYPE_CHECKING:
+    from heterokd.outputs import OutputSpec
 
-# Neighbouring windows of a sliding evaluation share a third of their side, so that no pixel is judged at a border only.
-WINDOW_STRIDE = 2 / 3
+TaskName = Literal["classification", "segmentation"]
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-class Meter(Protocol):
-    """Metrics of a whole split, added up batch by batch."""
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        """Add a batch: what `decide` gave, the labels, and the teacher's decisions on the same images."""
-        ...
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every metric."""
-        ...
+Side = TypeVar("Side")
 
 
-class Classification(nn.Module):
-    """One class an image: cross-entropy, top-1 and top-5 accuracy.
-
-    Args:
-        num_classes: K.
-        label_smoothing: share of the label that is spread over all classes.
+class Task(ABC):
+    """What the labels of a data set are.
 
     Attributes:
         name: of the task.
-        score: the metric that students are chosen by, without its split.
-        score_name: the same for people.
-        metric_names: all that is measured, without the split.
+        score: metric that students are selected by, without its split.
+        score_name: the same as printed.
+        metric_names: all metrics, without the split.
+        unit: what gets one class each.
+        output_words: what the logits belong to, in a model card.
+        network_hint: which networks fit, for error messages.
+        resizes: whether a network resizes every image to one size; others take images of several sizes.
     """
 
-    name: ClassVar[TaskName] = "classification"
-    score: ClassVar[str] = "top1"
-    score_name: ClassVar[str] = metric_name(score)
-    metric_names: ClassVar[tuple[str, ...]] = ("top1", "top5", "loss", "agreement")
+    name: ClassVar[TaskName]
+    score: ClassVar[str]
+    score_name: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str]
+    output_words: ClassVar[str]
+    network_hint: ClassVar[str]
+    resizes: ClassVar[bool]
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
+    @abstractmethod
+    def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
+        """Shape of one image's labels; sides are numbers, or the names of dynamic ones."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss: logits [B, K] against class numbers [B] or class shares [B, K], a mean over the batch."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+    @abstractmethod
+    def crop(self, view: Size) -> Size | None:
+        """Size of the crops that training views are; None where a view shows the whole image."""
 
-    def metrics(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(`top1`, `top5`, `loss`) over a whole split: logits [N, K], class numbers [N]; shares in [0, 1]."""
-        for name, top_k in (("top1", 1), ("top5", 5)):
-            if top_k <= self.num_classes:
-                among = (logits.topk(top_k, dim=1).indices == labels[:, None]).any(dim=1)
-                yield name, among.float().mean()
-        yield "loss", F.cross_entropy(logits.float(), labels)
+    @abstractmethod
+    def example_size(self, view: Size, image_size: int) -> Size:
+        """Size of the images that a deployed student is timed on, from that of its training views."""
 
-    def decide(self, network: Logits, images: Tensor) -> Tensor:
-        """Class scores [B, K] of plain images [B, 3, H, W]."""
-        return network(images)
+    @abstractmethod
+    def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
+        """Reason why settings of the section `data` do not fit the task, or None.
 
-    def meter(self) -> Meter:
-        """Nothing added up yet."""
-        return _ClassMeter(self)
-
-
-class Segmentation(nn.Module):
-    """One class a pixel: cross-entropy, mean intersection over union, pixel accuracy; `IGNORE` counts nowhere.
-
-    Args:
-        num_classes: K.
-        label_smoothing: share of the label that is spread over all classes.
-        window: height and width of the windows that slide over an image in evaluation, in pixels; None evaluates the
-            image as a whole.
-
-    Attributes: see `Classification`.
-    """
-
-    name: ClassVar[TaskName] = "segmentation"
-    score: ClassVar[str] = "miou"
-    score_name: ClassVar[str] = metric_name(score)
-    metric_names: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "loss", "agreement")
-
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0, window: tuple[int, int] | None = None) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self.window = window
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss: logits [B, K, h, w], brought to the labels' size, against label maps [B, H, W].
-
-        A mean over the pixels that count; 0 where none does.
+        Args:
+            dataset: name of the data set.
+            changed: keys whose value is not the default.
+            mixes: whether the augmentation policy is for images with one class.
         """
-        scores = upsample(logits, labels.shape[-2:])
-        total = F.cross_entropy(
-            scores, labels, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        return total / (labels != IGNORE).sum().clamp(min=1)
 
-    def decide(self, network: Logits, images: Tensor) -> Tensor:
-        """Class scores [B, K, H, W] of images [B, 3, H, W]: from the whole image, or the mean over sliding windows."""
-        height, width = images.shape[-2:]
-        if self.window is None or (self.window[0] >= height and self.window[1] >= width):
-            return upsample(network(images), (height, width))
-        rows, columns = min(self.window[0], height), min(self.window[1], width)
-        total = images.new_zeros(len(images), self.num_classes, height, width)
-        count = images.new_zeros(height, width)
-        for top in _starts(height, rows):
-            for left in _starts(width, columns):
-                place = (..., slice(top, top + rows), slice(left, left + columns))
-                total[place] += upsample(network(images[place]), (rows, columns))
-                count[place] += 1
-        return total / count
+    @abstractmethod
+    def fits(self, spec: OutputSpec) -> bool:
+        """Whether a network with these outputs decides on this task's labels."""
 
-    def meter(self) -> Meter:
-        """Nothing added up yet."""
-        return _PixelMeter(self.num_classes)
+    @abstractmethod
+    def size_words(self, view: Size) -> str:
+        """What a model card adds to the size of image that a graph takes."""
+
+    def logits_shape(self, num_classes: int, size: Size) -> tuple[int, ...]:
+        """Shape of one image's logits at the size of its labels."""
+        return (num_classes, *self.label_shape(size))
 
 
-Task = Classification | Segmentation
-TASKS: dict[TaskName, type[Classification] | type[Segmentation]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-}
+class Classification(Task):
+    """One class per image."""
+
+    name = "classification"
+    score = "top1"
+    score_name = metric_name(score)
+    metric_names = ("top1", "top5", "loss", "agreement")
+    unit = "image"
+    output_words = "logits of"
+    network_hint = "one class an image: name a classifier of timm"
+    resizes = True
+
+    def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
+        """One class number."""
+        return ()
+
+    def crop(self, view: Size) -> Size | None:
+        """None: data sets of this task give images at the size of a view."""
+        return None
+
+    def example_size(self, view: Size, image_size: int) -> Size:
+        """The size that the network resizes every image to."""
+        return image_size, image_size
+
+    def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
+        """Refuse the settings of crops and windows."""
+        for key in ("crop", "evaluation"):
+            if key in changed:
+                return f"{key}: is for segmentation; data set {dataset!r} has one class an image"
+        return None
+
+    def fits(self, spec: OutputSpec) -> bool:
+        """Whether the logits are one vector per image."""
+        return spec.logits_stride is None
+
+    def size_words(self, view: Size) -> str:
+        """Nothing to add."""
+        return ""
 
 
-def build_task(
-    name: TaskName, num_classes: int, label_smoothing: float = 0.0, window: tuple[int, int] | None = None
-) -> Task:
-    """The task of that name; `window` is for segmentation, see there."""
-    if name == "segmentation":
-        return Segmentation(num_classes, label_smoothing, window)
-    return Classification(num_classes, label_smoothing)
+class Segmentation(Task):
+    """One class per pixel."""
+
+    name = "segmentation"
+    score = "miou"
+    score_name = metric_name(score)
+    metric_names = ("miou", "pixel_accuracy", "loss", "agreement")
+    unit = "pixel"
+    output_words = "logits at every pixel of"
+    network_hint = "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
+    resizes = False
+
+    def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
+        """A class number for every pixel."""
+        return size
+
+    def crop(self, view: Size) -> Size | None:
+        """A view is a crop of the image."""
+        return view
+
+    def example_size(self, view: Size, image_size: int) -> Size:
+        """The size of a training view: the network takes others as well."""
+        return view
+
+    def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
+        """Refuse what counts or mixes images of one class."""
+        if "labels_per_class" in changed:
+            return "labels_per_class: counts images of one class; for label maps set train_images"
+        if mixes:
+            return (
+                "augment: mixup, cutmix and RandAugment (operations) are for images with one class, "
+                f"but data set {dataset!r} has label maps; set them to 0, or take the policy 'scenes'"
+            )
+        return None
+
+    def fits(self, spec: OutputSpec) -> bool:
+        """Whether the logits are a map."""
+        return spec.logits_stride is not None
+
+    def size_words(self, view: Size) -> str:
+        """The size of the training views."""
+        return f" (trained on {view[0]} x {view[1]})"
 
 
-def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Score maps [B, K, h, w] at another size, in float32; bilinear, as is the field's habit (classes keep theirs)."""
-    scores = logits.float()
-    if tuple(scores.shape[-2:]) == tuple(size):
-        return scores
-    return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
+TASKS: dict[TaskName, Task] = {task.name: task for task in (Classification(), Segmentation())}
 
 
-def iou_per_class(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class, float64 [..., K].
-
-    Args:
-        confusion: [..., K, K] pixel counts, rows are labels and columns decisions.
-
-    Returns:
-        NaN for classes that neither labels nor decisions hold: they have no say in the mean.
-    """
-    counts = confusion.double()
-    both = counts.diagonal(dim1=-2, dim2=-1)
-    return both / (counts.sum(-1) + counts.sum(-2) - both)  # 0 / 0 is NaN
-
-
-def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """[N] truth values: whether the largest logit is the label's; what paired tests compare."""
-    return torch.eq(logits.argmax(dim=1), labels)
-
-
-class _ClassMeter:
-    """Keeps every image's logits: K numbers an image are little, and the metrics come from them in one piece."""
-
-    def __init__(self, task: Classification) -> None:
-        self.task = task
-        self.logits: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.agreed: list[Tensor] = []
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        self.logits.append(logits.float())
-        self.labels.append(labels)
-        if teacher is not None:
-            self.agreed.append(torch.eq(logits.argmax(dim=1), teacher))
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.task.metrics(torch.cat(self.logits).cpu(), torch.cat(self.labels).cpu())
-        if self.agreed:
-            yield "agreement", torch.cat(self.agreed).float().mean()
-
-
-class _PixelMeter:
-    """Counts pixels over the whole split: a mean over batches would weigh rare classes by where they happen to lie."""
-
-    def __init__(self, num_classes: int) -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix  # with SciPy and matplotlib: 95 MiB
-
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
-        self.loss: Tensor | float = 0.0
-        self.agreed: Tensor | None = None
-        self.compared = 0
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        classes = logits.argmax(dim=1)
-        self.confusion.to(logits.device).update(classes, labels)
-        self.loss = self.loss + F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
-        if teacher is not None:
-            agreed = (classes == teacher).sum()
-            self.agreed = agreed if self.agreed is None else self.agreed + agreed
-            self.compared += classes.numel()
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        confusion = self.confusion.compute().cpu()
-        pixels = confusion.sum().clamp(min=1)
-        yield "miou", iou_per_class(confusion).nanmean()
-        yield "pixel_accuracy", confusion.diagonal().sum() / pixels
-        yield "loss", torch.as_tensor(self.loss).cpu() / pixels
-        if self.agreed is not None:
-            yield "agreement", self.agreed.cpu() / self.compared
-
-
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin so that they cover everything, the last one flush with the end."""
-    stride = max(1, round(window * WINDOW_STRIDE))
-    return [*range(0, length - window, stride), length - window]
+def task_of(spec: OutputSpec) -> Task:
+    """The task that a network with these outputs does."""
+    return next(task for task in TASKS.values() if task.fits(spec))

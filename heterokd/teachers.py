@@ -100,8 +100,8 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
         "image_size": recipe.data.image_size,
         "data": fingerprint,
     }
-    if recipe.task == "segmentation":
-        content["crop"] = recipe.data.view_size
+    if recipe.data.view_crop is not None:
+        content["crop"] = recipe.data.view_crop
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

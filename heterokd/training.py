@@ -36,7 +36,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import AnyNetwork, build_network
 from heterokd.outputs import Batch
 from heterokd.precision import FP32, Precision, forbid_tf32
-from heterokd.tasks import build_task
+from heterokd.task_modules import build_task
 from heterokd.teachers import Teacher
 from heterokd.updates import Updates, compile_student
 

@@ -20,7 +20,8 @@ from heterokd.dataset import Splits
 from heterokd.networks import AnyNetwork, Network, build_network, save_weights
 from heterokd.outputs import Signal
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
-from heterokd.tasks import TASKS, Segmentation
+from heterokd.task_modules import SegmentationTask
+from heterokd.tasks import TASKS
 from heterokd.tracking.store import open_store
 
 
@@ -59,7 +60,7 @@ def scene_student(splits: Splits, steps: int, seed: int = 0) -> AnyNetwork:
     """A tiny student after a few steps on val and test alike: more steps, a better one."""
     torch.manual_seed(seed)
     network = build_network(SCENE_STUDENT, splits.num_classes, SCENE_OPTIONS, image_size=72)
-    task, index = Segmentation(splits.num_classes), np.arange(24)
+    task, index = SegmentationTask(splits.num_classes), np.arange(24)
     images = torch.from_numpy(splits.test.images.read(index)).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(splits.test.label_maps.read(index)).long()
     optimizer = torch.optim.Adam(network.parameters(), 0.01)

@@ -17,7 +17,19 @@ PACKAGE = Path(heterokd.__file__).parent
 
 # A module imports from its own row and from rows above it, never from below; a folder counts as one module.
 ROWS = (
-    ("errors", "extensions", "formatting", "ending", "driver_folder", "outputs", "space", "disk", "storage", "mirror"),
+    (
+        "errors",
+        "extensions",
+        "formatting",
+        "tasks",
+        "ending",
+        "driver_folder",
+        "outputs",
+        "space",
+        "disk",
+        "storage",
+        "mirror",
+    ),
     (
         "method",
         "projectors",
@@ -36,7 +48,7 @@ ROWS = (
         "datasets",
     ),
     ("methods",),
-    ("cache", "pixels", "loaders", "tasks", "distiller", "optim", "cka"),
+    ("cache", "pixels", "loaders", "paired_tests", "task_modules", "distiller", "optim", "cka"),
     ("config",),
     ("root", "timing", "precision", "evaluation", "teachers", "updates", "training", "memory", "significance"),
     ("caching", "latency"),

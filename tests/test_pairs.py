@@ -18,7 +18,7 @@ from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks import Network, build_network, predict_spec
 from heterokd.outputs import IGNORE, Batch, Outputs, Signal
-from heterokd.tasks import Classification, Segmentation
+from heterokd.task_modules import ClassificationTask, SegmentationTask
 from heterokd.teachers import LiveTeacher
 
 SIZE, CLASSES, IMAGES = 64, 5, 6
@@ -93,7 +93,7 @@ def test_two_steps_reach_every_parameter(method: str, student: str, teacher: str
         return
     loss = METHODS[method](None, specs[0], specs[1])
     images = batch(maps=student in DECODERS)
-    task = Segmentation(CLASSES) if student in DECODERS else Classification(CLASSES)
+    task = SegmentationTask(CLASSES) if student in DECODERS else ClassificationTask(CLASSES)
     distiller = Distiller(build(student, 0), loss, task).train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
     guide = teacher_of(teacher)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import fabricated
@@ -23,13 +24,13 @@ from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingEr
 from heterokd.evaluation import evaluate
 from heterokd.loaders import open_test
 from heterokd.networks import Network
-from heterokd.promotion import figures, promoting
-from heterokd.promotion.decision import Decision
-from heterokd.promotion.figures import compare_confusions, compare_correct
+from heterokd.paired_tests import compare_confusions, compare_correct
+from heterokd.promotion import promoting
+from heterokd.promotion.decision import Comparison, Decision
 from heterokd.promotion.promoting import promote
 from heterokd.promotion.rollback import rollback
 from heterokd.root import Root, StudyFolder
-from heterokd.tasks import Segmentation
+from heterokd.task_modules import SegmentationTask
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.tracking.students import log_student, register
@@ -375,13 +376,13 @@ def test_nothing_to_promote(root: Root) -> None:
 def test_compare_is_the_exact_mcnemar_test() -> None:
     correct = torch.tensor([True] * 50 + [True] * 9 + [False] * 2 + [False] * 39)
     other = torch.tensor([True] * 50 + [False] * 9 + [True] * 2 + [False] * 39)
-    found = compare_correct("other", correct, other)
+    found = compare_correct(correct, other)
     assert (found.wins, found.losses, found.score) == (9, 2, pytest.approx(0.52))
     assert found.gain == pytest.approx(0.07)
     assert found.p_value == binomtest(9, 11).pvalue == pytest.approx(134 / 2**11)
     # Wald for paired proportions: sqrt(b + c - (b - c)^2 / n) / n.
     assert found.high - found.gain == pytest.approx(1.959964 * (11 - 49 / 100) ** 0.5 / 100, rel=1e-6)
-    assert compare_correct("itself", correct, correct).p_value == 1.0
+    assert compare_correct(correct, correct).p_value == 1.0
 
 
 def confusions_of(images: int, classes: int, accuracy: float, seed: int) -> torch.Tensor:
@@ -409,7 +410,7 @@ def miou(confusion: np.ndarray) -> float:
 def test_the_paired_bootstrap_is_that_of_a_loop() -> None:
     own, other = confusions_of(12, 5, 0.6, 1), confusions_of(12, 5, 0.5, 2)
     own[:, 4], other[:, 4] = 0, 0  # a class that only decisions hold
-    found = compare_confusions("other", own, other, seed=3)
+    found = compare_confusions(own, other, seed=3, resamples=300)
     generator, gains = np.random.default_rng(3), []
     for _ in range(figures.RESAMPLES):
         times = generator.multinomial(12, np.full(12, 1 / 12))
@@ -421,21 +422,22 @@ def test_the_paired_bootstrap_is_that_of_a_loop() -> None:
     tail = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
     assert found.p_value == pytest.approx(min(1.0, 2 * (1 + tail) / (1 + figures.RESAMPLES)))
     assert (found.wins, found.losses) == (None, None)
-    assert "paired bootstrap p = " in str(found)
-    assert "right alone" not in str(found)
+    shown = str(Comparison("other", **asdict(found)))
+    assert "paired bootstrap p = " in shown
+    assert "right alone" not in shown
 
 
 def test_the_bootstrap_tells_a_real_gain_from_none() -> None:
     own, alike = confusions_of(60, 5, 0.7, 1), confusions_of(60, 5, 0.7, 2)
-    itself = compare_confusions("itself", own, own)
+    itself = compare_confusions(own, own)
     assert (itself.gain, itself.low, itself.high, itself.p_value) == (0, 0, 0, 1.0)
-    noise = compare_confusions("one as good", own, alike)
+    noise = compare_confusions(own, alike)
     assert noise.low < 0 < noise.high
     assert noise.p_value > 0.05
-    worse = compare_confusions("a worse one", own, confusions_of(60, 5, 0.6, 3))
+    worse = compare_confusions(own, confusions_of(60, 5, 0.6, 3))
     assert 0 < worse.low < worse.gain < worse.high
     assert worse.p_value == pytest.approx(2 / 2001)
-    assert worse == compare_confusions("a worse one", own, confusions_of(60, 5, 0.6, 3)), "seeded"
+    assert worse == compare_confusions(own, confusions_of(60, 5, 0.6, 3)), "seeded"
 
 
 def test_a_segmentation_becomes_champion_by_its_miou(root: Root) -> None:
@@ -449,7 +451,7 @@ def test_a_segmentation_becomes_champion_by_its_miou(root: Root) -> None:
     assert first.comparison.against == "scratch (trial 0)"
     assert first.comparison.test == "paired bootstrap"
     assert 0 < first.comparison.low < first.comparison.gain < first.comparison.high
-    task, loader = Segmentation(splits.num_classes), open_test(splits)
+    task, loader = SegmentationTask(splits.num_classes), open_test(splits)
     # 72 pixels are no multiple of 32: at the right and lower border, half a stride wide, the filled image is another.
     assert first.test_score == pytest.approx(dict(evaluate(good, loader, task))["miou"], abs=1e-3)
     assert gates(first) == {

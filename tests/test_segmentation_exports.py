@@ -12,7 +12,7 @@ from torch import nn
 
 from heterokd.networks import SegmentationNetwork, build_network, deployable
 from heterokd.networks.segmentation_names import ARCHITECTURES
-from heterokd.tasks import upsample
+from heterokd.task_modules import upsample
 from heterokd.tracking.store import quiet
 from heterokd.tracking.students import graph_size
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from heterokd.evaluation import confusions, evaluate
+from heterokd.evaluation import evaluate, image_results
 from heterokd.outputs import IGNORE, Batch, labels_at
-from heterokd.tasks import Segmentation, iou_per_class
+from heterokd.task_modules import SegmentationTask, iou_per_class
 
 K = 5
 
@@ -59,12 +59,12 @@ def test_loss_is_the_mean_over_pixels_that_count() -> None:
         for x in range(8)
         if labels[b, y, x] != IGNORE
     ]
-    assert Segmentation(K)(logits, labels).item() == pytest.approx(np.mean(expected), abs=1e-5)
+    assert SegmentationTask(K)(logits, labels).item() == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_batch_without_a_pixel_that_counts_costs_nothing_and_breaks_nothing() -> None:
     logits = scores(2, K, 4, 4).requires_grad_()
-    loss = Segmentation(K)(logits, torch.full((2, 8, 8), IGNORE))
+    loss = SegmentationTask(K)(logits, torch.full((2, 8, 8), IGNORE))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -72,7 +72,7 @@ def test_batch_without_a_pixel_that_counts_costs_nothing_and_breaks_nothing() ->
 
 
 def test_metrics_are_torchmetrics_over_the_whole_split_and_not_a_mean_over_batches() -> None:
-    network, task = Fixed(), Segmentation(K)
+    network, task = Fixed(), SegmentationTask(K)
     measured = dict(evaluate(network, batches(), task))
     jaccard = MulticlassJaccardIndex(K, ignore_index=IGNORE)
     by_batch = []
@@ -92,7 +92,7 @@ def test_metrics_are_torchmetrics_over_the_whole_split_and_not_a_mean_over_batch
 
 
 def test_metrics_do_not_depend_on_the_batches() -> None:
-    network, task = Fixed(), Segmentation(K)
+    network, task = Fixed(), SegmentationTask(K)
     assert dict(evaluate(network, batches(size=2), task)) == pytest.approx(
         dict(evaluate(network, batches(size=7), task)), abs=1e-6
     )
@@ -106,7 +106,7 @@ def test_absent_classes_have_no_say_in_the_mean() -> None:
 
 
 def test_agreement_counts_pixels_where_teacher_and_student_coincide() -> None:
-    network, task = Fixed(), Segmentation(K)
+    network, task = Fixed(), SegmentationTask(K)
     decided = torch.cat(
         [F.interpolate(network(batch.images), (16, 16), mode="bilinear").argmax(1) for batch in batches()]
     ).to(torch.uint8)
@@ -118,8 +118,8 @@ def test_agreement_counts_pixels_where_teacher_and_student_coincide() -> None:
 
 
 def test_confusions_of_images_sum_to_that_of_the_split() -> None:
-    network, task = Fixed(), Segmentation(K)
-    counts = confusions(network, batches(), task)
+    network, task = Fixed(), SegmentationTask(K)
+    counts = image_results(network, batches(), task).images
     assert counts.shape == (7, K, K)
     assert not counts[0].any(), "an image that is ignored as a whole"
     measured = dict(evaluate(network, batches(), task))
@@ -128,7 +128,7 @@ def test_confusions_of_images_sum_to_that_of_the_split() -> None:
 
 def test_sliding_windows_cover_every_pixel_and_average_where_they_overlap() -> None:
     images, network = batches()[0].images, Fixed()
-    found = Segmentation(K, window=(8, 12)).decide(network, images)
+    found = SegmentationTask(K, window=(8, 12)).decide(network, images)
     total, count = torch.zeros_like(found), torch.zeros(16, 16)
     for top in (0, 5, 8):  # two thirds of the window on, the last flush with the end
         for left in (0, 4):
@@ -141,8 +141,8 @@ def test_sliding_windows_cover_every_pixel_and_average_where_they_overlap() -> N
 
 def test_window_larger_than_the_image_is_the_whole_image() -> None:
     images, network = batches()[0].images, Fixed()
-    whole = Segmentation(K).decide(network, images)
-    assert torch.equal(Segmentation(K, window=(32, 32)).decide(network, images), whole)
+    whole = SegmentationTask(K).decide(network, images)
+    assert torch.equal(SegmentationTask(K, window=(32, 32)).decide(network, images), whole)
 
 
 def test_labels_are_resized_to_the_nearest_and_never_mixed() -> None:

@@ -33,7 +33,7 @@ from heterokd.distillation import open_splits
 from heterokd.errors import NetworkError, TrackingError
 from heterokd.root import Root, TrialFolder
 from heterokd.search import _registered
-from heterokd.tasks import upsample
+from heterokd.task_modules import upsample
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.serving import ui_command
 from heterokd.tracking.store import current, open_store

@@ -30,14 +30,13 @@ from heterokd.config.settings import (
     TrackingSettings,
     TrainingSettings,
 )
-from heterokd.dataset import TaskName
 from heterokd.datasets import DATASETS
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import MethodParams
 from heterokd.methods import METHODS
 from heterokd.outputs import Signal
 from heterokd.space import Choice, Domain, Scalar, domains, read_domain
-from heterokd.tasks import TASKS
+from heterokd.tasks import TASKS, TaskName
 
 
 def method_params(method: str, values: Mapping[str, Any], where: str = "recipe") -> MethodParams:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
-from heterokd.dataset import TaskName
 from heterokd.datasets import DATASETS
 from heterokd.errors import did_you_mean, without_password
 from heterokd.optim import optimizer_names
 from heterokd.space import Scalar
+from heterokd.tasks import TASKS, TaskName
 from heterokd.views import POLICIES, AugmentPolicy
 
 Sample = Mapping[str, Scalar]
@@ -76,17 +76,11 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> DataSettings:
-        if self.task == "classification":
-            for key in ("crop", "evaluation"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key}: is for segmentation; data set {self.dataset!r} has one class an image")
-        elif self.labels_per_class is not None:
-            raise ValueError("labels_per_class: counts images of one class; for label maps set train_images")
-        elif self.policy.mixes or self.policy.operations:
-            raise ValueError(
-                "augment: mixup, cutmix and RandAugment (operations) are for images with one class, "
-                f"but data set {self.dataset!r} has label maps; set them to 0, or take the policy 'scenes'"
-            )
+        changed = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        mixes = self.policy.mixes or bool(self.policy.operations)
+        reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
+        if reason is not None:
+            raise ValueError(reason)
         return self
 
     @field_validator("augment")
@@ -105,6 +99,11 @@ class DataSettings(Settings):
     def view_size(self) -> tuple[int, int]:
         """Height and width of a training view, in pixels."""
         return self.crop or (self.image_size, self.image_size)
+
+    @property
+    def view_crop(self) -> tuple[int, int] | None:
+        """Height and width of the crops that training views are; None where a view shows the whole image."""
+        return TASKS[self.task].crop(self.view_size)
 
     @property
     def window(self) -> tuple[int, int] | None:

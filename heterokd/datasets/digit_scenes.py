@@ -29,11 +29,11 @@ from heterokd.dataset import (
     Split,
     SplitName,
     Splits,
-    TaskName,
     stratified_split,
 )
 from heterokd.datasets.digits import read_digits
 from heterokd.outputs import IGNORE
+from heterokd.tasks import TaskName
 from heterokd.views import AugmentPolicy, philox_key, random_words
 
 SCENES: dict[SplitName, int] = {"train": 1600, "val": 200, "test": 300}

@@ -25,11 +25,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from heterokd.dataset import Dataset, SplitName, Splits, TaskName
+from heterokd.dataset import Dataset, SplitName, Splits
 from heterokd.errors import DataError
 from heterokd.image_files import read_lines
 from heterokd.label_files import SceneFiles, class_table, scene_splits
 from heterokd.outputs import IGNORE
+from heterokd.tasks import TaskName
 from heterokd.views import POLICIES, AugmentPolicy
 
 FOLDER = "VOCdevkit/VOC2012"

@@ -14,7 +14,7 @@ from heterokd.errors import ExportError
 from heterokd.export.formats import Written
 from heterokd.loaders import EvalLoader
 from heterokd.networks import AnyNetwork, SegmentationNetwork
-from heterokd.tasks import upsample
+from heterokd.task_modules import upsample
 
 PARITY = 1e-4
 """Largest difference between a logit of the file and of the student, where logits are at most 1; it grows with them.

@@ -19,8 +19,9 @@ from heterokd.errors import ConfigError, ExportError
 from heterokd.export.checking import Parity, compare_with_student, parity_images
 from heterokd.export.formats import FORMATS, INPUT, OUTPUT, FormatName, Written
 from heterokd.export.sources import Student
-from heterokd.networks import AnyNetwork, SegmentationNetwork, deployable, weights_hash
+from heterokd.networks import AnyNetwork, deployable, weights_hash
 from heterokd.root import read_json, write_text
+from heterokd.tasks import TASKS, task_of
 from heterokd.timing import Timing, time_call
 
 RECORD = "export.json"
@@ -109,7 +110,7 @@ def try_export(network: AnyNetwork, splits: Splits, view: tuple[int, int], forma
 def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, Any]:
     """What is needed to build a network again and to read its logits."""
     return {
-        "task": "segmentation" if isinstance(network, SegmentationNetwork) else "classification",
+        "task": task_of(network.spec).name,
         "network": network.name,
         "options": network.options,
         "num_classes": splits.num_classes,
@@ -163,8 +164,8 @@ def _measure(
             f"{out / written.files[0]}: its logits differ from the trained student's by {parity.difference:.3g} on "
             f"images of val, {parity.tolerance:.3g} are allowed; it is not kept, use another --format"
         )
-    own = student.network.spec.image_size
-    size = student.recipe.data.view_size if isinstance(student.network, SegmentationNetwork) else (own, own)
+    spec = student.network.spec
+    size = task_of(spec).example_size(student.recipe.data.view_size, spec.image_size)
     image = torch.rand(1, 3, *(written.size or size), generator=torch.Generator().manual_seed(0))
     return Exported(
         folder=out,
@@ -187,7 +188,6 @@ def _record(
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in written.files
     }
     height, width = written.size or ("height", "width")
-    logits = ["batch", student.splits.num_classes]
     entry = {
         "files": files,
         "opened_with": written.opened_with,
@@ -202,7 +202,7 @@ def _record(
         },
         "output": {
             "name": OUTPUT,
-            "shape": logits + ([height, width] if student.recipe.task == "segmentation" else []),
+            "shape": ["batch", student.splits.num_classes, *TASKS[student.recipe.task].label_shape((height, width))],
             "meaning": "logits: softmax over the second axis gives probabilities of class_names",
         },
         "parity": {**asdict(exported.parity), "images": f"val of {student.recipe.data.dataset}"},

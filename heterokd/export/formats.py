@@ -34,7 +34,7 @@ from heterokd.networks import (
     timm_config,
 )
 from heterokd.root import read_json, write_text
-from heterokd.tasks import upsample
+from heterokd.task_modules import upsample
 
 FormatName = Literal["onnx", "pt2", "safetensors"]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

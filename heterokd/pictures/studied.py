@@ -18,7 +18,7 @@ from heterokd.config import Experiment
 from heterokd.dataset import Split, Splits
 from heterokd.distillation import open_prepared, open_splits
 from heterokd.errors import CheckpointError
-from heterokd.evaluation import confusions, deciding, predict
+from heterokd.evaluation import deciding, image_results, predict
 from heterokd.latency import known_latency_ms, parameters_m
 from heterokd.loaders import EvalLoader, open_split
 from heterokd.methods.heteroakd import HeteroAKD
@@ -29,7 +29,7 @@ from heterokd.pictures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.pictures.measured import Measured
 from heterokd.precision import time_step
 from heterokd.root import Root, StudyFolder, TrialFolder, read_json, write_text
-from heterokd.tasks import Segmentation, build_task, iou_per_class
+from heterokd.task_modules import SegmentationTask, build_task, iou_per_class
 from heterokd.teachers import LiveTeacher
 from heterokd.tracking.students import open_student
 from heterokd.training import build_distiller
@@ -90,7 +90,7 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weigh
         attempt("confusion", lambda: _confusion(made, folder, splits, winner, scratch, device))
     else:
         task = build_task("segmentation", splits.num_classes, window=experiment.data.window)
-        assert isinstance(task, Segmentation)
+        assert isinstance(task, SegmentationTask)
         attempt("iou", lambda: _segmentation(made, folder, splits, task, weights, winner, scratch, device))
         numbers = [leader["number"] for leader in summary["leaders"] if leader["method"] == "heteroakd"]
         if numbers and (trial := folder.trial(int(numbers[0]))).checkpoint.exists():
@@ -186,7 +186,7 @@ def _segmentation(
     made: Measured,
     folder: StudyFolder,
     splits: Splits,
-    task: Segmentation,
+    task: SegmentationTask,
     weights: Weights,
     winner: TrialFolder,
     scratch: TrialFolder | None,
@@ -198,7 +198,7 @@ def _segmentation(
     networks: dict[str, nn.Module] = {"teacher": teacher.network.to(device), method: student}
     if scratch is not None:
         networks["scratch"] = open_student(scratch, splits.num_classes).to(device)
-    counts = {name: confusions(network, loader, task, device) for name, network in networks.items()}
+    counts = {name: image_results(network, loader, task, device).images for name, network in networks.items()}
     iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
     made.iou = iou
     draw_iou(folder.pictures / "iou.png", iou, splits.class_names)
@@ -264,7 +264,7 @@ def _read(split: Split, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(split.label_maps.read(index)).long()
 
 
-def _decisions(network: nn.Module, images: Tensor, task: Segmentation, device: torch.device) -> NDArray[np.int64]:
+def _decisions(network: nn.Module, images: Tensor, task: SegmentationTask, device: torch.device) -> NDArray[np.int64]:
     """Class numbers [B, H, W], one image at a time: a score for every class and pixel takes much memory."""
     with deciding(network) as decide:
         maps = [task.decide(decide, one[None].to(device)).argmax(dim=1).cpu() for one in images]

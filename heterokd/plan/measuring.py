@@ -31,7 +31,7 @@ from heterokd.ray_settings import ray
 from heterokd.root import Root
 from heterokd.study import BASELINE
 from heterokd.study.assignments import teachers_of
-from heterokd.tasks import build_task
+from heterokd.task_modules import build_task
 from heterokd.tracking.store import open_store
 
 END_SHARE = 0.75

@@ -25,7 +25,7 @@ from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.plan.costs import MethodCost
 from heterokd.precision import time_step
 from heterokd.root import Root
-from heterokd.tasks import Task
+from heterokd.task_modules import Task
 from heterokd.teachers import LiveTeacher, Teacher
 from heterokd.training import build_distiller
 from heterokd.updates import Updates
@@ -152,9 +152,10 @@ def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -
 
 def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
     """Seconds of the teacher for one view, made as the builder of a cache makes it."""
-    crop = recipe.data.view_size if recipe.task == "segmentation" else None
     signals = stored_signals(recipe.task)
-    compute = view_outputs(splits.train, recipe.data.policy, 0, live, signals=signals, crop=crop, device=device)
+    compute = view_outputs(
+        splits.train, recipe.data.policy, 0, live, signals=signals, crop=recipe.data.view_crop, device=device
+    )
     index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
 
     def some(images: int = VIEWS) -> None:

@@ -22,6 +22,7 @@ from heterokd.methods import METHODS
 from heterokd.networks import published_licence
 from heterokd.promotion.decision import Decision
 from heterokd.root import Root
+from heterokd.tasks import TASKS
 from heterokd.tracking.students import describe_student, taken_words
 
 DESCRIPTION_LIMIT = 5000
@@ -105,15 +106,12 @@ def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: 
 
 
 def _what(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
-    of = "at every pixel of" if recipe.task == "segmentation" else "of"
-    size = f"of {taken_words(taken)}"
-    if recipe.task == "segmentation":
-        height, width = recipe.data.view_size
-        size = f"{size} (trained on {height} x {width})"
+    task = TASKS[recipe.task]
+    size = f"of {taken_words(taken)}{task.size_words(recipe.data.view_size)}"
     names = ", ".join(splits.class_names[:20])
     return (
         f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
-        f"Input: RGB images in [0, 1], {size}; output: logits {of} "
+        f"Input: RGB images in [0, 1], {size}; output: {task.output_words} "
         f"{names}{', ...' if splits.num_classes > 20 else ''}."
     )
 
@@ -183,7 +181,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
 
 
 def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
-    unit = "pixel" if recipe.task == "segmentation" else "image"
+    unit = TASKS[recipe.task].unit
     lines = [
         "## Limits",
         "",

@@ -20,17 +20,19 @@ from heterokd.config import Experiment, PromotionSettings, Recipe, read_yaml
 from heterokd.dataset import Splits
 from heterokd.distillation import open_splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
+from heterokd.evaluation import image_results
 from heterokd.export import try_export
 from heterokd.latency import latency_ms
 from heterokd.loaders import open_test
 from heterokd.networks import deployable
+from heterokd.paired_tests import ImageResults
 from heterokd.promotion.card import Lineage, cache_of, model_card, shortened, teacher_of
-from heterokd.promotion.decision import Decision, Gate, reason
-from heterokd.promotion.figures import OnTest, on_test
+from heterokd.promotion.decision import Comparison, Decision, Gate, reason
 from heterokd.promotion.record import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
 from heterokd.promotion.served import Served
 from heterokd.root import Root, StudyFolder, TrialFolder, write_text
-from heterokd.tasks import Task, build_task, upsample
+from heterokd.task_modules import Task, build_task, upsample
+from heterokd.tasks import TASKS
 from heterokd.timing import RUNS, THREADS
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, open_store, pages, quiet
@@ -207,17 +209,17 @@ class _Promotion:
     def _decide(self, candidate: _Candidate, champion: Any | None, splits: Splits) -> Decision:
         settings = self.experiment.promotion
         task = self._task(splits)
-        own = on_test(candidate.model, splits, task)
-        gain = f"gain in test {task.score_name}"
+        own = image_results(candidate.model, open_test(splits), task)
+        gain = f"gain in test {task.facts.score_name}"
         comparison, first = None, Gate(gain, "-", None, None, f"no {BASELINE} trial to compare with")
         if champion is not None:
             other = self._champion_on_test(champion, splits, own)
-            comparison = own.compared(f"{self.alias} (version {champion.version})", other)
+            comparison = Comparison(f"{self.alias} (version {champion.version})", **asdict(own.compared(other)))
         else:
             baseline = self._baseline()
             if baseline is not None:
-                other = on_test(open_student(baseline, splits.num_classes), splits, task)
-                comparison = own.compared(f"{BASELINE} (trial {baseline.number})", other)
+                other = image_results(open_student(baseline, splits.num_classes), open_test(splits), task)
+                comparison = Comparison(f"{BASELINE} (trial {baseline.number})", **asdict(own.compared(other)))
         if comparison is not None:
             passed = comparison.gain > settings.min_gain
             required = f"> {settings.min_gain:g}"
@@ -237,14 +239,14 @@ class _Promotion:
             alias=self.alias,
             promoted=not failed,
             changed=not failed and not self.dry_run,
-            reason=reason(failed, comparison, task.score, own.score, dry_run=self.dry_run),
+            reason=reason(failed, comparison, task.facts.score, own.score, dry_run=self.dry_run),
             trial=candidate.trial.number,
             method=candidate.recipe.method,
             challenger=candidate.version,
             champion=None if champion is None else str(champion.version),
-            metric=task.score,
+            metric=task.facts.score,
             test_score=own.score,
-            test_images=len(own.images),
+            test_images=len(own),
             test_digest=splits.test.digest,
             comparison=comparison,
             gates=gates,
@@ -256,18 +258,19 @@ class _Promotion:
         data = self.experiment.data
         return build_task(data.task, splits.num_classes, window=data.window)
 
-    def _champion_on_test(self, champion: Any, splits: Splits, challenger: OnTest) -> OnTest:
-        """The champion on the test images. A classifier sees them at its own size; a segmentation takes any size."""
+    def _champion_on_test(self, champion: Any, splits: Splits, challenger: ImageResults) -> ImageResults:
+        """The champion on the test images, at its own size where its task's networks resize every image."""
         data = self.experiment.data
         who = f"the {self.alias} of {self.name!r} (version {champion.version})"
         signature = mlflow.models.get_model_info(f"models:/{self.name}/{champion.version}").signature
         if signature is None:
             raise PromotionError(f"{who} has no signature, so heterokd did not register it; remove the alias")
         size, logits = int(signature.inputs.inputs[0].shape[-1]), signature.outputs.inputs[0].shape
-        task = "segmentation" if len(logits) == 4 else "classification"
-        if task != data.task:
+        task = next(one for one in TASKS.values() if len(one.logits_shape(1, (1, 1))) == len(logits) - 1)
+        if task.name != data.task:
             raise PromotionError(
-                f"{who} does {task}, this study {data.task}; give this experiment its own tracking.registered_model"
+                f"{who} does {task.name}, this study {data.task}; "
+                "give this experiment its own tracking.registered_model"
             )
         if int(logits[1]) != splits.num_classes:
             raise PromotionError(
@@ -285,9 +288,9 @@ class _Promotion:
                 "may have seen these test images; use the same data.seed, or another tracking.registered_model"
             )
         seen = splits
-        if task == "classification" and size != data.image_size:
+        if task.resizes and size != data.image_size:
             seen = open_splits(data.model_copy(update={"image_size": size}))
-        found = on_test(self._load(str(champion.version), splits), seen, self._task(splits))
+        found = image_results(self._load(str(champion.version), splits), open_test(seen), self._task(splits))
         if not torch.equal(found.labels, challenger.labels):
             raise PromotionError(f"{who} cannot be compared: the test split at {size} pixels has other labels")
         return found

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from heterokd.tasks import Segmentation, Task
+from heterokd.task_modules import Task, build_task
 
 
 class Served(nn.Module):
-    """A loaded graph. torch.export has fixed it in evaluation mode, and it refuses to be told so.
+    """A loaded graph, which torch.export has fixed in evaluation mode.
 
-    A segmentation's graph that takes images of one size alone slides over larger ones, and gets smaller ones filled up
-    at the right and bottom with the network's mean.
+    Where the task's networks do not resize images, a graph for one size slides over larger images, and smaller ones
+    are filled up at the right and bottom with the network's mean.
     """
 
     def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
         super().__init__()
-        self.graph, self.size = graph, size if isinstance(task, Segmentation) else None
-        self.sliding = Segmentation(task.num_classes, window=self.size) if self.size else None
+        self.graph, self.size = graph, None if task.facts.resizes else size
+        self.sliding = build_task(task.facts.name, task.num_classes, window=self.size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
+        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] where every pixel has a class."""
         height, width = images.shape[-2:]
-        if self.size is None or self.sliding is None or self.size == (height, width):
+        if self.size is None or self.size == (height, width):
             logits: Tensor = self.graph(images)
             return logits
         rows, columns = max(height, self.size[0]), max(width, self.size[1])

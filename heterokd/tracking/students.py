@@ -19,6 +19,7 @@ from heterokd.dataset import Splits
 from heterokd.errors import NetworkError
 from heterokd.networks import AnyNetwork, SegmentationNetwork, build_network, deployable, load_weights, weights_hash
 from heterokd.root import TrialFolder
+from heterokd.tasks import TASKS, TaskName
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
@@ -262,11 +263,11 @@ def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, digest: str) -> s
     return json.dumps(card, indent=1)
 
 
-def _signature(task: str, size: tuple[int, int] | None, num_classes: int) -> ModelSignature:
-    """Images of a size, or of any (None), to logits [B, K], or in segmentation [B, K, H, W] of the images' size."""
+def _signature(task: TaskName, size: tuple[int, int] | None, num_classes: int) -> ModelSignature:
+    """Images of a size, or of any (None), to logits of the task's shape."""
     height, width = size or (-1, -1)
     images: tuple[int, ...] = (-1, 3, height, width)
-    logits = (-1, num_classes, height, width) if task == "segmentation" else (-1, num_classes)
+    logits = (-1, *TASKS[task].logits_shape(num_classes, (height, width)))
     # Without names: with them pyfunc would make a dictionary of an array, which a torch model does not take.
     given, got = TensorSpec(np.dtype("float32"), images), TensorSpec(np.dtype("float32"), logits)
     return ModelSignature(Schema([given]), Schema([got]))

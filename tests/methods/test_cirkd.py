@@ -25,7 +25,7 @@ from heterokd.methods.cirkd import (
 )
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
-from heterokd.tasks import Segmentation
+from heterokd.task_modules import SegmentationTask
 
 STUDENT = OutputSpec(num_classes=3, embedding_dim=5, stages=(), image_size=24)
 TEACHER = OutputSpec(num_classes=3, embedding_dim=7, stages=(), image_size=24)
@@ -414,7 +414,7 @@ def test_workers_copy_the_queues_under_autocast(alone: None) -> None:
 
 def test_a_distiller_keeps_its_queues_from_being_copied(alone: None) -> None:
     method = small()
-    distiller = Distiller(torch.nn.BatchNorm2d(3), method, Segmentation(3))
+    distiller = Distiller(torch.nn.BatchNorm2d(3), method, SegmentationTask(3))
     copied = {buffer.data_ptr() for buffer in DistributedDataParallel(distiller).modules_buffers}
     kept = {buffer.data_ptr() for buffer in method.memory.buffers()}
     assert len(kept) == 4

@@ -17,7 +17,7 @@ from heterokd.methods import heteroakd
 from heterokd.methods.heteroakd import HeteroAKD
 from heterokd.networks import build_network
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, labels_at
-from heterokd.tasks import Segmentation
+from heterokd.task_modules import SegmentationTask
 
 K = 4
 
@@ -106,7 +106,7 @@ def test_05_task_loss_on_logits_at_a_stride():
         F.cross_entropy(student.logits, batch.labels, ignore_index=IGNORE)
     resized = F.interpolate(student.logits, (24, 24), mode="bilinear", align_corners=False)
     right = F.cross_entropy(resized, batch.labels, ignore_index=IGNORE)
-    assert Segmentation(K)(student.logits, batch.labels).item() == pytest.approx(right.item(), rel=1e-5)
+    assert SegmentationTask(K)(student.logits, batch.labels).item() == pytest.approx(right.item(), rel=1e-5)
 
 
 def test_06_relu_as_the_projectors_last_layer():
@@ -123,7 +123,7 @@ def test_06_relu_as_the_projectors_last_layer():
 
 def test_07_projectors_that_no_optimizer_knows():
     student = build_network("fpn-test_resnet", K, image_size=32)
-    distiller = Distiller(student, HeteroAKD(None, student.spec, student.spec), Segmentation(K))
+    distiller = Distiller(student, HeteroAKD(None, student.spec, student.spec), SegmentationTask(K))
     wrong, right = (set(map(id, each.parameters())) for each in (student, distiller))
     projectors = {id(weight) for weight in distiller.method.parameters()}
     assert len(projectors) == 6
@@ -165,7 +165,7 @@ def test_09_a_teacher_inside_the_trained_module():
     assert teacher.training  # its batch norms would move
     assert any(name.startswith("teacher.") for name in wrong.state_dict())
     teacher.eval()
-    distiller = Distiller(student, HeteroAKD(None, student.spec, teacher.spec), Segmentation(K)).train()
+    distiller = Distiller(student, HeteroAKD(None, student.spec, teacher.spec), SegmentationTask(K)).train()
     assert not teacher.training
     held = set(map(id, distiller.modules()))
     assert not any(id(module) in held for module in teacher.modules())
