@@ -28,32 +28,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.cache import (
-    CachedTeacher,
-    CacheKey,
-    CacheSettings,
-    build_shards,
-    cache_bytes,
-    finish,
-    make_key,
-    open_or_build,
-    open_records,
-    view_outputs,
-)
-from heterokd.cache.key import Dtype
 from heterokd.config import TrainingSettings
 from heterokd.datasets import load_dataset
-from heterokd.distiller import Distiller
-from heterokd.loaders import TrainLoader
+from heterokd.datasets.io.loaders import TrainLoader
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.methods import METHODS
-from heterokd.networks import build_network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
-from heterokd.precision import FP32
-from heterokd.storage import open_folder
+from heterokd.storage.filesystem import open_folder
 from heterokd.task_modules import ClassificationTask
-from heterokd.teachers import LiveTeacher
-from heterokd.updates import Updates
-from heterokd.views import POLICIES
+from heterokd.teachers.cache.build import build_shards, finish
+from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
+from heterokd.teachers.cache.compute import view_outputs
+from heterokd.teachers.cache.key import CacheKey, Dtype, make_key
+from heterokd.teachers.cache.records import open_records
+from heterokd.teachers.cache.shards import cache_bytes
+from heterokd.training.distiller import Distiller
+from heterokd.training.precision import FP32
+from heterokd.training.step import Updates
+from heterokd.training.teacher import LiveTeacher
 
 STORED = Signal.LOGITS | Signal.EMBEDDING
 TOP_K = 10  # a class more where there are only ten

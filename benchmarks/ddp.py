@@ -29,20 +29,21 @@ from step import PAIRS, Pair
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heterokd import group
-from heterokd.cluster import connected, plan_workers
+from heterokd import distributed as group
 from heterokd.config import TrainingSettings
 from heterokd.datasets import load_dataset
-from heterokd.distiller import Distiller
-from heterokd.loaders import TrainLoader
+from heterokd.datasets.io.loaders import TrainLoader
+from heterokd.datasets.views.policy import POLICIES
+from heterokd.execution.placement import plan_workers
+from heterokd.execution.ray_connection import connected
 from heterokd.methods import METHODS
-from heterokd.networks import build_network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch
-from heterokd.precision import FP32, forbid_tf32
 from heterokd.task_modules import ClassificationTask
-from heterokd.teachers import LiveTeacher
-from heterokd.updates import Updates
-from heterokd.views import POLICIES
+from heterokd.training.distiller import Distiller
+from heterokd.training.precision import FP32, forbid_tf32
+from heterokd.training.step import Updates
+from heterokd.training.teacher import LiveTeacher
 
 GOAL = 1.05
 TEMPERATURE, RATE = 4.0, 1e-3

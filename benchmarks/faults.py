@@ -62,10 +62,11 @@ from hurting import (
 )
 from mlflow import MlflowClient
 
-from heterokd.precision import device_name
-from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.tracking.serving import ui_command
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
 from heterokd.tracking.store import open_store
+from heterokd.tracking.ui_server import ui_command
+from heterokd.training.precision import device_name
 
 
 @dataclass(frozen=True)

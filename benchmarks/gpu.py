@@ -24,16 +24,17 @@ from typing import Any
 import torch
 
 from heterokd.config import Experiment, Recipe
-from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
-from heterokd.distillation import measured_precision, recipe_loaders
-from heterokd.memory import estimate_memory
-from heterokd.networks import build_network
-from heterokd.precision import Precision, forbid_tf32
-from heterokd.root import Root
-from heterokd.teachers import LiveTeacher
-from heterokd.training import build_distiller, train
-from heterokd.updates import Updates, compile_student
+from heterokd.datasets.io.split import Splits
+from heterokd.networks.network import build_network
+from heterokd.storage.workspace import Root
+from heterokd.training.data import recipe_loaders
+from heterokd.training.memory import estimate_memory
+from heterokd.training.precision import Precision, forbid_tf32
+from heterokd.training.setup import measured_precision
+from heterokd.training.step import Updates, compile_student
+from heterokd.training.teacher import LiveTeacher
+from heterokd.training.train import build_distiller, train
 
 TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "resnet18"
 MEMORY_METHODS = ("scratch", "kd", "dist", "hcd", "crd", "ofa", "fitnet", "fbt", "review_kd")

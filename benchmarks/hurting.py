@@ -22,8 +22,9 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from heterokd.cache_command import verify
-from heterokd.root import Root, StudyFolder, TrialFolder
+from heterokd.cli.cache import verify
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
 from heterokd.tracking.store import open_store
 
 LONGEST = 600.0

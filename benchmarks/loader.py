@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from heterokd.dataset import ArrayImages, Images, Split
-from heterokd.decoded import shared_pixels
-from heterokd.image_files import FileImages, LabelledFiles
-from heterokd.loaders import TrainLoader
-from heterokd.networks import build_network
-from heterokd.optim import build_optimizer
+from heterokd.datasets.io.image_files import FileImages, LabelledFiles
+from heterokd.datasets.io.loaders import TrainLoader
+from heterokd.datasets.io.shared_pixels import shared_pixels
+from heterokd.datasets.io.split import ArrayImages, Images, Split
+from heterokd.datasets.views.policy import POLICIES
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch
 from heterokd.task_modules import ClassificationTask
-from heterokd.views import POLICIES
+from heterokd.training.optim import build_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
     "32": {"student": "test_resnet", "batch": 64, "images": 512, "classes": 10, "steps": 5},

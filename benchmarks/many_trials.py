@@ -24,10 +24,12 @@ import psutil
 from nothing import score, train_nothing
 
 from heterokd.config import Experiment, load_experiment
-from heterokd.precision import device_name
-from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.search import open_runs, run_study
-from heterokd.study import Study
+from heterokd.execution.driver import open_runs
+from heterokd.execution.executor import run_study
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.study import Study
+from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
 WINDOW = 100

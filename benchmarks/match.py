@@ -23,12 +23,14 @@ from typing import Any
 import torch
 
 from heterokd.config import Experiment, load_experiment
-from heterokd.distillation import prepare_teacher, run_recipe
-from heterokd.match import match
-from heterokd.precision import device_name
-from heterokd.root import Root, TrialFolder
-from heterokd.significance import compare
-from heterokd.study import Study
+from heterokd.execution.match import match
+from heterokd.execution.run import run_recipe
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.significance import compare
+from heterokd.study.study import Study
+from heterokd.teachers.prepare import prepare_teacher
+from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "quickstart.yaml"

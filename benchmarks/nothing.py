@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from heterokd.caching import CacheUse
 from heterokd.config import Recipe
-from heterokd.networks import AnyNetwork, build_network
-from heterokd.root import Root, TrialFolder
-from heterokd.training import Metrics, Trained
+from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.cache_policy import CacheUse
+from heterokd.training.train import Metrics, Trained
 
 
 def score(sample: Mapping[str, Any], progress: float) -> float:

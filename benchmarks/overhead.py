@@ -20,9 +20,11 @@ from typing import Any
 from nothing import sleep_through
 
 from heterokd.config import load_experiment
-from heterokd.precision import device_name
-from heterokd.root import Root, TrialFolder
-from heterokd.search import open_runs, run_study
+from heterokd.execution.driver import open_runs
+from heterokd.execution.executor import run_study
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
 PARALLEL = 2

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from heterokd.config import load_experiment
-from heterokd.distillation import check_experiment
-from heterokd.plan.experiment import plan_with
-from heterokd.plan.following import costs_of_trials
-from heterokd.precision import device_name
-from heterokd.root import Root
+from heterokd.execution.check import check_experiment
+from heterokd.execution.planning.plan import plan_with
+from heterokd.execution.planning.plan_record import costs_of_trials
+from heterokd.storage.workspace import Root
+from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "quickstart.yaml"

@@ -24,9 +24,11 @@ import psutil
 import torch
 
 from heterokd.config import Experiment, load_experiment
-from heterokd.distillation import prepare_teacher, run_recipe
-from heterokd.precision import device_name
-from heterokd.root import Root, StudyFolder, TrialFolder
+from heterokd.execution.run import run_recipe
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.prepare import prepare_teacher
+from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "quickstart.yaml"

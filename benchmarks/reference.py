@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from heterokd.config import Experiment, Recipe, load_experiment
-from heterokd.dataset import Split
-from heterokd.distillation import open_splits
+from heterokd.datasets.io.split import Split
 from heterokd.outputs import Batch
-from heterokd.teachers import open_teacher
-from heterokd.training import build_distiller
+from heterokd.training.data import open_splits
+from heterokd.training.teacher import open_teacher
+from heterokd.training.train import build_distiller
 
 DRIVER_CPUS = 0.01
 """Of a trial's function, which only waits for its trainer; its worker gets the rest of the core."""
@@ -147,7 +147,7 @@ SPACE: dict[str, Experiment] = {}
 
 def space(trial: Trial) -> None:
     """The experiment's domains, define-by-run; a function of the module because Tune pickles it."""
-    from heterokd.space import Choice
+    from heterokd.domains import Choice
 
     experiment = SPACE["experiment"]
     method = trial.suggest_categorical("method", list(experiment.methods))

@@ -24,15 +24,19 @@ import numpy as np
 import torch
 from cache import read_rate, stand_in, stand_in_key
 
-from heterokd.cache import CachedTeacher, CacheKey, build_shards, cache_bytes, finish, layout_of, open_records
 from heterokd.config import load_experiment
-from heterokd.dataset import ArrayImages, Split
-from heterokd.loaders import TrainLoader
-from heterokd.networks import predict_spec
-from heterokd.root import StudyFolder
-from heterokd.storage import open_folder
-from heterokd.study import Study
-from heterokd.views import POLICIES
+from heterokd.datasets.io.loaders import TrainLoader
+from heterokd.datasets.io.split import ArrayImages, Split
+from heterokd.datasets.views.policy import POLICIES
+from heterokd.networks.network import predict_spec
+from heterokd.storage.filesystem import open_folder
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.study import Study
+from heterokd.teachers.cache.build import build_shards, finish
+from heterokd.teachers.cache.cached_teacher import CachedTeacher
+from heterokd.teachers.cache.key import CacheKey
+from heterokd.teachers.cache.records import open_records
+from heterokd.teachers.cache.shards import cache_bytes, layout_of
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
 ROUNDS = 3

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 
 from heterokd.config import load_experiment
-from heterokd.distillation import prepare_teacher
-from heterokd.precision import device_name
-from heterokd.root import Root, StudyFolder
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.prepare import prepare_teacher
+from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "quickstart.yaml"

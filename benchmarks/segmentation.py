@@ -25,13 +25,16 @@ from typing import Any
 import torch
 
 from heterokd.config import Recipe, load_experiment
-from heterokd.distillation import open_splits, prepare_teacher, run_recipe
-from heterokd.evaluation import evaluate
-from heterokd.loaders import open_test
-from heterokd.precision import device_name
-from heterokd.root import Root, StudyFolder, TrialFolder
-from heterokd.significance import compare
+from heterokd.datasets.io.loaders import open_test
+from heterokd.execution.run import run_recipe
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.significance import compare
 from heterokd.task_modules import build_task
+from heterokd.teachers.prepare import prepare_teacher
+from heterokd.training.data import open_splits
+from heterokd.training.evaluation import evaluate
+from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "segmentation_quickstart.yaml"

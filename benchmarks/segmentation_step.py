@@ -23,13 +23,13 @@ import torch
 from steps import saved_bytes
 from torch import Tensor
 
-from heterokd.distiller import Distiller
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
-from heterokd.networks import build_network
-from heterokd.optim import build_optimizer
+from heterokd.networks.network import build_network
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
 from heterokd.task_modules import SegmentationTask
+from heterokd.training.distiller import Distiller
+from heterokd.training.optim import build_optimizer
 
 BASELINE = "pixel_kd"
 SEGMENTERS = [name for name, method in METHODS.items() if "segmentation" in method.tasks]

@@ -25,20 +25,20 @@ from typing import Any
 
 import torch
 
-from heterokd.cache import CacheSettings, open_or_build
 from heterokd.config import TrainingSettings, methods_of
 from heterokd.datasets import load_dataset
-from heterokd.distiller import Distiller
+from heterokd.datasets.io.loaders import TrainLoader
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import PairError
-from heterokd.loaders import TrainLoader
 from heterokd.methods import METHODS
-from heterokd.networks import build_network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
-from heterokd.precision import Precision, forbid_tf32
 from heterokd.task_modules import ClassificationTask
-from heterokd.teachers import LiveTeacher, Teacher
-from heterokd.updates import Updates
-from heterokd.views import POLICIES
+from heterokd.teachers.cache.cached_teacher import CacheSettings, open_or_build
+from heterokd.training.distiller import Distiller
+from heterokd.training.precision import Precision, forbid_tf32
+from heterokd.training.step import Updates
+from heterokd.training.teacher import LiveTeacher, Teacher
 
 METHODS_SHOWN = ("scratch", "kd", "dkd", "dist", "nkd", "hcd", "rkd", "crd", "ofa", "fitnet", "fbt")
 STORED = Signal.LOGITS | Signal.EMBEDDING

@@ -21,16 +21,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from heterokd.catalogue import STEP_COSTS
+from heterokd.cli.catalogue import STEP_COSTS
 from heterokd.config import methods_of
-from heterokd.distiller import Distiller
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
-from heterokd.networks import Network, build_network
-from heterokd.optim import build_optimizer
+from heterokd.networks.network import Network, build_network
 from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.precision import Precision, forbid_tf32
 from heterokd.task_modules import ClassificationTask
+from heterokd.training.distiller import Distiller
+from heterokd.training.optim import build_optimizer
+from heterokd.training.precision import Precision, forbid_tf32
 
 IN_A_ROW = 10
 """Steps of one figure on a GPU: a training does not wait for the device after each."""

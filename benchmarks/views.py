@@ -26,14 +26,17 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from heterokd.config import Experiment, load_experiment
-from heterokd.dataset import Split
-from heterokd.distillation import open_prepared, open_splits, prepare_teacher, recipe_loaders, run_recipe
-from heterokd.loaders import EvalLoader
+from heterokd.datasets.io.loaders import EvalLoader
+from heterokd.datasets.io.split import Split
+from heterokd.execution.run import run_recipe
 from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.precision import FP32, device_name
-from heterokd.root import Root, TrialFolder
-from heterokd.teachers import LiveTeacher
-from heterokd.training import train
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.prepare import open_prepared, prepare_teacher
+from heterokd.training.data import open_splits, recipe_loaders
+from heterokd.training.precision import FP32, device_name
+from heterokd.training.teacher import LiveTeacher
+from heterokd.training.train import train
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
 KEEP_ON = lambda metrics: True  # noqa: E731  no training is ended early

@@ -5,7 +5,7 @@
     found = search(load_experiment("experiments/quickstart.yaml"), root="runs")
     student = load_student("studies/quickstart", root="runs")
 
-The names come from `heterokd.library`, which is imported when one of them is first asked for.
+The names come from `heterokd.api`, which is imported when one of them is first asked for.
 """
 
 import importlib
@@ -21,5 +21,5 @@ logging.getLogger(__name__).setLevel(logging.WARNING)
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.library"), name)
+        return getattr(importlib.import_module(f"{__name__}.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

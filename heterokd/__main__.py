@@ -1,5 +1,5 @@
 """`python -m heterokd` is the command line."""
 
-from heterokd.cli import main
+from heterokd.cli.app import main
 
 main()

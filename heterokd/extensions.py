@@ -37,7 +37,13 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
     def builtin(self) -> tuple[str, ...]:
         """Names of the folder alone: these do not depend on what else is installed."""
         folder = Path(__file__).parent.joinpath(*self._package.split(".")[1:])
-        return tuple(sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name[0] != "_"))
+        return tuple(
+            sorted(
+                module.name
+                for module in pkgutil.iter_modules([str(folder)])
+                if not module.ispkg and module.name[0] != "_"
+            )
+        )
 
     @cached_property
     def _installed(self) -> dict[str, list[EntryPoint]]:

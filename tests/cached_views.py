@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.cache import CacheKey, Compute, Records, build_shards, finish, open_records
-from heterokd.storage import Folder
+from heterokd.storage.filesystem import Folder
+from heterokd.teachers.cache.build import build_shards, finish
+from heterokd.teachers.cache.compute import Compute
+from heterokd.teachers.cache.key import CacheKey
+from heterokd.teachers.cache.records import Records, open_records
 
 
 def small_key(**changes: Any) -> CacheKey:

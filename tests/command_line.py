@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 
-from heterokd.cli import main
+from heterokd.cli.app import main
 
 
 class Done(NamedTuple):

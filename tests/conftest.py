@@ -74,7 +74,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One local Ray for the session: starting one takes seconds."""
-    from heterokd.cluster import connected
+    from heterokd.execution.ray_connection import connected
 
     with connected(None, cores=2):
         yield

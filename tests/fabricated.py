@@ -16,10 +16,13 @@ import torch.nn.functional as F
 import yaml
 
 from heterokd.config import Experiment
-from heterokd.dataset import Splits
-from heterokd.networks import AnyNetwork, Network, build_network, save_weights
+from heterokd.datasets.io.split import Splits
+from heterokd.networks.network import AnyNetwork, Network, build_network
+from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
-from heterokd.root import Root, StudyFolder, TrialFolder, write_text
+from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
 from heterokd.task_modules import SegmentationTask
 from heterokd.tasks import TASKS
 from heterokd.tracking.store import open_store

@@ -19,16 +19,17 @@ from PIL import Image
 from tiny_datasets import TINY as DATA_SETS
 from tiny_datasets import write_classes
 
-import heterokd.automatic
-import heterokd.completing
+import heterokd.cli.cache
 import heterokd.datasets
-import heterokd.distillation
-import heterokd.match
-import heterokd.plan.measuring
-import heterokd.reproduce
-import heterokd.search
-import heterokd.single
-from heterokd.networks import build_network, save_weights
+import heterokd.execution.auto
+import heterokd.execution.distill
+import heterokd.execution.driver
+import heterokd.execution.match
+import heterokd.execution.planning.measure_costs
+import heterokd.execution.reproduce
+import heterokd.training.data
+from heterokd.networks.network import build_network
+from heterokd.networks.weights import save_weights
 
 Make = Callable[[Path], None]
 
@@ -418,18 +419,18 @@ def refused(
         raise WorkHasBegun
 
     for module in (
-        heterokd.search,
-        heterokd.single,
-        heterokd.reproduce,
-        heterokd.completing,
-        heterokd.match,
-        heterokd.automatic,
-        heterokd.plan.measuring,
+        heterokd.execution.driver,
+        heterokd.execution.distill,
+        heterokd.execution.reproduce,
+        heterokd.cli.cache,
+        heterokd.execution.match,
+        heterokd.execution.auto,
+        heterokd.execution.planning.measure_costs,
     ):
         for name in ("prepare_teacher", "prepare_teachers"):
             monkeypatch.setattr(module, name, begun, raising=False)
     # Relative names mean another folder in each test.
-    heterokd.distillation._splits.cache_clear()
+    heterokd.training.data._splits.cache_clear()
     heterokd.datasets._load.cache_clear()
 
     def run(*arguments: str) -> str:
@@ -443,7 +444,7 @@ def refused(
         return said
 
     yield run
-    heterokd.distillation._splits.cache_clear()
+    heterokd.training.data._splits.cache_clear()
     heterokd.datasets._load.cache_clear()
 
 
@@ -620,7 +621,7 @@ def test_images_that_may_not_be_read(refused: Callable[..., str], tmp_path: Path
 def test_in_a_process_of_its_own(tmp_path: Path, tiny_file: Callable[..., Path], arguments: list[str]) -> None:
     tiny_file()
     command = [sys.executable, "-m", "heterokd", *arguments]
-    path = os.pathsep.join([str(Path(heterokd.search.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(heterokd.execution.driver.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2

@@ -17,7 +17,7 @@ import yaml
 from kuberay_schema import SCHEMAS
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from heterokd.autoscaling import addable_by
+from heterokd.execution.autoscaler import addable_by
 
 TOP = Path(__file__).parents[1]
 LAUNCHER_FILES = ("ray_cluster.yaml", "deploy/on_premise.yaml")
@@ -144,7 +144,7 @@ def test_the_job_searches_an_experiment_that_the_image_holds() -> None:
     assert inside.split("/")[0] in copied()
     from typer.main import get_command
 
-    from heterokd.cli import app
+    from heterokd.cli.app import app
 
     known = {option for parameter in get_command(app).commands["search"].params for option in parameter.opts}  # type: ignore[attr-defined]
     assert {word for word in entrypoint if word.startswith("--")} <= known

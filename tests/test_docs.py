@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from heterokd.cli import app
+from heterokd.cli.app import app
 from heterokd.config import load_experiment
 
 REPOSITORY = Path(__file__).parents[1]

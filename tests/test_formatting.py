@@ -50,7 +50,9 @@ def test_every_task_has_a_score_that_an_epoch_is_reported_by() -> None:
 
 
 def test_words_and_figures_import_nothing_heavy() -> None:
-    modules = "heterokd, heterokd.formatting, heterokd.report.words, heterokd.promotion.decision, heterokd.cli"
+    modules = (
+        "heterokd, heterokd.formatting, heterokd.report.wording, heterokd.students.promotion.decision, heterokd.cli.app"
+    )
     code = f"import sys, {modules}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(done.stdout.split())

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from heterokd.config import Experiment, Recipe, load_experiment, methods_of
-from heterokd.distillation import open_prepared, open_splits, prepare_teacher, recipe_loaders, run_recipe
 from heterokd.errors import ConfigError, PairError
-from heterokd.memory import estimate_memory
-from heterokd.precision import forbid_tf32
-from heterokd.root import Root, TrialFolder
-from heterokd.training import Trained, build_distiller, train
+from heterokd.execution.run import run_recipe
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.prepare import open_prepared, prepare_teacher
+from heterokd.training.data import open_splits, recipe_loaders
+from heterokd.training.memory import estimate_memory
+from heterokd.training.precision import forbid_tf32
+from heterokd.training.train import Trained, build_distiller, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 

@@ -16,16 +16,16 @@ import tiny_datasets
 import torch
 
 from heterokd.config import Experiment, load_experiment, methods_of
-from heterokd.dataset import Splits
 from heterokd.datasets import load_dataset
+from heterokd.datasets.io.loaders import make_loaders
+from heterokd.datasets.io.split import Splits
 from heterokd.errors import PairError
-from heterokd.loaders import make_loaders
+from heterokd.execution.reproduce import chosen_methods
 from heterokd.methods import METHODS
-from heterokd.networks import predict_spec
-from heterokd.priors import published_pairs, published_results, published_samples
-from heterokd.reproduce import chosen_methods
-from heterokd.teachers import open_teacher
-from heterokd.training import train
+from heterokd.networks.network import predict_spec
+from heterokd.study.priors import published_pairs, published_results, published_samples
+from heterokd.training.teacher import open_teacher
+from heterokd.training.train import train
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "papers"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 import heterokd
 from heterokd.config import load_experiment
 from heterokd.errors import ConfigError, without_password
-from heterokd.root import Root
-from heterokd.tracking.serving import ui_command
+from heterokd.storage.workspace import Root
 from heterokd.tracking.store import first_line, quiet, shown
+from heterokd.tracking.ui_server import ui_command
 
 PACKAGE = Path(heterokd.__file__).parent
 Write = Callable[..., Path]
@@ -108,7 +108,7 @@ def test_ray_tune_carries_no_keys() -> None:
     """It would in its runtime environments, which Ray logs; `test_submitting` looks at the logs themselves."""
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-    import heterokd.cluster  # noqa: F401  which sees to it
+    import heterokd.execution.ray_settings  # noqa: F401  which sees to it
 
     assert ENV_VARS_TO_PROPAGATE
     assert not [name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from heterokd.evaluation import evaluate, image_results
 from heterokd.outputs import IGNORE, Batch, labels_at
 from heterokd.task_modules import SegmentationTask, iou_per_class
+from heterokd.training.evaluation import evaluate, image_results
 
 K = 5
 

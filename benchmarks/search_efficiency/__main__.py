@@ -14,7 +14,7 @@ from benchmarks.search_efficiency.build import build_all
 from benchmarks.search_efficiency.pairs import PAIRS
 from benchmarks.search_efficiency.strategies import STRATEGIES
 from benchmarks.search_efficiency.table import stored
-from heterokd.precision import device_name
+from heterokd.training.precision import device_name
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from heterokd.methods.fitnet import fitnet_loss
 from heterokd.methods.hcd import HCD, hcd_loss, sub_logits
 from heterokd.methods.kd import kd_loss
 from heterokd.methods.ofa import ofa_loss
-from heterokd.study import BASELINE
+from heterokd.study.assignment import BASELINE
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "ofa": ("stages",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import wrap
 
-from heterokd.priors import PublishedPair
+from heterokd.study.priors import PublishedPair
 
 WIDTH = 120
 

@@ -13,7 +13,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method in full.")] = None, as_json: AsJson = False
 ) -> None:
     """List the distillation methods, or explain one."""
-    from heterokd.catalogue import describe, describe_all
+    from heterokd.cli.catalogue import describe, describe_all
 
     if name is None:
         rows = describe_all()

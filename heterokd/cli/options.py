@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from heterokd.config import Experiment
+    from heterokd.config.experiment import Experiment
 
 READING = ("cache", "compare", "doctor", "plan")
 """Commands that leave the root as it is; a cache that is built or pruned looks for itself."""
@@ -73,15 +73,15 @@ def program_began() -> float:
 
 def load_asked(file: Path, overrides: list[str]) -> Experiment:
     """The experiment of a file, with keys replaced."""
-    from heterokd.config import load_experiment
+    from heterokd.config.reading import load_experiment
 
     return load_experiment(file, overrides)
 
 
 def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
     """The folder of a study that is there, and its question."""
-    from heterokd.config import load_experiment
-    from heterokd.root import open_root
+    from heterokd.config.reading import load_experiment
+    from heterokd.storage.workspace import open_root
 
     folder = open_root(root).existing_study(name)
     return folder, load_experiment(folder.experiment_file)

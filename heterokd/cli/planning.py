@@ -20,11 +20,11 @@ def plan(
     """Say what a search will take (time, device-hours, money, memory, disk): a few steps of each method are timed."""
     began = program_began()
     asked = load_asked(experiment, overrides)
-    from heterokd.cluster import check_address
-    from heterokd.plan import plan_experiment
-    from heterokd.root import open_root
-    from heterokd.terminal.speaking import Terminal
-    from heterokd.terminal.tables import plan_lines
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.cli.terminal.tables import plan_lines
+    from heterokd.execution.planning.plan import plan_experiment
+    from heterokd.execution.ray_connection import check_address
+    from heterokd.storage.workspace import open_root
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
@@ -46,10 +46,10 @@ def match(
 ) -> None:
     """Compare the stages of teacher and student (CKA), and propose where methods that pair stages might start."""
     asked = load_asked(experiment, overrides)
-    from heterokd.match import match as run
-    from heterokd.root import open_root
-    from heterokd.terminal.speaking import Terminal
-    from heterokd.terminal.tables import match_table
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.cli.terminal.tables import match_table
+    from heterokd.execution.match import match as run
+    from heterokd.storage.workspace import open_root
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
@@ -77,10 +77,10 @@ def doctor(
 ) -> None:
     """Before a search: would every node reach the storage, the MLflow server, the data and the GPUs that it needs?"""
     asked = load_asked(experiment, overrides)
-    from heterokd.cluster import check_address
-    from heterokd.doctor import as_json as plain
-    from heterokd.doctor import examine, table
-    from heterokd.root import open_root
+    from heterokd.execution.doctor import as_json as plain
+    from heterokd.execution.doctor import examine, table
+    from heterokd.execution.ray_connection import check_address
+    from heterokd.storage.workspace import open_root
 
     check_address(address)
     checks = examine(asked, open_root(root), address)

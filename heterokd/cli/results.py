@@ -20,16 +20,16 @@ def report(
     """Write the study's page anew, also while it is searched, and say where it is."""
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
-    from heterokd.report.words import verdict
+    from heterokd.report.wording import verdict
 
     folder, asked = existing_study(study, root)
     summary = folder.summary
     if not summary:
         raise StudyError(f"{folder.path}: no trial has ended yet, so there is nothing to show; look again later")
     if measure:
-        from heterokd.distillation import ready_teacher
-        from heterokd.pictures import draw_pictures
-        from heterokd.root import open_root
+        from heterokd.report.measure import draw_pictures
+        from heterokd.storage.workspace import open_root
+        from heterokd.teachers.prepare import ready_teacher
 
         state = open_root(root)
         weights = {name: ready_teacher(asked.following(name), state)[1] for name in asked.teacher.networks}
@@ -45,7 +45,7 @@ def report(
 def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
     """Say which differences between a study's configurations are real: paired on their fresh seeds."""
     folder, asked = existing_study(study, root)
-    from heterokd.significance import as_rows, compare_study, study_values
+    from heterokd.study.significance import as_rows, compare_study, study_values
 
     values = study_values(folder, asked.metric)
     found = compare_study(folder, asked.metric, maximise=asked.maximise)
@@ -67,10 +67,10 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
     _check_port(port)  # before the imports, which take seconds
-    from heterokd.root import open_root
-    from heterokd.tracking.pages import study_links
-    from heterokd.tracking.serving import serve, ui_command
+    from heterokd.storage.workspace import open_root
     from heterokd.tracking.store import existing_store, shown
+    from heterokd.tracking.ui_server import serve, ui_command
+    from heterokd.tracking.ui_views import study_links
 
     state = open_root(root)
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)

@@ -26,10 +26,10 @@ def search(
 ) -> None:
     """Search: train students in parallel, confirm the leaders, register the best one."""
     asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
-    from heterokd.root import open_root
-    from heterokd.search import search as run
-    from heterokd.terminal.closing import closing
-    from heterokd.terminal.searching import SearchTerminal
+    from heterokd.cli.terminal.live_search import SearchTerminal
+    from heterokd.cli.terminal.search_summary import closing
+    from heterokd.execution.driver import search as run
+    from heterokd.storage.workspace import open_root
     from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
@@ -112,12 +112,12 @@ def auto(
 ) -> None:
     """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
     began = program_began()
-    from heterokd.automatic import Limits, propose
-    from heterokd.looking import look, use
-    from heterokd.plan import plan_experiment
-    from heterokd.root import open_root
-    from heterokd.terminal.speaking import Terminal
-    from heterokd.terminal.tables import plan_lines
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.cli.terminal.tables import plan_lines
+    from heterokd.datasets.io.inspect import look, use
+    from heterokd.execution.auto import Limits, propose
+    from heterokd.execution.planning.plan import plan_experiment
+    from heterokd.storage.workspace import open_root
 
     hours = None if budget is None else _hours(budget)
     with Terminal("val/top1", quiet=as_json) as terminal:

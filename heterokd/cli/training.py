@@ -25,9 +25,9 @@ def distill(
     if method not in METHODS:
         raise ConfigError(f"--method {method}: there is no such method; {did_you_mean(method, METHODS)}")
     asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
-    from heterokd.root import open_root
-    from heterokd.single import distill_once
-    from heterokd.terminal.speaking import Terminal
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.execution.distill import distill_once
+    from heterokd.storage.workspace import open_root
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
@@ -58,10 +58,10 @@ def reproduce(
 ) -> None:
     """Train published settings over seeds and set the results beside the published numbers."""
     asked = load_asked(experiment, overrides)
-    from heterokd.reproduce import reproduce as run
-    from heterokd.root import open_root
-    from heterokd.terminal.speaking import Terminal
-    from heterokd.terminal.tables import reproduction_table
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.cli.terminal.tables import reproduction_table
+    from heterokd.execution.reproduce import reproduce as run
+    from heterokd.storage.workspace import open_root
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with Terminal(asked.metric, quiet=as_json) as terminal:
@@ -94,9 +94,10 @@ def teacher(
 ) -> None:
     """Fit the teacher, or verify the one that is given (of a list, all); a fitted one is reused by every search."""
     asked = load_asked(experiment, overrides)
-    from heterokd.distillation import check_experiment, check_files, prepare_teachers
-    from heterokd.root import open_root
-    from heterokd.terminal.speaking import Terminal
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.execution.check import check_experiment, check_files
+    from heterokd.storage.workspace import open_root
+    from heterokd.teachers.prepare import prepare_teachers
 
     check_experiment(asked)
     check_files(asked)
@@ -132,9 +133,9 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
-    from heterokd.cache_command import Asked, run
+    from heterokd.cli.cache import Asked, run
     from heterokd.errors import CacheError
-    from heterokd.root import open_root
+    from heterokd.storage.workspace import open_root
 
     check_root(root, written=not (listing or verifying or dry_run))
     asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)

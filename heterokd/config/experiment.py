@@ -31,11 +31,11 @@ from heterokd.config.settings import (
     TrainingSettings,
 )
 from heterokd.datasets import DATASETS
+from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import MethodParams
 from heterokd.methods import METHODS
 from heterokd.outputs import Signal
-from heterokd.space import Choice, Domain, Scalar, domains, read_domain
 from heterokd.tasks import TASKS, TaskName
 
 

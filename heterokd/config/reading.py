@@ -16,9 +16,9 @@ from pydantic import BaseModel, ValidationError
 from heterokd.config.experiment import Experiment, Recipe, ends
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.settings import TrainingSettings
+from heterokd.domains import domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
-from heterokd.space import domains, read_domain
 
 NEVER_SEARCHED = {
     "seed": "the best seed is luck, which confirmation takes out again",

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from heterokd.datasets import DATASETS
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.domains import Scalar
 from heterokd.errors import did_you_mean, without_password
-from heterokd.optim import optimizer_names
-from heterokd.space import Scalar
+from heterokd.networks.optimizer_names import optimizer_names
 from heterokd.tasks import TASKS, TaskName
-from heterokd.views import POLICIES, AugmentPolicy
 
 Sample = Mapping[str, Scalar]
 Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]

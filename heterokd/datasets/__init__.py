@@ -5,31 +5,17 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from heterokd.dataset import Dataset, Splits
+from heterokd.datasets.io.split import Dataset, Splits
 from heterokd.errors import DataError, did_you_mean
+from heterokd.extensions import Implementations
 
-
-def _walk() -> dict[str, type[Dataset]]:
-    found: dict[str, type[Dataset]] = {}
-    for module_info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        own = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Dataset) and value.__module__ == module.__name__
-        ]
-        if len(own) != 1:
-            raise ImportError(f"{module.__file__} must define exactly one Dataset, found {len(own)}")
-        found[module_info.name] = own[0]
-    return found
-
-
-DATASETS: dict[str, type[Dataset]] = _walk()
+DATASETS: Mapping[str, type[Dataset]] = Implementations(
+    "heterokd.datasets", "heterokd.datasets.io.split:Dataset", "heterokd.datasets"
+)
 
 
 def load_dataset(

@@ -20,9 +20,17 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.dataset import ArrayImages, ChosenImages, Dataset, ResizedImages, Split, Splits, stratified_split
+from heterokd.datasets.io.split import (
+    ArrayImages,
+    ChosenImages,
+    Dataset,
+    ResizedImages,
+    Split,
+    Splits,
+    stratified_split,
+)
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
-from heterokd.views import POLICIES, AugmentPolicy
 
 FOLDER = "cifar-100-python"
 SIDE = 32

@@ -21,12 +21,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from heterokd.dataset import Dataset, SplitName, Splits
+from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
+from heterokd.datasets.io.split import Dataset, SplitName, Splits
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
-from heterokd.label_files import SceneFiles, class_table, scene_splits
 from heterokd.outputs import IGNORE
 from heterokd.tasks import TaskName
-from heterokd.views import POLICIES, AugmentPolicy, permutation
 
 VAL_SHARE = 0.1
 IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"

@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.dataset import Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.io.image_files import LabelledFiles, file_splits, read_pairs
+from heterokd.datasets.io.split import Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
-from heterokd.image_files import LabelledFiles, file_splits, read_pairs
-from heterokd.views import POLICIES, AugmentPolicy
 
 FOLDER = "CUB_200_2011"
 VAL_SHARE = 0.1

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.dataset import (
+from heterokd.datasets.digits import read_digits
+from heterokd.datasets.io.split import (
     SHARES,
     SPLIT_NAMES,
     ArrayImages,
@@ -31,10 +32,10 @@ from heterokd.dataset import (
     Splits,
     stratified_split,
 )
-from heterokd.datasets.digits import read_digits
+from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.random import philox_key, random_words
 from heterokd.outputs import IGNORE
 from heterokd.tasks import TaskName
-from heterokd.views import AugmentPolicy, philox_key, random_words
 
 SCENES: dict[SplitName, int] = {"train": 1600, "val": 200, "test": 300}
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heterokd.dataset import SHARES, ArrayImages, Dataset, Split, Splits, stratified_split
-from heterokd.views import POLICIES, AugmentPolicy
+from heterokd.datasets.io.split import SHARES, ArrayImages, Dataset, Split, Splits, stratified_split
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 
 MAX_LEVEL = 16
 

@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from heterokd.dataset import SPLIT_NAMES, Dataset, Splits
+from heterokd.datasets.io.image_files import LabelledFiles, file_splits, read_lines, read_pairs
+from heterokd.datasets.io.split import SPLIT_NAMES, Dataset, Splits
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
-from heterokd.image_files import LabelledFiles, file_splits, read_lines, read_pairs
-from heterokd.views import POLICIES, AugmentPolicy
 
 FOLDER = Path("fgvc-aircraft-2013b", "data")
 BANNER = 20

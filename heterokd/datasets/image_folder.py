@@ -5,7 +5,7 @@
     ROOT/train/CLASS/*.jpg alone, or ROOT/CLASS/*.jpg                            split 60/20/20
 
 Carving is by class and seed. PNG, JPEG, WebP and BMP are read; other files are ignored. How an image is read is told in
-`heterokd/image_files.py`.
+`heterokd/datasets/io/image_files.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from heterokd.dataset import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.io.image_files import LabelledFiles, class_folders, file_splits, list_classes
+from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
 from heterokd.errors import DataError
-from heterokd.image_files import LabelledFiles, class_folders, file_splits, list_classes
 
 
 class ImageFolder(Dataset):

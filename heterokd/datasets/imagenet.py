@@ -19,10 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
-from heterokd.dataset import Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.io.image_files import LabelledFiles, class_folders, file_splits, list_classes, read_pairs
+from heterokd.datasets.io.split import Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
-from heterokd.image_files import LabelledFiles, class_folders, file_splits, list_classes, read_pairs
-from heterokd.views import POLICIES, AugmentPolicy
 
 VAL_SHARE = 0.02
 NAMES = "LOC_synset_mapping.txt"

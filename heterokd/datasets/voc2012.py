@@ -25,13 +25,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from heterokd.dataset import Dataset, SplitName, Splits
+from heterokd.datasets.io.image_files import read_lines
+from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
+from heterokd.datasets.io.split import Dataset, SplitName, Splits
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
-from heterokd.image_files import read_lines
-from heterokd.label_files import SceneFiles, class_table, scene_splits
 from heterokd.outputs import IGNORE
 from heterokd.tasks import TaskName
-from heterokd.views import POLICIES, AugmentPolicy
 
 FOLDER = "VOCdevkit/VOC2012"
 LISTS = "ImageSets/Segmentation"

@@ -37,13 +37,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import to_smaller_grid
 from heterokd.methods.crd import WORD, random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import to_smaller_grid
-from heterokd.space import Float
 
 Negatives = Literal["groups", "all"]
 Reduction = Literal["sum", "mean"]

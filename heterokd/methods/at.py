@@ -33,11 +33,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import to_smaller_grid
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import to_smaller_grid
-from heterokd.space import Choice, Float
 
 SMALLEST = 1e-6
 """Smaller largest entries count as this: a map of zeros gets a gradient of zero, not of zero times infinity."""

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.space import Choice, Float
 
 SHORTEST = 1e-2
 """Shorter maps are not stretched to length 1: gradients grow with the stretch, without end for a map of zeros."""

@@ -45,13 +45,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heterokd.gathering import gathered
+from heterokd.distributed import gathered
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import to_smaller_grid
 from heterokd.methods.crd import random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import to_smaller_grid
-from heterokd.space import Float
 
 PIXELS_PER_CLASS = 16
 """Pixels of a class that one image gives to the pixel queue (the authors' `pixel_update_freq`)."""

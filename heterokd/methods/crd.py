@@ -45,10 +45,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterokd.gathering import gathered
+from heterokd.distributed import gathered
+from heterokd.domains import Float, Int
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
-from heterokd.space import Float, Int
 
 WORD = 2**32 - 1
 WORDS_AT_ONCE = 2**16

@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec
-from heterokd.space import Choice, Float
 
 INITIAL_THETA = 1.0
 """theta before training, as in the authors' code."""

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2011.13256
         + adversarial_weight * G + discriminator_weight * D
 
 F is the map before the classifier, z the logits, C their channels, r a 1x1 convolution where both maps have unlike
-channels and nothing otherwise. G and D are the hinge terms of `heterokd/discriminator.py`; PixelKD is that of
+channels and nothing otherwise. G and D are the hinge terms of `heterokd/methods/_discriminator.py`; PixelKD is that of
 `pixel_kd.py` with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022) for DeepLabV3 students: T 4,
 1, 50, 3, 0.001, 0.1; its SegFormer students take 5 for maps and 0.3 for logits.
 
@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterokd.discriminator import Discriminator
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._discriminator import Discriminator
+from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import initialise, to_smaller_grid
-from heterokd.space import Choice, Float
 
 NO_SHARE = -1e30
 """Stands for minus infinity, whose softmax over nothing else would be NaN."""

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from heterokd.gathering import gathered
+from heterokd.distributed import gathered
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 # Sum of squared deviations under which float32 probabilities are constant up to rounding.
 CONSTANT = 1e-12

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
-from heterokd.space import Float
 
 
 def target_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

@@ -36,13 +36,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.distributed import gathered
+from heterokd.domains import Choice, Float, Int
 from heterokd.errors import PairError
-from heterokd.gathering import gathered
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import Bridge
 from heterokd.methods.ofa import FORMS
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.projectors import Bridge
-from heterokd.space import Choice, Float, Int
 
 MAX_LOGIT_SCALE = 100.0
 """CLIP's bound on 1 / tau_2."""

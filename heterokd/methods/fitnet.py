@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import initialise, to_smaller_grid
-from heterokd.space import Choice, Float
 
 MAP = "map"
 """The regressor's key in segmentation, where the map before the classifier is compared."""

@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import ConvProjector, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
-from heterokd.projectors import ConvProjector, initialise
-from heterokd.space import Choice, Float
 
 MASK_EPS = 1e-8
 """eps of Eq. 10: keeps a masked row of zeros from having no direction."""

@@ -6,7 +6,7 @@ AAAI 2025, https://arxiv.org/abs/2504.07691
     F a map before the classifier, p logits, t teacher, s student, tau the temperature, c a class, (h, w) a pixel
     L_kd = mean over pixels of tau^2 KL( softmax(p_t / tau) || softmax(p_s / tau) )                              Eq. 1
     Z_t = G_t(F_t), Z_s = G_s(F_s)        projectors to K scores a pixel, dropped after training                 Eq. 4
-    H, S, Zhat, dH, W                     reliability, mixing (KMM), evaluation (KEM): heterokd/reliability.py Eq. 5-9
+    H, S, Zhat, dH, W                     reliability, mixing (KMM), evaluation (KEM): heterokd/methods/_reliability.py Eq. 5-9
     L_hakd = - sum over h, w, c of W sigma(Zhat / tau) log sigma(Z_s / tau)                                     Eq. 10
     L = L_task + lambda1 L_kd + lambda2 L_hakd                                                                  Eq. 11
 
@@ -37,12 +37,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
-from heterokd.methods.pixel_kd import Direction, pixel_kd_loss
-from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import initialise, resize_map
-from heterokd.reliability import (
+from heterokd.methods._projectors import initialise, resize_map
+from heterokd.methods._reliability import (
     Axis,
     Reliability,
     evaluate,
@@ -52,7 +51,8 @@ from heterokd.reliability import (
     per_class_entropy,
     valid_pixels,
 )
-from heterokd.space import Choice, Float
+from heterokd.methods.pixel_kd import Direction, pixel_kd_loss
+from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
 __all__ = [
     "HeteroAKD",

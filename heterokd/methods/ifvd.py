@@ -9,7 +9,7 @@ https://doi.org/10.1007/978-3-030-58571-6_21
     variation = mean over valid positions of (M_s,i - M_t,i)^2
     L = kd_weight * PixelKD + variation_weight * variation + adversarial_weight * G + discriminator_weight * D
 
-G and D are the hinge terms of `heterokd/discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
+G and D are the hinge terms of `heterokd/methods/_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
 those of CIRKD's program (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
 
 Deviations: maps of unlike grids are averaged to the smaller one first. Positions whose label is IGNORE take no part;
@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from heterokd.discriminator import Discriminator
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._discriminator import Discriminator
+from heterokd.methods._projectors import to_smaller_grid, unit_positions
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import to_smaller_grid, unit_positions
-from heterokd.space import Choice, Float
 
 
 def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Tensor:

@@ -33,9 +33,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
-from heterokd.space import Choice, Float
 
 FLOOR = 1e-3
 """Smallest cross-entropy of a weight, in nats: a head that gives the label 99.9 % is sure."""

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float, Int
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float, Int
 
 # The paper's delta, lambda and eps: what a pair of ranks weighs.
 PAIR_SCALE = 2.0

@@ -25,10 +25,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 EPS = 1e-7
 """Added to the standard deviation, as in the authors' code."""

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.dkd import others
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
-from heterokd.space import Float
 
 NonTarget = Literal["without_label", "all_classes"]
 

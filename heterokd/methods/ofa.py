@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import ConvProjector, TokenProjector, initialise
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
-from heterokd.projectors import ConvProjector, TokenProjector, initialise
-from heterokd.space import Choice, Float
 
 
 def ofa_loss(

@@ -27,11 +27,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.projectors import initialise, to_smaller_grid
-from heterokd.space import Choice, Float
 
 
 def partial_l2(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:

@@ -42,13 +42,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import count_heads, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.methods.review_kd import hierarchical_context_loss
 from heterokd.outputs import Batch, Kind, Losses, Outputs, OutputSpec, Signal, StageSpec
-from heterokd.projectors import count_heads, initialise
-from heterokd.space import Choice, Float
 
 REGION_SIDE = 4
 """Regions per side of every stage: 4 stages of 4 x 4 are the 64 queries."""

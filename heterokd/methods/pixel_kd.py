@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._projectors import resize_map
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, Signal, labels_at
-from heterokd.projectors import resize_map
-from heterokd.space import Float
 
 Direction = Literal["teacher_student", "student_teacher"]
 

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.space import Choice, Float
 
 LEVELS = (4, 2, 1)
 """Sides that HCL pools to."""

@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from heterokd.gathering import gathered
+from heterokd.distributed import gathered
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, Signal
-from heterokd.space import Float
 
 CLOSEST = 1e-6
 """Distance at which images coincide: the square root of the published programs' 1e-12."""

@@ -28,10 +28,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 BLOCK = 2**22
 """Pairs visited at once on a GPU: four images of 1000 classes."""

@@ -33,10 +33,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.dkd import target_or_not
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
-from heterokd.space import Float
 
 MASKED = -1e9
 """Logit of a class that is left out. Finite, so that a row without any class is uniform for both: its term is 0."""

@@ -30,10 +30,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterokd.gathering import gathered
+from heterokd.distributed import gathered
+from heterokd.domains import Float, Int
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.space import Float, Int
 
 # Variance under which a dimension is constant up to rounding.
 CONSTANT = 1e-10

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams
 from heterokd.methods.dkd import others, target_or_not
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
-from heterokd.space import Choice, Float
 
 
 def region_logits(class_maps: Tensor, scales: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1903.04197
     pairwise = mean_ij (a_s,ij - a_t,ij)^2
     L = kd_weight * PixelKD + pairwise_weight * pairwise + adversarial_weight * G + discriminator_weight * D
 
-G and D are the hinge terms of `heterokd/discriminator.py` (holistic distillation); PixelKD is that of
+G and D are the hinge terms of `heterokd/methods/_discriminator.py` (holistic distillation); PixelKD is that of
 `pixel_kd.py` with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022): 1, 10, 0.001, 0.1.
 
 With P the pooled unit vectors as columns, the similarities are P^T P, and |P_s^T P_s - P_t^T P_t|^2 equals
@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from heterokd.discriminator import Discriminator
+from heterokd.domains import Choice, Float
 from heterokd.method import Method, MethodParams
+from heterokd.methods._discriminator import Discriminator
+from heterokd.methods._projectors import to_smaller_grid, unit_positions
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
-from heterokd.projectors import to_smaller_grid, unit_positions
-from heterokd.space import Choice, Float
 
 
 def pairwise_loss(

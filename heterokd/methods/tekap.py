@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 WORD = 2**32 - 1
 UNIFORM_BITS = 23

@@ -27,11 +27,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float, Int
 from heterokd.method import Method, MethodParams
 from heterokd.methods.crd import Contrast, ContrastMemory, Similarities, crd_loss
 from heterokd.methods.tekap import normal_noise, perturb
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
-from heterokd.space import Float, Int
 
 
 def tekap_feature_loss(

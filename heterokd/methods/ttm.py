@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:

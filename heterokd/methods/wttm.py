@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from heterokd.domains import Float
 from heterokd.method import Method, MethodParams
 from heterokd.methods.ttm import divergence
 from heterokd.outputs import Batch, Losses, Outputs
-from heterokd.space import Float
 
 
 def power_sum(teacher_logits: Tensor, exponent: float) -> Tensor:

@@ -12,15 +12,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from heterokd import __version__
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.errors import UserError
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name
-from heterokd.pictures import Measured
-from heterokd.report import charts, students, tables, words
-from heterokd.report.answers import cards, paired_tie
-from heterokd.report.reading import read_study
-from heterokd.report.values import value_charts
-from heterokd.root import StudyFolder, write_text
+from heterokd.report import search_charts as charts
+from heterokd.report import student_charts, tables, wording
+from heterokd.report.cards import cards, paired_tie
+from heterokd.report.measured import Measured
+from heterokd.report.parameter_charts import value_charts
+from heterokd.report.study_data import read_study
+from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.tracking.store import shown
 
 DEFAULT_ROOT = "runs"
@@ -70,7 +72,7 @@ def page_content(
         "standing": {"diverged": 0, "paused": 0, "finished": True, **summary["standing"]},
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
-        "verdict": words.verdict(summary),
+        "verdict": wording.verdict(summary),
         "paired_tie": paired_tie(studied),
         "cards": cards(studied, measured, folder),
         "glance": _with_markup(charts.glance(studied)),
@@ -79,16 +81,16 @@ def page_content(
         "published": tables.published_tables(experiment, summary),
         "methods": tables.method_rows(studied),
         "method_chart": _with_markup(charts.methods(studied)),
-        "fronts": [_with_markup(one) for one in students.fronts(studied, measured)],
+        "fronts": [_with_markup(one) for one in student_charts.fronts(studied, measured)],
         "front": summary.get("front") or (),
         "costs": experiment.search.costs,
         "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
         "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
-        "seen": [_with_markup(one) for one in students.seen(studied, measured)],
+        "seen": [_with_markup(one) for one in student_charts.seen(studied, measured)],
         "pictures": tables.embedded_pictures(folder, tables.DRAWN if measured is not None else ("cka",)),
         "plan": tables.plan_table(folder),
         "networks": tables.network_rows(measured),
-        "notes": words.notes(summary),
+        "notes": wording.notes(summary),
         "failures": tables.failure_rows(studied),
         "trials": trials,
         "trials_left_out": left_out,

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from heterokd.config import TEACHER, Experiment
+from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.formatting import format_duration, format_interval, format_sample, format_score
-from heterokd.pictures import Measured
-from heterokd.plan import Range, planned
-from heterokd.priors import published_results
-from heterokd.report.reading import Studied, Tried
-from heterokd.root import StudyFolder, read_json
+from heterokd.report.measured import Measured
+from heterokd.report.study_data import Studied, Tried
+from heterokd.storage.files import read_json
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.plan.estimate import Range
+from heterokd.study.plan.record import planned
+from heterokd.study.priors import published_results
 
 MOST_TRIALS = 400
 """Rows of the table of all trials; of more, the best are shown."""

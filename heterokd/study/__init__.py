@@ -14,26 +14,3 @@ interruption (one at a time; with several, the order in which they finish decide
 noisy values, `confirming` repeats, `spending` counts; `storage` opens the database, `trials` reads and writes it;
 `assignments`, `standing` and `summary` are what callers get, and `importance` what the values of a finished study tell.
 """
-
-from heterokd.study.assignments import BASELINE, REFERENCES, SEED_STEP, Assignment, Origin, State, Stop
-from heterokd.study.importance import Importance, importances
-from heterokd.study.leaders import Leader
-from heterokd.study.sampling import STOP_AFTER
-from heterokd.study.standing import Standing
-from heterokd.study.study import Study
-
-__all__ = [
-    "BASELINE",
-    "REFERENCES",
-    "SEED_STEP",
-    "STOP_AFTER",
-    "Assignment",
-    "Importance",
-    "Leader",
-    "Origin",
-    "Standing",
-    "State",
-    "Stop",
-    "Study",
-    "importances",
-]

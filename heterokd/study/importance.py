@@ -19,7 +19,7 @@ from statistics import fmean
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from heterokd.root import StudyFolder
+from heterokd.storage.study_dir import StudyFolder
 
 FORESTS, TREES = 3, 24
 """How many are fitted, and trees of each: their mean is that of all the trees."""

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import optuna
 
-from heterokd.config import Experiment
-from heterokd.disk import when_writable
+from heterokd.config.experiment import Experiment
 from heterokd.errors import StudyError
 from heterokd.methods import METHODS
-from heterokd.priors import Warm
-from heterokd.root import StudyFolder
-from heterokd.study.assignments import method_space
+from heterokd.storage.disk import when_writable
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.assignment import method_space
+from heterokd.study.priors import Warm
 
 # What may change between two runs of one study: it decides where and for how long, never what is comparable.
 FREE_KEYS = {

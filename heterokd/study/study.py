@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from optuna.trial import TrialState, create_trial
 
-from heterokd.config import MOST_TRIALS, TEACHER, Experiment
-from heterokd.priors import Warm, expected_ranks, matched_samples, method_prior
-from heterokd.root import StudyFolder
-from heterokd.space import Scalar
-from heterokd.study import halving
-from heterokd.study.assignments import (
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.config.settings import MOST_TRIALS
+from heterokd.domains import Scalar
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study import pruner
+from heterokd.study.assignment import (
     BASELINE,
     Assignment,
     Origin,
@@ -25,12 +25,13 @@ from heterokd.study.assignments import (
     method_space,
     teachers_of,
 )
-from heterokd.study.confirming import Repetition, fixed_repetitions, next_repetition, share, share_after
-from heterokd.study.leaders import Leader, Standings, front
-from heterokd.study.sampling import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
-from heterokd.study.spending import Spending
-from heterokd.study.standing import Standing
-from heterokd.study.starting import published_starts
+from heterokd.study.budget import Spending
+from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
+from heterokd.study.initial_trials import published_starts
+from heterokd.study.leaderboard import Leader, Standings, front
+from heterokd.study.priors import Warm, expected_ranks, matched_samples, method_prior
+from heterokd.study.progress import Standing
+from heterokd.study.sampler import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
 from heterokd.study.storage import Given, averages, given, open_database
 from heterokd.study.summary import SUMMARY_LEADERS, summarise
 from heterokd.study.trials import Training, Trials
@@ -143,11 +144,11 @@ class Study:
         training = self._trials[number]
         if training.state.is_finished() or training.stopped is not None:
             return False
-        if epoch in halving.rungs(self.experiment, training.epochs):
-            newest = list(curve[-halving.compared(training.epochs) :]) if self._averages else []
+        if epoch in pruner.rungs(self.experiment, training.epochs):
+            newest = list(curve[-pruner.compared(training.epochs) :]) if self._averages else []
             values = [self._value(one) for one in newest or [metrics]]
             self._trials.report(number, epoch, math.fsum(values) / len(values))
-            reason = halving.stops(self._trials, training, epoch, self.experiment)
+            reason = pruner.stops(self._trials, training, epoch, self.experiment)
             if reason is not None:
                 self._trials.stop(number, epoch, reason)
                 return False
@@ -419,7 +420,7 @@ class Study:
             training.sample,
             training.origin,
             training.confirms,
-            halving.rungs(self.experiment, training.epochs),
+            pruner.rungs(self.experiment, training.epochs),
             self.experiment.search.budget.is_timed,
             self.told.facts.get(training.student, {}),
         )

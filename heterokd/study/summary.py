@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from heterokd.config import Experiment
-from heterokd.study.assignments import BASELINE
-from heterokd.study.leaders import Leader, front
-from heterokd.study.spending import Spending
-from heterokd.study.standing import Standing
+from heterokd.config.experiment import Experiment
+from heterokd.study.assignment import BASELINE
+from heterokd.study.budget import Spending
+from heterokd.study.leaderboard import Leader, front
+from heterokd.study.progress import Standing
 from heterokd.study.storage import Given
 from heterokd.study.trials import Training
 

@@ -15,8 +15,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from heterokd.space import Scalar
-from heterokd.study.assignments import BASELINE, Origin
+from heterokd.domains import Scalar
+from heterokd.study.assignment import BASELINE, Origin
 
 NOT_FINITE = "not finite"
 """Why a training was stopped whose loss or metric is no number."""

@@ -1,6 +1,6 @@
 """MLflow as a projection of the study's folders: a run for the study, below it one for each trial and confirmation.
 
-The folders are the truth (see `heterokd.root`). The driver alone logs; whatever is missing in MLflow is filled in at
+The folders are the truth (see `heterokd.storage`). The driver alone logs; whatever is missing in MLflow is filled in at
 the next call, nothing is logged twice, and a tracking server that goes away never stops a search.
 
     uri = open_store(root, None)
@@ -16,10 +16,8 @@ makes views of MLflow's pages and links to them, `serving` serves those on this 
 
 import os
 
-# Before mlflow is imported: it reads the first two once. Nothing leaves the machine, no model is ever unpickled.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-# MLflow would go on asking a dead server for minutes; what is not logged now is logged at the next report.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -15,9 +15,11 @@ from typing import Any
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from heterokd.config import DataSettings, Experiment, Recipe
-from heterokd.dataset import Splits
-from heterokd.root import StudyFolder, read_json, write_text
+from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.settings import DataSettings
+from heterokd.datasets.io.split import Splits
+from heterokd.storage.files import read_json, write_text
+from heterokd.storage.study_dir import StudyFolder
 
 TEXT_LIMIT = 5000
 """MLflow takes 6000 characters a parameter and 8000 a tag."""

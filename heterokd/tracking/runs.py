@@ -16,9 +16,9 @@ from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterokd.config import Experiment, Recipe
+from heterokd.config.experiment import Experiment, Recipe
 from heterokd.errors import TrackingError, UserError
-from heterokd.root import StudyFolder, TrialFolder
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.tracking.labels import (
     TEXT_LIMIT,
     common_tags,
@@ -31,8 +31,8 @@ from heterokd.tracking.labels import (
     trial_description,
     trial_params,
 )
-from heterokd.tracking.pages import write_view
 from heterokd.tracking.store import answering, first_line, pages, probe, shown
+from heterokd.tracking.ui_views import write_view
 
 logger = logging.getLogger(__name__)
 

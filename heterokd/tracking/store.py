@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.errors import TrackingError, without_password
-from heterokd.root import Root
+from heterokd.storage.workspace import Root
 
 PROBE_SECONDS = 3.0
 """How long a tracking server may take to say that it is there."""

@@ -16,10 +16,10 @@ from PIL import Image
 from tiny_datasets import CIFAR100_NAMES, pickled_by_python2, write_cifar100
 
 from heterokd.config.settings import DataSettings
-from heterokd.dataset import Splits
 from heterokd.datasets.cifar100 import CIFAR100
+from heterokd.datasets.io.split import Splits
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
-from heterokd.views import POLICIES
 
 
 @pytest.fixture

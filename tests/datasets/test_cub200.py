@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tiny_datasets import write_cub200
 
-from heterokd.dataset import Splits
 from heterokd.datasets.cub200 import CUB200
+from heterokd.datasets.io.image_files import FileImages
+from heterokd.datasets.io.split import Splits
 from heterokd.errors import DataError
-from heterokd.image_files import FileImages
 
 FOLDER = "CUB_200_2011"
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny_datasets import write_fgvc_aircraft
 
-from heterokd.dataset import Splits
 from heterokd.datasets.fgvc_aircraft import FGVCAircraft
+from heterokd.datasets.io.split import Splits
 from heterokd.errors import DataError
 
 FOLDER = Path("fgvc-aircraft-2013b", "data")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_datasets import write_imagenet
 
-from heterokd.dataset import Split, Splits
 from heterokd.datasets.imagenet import ImageNet
+from heterokd.datasets.io.image_files import FileImages
+from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import DataError
-from heterokd.image_files import FileImages
 
 
 @pytest.fixture

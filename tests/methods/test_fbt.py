@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from heterokd.errors import PairError
+from heterokd.methods._projectors import Bridge, WindowBlock
 from heterokd.methods.fbt import FBT, fbt_loss, info_nce
 from heterokd.methods.ofa import ofa_loss, ofa_paper_loss
-from heterokd.networks import build_network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, StageSpec
-from heterokd.projectors import Bridge, WindowBlock
 
 K, B = 5, 3
 LOGITS_AND_EMBEDDING = Signal.LOGITS | Signal.EMBEDDING

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heterokd.methods._projectors import Bridge
 from heterokd.methods.fcfd import CROSSINGS, FCFD, PATHS, BatchStatistics, ConvBridge, draw_paths, fcfd_loss, map_loss
 from heterokd.methods.kd import kd_loss
-from heterokd.networks import Network, build_network
+from heterokd.networks.network import Network, build_network
 from heterokd.outputs import Batch, Outputs, OutputSpec, StageSpec
-from heterokd.projectors import Bridge
 
 K, B = 5, 3
 BATCH = Batch(torch.empty(B, 3, 1, 1), torch.tensor([0, 3, 4]), torch.arange(B))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from heterokd.methods._projectors import to_smaller_grid
 from heterokd.methods.fitnet import FitNet, fitnet_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, Signal, StageSpec
-from heterokd.projectors import to_smaller_grid
 
 
 def slow_pool(array: np.ndarray, side: int) -> np.ndarray:

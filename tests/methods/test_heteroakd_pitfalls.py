@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heterokd.distiller import Distiller
 from heterokd.methods import heteroakd
 from heterokd.methods.heteroakd import HeteroAKD
-from heterokd.networks import build_network
+from heterokd.networks.network import build_network
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, labels_at
 from heterokd.task_modules import SegmentationTask
+from heterokd.training.distiller import Distiller
 
 K = 4
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from heterokd.errors import PairError
+from heterokd.methods._projectors import to_smaller_grid
 from heterokd.methods.ofd import OFD, ofd_loss, partial_l2
 from heterokd.outputs import OutputSpec, Signal, StageSpec
-from heterokd.projectors import to_smaller_grid
 
 
 def slow_partial_l2(student: np.ndarray, teacher: np.ndarray, margin: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from heterokd.methods.pat import (
     pat_loss,
     sinusoids,
 )
-from heterokd.networks import Network, build_network
+from heterokd.networks.network import Network, build_network
 from heterokd.outputs import Batch, OutputSpec, Signal, StageSpec
 
 K = 5

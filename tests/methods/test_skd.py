@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterokd.discriminator import FIRST_GATE, Discriminator, discriminator_loss, generator_loss
+from heterokd.methods._discriminator import FIRST_GATE, Discriminator, discriminator_loss, generator_loss
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.methods.skd import SKD, pairwise_loss, skd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec

@@ -1,0 +1,86 @@
+"""The command line: `heterokd COMMAND`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from heterokd import __version__
+from heterokd.cli import listing, models, planning, results, searching, training
+from heterokd.cli.options import FULL
+from heterokd.execution.signals import ending_in_order
+
+REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a place that the user chose; the other faults of a disk are the machine's."""
+
+app = typer.Typer(
+    help="Search for the best way to distil a big vision model into a small one of another architecture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+for command in (
+    searching.search,
+    searching.auto,
+    planning.plan,
+    planning.match,
+    planning.doctor,
+    training.distill,
+    training.reproduce,
+    training.teacher,
+    training.cache,
+    results.report,
+    results.compare,
+    results.ui,
+    models.promote,
+    models.rollback,
+    models.export,
+    listing.methods,
+    listing.datasets,
+):
+    app.command()(command)  # the order of `heterokd --help`
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every foreseen fault ends in one sentence.
+
+    Args:
+        arguments: without the program's name; those of the process when left out.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        with ending_in_order():
+            app(arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from heterokd.errors import HeterokdError, UserError
+
+        if isinstance(error, HeterokdError):
+            lines, is_users = str(error).splitlines(), isinstance(error, UserError)
+        elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
+            advice = "look at what lies there and at its permissions"
+            lines, is_users = [f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}); {advice}"], True
+        elif isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
+            lines, is_users = str(error).splitlines(), False
+        else:
+            raise
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2 if is_users else 1)

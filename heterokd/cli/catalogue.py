@@ -1,0 +1,150 @@
+"""What is said of a method, read from its own file; `python -m heterokd.catalogue > docs/methods.md` says all of it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heterokd.domains import domains
+from heterokd.errors import ConfigError, did_you_mean
+from heterokd.method import Method, summary
+from heterokd.methods import METHODS
+from heterokd.outputs import Signal
+
+CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.TAIL
+"""What stored outputs serve; the tail comes from the teacher's last stages, which stay loaded."""
+
+
+STEP_COSTS = Path(__file__).with_name("step_costs.yaml")
+"""Written by `python benchmarks/steps.py --keep`: each method's step over the plain student's, by pair."""
+
+
+@lru_cache(maxsize=1)
+def step_costs() -> dict[str, dict[str, float]]:
+    """By pair (`"224"`: ResNet18 from Swin-T at 224 pixels), each method's measured step over `kd`'s."""
+    pairs: dict[str, dict[str, dict[str, float]]] = yaml.safe_load(STEP_COSTS.read_text(encoding="utf-8"))["pairs"]
+    return {
+        pair: {name: found["time"] / methods["kd"]["time"] for name, found in methods.items()}
+        for pair, methods in pairs.items()
+    }
+
+
+def describe_all() -> list[dict[str, Any]]:
+    """One row a method: name, class, one line, what it reads of student and teacher, whether a cache can serve it."""
+    return [_row(name, method) for name, method in METHODS.items()]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A method in full: its row, its paper and equation, its parameters with defaults and domains.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}; {did_you_mean(name, METHODS)}")
+    method = METHODS[name]
+    found = domains(method.Params)
+    parameters = [
+        {
+            "name": key,
+            "default": field.default,
+            "description": field.description or "",
+            "domain": str(found[key]) if key in found else None,
+        }
+        for key, field in method.Params.model_fields.items()
+    ]
+    module = inspect.getmodule(method)
+    text = inspect.cleandoc((module.__doc__ if module else None) or "")
+    return {**_row(name, method), "text": text, "parameters": parameters}
+
+
+def _row(name: str, method: type[Method]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "class": method.__name__,
+        "title": summary(method),
+        "tasks": ", ".join(sorted(method.tasks)),
+        "student_needs": signals(method.student_needs),
+        "teacher_needs": signals(method.teacher_needs),
+        "cacheable": not method.teacher_needs & ~CACHEABLE,
+        "step_cost": {pair: round(costs[name], 2) for pair, costs in step_costs().items() if name in costs},
+    }
+
+
+def signals(needs: Signal) -> str:
+    """The names of signals, or `nothing`."""
+    return ", ".join(str(signal.name).lower() for signal in needs) or "nothing"
+
+
+def method_page() -> str:
+    """docs/methods.md: every method with its paper, equation, needs, parameters and domains."""
+    lines = [
+        "# Methods",
+        "",
+        "Written by `make docs` from the methods' own files; `heterokd methods NAME` says the same of one.",
+        "Cacheable: a teacher's stored outputs can stand in for the teacher. Step: a training step's time over that of",
+        "`kd` when the teacher's outputs are given (ResNet18 from Swin-T at 224 pixels; `python benchmarks/steps.py`).",
+        "",
+        "| method | what it does | reads of the student | reads of the teacher | cacheable | step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in describe_all():
+        cost = row["step_cost"].get("224")
+        cells = (
+            row["title"],
+            row["student_needs"],
+            row["teacher_needs"],
+            "yes" if row["cacheable"] else "no",
+            "" if cost is None else f"{cost:.2f}",
+        )
+        lines.append(f"| [`{row['name']}`](#{row['name']}) | {' | '.join(_cell(cell) for cell in cells)} |")
+    for name in METHODS:
+        lines += ["", *_section(describe(name))]
+    return "\n".join(lines) + "\n"
+
+
+def _section(known: dict[str, Any]) -> list[str]:
+    title, *paragraphs = re.split(r"\n\s*\n", known["text"])
+    lines = [f"## {known['name']}", "", f"**{_prose(_joined(title))}**"]
+    for paragraph in paragraphs:
+        lines.append("")
+        if paragraph.startswith("    "):
+            lines += ["```text", *(line[4:] for line in paragraph.splitlines()), "```"]
+        else:
+            lines.append(_prose(_joined(paragraph)))
+    lines += [
+        "",
+        f"Reads of the student: {known['student_needs']}; of the teacher: {known['teacher_needs']}; "
+        f"{'cacheable' if known['cacheable'] else 'not cacheable'}; tasks: {known['tasks']}.",
+    ]
+    if known["parameters"]:
+        lines += ["", "| parameter | default | searched over | meaning |", "|---|---|---|---|"]
+    for parameter in known["parameters"]:
+        cells = (str(parameter["default"]), parameter["domain"] or "", parameter["description"])
+        lines.append(f"| `{parameter['name']}` | {' | '.join(_cell(cell) for cell in cells)} |")
+    return lines
+
+
+def _joined(paragraph: str) -> str:
+    """A paragraph in one line, unless it is a list."""
+    return paragraph if re.search(r"^\s*[-*\d]", paragraph, re.M) else " ".join(paragraph.split())
+
+
+def _prose(text: str) -> str:
+    """Text whose stars, underscores and angle brackets stay what they are; code and addresses are left alone."""
+    parts = re.split(r"(`[^`]*`|https?://[^\s,;)]+)", text)
+    return "".join(part if number % 2 else re.sub(r"([*_<>|\[\]])", r"\\\1", part) for number, part in enumerate(parts))
+
+
+def _cell(text: str) -> str:
+    """Text inside a table."""
+    return _prose(" ".join(text.split()))
+
+
+if __name__ == "__main__":
+    print(method_page(), end="")

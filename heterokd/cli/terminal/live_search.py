@@ -1,0 +1,221 @@
+"""SearchTerminal: a search while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any, Literal
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from heterokd.cli.terminal.console import Terminal
+from heterokd.cli.terminal.tables import SHOWN_LEADERS, leader_table, sureness
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.errors import HeterokdError
+from heterokd.formatting import format_duration, format_score
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.study.pruner import compared, rungs
+
+FEWEST_LEADERS = 3
+"""Of the live table, where many trials run beside each other."""
+
+HEADS = 7
+"""Lines of the live view beside leaders and running trials: three of numbers, the best, two empty, the table's head."""
+
+NUMBERS = {"trials": "trials", "trainings": "trainings", "hours": "h", "gpu_hours": "GPU-hours", "money": "money"}
+
+
+class SearchTerminal(Terminal):
+    """Listens to a search: a live view on a terminal, one line for each finished trial in a pipe.
+
+    Args:
+        experiment: what is searched.
+        quiet: print nothing (`--json`).
+        seconds: the time; what is left is reckoned by it.
+    """
+
+    def __init__(
+        self, experiment: Experiment, *, quiet: bool = False, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(experiment.metric, quiet=quiet)
+        self.experiment, self.seconds = experiment, seconds
+        self.started = self.heard = seconds()
+        self.done_at_start: int | None = None
+        self.running: dict[int, TrialFolder] = {}
+        self.summary: Mapping[str, Any] | None = None
+        self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> SearchTerminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def __call__(
+        self, event: Literal["start", "report", "finish"], trial: TrialFolder, summary: Mapping[str, Any]
+    ) -> None:
+        """A trial started, reached a rung or finished."""
+        self.heard = self.seconds()
+        if self.done_at_start is None:
+            self.started, self.done_at_start = self.heard, _done(summary["standing"]) - (event == "finish")
+        self.summary = summary
+        if event == "finish":
+            self.running.pop(trial.number, None)
+            line = self._finished(trial)
+            if self.is_live:
+                self.show(_line(line))
+            else:
+                self.say(line)
+            return
+        self.running[trial.number] = trial
+        if self.is_live and not self.live.is_started:
+            self.live.start()
+
+    def _finished(self, trial: TrialFolder) -> str:
+        standing = self.summary["standing"] if self.summary else {}
+        planned = standing.get("planned", 0) + standing.get("confirmations_planned", 0)
+        status = trial.status
+        value = (status.get("metrics") or {}).get(self.metric)
+        reached = "" if value is None else f"{self.metric} {format_score(value)}"
+        state = status["state"]
+        if state == "pruned":
+            reached += f" at epoch {int(status['metrics']['epoch'])}"
+            reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
+            curve = [report[self.metric] for report in reports if self.metric in report]
+            if status.get("reason") == "behind" and len(curve) > 1:
+                reached += f", {format_score(fmean(curve))} on average"  # which a rung compares
+        if state == "failed" and trial.error:
+            reached = trial.error.strip().splitlines()[-1]
+        repeated, what = status.get("confirms"), []
+        teacher = (status.get("sample") or {}).get(TEACHER)
+        if teacher is not None:
+            what.append(f"after {teacher}")
+        if repeated is not None:
+            what.append(f"seed {trial.recipe.training.seed} of trial {repeated}")
+        place = f"[{_done(standing):>3}/{planned}] {trial.number:04d}"
+        return f"{place} {trial.recipe.method:<8} {state:<8} {reached}  {', '.join(what)}".rstrip()
+
+    # --- the live view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The live view, for as many lines as the screen has."""
+        yield self.view(options.max_width, options.size.height)
+
+    def view(self, width: int, height: int) -> RenderableType:
+        """Numbers, the best student, the leaders, what runs: no line is wrapped, and all lines fit the screen.
+
+        Args:
+            width: of the screen, in columns.
+            height: likewise, in lines.
+        """
+        if self.summary is None:
+            return Text("starting")
+        lines = height - HEADS - 1  # the cursor's own
+        runs = list(self.running.values())
+        leaders = max(FEWEST_LEADERS, min(SHOWN_LEADERS, lines - 1 - len(runs)))
+        room = max(1, lines - 1 - leaders)  # scratch may have a line beside the leaders
+        shown = runs if len(runs) <= room else runs[: room - 1]
+        running = [self._where(trial) for trial in shown]
+        if len(shown) < len(runs):
+            running.append(f"and {len(runs) - len(shown)} more")
+        parts: list[RenderableType] = [
+            _line(self._numbers()),
+            _line(self._time()),
+            *(_line(f"spent    {spent}") for spent in self._spent()),
+            _line(self._best()),
+            Text(""),
+            leader_table(self.summary, leaders),
+            Text(""),
+        ]
+        named = [f"{'running' if not index else '':<8} {text}" for index, text in enumerate(running or ["nothing yet"])]
+        return Group(*parts, *(_line(text, "dim") for text in named))
+
+    def _numbers(self) -> str:
+        assert self.summary is not None
+        standing = self.summary["standing"]
+        parts = [f"{standing[key]} {key}" for key in ("complete", "pruned", "failed")]
+        if standing.get("paused"):
+            parts.append(f"{standing['paused']} paused")
+        if standing["confirmations_done"]:
+            parts.append(f"{standing['confirmations_done']} repeated")
+        planned = standing["planned"] + standing["confirmations_planned"]
+        return f"{_done(standing)} of {planned}: {', '.join(parts)}; {len(self.running)} running"
+
+    def _time(self) -> str:
+        """So far, and what is left by the pace until now."""
+        now = self.seconds()
+        parts = [f"{format_duration(now - self.started)} so far"]
+        left = self._left(now)
+        if left is not None:
+            parts.append(f"about {format_duration(left)} left")
+        return ", ".join(parts)
+
+    def _left(self, now: float) -> float | None:
+        assert self.summary is not None
+        standing = self.summary["standing"]
+        planned = standing["planned"] + standing["confirmations_planned"]
+        done = _done(standing) - (self.done_at_start or 0)
+        limits = self._limits()
+        left = None
+        if done > 0:
+            left = (self.heard - self.started) / done * max(planned - _done(standing), 0) - (now - self.heard)
+        if "hours" in limits:
+            by_clock = 3600 * (limits["hours"] - self.summary["spent"]["hours"]) - (now - self.heard)
+            left = by_clock if left is None else min(left, by_clock)
+        return None if left is None else max(left, 0.0)
+
+    def _limits(self) -> dict[str, float]:
+        budget = (self.summary or {}).get("budget") or {}
+        return {key: float(budget[key]) for key in NUMBERS if budget.get(key) is not None}
+
+    def _spent(self) -> list[str]:
+        """One line where there is a budget: what has been spent of each limit."""
+        assert self.summary is not None
+        spent = dict(self.summary.get("spent") or {})
+        if self.running and "hours" in spent:
+            spent["hours"] += (self.seconds() - self.heard) / 3600
+        limits = self._limits()
+        parts = [f"{spent[key] or 0:.3g} of {limit:g} {NUMBERS[key]}" for key, limit in limits.items() if key in spent]
+        return [", ".join(parts)] if parts else []
+
+    def _best(self) -> str:
+        assert self.summary is not None
+        winner = self.summary["winner"]
+        if winner is None:
+            return "best     no trial has been trained to the end yet"
+        value = format_score(winner["mean"]) if winner["mean"] is not None else "no number"
+        return f"best     {winner['number']:04d} {winner['method']} {self.metric} {value} ({sureness(winner)})"
+
+    def _where(self, trial: TrialFolder) -> str:
+        """A trial's line; its number alone where its folder cannot be read for the moment: a view ends no search."""
+        try:
+            return self._running(trial)
+        except (HeterokdError, OSError):
+            return f"{trial.number:04d}"
+
+    def _running(self, trial: TrialFolder) -> str:
+        """Where a trial is: its epoch, read from its folder where that lies on this machine, and its next rung."""
+        recipe, reports = trial.recipe, trial.metrics()
+        epochs = recipe.training.epochs
+        epoch = int(reports[-1]["epoch"]) if reports else 0
+        repeated = trial.status.get("confirms")
+        ahead = [rung for rung in rungs(self.experiment, epochs) if rung > epoch]
+        if repeated is not None:
+            what = f"seed {recipe.training.seed} of trial {repeated}"
+        else:
+            what = f"rung at {ahead[0]}" if ahead and self.experiment.search.prune else "to the end"
+        score = (
+            f"{self.metric} {format_score(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
+        )
+        return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
+
+
+def _done(standing: Mapping[str, Any]) -> int:
+    return sum(standing.get(key, 0) for key in ("complete", "pruned", "failed", "confirmations_done"))
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

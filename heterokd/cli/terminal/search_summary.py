@@ -1,0 +1,65 @@
+"""What stands on the screen when a search has ended: it fits 24 lines of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heterokd.cli.terminal.console import Terminal
+from heterokd.cli.terminal.tables import leader_table
+from heterokd.formatting import format_score, metric_name
+from heterokd.report.wording import notes, verdict
+from heterokd.training.teacher import TeacherCard
+
+MOST_NOTES = 2
+"""Sentences about what was left out, ended early or spent; the page has all of them."""
+
+MOST_FRONT = 3
+"""Students of the Pareto front; the page has all of them."""
+
+
+def closing(
+    terminal: Terminal,
+    summary: Mapping[str, Any],
+    teacher: TeacherCard,
+    costs: Sequence[str],
+    *,
+    folder: Path,
+    page: Path,
+    store: str,
+    registered: str,
+) -> None:
+    """Say what a search has found and where it lies.
+
+    Args:
+        terminal: says it.
+        summary: of the study.
+        teacher: its card.
+        costs: what counts beside the metric.
+        folder: of the study.
+        page: its report.
+        store: MLflow's.
+        registered: what became of the winner, in words.
+    """
+    terminal.say("")
+    front = summary["front"]
+    terminal.show(leader_table(summary, 6 if not front else 4))
+    terminal.say(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
+    for member in front[:MOST_FRONT]:
+        spent = ", ".join(f"{key} {member[key]:.3g}" for key in costs)
+        terminal.say(f"front    {member['student']}: {member['method']} {format_score(member['expected'])}, {spent}")
+    if len(front) > MOST_FRONT:
+        terminal.say(f"         and {len(front) - MOST_FRONT} more on the page")
+    terminal.tell(verdict(summary))
+    failed = summary["standing"]["failed"]
+    said = notes(summary)
+    if failed:
+        said.insert(0, f"{failed} trial(s) failed; their tracebacks are in MLflow and in {folder}")
+    for note in said[:MOST_NOTES]:
+        terminal.tell(note)
+    if len(said) > MOST_NOTES:
+        terminal.say(f"{len(said) - MOST_NOTES} more remarks are on the page.")
+    terminal.say(f"page     {page}")
+    terminal.say(f"MLflow   {store}   (heterokd ui)")
+    terminal.say(f"registry {registered}")

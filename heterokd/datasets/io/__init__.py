@@ -1,0 +1,1 @@
+"""Read images, label maps and tables; batches for training and evaluation."""

@@ -1,0 +1,166 @@
+"""A split's pixels on the device: straight from memory, resident there, or read ahead by a thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heterokd.datasets.io.shared_pixels import SharedImages
+from heterokd.datasets.io.split import ArrayImages, ChosenImages, Split
+from heterokd.datasets.views.mixing import Mix
+from heterokd.outputs import Batch
+
+# A split of at most this many bytes is read once and stays in memory as uint8.
+RESIDENT_BYTES = 2**28
+# On a GPU it stays there when it takes at most this share of what is free.
+RESIDENT_SHARE = 1 / 4
+# Batches that are read before they are asked for.
+AHEAD = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What a batch shows.
+
+    Attributes:
+        index: [B] positions in the split.
+        view: [B] view numbers; None for plain images.
+        mix: the partners of mixed views.
+    """
+
+    index: NDArray[np.int64]
+    view: NDArray[np.int64] | None = None
+    mix: Mix | None = None
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Of all images that are read for it: [B], or [2 B] with the partners."""
+        return self.index if self.mix is None else np.concatenate((self.index, self.mix.index))
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Pixels and label maps on their way to the device; on a GPU `arrived` says when they are there."""
+
+    pixels: Tensor
+    maps: Tensor | None
+    arrived: torch.cuda.Event | None = None
+
+    def get(self) -> tuple[Tensor, Tensor | None]:
+        if self.arrived is not None:
+            stream = torch.cuda.current_stream(self.pixels.device)
+            stream.wait_event(self.arrived)
+            for tensor in (self.pixels, self.maps):
+                if tensor is not None:
+                    tensor.record_stream(stream)  # their memory belongs to the stream that copied them
+        return self.pixels, self.maps
+
+
+class SplitPixels:
+    """A split's pixels and label maps on a device.
+
+    They come straight from memory, or stay on the device as a whole when they are few, or are read ahead by a thread.
+
+    Args:
+        split: the images.
+        device: where they are wanted.
+        room: bytes that a split may take to stay there; on a GPU with any, a share of its free memory.
+    """
+
+    def __init__(self, split: Split, device: torch.device | str, room: int = RESIDENT_BYTES) -> None:
+        # With its number: in another thread, "cuda" may mean another GPU.
+        self.split, self.device, self._room = split, torch.empty(0, device=device).device, room
+        # What lies in this machine's memory, or is mapped into it, is not copied there once more.
+        sources = [split.images] if split.label_maps is None else [split.images, split.label_maps]
+        kinds = {type(source.images if isinstance(source, ChosenImages) else source) for source in sources}
+        on_host = self.device.type == "cpu"
+        self._direct = on_host and kinds == {ArrayImages}
+        self._may_stay = not (on_host and kinds <= {ArrayImages, SharedImages})
+        self._resident: tuple[Tensor, Tensor | None] | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def batches(self, wanted: Iterable[Chosen]) -> Iterator[tuple[Chosen, Tensor, Tensor | None]]:
+        """Each batch's pixels [B, H, W, 3] and label maps [B, H, W], both uint8."""
+        if self._direct or self._stays():
+            for chosen in wanted:
+                yield chosen, *self.at(chosen.positions)
+            return
+        coming: deque[tuple[Chosen, Future[_Read]]] = deque()
+        following = iter(wanted)
+        with ThreadPoolExecutor(1) as reader:  # one: a source of images need not bear several readers
+            try:
+                coming.extend(
+                    (chosen, reader.submit(self._read, chosen.positions)) for chosen in islice(following, AHEAD)
+                )
+                while coming:
+                    chosen, read = coming.popleft()
+                    pixels, maps = read.result().get()
+                    coming.extend((more, reader.submit(self._read, more.positions)) for more in islice(following, 1))
+                    yield chosen, pixels, maps
+            finally:
+                for _, read in coming:
+                    read.cancel()
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """The pixels and label maps at some positions, on the device."""
+        if not self._direct and self._stays():
+            assert self._resident is not None  # put there by `_stays`
+            pixels, maps = self._resident
+            chosen = torch.from_numpy(positions).to(self.device, non_blocking=True)
+            return pixels[chosen], None if maps is None else maps[chosen]
+        return self._read(positions).get()
+
+    def batch(
+        self, images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | None, labels: Tensor | None = None
+    ) -> Batch:
+        """A batch on the device; its labels are the split's own class numbers unless others are given."""
+        if labels is None:
+            labels = torch.from_numpy(self.split.labels[index])
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        return Batch(
+            images=images,
+            labels=move(labels if labels.is_floating_point() else labels.long()),
+            index=move(torch.from_numpy(index.copy())),
+            shown=None if view is None else torch.from_numpy(np.stack((index, view), axis=1)),
+        )
+
+    def _stays(self) -> bool:
+        """Whether the whole split lies on the device; puts it there at the first call."""
+        if self._resident is None and self._may_stay and len(self.split):
+            room = self._room
+            if self.device.type == "cuda" and room:
+                room = int(torch.cuda.mem_get_info(self.device)[0] * RESIDENT_SHARE)
+            if len(self.split) * self.split.images.read(np.zeros(1, np.int64)).nbytes <= room:
+                self._resident = self._read(np.arange(len(self.split))).get()
+            else:
+                self._may_stay = False
+        return self._resident is not None
+
+    def _read(self, positions: NDArray[np.int64]) -> _Read:
+        pixels = torch.from_numpy(self.split.images.read(positions))
+        maps = None if self.split.label_maps is None else torch.from_numpy(self.split.label_maps.read(positions))
+        if self.device.type != "cuda":
+            return _Read(pixels.to(self.device), None if maps is None else maps.to(self.device))
+        # Beside the training's own stream: the copy waits for no kernel, and none waits for it before it is used.
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            moved = [
+                None if tensor is None else tensor.pin_memory().to(self.device, non_blocking=True)
+                for tensor in (pixels, maps)
+            ]
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(self._stream)
+        assert moved[0] is not None
+        return _Read(moved[0], moved[1], arrived)

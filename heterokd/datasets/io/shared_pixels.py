@@ -1,0 +1,226 @@
+"""Decoded images that all processes of a machine share: pixels in one file, mapped into memory by each of them.
+
+Whoever comes first decodes; others wait for it, and later ones find the file. It appears under its name only when it is
+whole. A page that one process has read serves all: nothing is copied between trials, and nothing is decoded twice.
+
+The file: a line of JSON (what it holds), filled up to `HEADER` bytes; a checksum of each image; the pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from heterokd.datasets.io.image_files import DecodedFiles, machine_memory
+from heterokd.datasets.io.split import READ_AT_ONCE, READ_BYTES, ChosenImages, Images, LabelMaps, Split, Splits
+from heterokd.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+HEADER = 4096
+# A file is written where at least as much of the disk again stays free.
+FREE_SHARE = 2.0
+# Of the machine's memory, for a file: larger ones would not stay in it, and would fill disks that nobody gave for it.
+SHARED_MEMORY = 1 / 4
+
+
+def share_splits(folder: Path, splits: Splits) -> Splits:
+    """The same data set with its train and val images decoded once for all processes of this machine.
+
+    This is for images that lie in files; others, and those that are too many for the machine, stay as they are. So does
+    test, which is opened once.
+
+    Args:
+        folder: on a disk of this machine; it is made if it is missing.
+        splits: the data set.
+
+    Raises:
+        DataError: an image is damaged or has gone; names the file.
+    """
+    train, val = (_share_split(folder, split, splits.fingerprint) for split in (splits.train, splits.val))
+    return replace(splits, train=train, val=val)
+
+
+def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
+    """Files of decoded images that no training has opened for so long, with their bytes.
+
+    One that a training has mapped may be deleted: its content stays until the last of them ends.
+    """
+    found = {path: path.stat() for path in sorted(folder.glob("*.pixels"))}
+    return {path: stat.st_size for path, stat in found.items() if time.time() - stat.st_mtime >= seconds}
+
+
+def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
+    images, maps = split.images, split.label_maps
+    try:
+        if _fits(images):
+            images = shared_pixels(folder, images, fingerprint, split.name)
+        if maps is not None and _fits(maps):
+            maps = shared_pixels(folder, maps, fingerprint, f"{split.name}-labels")
+    except OSError as error:
+        logger.warning("decoded images are not shared between trainings (%s): each decodes for itself", error)
+    return replace(split, images=images, label_maps=maps)
+
+
+def _fits(images: Images | LabelMaps) -> bool:
+    source = images.images if isinstance(images, ChosenImages) else images
+    if not isinstance(source, DecodedFiles) or not len(images):
+        return False
+    return len(images) * images.read(np.zeros(1, np.int64)).nbytes <= SHARED_MEMORY * machine_memory()
+
+
+def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, split: str) -> Images | LabelMaps:
+    """The same images or label maps, decoded once for all processes of this machine.
+
+    Args:
+        folder: on a disk of this machine; it is made if it is missing.
+        images: what is decoded, by whoever comes first.
+        fingerprint: of the data set's content at this image size: part of the file's name.
+        split: the split's name, and whatever else tells files of one fingerprint apart.
+
+    Returns:
+        The images from the file; the given ones where the disk has too little room for it.
+
+    Raises:
+        DataError: an image is damaged or has gone; names the file.
+    """
+    if not len(images):
+        return images
+    shape = (len(images), *images.read(np.zeros(1, np.int64)).shape[1:])
+    name = hashlib.sha256(f"{FORMAT}:{fingerprint}:{split}:{shape}".encode()).hexdigest()[:24]
+    path = folder / f"{split}-{name}.pixels"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = SharedImages(path, shape)
+    if shared.is_whole():
+        with suppress(OSError):  # says when it was last used
+            os.utime(path)
+        return shared
+    with FileLock(path.with_suffix(".lock")):
+        if not shared.is_whole():  # nobody wrote it while this process waited
+            for left in folder.glob(f"{path.name}.*.part"):  # by one that was stopped: writers hold the lock
+                left.unlink()
+            if shutil.disk_usage(folder).free < shared.size * FREE_SHARE:
+                return images
+            _write(shared, images)
+    return shared
+
+
+class SharedImages:
+    """Images or label maps in a file that is mapped into memory; each is checked when it is first read.
+
+    Args:
+        path: the file.
+        shape: what it holds, [N, ...] uint8.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+        self._checked = np.zeros(shape[0], np.bool_)
+        self._mapped: tuple[NDArray[np.uint64], NDArray[np.uint8]] | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path alone: another process maps the file for itself."""
+        return {**self.__dict__, "_mapped": None}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._start + int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def _start(self) -> int:
+        """Where the pixels begin: at a page of their own."""
+        return HEADER + -(-len(self) * 8 // HEADER) * HEADER
+
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        line = json.dumps({"heterokd": "pixels", "format": FORMAT, "shape": self.shape}) + "\n"
+        return line.encode().ljust(HEADER, b"\0")
+
+    def is_whole(self) -> bool:
+        """Whether the file is there, has its length and says that it holds these images."""
+        try:
+            with self.path.open("rb") as file:
+                return os.fstat(file.fileno()).st_size == self.size and file.read(HEADER) == self.header
+        except OSError:
+            return False
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images or label maps at `index` [B], as a new array [B, ...].
+
+        Raises:
+            DataError: the file has gone, or an image in it is damaged.
+        """
+        if self._mapped is None:
+            self._mapped = self._map()
+        sums, pixels = self._mapped
+        chosen: NDArray[np.uint8] = pixels[index]
+        new = ~self._checked[index]
+        if new.any():
+            wrong = index[new][checksums(chosen[new]) != sums[index[new]]]
+            if len(wrong):
+                raise DataError(f"{self.path}: image {wrong[0]} is damaged; remove the file, and it is written anew")
+            self._checked[index] = True
+        return chosen
+
+    def _map(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+        if not self.is_whole():
+            raise DataError(f"{self.path}: is missing or damaged; start again, and it is written anew")
+        sums = np.memmap(self.path, np.uint64, "r", HEADER, (len(self),))
+        return np.array(sums), np.memmap(self.path, np.uint8, "r", self._start, self.shape)
+
+
+def checksums(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A 64-bit sum [B] of each of some images [B, ...], in which every byte and its place count.
+
+    Words are multiplied by odd numbers, so that a change of any single word changes the sum.
+    """
+    flat = pixels.reshape(len(pixels), -1)
+    words = np.zeros((len(flat), -(-flat.shape[1] // 8)), np.uint64)
+    words.view(np.uint8)[:, : flat.shape[1]] = flat
+    factors = np.arange(1, 2 * words.shape[1], 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    words *= factors
+    # The sum of nothing but zeros, as a hole in a file has, is not zero.
+    return np.asarray(words.sum(axis=1, dtype=np.uint64) + np.uint64(1))
+
+
+def _write(shared: SharedImages, images: Images | LabelMaps) -> None:
+    """Decode everything into a file beside the one meant, and give it its name once it is whole."""
+    part = shared.path.with_name(f"{shared.path.name}.{os.getpid()}.part")
+    sums = np.zeros(len(shared), np.uint64)
+    image = int(np.prod(shared.shape[1:], dtype=np.int64))
+    count = max(1, min(READ_AT_ONCE, READ_BYTES // image))
+    try:
+        with part.open("wb") as file:
+            file.truncate(shared.size)
+            file.seek(shared.size - image * len(shared))
+            for start in range(0, len(shared), count):
+                pixels = images.read(np.arange(start, min(start + count, len(shared))))
+                sums[start : start + len(pixels)] = checksums(pixels)
+                file.write(np.ascontiguousarray(pixels).data)
+            file.seek(0)
+            file.write(shared.header)
+            file.write(sums.data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(shared.path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

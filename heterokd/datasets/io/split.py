@@ -1,0 +1,357 @@
+"""Dataset: what a file of `heterokd/datasets/` defines, and the splits that it gives.
+
+Every data set gives train / val / test. A search sees train and val only; test is opened once, by promotion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.random import permutation
+from heterokd.errors import DataError
+from heterokd.tasks import TaskName
+
+SplitName = Literal["train", "val", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+
+SHARES = (0.6, 0.2, 0.2)
+"""Train, val, test where a data set ships one pile of images."""
+HELD_OUT = 0.2
+"""Share of train that becomes val (or test) where a data set ships two splits."""
+
+# Images decoded for mean and std when they lie in files; the error of a mean over them is below a grey level.
+STATISTICS_SAMPLE = 512
+READ_AT_ONCE = 512
+READ_BYTES = 2**28
+# Images of a split that are decoded before work begins: a second or two, and all images of a small set.
+LOOK_BYTES = 2**27
+LOOK_AT_LEAST = 32
+
+
+class Images(Protocol):
+    """Images that are read by position."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at `index` [B], as a new array [B, S, S, 3].
+
+        Raises:
+            DataError: an image is damaged or has gone; names the file.
+        """
+        ...
+
+
+class LabelMaps(Protocol):
+    """Label maps of segmentation, read by position."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The label maps at `index` [B], as a new array [B, H, W]: class numbers, 255 where a pixel counts nowhere.
+
+        Raises:
+            DataError: a label map is damaged, has gone or does not fit its image; names the file.
+        """
+        ...
+
+
+class ArrayImages:
+    """Images [N, H, W, 3] or label maps [N, H, W] that lie in memory, uint8."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array
+        self.array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images or label maps at `index` [B], as a new array."""
+        chosen: NDArray[np.uint8] = self.array[index]
+        return chosen
+
+
+class ResizedImages:
+    """Images that lie in memory, [N, H, W, 3] uint8, at their own size; resized when they are read."""
+
+    def __init__(self, array: NDArray[np.uint8], image_size: int) -> None:
+        self.array, self.image_size = array, image_size
+        self.array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at `index` [B], as a new array [B, S, S, 3]; bilinear, smoothed first where they shrink."""
+        size = (self.image_size, self.image_size)
+        planes = torch.from_numpy(self.array[index]).permute(0, 3, 1, 2)
+        resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
+        return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+
+
+class ChosenImages:
+    """Some of another's images or label maps, in a given order."""
+
+    def __init__(self, images: Images | LabelMaps, index: NDArray[np.int64]) -> None:
+        self.images, self.index = images, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images or label maps at `index` [B], as a new array."""
+        return self.images.read(self.index[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with labels.
+
+    Attributes:
+        images: read by position; in segmentation all of one canvas size, [Hc, Wc].
+        labels: [N] class numbers; zeros where every image has a label map instead.
+        name: train, val or test.
+        label_maps: of segmentation, [Hc, Wc] each; None in classification.
+    """
+
+    images: Images
+    labels: NDArray[np.int64]
+    name: SplitName
+    label_maps: LabelMaps | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def chosen(self, index: NDArray[np.int64]) -> Split:
+        """The images at `index`; positions count anew from 0."""
+        maps = None if self.label_maps is None else ChosenImages(self.label_maps, index)
+        return replace(self, images=ChosenImages(self.images, index), labels=self.labels[index], label_maps=maps)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over every pixel and label, in hexadecimal; reads every image."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, "<i8").tobytes())
+        everything = np.arange(len(self))
+        for pixels in self.pieces(everything):
+            digest.update(pixels.tobytes())
+        if self.label_maps is not None:
+            for start in range(0, len(self), READ_AT_ONCE):
+                digest.update(self.label_maps.read(everything[start : start + READ_AT_ONCE]).tobytes())
+        return digest.hexdigest()
+
+    def pieces(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """The images at `index`, a few hundred at a time."""
+        count = max(1, min(READ_AT_ONCE, READ_BYTES // self.images.read(index[:1]).nbytes)) if len(index) else 1
+        for start in range(0, len(index), count):
+            yield self.images.read(index[start : start + count])
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set at one image size, split.
+
+    Attributes:
+        train: what students learn from.
+        val: what the search selects on.
+        test: what promotion opens, once.
+        class_names: name of each class number.
+        image_size: height = width in pixels; in segmentation what the canvas follows from, see the data set.
+        fingerprint: SHA-256 over the content and the split, in hexadecimal: the same content gives the same one in
+            every process.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    image_size: int
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean of the train images' red, green and blue, in [0, 1]; see `_statistics`."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation of the train images' red, green and blue, in [0, 1]."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Over all train images that lie in memory, or a fixed sample of those that lie in files."""
+        in_memory = isinstance(_source(self.train.images), ArrayImages)
+        order = permutation(len(self.train), 0, "statistics")
+        index = np.sort(order if in_memory else order[:STATISTICS_SAMPLE])
+        total, squares, count = np.zeros(3), np.zeros(3), 0
+        for pixels in self.train.pieces(index):
+            flat = pixels.reshape(-1, 3)  # whole numbers: as floats they would take eight times the memory
+            total += flat.sum(0, dtype=np.uint64)
+            squares += np.square(flat, dtype=np.uint16).sum(0, dtype=np.uint64)
+            count += len(flat)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        red, green, blue = (float(value) for value in mean / 255)
+        # A set of one colour has no spread; a network divides by this.
+        std_red, std_green, std_blue = (max(float(value), 1e-3) for value in std / 255)
+        return (red, green, blue), (std_red, std_green, std_blue)
+
+    def look(self) -> None:
+        """Decode some images of train and val, all of a small set: damage is better found before work than in it.
+
+        Raises:
+            DataError: an image or a label map is damaged; names the file.
+        """
+        for split in (self.train, self.val):
+            if not len(split) or _in_memory(split.images):
+                continue
+            count = max(LOOK_AT_LEAST, LOOK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
+            index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
+            for _ in split.pieces(index):
+                pass
+            if split.label_maps is not None:
+                for start in range(0, len(index), LOOK_AT_LEAST):
+                    split.label_maps.read(index[start : start + LOOK_AT_LEAST])
+
+    def with_labels_per_class(self, count: int, seed: int = 0) -> Splits:
+        """The same data set with `count` seeded train images of each class; val and test stay whole.
+
+        Raises:
+            DataError: a class has fewer train images.
+        """
+        if self.train.label_maps is not None:
+            raise DataError("data.labels_per_class counts images of one class; for label maps set data.train_images")
+        kept: list[NDArray[np.int64]] = []
+        for number, name in enumerate(self.class_names):
+            members = np.flatnonzero(self.train.labels == number)
+            if not 1 <= count <= len(members):
+                raise DataError(
+                    f"data.labels_per_class: class {name!r} has {len(members)} training images, "
+                    f"{count} were asked for; choose 1 to {len(members)}"
+                )
+            kept.append(members[permutation(len(members), number, "labels_per_class", seed)[:count]])
+        digest = hashlib.sha256(f"{self.fingerprint}:labels_per_class={count}:seed={seed}".encode())
+        return replace(self, train=self.train.chosen(np.sort(np.concatenate(kept))), fingerprint=digest.hexdigest())
+
+    def with_train_images(self, count: int, seed: int = 0) -> Splits:
+        """The same data set with `count` seeded train images; val and test stay whole.
+
+        Raises:
+            DataError: train has fewer images.
+        """
+        if not 1 <= count <= len(self.train):
+            raise DataError(
+                f"data.train_images: there are {len(self.train)} training images, {count} were asked for; "
+                f"choose 1 to {len(self.train)}"
+            )
+        kept = np.sort(permutation(len(self.train), 0, "train_images", seed)[:count])
+        digest = hashlib.sha256(f"{self.fingerprint}:train_images={count}:seed={seed}".encode())
+        return replace(self, train=self.train.chosen(kept), fingerprint=digest.hexdigest())
+
+
+def _source(images: Images | LabelMaps) -> Images | LabelMaps:
+    """What they are chosen from."""
+    while isinstance(images, ChosenImages):
+        images = images.images
+    return images
+
+
+def _in_memory(images: Images) -> bool:
+    return isinstance(_source(images), ArrayImages | ResizedImages)
+
+
+class Dataset(ABC):
+    """A source of images and labels. One file of `heterokd/datasets/` holds one final subclass of it.
+
+    Attributes:
+        needs_root: whether it is read from a folder that the experiment names.
+        tasks: what its labels are: one class an image, or a label map.
+        default_policy: its views unless the experiment says otherwise; see `policy_at`.
+        licence: on what terms the images may be used, as far as their source says; model cards name it.
+    """
+
+    needs_root: ClassVar[bool] = False
+    tasks: ClassVar[TaskName] = "classification"
+    default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
+    licence: ClassVar[str] = "unknown"
+
+    @classmethod
+    def policy_at(cls, image_size: int) -> AugmentPolicy:
+        """Its views at an image size unless the experiment says otherwise; most sets have one policy for all sizes."""
+        return cls.default_policy
+
+    @abstractmethod
+    def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
+        """Find the images and split them; decoding may wait until they are read.
+
+        Args:
+            root: the data set's folder; None where `needs_root` is false.
+            image_size: height = width of the images to give, in pixels; in segmentation what the canvas follows from.
+            seed: of the split, where the data set does not ship one.
+
+        Raises:
+            DataError: it is missing, empty or of another shape than expected.
+        """
+
+
+def stratified_split(
+    labels: NDArray[np.int64], shares: Sequence[float], seed: int, class_names: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], ...]:
+    """Positions of each part: every class in every part, within one image of its share; the same on every machine.
+
+    Args:
+        labels: [N] class numbers.
+        shares: of each part; they sum to 1.
+        seed: of the choice.
+        class_names: for the error's sentence.
+
+    Raises:
+        DataError: a class has fewer images than there are parts.
+    """
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in shares]
+    for number in np.unique(labels):
+        members = np.flatnonzero(labels == number)
+        if len(members) < len(shares):
+            name = class_names[number] if class_names else str(number)
+            raise DataError(
+                f"data.root: class {name!r} has {len(members)} image(s), too few for {len(shares)} splits; "
+                f"add images or remove the class"
+            )
+        members = members[permutation(len(members), int(number), "split", seed)]
+        ends = np.cumsum(_counts(len(members), shares))
+        for part, piece in zip(parts, np.split(members, ends[:-1]), strict=True):
+            part.append(piece)
+    return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+
+def _counts(total: int, shares: Sequence[float]) -> NDArray[np.int64]:
+    """Whole numbers near `total * shares` that sum to `total`, at least one each: largest remainders first."""
+    exact = total * np.asarray(shares)
+    counts = np.floor(exact + 1e-9).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    while counts.min() == 0:
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return counts

@@ -1,0 +1,1 @@
+"""Run searches and trainings on Ray."""

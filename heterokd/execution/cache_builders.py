@@ -1,0 +1,211 @@
+"""Filling the teacher's cache in Ray actors: for `heterokd cache`, and beside the first trials of a search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterokd.config.experiment import Experiment, Recipe
+from heterokd.errors import CacheError, PairError
+from heterokd.execution.placement import Cluster
+from heterokd.execution.ray_settings import ray
+from heterokd.storage.filesystem import Folder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.cache.build import check_space, missing
+from heterokd.teachers.cache.key import CacheKey
+from heterokd.teachers.cache.shards import cache_bytes, layout_of
+from heterokd.teachers.cache_policy import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
+from heterokd.teachers.prepare import open_prepared
+from heterokd.training.data import open_splits, training_splits
+
+POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A cache that a search fills.
+
+    Attributes:
+        recipe: a training whose views the cache holds.
+        key: of the cache.
+        folder: where it lies.
+        weights: the prepared teacher's.
+    """
+
+    recipe: Recipe
+    key: CacheKey
+    folder: Folder
+    weights: Path | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard is there."""
+        return self.folder.exists("manifest.json")
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be built."""
+        return missing(self.folder, self.key)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be completed here, in one sentence; None where nothing is known to stand in the way."""
+        if self.is_complete:
+            return None
+        if not is_small_enough(self.recipe, self.key):
+            return (
+                f"cache.max_gb: a cache of {self.key.describe()} takes {cache_bytes(self.key) / GIGABYTE:.3g} GB, more "
+                f"than {self.recipe.cache.max_gb:g}; raise it, or set cache.dtype: fp16, cache.top_k or fewer "
+                "cache.views"
+            )
+        try:
+            check_space(self.folder, self.key, len(self.missing))
+        except CacheError as error:
+            return str(error)
+        return None
+
+
+class Builder:
+    """One actor that builds what nobody else is building.
+
+    Args:
+        work: recipes (as JSON) whose caches are built one after the other, each with its teacher's weights.
+        root: where caches lie.
+        threads: of torch.
+    """
+
+    def __init__(self, work: Sequence[tuple[str, Path | None]], root: Root, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.root = root.on_node()
+        self.work = [
+            (Recipe.model_validate_json(recipe), None if weights is None else self.root.fetched(weights, root))
+            for recipe, weights in work
+        ]
+
+    def build(self) -> str | None:
+        """Complete each cache together with the others; sentences where one cannot be completed."""
+        problems = [problem for recipe, weights in self.work if (problem := self._complete(recipe, weights))]
+        return "; ".join(problems) or None
+
+    def _complete(self, recipe: Recipe, weights: Path | None) -> str | None:
+        splits = training_splits(open_splits(recipe.data), self.root)
+        live = open_prepared(recipe, weights, splits.num_classes)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            open_cache(recipe, splits, live, self.root, device, build=True)
+        except CacheError as error:
+            return str(error)
+        return None
+
+
+def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, audited: bool = True) -> Filling | None:
+    """The cache that an experiment's trials share before confirmation; None where no method reads one.
+
+    Args:
+        experiment: the question; of several teachers the first one's cache is meant, see `Experiment.following`.
+        root: caches lie under `caches/`.
+        weights: the prepared teacher's weights.
+        audited: look at what is there of it, and run the teacher on a sample.
+
+    Raises:
+        CacheError: the cache that is there is damaged, or disagrees with the teacher; nothing has been launched then.
+    """
+    if not experiment.cache.enabled:
+        return None
+    splits = open_splits(experiment.data)
+    for method in experiment.methods:
+        recipe = experiment.recipe(experiment.published(method))
+        live = open_prepared(recipe, weights, splits.num_classes)
+        try:
+            served = is_served(recipe, splits, live)
+        except PairError:
+            continue  # left out of this pair's space
+        if served:
+            if audited:
+                check_cache(recipe, splits, live, root)
+            key = cache_key(recipe, splits, live)
+            return Filling(recipe, key, root.cache_folder.at(key.id), weights)
+    return None
+
+
+def start_filling(fillings: Sequence[Filling], root: Root, cluster: Cluster, builders: int) -> list[Any]:
+    """Start actors on the Ray that is connected; what `Builder.build` returns, to come.
+
+    Args:
+        fillings: what to build. With as many builders as caches each begins with another one; all help with all.
+        root: where caches lie, on every node.
+        cluster: what one trial gets; a builder gets the same.
+        builders: how many, at most; no more than there are shards to build.
+    """
+    actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
+    # Relative paths begin where the driver runs.
+    where = root if root.url else root.on_node()
+    work = [(one.recipe.model_dump_json(), one.weights.resolve() if one.weights else None) for one in fillings]
+    count = min(builders, sum(len(one.missing) for one in fillings) or 1)
+    firsts = [number % len(work) for number in range(count)]
+    handles = [actor.remote([*work[first:], *work[:first]], where, max(1, int(cluster.cpus))) for first in firsts]
+    # An actor lives as long as its handle: the last reference goes with the answer.
+    return [(handle, handle.build.remote()) for handle in handles]
+
+
+def release(started: list[Any], *, wait: bool = False) -> list[Any]:
+    """Let builders that are done go, so that trials get their cores; those that are still at it."""
+    going = []
+    for handle, answer in started:
+        done, _ = ray.wait([answer], timeout=None if wait else 0)
+        if not done:
+            going.append((handle, answer))
+            continue
+        problem = _ended(handle, answer)
+        if problem is not None:
+            logger.warning(
+                "the teacher's cache is not complete (%s): trials run the teacher for what is missing", problem
+            )
+    return going
+
+
+def _ended(handle: Any, answer: Any) -> str | None:
+    """Let a builder go that is done; what kept it from its end."""
+    ray.kill(handle)
+    try:
+        problem: str | None = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        return f"a builder died ({type(error).__name__}); finished shards are kept, build again"
+    return problem
+
+
+def fill(
+    filling: Filling,
+    root: Root,
+    cluster: Cluster,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Build a cache to its end on the Ray that is connected.
+
+    Args:
+        filling: what to build.
+        root: where caches lie.
+        cluster: how many builders at a time, and what each of them gets.
+        progress: told (shards done, shards in all).
+
+    Raises:
+        CacheError: it cannot be completed.
+    """
+    started = start_filling([filling], root, cluster, cluster.parallel)
+    answers = [answer for _, answer in started]
+    shards, waiting = layout_of(filling.key).shards, list(answers)
+    folder = filling.folder
+    while waiting:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+        if progress is not None:
+            progress(shards - (len(missing(folder, filling.key)) if waiting else 0), shards)
+    problems = [problem for one in started if (problem := _ended(*one)) is not None]
+    if problems and not filling.is_complete:
+        raise CacheError(problems[0])

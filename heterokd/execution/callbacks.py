@@ -1,0 +1,154 @@
+"""What the driver does while trials run: MLflow, the summary, the listener, the disk. Nothing of it delays a trial.
+
+Tune calls `Progress` for each of its events; `Projector` is a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from heterokd.execution.cache_builders import release
+from heterokd.execution.failure_limit import Deaths
+from heterokd.execution.ray_settings import ray, tune
+from heterokd.storage.disk import obstacle
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.tracking.runs import StudyRuns
+
+logger = logging.getLogger(__name__)
+
+Event = Literal["start", "report", "finish"]
+Listener = Callable[[Event, TrialFolder, Mapping[str, Any]], None]
+"""Told of each trial that starts, reports or finishes, with the study's summary; runs in the driver."""
+
+WATCH_SECONDS = 5.0
+"""Between two looks at the disk, and between two tries of a tracking server that does not answer."""
+
+
+class Projector:
+    """A thread that copies trial folders to MLflow, so that a slow or dead tracking server delays no trial.
+
+    It also says when the study's disk cannot be written: trials wait then, and do not say so here.
+    """
+
+    def __init__(self, runs: StudyRuns, folder: StudyFolder) -> None:
+        self.runs, self.folder = runs, folder
+        self.waiting: dict[int, TrialFolder] = {}
+        self.changed = threading.Condition()
+        self.is_closing = self.is_stuck = False
+        self.looked = time.monotonic()
+        self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self.thread.start()
+
+    def put(self, folder: TrialFolder) -> None:
+        """Bring a trial's run up to its folder, soon; a trial that is asked for twice meanwhile is copied once."""
+        with self.changed:
+            self.waiting[folder.number] = folder
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Copy what waits, if the server answers, and end."""
+        with self.changed:
+            self.is_closing = True
+            self.changed.notify()
+        self.thread.join()
+
+    def _work(self) -> None:
+        while not (self.is_closing and not self.waiting):
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.is_closing, WATCH_SECONDS)
+                batch, self.waiting = self.waiting, {}
+            missed = self._copy(batch)
+            self._look_at_the_disk()
+            if missed and self.is_closing:
+                return  # `StudyRuns.finish` looks at every trial again
+            if missed:
+                with self.changed:
+                    self.waiting = missed | self.waiting
+                    self.changed.wait_for(lambda: self.is_closing, WATCH_SECONDS)
+
+    def _copy(self, batch: dict[int, TrialFolder]) -> dict[int, TrialFolder]:
+        """Those that the tracking server did not take because it does not answer; the first tells of all."""
+        for number, folder in list(batch.items()):
+            if not self.runs.sync_trial(folder) and not self.runs.answers():
+                return batch
+            del batch[number]
+        return batch
+
+    def _look_at_the_disk(self) -> None:
+        if time.monotonic() - self.looked < WATCH_SECONDS:
+            return
+        self.looked = time.monotonic()
+        reason = obstacle(self.folder.path)
+        if reason is not None and not self.is_stuck:
+            logger.warning("%s: cannot be written (%s); trials wait for the disk", self.folder.path, reason)
+        elif reason is None and self.is_stuck:
+            logger.warning("%s: can be written again; trials go on", self.folder.path)
+        self.is_stuck = reason is not None
+
+
+class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
+    """Passes Tune's events on to the MLflow thread and to the listener, and gives what is done back."""
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        judge: Any,
+        projector: Projector,
+        listener: Listener | None,
+        builders: list[Any],
+        deaths: Deaths,
+    ) -> None:
+        self.folder = folder
+        self.judge = judge
+        self.projector = projector
+        self.listener = listener
+        self.builders = builders
+        self.deaths = deaths
+        self.failures: dict[str, int] = {}
+        self.ended: list[Any] = []
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Tune looks around: builders that are done give their places to trials, and ended trials are forgotten."""
+        self.builders = release(self.builders)
+        self.ended = [trial for trial in self.ended if not _forget(trial)]
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial started, reached a rung, or finished."""
+        trial_folder = self.folder.trial(int(result["number"]))
+        event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
+        self.projector.put(trial_folder)
+        if event == "finish" or self.listener is not None:
+            summary = ray.get(self.judge.summary.remote())
+            if event == "finish":
+                self.folder.write_summary(summary)
+            if self.listener is not None:
+                self.listener(event, trial_folder, summary)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process died and is started again; Tune does not count those that a warning came before."""
+        if trial.num_failures > self.failures.get(trial.trial_id, 0):
+            self.failures[trial.trial_id] = trial.num_failures
+            self.deaths.add()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tune keeps a trial's object to the end of the search."""
+        self.ended.append(trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles callbacks into its own snapshots, which nothing here reads back.
+        return {}
+
+
+def _forget(trial: Any) -> bool:
+    """Drop what an ended trial's object holds, once Tune is done with it; whether it was."""
+    if not trial.is_finished():
+        return False
+    trial.config, trial.evaluated_params = {}, {}
+    kept = trial.run_metadata.checkpoint_manager
+    trial.run_metadata = type(trial.run_metadata)()
+    trial.run_metadata.checkpoint_manager = kept  # Tune's own result asks it; it is empty
+    return True

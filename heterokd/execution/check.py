@@ -1,0 +1,164 @@
+"""Check an experiment before work begins: data, networks, weights, and which methods exist for each pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+import yaml
+
+from heterokd.config.experiment import Experiment, Recipe, ends, methods_of, pairing
+from heterokd.config.settings import DataSettings, NetworkSettings
+from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
+from heterokd.execution.student_costs import Candidates, weigh_students
+from heterokd.methods import METHODS
+from heterokd.networks.network import build_network, predict_spec
+from heterokd.outputs import OutputSpec
+from heterokd.storage.workspace import Root
+from heterokd.tasks import TASKS
+from heterokd.teachers.prepare import _given_teacher
+from heterokd.training.data import open_splits
+
+
+def check_experiment(experiment: Experiment) -> dict[str, str]:
+    """Everything that can be known before work begins: data, networks, and whether each method exists for each pair.
+
+    Returns:
+        By method, why it cannot exist: left out when the experiment says `methods: all`, and an error when it names
+        them. Of several teachers, a method that exists for some is left out with the others alone, whoever named it,
+        and stands here as `pairing(method, teacher)`.
+
+    Raises:
+        UserError: one sentence naming file or key.
+    """
+    for network in experiment.teacher.networks:
+        checkpoint = experiment.teacher.checkpoint_of(network)
+        if checkpoint is not None and not checkpoint.is_file():
+            key = f"teacher.checkpoint{f'.{network}' if isinstance(experiment.teacher.checkpoint, Mapping) else ''}"
+            raise CheckpointError(f"{key}: there is no file {checkpoint}; paths begin where heterokd is run")
+    splits = open_splits(experiment.data)
+    teachers, students = (
+        {
+            network: _spec(section, searched.one(network), experiment.data, splits.num_classes)
+            for network in searched.networks
+        }
+        for section, searched in (("teacher", experiment.teacher), ("student", experiment.student))
+    )
+    found = {network: _excluded(experiment.following(network), spec, students) for network, spec in teachers.items()}
+    excluded: dict[str, str] = {}
+    for method in experiment.methods:
+        reasons = {network: found[network][method] for network in teachers if method in found[network]}
+        if len(reasons) == len(teachers):
+            excluded[method] = "; ".join(reasons.values())
+        else:
+            excluded |= {pairing(method, network): reason for network, reason in reasons.items()}
+    gone = [method for method in experiment.methods if method in excluded]
+    if gone and set(experiment.methods) != set(methods_of(experiment.data.task)):
+        raise ConfigError(f"search space: methods: {excluded[gone[0]]}; take {gone[0]!r} off the list")
+    return excluded
+
+
+def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str, OutputSpec]) -> dict[str, str]:
+    """The methods that cannot exist for one teacher and every student, with the reason.
+
+    Raises:
+        ConfigError: a value of the search space is impossible.
+    """
+    excluded: dict[str, str] = {}
+    # Without the overrides: a method that exists for the pair until a value is pinned is the pin's fault.
+    space = experiment.space.model_copy(update={"overrides": {}})
+    plain = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
+    for network, student in students.items():
+        pair = f"{experiment.teacher.network} (teacher) and {network} (student)"
+        for method in experiment.methods:
+            published = plain.published(method)
+            reason = _refusal(plain.recipe(published), student, teacher)
+            if reason is not None:
+                excluded[method] = f"{method} does not exist for {pair}: {reason}"
+                continue
+            for key, domain in experiment.method_domains(method).items():
+                for value in ends(domain) if key in experiment.space.overrides else ():
+                    reason = _refusal(plain.recipe({**published, key: value}), student, teacher)
+                    if reason is not None:
+                        raise ConfigError(
+                            f"search space: overrides.{key}: {value!r} is impossible for {pair}: {reason}"
+                        )
+            reason = _refusal(experiment.recipe(experiment.published(method)), student, teacher)
+            if reason is not None:
+                raise ConfigError(f"search space: overrides: together they are impossible for {pair}: {reason}")
+    return excluded
+
+
+def within_limits(experiment: Experiment, root: Root) -> tuple[Experiment, Candidates]:
+    """The question about the students that keep `search.max_params_m` and `search.max_latency_ms`, and what each costs.
+
+    Raises:
+        NetworkError: a student that cannot be built.
+        ConfigError: no student is left.
+    """
+    try:
+        candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+    except NetworkError as error:
+        raise NetworkError(with_key("student", error)) from None
+    return experiment.without(candidates.left_out), candidates
+
+
+def check_files(experiment: Experiment) -> None:
+    """Open what work begins with, so that damage is found before it: weights, and images of train and val.
+
+    Raises:
+        UserError: one sentence naming file or key.
+    """
+    splits = open_splits(experiment.data)
+    splits.look()
+    kept, most = experiment.cache.top_k, splits.num_classes
+    if experiment.cache.enabled and kept is not None and kept > most:
+        raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
+    size = experiment.data.image_size
+    for teacher in map(experiment.teacher.one, experiment.teacher.networks):
+        if teacher.checkpoint is not None:
+            _given_teacher(teacher, splits.num_classes, size)
+    starting: list[tuple[str, NetworkSettings]] = []
+    for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
+        starting += [(section, searched.one(network)) for network in searched.networks if searched.pretrained]
+    for section, settings in starting:
+        try:
+            build_network(settings.network, splits.num_classes, settings.options, pretrained=True, image_size=size)
+        except NetworkError as error:
+            raise NetworkError(with_key(section, error)) from None
+
+
+def with_key(section: str, error: NetworkError) -> str:
+    """A sentence about a network (`network 'x' ...`) that begins with its key."""
+    text = str(error)
+    return f"{section}.{text}" if text.startswith("network ") else f"{section}: {text}"
+
+
+def _spec(section: str, settings: NetworkSettings, data: DataSettings, num_classes: int) -> OutputSpec:
+    network = settings.network
+    try:
+        spec = predict_spec(network, num_classes, settings.options, data.image_size)
+    except NetworkError as error:
+        raise NetworkError(with_key(section, error)) from None
+    task = TASKS[data.task]
+    if not task.fits(spec):
+        raise NetworkError(
+            f"{section}.network: {network!r} does not fit data set {data.dataset!r}, which has {task.network_hint}"
+        )
+    return spec
+
+
+def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | None:
+    """Why a method cannot exist for a pair; None when it can. On the meta device this costs no memory."""
+    try:
+        with torch.device("meta"):
+            METHODS[recipe.method](recipe.method_params, student, teacher)
+    except PairError as error:
+        return str(error)
+    return None
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The resolved experiment as YAML: what a study keeps of its question."""
+    return yaml.safe_dump(json.loads(experiment.model_dump_json()), sort_keys=False, allow_unicode=True)

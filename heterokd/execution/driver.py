@@ -1,0 +1,239 @@
+"""Search an experiment: check, prepare teachers, run the study, register the winner, write the report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
+from heterokd.execution.cache_builders import Filling, plan_filling
+from heterokd.execution.callbacks import Listener
+from heterokd.execution.check import check_experiment, check_files, dump_experiment, within_limits
+from heterokd.execution.executor import run_study
+from heterokd.execution.planning.plan_record import Following
+from heterokd.execution.ray_connection import check_address
+from heterokd.execution.study_sync import fetch, keep
+from heterokd.report.measure import draw_pictures
+from heterokd.report.page import write_report
+from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.students.registry import log_student, register
+from heterokd.study.priors import finished_summaries, warm_starts
+from heterokd.study.study import Study
+from heterokd.teachers.prepare import TeacherReport, prepare_teachers
+from heterokd.tracking.labels import dataset_inputs
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import first_line, open_store
+from heterokd.training.data import open_splits
+from heterokd.training.teacher import TeacherCard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves.
+
+    Attributes:
+        folder: the study's files, report.html among them.
+        summary: standing, winner, scratch and leaders; see `Study.summary`.
+        teacher: network, score on val and weights hash of the winner's teacher; of the first one where scratch won.
+        uri: the MLflow store.
+        model: name and version of the registered winner; None when there is none, or the store did not answer.
+    """
+
+    folder: StudyFolder
+    summary: dict[str, Any]
+    teacher: TeacherCard
+    uri: str
+    model: tuple[str, str] | None
+
+
+def search(
+    experiment: Experiment,
+    root: Root,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    listener: Listener | None = None,
+    teacher_progress: TeacherReport | None = None,
+) -> Found:
+    """Answer an experiment: check it, prepare the teachers, run the study, register the best student, write the page.
+
+    Args:
+        experiment: what `load_experiment` returned.
+        root: where state lives.
+        resume: go on with (or just show) a study of the same name.
+        address: of a Ray cluster; None starts a local one.
+        listener: told of every event of a trial.
+        teacher_progress: told the metrics of each epoch of a teacher's fit, and its network.
+
+    Raises:
+        UserError: the input is wrong; nothing has been launched then.
+        SearchError: no trial can run here; what was computed is kept.
+    """
+    folder = root.study(experiment.name)
+    fetch(root, folder)
+    if folder.experiment_file.exists() and not resume:
+        raise StudyError(
+            f"{folder.path}: the study {experiment.name!r} exists already; "
+            "go on with it (--resume) or give another name (--set name=NEW)"
+        )
+    asked = experiment
+    experiment, candidates = within_limits(asked, root)
+    excluded = check_experiment(experiment)
+    check_files(experiment)
+    check_workers_root(experiment, root, address)
+    check_address(address)
+    warm = warm_starts(experiment, finished_summaries(experiment, root))
+    following = Following(experiment, root, folder, excluded)
+    runs = open_runs(experiment, folder, root)
+    runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
+    began = time.monotonic()
+    prepared = prepare_teachers(experiment, root, progress=teacher_progress)
+    following.prepared(time.monotonic() - began)
+    weights = {network: teacher.weights for network, teacher in prepared.items()}
+    fillings = _fillings(experiment, root, weights)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        # The question first, as an object, so that a study of another experiment is refused before its file changes.
+        Study(asked, folder, excluded=excluded, left_out=candidates.left_out, facts=candidates.facts, warm=warm)
+        write_text(folder.experiment_file, dump_experiment(asked))
+        runs.close_zombies()
+        summary = run_study(
+            experiment,
+            root,
+            weights,
+            excluded=excluded,
+            runs=runs,
+            address=address,
+            listener=following.listening(listener),
+            fillings=fillings,
+            before=time.monotonic() - began,
+            question=asked,
+        )
+        card = prepared[_teacher_of_winner(experiment, summary)].card
+        summary |= {"teacher": asdict(card), "teachers": [asdict(one.card) for one in prepared.values()]}
+        folder.write_summary(summary)
+        following.ended()
+        keep(root, folder, patiently=True)
+        root.fetch_leaders(folder, summary)
+        if not summary["standing"]["finished"]:
+            # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
+            runs.finish(summary, "KILLED")
+            raise KeyboardInterrupt
+        _draw(folder, experiment, root, weights)
+        _write_page(folder, experiment, summary, root)
+        runs.wait()
+        model = _registered(experiment, folder, summary, runs)
+        runs.finish(summary)
+        following.ended()
+        keep(root, folder, patiently=True)
+    return Found(folder, summary, card, runs.uri, model)
+
+
+def _fillings(experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> list[Filling]:
+    """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
+    fillings = []
+    for network in experiment.teacher.networks:
+        filling = plan_filling(experiment.following(network), root, weights[network])
+        obstacle = None if filling is None else filling.obstacle
+        if obstacle is not None:
+            logger.warning("the teacher runs live (%s)", obstacle)
+        elif filling is not None:
+            fillings.append(filling)
+    return fillings
+
+
+def _teacher_of_winner(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+    """The network that the winner followed; the first one where there is no winner, or it followed nobody."""
+    first = experiment.teacher.networks[0]
+    return str(summary["winner"]["sample"].get(TEACHER, first)) if summary["winner"] else first
+
+
+def _registered(
+    experiment: Experiment, folder: StudyFolder, summary: Mapping[str, Any], runs: StudyRuns
+) -> tuple[str, str] | None:
+    """Publish the winner as challenger; name and version, or None when there is none or it cannot be published."""
+    if summary["winner"] is None:
+        return None
+    splits = open_splits(experiment.data)
+    winner = folder.trial(int(summary["winner"]["number"]))
+    try:
+        version = register(runs, winner, log_student(runs, winner, splits), splits)
+    except TrackingError as error:
+        logger.warning("the best student is not registered yet (%s); `heterokd promote` does it later", error)
+        return None
+    except (UserError, OSError, RuntimeError) as error:
+        network = experiment.student.network
+        logger.warning("the best student, a %s, is not registered (%s); the study is kept", network, first_line(error))
+        return None
+    return experiment.registered_model, version
+
+
+def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> None:
+    """The study's pictures; what cannot be drawn costs a warning, not the study."""
+    try:
+        draw_pictures(folder, experiment, root, weights)
+    except Exception as error:  # noqa: BLE001  hours of training are behind it
+        logger.warning("the study's pictures are not drawn (%s)", first_line(error))
+
+
+def _write_page(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], root: Root) -> None:
+    """The study's page; likewise."""
+    try:
+        write_report(folder, experiment, summary, root=str(root))
+    except Exception as error:  # noqa: BLE001
+        again = f"`heterokd report {experiment.name}` writes it anew"
+        logger.warning(
+            "the study's page is not written (%s); everything else is kept, and %s", first_line(error), again
+        )
+
+
+@contextmanager
+def _alone(folder: StudyFolder) -> Iterator[None]:
+    """One search at a time in a study's folder.
+
+    Raises:
+        StudyError: another process is searching here.
+    """
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise StudyError(f"{folder.path}: another process is running this study; wait for it, or end it") from None
+
+
+def check_workers_root(experiment: Experiment, root: Root, address: str | None) -> None:
+    """Refuse trainings whose workers would each write into a copy of their own.
+
+    Workers of one training share its trial's folder: the first one writes checkpoints that all go on from. On one
+    machine they do so in its working copy of a store; the nodes of a cluster have one each.
+
+    Raises:
+        ConfigError: the trainings of a cluster are shared, and the root is a store.
+    """
+    if root.url is not None and experiment.training.is_shared and address is not None:
+        raise ConfigError(
+            f"training.workers: the workers of a training share its folder, and of {root} each node has a copy of its "
+            "own; give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
+        )
+
+
+def open_runs(experiment: Experiment, folder: StudyFolder, root: Root) -> StudyRuns:
+    """A study's projection in MLflow.
+
+    Raises:
+        TrackingError: the tracking server does not answer.
+    """
+    uri = open_store(root, experiment.tracking.uri)
+    return StudyRuns(experiment, folder, uri, root.artifacts)

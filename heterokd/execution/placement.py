@@ -1,0 +1,277 @@
+"""Resources of each trial and how many trials run at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from heterokd.config.experiment import Experiment, ends, reads_teacher
+from heterokd.config.settings import TrainingSettings
+from heterokd.errors import ConfigError, PairError
+from heterokd.execution import autoscaler as autoscaling
+from heterokd.execution.ray_settings import ray
+from heterokd.training.data import open_splits
+from heterokd.training.latency import parameters_m
+from heterokd.training.memory import estimate_memory
+
+logger = logging.getLogger(__name__)
+
+GPU_SECONDS = 60.0
+"""How long a node may take to say how large its GPUs are; a process that loads PyTorch has to start there."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where trials run.
+
+    Attributes:
+        parallel: trials at a time.
+        cpus: processor cores of one trial, or of each of its workers.
+        gpus: GPUs, likewise.
+        workers: the least and the most workers of a trial; (1, 1) trains in the trial's own process.
+    """
+
+    parallel: int
+    cpus: float
+    gpus: float
+    workers: tuple[int, int] = (1, 1)
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What Ray Tune reserves for a trial's own process.
+
+        Where workers train, it waits for them and must hold nothing that they need, or trials that have begun could
+        keep each other from going on; since Ray wants something, it gets a byte of memory.
+        """
+        return {"cpu": self.cpus, "gpu": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
+
+
+def plan_cluster(experiment: Experiment) -> Cluster:
+    """How many trials run at a time on the Ray that is connected, and what each of them gets.
+
+    With `search.gpus_per_trial: auto` as many trials share a GPU as its memory and the cores allow, and as there are.
+
+    Raises:
+        ConfigError: not even one trial fits into a GPU's memory, a share of the GPUs that cannot be had, or more
+            workers for a training than there is room for.
+    """
+    if experiment.training.is_shared:
+        search = experiment.search
+        return plan_workers(experiment.training, search.parallel, search.trials, search.gpus_per_trial)
+    resources, coming = ray.cluster_resources(), coming_nodes()
+    cores = int(resources.get("CPU", 0)) + sum(cores for cores, _ in coming)
+    gpus = int(resources.get("GPU", 0)) + sum(gpus for _, gpus in coming)
+    wanted, asked = experiment.search.parallel, experiment.search.gpus_per_trial
+    if not gpus:
+        parallel = wanted or max(cores, 1)
+        # Where no trial fits on what is there, it waits for nodes of which nothing is known: for what it asks.
+        share = asked if asked != "auto" and not cores else 0
+        return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
+    if asked == "auto":
+        memory = gpu_bytes()
+        room = gpus if memory is None else gpus * trials_per_gpu(experiment, memory)
+        if wanted is not None and memory is not None and wanted > room:
+            logger.warning("search.parallel: %d trials do not fit into the GPUs' memory; %d run", wanted, room)
+        most = room if memory is not None or wanted is None else wanted
+        parallel = max(1, min(wanted or experiment.search.trials, most, max(cores, 1)))
+        share = _fraction(parallel / gpus)
+    else:
+        if asked > gpus or (asked > 1 and asked != int(asked)):
+            raise ConfigError(
+                f"search.gpus_per_trial: {asked:g} GPUs for each trial cannot be had from {gpus}; "
+                "give a share of one GPU, or a whole number of them"
+            )
+        room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
+        parallel, share = max(1, min(wanted or room, room)), asked
+    return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
+
+
+def _cores_each(parallel: int, cores: int) -> int:
+    """Cores of each trial: fewer where that many do not fit side by side on the nodes, none of which a trial spans."""
+    cpus = max(1, cores // parallel)
+    nodes = node_resources() if ray.is_initialized() else [(cores, 0)]
+    while cpus > 1 and sum(held // cpus for held, _ in nodes) < parallel:
+        cpus -= 1
+    return cpus
+
+
+def coming_nodes() -> list[tuple[int, int]]:
+    """Cores and GPUs of the nodes that the cluster's autoscaler may add, as far as it is known here."""
+    from ray._private.state import state  # Ray Train asks here too; there is no public way
+
+    if not ray.is_initialized():
+        return []
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    addable: list[Mapping[str, float]] = [group.resources for group in groups for _ in range(max(0, group.max_count))]
+    if not addable:
+        # Managed Rays tell their configuration; Ray's own autoscaler does not.
+        addable = autoscaling.addable(ray.get_runtime_context().gcs_address)
+    there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    coming = []
+    for held in map(_held, addable):
+        if held in there:
+            there.remove(held)
+        else:
+            coming.append(held)
+    return coming
+
+
+def _held(resources: Mapping[str, float]) -> tuple[int, int]:
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+def node_resources() -> list[tuple[int, int]]:
+    """Cores and GPUs of every node of the Ray that is connected, and of those that its autoscaler may add."""
+    return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *coming_nodes()]
+
+
+def plan_workers(
+    training: TrainingSettings,
+    wanted: int | None = 1,
+    trials: int = 1,
+    gpus_per_trial: float | Literal["auto"] = "auto",
+) -> Cluster:
+    """As many trainings at a time as the Ray that is connected has room for, each with all its workers.
+
+    Args:
+        training: says how many workers share one; each of them needs a place on one node.
+        wanted: trainings at a time; None: as many as fit.
+        trials: no more than these.
+        gpus_per_trial: of all workers of one together, where `training.gpus_per_worker` leaves it open.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    nodes = node_resources()
+    least, most = training.worker_range
+    gpus = _gpus_per_worker(training, gpus_per_trial, are_there=any(gpus for _, gpus in nodes))
+    if gpus:
+        places = [_gpu_places(held, gpus) for _, held in nodes]
+        per_node = [cores // count for (cores, _), count in zip(nodes, places, strict=True) if count]
+        cpus = max(1, min(per_node, default=1))
+        room = sum(min(count, cores // cpus) for (cores, _), count in zip(nodes, places, strict=True))
+    else:
+        cores = sum(cores for cores, _ in nodes)
+        cpus = max(1, cores // (most * (wanted or max(1, cores // most))))
+        # Fewer cores each where that many do not fit side by side on the nodes.
+        while cpus > 1 and sum(cores // cpus for cores, _ in nodes) < most * (wanted or 1):
+            cpus -= 1
+        room = sum(cores // cpus for cores, _ in nodes)
+    if room < least:
+        each = f"{cpus} core(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
+        raise ConfigError(
+            f"training.workers: {least} workers with {each} each do not fit into this Ray, which has room for {room}; "
+            "lower it (or training.gpus_per_worker), or add nodes"
+        )
+    parallel = max(1, min(wanted or trials, room // most))
+    return Cluster(parallel, cpus, gpus, (least, most))
+
+
+def _gpus_per_worker(training: TrainingSettings, gpus_per_trial: float | Literal["auto"], *, are_there: bool) -> float:
+    if training.gpus_per_worker != "auto":
+        return training.gpus_per_worker
+    if gpus_per_trial != "auto":
+        return gpus_per_trial / training.most_workers
+    return 1.0 if are_there else 0.0
+
+
+def _gpu_places(held: int, each: float) -> int:
+    """Workers with so many GPUs `each` that a node's GPUs are enough for."""
+    return held * int(1 / each + 1e-9) if each <= 1 else held // int(each)
+
+
+def _fraction(trials_per_gpu: float) -> float:
+    """A GPU's share for each trial, rounded down to what Ray counts in: ten-thousandths."""
+    return 1.0 if trials_per_gpu <= 1 else int(10_000 / math.ceil(trials_per_gpu)) / 10_000
+
+
+def trials_per_gpu(experiment: Experiment, memory: int) -> int:
+    """How many trials of an experiment a GPU has memory for, whatever methods and students they have.
+
+    Args:
+        experiment: the question.
+        memory: of the GPU, in bytes.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    most, greediest = largest_training(experiment, memory)
+    if most > memory:
+        raise ConfigError(
+            f"training.batch_size: a training by {greediest} needs about {most / 2**30:.1f} GiB of a GPU that has "
+            f"{memory / 2**30:.1f}; raise training.accumulate, or lower training.batch_size"
+        )
+    return max(1, memory // max(most, 1))
+
+
+def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[str] | None = None) -> tuple[int, str]:
+    """Bytes of a GPU that the greediest training of an experiment takes, and which that is, in words.
+
+    A trial's process keeps the teachers that it has followed, so that all of them count.
+
+    Args:
+        experiment: the question.
+        memory: of the GPU, in bytes.
+        methods: some of the experiment's, with its first student; all of them with all students, when left out.
+    """
+    splits = open_splits(experiment.data)
+    shared = experiment.shared_domains() if methods is None else {}
+    largest = {key: max(ends(shared[key])) for key in ("training.batch_size",) if key in shared}  # type: ignore[type-var]
+    first, *others = experiment.teacher.networks
+    held = {
+        one: round(4e6 * parameters_m(experiment.teacher.one(one), splits.num_classes, experiment.data.image_size))
+        for one in (experiment.teacher.networks if others else ())
+    }
+    students = experiment.student.networks if methods is None else experiment.student.networks[:1]
+    most, greediest = 0, ""
+    for teacher, network, method in product(experiment.teacher.networks, students, methods or experiment.methods):
+        if teacher != first and not reads_teacher(method):
+            continue
+        asked = experiment.following(teacher)
+        chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
+        try:
+            needed = estimate_memory(asked.recipe({**asked.published(method), **largest, **chosen}), splits, memory)
+        except PairError:
+            continue
+        needed += sum(held.values()) - held.get(teacher, 0)
+        if needed > most:
+            most, greediest = needed, f"method {method!r} for student {network!r}"
+    return most, greediest
+
+
+def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
+    """Memory of the smallest GPU of the Ray that is connected; None where none answers for itself.
+
+    A GPU that others hold as a whole does not answer before they are done: whoever has answered by then counts.
+
+    Args:
+        patience: seconds to wait for answers.
+    """
+
+    def ask() -> int | None:
+        import torch  # a worker's, not the driver's
+
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    asking = [
+        ray.remote(ask)
+        .options(num_cpus=0, num_gpus=0.01, scheduling_strategy=affinity(node["NodeID"], soft=False))
+        .remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
+    ]
+    answered, busy = ray.wait(asking, num_returns=len(asking), timeout=patience) if asking else ([], [])
+    for one in busy:
+        ray.cancel(one, force=True)
+    if busy:
+        logger.warning(
+            "%d of %d nodes with GPUs did not say how large these are: others use them", len(busy), len(asking)
+        )
+    known = [memory for memory in ray.get(answered) if memory is not None]
+    return min(known, default=None)

@@ -1,0 +1,1 @@
+"""Measure costs and plan a search."""

@@ -1,0 +1,225 @@
+"""The costs of a search where it will run: a few steps of each method, timed as many at a time as trials will run.
+
+Trials share processors, their caches and memory, so a step alone is faster than a step in a search. So what is timed
+runs where trials would: in processes of the Ray that the search would use, as many at a time, with as many threads.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from heterokd.config.experiment import Experiment, Recipe
+from heterokd.datasets.io.loaders import open_split
+from heterokd.execution.placement import gpu_bytes, largest_training, plan_cluster
+from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
+from heterokd.execution.ray_connection import connected
+from heterokd.execution.ray_settings import ray
+from heterokd.methods import METHODS
+from heterokd.outputs import Signal
+from heterokd.storage.workspace import Root
+from heterokd.study.assignment import BASELINE, teachers_of
+from heterokd.study.plan.costs import Costs, MethodCost
+from heterokd.task_modules import build_task
+from heterokd.teachers.cache_policy import stored_signals
+from heterokd.teachers.prepare import ready_teacher, teacher_recipe
+from heterokd.tracking.store import open_store
+from heterokd.training.data import open_splits, training_splits
+from heterokd.training.precision import device_name
+
+END_SHARE = 0.75
+"""What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,
+which loads about as much: 13 of 18 seconds in a quickstart on two busy cores."""
+
+Work = tuple[str, str, str]
+"""Method, student, teacher."""
+
+Timings = dict[Work, MethodCost]
+
+
+def measure(
+    experiment: Experiment,
+    root: Root,
+    excluded: Mapping[str, str],
+    *,
+    address: str | None = None,
+    began: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Costs:
+    """Measure what a plan of an experiment needs; nothing is trained, and no weights are loaded.
+
+    Args:
+        experiment: the question.
+        root: remembers measured precisions; decoded images are shared there.
+        excluded: methods that do not exist for the pair.
+        address: of a Ray cluster; None starts a local one.
+        began: when this process began (`time.time`), as far as a search would do the same; now, when left out.
+        say: told what is being measured.
+    """
+    began = time.time() if began is None else began
+    loaded = time.time() - began
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
+    say("timing the teacher")
+    each = [_teacher_seconds(experiment.following(one), root, device) for one in experiment.teacher.networks]
+    say("starting Ray, and the processes of trials")
+    before = time.perf_counter()
+    with connected(address):
+        start = time.perf_counter() - before
+        cluster = plan_cluster(experiment)
+        workers = cluster.workers[1]
+        places = cluster.parallel * workers
+        before = time.perf_counter()
+        task = ray.remote(_measure).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
+        described, threads = experiment.model_dump_json(), max(1, int(cluster.cpus))
+        state = root if root.url else root.on_node()
+        ray.get([task.remote(described, state, [], threads) for _ in range(places)])
+        process = time.perf_counter() - before
+        work = _work(experiment, excluded)
+        say(f"timing {len(work)} kinds of training, {places} at a time")
+        # Who has few takes some of the first ones again, so that the last of the others is not timed alone.
+        shares = [work[place::places] for place in range(places)]
+        longest = max(map(len, shares))
+        shares = [[*share, *work[: longest - len(share)]] for share in shares]
+        answers = ray.get([task.remote(described, state, share, threads) for share in shares])
+        memory = None if address else sum(map(_held, (psutil.Process(), *psutil.Process().children(recursive=True))))
+        gpu = gpu_bytes() if cluster.gpus else None
+    timed: Timings = {}
+    views: dict[str, list[float]] = {}
+    for found, of_teachers in answers:
+        timed |= {key: _shared(cost, workers) for key, cost in found.items()}
+        for one, view in of_teachers.items():
+            views.setdefault(one, []).append(view)
+    first = experiment.student.networks[0]
+    groups: dict[str, list[MethodCost]] = {}
+    for (method, network, _), cost in timed.items():
+        if network == first:
+            groups.setdefault(method, []).append(cost)
+    methods = {method: _mean(costs) for method, costs in groups.items()}
+    students = _reference(experiment, work)
+    return Costs(
+        device=device_name(device),
+        parallel=cluster.parallel,
+        cpus=cluster.cpus * workers,
+        gpus=cluster.gpus * workers,
+        start=loaded + store + start,
+        process=process,
+        end=END_SHARE * (loaded + start),
+        teacher=sum(each),
+        view=statistics.fmean(statistics.fmean(own) for own in views.values()),
+        methods=methods,
+        students={network: timed[key].epoch / timed[students[first]].epoch for network, key in students.items()},
+        memory=memory,
+        gpu_memory=None if gpu is None else largest_training(experiment, gpu, methods=list(methods))[0],
+    )
+
+
+def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
+    """Every method with the first student, one method with the others.
+
+    Methods that run their teacher are timed with each teacher; where a cache serves them, whose it is costs nothing.
+    """
+    methods = [method for method in experiment.methods if method not in excluded]
+    first, *others = experiment.student.networks
+    stored = stored_signals(experiment.data.task) | Signal.TAIL if experiment.cache.enabled else Signal.NONE
+    work: list[Work] = []
+    for method in methods:
+        teachers = teachers_of(experiment, method, excluded) or experiment.teacher.networks[:1]
+        is_live = bool(METHODS[method].teacher_needs & ~stored)
+        work += [(method, first, teacher) for teacher in (teachers if is_live else teachers[:1])]
+    for teacher in experiment.teacher.networks:
+        known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
+        if known and teacher not in [one for _, _, one in work]:
+            work.append((known[0], first, teacher))
+    reference = next(one for one in work if one[0] == (BASELINE if BASELINE in methods else methods[0]))
+    return [*work, *((reference[0], network, reference[2]) for network in others)]
+
+
+def _reference(experiment: Experiment, work: list[Work]) -> dict[str, Work]:
+    """By student, the one of `work` that all students have."""
+    known = {network: [one for one in work if one[1] == network] for network in experiment.student.networks}
+    last = known[experiment.student.networks[-1]][-1]
+    if len(known) == 1:
+        return {last[1]: last}
+    return {network: (last[0], network, last[2]) for network in known}
+
+
+def _mean(costs: list[MethodCost]) -> MethodCost:
+    """Of a method that was timed with several teachers: samples follow each of them as often."""
+    return replace(
+        costs[0],
+        begin=statistics.fmean(cost.begin for cost in costs),
+        epoch=statistics.fmean(cost.epoch for cost in costs),
+        live=statistics.fmean(cost.live for cost in costs),
+    )
+
+
+def _measure(described: str, root: Root, work: list[Work], threads: int) -> tuple[Timings, dict[str, float]]:
+    """In a process of its own, on its node's copy of the root: what trainings cost, and a view by each teacher."""
+    import heterokd.execution.trial  # noqa: F401  what a trial's process loads
+
+    here = root.on_node()
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    experiment = Experiment.model_validate_json(described)
+    splits = training_splits(open_splits(experiment.data), here)
+    found: Timings = {}
+    views: dict[str, float] = {}
+    for method, network, teacher in work:
+        recipe = _recipe(experiment, method, network, teacher)
+        live = teacher_like(recipe, splits.num_classes)
+        live.network.to(device)
+        if teacher not in views:
+            views[teacher] = time_view(recipe, splits, live, device)
+        found[method, network, teacher] = time_method(recipe, splits, live, here, device, views[teacher])
+    return found, views
+
+
+def _shared(cost: MethodCost, workers: int) -> MethodCost:
+    """A training that workers share: each takes its part of every batch; what they exchange is not measured."""
+    return replace(cost, epoch=cost.epoch / workers, live=cost.live / workers)
+
+
+def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> Recipe:
+    asked = experiment.following(teacher)
+    chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
+    return asked.recipe({**asked.published(method), **chosen})
+
+
+def _teacher_seconds(experiment: Experiment, root: Root, device: str) -> float:
+    """Seconds to fit the teacher, or to look at the one that is there."""
+    recipe = teacher_recipe(experiment)
+    splits = open_splits(recipe.data)
+    if not ready_teacher(experiment, root)[0]:
+        timed = time_training(recipe, training_splits(splits, root), None, root, device)
+        return timed.begin + recipe.training.epochs * timed.epoch
+    if experiment.teacher.one().checkpoint is None and not experiment.teacher.pretrained:
+        return 0.0  # a fitted one: its weights are hashed
+    live = teacher_like(recipe, splits.num_classes)
+    task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+    loader = open_split(splits.val, splits.num_classes, device=device)
+    return time_evaluation(live.network.to(device), loader, task, device)
+
+
+def _store_seconds() -> float:
+    """What it takes to make a new MLflow store."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = time.perf_counter()
+        open_store(Root(Path(folder)), None)
+        return time.perf_counter() - before
+
+
+def _held(process: Any) -> int:
+    """Bytes of a process; pages that several share count once."""
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0

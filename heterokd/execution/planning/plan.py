@@ -1,0 +1,142 @@
+"""Plan an experiment: trainings, time, money, memory and disk of a search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
+
+from heterokd.config.experiment import Experiment
+from heterokd.errors import PairError
+from heterokd.execution.check import check_experiment, within_limits
+from heterokd.execution.planning.time_steps import teacher_like
+from heterokd.storage.files import read_json, write_text
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.plan.costs import Costs
+from heterokd.study.plan.counts import count
+from heterokd.study.plan.estimate import Plan, Stock, estimate
+from heterokd.study.plan.record import plan_file
+from heterokd.teachers.cache.build import missing
+from heterokd.teachers.cache.shards import cache_bytes, layout_of
+from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough
+from heterokd.teachers.prepare import open_prepared, ready_teacher
+from heterokd.training.data import open_splits
+
+
+def plan_experiment(
+    experiment: Experiment,
+    root: Root,
+    *,
+    address: str | None = None,
+    began: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Plan the search of an experiment, or what is left of it; nothing is trained.
+
+    Args:
+        experiment: the question.
+        root: where its state lies.
+        address: of a Ray cluster to measure on; None starts a local one.
+        began: when this process began (`time.time`), if it began as a search does.
+        say: told what is being measured.
+
+    Raises:
+        UserError: the input is wrong, as in a search.
+    """
+    from heterokd.execution.planning.measure_costs import measure
+
+    experiment, candidates = within_limits(experiment, root)
+    excluded = check_experiment(experiment)
+    folder = root.study(experiment.name)
+    costs = measure(experiment, root, excluded, address=address, began=began, say=say)
+    found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
+    if not folder.experiment_file.exists():
+        # A search that has begun keeps the plan it began with.
+        keep(folder, experiment, found, costs)
+    return found
+
+
+def plan_with(
+    experiment: Experiment, root: Root, excluded: Mapping[str, str], costs: Costs, folder: StudyFolder | None
+) -> Plan:
+    """The plan of what is left of a search, at these costs."""
+    cluster = experiment.cluster
+    counts = count(experiment, excluded, folder, affordable(experiment, costs))
+    stock = look_around(experiment, root, excluded)
+    prices = cluster.price_per_hour, experiment.search.budget.price
+    return estimate(experiment.name, counts, costs, stock, *prices, cluster.currency)
+
+
+def affordable(experiment: Experiment, costs: Costs) -> float | None:
+    """Whole trainings that the budgets of time and money pay for at these costs; None without such a budget."""
+    budget = experiment.search.budget
+    each = fmean(cost.begin + experiment.training.epochs * cost.epoch for cost in costs.methods.values())
+    devices, found = costs.gpus or 1.0, []
+    if budget.hours is not None:
+        found.append(max(0.0, 3600 * budget.hours - costs.teacher - costs.process) * costs.parallel / each)
+    if budget.gpu_hours is not None:
+        found.append(3600 * budget.gpu_hours / (each * devices))
+    if budget.money is not None and budget.price is not None:
+        found.append(3600 * budget.money / budget.price / (each * devices))
+    return min(found, default=None)
+
+
+def look_around(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
+    """What is there already of a search's teachers and caches."""
+    each = [_look_at(experiment.following(network), root, excluded) for network in experiment.teacher.networks]
+    views = sum(one.views for one in each)
+    return Stock(
+        teacher_ready=fmean(one.teacher_ready for one in each),
+        teacher_bytes=sum(one.teacher_bytes for one in each if not one.teacher_ready),
+        cache_bytes=sum(one.cache_bytes for one in each),
+        cache_ready=sum(one.cache_ready * one.views for one in each) / views if views else 0.0,
+        views=views,
+    )
+
+
+def _look_at(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
+    """The same of an experiment with one teacher."""
+    splits = open_splits(experiment.data)
+    is_ready, weights = ready_teacher(experiment, root)
+    size = None
+    for method in experiment.methods if experiment.cache.enabled else ():
+        recipe = experiment.recipe(experiment.published(method))
+        live = (
+            open_prepared(recipe, weights, splits.num_classes) if is_ready else teacher_like(recipe, splits.num_classes)
+        )
+        size = sum(tensor.nbytes for tensor in live.network.state_dict().values())
+        try:
+            served = method not in excluded and is_served(recipe, splits, live)
+        except PairError:
+            continue
+        if not served:
+            continue
+        key = cache_key(recipe, splits, live)
+        if not is_small_enough(recipe, key):
+            break
+        folder, share = root.cache_folder.at(key.id), 0.0
+        if is_ready and folder.exists("manifest.json"):
+            share = 1.0
+        elif is_ready:
+            share = 1 - len(missing(folder, key)) / layout_of(key).shards
+        return Stock(is_ready, size, cache_bytes(key), share, key.records)
+    if size is None:
+        recipe = experiment.recipe(experiment.published(experiment.methods[0]))
+        size = sum(tensor.nbytes for tensor in teacher_like(recipe, splits.num_classes).network.state_dict().values())
+    return Stock(is_ready, size, 0, 0.0, 0)
+
+
+def keep(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
+    """Write a plan into its study's folder; what a search took before stays beside it."""
+    known = read_json(plan_file(folder))
+    content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": costs.to_json()}
+    write_text(plan_file(folder), json.dumps(content, indent=1))
+
+
+def question_of(experiment: Experiment) -> str:
+    """Names what a plan depends on: two experiments with the same one have the same plan."""
+    content = experiment.model_dump_json(exclude={"name", "tracking", "promotion"})
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,209 @@
+"""Seconds of one training's parts: some of its real updates, and some of its evaluation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heterokd.config.experiment import Recipe
+from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
+from heterokd.datasets.io.split import Splits
+from heterokd.outputs import Batch, Outputs, Signal
+from heterokd.storage.workspace import Root
+from heterokd.study.plan.costs import MethodCost
+from heterokd.task_modules import Task
+from heterokd.teachers.cache.compute import view_outputs
+from heterokd.teachers.cache_policy import is_served, stored_signals
+from heterokd.training.data import recipe_loaders
+from heterokd.training.evaluation import evaluate
+from heterokd.training.precision import time_step
+from heterokd.training.setup import measured_precision
+from heterokd.training.step import Updates
+from heterokd.training.teacher import LiveTeacher, Teacher
+from heterokd.training.train import build_distiller
+
+ROUNDS = 3
+STEPS, SECONDS = 4, 0.25
+"""A round is at least so many updates, and so long."""
+MOST_SECONDS = 10.0
+"""But it ends after this long: on a processor one update of a large network may take many seconds."""
+VIEWS = 64
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One training.
+
+    Attributes:
+        begin: seconds before the first update, and of that update.
+        epoch: seconds of an epoch with its evaluation.
+        spread: deviation of the rounds, as a share of their mean.
+        disk: bytes of a checkpoint and of the student.
+    """
+
+    begin: float
+    epoch: float
+    spread: float
+    disk: int
+
+
+class _Replayed:
+    """A teacher whose outputs were computed before: costs a step what a cache costs it."""
+
+    def __init__(self, live: LiveTeacher) -> None:
+        self.live, self.spec, self.serves = live, live.spec, live.serves
+        self._known: dict[int, Outputs] = {}
+
+    def outputs(self, batch: Batch, needs: Signal) -> Outputs:
+        if len(batch) not in self._known:
+            self._known[len(batch)] = self.live.outputs(batch, needs & ~Signal.TAIL)
+        known = self._known[len(batch)]
+        own = {
+            name: getattr(known, name)
+            for name, signal in (("logits", Signal.LOGITS), ("embedding", Signal.EMBEDDING))
+            if signal in needs
+        }
+        tail: Any = self.live.network.tail if Signal.TAIL in needs else None
+        return Outputs(**own, tail=tail, owner="teacher")
+
+    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
+        return None
+
+
+def time_method(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root, device: str, view: float) -> MethodCost:
+    """The cost of one training by a method.
+
+    Args:
+        recipe: the training.
+        splits: its data.
+        live: a teacher of the right shape.
+        root: remembers measured precisions.
+        device: where to train.
+        view: seconds of the teacher for one view.
+
+    Raises:
+        PairError: the method does not exist for the pair.
+    """
+    stored = recipe.cache.enabled and is_served(recipe, splits, live)
+    timed = time_training(recipe, splits, _Replayed(live) if stored else live, root, device)
+    images = len(recipe_loaders(recipe, splits, device).train) * recipe.training.batch_size
+    return MethodCost(
+        begin=timed.begin,
+        epoch=timed.epoch,
+        live=timed.epoch + (images * view if stored else 0.0),
+        stored=stored,
+        disk=timed.disk,
+        spread=timed.spread,
+    )
+
+
+def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root: Root, device: str) -> Timed:
+    """Make some of a training's updates; see `Timed`."""
+    loaders = recipe_loaders(recipe, splits, device)
+    precision = measured_precision(recipe, teacher, loaders, device, root)
+    began = time.perf_counter()
+    distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
+    if precision.channels_last:
+        distiller.student.to(memory_format=torch.channels_last)
+    updates = Updates(distiller, distiller, teacher, recipe.training, len(loaders.train), precision)
+    distiller.train()
+    batches, numbers = _endless(loaders.train, device), count()
+
+    def update() -> None:
+        updates.apply(next(batches), min(next(numbers), updates.total - 1))
+
+    update()
+    begin = time.perf_counter() - began
+    steps = [_round(update, device) for _ in range(ROUNDS)]
+    mean = statistics.fmean(steps)
+    pass_of_val = time_evaluation(updates.kept, loaders.val, distiller.task, device)
+    tensors = [*distiller.state_dict().values(), *_tensors(updates.optimizer.state)]
+    student = sum(tensor.nbytes for tensor in distiller.student.state_dict().values())
+    return Timed(
+        begin=begin,
+        epoch=len(loaders.train) * mean + pass_of_val,
+        spread=statistics.stdev(steps) / mean,
+        disk=student + sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)),
+    )
+
+
+def time_evaluation(network: torch.nn.Module, loader: EvalLoader, task: Task, device: str) -> float:
+    """Seconds of a pass over a split, from as many of its steps as fit into a round."""
+    seen, seconds = 0, 0.0
+    for batch in loader:
+        seconds += time_step(partial(_evaluate, network, batch, task, device), device)
+        seen += len(batch)
+        if seconds > SECONDS:
+            break
+    return seconds * len(loader.split) / max(seen, 1)
+
+
+def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -> None:
+    list(evaluate(network, [batch], task, device=device))
+
+
+def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
+    """Seconds of the teacher for one view, made as the builder of a cache makes it."""
+    signals = stored_signals(recipe.task)
+    compute = view_outputs(
+        splits.train, recipe.data.policy, 0, live, signals=signals, crop=recipe.data.view_crop, device=device
+    )
+    index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
+
+    def some(images: int = VIEWS) -> None:
+        compute(index[:images], np.zeros(images, np.int64))
+
+    first = time_step(lambda: some(16), device)
+    if 4 * first > MOST_SECONDS:
+        return first / 16
+    return min(time_step(some, device) for _ in range(2)) / VIEWS
+
+
+def teacher_like(recipe: Recipe, num_classes: int) -> LiveTeacher:
+    """The recipe's teacher without its weights: it takes its time whatever it has learned."""
+    from heterokd.networks.network import build_network
+
+    settings = recipe.teacher
+    size = recipe.data.image_size
+    return LiveTeacher(build_network(settings.network, num_classes, settings.options, image_size=size))
+
+
+def _round(update: object, device: str) -> float:
+    """Seconds of an update, over a round of them."""
+    assert callable(update)
+    done, seconds, each = 0, 0.0, STEPS
+
+    def several() -> None:
+        for _ in range(each):
+            update()
+
+    first = time_step(update, device)
+    if first * STEPS > MOST_SECONDS:
+        return first
+    while done < STEPS or seconds < SECONDS:
+        seconds += time_step(several, device)
+        done += each
+    return seconds / done
+
+
+def _endless(loader: TrainLoader, device: str) -> Iterator[Batch]:
+    for epoch in count():
+        for batch in loader.epoch(epoch):
+            yield batch.to(torch.device(device))
+
+
+def _tensors(state: object) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)

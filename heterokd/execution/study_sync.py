@@ -1,0 +1,107 @@
+"""A study whose root is a store: what the driver fetches of its trials, and what it keeps there of the study itself.
+
+The study's database is SQLite and stays on the driver's disk; a consistent copy goes to the store at each trial's
+start and end. A driver that begins elsewhere takes the copy; one that begins where the last one ran takes whichever of
+the two knows more. What neither knows, the trial folders do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from heterokd.execution.ray_settings import tune
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Root
+
+logger = logging.getLogger(__name__)
+
+_KNOWN = (
+    "SELECT (SELECT count(*) FROM trials) + (SELECT count(*) FROM trials WHERE state != 'RUNNING') "
+    "+ (SELECT count(*) FROM trial_intermediate_values) + (SELECT count(*) FROM trial_user_attributes)"
+)
+
+
+def fetch(root: Root, folder: StudyFolder) -> None:
+    """Bring a study here before its search begins or goes on.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    if root.url is None:
+        return
+    root.fetch_study(folder.name)
+    store = root.mirror(folder.path).store
+    if store is None or not store.exists(folder.database.name):
+        return
+    copy = folder.path / f".{folder.database.name}.fetched"
+    store.copy_to(folder.database.name, copy)
+    if folder.database.exists() and known(folder.database) >= known(copy):
+        copy.unlink()
+        return
+    for name in DATABASES[1:]:
+        (folder.path / name).unlink(missing_ok=True)
+    os.replace(copy, folder.database)
+
+
+def keep(root: Root, folder: StudyFolder, *, patiently: bool = False) -> None:
+    """Copy what the driver writes of a study to the store.
+
+    Args:
+        root: where state lives.
+        folder: of the study.
+        patiently: wait for a store that does not answer.
+
+    Raises:
+        OSError: it did not answer in time; everything is kept on this machine.
+    """
+    if root.url is None:
+        return
+    mirror = root.mirror(folder.path)
+    if folder.database.exists() and mirror.store is not None:
+        copy = folder.path / f".{folder.database.name}.copy"
+        with closing(sqlite3.connect(folder.database)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        mirror.store.copy_from(copy, folder.database.name)
+        copy.unlink()
+    skip = ("trials", *OF_TUNE, *DATABASES)
+    if patiently:
+        mirror.close(skip=skip)
+    else:
+        mirror.push(skip=skip)
+
+
+def known(database: Path) -> int:
+    """How much a study's database knows: it only grows, so of two copies the larger number is the later one."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(_KNOWN).fetchone()[0])
+    except sqlite3.Error:
+        return -1
+
+
+class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
+    """Before others are told of an event: the trial's files come here, and the study's go to the store."""
+
+    def __init__(self, root: Root, folder: StudyFolder) -> None:
+        self.root, self.folder = root, folder
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial started, reached a rung, or finished."""
+        if self.root.url is None:
+            return
+        mirror = self.root.mirror(self.folder.trial(int(result["number"])).path)
+        mirror.patience = 0.0
+        try:
+            mirror.fetch(without=HEAVY)
+            if result.get("finished") or not result["epoch"]:
+                keep(self.root, self.folder)
+        except OSError as error:
+            logger.warning("%s does not answer (%s); the next event catches up", self.root, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

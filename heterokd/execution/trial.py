@@ -1,0 +1,211 @@
+"""What runs in a search's own processes: the judge (the study, in one actor) and the trials.
+
+Apart from `search`, so that a trial's process loads neither MLflow nor what else only the driver needs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from heterokd.config.experiment import Experiment, Recipe
+from heterokd.errors import TrainingDiverged
+from heterokd.execution.ray_connection import is_leaving
+from heterokd.execution.ray_settings import ray, tune
+from heterokd.execution.run import run_recipe
+from heterokd.storage.disk import when_writable
+from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.sync import Mirror
+from heterokd.storage.workspace import Root
+from heterokd.study.assignment import Assignment, State, Stop
+from heterokd.study.study import Study
+from heterokd.teachers.cache_policy import CacheUse
+from heterokd.training.train import Metrics, Trained
+
+
+class RunRecipe(Protocol):
+    """What trains a trial's recipe; `run_recipe` does."""
+
+    def __call__(
+        self,
+        recipe: Recipe,
+        folder: TrialFolder,
+        root: Root,
+        weights: Path | None,
+        keep_going: Callable[[Metrics], bool],
+        *,
+        rungs: Collection[int] = (),
+        save_now: Callable[[], bool] = lambda: False,
+        device: torch.device | str = "cpu",
+        cache: CacheUse = "found",
+    ) -> Trained:
+        """As `run_recipe`."""
+
+
+class Judge:
+    """The study, for those who reach it through Ray."""
+
+    def __init__(
+        self, experiment: str, folder: Path, excluded: dict[str, str], devices: float = 1.0, before: float = 0.0
+    ) -> None:
+        """Open the study.
+
+        Args:
+            experiment: as JSON.
+            folder: of the study.
+            excluded: methods that cannot exist for the pair, with the reason.
+            devices: that one trial keeps busy.
+            before: seconds that this search has already taken, on one device (its teacher's fit).
+        """
+        self.study = Study(
+            Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded, devices=devices
+        )
+        self.study.spending.pass_time(before, running=1)
+        self.running: dict[int, Assignment] = {}
+
+    def next(self) -> Assignment | Literal["wait"] | None:
+        """The next training to run."""
+        following = self.study.next()
+        if isinstance(following, Assignment):
+            self.running[following.number] = following
+        return following
+
+    def assignment(self, number: int) -> Assignment | None:
+        """What a trial that was handed out is to do; None when it has told its end already."""
+        return self.running.get(number)
+
+    def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
+        """Whether a trial at a rung goes on."""
+        return self.study.report(number, epoch, metrics, curve)
+
+    def why(self, number: int) -> Stop | None:
+        """Why a trial was told to stop."""
+        return self.study.why(number)
+
+    def finish(self, number: int, state: State, metrics: dict[str, float], error: str | None) -> None:
+        """Record the end of a trial."""
+        self.study.finish(number, state, metrics, error)
+        self.running.pop(number, None)
+
+    def summary(self) -> dict[str, Any]:
+        """Standing and leaders."""
+        return self.study.summary()
+
+
+def begin(mirror: Mirror, folder: TrialFolder, recipe: Recipe) -> Mirror:
+    """Bring a trial's files here, wherever it ran before.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    mirror.replace()
+    if mirror.store is not None and (folder.path / "recipe.yaml").exists() and folder.recipe.hash != recipe.hash:
+        # Of a trial that the study forgot when its driver's machine went: the number was given anew.
+        mirror.store.delete_everything()
+        mirror.replace()
+    return mirror
+
+
+def run_trial(
+    config: dict[str, Any],
+    judge: Any,
+    root: Root,
+    study: str,
+    weights: Mapping[str, Path | None],
+    threads: int,
+    filled: Mapping[str, tuple[int, int | None]],
+    run: RunRecipe = run_recipe,
+) -> None:
+    """One trial, in its own Tune process: train, ask the judge at each rung, return.
+
+    Args:
+        config: holds the trial's number.
+        judge: the study's actor.
+        root: where state lives, as the driver sees it.
+        study: name of the study.
+        weights: by network, the prepared teachers' weights, likewise.
+        threads: of torch.
+        filled: by teacher, seed and number of the views whose cache others are filling; its other caches are completed
+            here first. No cache is built of a teacher that is not named.
+        run: trains the recipe.
+    """
+    torch.set_num_threads(threads)
+    number: int = config["number"]
+    assignment: Assignment | None = ray.get(judge.assignment.remote(number))
+    if assignment is None:
+        # Its process died between telling the judge and telling Tune.
+        tune.report({"number": number, "epoch": 0, "finished": True})
+        return
+    recipe = assignment.recipe
+    here = root.on_node()
+    folder = here.study(study).trial(number)
+    mirror = begin(here.mirror(folder.path), folder, recipe)
+    status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
+    folder.start(recipe, {**status, "pid": os.getpid(), "began": time.time()})
+    mirror.push()
+    tune.report({"number": number, "epoch": 0})
+    mirror.follow()
+
+    def keep_going(metrics: dict[str, float]) -> bool:
+        epoch = int(metrics["epoch"])
+        if epoch not in assignment.rungs and not assignment.is_timed:
+            return True
+        curve = folder.metrics() if epoch in assignment.rungs else []
+        go_on: bool = ray.get(judge.report.remote(number, epoch, metrics, curve))
+        if epoch in assignment.rungs:
+            mirror.push()
+            tune.report({"number": number, "epoch": epoch})
+        return go_on
+
+    state: State = "complete"
+    written, reason = "", None
+    metrics: dict[str, float] = {}
+    error = None
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        teacher = recipe.teacher.network
+        cache: CacheUse = "built" if teacher in filled else "found"
+        if filled.get(teacher) == (recipe.training.seed, recipe.views):
+            cache = "shared"
+        given = weights.get(teacher)
+        near = None if given is None else here.fetched(given, root)
+        trained = when_writable(
+            folder.path,
+            # From its checkpoint where something else than a report met a disk that cannot be written.
+            lambda: run(
+                recipe,
+                folder,
+                here,
+                near,
+                keep_going,
+                rungs=assignment.rungs,
+                save_now=is_leaving,
+                device=device,
+                cache=cache,
+            ),
+        )
+        metrics = trained.metrics
+        if trained.stopped:
+            state, reason = "pruned", ray.get(judge.why.remote(number))
+            # The budget stopped it, not its own doing: a larger one goes on with it from its checkpoint.
+            written = "paused" if reason == "budget" else ""
+        else:
+            parameters = sum(parameter.numel() for parameter in trained.student.parameters())
+            folder.update({"student": {**assignment.facts, "params_m": parameters / 1e6}})
+    except Exception as raised:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
+        state, error = "failed", traceback.format_exc()
+        if isinstance(raised, TrainingDiverged):
+            state, written, reason = "diverged", "failed", "not finite"
+        write_text(folder.path / "error.txt", error)
+    # The folder first: if this process dies before the judge hears of it, the study adopts what the folder says.
+    folder.update({"state": written or state, "reason": reason, "metrics": metrics, "ended": time.time()})
+    mirror.close()
+    ray.get(judge.finish.remote(number, state, metrics, error.strip().splitlines()[-1] if error else None))
+    tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})

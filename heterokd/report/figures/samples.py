@@ -1,0 +1,223 @@
+"""Images and maps in, a PNG out: each function draws one picture and knows nothing of studies.
+
+All are as wide as a column of a paper, so that letters keep their size in print and on a page of 420 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heterokd.outputs import IGNORE
+from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
+from heterokd.report.figures.svg import WIDTH, Vector
+
+DPI = 240
+"""Dots an inch: 420 pixels at a hundred dots, a thousand in print."""
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+}
+AGREEMENT = {
+    "both right": "#E8E8E8",
+    "student alone right": STUDENT,
+    "teacher alone right": SCRATCH,
+    "both wrong": "#333333",
+}
+
+
+Target = Path | Vector
+"""Where a picture goes: a PNG file, or SVG text for the inside of a page."""
+
+
+@contextmanager
+def figure(target: Target, height: float) -> Iterator[Any]:
+    """A figure of `WIDTH` and `height` inches that is written to `target` on leaving; no window, no global state."""
+    if isinstance(target, Vector):
+        target.height = height
+        with target:
+            yield target.figure
+        return
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals
+        made = Figure(
+            figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        )
+        FigureCanvasAgg(made)
+        yield made
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Without the version and date of the program: the same picture is the same file.
+        made.savefig(target, metadata={"Software": None})
+
+
+def draw_samples(
+    file: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    teacher: NDArray[np.integer],
+    student: NDArray[np.integer],
+    class_names: Sequence[str],
+) -> None:
+    """Images beside their labels, both networks' decisions, and where these two part.
+
+    Args:
+        file: to write.
+        images: [N, H, W, 3].
+        labels: [N, H, W] class numbers, or `IGNORE`.
+        teacher: [N, H, W] class numbers.
+        student: [N, H, W] class numbers.
+        class_names: of all K classes.
+    """
+    colours = class_colours((labels, teacher, student), len(class_names))
+    classes = [_patch(colour, class_names[number]) for number, colour in sorted(colours.items()) if colour != OTHERS]
+    if len(classes) < len(colours):
+        classes.append(_patch(OTHERS, "other classes"))
+    if (labels == IGNORE).any():
+        classes.append(_patch("#FFFFFF", "counts nowhere", hatch="/////"))
+    cases = [_patch(colour, name) for name, colour in AGREEMENT.items()]
+    count, panel = len(images), WIDTH / 5 * images.shape[1] / images.shape[2]
+    heights = (0.2 + count * panel, *(LEGEND_LINE * (1.6 + -(-len(some) // 4)) for some in (classes, cases)))
+    with figure(file, sum(heights)) as made:
+        grid, *legends = made.subfigures(3, 1, height_ratios=heights)
+        axes = grid.subplots(count, 5, squeeze=False)
+        for row in range(count):
+            parts = (
+                images[row],
+                paint(labels[row], colours),
+                paint(teacher[row], colours),
+                paint(student[row], colours),
+                agreement(labels[row], teacher[row], student[row]),
+            )
+            for column, part in enumerate(parts):
+                axes[row, column].imshow(part, interpolation="nearest" if column else "antialiased")
+                _bare(axes[row, column])
+        for axis, title in zip(axes[0], ("image", "labels", "teacher", "student", "compared"), strict=True):
+            axis.set_title(title, pad=2)
+        for place, some, title in zip(legends, (classes, cases), ("classes", "compared"), strict=True):
+            # Taken from the left, each line from left to right, as one reads.
+            lines = -(-len(some) // 4)
+            order = [
+                some[line * 4 + column] for column in range(4) for line in range(lines) if line * 4 + column < len(some)
+            ]
+            place.legend(handles=order, loc="upper center", ncols=min(4, len(some)), title=title, **_TIGHT)
+
+
+LEGEND_LINE = 0.135
+_TIGHT: dict[str, Any] = {
+    "fontsize": 7,
+    "handlelength": 1.2,
+    "handleheight": 0.9,
+    "handletextpad": 0.5,
+    "columnspacing": 0.9,
+    "labelspacing": 0.25,
+    "borderaxespad": 0.1,
+    "borderpad": 0.1,
+    "title_fontproperties": {"weight": "bold", "size": 7},
+}
+
+
+def _patch(colour: str, name: str, hatch: str | None = None) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=colour, edgecolor="#7F7F7F", hatch=hatch, linewidth=0.4, label=shortened(name, 20))
+
+
+def agreement(
+    labels: NDArray[np.integer], teacher: NDArray[np.integer], student: NDArray[np.integer]
+) -> NDArray[np.uint8]:
+    """Who is right at each pixel [H, W], in the colours of `AGREEMENT`; [H, W, 3], `IGNORE` striped."""
+    by_teacher, by_student = teacher == labels, student == labels
+    cases = (by_teacher & by_student, by_student & ~by_teacher, by_teacher & ~by_student, ~by_teacher & ~by_student)
+    image = paint(np.where(labels == IGNORE, IGNORE, 0), {0: "#FFFFFF"})
+    for case, colour in zip(cases, AGREEMENT.values(), strict=True):
+        image[case & (labels != IGNORE)] = rgb(colour)
+    return image
+
+
+def draw_reliability(
+    file: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    share: NDArray[np.floating],
+    weight: NDArray[np.floating],
+) -> None:
+    """HeteroAKD's two maps for the class of each pixel's label, beside the images.
+
+    Args:
+        file: to write.
+        images: [N, H, W, 3].
+        labels: [N, h, w] class numbers, or `IGNORE`, on the maps' grid.
+        share: [N, K, h, w] S, the share of the teacher in the mixed scores.
+        weight: [N, K, h, w] W, what a pixel counts for a class.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    def of_label(maps: NDArray[np.floating]) -> NDArray[np.float64]:
+        known = np.where(labels == IGNORE, 0, labels)[:, None]
+        chosen = np.take_along_axis(maps, known, axis=1)[:, 0].astype(np.float64)
+        return np.where(labels == IGNORE, np.nan, chosen)
+
+    # W sums to 1 over an image's valid pixels, or over the classes: in multiples of the average it can be read.
+    valid = (labels != IGNORE).sum(axis=(1, 2), keepdims=True)
+    over_pixels = bool(np.all(weight.sum(axis=(2, 3)) < 1.01))
+    shares, weights = of_label(share), of_label(weight) * (valid if over_pixels else weight.shape[1])
+    top = max(2.0, float(np.nanquantile(weights, 0.99))) if np.isfinite(weights).any() else 2.0
+    panels = (
+        (shares, Normalize(0, 1), "PuOr", "S: who is followed", (0, 0.5, 1), ("student", "both", "teacher")),
+        (weights, Normalize(0, top), "cividis", "W: what a pixel counts", (0, 1, top), ("0", "1", f"{top:.1f}")),
+    )
+    count, panel = len(images), WIDTH / 3 * images.shape[1] / images.shape[2]
+    # Maps are coarse: enlarged, the stripes of what counts nowhere have room.
+    enlarged = np.ones((max(1, images.shape[1] // labels.shape[1]), max(1, images.shape[2] // labels.shape[2])))
+    with figure(file, 0.5 + count * panel) as made:
+        ratios = (*(panel for _ in range(count)), 0.09)
+        axes = made.subplots(count + 1, 3, squeeze=False, gridspec_kw={"height_ratios": ratios})
+        for row in range(count):
+            axes[row, 0].imshow(images[row])
+            for column, (maps, norm, colours, *_) in enumerate(panels, start=1):
+                shown = np.kron(maps[row], enlarged)
+                axes[row, column].imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
+                striped = paint(np.where(np.isnan(shown), IGNORE, 0), {})
+                cover = np.where(np.isnan(shown), 255, 0).astype(np.uint8)
+                axes[row, column].imshow(np.dstack((striped, cover)), interpolation="nearest")
+            for axis in axes[row]:
+                _bare(axis)
+        axes[0, 0].set_title("image", pad=2)
+        axes[count, 0].axis("off")
+        for column, (_, norm, colours, title, ticks, words) in enumerate(panels, start=1):
+            axes[0, column].set_title(title, pad=2)
+            bar = made.colorbar(ScalarMappable(norm, colours), cax=axes[count, column], orientation="horizontal")
+            bar.set_ticks(ticks, labels=words)
+            for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
+                label.set_horizontalalignment(side)
+            bar.outline.set_linewidth(0.4)
+            bar.ax.tick_params(length=2, width=0.4, pad=1)
+
+
+def _bare(axis: Any) -> None:
+    """No ticks, a thin frame."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(True)
+    axis.spines[:].set(linewidth=0.4, color="#7F7F7F")
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most `length` letters."""
+    return name if len(name) <= length else name[: length - 1] + "…"

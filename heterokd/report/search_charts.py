@@ -1,0 +1,256 @@
+"""The charts of a page: which trials each one shows, and the sentence that says what is to be seen in it.
+
+A chart that cannot be drawn becomes a sentence: neither the page nor the search is lost to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heterokd.formatting import format_sample, format_score, join_words, metric_name
+from heterokd.report.cards import default_side
+from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
+from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
+from heterokd.report.study_data import Studied, Tried
+from heterokd.report.tables import describe, methods_in_order
+from heterokd.report.wording import half_width
+from heterokd.study.assignment import BASELINE
+from heterokd.study.pruner import rungs
+
+MOST_CURVES = 150
+"""Curves of a chart; of more trials those trained to the end are shown, and of the others every so many."""
+
+MOST_SETTINGS = 500
+"""Trials of a chart up to which the tip of each tells its values: of thousands they would be most of the page."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of the page.
+
+    Attributes:
+        name: its id.
+        title: what it shows.
+        svg: the drawing; "" where there is none.
+        caption: what is to be seen, or why there is nothing.
+    """
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+
+
+class NothingToShow(Exception):
+    """Why a chart has nothing to show, in one sentence."""
+
+
+def chart(name: str, title: str, draw: Callable[[], tuple[str, str]]) -> Chart:
+    """A chart from a function that returns its SVG and its caption; whatever that raises becomes the caption."""
+    try:
+        svg, caption = draw()
+    except NothingToShow as reason:
+        return Chart(name, title, "", str(reason))
+    except Exception as error:  # noqa: BLE001  one chart is no reason to lose the page
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Chart(name, title, "", f"This chart could not be drawn ({first}).")
+    return Chart(name, title, svg, caption)
+
+
+def glance(studied: Studied) -> Chart:
+    """Winner, default settings, scratch and teacher on one axis."""
+
+    def draw() -> tuple[str, str]:
+        winner, metric = studied.winner, metric_name(studied.summary["metric"])
+        if winner is None or winner["mean"] is None:
+            raise NothingToShow("No student was trained to the end, so there is nothing to compare.")
+        rows = [_leader_row(winner, f"winner: {winner['method']}", "winner")]
+        found = default_side(studied, winner)
+        if found is not None:
+            default, side = found
+            low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
+            rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
+        scratch = studied.scratch
+        if scratch is not None and scratch["mean"] is not None:
+            rows.append(_leader_row(scratch, "labels alone", "scratch"))
+        if "teacher" in studied.levels:
+            level = studied.levels["teacher"]
+            rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
+        rows.sort(key=lambda row: -row.mean if studied.summary["maximise"] else row.mean)
+        caption = f"{metric} on val. Bars are 95 % intervals of a mean over seeds; the teacher is one network."
+        if not winner["confirmed"]:
+            caption = f"{metric} on val. One seed each: nothing says how far these values scatter."
+        title = "The winner and what it is compared with"
+        said = "; ".join(f"{row.label} {row.note}" for row in rows)
+        return draw_glance(title, said, rows, f"{metric} on val"), caption
+
+    return chart("glance", "The winner and what it is compared with", draw)
+
+
+def _leader_row(leader: Mapping[str, Any], label: str, look: str) -> Row:
+    low, high = (leader["low"], leader["high"]) if half_width(leader) is not None else (None, None)
+    return Row(label, float(leader["mean"]), low, high, look, format_score(leader["mean"]))
+
+
+def methods(studied: Studied) -> Chart:
+    """Every trial of every method."""
+
+    def draw() -> tuple[str, str]:
+        if not any(one.value is not None for one in studied.search):
+            raise NothingToShow("No trial has reported a value yet.")
+        winner = studied.winner
+        strips = []
+        for method in methods_in_order(studied):
+            own = [one for one in studied.search if one.method == method]
+            leaders = [one for one in studied.summary["leaders"] if one["method"] == method and one["confirmed"]]
+            best = leaders[0] if leaders and leaders[0]["mean"] is not None else None
+            published = next((one.value for one in own if one.origin == "published" and one.is_complete), None)
+            look = "winner" if winner is not None and method == winner["method"] else method
+            strips.append(
+                Strip(
+                    method=method,
+                    dots=[_dot(one, studied) for one in own],
+                    mean=None if best is None else float(best["mean"]),
+                    low=None if best is None else best["low"],
+                    high=None if best is None else best["high"],
+                    published=published,
+                    look=look,
+                )
+            )
+        metric = metric_name(studied.summary["metric"])
+        caption = _method_sentence(studied, strips)
+        title = "Every trial of every method"
+        return draw_strips(title, caption, strips, _levels(studied, ("teacher",)), f"{metric} on val"), caption
+
+    return chart("methods", "Every trial of every method", draw)
+
+
+def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
+    complete = [(strip, [dot.value for dot in strip.dots if dot.mark == "complete"]) for strip in strips]
+    tried = [(strip, [value for value in values if value is not None]) for strip, values in complete]
+    tried = [(strip, values) for strip, values in tried if values]
+    if not tried:
+        return "No trial was trained to the end."
+    pick = max if studied.summary["maximise"] else min
+    strip, values = pick(tried, key=lambda one: pick(one[1]))
+    confirmed = [strip for strip in strips if strip.mean is not None]
+    said = f"The best single value, {format_score(pick(values))}, is {strip.method}'s"
+    if confirmed:
+        first = pick(confirmed, key=lambda one: one.mean or 0.0)
+        said += f"; the best mean over fresh seeds, {format_score(first.mean)}, is {first.method}'s"
+    none = [strip.method for strip in strips if not any(dot.mark == "complete" for dot in strip.dots)]
+    if none:
+        said += f"; nothing of {', '.join(none)} was trained to the end"
+    if not confirmed:
+        return f"{said}. Nothing was repeated: the more trials a method has, the luckier is its best one."
+    return f"{said}. Dots of the search are the luckier, the more there are: compare diamonds."
+
+
+def history(studied: Studied) -> Chart:
+    """Trials in their order, and the best so far."""
+
+    def draw() -> tuple[str, str]:
+        dots = [_dot(one, studied) for one in studied.search if one.state != "running"]
+        complete = [dot for dot in dots if dot.mark == "complete" and dot.value is not None]
+        if not dots:
+            raise NothingToShow("No trial has ended yet.")
+        counts = {mark: sum(dot.mark == mark for dot in dots) for mark in ("complete", "pruned", "failed")}
+        caption = (
+            f"{counts['complete']} trained to the end, {counts['pruned']} stopped early, {counts['failed']} failed."
+        )
+        if complete:
+            pick = max if studied.summary["maximise"] else min
+            best = pick(complete, key=lambda dot: dot.value or 0.0)
+            rank = 1 + sum(dot.number < best.number for dot in dots)
+            first = f"The best value of the search, {format_score(best.value)}, came with trial {best.number}"
+            caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
+        metric = f"{metric_name(studied.summary['metric'])} on val"
+        title = "Best value so far"
+        drawn = draw_history(title, caption, dots, _levels(studied), metric, maximise=studied.summary["maximise"])
+        return drawn, caption
+
+    return chart("history", "Best value so far", draw)
+
+
+def curves(studied: Studied) -> Chart:
+    """The metric of every trial over its epochs."""
+
+    def draw() -> tuple[str, str]:
+        trials = [one for one in studied.trials if len(one.curve) > 0]
+        if not trials:
+            raise NothingToShow("No trial has reported an epoch yet.")
+        pointed = _pointed_out(studied)
+        others = [one for one in trials if one.number not in pointed]
+        shown = _some(others)
+        lines = [
+            Curve(one.epochs, one.curve, "complete" if one.state == "complete" else "pruned", tip=tip(one, len(shown)))
+            for one in shown
+        ]
+        for one in trials:
+            if one.number in pointed:
+                look, label = pointed[one.number]
+                lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
+        stopped = sum(one.state in ("pruned", "paused") for one in trials)
+        at = rungs(studied.experiment, studied.experiment.training.epochs) if studied.experiment.search.prune else ()
+        caption = f"{stopped} of {len(trials)} trainings were stopped early"
+        if at:
+            caption += f", at rungs after epoch {join_words(list(map(str, at)))}"
+        names = [label for _, label in pointed.values()]
+        caption += f"; {join_words(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
+        if len(shown) < len(others):
+            caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
+        metric = f"{metric_name(studied.summary['metric'])} on val"
+        title, levels = "Learning curves", _levels(studied, ("teacher",))
+        return draw_curves(title, caption, lines, levels, at, metric, maximise=studied.summary["maximise"]), caption
+
+    return chart("curves", "Learning curves", draw)
+
+
+def _pointed_out(studied: Studied) -> dict[int, tuple[str, str]]:
+    """By number, look and label of the trials that are spoken of."""
+    found: dict[int, tuple[str, str]] = {}
+    default = studied.default
+    if default is not None:
+        found[default.number] = ("default", f"{default.method}, defaults")
+    if studied.scratch is not None:
+        found[int(studied.scratch["number"])] = ("scratch", "labels alone")
+    if studied.winner is not None:
+        found[int(studied.winner["number"])] = ("winner", f"winner: {studied.winner['method']}")
+    return found
+
+
+def _some(trials: Sequence[Tried]) -> list[Tried]:
+    """At most `MOST_CURVES` of them, those trained to the end first."""
+    ordered = sorted(trials, key=lambda one: (one.state != "complete", one.number))
+    if len(ordered) <= MOST_CURVES:
+        return ordered
+    complete = [one for one in ordered if one.state == "complete"]
+    rest = ordered[len(complete) :]
+    kept = complete[:: max(1, math.ceil(len(complete) / MOST_CURVES))]
+    room = MOST_CURVES - len(kept)
+    return kept + (rest[:: math.ceil(len(rest) / room)] if room > 0 and rest else [])
+
+
+def _dot(one: Tried, studied: Studied) -> Dot:
+    mark = "complete" if one.is_complete else "failed" if one.state == "failed" else "pruned"
+    return Dot(one.number, mark, None if mark == "failed" else one.value, tip(one, len(studied.trials)))  # type: ignore[arg-type]
+
+
+def tip(one: Tried, count: int) -> str:
+    """What is said of a trial that is pointed at: its values too, unless `count` trials of a chart are too many."""
+    value = "no value" if one.value is None else format_score(one.value)
+    values = f" {format_sample(one.sample)}" if count <= MOST_SETTINGS else ""
+    return f"trial {one.number}, {one.method}: {value} ({describe(one)}){values}"
+
+
+def _levels(studied: Studied, names: Sequence[str] = ("teacher", BASELINE)) -> list[Level]:
+    labels = {"teacher": "teacher", BASELINE: "labels alone"}
+    return [Level(labels[name], value, name) for name, value in studied.levels.items() if name in names]
+
+
+def _th(rank: int) -> str:
+    ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank}{ending}"

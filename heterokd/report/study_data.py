@@ -1,0 +1,164 @@
+"""A study as its page reads it: one entry a trial, from the trial folders, which are the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from heterokd.config.experiment import Experiment
+from heterokd.domains import Scalar
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.study.assignment import BASELINE
+from heterokd.study.significance import Comparison, compare_study
+
+DEFAULTS = {"classification": "kd", "segmentation": "pixel_kd"}
+"""By task, Hinton's distillation, whose published setting everybody tries first."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One trial.
+
+    Attributes:
+        number: of the trial.
+        method: that it distils by.
+        student: its network.
+        state: complete, pruned, paused, failed or running.
+        origin: how it came up: published, warm, sampled, confirm.
+        confirms: number of the trial that it repeats on a fresh seed.
+        sample: its values.
+        seed: of weights, order and views.
+        value: the metric at its end; for one that was stopped, at its last epoch. None where it has none.
+        epochs: finished ones, counted from 1.
+        curve: the metric after each of `epochs`.
+        planned: epochs of a whole training.
+        seconds: that it took; None where its files do not say.
+        reason: why it was stopped.
+        error: last line of a failure.
+    """
+
+    number: int
+    method: str
+    student: str
+    state: str
+    origin: str
+    confirms: int | None
+    sample: Mapping[str, Scalar]
+    seed: int
+    value: float | None
+    epochs: tuple[int, ...]
+    curve: tuple[float, ...]
+    planned: int
+    seconds: float | None
+    reason: str
+    error: str
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was trained to the end and has a value."""
+        return self.state == "complete" and self.value is not None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it is one of the search, not a repetition."""
+        return self.confirms is None
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study's question, its summary and its trials.
+
+    Attributes:
+        experiment: the question.
+        summary: what `Study.summary` says.
+        trials: by number.
+        comparisons: of every pair of configurations that were trained on fresh seeds.
+    """
+
+    experiment: Experiment
+    summary: Mapping[str, Any]
+    trials: tuple[Tried, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def search(self) -> list[Tried]:
+        """Trials of the search, repetitions apart."""
+        return [one for one in self.trials if one.is_search]
+
+    def find(self, number: int) -> Tried | None:
+        """The trial of that number; None where it has no files here."""
+        return next((one for one in self.trials if one.number == number), None)
+
+    @property
+    def winner(self) -> Mapping[str, Any] | None:
+        """The best leader."""
+        found: Mapping[str, Any] | None = self.summary.get("winner")
+        return found
+
+    @property
+    def scratch(self) -> Mapping[str, Any] | None:
+        """The best student on labels alone, where it is not the winner."""
+        found: Mapping[str, Any] | None = self.summary.get("scratch")
+        winner = self.winner
+        return None if found is not None and winner is not None and found["method"] == winner["method"] else found
+
+    @property
+    def default(self) -> Tried | None:
+        """Hinton's distillation at its published setting, on the winner's student where it was tried there."""
+        method = DEFAULTS[self.experiment.data.task]
+        found = [one for one in self.search if one.method == method and one.origin == "published" and one.is_complete]
+        winner = self.winner
+        wanted = "" if winner is None else str(winner.get("student", ""))
+        return next((one for one in found if one.student == wanted), found[0] if found else None)
+
+    def confirmed(self, number: int) -> Mapping[str, Any] | None:
+        """The leader of that trial, if it was repeated on fresh seeds."""
+        return next((one for one in self.summary["leaders"] if one["number"] == number and one["confirmed"]), None)
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Teacher and scratch on the searched metric, where they are known on it."""
+        found = {}
+        teacher = self.summary.get("teacher") or {}
+        if teacher.get("metric") == self.summary["metric"]:
+            found["teacher"] = float(teacher["val_score"])
+        if self.scratch is not None and self.scratch["mean"] is not None:
+            found[BASELINE] = float(self.scratch["mean"])
+        return found
+
+
+def read_study(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any]) -> Studied:
+    """Read every trial of a study; one whose files are damaged is left out."""
+    found = []
+    for trial in folder.trials():
+        if (trial.path / "recipe.yaml").exists():
+            found.append(_tried(trial, experiment.metric))
+    comparisons = compare_study(folder, summary["metric"], maximise=summary["maximise"])
+    return Studied(experiment, summary, tuple(found), tuple(comparisons))
+
+
+def _tried(trial: TrialFolder, metric: str) -> Tried:
+    status, recipe, error = trial.status, trial.recipe, trial.error
+    reports = [one for one in trial.metrics() if math.isfinite(one.get(metric, math.nan))]
+    ended = (status.get("metrics") or {}).get(metric)
+    value = reports[-1][metric] if reports and ended is None else ended
+    seconds = status["ended"] - status["began"] if "ended" in status and "began" in status else None
+    return Tried(
+        number=trial.number,
+        method=recipe.method,
+        student=recipe.student.network,
+        state=str(status.get("state", "running")),
+        origin=str(status.get("origin", "")),
+        confirms=status.get("confirms"),
+        sample=dict(status.get("sample") or {"method": recipe.method}),
+        seed=recipe.training.seed,
+        value=value if value is not None and math.isfinite(value) else None,
+        epochs=tuple(int(one["epoch"]) for one in reports),
+        curve=tuple(float(one[metric]) for one in reports),
+        planned=recipe.training.epochs,
+        seconds=seconds,
+        reason=str(status.get("reason") or ""),
+        error=error.strip().splitlines()[-1] if error and error.strip() else "",
+    )

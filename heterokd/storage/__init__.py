@@ -1,0 +1,1 @@
+"""Files of a workspace: studies, trials, object stores."""

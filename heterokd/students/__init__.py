@@ -1,0 +1,1 @@
+"""Load, export, register and promote students."""

@@ -1,0 +1,112 @@
+"""Which student is meant: a registered model, a study's winner, or a trial's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from heterokd.config.experiment import Recipe
+from heterokd.config.reading import load_recipe
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import CheckpointError, StudyError
+from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.networks.weights import load_weights, weights_hash
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.students.download import download_student
+from heterokd.tracking.store import existing_store
+from heterokd.training.data import open_splits
+
+WAYS = "give models:/NAME@ALIAS, models:/NAME/VERSION, studies/NAME or the folder of a trial"
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A trained student, ready to be written.
+
+    Attributes:
+        source: what was asked for.
+        network: in evaluation mode, on the CPU.
+        recipe: that made it.
+        splits: the data set it was trained on.
+        weights: SHA-256 of its weights.
+        version: NAME/VERSION in the registry, if it came from there.
+    """
+
+    source: str
+    network: AnyNetwork
+    recipe: Recipe
+    splits: Splits
+    weights: str
+    version: str | None = None
+
+
+@contextmanager
+def find_student(root: Root, source: str) -> Iterator[Student]:
+    """The student that a text names.
+
+    Args:
+        root: where state lives.
+        source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial.
+
+    Raises:
+        TrackingError: the registry has no such model, or does not answer.
+        StudyError: there is no such study, or it has no winner.
+        CheckpointError: weights that are missing, damaged, or not those that were registered.
+        DataError: the data set is not where the recipe says.
+    """
+    if source.startswith("models:"):
+        with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
+            logged = download_student(existing_store(root, None), source, Path(folder))
+            version = None if logged.name is None else f"{logged.name}/{logged.version}"
+            student = open_trained(
+                source, logged.folder / "recipe.yaml", logged.folder / "student.safetensors", version
+            )
+            if student.weights != logged.weights:
+                raise CheckpointError(
+                    f"{source}: the weights beside the model are not those that were registered; restore the store's "
+                    "artifacts, or export the trial's own folder"
+                )
+            yield student
+        return
+    trial = _trial(root, source)
+    yield open_trained(source, trial.path / "recipe.yaml", trial.weights)
+
+
+def open_trained(source: str, recipe_file: Path, weights: Path, version: str | None = None) -> Student:
+    """The student of a recipe and a file of weights.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or of another network.
+    """
+    if not weights.exists():
+        raise CheckpointError(f"{weights}: there are no weights; the trial was not trained to its end, choose another")
+    recipe = load_recipe(recipe_file)
+    splits = open_splits(recipe.data)
+    network = build_network(
+        recipe.student.network, splits.num_classes, recipe.student.options, image_size=recipe.data.image_size
+    )
+    load_weights(network, weights)
+    return Student(source, network.eval(), recipe, splits, weights_hash(network), version)
+
+
+def _trial(root: Root, source: str) -> TrialFolder:
+    """The trial of a folder: named as a path, or from the root on."""
+    for folder in (Path(source), root.path / source):
+        if (folder / "recipe.yaml").is_file():
+            return TrialFolder(folder)
+        if (folder / "experiment.yaml").is_file():
+            return _winner(StudyFolder(folder))
+    if source.startswith("studies/") or "/" not in source:
+        return _winner(root.existing_study(source.removeprefix("studies/").rstrip("/")))
+    raise StudyError(f"{source}: is neither a study's nor a trial's folder; {WAYS}")
+
+
+def _winner(folder: StudyFolder) -> TrialFolder:
+    number = (folder.summary.get("winner") or {}).get("number")
+    if number is None:
+        raise StudyError(f"{folder.path}: the study has no winner; run `heterokd search` to its end, or name a trial")
+    return folder.trial(int(number))

@@ -1,0 +1,217 @@
+"""The model card: what a version is, how good it is, where it comes from, and what it must not be used for."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import heterokd
+from heterokd.config.experiment import Recipe
+from heterokd.datasets import DATASETS
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import CacheError
+from heterokd.method import summary as method_summary
+from heterokd.methods import METHODS
+from heterokd.networks.bodies import published_licence
+from heterokd.storage.workspace import Root
+from heterokd.students.promotion.decision import Decision
+from heterokd.students.registry import describe_student, taken_words
+from heterokd.tasks import TASKS
+from heterokd.teachers.cache.key import CacheKey
+
+DESCRIPTION_LIMIT = 5000
+"""Characters of a version's description in MLflow's database."""
+UNKNOWN = "unknown"
+LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "mlflow")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a student comes from, beside its recipe.
+
+    Attributes:
+        teacher: what the study's summary says of the teacher; empty when it says nothing.
+        winner: likewise of the configuration.
+        cache: id of the teacher's cache that it was trained from, or why there is none.
+        commit: of the checkout that trained it; None outside of one.
+        weights: SHA-256 of the student's weights.
+    """
+
+    teacher: Mapping[str, Any]
+    winner: Mapping[str, Any]
+    cache: str
+    commit: str | None
+    weights: str
+
+
+def model_card(
+    decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None, lineage: Lineage
+) -> str:
+    """Markdown, the whole card; `taken` is the only size of image that the graph takes, None if it takes any."""
+    parts = [
+        _what(decision, recipe, splits, taken),
+        _figures(decision, lineage),
+        _method(recipe),
+        _origins(recipe, lineage),
+        _limits(recipe, splits, decision),
+        _lineage(recipe, splits, decision, lineage),
+        _environment(),
+        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def shortened(card: str) -> str:
+    """As much of a card as the registry takes: whole sections, and a line that says where the rest is."""
+    if len(card) <= DESCRIPTION_LIMIT:
+        return card
+    rest = "\n\nThe rest (recipe and more) is model_card.md, among the run's artifacts and in the study's folder.\n"
+    kept = ""
+    for part in re.split(r"(?=\n\n## )", card):
+        if len(kept) + len(part) + len(rest) > DESCRIPTION_LIMIT:
+            break
+        kept += part
+    return kept + rest
+
+
+def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+    """What a study's summary says of the teacher that a recipe follows; empty when it says nothing."""
+    named = recipe.teacher.network
+    own = next((card for card in summary.get("teachers") or () if card.get("network") == named), None)
+    return own or summary.get("teacher") or {}
+
+
+def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Root) -> str:
+    """The id of the cache that a recipe's training reads, or why it reads none."""
+    method = METHODS[recipe.method]
+    if not method.teacher_needs:
+        return "none: the method reads no teacher"
+    if not recipe.cache.enabled:
+        return "none: cache.enabled is false, the teacher ran live"
+    for file in sorted(root.caches.glob("*/key.json")):
+        try:
+            key = CacheKey.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, CacheError):
+            continue  # not ours to judge here: `heterokd cache --verify` does
+        here = (splits.fingerprint, recipe.training.seed, recipe.data.policy.hash, teacher_weights)
+        if (key.data, key.seed, key.policy, key.teacher) == here:
+            return key.id
+    return "none is left: the teacher ran live, or its cache was pruned"
+
+
+def _what(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
+    task = TASKS[recipe.task]
+    size = f"of {taken_words(taken)}{task.size_words(recipe.data.view_size)}"
+    names = ", ".join(splits.class_names[:20])
+    return (
+        f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
+        f"Input: RGB images in [0, 1], {size}; output: {task.output_words} "
+        f"{names}{', ...' if splits.num_classes > 20 else ''}."
+    )
+
+
+def _figures(decision: Decision, lineage: Lineage) -> str:
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in decision.table())
+    said = decision.reason[0].upper() + decision.reason[1:]
+    interval = ""
+    if decision.test_low is not None and decision.test_high is not None:
+        interval = f" (95 % interval {decision.test_low:.4f} to {decision.test_high:.4f})"
+    lines = [
+        "## Figures",
+        "",
+        f"Test {decision.score_name} {decision.test_score:.4f}{interval} over {decision.test_images} images. {said}.",
+    ]
+    if decision.comparison is not None:
+        lines += ["", str(decision.comparison)]
+    winner = lineage.winner
+    if winner.get("mean") is not None:
+        low, high = winner.get("low"), winner.get("high")
+        between = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
+        seeds = len(winner.get("values") or [0])
+        kind = "fresh seed(s)" if winner.get("confirmed") else "seed, not repeated"
+        lines += ["", f"On val {winner['mean']:.4f}{between}, mean over {seeds} {kind}."]
+    return "\n".join([*lines, "", "| gate | required | measured | passed |", "|---|---|---|---|", rows])
+
+
+def _method(recipe: Recipe) -> str:
+    method = METHODS[recipe.method]
+    module = inspect.getmodule(method)
+    text = inspect.cleandoc((module.__doc__ if module else None) or "")
+    source = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if "http" in part]
+    values = ", ".join(f"{key} {value}" for key, value in recipe.params.items()) or "none"
+    found = source[0] if source else "of no paper; see the method's own file."
+    block = re.search(r"(?:^    .*\n?)+", text, re.M)
+    equation = "" if block is None else f"\n\n```text\n{inspect.cleandoc(block[0])}\n```"
+    return (
+        f"## Method\n\n`{recipe.method}`: {method_summary(method)}\n\nParameters: {values}.\n\n"
+        f"Equation: {found}{equation}"
+    )
+
+
+def _origins(recipe: Recipe, lineage: Lineage) -> str:
+    teacher = recipe.teacher
+    known = lineage.teacher
+    score = f", {known['metric']} {known['val_score']:.4f}" if known.get("val_score") is not None else ""
+    if teacher.checkpoint is not None:
+        whence, licence = "a checkpoint that was given", f"{UNKNOWN} (the checkpoint does not say)"
+    elif teacher.pretrained:
+        whence, licence = "timm's published weights", published_licence(teacher.network)
+    else:
+        whence, licence = "fitted here from random weights", "that of the data below"
+    student = "from random weights"
+    if recipe.student.pretrained:
+        student = f"from timm's published weights (licence: {published_licence(recipe.student.network)})"
+    dataset = DATASETS[recipe.data.dataset]
+    lines = [
+        "## Teacher, student, data",
+        "",
+        f"- teacher: {teacher.network}, {whence}{score}; licence: {licence}",
+        f"- student: {recipe.student.network}, {student}",
+        f"- data: {recipe.data.dataset}, {method_summary(dataset).rstrip('.')}; licence: {dataset.licence}",
+    ]
+    if recipe.method == "scratch":
+        lines[2] = f"- teacher: none was read (the study's is {teacher.network})"
+    return "\n".join(lines)
+
+
+def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
+    unit = TASKS[recipe.task].unit
+    lines = [
+        "## Limits",
+        "",
+        f"- Trained on {len(splits.train)} images of {recipe.data.dataset}, tested on {decision.test_images} of the "
+        "same source: the figures say nothing of images from elsewhere.",
+        f"- It knows {splits.num_classes} classes and gives one of them for every {unit}, also for what is none.",
+        "- Its probabilities are not calibrated, and no group of images was looked at by itself.",
+        "- The test interval is that of the choice of test images; another seed of training gives another student.",
+    ]
+    return "\n".join(lines)
+
+
+def _lineage(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage) -> str:
+    rows = {
+        "student's weights (SHA-256)": lineage.weights,
+        "teacher's weights (SHA-256)": str(lineage.teacher.get("weights") or UNKNOWN),
+        "teacher's cache": lineage.cache,
+        "data and split (SHA-256)": splits.fingerprint,
+        "test images and labels (SHA-256)": decision.test_digest,
+        "recipe": recipe.hash,
+        "seed": str(recipe.training.seed),
+        "git commit of the training": lineage.commit or f"{UNKNOWN} (not trained in a git checkout)",
+    }
+    return "## Lineage\n\n" + "\n".join(f"- {key}: {value}" for key, value in rows.items())
+
+
+def _environment() -> str:
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        "## Environment of the test\n\n"
+        f"heterokd {heterokd.__version__}, Python {platform.python_version()}, {libraries}; "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor(s)."
+    )

@@ -1,0 +1,115 @@
+"""rollback(): the champion steps back, and whoever was champion before it is in use again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+
+from heterokd.errors import PromotionError, TrackingError
+from heterokd.storage.workspace import Root
+from heterokd.students.download import find_version
+from heterokd.students.promotion.aliases import (
+    CHAMPION,
+    LOCK,
+    append_line,
+    last_line,
+    lines_file,
+    previous_alias,
+    rolled_back_tag,
+)
+from heterokd.tracking.store import answering, existing_store, quiet
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What came of a rollback.
+
+    Attributes:
+        model: the registered model.
+        alias: that was moved.
+        champion: version that has the alias now.
+        taken_back: version that had it.
+        changed: whether this call moved it.
+        reason: one sentence.
+    """
+
+    model: str
+    alias: str
+    champion: str
+    taken_back: str
+    changed: bool
+    reason: str
+
+    def to_json(self) -> str:
+        """One JSON object on one line."""
+        return json.dumps(asdict(self))
+
+
+def rollback(root: Root, model: str, *, alias: str = CHAMPION, uri: str | None = None) -> Rollback:
+    """Give the alias back to the version that had it before the last promotion.
+
+    One step, once: there is no second step back, and calling it again changes nothing. The version that was taken back
+    keeps its figures, and is not promoted again while it has the tag `rolled_back`.
+
+    Args:
+        root: where state lives; its lock serialises rollbacks and promotions.
+        model: name of the registered model, with or without `models:/`.
+        alias: of the model in use.
+        uri: of the tracking store; `MLFLOW_TRACKING_URI` or the root's own when left out.
+
+    Raises:
+        TrackingError: there is no such model, nobody has the alias, or the store does not answer.
+        PromotionError: there is no earlier version to go back to.
+    """
+    name = model.removeprefix("models:/").partition("@")[0]
+    uri = existing_store(root, uri)
+    with FileLock(root.path / LOCK), answering(uri), quiet():
+        return _roll_back(MlflowClient(uri), root, name, alias)
+
+
+def _roll_back(client: MlflowClient, root: Root, name: str, alias: str) -> Rollback:
+    champion = find_version(client, name, alias, None)
+    model = client.get_registered_model(name)
+    back, tag = previous_alias(alias), rolled_back_tag(alias)
+    last: dict[str, Any] = json.loads(model.tags.get(tag, "{}"))
+    try:
+        previous = find_version(client, name, back, None)
+    except TrackingError:
+        previous = None
+    if previous is None or str(previous.version) == str(champion.version):
+        if last.get("to") != str(champion.version):
+            raise PromotionError(
+                f"models:/{name}: version {champion.version} was the first with alias {alias!r}, so there is none to "
+                "go back to; promote another study, or take the alias away in `heterokd ui`"
+            )
+        if previous is not None:  # an earlier call was cut off before its last step
+            client.delete_registered_model_alias(name, back)
+        reason = (
+            f"version {champion.version} has been {alias} since the rollback at {last['time']}; nothing was changed"
+        )
+        return Rollback(name, alias, str(champion.version), last["from"], changed=False, reason=reason)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    done = Rollback(
+        name,
+        alias,
+        str(previous.version),
+        str(champion.version),
+        changed=True,
+        reason=f"rolled back: version {previous.version} is {alias} again, version {champion.version} no longer",
+    )
+    # The record first, the alias after it, as in a promotion: a rollback that is cut off is repeated as a whole.
+    said = {"event": "rollback", **asdict(done)}
+    if {key: value for key, value in last_line(lines_file(root, champion.tags)).items() if key != "time"} != said:
+        append_line(root, champion.tags, {"time": now, **said})
+    move = {"time": now, "from": done.taken_back, "to": done.champion}
+    client.set_registered_model_tag(name, tag, json.dumps(move))
+    client.set_model_version_tag(name, done.taken_back, tag, now)
+    client.delete_model_version_tag(name, done.champion, key=tag)
+    client.set_registered_model_alias(name, alias, done.champion)
+    client.delete_registered_model_alias(name, back)
+    return done

@@ -1,0 +1,93 @@
+"""What a search hands out: one training, and what the database keeps of it to hand it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from heterokd.config.experiment import TEACHER, Experiment, Recipe, pairing, reads_teacher
+from heterokd.domains import Choice, Domain, Scalar
+
+Origin = Literal["published", "warm", "sampled", "confirm"]
+State = Literal["complete", "pruned", "diverged", "failed"]
+
+Stop = Literal["behind", "negative transfer", "not finite", "budget"]
+"""Why a trial was told to stop: behind at a rung, clearly below its scratch twin, a metric that is no number, or the
+search's budget. After the last one it is paused, not pruned: a search with a larger budget goes on with it."""
+
+BASELINE = "scratch"
+"""The method that all others are compared with: it starts first and its best is confirmed."""
+
+REFERENCES = (BASELINE, "kd", "pixel_kd")
+"""Methods whose published settings are trained to the end: whoever wins is compared with them."""
+
+SEED_STEP = 1000
+"""Distance between the seeds of a configuration's confirmations, far from any seed that a person would choose next."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One training to run.
+
+    Attributes:
+        number: of the trial, in Optuna and as its folder.
+        recipe: the training.
+        sample: what was proposed; keys as in the search space.
+        origin: a method's published setting, what led in another study, a sample, or a leader on a fresh seed.
+        confirms: number of the trial that this one repeats on a fresh seed.
+        rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
+        is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs.
+        facts: what is known of the student: `params_m`, `latency_ms`.
+    """
+
+    number: int
+    recipe: Recipe
+    sample: dict[str, Scalar]
+    origin: Origin
+    confirms: int | None
+    rungs: tuple[int, ...]
+    is_timed: bool = False
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def assignment_attrs(
+    sample: Mapping[str, Scalar],
+    origin: Origin,
+    recipe: Recipe,
+    *,
+    confirms: int | None = None,
+    duplicate_of: int | None = None,
+) -> dict[str, Any]:
+    """What a trial's row holds beside Optuna's own columns: enough to make its assignment again."""
+    return {
+        "sample": dict(sample),
+        "origin": origin,
+        "seed": recipe.training.seed,
+        "hash": recipe.hash,
+        "epochs": recipe.training.epochs,
+        "student": recipe.student.network,
+        "confirms": confirms,
+        "duplicate_of": duplicate_of,
+    }
+
+
+def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -> tuple[str, ...]:
+    """The teachers for which a method exists; none where it reads none.
+
+    Args:
+        experiment: the question.
+        method: its name.
+        excluded: methods, and methods with one of several teachers, that are left out; see `check_experiment`.
+    """
+    if method in excluded or not reads_teacher(method):
+        return ()
+    return tuple(network for network in experiment.teacher.networks if pairing(method, network) not in excluded)
+
+
+def method_space(experiment: Experiment, method: str, excluded: Container[str] = ()) -> dict[str, Domain]:
+    """Where each value of a method's sample may lie; `excluded` as in `teachers_of`."""
+    space = experiment.domains(method)
+    if TEACHER in space:
+        space[TEACHER] = Choice(*teachers_of(experiment, method, excluded))
+    return space

@@ -1,0 +1,117 @@
+"""What a search has cost, and whether what comes next still fits its budget.
+
+All limits are brought to one unit, the full training: what a limit allows in all is what trainings have cost so far,
+divided by the share of the limit that is used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from heterokd.config.settings import BudgetSettings
+
+HOUR = 3600.0
+
+TOLERANCE = 1e-9
+"""Of sums of shares of a training."""
+
+LEAST_KNOWN = 0.5
+"""Full trainings that have been paid for before a limit of time is brought to trainings."""
+
+
+@dataclass
+class Spending:
+    """What has been spent; seconds pass by the clock of whoever calls `pass_time`.
+
+    Attributes:
+        budget: its limits.
+        devices: that one training keeps busy: GPUs, or a share of one.
+        search: full trainings of starts and samples that have ended.
+        confirmation: of repetitions.
+        begun: trainings that were handed out.
+        seconds: of wall-clock time in which something ran.
+        device_seconds: of devices that trained.
+    """
+
+    budget: BudgetSettings
+    devices: float = 1.0
+    search: float = 0.0
+    confirmation: float = 0.0
+    begun: int = 0
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+
+    @property
+    def trainings(self) -> float:
+        """Full trainings that have ended, of all kinds."""
+        return self.search + self.confirmation
+
+    @property
+    def money(self) -> float | None:
+        """In the price's currency; None without a price."""
+        price = self.budget.price
+        return None if price is None else price * self.device_seconds / HOUR
+
+    def pass_time(self, seconds: float, running: int) -> None:
+        """Time in which this many trainings ran."""
+        self.seconds += seconds
+        self.device_seconds += seconds * running * self.devices
+
+    def is_exhausted(self) -> bool:
+        """Whether a limit of time or of trainings is reached: what runs ends at its next report."""
+        if self.budget.trainings is not None and self.trainings >= self.budget.trainings - TOLERANCE:
+            return True
+        return any(spent >= limit for spent, limit in self._times())
+
+    def fits(self, running: int, underway: float) -> bool:
+        """Whether one more full training can still end within every limit.
+
+        Args:
+            running: trainings, of which each may still go on to its end.
+            underway: full trainings that they have done of it.
+        """
+        budget = self.budget
+        if self.is_exhausted() or (budget.trials is not None and self.begun >= budget.trials):
+            return False
+        if budget.trainings is not None and self.trainings + running + 1 > budget.trainings + TOLERANCE:
+            return False
+        if self.trainings + underway < LEAST_KNOWN:
+            return True  # what a training costs is not known yet
+        each = self.device_seconds / (self.trainings + underway)
+        if budget.hours is not None and self.seconds + each / self.devices > HOUR * budget.hours:
+            return False
+        needed = self.device_seconds + each * (running - underway + 1)
+        return all(needed <= limit for _, limit in self._device_times())
+
+    def total(self, underway: float) -> float | None:
+        """Full trainings that the tightest limit pays for in all; None: no limit, or not known yet."""
+        found = [] if self.budget.trainings is None else [self.budget.trainings]
+        done = self.trainings + underway
+        if done >= LEAST_KNOWN:
+            used = [spent / limit for spent, limit in self._times()]
+            if self.budget.trials is not None:
+                used.append(self.begun / self.budget.trials)
+            found += [done / share for share in used if share > 0]
+        return min(found, default=None)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """What was spent, with the keys of `search.budget`."""
+        return {
+            "trials": self.begun,
+            "trainings": round(self.trainings, 3),
+            "hours": self.seconds / HOUR,
+            "gpu_hours": self.device_seconds / HOUR,
+            "money": self.money,
+        }
+
+    def _times(self) -> Iterator[tuple[float, float]]:
+        if self.budget.hours is not None:
+            yield self.seconds, HOUR * self.budget.hours
+        yield from self._device_times()
+
+    def _device_times(self) -> Iterator[tuple[float, float]]:
+        if self.budget.gpu_hours is not None:
+            yield self.device_seconds, HOUR * self.budget.gpu_hours
+        if self.budget.money is not None and self.budget.price is not None:
+            yield self.device_seconds, HOUR * self.budget.money / self.budget.price

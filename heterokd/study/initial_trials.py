@@ -1,0 +1,57 @@
+"""What a study begins with: each method's published settings, and every student and teacher once."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.domains import Scalar
+from heterokd.study.assignment import BASELINE, teachers_of
+from heterokd.study.priors import published_samples
+
+PLAIN = ("kd", "pixel_kd")
+"""Methods that show what a teacher is worth: on logits alone, and they exist for every pair of their task."""
+
+
+def published_starts(
+    experiment: Experiment, methods: Sequence[str], excluded: Container[str] = ()
+) -> list[dict[str, Scalar]]:
+    """Scratch (of each student, where size counts), every other teacher once, each method's published settings.
+
+    A method follows the first teacher for which it exists, by the settings that are published for that pair.
+
+    Args:
+        experiment: the question.
+        methods: of the study, in the order in which they are tried.
+        excluded: see `teachers_of`.
+    """
+    baseline: list[dict[str, Scalar]] = []
+    starts: list[dict[str, Scalar]] = []
+    for method in methods:
+        own = teachers_of(experiment, method, excluded) or experiment.teacher.networks
+        (baseline if method == BASELINE else starts).extend(_published(experiment, method, own[0]))
+    if experiment.by_student and baseline:
+        baseline += [{**baseline[0], "student.network": network} for network in experiment.student.networks[1:]]
+    return [*baseline, *_of_each_teacher(experiment, methods, excluded, starts), *starts]
+
+
+def _published(experiment: Experiment, method: str, teacher: str) -> list[dict[str, Scalar]]:
+    """A method's published settings for one of the experiment's teachers, as samples of the experiment."""
+    chosen = {TEACHER: teacher} if TEACHER in experiment.domains(method) else {}
+    return [{**sample, **chosen} for sample in published_samples(experiment.following(teacher), method)]
+
+
+def _of_each_teacher(
+    experiment: Experiment, methods: Sequence[str], excluded: Container[str], starts: Sequence[dict[str, Scalar]]
+) -> list[dict[str, Scalar]]:
+    """The other teachers by a method that shows what each is worth; by any, where no such method is searched."""
+    found: list[dict[str, Scalar]] = []
+    for teacher in experiment.teacher.networks:
+        known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
+        followed_by = [start["method"] for start in starts if start.get(TEACHER, teacher) == teacher]
+        plain = [method for method in known if method in PLAIN]
+        if plain and plain[0] not in followed_by:
+            found += _published(experiment, plain[0], teacher)[:1]
+        elif known and not followed_by:
+            found += _published(experiment, known[0], teacher)[:1]
+    return found

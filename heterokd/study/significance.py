@@ -1,0 +1,322 @@
+"""Which differences between methods are real: paired on common seeds, corrected for how many there are.
+
+A seed fixes weights, order and views, so what two configurations reach on one seed is a pair. Two ways to judge pairs:
+
+    by itself   t-test of the paired differences                                    scipy.stats.ttest_rel
+    pooled      value = configuration + seed + noise, least squares over all values; the noise of every pair is
+                estimated from all of them. For two or three seeds each, where a pair's own deviation says little. It
+                supposes that seeds scatter all configurations alike; of two configurations it is the t-test above.
+
+p-values of all pairs together are corrected by Holm (A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+The effect is Cohen's d of the paired differences with Hedges' correction for few of them (Distribution Theory for
+Glass's Estimator of Effect Size, 1981). How many seeds would settle a tie follows from the noncentral t.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heterokd.storage.study_dir import StudyFolder
+
+Values = Mapping[str, Mapping[int, float]]
+"""By configuration and seed, the metric."""
+
+LEVEL = 0.05
+POWER = 0.8
+"""The chance with which the seeds that a comparison asks for would settle it, were its difference the true one."""
+
+MOST_SEEDS = 1000
+"""A difference that more seeds than this would be needed for is of no use to anybody."""
+
+Verdict = Literal["better", "worse", "tie", "unknown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One configuration against another.
+
+    Attributes:
+        first: is compared.
+        second: with this one.
+        seeds: that both were trained on.
+        difference: of their metric, first minus second, positive where the first is better (also when less is better).
+        low: lower end of its 95 % interval, by itself; None where nothing scatters or there are too few seeds.
+        high: upper end.
+        p: two-sided, by itself.
+        p_holm: corrected for all comparisons of the report.
+        effect: the difference in deviations of a seed's difference; None likewise.
+        verdict: `tie` where p_holm is at least `LEVEL`; `unknown` where seeds are too few to say anything.
+        seeds_needed: in all, to settle a tie with `POWER` if the difference is as large as it looks; None where it is
+            settled, or where more than `MOST_SEEDS` were needed.
+    """
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    p_holm: float
+    effect: float | None
+    verdict: Verdict
+    seeds_needed: int | None
+
+    def sentence(self, *, digits: int = 4) -> str:
+        """The verdict in words."""
+        if self.verdict == "unknown":
+            return f"{self.first} and {self.second}: {len(self.seeds)} common seed(s) say nothing; train both on more."
+        word = {"better": "is better than", "worse": "is worse than", "tie": "ties with"}[self.verdict]
+        said = f"{self.first} {word} {self.second}: {self.difference:+.{digits}f}, p {self.p_holm:.3f} (Holm)"
+        if self.low is not None and self.high is not None:
+            said += f", 95 % interval {self.low:+.{digits}f} to {self.high:+.{digits}f}"
+        if self.verdict != "tie":
+            return f"{said}."
+        if self.seeds_needed is None:
+            return f"{said}; a difference like this one cannot be settled with {MOST_SEEDS} seeds."
+        return f"{said}; about {self.seeds_needed} seeds would settle it ({len(self.seeds)} so far)."
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Of one pair, before correction: difference, its standard error, degrees of freedom, deviation of one seed's."""
+
+    seeds: tuple[int, ...]
+    difference: float
+    error: float
+    freedom: int
+    deviation: float
+
+    @property
+    def is_known(self) -> bool:
+        # Differences that coincide to the last bit are a coarse metric's, not certainty.
+        return self.freedom > 0 and self.error > 0
+
+    @property
+    def p(self) -> float:
+        from scipy.special import stdtr
+
+        if not self.is_known:
+            return 1.0
+        return float(2 * stdtr(self.freedom, -abs(self.difference) / self.error))
+
+    @property
+    def half_width(self) -> float:
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
+
+    @property
+    def effect(self) -> float:
+        """Cohen's d with Hedges' correction, exact by the gamma function."""
+        half = self.freedom / 2
+        correction = 1.0
+        if self.freedom > 1:
+            correction = math.exp(math.lgamma(half) - math.lgamma(half - 0.5) - math.log(half) / 2)
+        return correction * self.difference / self.deviation
+
+
+def compare(
+    values: Values,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    *,
+    pooled: bool = False,
+    maximise: bool = True,
+) -> list[Comparison]:
+    """Compare configurations on the seeds that they share.
+
+    Args:
+        values: by configuration and seed; values that are not finite are left out.
+        pairs: which to compare; all of them when left out, each in the order of `values`.
+        pooled: estimate the noise from all values together, see above.
+        maximise: whether a larger value is better.
+
+    Returns:
+        One comparison a pair, in order.
+    """
+    known = {name: {seed: one for seed, one in own.items() if math.isfinite(one)} for name, own in values.items()}
+    wanted = list(itertools.combinations(known, 2)) if pairs is None else list(pairs)
+    sign = 1 if maximise else -1
+    estimates = _pooled(known, wanted, sign) if pooled else [_paired(known, pair, sign) for pair in wanted]
+    corrected = holm([estimate.p for estimate in estimates])
+    found = []
+    for (first, second), estimate, p_holm in zip(wanted, estimates, corrected, strict=True):
+        verdict: Verdict = "tie"
+        if not estimate.is_known:
+            verdict = "unknown" if estimate.freedom < 1 else "tie"
+        elif p_holm < LEVEL:
+            verdict = "better" if estimate.difference > 0 else "worse"
+        needed = None
+        if verdict == "tie" and estimate.is_known:
+            growth = estimate.freedom / max(1, len(estimate.seeds) - 1)
+            needed = seeds_needed(estimate.difference / estimate.deviation, LEVEL / len(wanted), growth)
+            # A tie after so many seeds says that the next ones must be more, whatever the formula makes of the noise.
+            needed = None if needed is None else max(needed, len(estimate.seeds) + 1)
+        half = estimate.half_width if estimate.is_known else None
+        found.append(
+            Comparison(
+                first=first,
+                second=second,
+                seeds=estimate.seeds,
+                difference=estimate.difference,
+                low=None if half is None else estimate.difference - half,
+                high=None if half is None else estimate.difference + half,
+                p=estimate.p,
+                p_holm=p_holm,
+                effect=estimate.effect if estimate.is_known else None,
+                verdict=verdict,
+                seeds_needed=needed,
+            )
+        )
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in their own order: each stands for the whole family's error."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for place, number in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+        largest = max(largest, min(1.0, p_values[number] * (len(p_values) - place)))
+        corrected[number] = largest
+    return corrected
+
+
+def seeds_needed(effect: float, level: float = LEVEL, growth: float = 1.0) -> int | None:
+    """Common seeds with which a paired test finds a true `effect` with probability `POWER`.
+
+    Args:
+        effect: the difference in deviations of a seed's difference.
+        level: of the test, two-sided.
+        growth: degrees of freedom that a further seed brings.
+
+    Returns:
+        None where more than `MOST_SEEDS` were needed.
+    """
+    if power_of(effect, MOST_SEEDS, level, growth) < POWER:
+        return None
+    low, high = 1, MOST_SEEDS  # too few, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of(effect, middle, level, growth) >= POWER else (middle, high)
+    return high
+
+
+def power_of(effect: float, seeds: int, level: float = LEVEL, growth: float = 1.0) -> float:
+    """The probability that a paired two-sided test over `seeds` finds a true `effect` (see `seeds_needed`)."""
+    from scipy.special import nctdtr, stdtrit
+
+    if seeds < 2 or effect == 0:
+        return level
+    freedom = growth * (seeds - 1)
+    quantile, shift = float(stdtrit(freedom, 1 - level / 2)), abs(effect) * math.sqrt(seeds)
+    # Not a number is how SciPy answers far below the mean, where the probability is none.
+    above, below = (float(np.nan_to_num(nctdtr(freedom, shift, place))) for place in (quantile, -quantile))
+    return 1 - above + below
+
+
+def _common(values: Values, pair: tuple[str, str]) -> tuple[int, ...]:
+    return tuple(seed for seed in sorted(values[pair[0]]) if seed in values[pair[1]])
+
+
+def _paired(values: Values, pair: tuple[str, str], sign: int) -> _Estimate:
+    seeds = _common(values, pair)
+    differences = [sign * (values[pair[0]][seed] - values[pair[1]][seed]) for seed in seeds]
+    if len(seeds) < 2:
+        return _Estimate(seeds, differences[0] if seeds else 0.0, 0.0, 0, 0.0)
+    deviation = stdev(differences)
+    if deviation < _rounding(np.array([values[name][seed] for name in pair for seed in seeds])):
+        deviation = 0.0
+    return _Estimate(seeds, fmean(differences), deviation / math.sqrt(len(seeds)), len(seeds) - 1, deviation)
+
+
+def _pooled(values: Values, pairs: Sequence[tuple[str, str]], sign: int) -> list[_Estimate]:
+    """Least squares of configuration + seed; each pair's contrast with the residuals' variance."""
+    # A seed of one configuration, or a configuration without a partner, says nothing of any difference.
+    counted = {seed: sum(seed in own for own in values.values()) for own in values.values() for seed in own}
+    seeds = sorted(seed for seed, count in counted.items() if count > 1)
+    cells = [(name, seed) for name, own in values.items() for seed in seeds if seed in own]
+    names = list(dict.fromkeys(name for name, _ in cells))
+    design = np.zeros((len(cells), len(names) + len(seeds)))
+    for row, (name, seed) in enumerate(cells):
+        design[row, names.index(name)] = design[row, len(names) + seeds.index(seed)] = 1
+    measured = np.array([sign * values[name][seed] for name, seed in cells])
+    coefficients, _, rank, _ = np.linalg.lstsq(design, measured, rcond=None) if cells else (np.zeros(0), 0, 0, 0)
+    freedom = len(cells) - int(rank)
+    residuals = measured - design @ coefficients
+    variance = float(residuals @ residuals) / freedom if freedom else 0.0
+    if variance < _rounding(measured) ** 2:
+        variance = 0.0
+    inverse = np.linalg.pinv(design.T @ design) if cells else np.zeros((0, 0))
+    estimates = []
+    for pair in pairs:
+        common = _common(values, pair)
+        if not common:
+            estimates.append(_Estimate((), 0.0, 0.0, 0, 0.0))
+            continue
+        contrast = np.zeros(design.shape[1])
+        contrast[names.index(pair[0])], contrast[names.index(pair[1])] = 1, -1
+        error = math.sqrt(variance * float(contrast @ inverse @ contrast))
+        estimates.append(_Estimate(common, float(contrast @ coefficients), error, freedom, math.sqrt(2 * variance)))
+    return estimates
+
+
+def _rounding(values: NDArray[np.float64]) -> float:
+    """A scatter below this is the rounding of sums."""
+    return 1e-12 * max(1.0, float(np.abs(values).max(initial=0)))
+
+
+def study_values(folder: StudyFolder, metric: str) -> dict[str, dict[int, float]]:
+    """What each configuration of a study reached on each fresh seed; only those with two seeds or more.
+
+    A configuration is a recipe whatever its seed, named after its method, and after the trial that found it where the
+    method has several. The training that found a leader is left out: the best of many is better than it is.
+    """
+    groups: dict[str, list[tuple[int, int, Any, str, float]]] = {}
+    for trial in folder.trials():
+        status = trial.status
+        value = (status.get("metrics") or {}).get(metric)
+        if status.get("state") != "complete" or value is None:
+            continue
+        recipe = trial.recipe
+        training = recipe.training.model_dump(mode="json", exclude={"seed"})
+        content = recipe.model_dump(mode="json", exclude={"training", "name"}) | {"training": training}
+        key = json.dumps(content, sort_keys=True)
+        row = (trial.number, recipe.training.seed, status.get("confirms"), recipe.method, float(value))
+        groups.setdefault(key, []).append(row)
+    fresh = []
+    for group in groups.values():
+        repeats = [row for row in group if row[2] is not None] or group
+        if len({row[1] for row in repeats}) > 1:
+            fresh.append((min(row[0] for row in group), repeats))
+    methods = [repeats[0][3] for _, repeats in fresh]
+    return {
+        repeats[0][3] if methods.count(repeats[0][3]) == 1 else f"{repeats[0][3]} (trial {number})": {
+            row[1]: row[4] for row in repeats
+        }
+        for number, repeats in sorted(fresh, key=lambda one: one[0])
+    }
+
+
+def compare_study(folder: StudyFolder, metric: str, *, maximise: bool = True) -> list[Comparison]:
+    """All pairs of a study's configurations that were trained on fresh seeds, the better one of each pair first.
+
+    Noise is pooled: a study repeats few configurations on few seeds.
+    """
+    values = study_values(folder, metric)
+    sign = -1 if maximise else 1
+    ranked = dict(sorted(values.items(), key=lambda item: sign * fmean(item[1].values())))
+    return compare(ranked, pooled=True, maximise=maximise)
+
+
+def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """Plain values, for JSON and pages."""
+    return [{**asdict(one), "seeds": list(one.seeds), "sentence": one.sentence()} for one in comparisons]

@@ -1,0 +1,1 @@
+"""Fit, verify and cache teachers."""

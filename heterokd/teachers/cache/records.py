@@ -1,0 +1,245 @@
+"""Records: a cache opened for reading, its audits, and the gathering of random batches from mapped shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heterokd.datasets.views.random import permutation
+from heterokd.errors import CacheError
+from heterokd.storage.filesystem import PARTIAL, Folder, open_folder
+from heterokd.teachers.cache.build import MANIFEST
+from heterokd.teachers.cache.compute import Compute
+from heterokd.teachers.cache.key import CacheKey
+from heterokd.teachers.cache.shards import Arrays, checksum, columns, decode, encode, layout_of, read_shard, shard_name
+
+Verify = Literal["sample", "full"]
+SAMPLED_SHARDS = 4
+SAMPLED_VIEWS = 32
+
+TOLERANCES = {"fp32": 5e-3, "fp16": 1e-2}
+"""Largest difference between stored and computed outputs, as a share of a view's largest value: room for another
+device's arithmetic (TF32, other kernels), far below what another teacher, policy or data set does."""
+MASS_TOLERANCE = 2e-2
+"""The same for top-k logits, whose classes may swap where they are close: difference of softmax masses."""
+
+OURS = re.compile(r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/(\d{6}|use)\.lock|classes/\w+\.npy)")
+MEND = "delete it and build the cache again: only what is missing is computed"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json: bytes and checksum of every shard; a checksum is None where an object store holds the shards."""
+
+    shards: tuple[tuple[int, str | None], ...]
+
+
+class Records:
+    """A cache that is read. A shard is mapped at its first use, and checked against its checksum then.
+
+    Args:
+        folder: of the cache.
+        key: of the cache.
+        manifest: None while it is partial.
+        copies: where shards of an object store are copied to, shared by the processes of a machine.
+    """
+
+    def __init__(self, folder: Folder, key: CacheKey, manifest: Manifest | None, copies: Path | None = None) -> None:
+        self.folder, self.key, self.manifest, self.copies = folder, key, manifest, copies
+        self.layout = layout_of(key)
+        self._columns = columns(key)
+        self._mapped: dict[int, Arrays] = {}
+
+    def gather(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Arrays | None:
+        """The records [B] of some views, as new arrays; None when a partial cache lacks one of them.
+
+        Raises:
+            CacheError: a view or image that the cache does not have; a damaged shard.
+        """
+        if len(index) == 0:
+            return {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self._columns.items()}
+        if view.max() >= self.key.views or index.max() >= self.key.images or min(view.min(), index.min()) < 0:
+            raise CacheError(
+                f"{self.folder}: view {view.max()} of image {index.max()} was asked for, the cache holds "
+                f"{self.key.views} views of {self.key.images} images; give the loader views={self.key.views}"
+            )
+        shards, rows = self.layout.locate(index, view)
+        numbers = np.unique(shards)
+        mapped = [self.shard(number) for number in numbers.tolist()]
+        if any(arrays is None for arrays in mapped):
+            return None
+        if len(numbers) == 1:
+            return {name: np.take(array, rows, axis=0) for name, array in (mapped[0] or {}).items()}
+        out = {name: np.empty((len(index), *shape), dtype) for name, (dtype, shape) in self._columns.items()}
+        for number, arrays in zip(numbers, mapped, strict=True):
+            places = np.flatnonzero(shards == number)
+            for name, array in (arrays or {}).items():
+                out[name][places] = array[rows[places]]
+        return out
+
+    def shard(self, number: int) -> Arrays | None:
+        """A shard's records, mapped; None when a partial cache does not have it yet.
+
+        Raises:
+            CacheError: it is damaged, or missing from a complete cache.
+        """
+        if number not in self._mapped:
+            path = self._path(number)
+            if path is None:
+                return None
+            arrays, claimed = read_shard(self.key, number, str(path))
+            promised = None if self.manifest is None else self.manifest.shards[number][1]
+            if checksum(arrays) != claimed or promised not in (None, claimed):
+                raise CacheError(f"{path}: is damaged (its content does not match its checksum); {MEND}")
+            self._mapped[number] = arrays
+        return self._mapped[number]
+
+    def has(self, number: int) -> bool:
+        """Whether a shard's file is there."""
+        return number in self._mapped or self.folder.exists(shard_name(number))
+
+    def audit(self, compute: Compute, views: int = SAMPLED_VIEWS) -> float:
+        """Compare a sample of stored views with what the teacher says now; the largest relative difference.
+
+        Raises:
+            CacheError: they disagree by more than number formats and devices do.
+        """
+        there = [number for number in range(self.layout.shards) if self.has(number)]
+        worst = 0.0
+        if not there:
+            return worst
+        chosen = [there[at % len(there)] for at in permutation(max(len(there), views), 0, "audit", self.key.id)[:views]]
+        pairs = []
+        for place, number in enumerate(sorted(chosen)):
+            index, view = self.layout.records(number)
+            row = permutation(len(index), place, "audit", self.key.id)[0]
+            pairs.append((index[row], view[row]))
+        index, view = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
+        stored = self.gather(index, view)
+        if stored is None:
+            return worst
+        now, before = decode(self.key, encode(self.key, compute(index, view))), decode(self.key, stored)
+        for name in now:
+            a, b, most = now[name].double(), before[name].double(), TOLERANCES[self.key.dtype]
+            if name == "logits" and self.key.top_k is not None:
+                a, b, most = a.softmax(1), b.softmax(1), MASS_TOLERANCE
+            scale = torch.ones(len(a)) if most == MASS_TOLERANCE else a.flatten(1).abs().amax(1).clamp(min=1e-6)
+            worst_here = float(((a - b).flatten(1).abs().amax(1) / scale).max())
+            worst = max(worst, worst_here)
+            if not worst_here <= most:
+                raise CacheError(
+                    f"{self.folder}: the stored {name} differ from the teacher's by {worst_here:.3g} (of at most "
+                    f"{most:g}) on a sample of {len(index)} views, so they were made from something else; remove the "
+                    "cache and build it again"
+                )
+        return worst
+
+    def _path(self, number: int) -> Path | None:
+        """A shard's local file, copied from the object store at first use."""
+        if self.folder.local is not None:
+            path = self.folder.local / shard_name(number)
+            return path if self.manifest is not None or path.exists() else None
+        if self.copies is None:
+            raise CacheError(f"{self.folder}: an object store cannot be mapped; say where copies of its shards may lie")
+        near = open_folder(self.copies / self.key.id)
+        stored = self.folder.stat(shard_name(number))
+        if stored is None and self.manifest is not None:
+            raise CacheError(f"{self.folder}/{shard_name(number)}: is missing; {MEND}")
+        if stored is None:
+            return None
+        copy = near.stat(shard_name(number))
+        if copy is None or copy.size != stored.size:
+            near.write(shard_name(number), self.folder.read(shard_name(number)))
+        return self.copies / self.key.id / shard_name(number)
+
+
+def read_key(folder: Folder) -> CacheKey:
+    """The key of a cache's folder.
+
+    Raises:
+        CacheError: there is no key.json, or it is damaged.
+    """
+    try:
+        return CacheKey.from_json(folder.read("key.json").decode())
+    except FileNotFoundError:
+        raise CacheError(f"{folder}: there is no cache (no key.json); build it first") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise CacheError(f"{folder}/key.json: is damaged ({error}); remove the cache and build it again") from None
+
+
+def read_manifest(folder: Folder, key: CacheKey) -> Manifest | None:
+    """The manifest of a complete cache; None: it is partial.
+
+    Raises:
+        CacheError: it is damaged or belongs to another cache.
+    """
+    try:
+        text = folder.read(MANIFEST)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"{folder}/{MANIFEST}: cannot be read ({error}); check its permissions") from None
+    try:
+        content: dict[str, Any] = json.loads(text)
+        owner = content["cache"]
+        shards = tuple((int(shard["bytes"]), shard.get("crc32")) for shard in content["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{folder}/{MANIFEST}: is damaged ({type(error).__name__}); {MEND}") from None
+    if owner != key.id or len(shards) != layout_of(key).shards:
+        raise CacheError(f"{folder}/{MANIFEST}: belongs to cache {owner}, not to {key.id}; {MEND}")
+    return Manifest(shards)
+
+
+def open_records(folder: Folder, key: CacheKey, *, verify: Verify = "sample", copies: Path | None = None) -> Records:
+    """Open a cache, whole or partial, after its audit: key, manifest, foreign files, sizes, checksums.
+
+    Args:
+        folder: of the cache.
+        key: what is asked for; it must be what is there.
+        verify: check the checksums of a few shards, or of all; every other one is checked at its first use.
+        copies: see `Records`.
+
+    Raises:
+        CacheError: one sentence saying what differs or is damaged.
+    """
+    found = read_key(folder)
+    if found != key:
+        raise CacheError(f"{folder}: is a cache of something else: {'; '.join(found.differences(key))}")
+    records = Records(folder, key, read_manifest(folder, key), copies)
+    problem = next(iter(problems(records, verify)), None)
+    if problem is not None:
+        raise CacheError(problem)
+    return records
+
+
+def problems(records: Records, verify: Verify) -> list[str]:
+    """What is wrong with a cache's files, one sentence each."""
+    folder, layout, told = records.folder, records.layout, []
+    sizes = {}
+    for file in folder.files():
+        sizes[file.name] = file.size
+        if not OURS.fullmatch(file.name) and not file.name.endswith(PARTIAL):
+            told.append(f"{folder}/{file.name}: is no file of a cache; move it away")
+    damaged = set()
+    for number, (size, _) in enumerate(records.manifest.shards if records.manifest else ()):
+        there = sizes.get(shard_name(number))
+        if there != size:
+            damaged.add(number)
+            have = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
+            told.append(f"{folder}/{shard_name(number)}: {have}; {MEND}")
+    present = [n for n in range(layout.shards) if shard_name(n) in sizes and n not in damaged]
+    if verify == "sample":
+        present = [present[at] for at in permutation(len(present), 0, "verify", records.key.id)[:SAMPLED_SHARDS]]
+    for number in present:
+        try:
+            records.shard(number)
+        except CacheError as error:
+            told.append(str(error))
+    return told

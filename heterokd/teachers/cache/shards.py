@@ -1,0 +1,239 @@
+"""Shards: Arrow IPC files of fixed-size records. Where the record of (index, view) lies is computed, never searched.
+
+CACHES/<id>/key.json              what the outputs depend on
+            shards/000000.arrow   one block of images in one block of views; its header holds key, number, checksum
+            manifest.json         size and checksum of every shard; written last: its existence means complete
+            classes/val.npy       the teacher's decisions on plain images
+            last_used             its time is that of the last opening
+            locks/                claims of builders, and use.lock of everybody who uses it
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heterokd.errors import CacheError
+from heterokd.teachers.cache.key import CacheKey
+
+GROUPED_BYTES = 2**22
+"""Views of a small data set share a shard until it is this large: a file per view would be nothing but files."""
+
+FOOTPRINT = 4096
+"""Bytes that a shard takes beside its records, at most: schema, header and the rest of the last page."""
+
+Arrays = dict[str, NDArray[np.generic]]
+"""Records by column: `logits`, `embedding`; or `logits_values`, `logits_classes`, `logits_rest` of top-k logits."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which shard and row hold the record of (index, view).
+
+    Attributes:
+        key: of the cache.
+        block_images: images of a shard (the last block of images may hold fewer).
+        block_views: views of a shard (the last block of views may hold fewer).
+    """
+
+    key: CacheKey
+    block_images: int
+    block_views: int
+
+    @property
+    def image_blocks(self) -> int:
+        """Shards side by side in one block of views."""
+        return math.ceil(self.key.images / self.block_images)
+
+    @property
+    def shards(self) -> int:
+        """How many there are; shards of early views come first."""
+        return self.image_blocks * math.ceil(self.key.views / self.block_views)
+
+    def locate(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard and row [B] of each record."""
+        image_block, image = np.divmod(index, self.block_images)
+        view_block, inner = np.divmod(view, self.block_views)
+        width = np.minimum(self.block_images, self.key.images - image_block * self.block_images)
+        return view_block * self.image_blocks + image_block, inner * width + image
+
+    def records(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index and view [R] of a shard's records, in the order of its rows."""
+        view_block, image_block = divmod(number, self.image_blocks)
+        first, start = image_block * self.block_images, view_block * self.block_views
+        images = np.arange(first, min(first + self.block_images, self.key.images))
+        views = np.arange(start, min(start + self.block_views, self.key.views))
+        return np.tile(images, len(views)), np.repeat(views, len(images))
+
+    def length(self, number: int) -> int:
+        """R of a shard."""
+        return len(self.records(number)[0])
+
+
+def layout_of(key: CacheKey) -> Layout:
+    """The layout that follows from a key alone, so that every builder and reader has the same."""
+    most = max(key.shard_bytes // record_bytes(key), 1)
+    blocks = math.ceil(key.images / most)
+    block_images = math.ceil(key.images / blocks)
+    grouped = min(GROUPED_BYTES, key.shard_bytes) // (record_bytes(key) * key.images)
+    return Layout(key, block_images, min(max(grouped, 1), key.views) if blocks == 1 else 1)
+
+
+def columns(key: CacheKey) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:
+    """Name, number format and shape of each column of a record."""
+    number: np.dtype[np.generic] = np.dtype(np.float16 if key.dtype == "fp16" else np.float32)
+    found: dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}
+    if key.logits is not None and key.top_k is None:
+        found["logits"] = (number, key.logits)
+    elif key.logits is not None and key.top_k is not None:
+        grid = key.logits[1:]
+        found["logits_values"] = (number, (key.top_k, *grid))
+        found["logits_classes"] = (np.dtype(np.uint16), (key.top_k, *grid))
+        found["logits_rest"] = (np.dtype(np.float32), (1, *grid))
+    if key.embedding is not None:
+        found["embedding"] = (number, key.embedding)
+    return found
+
+
+def record_bytes(key: CacheKey) -> int:
+    """Bytes of one record."""
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns(key).values())
+
+
+def cache_bytes(key: CacheKey) -> int:
+    """Bytes that a whole cache takes on the disk, at most."""
+    return key.records * record_bytes(key) + (layout_of(key).shards + 4) * FOOTPRINT
+
+
+def encode(key: CacheKey, outputs: Mapping[str, Tensor]) -> Arrays:
+    """Teacher outputs as records.
+
+    Args:
+        key: which signals, number format and top-k.
+        outputs: `logits` [B, K, ...] and `embedding` [B, D, ...], as far as the key stores them.
+
+    Raises:
+        CacheError: a shape that the key does not announce, a value that is not finite or does not fit fp16.
+    """
+    arrays: Arrays = {}
+    for name, shape in (("logits", key.logits), ("embedding", key.embedding)):
+        if shape is None:
+            continue
+        values = outputs[name].detach().float().cpu()
+        if tuple(values.shape[1:]) != shape:
+            raise CacheError(
+                f"the teacher's {name} of a view have shape {list(values.shape[1:])}, its cache stores {list(shape)}"
+            )
+        most = torch.finfo(torch.float16 if key.dtype == "fp16" else torch.float32).max
+        if not bool((values.abs() <= most).all()):
+            raise CacheError(
+                f"the teacher's {name} hold a value that is not finite or does not fit {key.dtype} (at most {most:g}); "
+                f"{'store fp32' if key.dtype == 'fp16' else 'check the teacher'}"
+            )
+        if name == "logits" and key.top_k is not None:
+            largest, classes = values.topk(key.top_k, dim=1)
+            others = values.scatter(1, classes, -torch.inf)
+            arrays["logits_values"] = largest.numpy()
+            arrays["logits_classes"] = classes.numpy().astype(np.uint16)
+            arrays["logits_rest"] = others.logsumexp(dim=1, keepdim=True).numpy()
+        else:
+            arrays[name] = values.numpy()
+    return {name: arrays[name].astype(dtype, copy=False) for name, (dtype, _) in columns(key).items()}
+
+
+def decode(key: CacheKey, arrays: Arrays, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Records as teacher outputs in float32: `logits` and `embedding`.
+
+    The mass of logits that were left out is spread evenly over their classes, so that softmax keeps the mass of each
+    class that was kept.
+    """
+    if key.top_k is None or key.logits is None:
+        return {name: _on(device, array).float() for name, array in arrays.items()}
+    values, rest = (_on(device, arrays[f"logits_{name}"]).float() for name in ("values", "rest"))
+    classes = _on(device, arrays["logits_classes"].astype(np.int64))
+    spread = rest - math.log(key.logits[0] - key.top_k)
+    decoded = {"logits": spread.expand(-1, *key.logits).clone().scatter_(1, classes, values)}
+    if key.embedding is not None:
+        decoded["embedding"] = _on(device, arrays["embedding"]).float()
+    return decoded
+
+
+def _on(device: torch.device | str, array: NDArray[np.generic]) -> Tensor:
+    """An array on a device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def shard_name(number: int) -> str:
+    """A shard's file, below the cache's folder."""
+    return f"shards/{number:06d}.arrow"
+
+
+def checksum(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """CRC-32 of the records, column after column: 8 hexadecimal digits."""
+    value = 0
+    for array in arrays.values():
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return f"{value:08x}"
+
+
+def write_shard(key: CacheKey, number: int, arrays: Arrays) -> memoryview:
+    """The content of a shard's file: the same bytes for the same records."""
+    stored, shown = [], []
+    for name, array in arrays.items():
+        shape = list(array.shape[1:])
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), math.prod(shape))
+        kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(array.dtype), shape)
+        stored.append(pa.ExtensionArray.from_storage(kind, flat))
+        shown.append(pa.field(name, kind, nullable=False))
+    schema = pa.schema(shown, metadata={"cache": key.id, "shard": str(number), "crc32": checksum(arrays)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(stored, schema=schema))
+    return memoryview(sink.getvalue())
+
+
+def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
+    """The records of a shard, mapped into memory and read-only, and the checksum that its header claims.
+
+    Raises:
+        CacheError: the file is missing, truncated, no shard, or one of another cache or place.
+    """
+    again = "delete it and build the cache again: only what is missing is computed"
+    try:
+        # The mapping lives as long as the arrays; closing gives the file descriptor back.
+        with pa.memory_map(path) as mapped:
+            reader = pa.ipc.open_file(mapped)
+            batch = reader.get_batch(0)
+            batch.validate()
+        header = {name.decode(): value.decode() for name, value in (batch.schema.metadata or {}).items()}
+        claimed, owner, place = header["crc32"], header["cache"], int(header["shard"])
+    except FileNotFoundError:
+        raise CacheError(f"{path}: there is no such shard; build the cache again: only this is computed") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise CacheError(f"{path}: is truncated or damaged ({first}); {again}") from None
+    if (owner, place) != (key.id, number):
+        raise CacheError(f"{path}: is shard {place} of cache {owner}, not shard {number} of {key.id}; {again}")
+    length = layout_of(key).length(number)
+    arrays: Arrays = {}
+    try:
+        for name, (dtype, shape) in columns(key).items():
+            column = batch.column(batch.schema.get_field_index(name))
+            flat = column.storage.flatten().to_numpy(zero_copy_only=True)
+            if flat.dtype != dtype:
+                raise ValueError(f"{name} is {flat.dtype}, not {dtype}")
+            arrays[name] = flat.reshape(length, *shape)
+    except (pa.ArrowException, AttributeError, IndexError, ValueError) as error:
+        raise CacheError(f"{path}: is damaged ({error}); {again}") from None
+    return arrays, claimed

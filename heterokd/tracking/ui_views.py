@@ -1,0 +1,216 @@
+"""Ready-made views of MLflow's own pages, and links to them.
+
+MLflow shows no metric and no parameter until its user picks columns, hides trials below their study, and draws parallel
+coordinates over whatever parameters come first. Its pages can share a view, though: columns, order, filter and charts
+lie in a tag of the experiment, and a link names that tag. `write_view` makes a study's; `study_links` says the links.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from heterokd.storage.workspace import Root
+from heterokd.tracking.store import answering, current, pages
+
+MODE = "workflowType=machine_learning"
+"""Opens the pages of trained models; without it a new browser opens those of chat agents."""
+
+TAG = "mlflow.sharedViewState."
+"""Where MLflow's own "share" button keeps a view."""
+
+MOST_AXES = 6
+"""Of a chart of parallel coordinates: more do not fit beside each other."""
+
+CARD_HEIGHT = 420
+"""Of a chart, in pixels; it is as wide as the page."""
+
+MOST_METHODS = 3
+"""Leading methods that get a chart of their own parameters."""
+
+
+MOST_STUDIES = 5
+"""Whose links are printed together, the newest first."""
+
+
+def study_links(root: Root, uri: str, base: str, name: str | None = None) -> list[tuple[str, str]]:
+    """What there is to look at, and where; each study's view is written anew.
+
+    Args:
+        root: holds the studies' folders.
+        uri: of the store, what `open_store` returned.
+        base: where its pages are: `http://127.0.0.1:5000`.
+        name: of one study; None: the newest ones.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    chosen = "tags.`heterokd.kind` = 'study'" + (f" and tags.`heterokd.study` = '{name}'" if name else "")
+    client = MlflowClient(uri)
+    links = [("all runs", f"{base}/#/experiments?{MODE}")]
+    with answering(uri), current(uri):
+        found = pages(lambda token: client.search_experiments(max_results=1000, page_token=token))
+        experiments = [one.experiment_id for one in found]
+        studies = list(pages(lambda token: client.search_runs(experiments, chosen, max_results=1000, page_token=token)))
+        for study in studies[:MOST_STUDIES]:
+            links += [("", ""), (study.data.tags["heterokd.study"], ""), *_links_of(client, base, study, root)]
+    if len(studies) > MOST_STUDIES:
+        links += [("", ""), (f"and {len(studies) - MOST_STUDIES} more", "heterokd ui STUDY")]
+    return links
+
+
+def _links_of(client: MlflowClient, base: str, study: Run, root: Root) -> Iterator[tuple[str, str]]:
+    tags, experiment = study.data.tags, f"{base}/#/experiments/{study.info.experiment_id}"
+    view = f"{experiment}/runs?{MODE}&viewStateShareKey={write_view(client, study)}"
+    yield "  trials", view
+    yield "  compare", f"{view}&compareRunsMode=CHART"
+    yield "  study", f"{experiment}/runs/{study.info.run_id}?{MODE}"
+    for model in _models(client, tags["heterokd.study_id"]):
+        yield "  model", f"{base}/#/models/{quote(model, safe='')}?{MODE}"
+    folder = root.study(tags["heterokd.study"])
+    if folder.database.exists():
+        yield "  optuna", f"optuna-dashboard sqlite:///{folder.database}"
+    if folder.report.exists():
+        yield "  page", str(folder.report)
+
+
+def _models(client: MlflowClient, study_id: str) -> list[str]:
+    try:
+        found = pages(lambda token: client.search_model_versions(f"tags.study_id = '{study_id}'", page_token=token))
+        return sorted({version.name for version in found})
+    except MlflowException:  # a server without a registry still has runs to show
+        return []
+
+
+def write_view(client: MlflowClient, study: Run) -> str:
+    """Write the view of a study's trials into its experiment, and return the key that a link names it by.
+
+    Args:
+        client: of the store.
+        study: its run.
+    """
+    tags = study.data.tags
+    chosen = f"tags.`heterokd.study_id` = '{tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'"
+    experiment_id = study.info.experiment_id
+    trials = list(pages(lambda token: client.search_runs([experiment_id], chosen, max_results=1000, page_token=token)))
+    state = json.dumps(_state(chosen, tags["heterokd.metric"], trials), separators=(",", ":"))
+    value = f"deflate;{base64.b64encode(zlib.compress(state.encode())).decode()}"
+    key = f"{tags['heterokd.study']}-{tags['heterokd.study_id'][:6]}"
+    client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
+    return key
+
+
+def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
+    """What MLflow calls the state of its page of runs: filter and order, columns, charts."""
+    shared, own = varied(trials)
+    costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
+    columns = [
+        f"metrics.`{metric}`",
+        *(f"params.`{key}`" for key in ("method", *shared)),
+        "tags.`heterokd.state`",
+        *(f"metrics.`{key}`" for key in costs),
+        "params.`seed`",
+        "attributes.`Models`",
+    ]
+    axes = {f"all settings, to {metric}": ["method", *shared]}
+    for method in _leading(trials, metric)[:MOST_METHODS]:
+        if own.get(method):
+            axes[f"{method}, to {metric}"] = [*own[method], *shared]
+    charts = [_axes(section, params, metric) for section, params in axes.items()]
+    curves = f"{metric} by epoch"
+    charts.append({**_chart(curves, "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
+    return {
+        "searchFilter": chosen,
+        "orderByKey": f"metrics.`{metric}`",  # any but the date: trials then stand in the list, not below their study
+        "orderByAsc": metric == "val/loss",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "SHOW_ALL",  # MLflow draws the first ten otherwise
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": True,  # or MLflow sorts its sections by name
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": 1, "cardHeight": CARD_HEIGHT}
+            for name in (*axes, curves)
+        ],
+        "compareRunCharts": charts,
+    }
+
+
+def _chart(section: str, kind: str) -> dict[str, Any]:
+    """A chart in a section of its own, whose title it has: MLflow gives parallel coordinates no other."""
+    return {
+        "uuid": f"chart of {section}",
+        "type": kind,
+        "metricSectionId": section,
+        "runsCountToCompare": 100,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, Any]:
+    """Parallel coordinates that end at the metric that was searched for."""
+    return {
+        **_chart(section, "PARALLEL"),
+        "selectedParams": list(params)[:MOST_AXES],
+        "selectedMetrics": [metric],
+        "showAllRuns": True,
+    }
+
+
+def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
+    """Parameters that differ between trials: those that all have, and by method those of its own.
+
+    One that never changes makes no axis, and neither do the seed, the recipe's hash and the method itself.
+    """
+    values: dict[str, dict[str, set[str]]] = {}
+    for trial in trials:
+        for key, value in trial.data.params.items():
+            values.setdefault(key, {}).setdefault(trial.data.params.get("method", ""), set()).add(value)
+    shared: list[str] = []
+    own: dict[str, list[str]] = {}
+    for key, by_method in sorted(values.items()):
+        if key in ("method", "seed", "recipe", "teacher"):
+            continue
+        owner = key.split(".", 1)[0]
+        if owner in values.get("method", {}):
+            if len(by_method.get(owner, ())) > 1:
+                own.setdefault(owner, []).append(key)
+        elif len(set().union(*by_method.values())) > 1:
+            shared.append(key)
+    return shared, own
+
+
+def _leading(trials: Iterable[Run], metric: str) -> list[str]:
+    """Methods by their best value, the baseline left out."""
+    sign = -1 if metric == "val/loss" else 1
+    best: dict[str, float] = {}
+    for trial in trials:
+        method, value = trial.data.params.get("method", "scratch"), trial.data.metrics.get(metric)
+        if method != "scratch" and value is not None:
+            best[method] = max(best.get(method, -math.inf), sign * value)
+    return sorted(best, key=lambda method: -best[method])

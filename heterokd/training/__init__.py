@@ -1,0 +1,1 @@
+"""Train one student, in plain PyTorch."""

@@ -1,0 +1,75 @@
+"""Data sets and loaders of a training, opened once per process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from heterokd import distributed
+from heterokd.config.experiment import Recipe
+from heterokd.config.settings import DataSettings
+from heterokd.datasets import load_dataset
+from heterokd.datasets.io.loaders import Loaders, make_loaders
+from heterokd.datasets.io.shared_pixels import share_splits
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import ConfigError
+from heterokd.storage.workspace import Root
+
+
+@lru_cache(maxsize=4)
+def _splits(data: str) -> Splits:
+    settings = DataSettings.model_validate_json(data)
+    return load_dataset(
+        settings.dataset,
+        root=settings.root,
+        image_size=settings.image_size,
+        seed=settings.seed,
+        labels_per_class=settings.labels_per_class,
+        train_images=settings.train_images,
+    )
+
+
+def open_splits(settings: DataSettings) -> Splits:
+    """The splits that `settings` describe, opened once per process.
+
+    Raises:
+        DataError: missing or damaged files; a class with too few images.
+    """
+    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation"}))
+
+
+@lru_cache(maxsize=4)
+def training_splits(splits: Splits, root: Root) -> Splits:
+    """The same splits as trainings read them: images that lie in files are decoded once for all of this machine.
+
+    Raises:
+        DataError: an image is damaged or has gone.
+    """
+    return share_splits(root.pixels, splits)
+
+
+def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:
+    """The views and the validation images of a recipe, made where they are wanted; a worker's part of the views.
+
+    Raises:
+        ConfigError: a worker would have fewer images of a step than `training.accumulate` makes parts of them.
+    """
+    training = recipe.training
+    images = min(training.batch_size, len(splits.train)) // distributed.size()
+    if distributed.size() > 1 and images < training.accumulate:
+        raise ConfigError(
+            f"training.accumulate: {images} images of a worker cannot be split into {training.accumulate} parts; lower "
+            "it, or training.workers"
+        )
+    return make_loaders(
+        splits,
+        recipe.data.policy,
+        training.batch_size,
+        training.seed,
+        views=recipe.views,
+        crop=recipe.data.view_crop,
+        rank=distributed.rank(),
+        world_size=distributed.size(),
+        device=device,
+    )

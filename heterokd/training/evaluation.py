@@ -1,0 +1,115 @@
+"""How good a network is on one split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from heterokd.datasets.io.loaders import EvalLoader
+from heterokd.outputs import Batch
+from heterokd.paired_tests import ImageResults
+from heterokd.task_modules import Logits, Task, upsample
+
+# The teacher's decisions on a split are kept, a byte a pixel, unless they would take more than this.
+CLASSES_BYTES = 2**30
+
+
+@contextmanager
+def deciding(network: nn.Module) -> Iterator[Logits]:
+    """The network as a function from images to logits, in evaluation mode and without gradient while open."""
+
+    def logits(images: Tensor) -> Tensor:
+        outputs = network(images)
+        return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield logits
+    finally:
+        network.train(was_training)
+
+
+def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Logits [N, K] in float32 and labels [N] of a whole split of classification, in its order.
+
+    Args:
+        network: maps images [B, 3, H, W] in [0, 1] to `Outputs` or to logits [B, K]; left in the mode it came in.
+        loader: batches of plain (not augmented) images.
+        device: where `network` is.
+    """
+    logits, labels = [], []
+    with deciding(network) as decide:
+        for batch in loader:
+            logits.append(decide(batch.images.to(device, non_blocking=True)).float())
+            labels.append(batch.labels)
+    return torch.cat(logits).cpu(), torch.cat(labels)
+
+
+def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu") -> Tensor | None:
+    """Decisions on a whole split, in its order: class numbers [N], or [N, H, W] in bytes in segmentation.
+
+    Returns:
+        None where the maps would take more than `CLASSES_BYTES`.
+    """
+    classes: list[Tensor] = []
+    with deciding(network) as decide:
+        for batch in loader:
+            images = batch.images.to(device, non_blocking=True)
+            if batch.labels.dim() == 1:
+                classes.append(decide(images).argmax(dim=1))
+                continue
+            if len(loader.split) * batch.labels[0].numel() > CLASSES_BYTES:
+                return None
+            classes.append(upsample(decide(images), images.shape[-2:]).argmax(dim=1).to(torch.uint8))
+    return torch.cat(classes)
+
+
+def evaluate(
+    network: nn.Module,
+    loader: Iterable[Batch],
+    task: Task,
+    *,
+    teacher_classes: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[str, float]]:
+    """Yield the task's metrics of a network on one split: (`top1`, `top5`, `loss`, `agreement`), or (`miou`, ...).
+
+    Args:
+        network: see `predict`.
+        loader: batches of plain images.
+        task: names the metrics.
+        teacher_classes: [N] or [N, H, W] the teacher's decisions on the same split; `agreement` is the share that
+            coincides.
+        device: where `network` is.
+    """
+    meter, seen = task.meter(), 0
+    with deciding(network) as decide:
+        for batch in loader:
+            logits = task.decide(decide, batch.images.to(device, non_blocking=True))
+            teacher = None if teacher_classes is None else teacher_classes[seen : seen + len(batch)].to(device)
+            meter.update(logits, batch.labels.to(device), teacher)
+            seen += len(batch)
+        for name, value in meter.compute():
+            yield name, float(value)
+
+
+def image_results(
+    network: nn.Module, loader: Iterable[Batch], task: Task, device: torch.device | str = "cpu"
+) -> ImageResults:
+    """What a network decides on each image of a split, for paired tests.
+
+    Args:
+        network: see `predict`.
+        loader: batches of plain images.
+        task: says how an image is decided on.
+        device: where `network` is.
+    """
+    with deciding(network) as logits:
+        return task.image_results(
+            (task.decide(logits, batch.images.to(device)), batch.labels.to(device)) for batch in loader
+        )

@@ -1,0 +1,169 @@
+"""How much memory of a GPU one training takes: estimated on the CPU, from one step with a few images.
+
+What grows with the batch (what autograd keeps, the largest maps) is measured and scaled; what does not (weights,
+gradients, the optimizer's state) is counted after the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heterokd.config.experiment import Recipe
+from heterokd.datasets.io.device_pixels import RESIDENT_SHARE
+from heterokd.datasets.io.loaders import EVAL_BATCH, open_split
+from heterokd.datasets.io.split import Split, Splits
+from heterokd.networks.network import build_network
+from heterokd.outputs import Batch, Outputs, Signal
+from heterokd.tasks import TASKS
+from heterokd.training.optim import build_optimizer
+from heterokd.training.teacher import LiveTeacher
+from heterokd.training.train import build_distiller
+
+CONTEXT_BYTES = 600 * 2**20
+"""What a process takes of a GPU before its first tensor: CUDA's context, cuDNN's and cuBLAS's kernels and handles."""
+
+SLACK = 1.25
+"""The allocator's rounding."""
+
+WORKSPACE_BYTES = 3 * 2**29
+"""What cuDNN's fastest algorithms take to work in, at most: 1.5 GiB for ResNet18's fp32 convolutions at 128 pixels and
+batch 64 on an H200, twice what the step itself keeps (`WORKSPACE_STEPS`); tiny networks take next to nothing."""
+WORKSPACE_STEPS = 2
+
+IMAGES = 2
+"""Images of the step that is measured."""
+
+MAPS_AT_A_TIME = 3
+"""Maps of the largest size that exist at once where nothing is kept: a layer's input, its output and a shortcut."""
+
+
+def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
+    """Bytes of a GPU that the training of a recipe takes, an upper bound by intention.
+
+    Args:
+        recipe: the training.
+        splits: its data: the number of classes, and whether the images stay on the device.
+        gpu_bytes: the GPU's memory; images stay there as a whole when they take a small share of it.
+
+    Raises:
+        PairError: the method cannot exist for the pair.
+        NetworkError: a network cannot be built.
+    """
+    settings = recipe.training
+    part = settings.batch_size // settings.accumulate
+    teacher = LiveTeacher(
+        build_network(
+            recipe.teacher.network, splits.num_classes, recipe.teacher.options, image_size=recipe.data.image_size
+        )
+    )
+    distiller = build_distiller(recipe, teacher, splits.num_classes)
+    optimizer = build_optimizer(
+        distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum
+    )
+    batch = _images(recipe, splits.num_classes)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    given = Outputs(owner="teacher")
+    with autocast, _largest(teacher.network) as of_teacher:
+        if distiller.teacher_needs != Signal.NONE:
+            given = teacher.outputs(batch, distiller.teacher_needs)
+    distiller.train()
+    if settings.trainable == "head":
+        distiller.student.eval()
+    with _saved([distiller, teacher.network]) as saved, _largest(distiller) as of_student:
+        with autocast:
+            loss, _ = distiller(batch, given, 0.5)
+        kept = sum(saved.values())
+    loss.backward()
+    optimizer.step()
+
+    weights = _bytes(distiller.parameters()) + _bytes(distiller.buffers())
+    gradients = _bytes(parameter.grad for parameter in distiller.parameters())
+    states = _bytes(value for state in optimizer.state.values() for value in state.values())
+    average = 0 if settings.ema is None else _bytes(distiller.student.parameters())
+    frozen = _bytes(teacher.network.parameters()) if distiller.teacher_needs != Signal.NONE else 0
+    fixed = (
+        weights
+        + gradients
+        + states
+        + average
+        + frozen
+        + sum(_resident(split, gpu_bytes) for split in (splits.train, splits.val))
+    )
+
+    image = batch.images.nbytes / IMAGES
+    maps = MAPS_AT_A_TIME * max(of_student[0], of_teacher[0]) / IMAGES
+    step = part * (kept / IMAGES + maps + image)
+    evaluation = _eval_batch(splits, settings.batch_size) * (maps + image)
+    workspace = min(WORKSPACE_BYTES, WORKSPACE_STEPS * max(step, evaluation))
+    return CONTEXT_BYTES + int(SLACK * (fixed + max(step, evaluation)) + workspace)
+
+
+def _images(recipe: Recipe, num_classes: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    height, width = recipe.data.view_size
+    shape = (IMAGES, *TASKS[recipe.task].label_shape((height, width)))
+    return Batch(
+        images=torch.rand(IMAGES, 3, height, width, generator=generator),
+        labels=torch.randint(num_classes, shape, generator=generator),
+        index=torch.arange(IMAGES),
+    )
+
+
+def _resident(split: Split, gpu_bytes: int) -> int:
+    """Bytes of a split that stays on the device; 0 for one that is read batch by batch."""
+    some = np.zeros(1, np.int64)
+    image = split.images.read(some).nbytes
+    if len(split) * image > RESIDENT_SHARE * gpu_bytes:
+        return 0
+    return len(split) * (image + (0 if split.label_maps is None else split.label_maps.read(some).nbytes))
+
+
+def _eval_batch(splits: Splits, batch_size: int) -> int:
+    return open_split(splits.val, splits.num_classes, max(batch_size, EVAL_BATCH)).batch_size
+
+
+def _bytes(values: Iterable[object]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+@contextmanager
+def _saved(modules: list[nn.Module]) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd keeps while open, weights and statistics apart."""
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # A detached alias: a tensor that keeps its own node would keep the whole graph for ever.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield storages
+
+
+@contextmanager
+def _largest(module: nn.Module) -> Iterator[list[int]]:
+    """One number: the bytes of the largest tensor that a layer gives while open."""
+    found = [0]
+
+    def look(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found[0] = max(found[0], output.nbytes)
+
+    handles = [layer.register_forward_hook(look) for layer in module.modules() if next(layer.children(), None) is None]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,140 @@
+"""Teachers: frozen networks, fitted once and reused by hash, given as a checkpoint, or published by timm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from heterokd.config.experiment import Recipe
+from heterokd.config.settings import TeacherSettings
+from heterokd.datasets.io.loaders import EvalLoader
+from heterokd.datasets.io.split import Split
+from heterokd.errors import CheckpointError
+from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.networks.weights import load_weights, weights_hash
+from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
+from heterokd.training.evaluation import predict_classes
+
+LIVE = EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS
+
+
+class Teacher(Protocol):
+    """Who answers for the teacher: a live network, or a cache of its outputs."""
+
+    spec: OutputSpec
+    serves: Signal
+
+    def outputs(self, batch: Batch, needs: Signal) -> Outputs:
+        """The teacher's outputs for exactly these views, without gradient (the tail is differentiable)."""
+        ...
+
+    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
+        """The teacher's decisions on a split of plain images; computed once per split.
+
+        [N], or [N, H, W] in segmentation; None where those would take too much memory.
+        """
+        ...
+
+
+class LiveTeacher:
+    """A frozen network that runs at every step.
+
+    Args:
+        network: put into evaluation mode; its parameters stop asking for gradients.
+    """
+
+    def __init__(self, network: AnyNetwork) -> None:
+        self.network = network.eval().requires_grad_(requires_grad=False)
+        self.spec = network.spec
+        self.serves = LIVE & network.spec.serves
+        self._classes: dict[int, tuple[Split, Tensor | None]] = {}
+
+    def outputs(self, batch: Batch, needs: Signal) -> Outputs:
+        """See `Teacher`."""
+        device = next(self.network.parameters()).device
+        if device != batch.images.device:
+            self.network.to(batch.images.device)
+        with torch.no_grad():
+            outputs: Outputs = self.network(batch.images, needs)
+        return outputs.only(needs, "teacher")
+
+    def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
+        """See `Teacher`."""
+        split = loader.split
+        if id(split) not in self._classes:
+            # The split is kept so that its id cannot be given to another one.
+            self._classes[id(split)] = (split, predict_classes(self.network.to(device), loader, device))
+        return self._classes[id(split)][1]
+
+
+@dataclass(frozen=True)
+class TeacherCard:
+    """teacher.json: what is known of a teacher beside its weights."""
+
+    network: str
+    options: dict[str, object]
+    num_classes: int
+    image_size: int
+    weights: str
+    metric: str
+    val_score: float
+    source: str
+
+    def to_json(self) -> str:
+        """The text of teacher.json."""
+        return json.dumps(self.__dict__, indent=1)
+
+
+def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:
+    """Names a teacher's folder: its network, its training and the content of its data, 16 hexadecimal digits."""
+    content = {
+        "network": teacher.network,
+        "options": teacher.options,
+        "pretrained": teacher.pretrained,
+        "training": recipe.training.model_dump(mode="json"),
+        "augment": recipe.data.policy.hash,
+        "image_size": recipe.data.image_size,
+        "data": fingerprint,
+    }
+    if recipe.data.view_crop is not None:
+        content["crop"] = recipe.data.view_crop
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_teacher(settings: TeacherSettings, num_classes: int, image_size: int, weights: Path | None) -> LiveTeacher:
+    """A live teacher with the weights of a file, or with timm's published ones (`weights` None).
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another network or number of classes.
+        NetworkError: the network cannot be built.
+    """
+    try:
+        network = build_network(
+            settings.network,
+            num_classes,
+            settings.options,
+            pretrained=settings.pretrained and weights is None,
+            image_size=image_size,
+        )
+    except (OSError, RuntimeError) as error:
+        if not settings.pretrained:
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"teacher.pretrained: timm's weights of {settings.network!r} could not be loaded ({first}); "
+            "check the network connection, or give teacher.checkpoint"
+        ) from None
+    if weights is not None:
+        load_weights(network, weights)
+    return LiveTeacher(network)
+
+
+def teacher_identity(teacher: LiveTeacher) -> str:
+    """SHA-256 of the teacher's weights: what lineage and caches refer to."""
+    return weights_hash(teacher.network)

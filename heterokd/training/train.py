@@ -1,0 +1,294 @@
+"""train(): one recipe becomes one student. Plain torch; knows neither Ray, Optuna nor MLflow.
+
+    train(recipe, teacher, loaders, report) -> Trained
+
+`report(metrics) -> bool` is called after each epoch and answers "go on?"; told to stop, training writes its checkpoint
+and returns by itself. Everything random is a pure function of (seed, epoch), so that a training that goes on from a
+checkpoint gives the same weights as one that was never interrupted.
+
+Where several workers share a training (`heterokd.distributed`), each calls `train` with its part of every batch; the
+first
+one evaluates, reports and writes, and its `report` decides for all, so that all return from the same epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heterokd import distributed
+from heterokd.config.experiment import Recipe
+from heterokd.datasets.io.loaders import Loaders
+from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
+from heterokd.methods import METHODS
+from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.outputs import Batch
+from heterokd.storage.disk import when_writable
+from heterokd.task_modules import build_task
+from heterokd.training.distiller import Distiller
+from heterokd.training.evaluation import evaluate
+from heterokd.training.precision import FP32, Precision, forbid_tf32
+from heterokd.training.step import Updates, compile_student
+from heterokd.training.teacher import Teacher
+
+Metrics = dict[str, float]
+Report = Callable[[Metrics], bool]
+
+CHECKPOINT_SECONDS = 60.0
+"""Between rungs a checkpoint is written at the end of an epoch when this much time has passed since the last."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training returns.
+
+    Attributes:
+        student: the network that is kept (its averaged weights when `training.ema` is set), in evaluation mode.
+        metrics: the last report.
+        epochs: epochs done.
+        stopped: whether `report` asked for an early end.
+    """
+
+    student: AnyNetwork
+    metrics: Metrics
+    epochs: int
+    stopped: bool
+
+
+def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -> Distiller:
+    """The untrained student with its method, as `recipe.training.seed` makes them.
+
+    Raises:
+        PairError: the method cannot exist for this pair.
+        NetworkError: the student cannot be built.
+    """
+    torch.manual_seed(recipe.training.seed)
+    student = build_network(
+        recipe.student.network,
+        num_classes,
+        recipe.student.options,
+        pretrained=recipe.student.pretrained,
+        image_size=recipe.data.image_size,
+    )
+    teacher_spec = student.spec if teacher is None else teacher.spec
+    method = METHODS[recipe.method](recipe.method_params, student.spec, teacher_spec)
+    if recipe.training.trainable == "head":
+        student.requires_grad_(requires_grad=False)
+        student.head.requires_grad_(requires_grad=True)
+    task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.window)
+    return Distiller(student, method, task, recipe.training.task_weight)
+
+
+def train(
+    recipe: Recipe,
+    teacher: Teacher | None,
+    loaders: Loaders,
+    report: Report,
+    *,
+    checkpoint: Path | None = None,
+    rungs: Collection[int] = (),
+    save_now: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+    precision: Precision = FP32,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+) -> Trained:
+    """Train one student.
+
+    Args:
+        recipe: the training, with no freedom left.
+        teacher: the frozen network that is followed; None only for methods that need nothing of it.
+        loaders: training views and validation images.
+        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Of
+            several workers the first one calls it.
+        checkpoint: file to resume from when it exists, and to write at every rung; any number of workers may have
+            written it.
+        rungs: epochs after which a checkpoint is written.
+        save_now: asked after each epoch whether a checkpoint is wanted, rung or not: the machine may be about to go.
+        device: where to train.
+        precision: number format and memory format of the forward pass.
+        wrap: makes the distiller a data-parallel one (several workers).
+
+    Raises:
+        TrainingDiverged: a loss that is not finite; names the terms and the epoch.
+        CheckpointError: the checkpoint is damaged or of another recipe.
+        ConfigError: the training does not fit into the GPU's memory.
+    """
+    forbid_tf32(device)
+    with _full_gpu_in_words(recipe, torch.device(device)):
+        loop = _Loop(recipe, teacher, loaders, torch.device(device), precision, wrap)
+        epoch = loop.resume(checkpoint)
+        metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
+        stopped, saved = False, time.monotonic()
+        while epoch < recipe.training.epochs and not stopped:
+            metrics = loop.train_epoch(epoch) | loop.evaluate()
+            epoch += 1
+            metrics["epoch"] = epoch
+            go_on = distributed.first_says(distributed.rank() != 0 or report(metrics))
+            stopped = not go_on and epoch < recipe.training.epochs
+            is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
+            if checkpoint is not None and is_due and distributed.rank() == 0:
+                loop.save(checkpoint, epoch)
+                saved = time.monotonic()
+        return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
+
+
+@contextmanager
+def _full_gpu_in_words(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Say what to do about a GPU that is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        settings = recipe.training
+        held = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in all)" if device.type == "cuda" else ""
+        raise ConfigError(
+            f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images "
+            f"at a time does not fit into what is free of {device}'s memory{held}; raise training.accumulate, give "
+            "each trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
+        ) from None
+
+
+class _Loop:
+    """The parts of one training, and what happens to them in an epoch."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Teacher | None,
+        loaders: Loaders,
+        device: torch.device,
+        precision: Precision,
+        wrap: Callable[[nn.Module], nn.Module] | None,
+    ) -> None:
+        self.recipe, self.loaders, self.device = recipe, loaders, device
+        self.distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
+        if precision.channels_last:
+            self.distiller.student.to(memory_format=torch.channels_last)
+        self.step = wrap(self.distiller) if wrap else self.distiller
+        self.updates = Updates(self.distiller, self.step, teacher, recipe.training, len(loaders.train), precision)
+        if recipe.training.compile:
+            compile_student(self.distiller.student, device)
+        self.teacher_classes = None
+        if teacher is not None and distributed.rank() == 0:
+            self.teacher_classes = teacher.classes(loaders.val, self.device)
+
+    def train_epoch(self, epoch: int) -> Metrics:
+        """One pass; losses are added up on the device and read once, at the end."""
+        steps = len(self.loaders.train)
+        # Dropout and stochastic methods draw from torch's generator: seeded by epoch, so that resuming changes nothing.
+        torch.manual_seed(self.recipe.training.seed * 1_000_003 + epoch + distributed.random_offset())
+        self.step.train()
+        if self.recipe.training.trainable == "head":
+            # The frozen encoder keeps its statistics and drops nothing: its features are those it is published with.
+            self.distiller.student.eval().head.train()
+        started, images = time.perf_counter(), 0
+        totals: dict[str, Tensor] = {}
+        for number, batch in enumerate(self.loaders.train.epoch(epoch)):
+            together = self.loaders.train.images(number)
+            share = len(batch) * distributed.size() / together
+            losses = self.updates.apply(self._arrive(batch), epoch * steps + number, share)
+            for name, value in losses.items():
+                value = value if share == 1.0 else share * value
+                if name in totals:
+                    totals[name] += value
+                else:
+                    totals[name] = value.float().clone()
+            images += together
+        means = (torch.stack(list(totals.values())) / (steps * distributed.size())).tolist()
+        # Every worker learns what all have found, so that a loss that is not finite ends them all alike.
+        sums = distributed.totals(dict(zip(totals, means, strict=True)))
+        metrics = {f"train/{name}": mean for name, mean in sums.items()}
+        self._check_finite(metrics, epoch)
+        metrics["train/learning_rate"] = float(self.updates.optimizer.param_groups[0]["lr"])
+        metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
+        return metrics
+
+    def _arrive(self, batch: Batch) -> Batch:
+        """The batch on the device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+        if self.device.type == "cuda" and not batch.images.is_cuda:
+            batch = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+        return batch.to(self.device)
+
+    def evaluate(self) -> Metrics:
+        """The kept network on val: by the first worker, whose figures are everyone's."""
+        found: Metrics = {}
+        if distributed.rank() == 0:
+            pairs = evaluate(
+                self.updates.kept,
+                self.loaders.val,
+                self.distiller.task,
+                teacher_classes=self.teacher_classes,
+                device=self.device,
+            )
+            found = {f"val/{name}": value for name, value in pairs}
+        return distributed.first_says(found)
+
+    def resume(self, file: Path | None) -> int:
+        """Restore every part from a checkpoint where there is one; the number of finished epochs.
+
+        Raises:
+            CheckpointError: it is damaged, of another recipe, or not every worker sees it.
+        """
+        is_there = file is not None and file.exists()
+        if file is None or not distributed.first_says(is_there):
+            return 0
+        if not is_there:
+            raise CheckpointError(f"{file}: the first worker sees it, this one does not; keep --root on a shared disk")
+        epoch = self.load(file)
+        if epoch != distributed.first_says(epoch):
+            raise CheckpointError(f"{file}: workers see different ones; keep --root on a shared disk")
+        return epoch
+
+    def save(self, file: Path, epoch: int) -> None:
+        """Write a checkpoint as a whole or not at all; a disk that cannot be written for the moment is waited for."""
+        when_writable(file, lambda: self._write(file, epoch))
+
+    def _write(self, file: Path, epoch: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {name: part.state_dict() for name, part in self._parts().items()}
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                torch.save({"recipe": self.recipe.hash, "epoch": epoch, **content}, opened)
+            os.replace(name, file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def load(self, file: Path) -> int:
+        """Restore every part from a checkpoint; the number of finished epochs."""
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            recipe, epoch = content["recipe"], int(content["epoch"])
+        except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged file
+            kind = type(error).__name__
+            raise CheckpointError(f"{file}: is damaged ({kind}); remove it to train from the start") from None
+        if recipe != self.recipe.hash:
+            raise CheckpointError(f"{file}: belongs to recipe {recipe}, not {self.recipe.hash}; remove it")
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        return epoch
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds: everything but the teacher."""
+        parts: dict[str, Any] = {"distiller": self.distiller, "optimizer": self.updates.optimizer}
+        if self.updates.average is not None:
+            parts["average"] = self.updates.average.network
+        return parts
+
+    def _check_finite(self, metrics: Metrics, epoch: int) -> None:
+        broken = [key for key, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingDiverged(
+                f"{', '.join(broken)} of method {self.recipe.method!r} is not finite in epoch {epoch + 1}; "
+                f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or set training.clip_grad"
+            )

@@ -1,0 +1,316 @@
+"""The command line: exit codes, sentences, JSON, and what is not done twice. Searches are tried in test_search.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import Done, Run
+from safetensors.torch import load_file, save_file
+
+from heterokd import __version__
+from heterokd.datasets import DATASETS
+from heterokd.methods import METHODS
+from heterokd.networks.network import build_network
+from heterokd.networks.weights import save_weights
+
+Write = Callable[..., Path]
+COMMANDS = (
+    "search",
+    "distill",
+    "reproduce",
+    "teacher",
+    "cache",
+    "report",
+    "compare",
+    "promote",
+    "methods",
+    "datasets",
+    "match",
+    "auto",
+    "plan",
+    "ui",
+)
+HEAVY = ("torch", "timm", "ray", "optuna", "mlflow", "sklearn", "pydantic")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root for the trainings of this module: they share the fitted teacher."""
+    return tmp_path_factory.mktemp("state") / "runs"
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=" ".join)
+def test_help(cli: Run, command: tuple[str, ...]) -> None:
+    done = cli(*command, "--help")
+    assert done.code == 0
+    assert "Usage:" in done.out
+    assert "--help" in done.out
+
+
+def test_every_command_is_explained(cli: Run) -> None:
+    done = cli("--help")
+    assert all(f"\n  {command} " in done.out for command in COMMANDS)
+    assert cli().code == 2
+    assert cli("--version").out.strip() == __version__
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from heterokd.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_installed_command_answers_a_users_fault_in_one_sentence(tmp_path: Path, tiny_file: Write) -> None:
+    file = tiny_file()
+    program = Path(sys.executable).parent / "heterokd"
+    arguments = ["search", str(file), "--set", "training.epochs=many"]
+    environment = {**os.environ, "HETEROKD_ROOT": str(tmp_path / "elsewhere")}
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: --set training.epochs=many: expected a whole number, got 'many'\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["search", "tiny.yml"], "did you mean 'tiny.yaml'?"),
+        (["search", "tiny.yaml", "--set", "search.trails=3"], "did you mean 'trials'?"),
+        (["search", "tiny.yaml", "--trials", "0"], "--set search.trials=0: must be at least 1"),
+        (["search", "tiny.yaml", "--set", "training.workers=[4, 2]"], "workers: expected [least, most]"),
+        (["search", "tiny.yaml", "--set", "training.workers=99"], "are too few for 99 workers"),
+        (["search", "tiny.yaml", "--set", "teacher.network=test_vitt"], "did you mean 'test_vit'?"),
+        (["search", "tiny.yaml", "--set", "teacher.checkpoint=no.safetensors"], "teacher.checkpoint: there is no file"),
+        (["search", "tiny.yaml", "--set", "search.space={overrides: {fbt.back_stage: 9}}"], "9 is impossible"),
+        (["distill", "tiny.yaml", "--method", "hdc"], "--method hdc: there is no such method; did you mean 'hcd'?"),
+        (["distill", "tiny.yaml", "--method", "kd, hcd"], "--method kd, hcd: there is no such method"),
+        (["distill", "tiny.yaml", "--method", "kd", "--set", "data.dataset=digit"], "did you mean 'digits'?"),
+        (["distill", "tiny.yaml", "--method", "kd", "--set", "student.network=resnet_18"], "did you mean 'resnet18'?"),
+        (["teacher", "tiny.yaml", "--set", "teacher.network=test_vitt"], "did you mean 'test_vit'?"),
+        (
+            ["teacher", "tiny.yaml", "--set", "teacher.checkpoint=no.safetensors"],
+            "teacher.checkpoint: there is no file",
+        ),
+        (["report", "tiny"], "there is no study 'tiny'; start one with"),
+        (["promote", "tiny"], "there is no study 'tiny'; start one with"),
+        (["methods", "hdc"], "did you mean 'hcd'?"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-1:]) if isinstance(value, list) else "",
+)
+def test_a_users_fault_ends_in_2_and_leaves_nothing(
+    cli: Run, tiny_file: Write, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    tiny_file()
+    done = cli(*arguments)
+    assert done.code == 2
+    assert says in done.err
+    assert all(line.startswith("error: ") for line in done.err.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["searhc"], ["search"], ["distill", "tiny.yaml"], ["ui", "--port", "0"], ["report"]]
+)
+def test_a_command_that_is_not_one(cli: Run, arguments: list[str]) -> None:
+    done = cli(*arguments)
+    assert done.code == 2
+    assert "Usage:" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_root_that_is_a_file(cli: Run, tiny_file: Write) -> None:
+    done = cli("teacher", tiny_file(), "--root", "tiny.yaml")
+    assert done.code == 2
+    assert "'tiny.yaml' is a file" in done.err
+
+
+def test_methods(cli: Run) -> None:
+    listed = cli("methods")
+    assert listed.code == 0
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(METHODS)
+    rows = cli("methods", "--json").last["methods"]
+    assert [row["name"] for row in rows] == list(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_method(cli: Run, method: str) -> None:
+    known = cli("methods", method, "--json").last
+    fields = METHODS[method].Params.model_fields
+    assert known["class"] == METHODS[method].__name__
+    assert {row["name"]: row["default"] for row in known["parameters"]} == {
+        name: field.default for name, field in fields.items()
+    }
+    assert all(row["description"] for row in known["parameters"])
+    text = cli("methods", method).out
+    assert all(f"{method}.{name} = " in text for name in fields)
+
+
+def test_datasets(cli: Run) -> None:
+    rows = cli("datasets", "--json").last["datasets"]
+    assert [row["name"] for row in rows] == list(DATASETS)
+    assert [line.split()[0] for line in cli("datasets").out.splitlines()] == list(DATASETS)
+
+
+def test_a_teacher_is_fitted_once(cli: Run, tiny_file: Write, runs: Path) -> None:
+    first = cli("teacher", tiny_file(), "--root", runs, "--json")
+    assert first.code == 0, first.err
+    again = cli("teacher", tiny_file(), "--root", runs, "--json").last
+    assert first.last["fitted"]
+    assert {**first.last, "fitted": False} == again
+    assert Path(again["file"]).is_file()
+    said = cli("teacher", tiny_file(name="another"), "--root", runs)
+    assert "ready" in said.out
+    assert str(again["file"]) in said.out
+
+
+def test_a_recipe_is_trained_once(cli: Run, tiny_file: Write, runs: Path) -> None:
+    def distill(*more: str) -> Done:
+        done = cli("distill", tiny_file(), "--method", "kd", "--root", runs, "--set", "training.epochs=2", *more)
+        assert done.code == 0, done.err
+        return done
+
+    first = distill("--json").last
+    assert first["trained"]
+    weights = Path(first["weights"])
+    written = weights.stat().st_mtime_ns
+    assert {**first, "trained": False} == distill("--json").last
+    assert "nothing was trained again" in distill().out
+    assert weights.stat().st_mtime_ns == written
+    other = distill("--set", "search.space.overrides.kd.temperature=4.0", "--json").last
+    assert other["trained"]
+    assert other["trial"] != first["trial"]
+
+
+def test_json_is_all_that_stands_on_stdout(tiny_file: Write, runs: Path) -> None:
+    command = [sys.executable, "-c", "from heterokd.cli.app import main; main()", "distill", str(tiny_file()), "--json"]
+    command += ["--method", "scratch", "--set", "training.epochs=1", "--root", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Done(0, done.stdout, "").last["trained"]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_study_names_the_nearest(cli: Run, tiny_file: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "studies" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(tiny_file(name="digits").read_text())
+    for command in ("report", "promote"):
+        done = cli(command, "digit")
+        assert done.code == 2
+        assert "there is no study 'digit'; did you mean 'digits'?" in done.err
+    unfinished = cli("report", "digits")
+    assert unfinished.code == 2
+    assert "no trial has ended yet" in unfinished.err
+
+
+def test_a_port_in_use(cli: Run, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = cli("ui", "--port", port)
+    assert done.code == 2
+    assert f"--port {port}: " in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny experiment's teacher, untrained."""
+    file = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_weights(build_network("test_vit", 10, {"img_size": 32, "patch_size": 8}), file)
+    return file
+
+
+def truncated(source: Path, file: Path) -> None:
+    file.write_bytes(source.read_bytes()[:-1000])
+
+
+def of_another_network(source: Path, file: Path) -> None:
+    save_weights(build_network("test_resnet", 10), file)
+
+
+def with_other_classes(source: Path, file: Path) -> None:
+    save_weights(build_network("test_vit", 7, {"img_size": 32, "patch_size": 8}), file)
+
+
+def with_a_key_less(source: Path, file: Path) -> None:
+    tensors = load_file(source)
+    del tensors["pos_embed"]
+    save_file(tensors, file)
+
+
+def pickled(source: Path, file: Path) -> None:
+    torch.save(load_file(source), file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncated, "damaged or not a safetensors file"),
+        (pickled, "damaged or not a safetensors file"),
+        (of_another_network, "are not of network 'test_vit'"),
+        (with_a_key_less, "'pos_embed' is missing"),
+        (with_other_classes, "7 classes"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_teachers(
+    cli: Run,
+    tiny_file: Write,
+    tmp_path: Path,
+    weights: Path,
+    damage: Callable[[Path, Path], None],
+    says: str,
+) -> None:
+    file = tmp_path / "broken.safetensors"
+    damage(weights, file)
+    done = cli("teacher", tiny_file(), "--set", f"teacher.checkpoint={file}")
+    assert done.code == 2
+    assert done.err.startswith("error: teacher.checkpoint: ")
+    assert str(file) in done.err
+    assert says in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_given_teacher_is_verified_not_fitted(cli: Run, tiny_file: Write, tmp_path: Path, weights: Path) -> None:
+    file = tiny_file(teacher={"checkpoint": str(weights)})
+    card = cli("teacher", file, "--json").last
+    assert not card["fitted"]
+    assert card["file"] == card["source"] == str(weights)
+    done = cli("teacher", file, "--set", "teacher.min_score=0.99")
+    assert done.code == 2
+    assert "teacher.min_score asks for 0.9900" in done.err
+    assert f"{card['val_score']:.4f}" in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fitted_teacher_that_is_too_weak(cli: Run, tiny_file: Write, runs: Path) -> None:
+    for command in (["teacher"], ["distill", "--method", "kd"]):
+        asked = ("--set", "teacher.min_score=0.99", "--set", "data.seed=0")
+        done = cli(*command, tiny_file(), "--root", runs, *asked)
+        assert done.code == 2
+        assert "teacher.min_score asks for 0.9900; raise teacher.training.epochs or lower it" in done.err
+
+
+def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Path) -> None:
+    changed = ["--set", "teacher.training.epochs=1", "--root", runs]
+    file = Path(cli("teacher", tiny_file(), *changed, "--json").last["file"])
+    tensors = load_file(file)
+    save_file({key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, file)
+    done = cli("teacher", tiny_file(), *changed)
+    assert done.code == 2
+    assert f"remove {file.parent}" in done.err

@@ -1,0 +1,44 @@
+"""docs/methods.md says of every method what its own file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from heterokd.cli.catalogue import _prose, describe, describe_all, method_page
+from heterokd.methods import METHODS
+
+FILE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+
+def test_the_page_is_current() -> None:
+    assert FILE.read_text(encoding="utf-8") == method_page(), "run: make docs"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_section_has_everything(method: str) -> None:
+    known = describe(method)
+    section = method_page().split(f"\n## {method}\n")[1].split("\n## ")[0]
+    for parameter in known["parameters"]:
+        (row,) = [line for line in section.splitlines() if line.startswith(f"| `{parameter['name']}` |")]
+        assert f"| {parameter['default']} |".replace("_", "\\_") in row
+        assert row.replace("\\|", "").count("|") == 5, "a table of four columns"
+    assert section.count("```") % 2 == 0
+    if method != "scratch":
+        assert "```text" in section, "an equation"
+    assert ("; cacheable;" in section) == known["cacheable"]
+
+
+def test_stars_and_bars_stay_what_they_are() -> None:
+    assert _prose("a * b_c | d, `x_y`, https://arxiv.org/abs/1_2") == (
+        "a \\* b\\_c \\| d, `x_y`, https://arxiv.org/abs/1_2"
+    )
+
+
+def test_what_a_cache_can_serve() -> None:
+    cacheable = {row["name"]: row["cacheable"] for row in describe_all()}
+    assert cacheable["kd"]
+    assert cacheable["rsd"], "embeddings are stored too"
+    assert not cacheable["fbt"], "reads maps of a CNN teacher"
+    assert all("maps" not in row["teacher_needs"] for row in describe_all() if row["cacheable"])

@@ -1,0 +1,200 @@
+"""A folder of images that no experiment names: what is seen in it, what is proposed, and (slow) that it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Run
+from PIL import Image
+
+from heterokd.config import NetworkSettings, load_experiment
+from heterokd.datasets import load_dataset
+from heterokd.datasets.io.inspect import look, use
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import ConfigError, DataError
+from heterokd.execution.auto import FAMILIES, Limits, propose
+from heterokd.execution.check import check_experiment
+from heterokd.storage.workspace import Root
+from heterokd.training.data import open_splits
+from heterokd.training.latency import parameters_m
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load_dataset("digits", image_size=32)
+
+
+def write_digits(folder: Path, digits: Splits, per_class: int, *, splits: bool = False) -> None:
+    """Handwriting as people keep it: grey, RGB and RGBA files of unequal sizes, a folder for each digit."""
+    pixels, labels = digits.train.images.read(np.arange(len(digits.train))), digits.train.labels
+    for label in range(10):
+        for number, place in enumerate(np.flatnonzero(labels == label)[:per_class]):
+            split = ("train", "train", "train", "val", "test")[number % 5] if splits else ""
+            image = Image.fromarray(pixels[place])
+            image = image.resize((32 + 5 * (number % 4), 32 + 3 * (number % 5)))
+            if number % 3:
+                image = image.convert("L" if number % 3 == 1 else "RGBA")
+            file = folder / split / f"digit {label}" / f"{number:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.save(file)
+
+
+def spoil(folder: Path) -> None:
+    """What happens to folders: a cut file, one that is no image, a copy, a copy under a second label, a note."""
+    zero, one = folder / "digit 0", folder / "digit 1"
+    (zero / "cut.png").write_bytes((zero / "000.png").read_bytes()[:60])
+    (zero / "text.jpg").write_text("not an image")
+    (one / "copy.png").write_bytes((one / "001.png").read_bytes())
+    (folder / "digit 2" / "wrong.png").write_bytes((one / "002.png").read_bytes())
+    (folder / "digit 2" / "notes.txt").write_text("scanned in May")
+
+
+def test_a_folder_is_seen_as_it_is(tmp_path: Path, digits: Splits) -> None:
+    folder = tmp_path / "scans"
+    write_digits(folder, digits, 10)
+    clean = look(folder)
+    assert not clean.left_out
+    assert use(clean, tmp_path / "links") == folder
+    spoil(folder)
+    seen = look(folder)
+    assert seen.classes == tuple(f"digit {label}" for label in range(10))
+    assert {str(path): reason for path, reason in seen.left_out.items()} == {
+        "digit 0/cut.png": "damaged",
+        "digit 0/text.jpg": "damaged",
+        "digit 1/copy.png": "a copy of another",
+        "digit 1/002.png": "the same image under two labels",
+        "digit 2/wrong.png": "the same image under two labels",
+    }
+    assert seen.others == 1
+    assert seen.side == 35
+    said = "\n".join(seen.sentences())
+    assert "99 images of 10 classes; no splits" in said
+    assert "from 9 (digit 1) to 10" in said
+    assert "40 RGB, 30 L, 29 RGBA" in said or "40 RGB, 30 RGBA, 29 L" in said
+    assert "left out: 2 files, damaged (such as digit 0/cut.png)" in said
+    links = use(seen, tmp_path / "links")
+    assert sorted(path.relative_to(links) for path in links.rglob("*.png")) == sorted(file.path for file in seen.kept)
+    assert len(load_dataset("image_folder", links, 32).train) + 39 == pytest.approx(99, abs=3)
+    (links / "digit 3" / "000.png").readlink().unlink()  # a file goes: its link goes with it
+    again = use(look(folder), links)
+    assert not (again / "digit 3" / "000.png").is_symlink()
+
+
+def test_what_stands_in_two_splits_is_taken_out_of_train(tmp_path: Path, digits: Splits) -> None:
+    folder = tmp_path / "scans"
+    write_digits(folder, digits, 15, splits=True)
+    leaked = next((folder / "test" / "digit 4").iterdir())
+    (folder / "train" / "digit 4" / "leak.png").write_bytes(leaked.read_bytes())
+    (folder / "val" / "digit 4" / "leak.png").write_bytes(leaked.read_bytes())
+    seen = look(folder)
+    assert seen.splits == ("train", "val", "test")
+    assert {str(path): why for path, why in seen.left_out.items()} == {
+        "train/digit 4/leak.png": "in test as well",
+        "val/digit 4/leak.png": "in test as well",
+    }
+    assert "90 train, 30 val, 30 test" in seen.sentences()[0]
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, digits: Splits) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        look(tmp_path / "none")
+    write_digits(tmp_path / "few", digits, 4)
+    with pytest.raises(DataError, match="digit 0: holds 4 usable images, 5 are needed"):
+        look(tmp_path / "few")
+    (tmp_path / "empty" / "cats").mkdir(parents=True)
+    with pytest.raises(DataError, match="expected a folder for each of two or more classes"):
+        look(tmp_path / "empty")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "my scans"
+    write_digits(folder, digits, 20)
+    spoil(folder)
+    return folder
+
+
+def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
+    root, seen = Root(tmp_path / "runs"), look(scans)
+    images = use(seen, tmp_path / "links")
+    limits = Limits(max_params_m=1.0, hours=0.5)
+    made = propose(seen, images, ["vit_tiny_patch16_224"], [], limits, root, fitting=False)
+    assert made.file == root.path.resolve() / "auto" / "my-scans.yaml"
+    assert made.experiment == load_experiment(made.file)
+    experiment = made.experiment
+    assert experiment.name == "my-scans"
+    assert experiment.data.image_size == 32
+    assert experiment.search.budget.hours == 0.5
+    assert experiment.promotion.max_params_m == experiment.search.max_params_m == 1.0
+    assert experiment.search.max_latency_ms is None
+    assert experiment.student.networks == ("mobilenetv2_050", "test_vit"), "the largest of each family within 1 M"
+    assert check_experiment(experiment) == {}
+    assert open_splits(experiment.data).num_classes == 10
+    text = made.file.read_text()
+    assert all(f"# {sentence}\n" in text for sentence in [*seen.sentences(), *made.said])
+    # The published weights where they can be had; elsewhere one sentence says what happens instead.
+    said = next(sentence for sentence in made.said if sentence.startswith("vit_tiny_patch16_224: "))
+    if experiment.teacher.pretrained:
+        assert "fitted to your images" in said
+    else:
+        assert "it learns your images from nothing" in said
+        assert experiment.teacher.options == {"img_size": 32, "patch_size": 4}
+
+
+def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
+    root, seen = Root(tmp_path / "runs"), look(scans)
+
+    def proposed(*students: str, teacher: str = "test_vit", **limits: float) -> tuple[str, ...]:
+        made = propose(seen, scans, [teacher], students, Limits(**limits), root, fitting=False)
+        return made.experiment.student.networks
+
+    assert proposed("test_resnet") == ("test_resnet",), "a named one needs no limit"
+    assert proposed("test_resnet", max_params_m=0.4, max_latency_ms=1000.0) == ("test_resnet",)
+    for students, limits, says in (
+        (
+            ["test_resnet"],
+            {"max_params_m": 0.2},
+            "--student test_resnet: has 0.37 M parameters, --max-params-m allows 0.2",
+        ),
+        (["test_resnet"], {"max_latency_ms": 1e-6}, "--student test_resnet: takes"),
+        ([], {"max_params_m": 0.001}, "--max-params-m 0.001: none of the students that are proposed"),
+        (["resnet81"], {}, "--student resnet81: timm has no such network; did you mean"),
+    ):
+        with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+            proposed(*students, **limits)
+    with pytest.raises(ConfigError, match="--teacher vit_huge_tiny: timm has no such network"):
+        proposed("test_resnet", teacher="vit_huge_tiny")
+
+
+def test_students_are_listed_small_to_large() -> None:
+    for names in FAMILIES.values():
+        sizes = [parameters_m(NetworkSettings(network=name), 10, 64) for name in names]
+        assert sizes == sorted(sizes)
+
+
+@pytest.mark.slow
+def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: Splits, cli: Run) -> None:
+    folder, root, file = tmp_path / "scans", tmp_path / "runs", tmp_path / "mine.yaml"
+    write_digits(folder, digits, 20)
+    spoil(folder)
+    asked = ["auto", folder, "--teacher", "test_vit", "--student", "test_efficientnet", "--budget", "1m"]
+    asked += ["--root", root, "--out", file]
+    code, out, err = cli(*asked, "--dry-run")
+    assert code == 0, err
+    assert "left out: 2 files, damaged" in out
+    assert "time       about" in out
+    assert not (root / "studies" / "scans" / "experiment.yaml").exists()
+    code, out, err = cli(*asked, "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["standing"]["complete"] >= 1
+    assert found["registered"]["name"] == "scans-student"
+    assert load_experiment(file).name == "scans"
+    page = (root / "studies" / "scans" / "report.html").read_text()
+    assert "Planned and taken" in page
+    code, _, err = cli(*asked)
+    assert code == 2
+    assert "exists already" in err

@@ -1,0 +1,277 @@
+"""The whole path on a real Ray: an experiment in, a registered student out; failures, kills and resuming included."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import fabricated
+import mlflow
+import optuna
+import pytest
+import torch
+
+from heterokd.config import load_experiment
+from heterokd.datasets import load_dataset
+from heterokd.datasets.io.loaders import EvalLoader
+from heterokd.errors import ConfigError, StudyError
+from heterokd.execution.driver import Found, search
+from heterokd.networks.network import build_network
+from heterokd.networks.weights import load_weights
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.training.evaluation import predict
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """One root for all searches of this module: they share the fitted teacher, as a user's do."""
+    return Root(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def find(tiny_file: Write, shared_root: Root) -> Callable[..., Found]:
+    def run(name: str, *, resume: bool = False, listener: Any = None, **changes: Any) -> Found:
+        experiment = load_experiment(tiny_file(name=name, **changes))
+        return search(experiment, shared_root, resume=resume, listener=listener)
+
+    return run
+
+
+def states(root: Root, name: str) -> list[str]:
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{root.study(name).database}")
+    return [trial.state.name for trial in study.trials]
+
+
+def outcomes(found: Found) -> list[tuple[str, float]]:
+    """Recipe and last validation loss of each trial: equal only if sampling and training are."""
+    return [
+        (trial.recipe.hash, trial.metrics()[-1]["val/loss"])
+        for trial in found.folder.trials()
+        if trial.status["state"] != "failed"
+    ]
+
+
+def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
+    find: Callable[..., Found], shared_root: Root
+) -> None:
+    events: list[tuple[str, int]] = []
+
+    def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:
+        events.append((event, trial.number))
+
+    found = find("whole", listener=listener)
+    standing = found.summary["standing"]
+    assert standing["finished"]
+    assert standing["complete"] + standing["pruned"] == standing["planned"] == 4
+    assert standing["failed"] == 0
+    assert "RUNNING" not in states(shared_root, "whole")
+    trials = found.folder.trials()
+    assert sorted(number for event, number in events if event == "finish") == [trial.number for trial in trials]
+
+    client = mlflow.MlflowClient(found.uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'whole'")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    assert len(runs) == 1 + len(trials)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_trial = {run.data.tags["heterokd.trial"]: run for run in runs if "heterokd.trial" in run.data.tags}
+    for trial in trials:
+        run = next(run for key, run in by_trial.items() if int(key) == trial.number)
+        history = client.get_metric_history(run.info.run_id, "val/top1")
+        assert [point.step for point in history] == [int(report["epoch"]) for report in trial.metrics()]
+
+    page = found.folder.report.read_text()
+    assert found.summary["winner"]["method"] in page
+    assert "http://" not in page
+    assert "https://" not in page
+    for chart in ("glance", "methods", "history", "curves", "confusion", "cka"):
+        assert f'<figure id="{chart}">' in page
+    (parent,) = (run for run in runs if "heterokd.trial" not in run.data.tags)
+    assert "report.html" in [artifact.path for artifact in client.list_artifacts(parent.info.run_id)]
+
+    assert found.model is not None
+    name, version = found.model
+    assert str(client.get_model_version_by_alias(name, "challenger").version) == version
+    mlflow.set_tracking_uri(found.uri)
+    loaded = mlflow.pytorch.load_model(f"models:/{name}@challenger")
+    winner = found.folder.trial(found.summary["winner"]["number"])
+    student = build_network(winner.recipe.student.network, 10, image_size=32)
+    load_weights(student, winner.weights)
+    splits = load_dataset("digits", image_size=32)
+    wanted, labels = predict(student, EvalLoader(splits.val, 64))
+    given = torch.cat([loaded(batch.images) for batch in EvalLoader(splits.val, 50)])
+    assert torch.allclose(given, wanted, atol=1e-5)
+    reported = winner.metrics()[-1]["val/top1"]
+    assert float((wanted.argmax(1) == labels).float().mean()) == pytest.approx(reported, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., Found]) -> None:
+    first, second, other = find("twin"), find("twin-again"), find("cousin", search={"seed": 1})
+    assert [value for _, value in outcomes(first)] == [value for _, value in outcomes(second)]
+    assert outcomes(first) != outcomes(other)
+
+
+def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finished_one_trains_nothing(
+    find: Callable[..., Found], shared_root: Root
+) -> None:
+    first = find("again")
+    with pytest.raises(StudyError, match=r"exists already.*--resume"):
+        find("again")
+    before = {trial.number: trial.weights.stat().st_mtime for trial in first.folder.trials() if trial.weights.exists()}
+    second = find("again", resume=True)
+    after = {trial.number: trial.weights.stat().st_mtime for trial in second.folder.trials() if trial.weights.exists()}
+    assert before == after
+    assert second.model == first.model
+    with pytest.raises(StudyError, match=r"training\.epochs|epochs"):
+        find("again", resume=True, training={"epochs": 4})
+    more = find("again", resume=True, search={"trials": 6})
+    assert more.summary["standing"]["planned"] == 6
+
+
+def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_on(
+    find: Callable[..., Found], shared_root: Root
+) -> None:
+    # Half of the learning rates make the loss overflow.
+    changes = {"training.learning_rate": {"options": [0.05, 1e30]}}
+    found = find("failing", search={"space": {"methods": ["scratch", "kd"], "shared": changes}, "trials": 6})
+    failed = [trial for trial in found.folder.trials() if trial.status["state"] == "failed"]
+    assert failed
+    assert found.summary["standing"]["failed"] == len(failed)
+    assert found.summary["standing"]["complete"] > 0
+    assert states(shared_root, "failing").count("FAIL") == len(failed)
+    assert all("TrainingDiverged" in (trial.error or "") for trial in failed)
+    assert "TrainingDiverged" in found.folder.report.read_text()
+    client = mlflow.MlflowClient(found.uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'failing'")
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'", max_results=100)
+    assert len(runs) == len(failed)
+    for run in runs:
+        assert any("error" in artifact.path for artifact in client.list_artifacts(run.info.run_id))
+
+
+def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[..., Found]) -> None:
+    space = {"methods": ["kd"], "shared": {"training.learning_rate": {"options": [1e30, 1e31]}}}
+    found = find("hopeless", search={"space": space, "trials": 2})
+    assert found.model is None
+    assert found.summary["winner"] is None
+    assert "No trial was trained to the end" in found.folder.report.read_text()
+
+
+def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
+    find: Callable[..., Found], shared_root: Root
+) -> None:
+    space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.2, "log": True}}}
+    settings = {"space": space, "trials": 10, "confirm_leaders": 0, "first_rung": 0.2}
+    found = find("pruning", search=settings, training={"epochs": 6})
+    pruned = [trial for trial in found.folder.trials() if trial.status["state"] == "pruned"]
+    assert pruned
+    assert states(shared_root, "pruning").count("PRUNED") == len(pruned)
+    for trial in pruned:
+        assert trial.checkpoint.exists()
+        assert len(trial.metrics()) < 6
+        assert not trial.weights.exists()
+    # Rungs compare the mean of the newest epochs, a third of all.
+    study = optuna.load_study(study_name="pruning", storage=f"sqlite:///{found.folder.database}")
+    reported = {trial.number: trial.intermediate_values for trial in study.trials}
+    for trial in found.folder.trials():
+        curve = [report["val/top1"] for report in trial.metrics()]
+        means = {1: curve[:1], 4: curve[2:4]}
+        expected = {rung: pytest.approx(fmean(values)) for rung, values in means.items() if rung <= len(curve)}
+        assert reported[trial.number] == expected
+
+
+def test_wrong_pairs_are_refused_before_anything_is_launched(find: Callable[..., Found], shared_root: Root) -> None:
+    space = {"methods": ["fbt"], "overrides": {"fbt.back_stage": 9}}
+    with pytest.raises(ConfigError, match=r"fbt.*back_stage"):
+        find("wrong", search={"space": space})
+    assert not shared_root.study("wrong").path.exists()
+
+
+KILLED_DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from statistics import fmean
+from heterokd.config import load_experiment
+from heterokd.storage.workspace import Root
+from heterokd.execution.driver import search
+
+finished = []
+def listener(event, trial, summary):
+    if event == "finish":
+        finished.append(trial.number)
+    if len(finished) >= int(sys.argv[3]) and event != "finish":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+search(load_experiment(sys.argv[1]), Root(Path(sys.argv[2])), resume=True, listener=listener)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing(tiny_file: Write, tmp_path: Path) -> None:
+    """Kill -9 in the middle of the second trial, then run again: same trials, no point twice, no zombie."""
+    file, root = tiny_file(name="killed"), Root(tmp_path / "runs")
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(KILLED_DRIVER))
+    command = [sys.executable, str(script), str(file), str(root.path)]
+    for survivors in (1, 3):
+        ended = subprocess.run([*command, str(survivors)], capture_output=True, text=True, timeout=300, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    found = search(load_experiment(file), root, resume=True)
+    undisturbed = search(load_experiment(tiny_file(name="undisturbed")), root)
+    assert [value for _, value in outcomes(found)] == [value for _, value in outcomes(undisturbed)]
+    client = mlflow.MlflowClient(found.uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'killed'")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    trials = found.folder.trials()
+    assert len(runs) == 1 + len(trials)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        history = client.get_metric_history(run.info.run_id, "val/top1")
+        assert len({point.step for point in history}) == len(history)
+
+
+@pytest.mark.slow
+def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., Found]) -> None:
+    killed: list[int] = []
+
+    def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:
+        if event == "report" and not killed:
+            killed.append(trial.number)
+            os.kill(trial.status["pid"], signal.SIGKILL)
+
+    settings = {"space": {"methods": ["kd"]}, "trials": 1, "confirm_leaders": 0}
+    found = find("wounded", listener=listener, search=settings, training={"epochs": 40})
+    assert killed
+    (trial,) = found.folder.trials()
+    assert trial.status["state"] == "complete"
+    assert [report["epoch"] for report in trial.metrics()] == list(range(1, 41))
+
+
+def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no room for letters")
+
+    searching = importlib.import_module("heterokd.search")
+    monkeypatch.setattr(searching, "draw_pictures", fail)
+    monkeypatch.setattr(searching, "write_report", fail)
+    question, root = fabricated.experiment(), Root(tmp_path)
+    folder = fabricated.study(root, question)
+    searching._draw(folder, question, root, None)
+    searching._write_page(folder, question, {}, root)
+    # Warned of, whatever MLflow makes of the root logger's level when it is imported.
+    assert "the study's pictures are not drawn (no room for letters)" in caplog.text
+    assert "the study's page is not written (no room for letters)" in caplog.text
+    assert "`heterokd report tiny` writes it anew" in caplog.text

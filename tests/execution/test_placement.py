@@ -1,0 +1,201 @@
+"""How many trials share a GPU, on clusters that are made up."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from heterokd.config import Experiment, TrainingSettings, load_experiment
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import ConfigError
+from heterokd.execution import ray_connection
+from heterokd.execution.placement import Cluster, plan_cluster, trials_per_gpu
+from heterokd.execution.ray_connection import check_address
+from heterokd.training.data import open_splits
+from heterokd.training.memory import CONTEXT_BYTES, WORKSPACE_BYTES, estimate_memory
+
+Write = Callable[..., Path]
+GIB = 2**30
+
+
+def experiment_of(tiny_file: Write, **search: object) -> Experiment:
+    return load_experiment(tiny_file(search={"parallel": None, "trials": 50, **search}))
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float | None) -> None:
+    # Whatever Ray other tests of this process have started.
+    monkeypatch.setattr(ray_connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_connection.ray, "cluster_resources", lambda: {"CPU": cores, "GPU": gpus})
+    monkeypatch.setattr(ray_connection, "gpu_bytes", lambda: None if gib is None else int(gib * GIB))
+
+
+@pytest.mark.parametrize(
+    ("search", "cores", "gpus", "gib", "expected"),
+    [
+        ({}, 8, 0, None, Cluster(8, 1, 0)),
+        ({"parallel": 2}, 8, 0, None, Cluster(2, 4, 0)),
+        ({}, 64, 2, 6.5, Cluster(6, 10, 0.3333)),  # memory decides: 2 GiB a trial
+        ({}, 4, 2, 80, Cluster(4, 1, 0.5)),  # cores decide
+        ({"trials": 3}, 64, 1, 80, Cluster(3, 21, 0.3333)),  # there are no more trials
+        ({"parallel": 2}, 64, 2, 80, Cluster(2, 32, 1.0)),
+        ({"parallel": 9}, 64, 1, 6.5, Cluster(3, 21, 0.3333)),  # never more than fit
+        ({}, 64, 2, None, Cluster(2, 32, 1.0)),  # GPUs of unknown size are not shared
+        ({"gpus_per_trial": 0.25}, 64, 2, 1, Cluster(8, 8, 0.25)),
+        ({"gpus_per_trial": 0.3}, 64, 2, 1, Cluster(6, 10, 0.3)),
+        ({"gpus_per_trial": 2}, 64, 5, 1, Cluster(2, 32, 2.0)),
+        ({"gpus_per_trial": 0.5, "parallel": 4}, 0, 0, None, Cluster(4, 1, 0.5)),  # a head alone, which holds no trial
+        ({"gpus_per_trial": 0.5, "parallel": 4}, 8, 0, None, Cluster(4, 2, 0)),  # a machine without GPUs
+    ],
+)
+def test_trials_share_gpus_and_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_file: Write,
+    search: dict[str, object],
+    cores: int,
+    gpus: int,
+    gib: float | None,
+    expected: Cluster,
+) -> None:
+    made_up(monkeypatch, cores, gpus, gib)
+    monkeypatch.setattr(ray_connection, "estimate_memory", lambda recipe, splits, memory: 2 * GIB)
+    plan = plan_cluster(experiment_of(tiny_file, **search))
+    assert plan == expected
+    if gpus:
+        assert plan.parallel * plan.gpus <= gpus
+
+
+def test_a_trial_that_fits_into_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
+    made_up(monkeypatch, cores=8, gpus=1, gib=0.5)
+    with pytest.raises(ConfigError, match=r"needs about 0\.\d GiB of a GPU that has 0\.5; raise training.accumulate"):
+        plan_cluster(experiment_of(tiny_file))
+
+
+def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait there for minutes."""
+    monkeypatch.setattr(ray_connection, "GREET_SECONDS", 1.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=rf"--address {address}: what listens there does not answer as Ray does"):
+            check_address(address)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_ray_answers() -> None:
+    check_address(ray_connection.ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.parametrize("share", [1.5, 3.0])
+def test_gpus_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write, share: float) -> None:
+    made_up(monkeypatch, cores=8, gpus=2, gib=80)
+    with pytest.raises(ConfigError, match="gpus_per_trial"):
+        plan_cluster(experiment_of(tiny_file, gpus_per_trial=share))
+
+
+def test_the_greediest_method_and_batch_decide(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def estimate(recipe: object, splits: Splits, memory: int) -> int:
+        asked.append((recipe.method, recipe.training.batch_size))  # type: ignore[attr-defined]
+        return 3 * GIB if recipe.method == "dkd" else GIB  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(ray_connection, "estimate_memory", estimate)
+    space = {"methods": ["kd", "dkd"], "shared": {"training.batch_size": {"options": [16, 256, 32]}}}
+    assert trials_per_gpu(experiment_of(tiny_file, space=space), 7 * GIB) == 2
+    assert asked == [("kd", 256), ("dkd", 256)]
+
+
+def test_the_estimate_grows_with_what_a_training_holds(tiny_file: Write) -> None:
+    experiment = experiment_of(tiny_file, space={"methods": "all"})
+    splits = open_splits(experiment.data)
+
+    def bytes_of(method: str = "kd", **training: object) -> int:
+        settings = experiment.training.model_copy(update=training)
+        recipe = experiment.model_copy(update={"training": settings}).recipe({"method": method})
+        return estimate_memory(recipe, splits, 80 * GIB) - CONTEXT_BYTES
+
+    plain = bytes_of(batch_size=2048)
+    large, larger = (bytes_of(batch_size=size) - WORKSPACE_BYTES for size in (8192, 16384))
+    assert 1.8 < larger / large < 2.1
+    assert bytes_of(batch_size=4096, accumulate=8) < bytes_of(batch_size=4096)
+    assert bytes_of(optimizer="adamw") > bytes_of(optimizer="sgd") > bytes_of(optimizer="sgd", trainable="head")
+    assert bytes_of(ema=0.9) > bytes_of()
+    assert bytes_of("fbt", batch_size=2048) > plain
+
+
+def test_the_estimate_leaves_nothing_behind(tiny_file: Write) -> None:
+    import gc
+    import weakref
+
+    experiment = experiment_of(tiny_file)
+    splits, recipe = open_splits(experiment.data), experiment.recipe({"method": "kd"})
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    original = torch.Tensor.detach
+
+    def detach(tensor: torch.Tensor) -> torch.Tensor:
+        alias = original(tensor)
+        tensors.append(weakref.ref(alias))
+        return alias
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "detach", detach)
+        estimate_memory(recipe, splits, GIB)
+    gc.collect()
+    assert tensors
+    assert not [one for one in tensors if one() is not None]
+
+
+@pytest.mark.parametrize(
+    ("training", "search", "nodes", "expected"),
+    [
+        ({"workers": 2}, {}, [(2, 0)], Cluster(1, 1, 0, (2, 2))),
+        ({"workers": 2}, {}, [(8, 0)], Cluster(4, 1, 0, (2, 2))),
+        ({"workers": 2}, {"parallel": 1}, [(8, 0)], Cluster(1, 4, 0, (2, 2))),
+        ({"workers": 2}, {"parallel": 9}, [(4, 0), (4, 0)], Cluster(4, 1, 0, (2, 2))),
+        ({"workers": 3}, {"parallel": 1}, [(5, 0), (5, 0)], Cluster(1, 2, 0, (3, 3))),  # 3 cores each do not fit thrice
+        ({"workers": 2}, {}, [(8, 0), (32, 4), (32, 4)], Cluster(4, 8, 1.0, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 0.5}, {}, [(32, 2)], Cluster(2, 8, 0.5, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 2}, {}, [(64, 3), (64, 3)], Cluster(1, 64, 2.0, (2, 2))),
+        ({"workers": 2}, {"gpus_per_trial": 1}, [(64, 2)], Cluster(2, 16, 0.5, (2, 2))),
+        ({"workers": 2, "gpus_per_worker": 0}, {"parallel": 1}, [(64, 2)], Cluster(1, 32, 0, (2, 2))),
+        ({"workers": (2, 4)}, {}, [(3, 0)], Cluster(1, 1, 0, (2, 4))),
+        ({"workers": (2, 4)}, {"trials": 1}, [(16, 0)], Cluster(1, 1, 0, (2, 4))),
+    ],
+)
+def test_workers_have_room_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_file: Write,
+    training: dict[str, object],
+    search: dict[str, object],
+    nodes: list[tuple[int, int]],
+    expected: Cluster,
+) -> None:
+    monkeypatch.setattr(ray_connection, "node_resources", lambda: nodes)
+    experiment = experiment_of(tiny_file, **search)
+    shared = TrainingSettings.model_validate({**experiment.training.model_dump(), **training})
+    plan = plan_cluster(experiment.model_copy(update={"training": shared}))
+    assert plan == expected
+    # Trials hold nothing that workers need, and the workers of all of them fit at once.
+    assert "cpu" not in plan.trial
+    places = [
+        min(cores // plan.cpus, gpus * int(1 / plan.gpus) if 0 < plan.gpus < 1 else gpus // plan.gpus)
+        if plan.gpus
+        else cores // plan.cpus
+        for cores, gpus in nodes
+    ]
+    assert plan.parallel * plan.workers[0] <= sum(places)
+
+
+@pytest.mark.parametrize("nodes", [[(2, 0)], [(1, 0), (1, 0)], [(64, 2)]])
+def test_workers_without_room_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_file: Write, nodes: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(ray_connection, "node_resources", lambda: nodes)
+    shared = load_experiment(tiny_file(training={"workers": 3}))
+    with pytest.raises(ConfigError, match=r"training\.workers: 3 workers with .* do not fit .* room for 2"):
+        plan_cluster(shared)

@@ -1,0 +1,177 @@
+"""Published settings over seeds, beside the published numbers; tiny, on digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import fabricated
+import pytest
+import yaml
+from command_line import Run
+
+from heterokd.config import Experiment, load_experiment
+from heterokd.errors import ConfigError
+from heterokd.execution import reproduce
+from heterokd.storage.workspace import Root
+from heterokd.study import priors
+from heterokd.study.priors import PublishedPair, PublishedResult
+
+Write = Callable[..., Path]
+PAIR = PublishedPair(
+    dataset="digits",
+    teacher="test_vit",
+    student="test_efficientnet",
+    teacher_name="ViT",
+    student_name="EfficientNet",
+    teacher_kind="attention",
+    student_kind="cnn",
+    teacher_value=98.0,
+    results=(
+        PublishedResult("scratch", 90.0, None, "A paper, Table 1"),
+        PublishedResult("kd", 95.0, None, "A paper, Table 1"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """One root for this module: its trainings share the fitted teacher."""
+    return fabricated.root_with_store(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that has the tiny pair."""
+    monkeypatch.setattr(priors, "_pairs", lambda: {("digits", "test_vit", "test_efficientnet"): PAIR})
+
+
+def tiny(tiny_file: Write, **changes: Any) -> Experiment:
+    return load_experiment(tiny_file(training={"epochs": 1}, **changes))
+
+
+def run(experiment: Experiment, root: Root, **options: Any) -> tuple[reproduce.Reproduction, list[tuple[str, int]]]:
+    trained: list[tuple[str, int]] = []
+
+    def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
+        trained.append((method, seed))
+        return True
+
+    return reproduce.reproduce(experiment, root, on_epoch=epoch, **options), trained
+
+
+@pytest.mark.usefixtures("published")
+def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Root) -> None:
+    experiment = tiny(tiny_file)
+    first, trained = run(experiment, root, seeds=1)
+    assert trained == [("scratch", 0), ("kd", 0)], "the methods of the table, not dkd, which is searched as well"
+    found, trained = run(experiment, root, seeds=2)
+    assert trained == [("scratch", 1), ("kd", 1)], "seed 0 is not trained twice"
+    assert [row.method for row in found.rows] == ["kd", "scratch"], "best published first"
+    kd = found.rows[0]
+    trials = [trial for trial in found.folder.trials() if trial.recipe.method == "kd"]
+    assert [trial.recipe.training.seed for trial in trials] == [0, 1]
+    values = [100 * trial.status["metrics"]["val/top1"] for trial in trials]
+    assert list(kd.values) == values
+    assert kd.values[0] == first.rows[0].values[0]
+    assert kd.mean == pytest.approx(fmean(values))
+    assert kd.deviation == pytest.approx(stdev(values))
+    assert kd.difference == pytest.approx(fmean(values) - 95.0)
+    assert (kd.published, kd.source, kd.settings) == (95.0, "A paper, Table 1", "the method's defaults")
+    assert first.rows[0].deviation is None
+    assert f"Teacher: 98.00 published, {found.teacher_value:.2f} measured" in found.sentences()[0]
+
+
+@pytest.mark.usefixtures("published")
+def test_the_files_hold_the_table(tiny_file: Write, root: Root) -> None:
+    found, _ = run(tiny(tiny_file), root, seeds=2)
+    content = json.loads((found.folder.path / "reproduction.json").read_text())
+    assert content["rows"] == json.loads(json.dumps(found.to_json()))["rows"]
+    with (found.folder.path / "reproduction.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["kd", "scratch"]
+    assert float(rows[0]["mean"]) == pytest.approx(found.rows[0].mean, abs=0.005)
+    assert rows[0]["seeds"] == "2"
+    (compared,) = content["comparisons"]
+    assert (compared["first"], compared["second"], compared["seeds"]) == ("kd", "scratch", [0, 1])
+    means = {row["method"]: float(row["mean"]) for row in rows}
+    assert compared["difference"] == pytest.approx(means["kd"] - means["scratch"], abs=0.011)
+    assert found.comparisons[0].sentence(digits=2) in content["sentences"]
+
+
+@pytest.mark.usefixtures("published")
+def test_a_method_that_no_table_has(tiny_file: Write, root: Root) -> None:
+    found, trained = run(tiny(tiny_file), root, methods=["dkd"], seeds=1)
+    assert {method for method, _ in trained} == {"dkd"}
+    assert found.rows[0].published is None
+    assert found.rows[0].difference is None
+    assert "No table has dkd for this pair." in found.sentences()
+
+
+def test_a_pair_that_no_table_has(tiny_file: Write, root: Root) -> None:
+    experiment = tiny(tiny_file)
+    assert reproduce.chosen_methods(experiment, None) == experiment.methods
+    found, _ = run(experiment, root, methods=["scratch"], seeds=1)
+    assert found.pair is None
+    assert found.sentences()[0].startswith("Nothing is published for this data set, teacher and student")
+
+
+def test_segmentation_is_compared_by_miou(
+    cli: Run, tmp_path: Path, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of a pair of segmentation, as the command prints it."""
+    results = tuple(
+        PublishedResult(method, value, None, "A paper, Table 1", metric="miou")
+        for method, value in (("scratch", 70.0), ("pixel_kd", 75.0))
+    )
+    networks = {"teacher": "segformer-test_efficientnet", "student": "segformer-test_resnet"}
+    pair = replace(PAIR, dataset="digit_scenes", **networks, teacher_value=None, results=results)
+    monkeypatch.setattr(priors, "_pairs", lambda: {("digit_scenes", *networks.values()): pair})
+    content = {
+        "name": "scenes",
+        "data": {"dataset": "digit_scenes", "image_size": 32, "train_images": 16},
+        "teacher": {"network": networks["teacher"], "training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
+        "student": {"network": networks["student"]},
+        "training": {"epochs": 1, "batch_size": 8, "precision": "fp32", "channels_last": False},
+        "search": {"space": {"methods": ["scratch", "pixel_kd", "cwd"]}},
+    }
+    file = tmp_path / "scenes.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert reproduce.chosen_methods(load_experiment(file), None) == ("scratch", "pixel_kd")
+
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = cli("reproduce", file, "--seeds", 1, "--root", root.path)
+    assert code == 0
+    assert "published mIoU" in out
+    assert "measured mIoU" in out
+    assert "Teacher: unknown published" in out
+    found = json.loads((root.study("scenes-reproduce").path / "reproduction.json").read_text())
+    assert found["metric"] == "mIoU"
+    assert [(row["method"], row["published"]) for row in found["rows"]] == [("pixel_kd", 75.0), ("scratch", 70.0)]
+    for row in found["rows"]:
+        trial = next(one for one in root.study("scenes-reproduce").trials() if one.recipe.method == row["method"])
+        assert row["mean"] == 100 * trial.status["metrics"]["val/miou"]
+
+
+def test_methods_that_are_not_asked_about(tiny_file: Write, root: Root) -> None:
+    with pytest.raises(ConfigError, match="--methods hcd: is not searched by this experiment; known: dkd, kd, scratch"):
+        run(tiny(tiny_file), root, methods=["hcd"])
+    with pytest.raises(ConfigError, match=r"student\.network: a list"):
+        run(tiny(tiny_file, student={"network": ["test_efficientnet", "test_resnet"]}), root)
+
+
+def test_the_command(cli: Run, tiny_file: Write, root: Root) -> None:
+    file = tiny_file(training={"epochs": 1})
+    for more in ([], ["--json"]):
+        code, out, _ = cli("reproduce", file, "--methods", "kd,scratch", "--seeds", 1, "--root", root.path, *more)
+        assert code == 0
+        if more:
+            assert {row["method"] for row in json.loads(out)["rows"]} == {"kd", "scratch"}
+        else:
+            assert "Nothing is published" in out
+            assert "reproduction.csv" in out

@@ -1,0 +1,372 @@
+"""Pages of every kind of study, drawn from files alone and opened in a browser: nothing is lost, nothing is loaded."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import numpy as np
+import pytest
+
+from heterokd.config import Experiment
+from heterokd.report import search_charts
+from heterokd.report.measured import Measured
+from heterokd.report.page import write_report
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.assignment import Assignment
+from heterokd.study.study import Study
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")  # fmt: skip
+OUTSIDE = """drawn => { const box = drawn.getBoundingClientRect();
+return [...drawn.querySelectorAll("text")].filter(one => { const own = one.getBoundingClientRect();
+return own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1; })
+.map(one => one.textContent); }"""
+WIDTHS = {390: 844, 820: 1180, 1440: 900}
+TEACHER = {"network": "vit_tiny_patch16_224", "val_score": 0.9, "metric": "val/top1"}
+
+
+def searched(root: Root, question: Experiment, quality: Any, **teacher: Any) -> StudyFolder:
+    """A study as a search leaves it: every decision by the real `Study`, every value made up instead of trained.
+
+    Args:
+        root: where it lies.
+        question: the experiment.
+        quality: from an assignment to the value that its training reaches; None: it fails.
+        teacher: of the summary, beside its network.
+    """
+    folder = fabricated.study(root, question)
+    study, epochs = (
+        Study(question, folder, facts={"test_resnet": {"params_m": 0.37}, "resnet18": {"params_m": 11.2}}),
+        question.training.epochs,
+    )
+    while isinstance(assignment := study.next(), Assignment):
+        number, value = assignment.number, quality(assignment)
+        made = folder.trial(number)
+        status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
+        made.start(assignment.recipe, {**status, "began": 1000.0 + number})
+        if value is None:
+            (made.path / "error.txt").write_text("Traceback\nRuntimeError: <out> of memory\n")
+            study.finish(number, "failed", {}, "RuntimeError")
+            made.update({"state": "failed", "metrics": {}, "ended": 1001.0 + number})
+            continue
+        state = "complete"
+        for epoch in range(1, epochs + 1):
+            metrics = {question.metric: float(value * (1 - 0.5 ** (3 * epoch / epochs))), "epoch": epoch}
+            if not question.maximise:
+                metrics[question.metric] = float(value * (1 + 2 ** (-epoch)))
+            made.append(metrics)
+            if epoch in assignment.rungs and not study.report(number, epoch, metrics):
+                state = "pruned"
+                break
+        study.finish(number, state, metrics)  # type: ignore[arg-type]
+        made.update({"state": state, "metrics": metrics, "ended": 1010.0 + number, "reason": study.why(number)})
+    summary = study.summary()
+    summary["teacher"] = {**TEACHER, **teacher}
+    folder.write_summary(summary)
+    return folder
+
+
+def by_method(assignment: Assignment) -> float:
+    """Methods differ, values of a method a little, seeds a little less; always the same for the same assignment."""
+    noise = np.random.default_rng([assignment.number, assignment.recipe.training.seed]).normal(0, 0.01)
+    rate = float(assignment.sample.get("training.learning_rate", 0.05))  # type: ignore[arg-type]
+    base = {"scratch": 0.7, "kd": 0.78, "dkd": 0.8, "hcd": 0.82}.get(assignment.recipe.method, 0.75)
+    return float(base - 0.02 * abs(np.log10(rate / 0.05)) + noise)
+
+
+def ask(**sections: Any) -> Experiment:
+    methods = ["scratch", "kd", "dkd", "hcd"]
+    space = {"methods": methods, "shared": {"training.learning_rate": {"low": 0.005, "high": 0.5, "log": True}}}
+    search = {"space": space, "trials": 30, "confirm_leaders": 2, "confirm_seeds": 2}
+    return fabricated.experiment(**{"training": {"epochs": 10}, "search": search, **sections})
+
+
+def changed(question: Experiment, **search: Any) -> Experiment:
+    content = question.model_dump()
+    return Experiment.model_validate({**content, "search": {**content["search"], **search}})
+
+
+def measure(folder: StudyFolder, winner: int, classes: int = 10) -> None:
+    generator = np.random.default_rng(0)
+    confusion = np.diag(np.full(classes, 30)) + generator.integers(0, 3, (classes, classes))
+    made = Measured(winner, 0, int(confusion.sum()), tuple(f"class <{one}>" for one in range(classes)), confusion)
+    made.scratch_confusion = confusion.T.copy()
+    made.similarity = tuple(tuple(row) for row in generator.random((4, 4)).tolist())
+    made.compared = 64
+    made.networks = {
+        "student": {"network": "test_resnet", "params_m": 0.37, "latency_ms": 0.6},
+        "teacher": {"network": "vit_tiny_patch16_224", "params_m": 2.7, "latency_ms": None},
+    }
+    made.write(folder)
+
+
+def page_of(folder: StudyFolder, question: Experiment) -> str:
+    write_report(folder, question, folder.summary)
+    return folder.report.read_text(encoding="utf-8")
+
+
+def check(page: str) -> None:
+    """What holds of every page: no address, no id twice, everything closed, each figure drawn or explained."""
+    assert not re.findall(r"https?://", page), "the page names an address"
+    assert "Content-Security-Policy" in page
+    twice = [name for name, count in Counter(re.findall(r'\sid="([^"]+)"', page)).items() if count > 1]
+    assert not twice
+    ids = set(re.findall(r'\sid="([^"]+)"', page))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= ids
+    for figure in re.findall(r"<figure.*?</figure>", page, re.DOTALL):
+        assert "<svg" in figure or "<img" in figure or 'class="without"' in figure
+        assert re.search(r"<figcaption>\s*\S+", figure)
+    assert "could not be drawn" not in page
+    assert page.count("<svg") == page.count("</svg>") == page.count("<desc")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Experiment]:
+    """A search with everything: several methods, pruned and failed trials, confirmed leaders, measured numbers."""
+    question = ask()
+    folder = searched(
+        Root(tmp_path_factory.mktemp("whole")), question, lambda one: None if one.number == 7 else by_method(one)
+    )
+    measure(folder, folder.summary["winner"]["number"])
+    write_report(folder, question, folder.summary)
+    return folder, question
+
+
+def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment]) -> None:
+    folder, question = whole
+    page = folder.report.read_text(encoding="utf-8")
+    check(page)
+    summary = folder.summary
+    assert summary["standing"]["pruned"] > 0
+    assert summary["winner"]["confirmed"]
+    assert f"made the best student:\n top-1 <strong>{summary['winner']['mean']:.4f}</strong>" in page
+    for title in (
+        "Over labels alone",
+        "Over default settings",
+        "Against the teacher",
+        "The search took",
+        "The student",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    for name in (
+        "glance",
+        "methods",
+        "history",
+        "curves",
+        "importance-all-methods",
+        "parallel-all-methods",
+        "confusion",
+        "cka",
+    ):
+        assert re.search(rf'<figure id="{name}">', page), f"{name} is not drawn"
+    assert "importance-hcd" in page
+    assert "&lt;out&gt; of memory" in page, "a failure is told, escaped"
+    number = summary["winner"]["number"]
+    assert folder.trial(number).recipe.to_yaml().splitlines()[0] in page
+    for command in (f"heterokd promote {question.name} --root", f"heterokd export studies/{question.name}", "--resume"):
+        assert command in page
+    tips = re.findall(r"<title>(trial \d+, [^<]+)</title>", page)
+    assert any(f"trial {number}, {summary['winner']['method']}" in tip for tip in tips)
+
+
+def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFolder, Experiment]) -> None:
+    folder, question = whole
+    page, summary = folder.report.read_text(encoding="utf-8"), folder.summary
+    gain = summary["winner"]["mean"] - summary["scratch"]["mean"]
+    assert f'<p class="figure">{gain:+.4f}' in page
+    assert f'<p class="figure">{summary["winner"]["mean"] - 0.9:+.4f}' in page
+    assert "14 % of what the teacher has" in page
+    default = next(one for one in folder.trials() if one.recipe.method == "kd" and one.status["origin"] == "published")
+    if default.status["state"] == "pruned":
+        assert f"kd as published (trial {default.number}) fell behind and was stopped" in page
+        return
+    leader = next((one for one in summary["leaders"] if one["number"] == default.number), None)
+    reached = leader["mean"] if leader is not None else default.status["metrics"][question.metric]
+    assert f'<p class="figure">{summary["winner"]["mean"] - reached:+.4f}' in page
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "quality", "said"),
+    [
+        ("all failed", changed(ask(), trials=8), lambda one: None, "No trial was trained to the end."),
+        ("one trial", changed(ask(), trials=1), by_method, "trained on labels alone is the best"),
+        (
+            "one method, no scratch, no confirmations",
+            changed(ask(), space={"methods": ["kd"]}, confirm_leaders=0, trials=9),
+            by_method,
+            "no scratch trial",
+        ),
+        ("minimised", changed(ask(), metric="val/loss", trials=14), lambda one: 1 - by_method(one), "over scratch"),
+        ("the same value everywhere", changed(ask(), trials=12), lambda one: 0.5, "gain may be noise"),
+        (
+            "several students",
+            changed(
+                ask(student={"network": ["test_resnet", "resnet18"]}),
+                objectives=["val/top1", "student/params_m"],
+                metric="val/top1",
+            ),
+            lambda one: by_method(one) + 0.05 * (one.recipe.student.network == "resnet18"),
+            "Accuracy and cost",
+        ),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)  # fmt: skip
+def test_every_kind_of_study_has_its_page(
+    name: str, question: Experiment, quality: Any, said: str, tmp_path: Path
+) -> None:
+    folder = searched(Root(tmp_path), question, quality)
+    page = page_of(folder, question)
+    check(page)
+    assert said in page
+    if name == "several students":
+        assert '<figure id="front-parameters">' in page
+
+
+def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
+    question = fabricated.scenes(search={"space": {"methods": ["scratch", "pixel_kd"]}, "trials": 6})
+    folder = searched(Root(tmp_path), question, by_method, metric="val/miou")
+    winner = folder.summary["winner"]
+    made = Measured(winner["number"], 0, 20, ("background", "zero", "one"))
+    iou = np.array([0.9, 0.5, np.nan])
+    made.iou = {"teacher": iou, winner["method"]: iou - 0.1, "scratch": iou - 0.2}
+    made.missing = {"cka": "RuntimeError: out of memory"}
+    made.write(folder)
+    page = page_of(folder, question)
+    check(page)
+    assert '<figure id="iou">' in page
+    assert "background is found best (0.80), zero worst (0.40)" in page
+    assert "could not be measured (RuntimeError: out of memory)" in page
+
+
+def test_a_study_that_runs_is_shown_as_far_as_it_is(whole: tuple[StudyFolder, Experiment], tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    shutil.copytree(whole[0].path, folder.path)
+    folder.database.unlink()  # as on another machine
+    folder.measured_file.write_text("{")
+    summary = {key: value for key, value in folder.summary.items() if key != "teacher"}
+    summary["standing"]["finished"] = False
+    folder.write_summary(summary)
+    page = page_of(folder, whole[1])
+    check(page)
+    assert "This search has not finished." in page
+    assert "the study&#39;s database is not here" in page
+
+
+def test_a_chart_that_fails_costs_itself_alone(
+    whole: tuple[StudyFolder, Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("no <font>")
+
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    shutil.copytree(whole[0].path, folder.path)
+    folder.database.unlink()
+    monkeypatch.setattr(search_charts, "draw_history", fail)
+    page = page_of(folder, whole[1])
+    assert "This chart could not be drawn (RuntimeError: no &lt;font&gt;)." in page
+    assert '<figure id="curves">' in page
+
+
+def test_numbers_come_back_as_they_were_written(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    assert Measured.read(folder) is None
+    made = Measured(3, None, 5, ("a", "b"), np.array([[2, 0], [1, 2]]))
+    made.iou = {"kd": np.array([0.25, np.nan])}
+    made.write(folder)
+    found = Measured.read(folder)
+    assert found is not None
+    assert (found.confusion == made.confusion).all()
+    assert found.scratch_confusion is None
+    np.testing.assert_array_equal(found.iou["kd"], made.iou["kd"])
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def test_the_page_in_a_browser_at_three_widths(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
+    folder, _ = whole
+    for width, height in WIDTHS.items():
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+        page = context.new_page()
+        wrong: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message, wrong=wrong: wrong.append(message.text))
+        page.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
+        page.on("requestfailed", lambda request, wrong=wrong: wrong.append(request.url[:80]))
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(folder.report.as_uri())
+        assert not wrong
+        assert [url for url in asked if not url.startswith("data:")] == [folder.report.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
+        figures = page.locator("figure:not(.without)")
+        assert figures.count() >= 8
+        for place in range(figures.count()):
+            drawn = figures.nth(place).locator("svg, img").first
+            box = drawn.bounding_box()
+            assert drawn.is_visible()
+            assert box is not None
+            assert min(box["width"], box["height"]) > 50, figures.nth(place).get_attribute("id")
+            outside = drawn.evaluate(OUTSIDE)
+            assert not outside, f"{figures.nth(place).get_attribute('id')} cuts {outside}"
+            # Letters of eight points on a drawing of 302.4: at least nine pixels on a phone.
+            assert box["width"] / 302.4 * 8 > 8.5
+        context.close()
+
+
+def test_copying_and_sorting_work_without_a_network(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
+    folder, _ = whole
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto(folder.report.as_uri())
+    block = page.locator("#recipe .copied")
+    block.locator("button").click()
+    page.wait_for_function("document.querySelector('#recipe .copy').textContent === 'Copied'")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<textarea id=\"paste\"></textarea>')")
+    page.focus("#paste")
+    page.keyboard.press("Control+v")
+    assert page.input_value("#paste") == block.locator("pre").text_content()
+    heads = page.locator("#leaders table").first.locator("th button")
+    heads.filter(has_text="trial").first.click()
+    numbers = [
+        int(text) for text in page.locator("#leaders table").first.locator("tbody tr td:first-child").all_inner_texts()
+    ]
+    assert numbers == sorted(numbers, reverse=True)
+    heads.filter(has_text="trial").first.click()
+    numbers = [
+        int(text) for text in page.locator("#leaders table").first.locator("tbody tr td:first-child").all_inner_texts()
+    ]
+    assert numbers == sorted(numbers)
+    context.close()
+
+
+def test_the_page_prints_on_a4(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
+    folder, _ = whole
+    page = browser.new_page()
+    page.goto(folder.report.as_uri())
+    page.emulate_media(media="print")
+    assert not page.locator(".copy").first.is_visible()
+    # The width of a sheet of A4 without its margins, at 96 dots an inch.
+    page.set_viewport_size({"width": 695, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 695
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    page.close()

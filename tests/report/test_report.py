@@ -1,0 +1,201 @@
+"""The page of a study: its verdict follows from the figures, and it needs no network."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import pytest
+
+from heterokd.formatting import metric_name
+from heterokd.report.cards import cards, paired_tie
+from heterokd.report.page import write_report
+from heterokd.report.study_data import Studied, read_study
+from heterokd.report.tables import published_tables
+from heterokd.report.wording import verdict
+from heterokd.storage.files import write_text
+from heterokd.storage.workspace import Root
+
+
+def leader(method: str, mean: float, half: float | None, *, confirmed: bool = True) -> dict[str, Any]:
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return {"method": method, "mean": mean, "low": low, "high": high, "confirmed": confirmed}
+
+
+@pytest.mark.parametrize(
+    ("winner", "scratch", "maximise", "said"),
+    [
+        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), True, "real: +0.0200 over scratch"),
+        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), True, "may be noise: +0.0100"),
+        (leader("kd", 0.2, 0.01), leader("scratch", 0.5, 0.01), False, "real: +0.3000"),
+        (leader("hcd", 0.97, None, confirmed=False), leader("scratch", 0.9, None), True, "One seed each"),
+        (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), True, "Distillation brought nothing"),
+        (leader("kd", 0.97, 0.01), None, True, "no scratch trial"),
+        (None, None, True, "No trial was trained to the end"),
+    ],
+)
+def test_the_verdict_says_how_sure_the_study_is(winner: Any, scratch: Any, maximise: bool, said: str) -> None:
+    assert said in verdict({"winner": winner, "scratch": scratch, "maximise": maximise})
+
+
+def test_the_interval_of_the_difference_is_that_of_two_independent_means() -> None:
+    sentence = verdict({"winner": leader("kd", 0.9, 0.03), "scratch": leader("scratch", 0.8, 0.04), "maximise": True})
+    assert "+0.0500 to +0.1500" in sentence
+
+
+SWIN = "swin_tiny_patch4_window7_224"
+
+
+def summary(*leaders: dict[str, Any], metric: str = "val/top1") -> dict[str, Any]:
+    full = [
+        {
+            "number": number,
+            "sample": {"method": one["method"]},
+            "search_value": one["mean"],
+            "seeds": [1, 2],
+            "student": "test_resnet",
+            **one,
+        }
+        for number, one in enumerate(leaders)
+    ]
+    return {
+        "metric": metric,
+        "maximise": True,
+        "winner": full[0],
+        "scratch": full[-1],
+        "leaders": full,
+        "excluded": {},
+        "standing": {"complete": 2, "pruned": 0, "failed": 0, "confirmations_done": 0, "planned": 2},
+        "teacher": {"network": SWIN, "val_score": 0.9, "metric": metric},
+    }
+
+
+def question(**student: Any) -> Any:
+    return fabricated.experiment(
+        data={"dataset": "cifar100", "root": "data", "image_size": 224},
+        teacher={"network": f"{SWIN}.ms_in1k", "pretrained": True},
+        student={"network": "resnet18", **student},
+    )
+
+
+def test_published_numbers_stand_beside_ours() -> None:
+    found = summary(leader("hcd", 0.8123, 0.01), leader("kd", 0.79, None, confirmed=False), leader("hcd", 0.78, 0.01))
+    (table,) = published_tables(question(), found)
+    rows = {row["method"]: row for row in table["rows"]}
+    assert rows["hcd"]["published"] == 82.78
+    assert rows["hcd"]["ours"] == pytest.approx(81.23), "the best of its configurations"
+    assert rows["kd"]["ours"] == pytest.approx(79.0)
+    assert rows["rsd"]["ours"] is None
+    assert table["rows"][0]["method"] == "rsd", "best published first"
+    assert published_tables(question(), {**found, "metric": "val/top5"})[0]["rows"][0]["ours"] is None
+
+
+def test_each_student_has_its_own_table() -> None:
+    found = summary(
+        {**leader("hcd", 0.82, 0.01), "sample": {"method": "hcd", "student.network": "resnet18"}},
+        {**leader("hcd", 0.81, 0.01), "sample": {"method": "hcd", "student.network": "mobilenetv2_100"}},
+    )
+    tables = published_tables(question(network=["resnet18", "mobilenetv2_100", "test_resnet"]), found)
+    ours = [next(row["ours"] for row in table["rows"] if row["method"] == "hcd") for table in tables]
+    assert ours == pytest.approx([82.0, 81.0])
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_page_has_the_table_when_there_is_one(tmp_path: Path, published: bool) -> None:
+    asked = question() if published else fabricated.experiment()
+    folder = fabricated.study(Root(tmp_path), asked)
+    for number, method in enumerate(("kd", "scratch")):
+        fabricated.trial(folder, asked, number, method)
+    write_report(folder, asked, summary(leader("kd", 0.8123, 0.01), leader("scratch", 0.7, 0.01)))
+    page = folder.report.read_text()
+    assert ("Published for this pair" in page) == published
+    assert ("81.23" in page) == published
+
+
+def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Path) -> None:
+    asked = fabricated.scenes()
+    folder = fabricated.study(Root(tmp_path), asked)
+    for number, method in enumerate(("pixel_kd", "scratch")):
+        fabricated.trial(folder, asked, number, method)
+    folder.pictures.mkdir()
+    for name in ("iou", "two_words"):
+        (folder.pictures / f"{name}.png").write_bytes(name.encode())
+    (folder.pictures / "captions.json").write_text('{"iou": "Classes <that> gained."}')
+    found = summary(leader("pixel_kd", 0.4512, 0.01), leader("scratch", 0.4, 0.01), metric="val/miou")
+    write_report(folder, asked, found)
+    page = folder.report.read_text()
+    assert "mIoU <strong>0.4512</strong>" in page
+    assert "mIoU 90.00 % on val" in page
+    assert "top-1" not in page
+    assert "top1" not in page
+    assert f"data:image/png;base64,{base64.b64encode(b'iou').decode()}" in page
+    assert "<figcaption>Classes &lt;that&gt; gained.</figcaption>" in page
+    assert "<figcaption>two words</figcaption>" in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [("val/top1", "top-1"), ("miou", "mIoU"), ("val/pixel_accuracy", "pixel accuracy"), ("val/loss", "loss")],
+)
+def test_metrics_have_names(metric: str, name: str) -> None:
+    assert metric_name(metric) == name
+
+
+def shown_cards(folder: Path, winner: dict[str, Any], scratch: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+    """The cards of a study without trials, by title."""
+    asked = fabricated.experiment()
+    found = {**summary(winner, *([] if scratch is None else [scratch])), "scratch": scratch, **changes}
+    if scratch is not None:
+        found["scratch"] = found["leaders"][-1]
+    studied = Studied(asked, found)
+    return {card.title: card for card in cards(studied, None, fabricated.study(Root(folder), asked))}
+
+
+@pytest.mark.parametrize(
+    ("winner", "scratch", "figure", "mark"),
+    [
+        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), "+0.0200", "real"),
+        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), "+0.0100", "a tie"),
+        (leader("hcd", 0.97, None, confirmed=False), leader("scratch", 0.95, None), "+0.0200", "one seed"),
+        (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), "none", "no gain"),
+        (leader("hcd", 0.97, 0.01), None, "unknown", ""),
+    ],
+)
+def test_a_card_says_how_sure_a_gain_is(tmp_path: Path, winner: Any, scratch: Any, figure: str, mark: str) -> None:
+    card = shown_cards(tmp_path, winner, scratch)["Over labels alone"]
+    assert (card.figure, card.mark) == (figure, mark)
+
+
+def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
+    asked = fabricated.experiment()
+    folder = fabricated.study(Root(tmp_path), asked)
+    # On the two seeds that both have, the difference scatters as much as it is large.
+    for number, (method, seed, value) in enumerate(
+        [("hcd", 1000, 0.97), ("hcd", 2000, 0.99), ("scratch", 1000, 0.95), ("scratch", 2000, 0.93)]
+    ):
+        made = fabricated.trial(folder, asked, 10 if method == "hcd" else 20, method, epochs=0)
+        made = fabricated.trial(folder, asked, 30 + number, method, epochs=0, seed=seed, confirms=made.number)
+        sample = {"method": method, "training.learning_rate": 0.05}
+        write_text(made.path / "recipe.yaml", asked.recipe(sample, seed=seed).to_yaml())
+        made.update({"metrics": {"val/top1": value}})
+    found = summary(leader("hcd", 0.98, 0.01), leader("scratch", 0.94, 0.01))
+    studied = read_study(folder, asked, found)
+    tie = paired_tie(studied)
+    assert tie is not None
+    assert len(tie.seeds) == 2
+    card = next(card for card in cards(studied, None, folder) if card.title == "Over labels alone")
+    assert card.mark == "likely"
+    write_report(folder, asked, found)
+    assert "Paired on the 2 seeds that both were trained on" in folder.report.read_text()
+
+
+def test_the_teacher_is_compared_on_the_searched_metric_alone(tmp_path: Path) -> None:
+    winner, scratch = leader("hcd", 0.87, 0.01), leader("scratch", 0.8, 0.01)
+    card = shown_cards(tmp_path, winner, scratch)["Against the teacher"]
+    assert (card.figure, card.mark) == ("-0.0300", "behind")
+    other = {"network": SWIN, "val_score": 0.9, "metric": "val/miou"}
+    card = shown_cards(tmp_path, winner, scratch, teacher=other)["Against the teacher"]
+    assert card.figure == "unknown"
+    assert "Its mIoU is 90.00 %" in card.text

@@ -1,0 +1,83 @@
+"""Folders: whole files or none, dead writers' leftovers go, object stores behave alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mounts import small_disk
+from pyarrow import fs
+
+from heterokd.errors import ConfigError
+from heterokd.storage.filesystem import PARTIAL, Folder, open_folder
+
+
+@pytest.fixture(params=["local", "object store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "local":
+        return open_folder(tmp_path / "caches")
+    memory = fs._MockFileSystem()
+    memory.create_dir("bucket/caches/shards")
+    return Folder(memory, "bucket/caches")
+
+
+def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
+    assert not folder.exists("key.json")
+    folder.write("key.json", b"{}")
+    folder.write("shards/1.arrow", b"12345")
+    assert [(file.name, file.size) for file in folder.files()] == [("key.json", 2), ("shards/1.arrow", 5)]
+    assert folder.folders() == ["shards"]
+    assert folder.read("shards/1.arrow") == b"12345"
+    folder.write("key.json", b"new")
+    assert folder.read("key.json") == b"new"
+    folder.delete("key.json")
+    folder.delete("key.json")
+    assert not folder.exists("key.json")
+    with pytest.raises(FileNotFoundError):
+        folder.read("key.json")
+    folder.delete_everything()
+    folder.delete_everything()
+    assert list(folder.files()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as place:
+        folder = open_folder(place)
+        folder.write("a", b"old")
+        with pytest.raises(OSError, match="No space"):
+            folder.write("a", bytes(2**17))
+        assert folder.read("a") == b"old"
+        assert [file.name for file in folder.files()] == ["a"]
+
+
+def test_partial_files_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    dead = (
+        "import os, signal, sys; from heterokd.storage.filesystem import open_folder\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "open_folder(sys.argv[1]).write('shards/a.arrow', b'half')"
+    )
+    done = subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    (left,) = folder.files()
+    assert left.name.endswith(PARTIAL)
+    mine = left.name.replace(left.name.split(".")[-3], str(os.getpid()))
+    folder.write(mine, b"living")
+    other = tmp_path / f".b.elsewhere.{os.getpid()}.00000000{PARTIAL}"
+    other.write_bytes(b"of another machine, just now")
+    assert folder.sweep() == [left.name]
+    os.utime(other, (0, 0))
+    assert folder.sweep() == [other.name]
+
+
+def test_unknown_kinds_of_folder_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ftp:// is not known"):
+        open_folder("ftp://host/folder")
+    with pytest.raises(ConfigError, match="check the address"):
+        open_folder("s3://bucket/x?nonsense=1")
+    assert open_folder("file:///a/b").local == Path("/a/b")
+    assert open_folder("gs://bucket/x/").path == "bucket/x"
+    assert str(open_folder("s3://bucket/x?region=us-east-1")) == "s3://bucket/x"

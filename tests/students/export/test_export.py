@@ -1,0 +1,232 @@
+"""What is exported does what was trained: opened from its file, on real images, in every family of students."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from heterokd.config import Experiment
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import CheckpointError, ConfigError, ExportError, NetworkError, StudyError, TrackingError
+from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.networks.weights import weights_hash
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.students.export import export as exporting
+from heterokd.students.export.export import export_student, try_export
+from heterokd.students.export.find import Student, find_student
+from heterokd.students.export.formats import FORMATS, open_exported
+from heterokd.students.registry import log_student, register
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import open_store
+from heterokd.training.data import open_splits
+
+SWIN = {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8]}
+# Every family of the recipes, small: name, options, pixels.
+FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "resnet": ("resnet18", {"channels": [8, 16, 32, 64]}, 32),
+    "resnet20": ("resnet20", {"blocks": 1}, 32),
+    "mobilenetv1": ("mobilenetv1_100", {}, 32),
+    "mobilenetv2": ("mobilenetv2_035", {}, 32),
+    "efficientnet": ("test_efficientnet", {}, 32),
+    "shufflenetv2": ("shufflenet_v2", {"stages_repeats": [1, 1, 1], "stages_out_channels": [8, 16, 32, 64, 64]}, 32),
+    "vgg8": ("vgg8", {"widths": [8, 16, 32, 32, 32]}, 32),
+    "vgg": ("vgg11_bn", {"mlp_ratio": 0.02}, 32),
+    "convnext": ("test_convnext", {}, 64),
+    "vit": ("test_vit", {"img_size": 32, "patch_size": 8}, 32),
+    "deit": ("deit_tiny_distilled_patch16_224", {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 64}, 64),
+    "swin_pico": ("swin_pico", SWIN, 56),
+    "swin_nano": ("swin_nano", {**SWIN, "embed_dim": 32}, 56),
+    "pvt": ("pvt_v2_b0", {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_heads": [1, 1, 2, 2]}, 64),
+    "mixer": ("mixer_s32_224", {"num_blocks": 4, "embed_dim": 32, "img_size": 64}, 64),
+    "resmlp": ("resmlp_12_224", {"num_blocks": 4, "embed_dim": 32, "img_size": 64}, 64),
+}
+ARCHITECTURES = ("deeplabv3", "deeplabv3plus", "segformer", "upernet", "fpn")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return fabricated.root_with_store(tmp_path)
+
+
+def studied(root: Root, question: Experiment, network: AnyNetwork) -> StudyFolder:
+    folder = fabricated.study(root, question)
+    fabricated.trial(folder, question, 1, student=network)
+    folder.write_summary({"winner": {"number": 1, "mean": 0.3}})
+    return folder
+
+
+def trained(name: str, options: dict[str, Any], size: int, classes: int = 10) -> AnyNetwork:
+    """A network whose batch norms have seen something, as a trained one's have."""
+    torch.manual_seed(0)
+    network = build_network(name, classes, options, image_size=size)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+def val_images(splits: Splits, count: int) -> Tensor:
+    return torch.from_numpy(splits.val.images.read(np.arange(count))).permute(0, 3, 1, 2).float() / 255
+
+
+def test_the_three_formats_of_a_studys_winner(root: Root, tmp_path: Path) -> None:
+    splits, out = open_splits(fabricated.experiment().data), tmp_path / "deploy"
+    network = fabricated.fitted_student(splits, 100)
+    studied(root, fabricated.experiment(), network)
+    images = val_images(splits, 7)
+    with torch.inference_mode():
+        wanted = network(images).logits
+    with find_student(root, "studies/tiny") as student:
+        assert student.weights == weights_hash(network)
+        found = {name: export_student(student, name, out) for name in FORMATS}
+
+    session = onnxruntime.InferenceSession(out / "student.onnx", providers=["CPUExecutionProvider"])
+    assert [one.shape for one in session.get_inputs()] == [["batch", 3, 32, 32]]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(splits.class_names)
+    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], wanted, atol=1e-4)
+    graph = torch.export.load(out / "student.pt2").module()
+    torch.testing.assert_close(graph(images), wanted, atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(open_exported(out)(images).logits, wanted, atol=0, rtol=0)
+
+    record = json.loads((out / "export.json").read_text())
+    assert set(record["formats"]) == set(FORMATS)
+    assert record["student"]["weights"] == weights_hash(network)
+    assert record["student"]["class_names"] == list(splits.class_names)
+    assert record["student"]["data"] == splits.fingerprint
+    for name, exported in found.items():
+        entry = record["formats"][name]
+        assert entry["parity"]["difference"] <= entry["parity"]["tolerance"]
+        assert set(entry["parity"]["by_batch"]) == {"batch_1", "batch_5"}
+        assert 0 < entry["latency"]["median_ms"] <= entry["latency"]["p95_ms"]
+        assert entry["input"]["normalisation_inside"] == (name != "safetensors")
+        sizes = {file: (out / file).stat().st_size for file in exported.files}
+        assert {file: found["bytes"] for file, found in entry["files"].items()} == sizes
+        assert exported.size_mb == pytest.approx(sum(sizes.values()) / 1e6)
+    assert not [path for path in out.iterdir() if path.name.startswith(".writing")]
+
+    other = fabricated.random_student(seed=3)
+    student = Student("other", other, student.recipe, splits, weights_hash(other))
+    with pytest.raises(ConfigError, match="holds the export of another student; give another folder"):
+        export_student(student, "safetensors", out)
+
+
+def test_timm_alone_opens_the_safetensors(root: Root, tmp_path: Path) -> None:
+    """In a process that has never heard of heterokd."""
+    network, out = trained(*FAMILIES["vit"]), tmp_path / "deploy"
+    question = fabricated.experiment(student={"network": "test_vit", "options": FAMILIES["vit"][1]})
+    studied(root, question, network)
+    with find_student(root, "tiny") as student:
+        written = export_student(student, "safetensors", out)
+    assert written.opened_with == 'timm.create_model("local-dir:FOLDER", pretrained=True)'
+    images = val_images(student.splits, 2)
+    np.save(tmp_path / "images.npy", network.normalise(images).numpy())
+    code = (
+        "import numpy, sys, timm, torch\n"
+        f"network = timm.create_model('local-dir:{out}', pretrained=True).eval()\n"
+        f"logits = network(torch.from_numpy(numpy.load('{tmp_path / 'images.npy'}')))\n"
+        f"numpy.save('{tmp_path / 'logits.npy'}', logits.detach().numpy())\n"
+        "assert 'heterokd' not in sys.modules\n"
+        "print(network.pretrained_cfg['label_names'][3])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "3"
+    with torch.inference_mode():
+        np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), network(images).logits, atol=1e-5)
+
+
+def test_a_registered_student_is_found_by_its_alias(root: Root, tmp_path: Path) -> None:
+    question = fabricated.experiment()
+    splits, network = open_splits(question.data), fabricated.random_student()
+    folder = studied(root, question, network)
+    runs = StudyRuns(question, folder, open_store(root, None), root.artifacts)
+    trial = folder.trial(1)
+    model_uri = log_student(runs, trial, splits)
+    register(runs, trial, model_uri, splits, "champion")
+    (trial.path / "student.safetensors").unlink()  # the registry needs no folder
+    for source in ("models:/digits-student@champion", "models:/digits-student/1", model_uri):
+        with find_student(root, source) as student:
+            assert student.weights == weights_hash(network)
+            assert student.version == (None if source == model_uri else "digits-student/1")
+    for source, error, sentence in (
+        ("models:/digits-student@champ", TrackingError, r"no version has that alias \(there are: champion\)"),
+        ("models:/digits-student/7", TrackingError, "the registry has no such version"),
+        ("models:/digit-student@champion", TrackingError, "did you mean 'digits-student'"),
+        ("models:/digits-student", TrackingError, "a registered one is written models:/digits-student@champion"),
+        ("models:/a/b/c", TrackingError, "is no URI of a model"),
+        ("studies/tny", StudyError, "did you mean 'tiny'"),
+        ("some/folder", StudyError, "is neither a study's nor a trial's folder"),
+        (str(trial.path), CheckpointError, "there are no weights"),
+    ):
+        with pytest.raises(error, match=sentence) as caught, find_student(root, source):
+            pass
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_disagrees_is_not_kept(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question, out = fabricated.experiment(), tmp_path / "deploy"
+    studied(root, question, fabricated.random_student())
+    write = FORMATS["pt2"]
+
+    def of_another(network: AnyNetwork, *rest: Any) -> Any:
+        return write(fabricated.random_student(seed=1), *rest)
+
+    monkeypatch.setattr(exporting, "FORMATS", {**FORMATS, "pt2": of_another})
+    with find_student(root, "tiny") as student:
+        with pytest.raises(ExportError, match="its logits differ from the trained student's by") as caught:
+            export_student(student, "pt2", out)
+        assert "\n" not in str(caught.value)
+        assert not (out / "student.pt2").exists()
+        assert not (out / "export.json").exists()
+        assert not try_export(student.network, student.splits, (32, 32), "pt2").agrees
+
+
+def test_a_network_that_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    splits = open_splits(fabricated.experiment().data)
+
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x  # depends on the image: no graph can say so
+
+    network = fabricated.random_student()
+    network.body.maxpool = Branches()
+    with pytest.raises(NetworkError, match="cannot write it down") as caught:
+        try_export(network, splits, (32, 32), "pt2")
+    assert "\n" not in str(caught.value)
+
+
+def check_family(name: str, options: dict[str, Any], size: int, splits: Splits, view: tuple[int, int]) -> None:
+    network = trained(name, options, size, splits.num_classes)
+    for format_name in FORMATS:
+        parity = try_export(network, splits, view, format_name)
+        assert parity.agrees, (format_name, parity)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_exported(family: str) -> None:
+    name, options, size = FAMILIES[family]
+    splits = open_splits(fabricated.experiment().data.model_copy(update={"image_size": size}))
+    check_family(name, options, size, splits, (size, size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["test_resnet", "mit_b0"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_segmentation_architecture_is_exported(architecture: str, encoder: str) -> None:
+    data = fabricated.scenes().data
+    check_family(f"{architecture}-{encoder}", {}, 72, open_splits(data), data.view_size)

@@ -1,0 +1,203 @@
+"""Several students: limits before training, a Pareto front, repetitions on it; and beginning where others ended."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from heterokd.config import Experiment, NetworkSettings
+from heterokd.errors import ConfigError, StudyError
+from heterokd.execution.student_costs import weigh_students
+from heterokd.networks.network import build_network
+from heterokd.report.wording import notes
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.workspace import Root
+from heterokd.study.assignment import BASELINE, Assignment
+from heterokd.study.priors import finished_summaries, method_prior, warm_starts
+from heterokd.study.study import Study
+from heterokd.training.latency import known_latency_ms, parameters_m
+
+STUDENTS = ["small", "middle", "large", "poor"]
+FACTS = {
+    "small": {"params_m": 1.0, "latency_ms": 3.0},
+    "middle": {"params_m": 2.0, "latency_ms": 2.0},
+    "large": {"params_m": 9.0, "latency_ms": 9.0},
+    "poor": {"params_m": 8.0, "latency_ms": 8.0},
+}
+REACHED = {"small": 0.70, "middle": 0.80, "large": 0.90, "poor": 0.60}
+
+
+def make_experiment(students: list[str] | str = "resnet10t", **search: Any) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "students",
+            "data": {"dataset": "digits"},
+            "teacher": {"network": "resnet18"},
+            "student": {"network": students},
+            "training": {"epochs": 27},
+            "search": {"space": {"methods": ["scratch", "kd", "dkd"]}, **search},
+        }
+    )
+
+
+def run(study: Study) -> list[Assignment]:
+    done = []
+    while isinstance(step := study.next(), Assignment):
+        done.append(step)
+        gain = 0.0 if step.recipe.method == BASELINE else 0.03
+        value = REACHED.get(step.recipe.student.network, 0.8) + gain
+        value += random.Random(step.recipe.hash).gauss(0, 0.005)
+        state = "complete"
+        for rung in step.rungs:
+            if not study.report(step.number, rung, {"val/top1": value * rung / 27}):
+                state = "pruned"
+                break
+        study.finish(step.number, state, {"val/top1": value, "epoch": 27 if state == "complete" else rung})  # type: ignore[arg-type]
+    assert step is None
+    return done
+
+
+@pytest.mark.parametrize("network", ["test_resnet", "segformer-mit_b0"])  # the second computes while it is made
+def test_parameters_are_those_of_the_network_that_is_built(network: str) -> None:
+    built = build_network(network, 10, image_size=32)
+    count = sum(parameter.numel() for parameter in built.parameters()) / 1e6
+    assert parameters_m(NetworkSettings(network=network), 10, 32) == count
+
+
+def test_a_latency_is_measured_once(tmp_path: Path) -> None:
+    settings, root = NetworkSettings(network="test_resnet"), Root(tmp_path)
+    threads = torch.get_num_threads()
+    first = known_latency_ms(settings, 10, (32, 32), 32, root)
+    assert first > 0
+    assert torch.get_num_threads() == threads
+    assert known_latency_ms(settings, 10, (32, 32), 32, root) == first  # to the last digit: it was not measured again
+    known_latency_ms(settings, 10, (64, 64), 64, root)
+    assert len(json.loads((tmp_path / "students.json").read_text())) == 2
+
+
+def test_students_over_a_limit_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    experiment = make_experiment(["test_resnet", "resnet10t"], max_params_m=1.0)
+    candidates = weigh_students(experiment, Root(tmp_path), 10)
+    assert set(candidates.left_out) == {"resnet10t"}
+    assert "search.max_params_m allows 1" in candidates.left_out["resnet10t"]
+    assert experiment.without(candidates.left_out).student.networks == ("test_resnet",)
+    assert not (tmp_path / "students.json").exists()  # nobody asked for latency
+    with pytest.raises(ConfigError, match="no student is left"):
+        weigh_students(make_experiment("resnet10t", max_params_m=0.1), Root(tmp_path), 10)
+    with pytest.raises(ConfigError, match="max_latency_ms allows 1e-06"):
+        weigh_students(make_experiment("test_resnet", max_latency_ms=1e-6), Root(tmp_path), 10)
+
+
+def test_a_study_remembers_who_was_left_out(tmp_path: Path) -> None:
+    experiment, folder = make_experiment(STUDENTS, trials=6), StudyFolder(tmp_path)
+    study = Study(experiment, folder, left_out={"poor": "poor is too slow"})
+    done = run(study)
+    assert "poor" not in {one.recipe.student.network for one in done}
+    again = Study(experiment, folder)
+    assert again.summary()["left_out"] == {"poor": "poor is too slow"}
+    assert "Left out: poor is too slow." in notes(again.summary())
+
+
+def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:
+    experiment = make_experiment(
+        STUDENTS, objectives=["val/top1", "student/params_m", "student/latency_ms"], budget={"trainings": 60}
+    )
+    study = Study(experiment, StudyFolder(Path("nowhere")), facts=FACTS, storage="memory", clock=lambda: 0.0)
+    done = run(study)
+    front = study.summary()["front"]
+    # `poor` is smaller and faster than `large`, but `middle` beats it in everything.
+    assert [member["student"] for member in front] == ["large", "middle", "small"]
+    assert [member["params_m"] for member in front] == [9.0, 2.0, 1.0]
+    assert study.summary()["winner"]["student"] == "large"
+    searched = [one.recipe.student.network for one in done if one.origin != "confirm"]
+    counts = [searched.count(student) for student in STUDENTS]
+    assert max(counts) - min(counts) <= 1
+    repeated = {one.recipe.student.network for one in done if one.origin == "confirm"}
+    assert {"large", "middle", "small"} <= repeated
+    assert all(member["confirmed"] for member in front)
+    assert {one.recipe.student.network for one in done if one.recipe.method == BASELINE} == set(STUDENTS)
+
+
+def test_small_students_are_not_pruned_for_being_small() -> None:
+    objectives = ["val/top1", "student/params_m"]
+    study = Study(
+        make_experiment(STUDENTS, objectives=objectives, trials=60, confirm_leaders=0),
+        StudyFolder(Path("nowhere")),
+        facts=FACTS,
+        storage="memory",
+    )
+    run(study)
+    assert {leader.student for leader in study.leaders()} == set(STUDENTS)
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ({"objectives": ["student/params_m"]}, "begin with the metric"),
+        ({"objectives": ["val/top1", "val/top5"]}, "val/top5: beside the one metric"),
+        ({"objectives": ["val/top1", "student/params_m", "student/params_m"]}, "names an objective twice"),
+        ({"objectives": ["val/top1"], "metric": "val/loss"}, "leave search.metric out"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(search: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_experiment(**search)
+
+
+# --- where others ended
+
+
+def finished(root: Root, name: str, methods: list[str]) -> None:
+    folder = root.study(name)
+    folder.path.mkdir(parents=True)
+    folder.experiment_file.write_text("name: other\n")
+    leaders = [
+        {"method": method, "sample": {"method": method, f"{method}.temperature": 100.0, "training.momentum": 0.8}}
+        for method in methods
+    ]
+    folder.write_summary({"standing": {"finished": True}, "leaders": leaders})
+
+
+def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    finished(root, "other", ["dkd", "kd", "hcd"])
+    experiment = make_experiment(warm_start_from=["other"], trials=12)
+    warm = warm_starts(experiment, finished_summaries(experiment, root))
+    # hcd is not searched here, momentum neither, and a temperature of 100 lies outside of both domains.
+    assert [sample["method"] for sample in warm.samples] == ["dkd", "kd"]
+    assert all("training.momentum" not in sample for sample in warm.samples)
+    assert all(experiment.recipe(sample) for sample in warm.samples)
+    assert warm.ranks == {"dkd": 0.0, "kd": 1.0}
+    study = Study(experiment, root.study("students"), warm=warm)
+    done = run(study)
+    assert [one.origin for one in done[:5]] == ["published", "warm", "warm", "published", "published"]
+    assert [one.recipe.method for one in done[:3]] == [BASELINE, "dkd", "kd"]
+    # It is told once: the study goes on with it also when nobody says it again.
+    assert Study(experiment, root.study("students")).told.warm == warm
+
+
+def test_what_other_studies_say_of_methods_fades() -> None:
+    experiment = make_experiment()
+    methods = ("kd", "dkd")
+    early = method_prior(experiment, methods, 0, {"dkd": 0.0, "kd": 1.0})
+    late = method_prior(experiment, methods, 20, {"dkd": 0.0, "kd": 1.0})
+    assert early["dkd"] > early["kd"] > 0
+    assert sum(early.values()) == pytest.approx(0.5)
+    assert sum(late.values()) < 0.001
+
+
+def test_studies_that_cannot_be_begun_from_are_refused(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    finished(root, "other", ["kd"])
+    with pytest.raises(StudyError, match=r"search\.warm_start_from: .*no study 'othre'.*other"):
+        finished_summaries(make_experiment(warm_start_from=["othre"]), root)
+    with pytest.raises(StudyError, match="this study itself"):
+        finished_summaries(make_experiment(warm_start_from=["students"]), root)
+    root.study("other").write_summary({"standing": {"finished": False}, "leaders": []})
+    with pytest.raises(StudyError, match="'other' is not finished"):
+        finished_summaries(make_experiment(warm_start_from=["other"]), root)

@@ -1,0 +1,301 @@
+"""Plans: counts against a real study, the played search against sums and Optuna's pruner, and what was taken."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import optuna
+import pytest
+
+from heterokd.cli.terminal.tables import plan_lines
+from heterokd.config import load_experiment
+from heterokd.execution.check import check_experiment, within_limits
+from heterokd.execution.planning.plan import plan_experiment
+from heterokd.execution.planning.plan_record import Following, costs_of_trials
+from heterokd.report.page import write_report
+from heterokd.report.tables import plan_table
+from heterokd.storage.workspace import Root
+from heterokd.study.plan.costs import Costs, MethodCost
+from heterokd.study.plan.counts import Counts, count
+from heterokd.study.plan.estimate import Plan, Stock, estimate
+from heterokd.study.plan.record import planned
+from heterokd.study.plan.simulation import BETWEEN_TRIALS, _Rungs, play
+from heterokd.study.study import Study
+
+Write = Callable[..., Path]
+
+COUNTS = Counts(
+    methods=("scratch", "kd"),
+    students=("test_resnet",),
+    starts=("scratch", "kd"),
+    samples=10,
+    sampled=("scratch", "kd"),
+    epochs=9,
+    rungs=(),
+    factor=3,
+    repeats=0,
+    seeds=0,
+)
+COSTS = Costs(
+    device="a processor",
+    parallel=1,
+    cpus=1.0,
+    gpus=0.0,
+    start=10.0,
+    process=5.0,
+    end=4.0,
+    teacher=20.0,
+    view=0.001,
+    methods={name: MethodCost(begin=1.0, epoch=2.0, live=3.0, stored=False, disk=1000) for name in ("scratch", "kd")},
+)
+NOTHING = Stock(teacher_ready=False, teacher_bytes=500, cache_bytes=0, cache_ready=0.0, views=0)
+
+
+def test_without_chance_a_plan_is_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heterokd.study.plan.simulation.NOISE", 0.0)
+    training = 1.0 + 9 * 2.0
+    plan = estimate("x", COUNTS, COSTS, NOTHING)
+    around = 10 + 20 + 4 + 5
+    assert plan.seconds.expected == pytest.approx(around + 12 * (training + BETWEEN_TRIALS))
+    assert plan.seconds.low == pytest.approx(plan.seconds.high)
+    assert plan.device_hours.expected == pytest.approx((12 * training + 20) / 3600)
+    assert plan.disk.expected == 12 * 1000 + 500
+    two = estimate("x", COUNTS, replace(COSTS, parallel=2), NOTHING)
+    assert two.seconds.expected == pytest.approx(around + 6 * (training + BETWEEN_TRIALS))
+    repeated = estimate("x", replace(COUNTS, repeats=6, seeds=2), replace(COSTS, parallel=4), NOTHING)
+    assert repeated.phases["confirmation"] == pytest.approx(2 * (training + BETWEEN_TRIALS)), "six on four places"
+
+
+def test_a_cache_is_built_beside_the_first_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heterokd.study.plan.simulation.NOISE", 0.0)
+    costs = replace(COSTS, methods={name: replace(cost, stored=True) for name, cost in COSTS.methods.items()})
+    stock = replace(NOTHING, cache_bytes=10**6, views=100_000)
+    plan, ready = (estimate("x", COUNTS, costs, one) for one in (stock, replace(stock, cache_ready=1.0)))
+    building = 100_000 * 0.001
+    assert plan.seconds.expected - ready.seconds.expected == pytest.approx(building)
+    assert plan.device_hours.expected - ready.device_hours.expected == pytest.approx(building / 3600)
+    assert plan.disk.expected - ready.disk.expected == 10**6
+    two = estimate("x", COUNTS, replace(costs, parallel=2), stock)
+    live = two.device_hours.expected * 3600 - (ready.device_hours.expected * 3600 + building + 20)
+    assert live > 0, "who trains while the cache is built runs the teacher itself"
+    confirmed = estimate("x", replace(COUNTS, repeats=6, seeds=3), costs, replace(stock, cache_ready=1.0))
+    sure = 3 * (2 * (1 + 9 * 2 + BETWEEN_TRIALS) + building)
+    assert confirmed.phases["confirmation"] == pytest.approx(sure), "each fresh seed has its own cache"
+
+
+def test_money_is_the_nodes_for_the_whole_time() -> None:
+    plan = estimate("x", COUNTS, COSTS, NOTHING, 7.2, 99.0, "EUR")
+    assert plan.money is not None
+    assert plan.money.expected == pytest.approx(plan.seconds.expected * 0.002)
+    assert plan.money.low <= plan.money.expected <= plan.money.high
+    by_device = estimate("x", COUNTS, COSTS, NOTHING, None, 3.0)
+    assert by_device.money == by_device.device_hours.times(3.0)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert Costs.from_json(json.loads(json.dumps(COSTS.to_json()))) == COSTS
+
+
+def test_prices_are_of_all_nodes(tiny_file: Write) -> None:
+    nodes = {"head": {"price_per_hour": 0.5}, "gpu": {"count": 4, "price_per_hour": 2.0}}
+    assert load_experiment(tiny_file(cluster={"nodes": nodes})).cluster.price_per_hour == 8.5
+    assert load_experiment(tiny_file()).cluster.price_per_hour is None
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_rungs_stop_whom_the_real_pruner_stops(factor: int) -> None:
+    """A worse rank is a lower value."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor, min_early_stopping_rate=0)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    rungs, draw = _Rungs(factor), random.Random(factor)
+    stopped = 0
+    for _ in range(60):
+        rank = draw.random()
+        trial = study.ask()
+        trial.report(-rank, 1)
+        said = rungs.stops(1, rank)
+        assert said == trial.should_prune()
+        stopped += said
+    assert 0 < stopped < 60
+
+
+def test_pruning_saves_what_it_ends() -> None:
+    plain, pruned = (
+        [play(replace(COUNTS, rungs=rungs), COSTS, 0, 0, seed) for seed in range(50)] for rungs in ((), (1, 3))
+    )
+    assert not any(one.pruned for one in plain)
+    assert all(0 < one.pruned < COUNTS.trainings for one in pruned)
+    assert sum(one.busy for one in pruned) < 0.9 * sum(one.busy for one in plain)
+
+
+def test_a_larger_student_takes_its_time() -> None:
+    both = replace(COSTS, students={"test_resnet": 1.0, "resnet18": 9.0})
+    asked = replace(COUNTS, students=("test_resnet", "resnet18"))
+    assert (
+        estimate("x", asked, both, NOTHING).seconds.expected
+        > 2 * estimate("x", COUNTS, COSTS, NOTHING).seconds.expected
+    )
+
+
+def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None:
+    """One after the other, nothing pruned: a real study hands out what was counted."""
+    experiment = load_experiment(
+        tiny_file(search={"prune": False, "trials": 5, "confirm_leaders": 2, "confirm_seeds": 2})
+    )
+    folder = Root(tmp_path / "runs").study("tiny")
+    counts = count(experiment, {})
+    assert counts.rungs == ()
+    study = Study(experiment, folder)
+    origins: list[str] = []
+    while (assignment := study.next()) is not None:
+        assert assignment != "wait"
+        origins.append(assignment.origin)
+        trial = folder.trial(assignment.number)
+        trial.start(assignment.recipe, {"origin": assignment.origin, "confirms": assignment.confirms})
+        study.finish(assignment.number, "complete", {"val/top1": (1 + assignment.number) / 20})  # scratch is worst
+        trial.update({"state": "complete"})
+        left = count(experiment, {}, folder)
+        assert left.done == len(origins)
+        assert left.trainings == counts.trainings - len(origins)
+    assert origins.count("published") == len(counts.starts) == 3
+    assert origins.count("sampled") == counts.samples == 2
+    assert origins.count("confirm") == counts.repeats
+
+
+def test_adaptive_repetitions_and_budgets_are_counted(tiny_file: Write) -> None:
+    def counted(affordable: float | None = None, **search: Any) -> Counts:
+        asked = {"prune": False, "trials": 60, "confirm_leaders": None, **search}
+        return count(load_experiment(tiny_file(search=asked)), {}, None, affordable)
+
+    plain = counted()
+    assert plain.is_adaptive
+    assert plain.repeats == pytest.approx(0.4 / 0.6 * 60, abs=1), "0.4 of all training"
+    assert counted(trials=8).repeats == 0, "below COLD"
+    limited = counted(budget={"trainings": 30}, trials=10_000)
+    assert len(limited.starts) + limited.samples + limited.repeats == pytest.approx(30, abs=1)
+    assert counted(30.0, trials=10_000) == limited
+    assert counted(1000.0) == plain, "more than it needs"
+    fixed = counted(confirm_leaders=3, confirm_seeds=2)
+    assert (fixed.repeats, fixed.seeds, fixed.is_adaptive) == (8, 2, False)
+
+
+def made_search(root: Root) -> tuple[Any, Any]:
+    """Both starts of a search that began a minute ago."""
+    question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
+    folder = fabricated.study(root, question)
+    now = time.time()
+    for number, (method, seconds) in enumerate((("scratch", 3.0), ("kd", 9.0))):
+        trial = fabricated.trial(folder, question, number, method)
+        spent = {"began": now - 30, "ended": now - 30 + seconds, "pid": number, "origin": "published"}
+        trial.update({**spent, "metrics": {"val/top1": 0.5}})
+    return question, folder
+
+
+def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
+    following = Following(question, root, root.study("tiny"), {})
+    following.began -= 60
+    following.prepared(20.0)
+    following.trial_ended()
+    assert planned(root.study("tiny")) is None, "nothing has been trained"
+    _, folder = made_search(root)
+    following.trial_ended()
+    known = planned(folder)
+    assert known is not None
+    plan, actual = known
+    assert not actual
+    assert plan.source == "read off its first trials"
+    first = folder.trial(0).status["began"]
+    assert plan.phases["start"] == pytest.approx(first - following.began - 20)
+    assert plan.phases["teacher"] == 20
+    assert plan.parallel == 2
+    costs = costs_of_trials(folder.trials(), following.began)
+    assert costs is not None
+    assert {name: cost.epoch for name, cost in costs.methods.items()} == pytest.approx({"scratch": 1.0, "kd": 3.0})
+    following.ended()
+    known = planned(folder)
+    assert known is not None
+    assert 60 < known[1]["seconds"] < time.time() - following.began
+    per_trial = costs.gpus or costs.cpus
+    of_teacher = 20 * (1 if costs.gpus else costs.cpus * costs.parallel)
+    assert known[1]["device_hours"] == pytest.approx((12 * per_trial + of_teacher) / 3600)
+    assert known[1]["trainings"] == 2
+    resumed = Following(question, root, folder, {})
+    resumed.ended()
+    again = planned(folder)
+    assert again == known, "a run that trains nothing takes nothing"
+    resumed.done -= 1
+    resumed.ended()
+    again = planned(folder)
+    assert again is not None
+    assert again[1]["device_hours"] == known[1]["device_hours"], "the teacher was there"
+
+
+def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    question = fabricated.experiment(
+        search={"space": {"methods": ["scratch", "kd"]}, "trials": 6},
+        cluster={"nodes": {"one": {"price_per_hour": 36.0}}, "currency": "EUR"},
+    )
+    following = Following(question, root, root.study("tiny"), {})
+    following.began -= 60
+    _, folder = made_search(root)
+    following.trial_ended()
+    following.ended()
+    table = plan_table(folder)
+    assert table is not None
+    rows = {row["name"]: row for row in table["rows"]}
+    assert float(rows["EUR"]["taken"]) == pytest.approx(0.6, abs=0.02)
+    assert float(rows["EUR"]["planned"]) == pytest.approx(36 / 60 * float(rows["minutes"]["planned"]), rel=0.1)
+    assert rows["trainings"]["planned"] == "6"
+    standing = {"complete": 2, "pruned": 0, "failed": 0, "confirmations_done": 0, "planned": 6}
+    summary = {"metric": "val/top1", "maximise": True, "winner": None, "scratch": None, "leaders": [], "excluded": {}}
+    teacher = {"network": "vit", "metric": "val/top1", "val_score": 0.9}
+    write_report(folder, question, {**summary, "teacher": teacher, "standing": standing})
+    assert "Planned and taken" in folder.report.read_text()
+
+
+def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    folder = root.study("tiny")
+    folder.path.mkdir(parents=True)
+    (folder.path / "plan.json").write_text(json.dumps({"question": "other", "plan": {}, "costs": {}}))
+    Following(load_experiment(tiny_file()), root, folder, {})
+    assert not (folder.path / "plan.json").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: Path) -> None:
+    # Two at a time: each has one thread, which two on a busy machine would wait for.
+    search = {"parallel": 2, "max_params_m": 1.0}
+    experiment = load_experiment(tiny_file(student={"network": ["test_efficientnet", "resnet18"]}, search=search))
+    root = Root(tmp_path / "runs")
+    said: list[str] = []
+    plan = plan_experiment(experiment, root, say=said.append)
+    assert said[-1] == "timing 3 kinds of training, 2 at a time"
+    pruned = plan.trainings["pruned"]
+    assert plan.trainings == {"published": 3, "sampled": 1, "pruned": pruned, "repeated": 2, "done": 0}
+    # Scratch and KD are not stopped; of the third and the fourth to arrive, whoever is not the best so far.
+    assert pruned == pytest.approx(2 / 3 + 3 / 4, abs=0.15)
+    assert plan.source == "measured"
+    assert 0 < plan.seconds.low < plan.seconds.expected < plan.seconds.high
+    assert all(seconds > 0 for seconds in plan.phases.values())
+    assert plan.memory is not None
+    assert plan.memory > 2e8
+    assert plan.ready == {"teacher": 0.0, "cache": 0.0}
+    assert not root.teachers.exists(), "nothing was fitted"
+    # resnet18 is over the limit: neither counted nor timed.
+    assert set(plan.left_out) == {"resnet18"}
+    assert plan_lines(plan)[-1].startswith(
+        "left out   resnet18 has 11.2 million parameters, search.max_params_m allows 1"
+    )
+    assert planned(root.study("tiny")) == (plan, {})
+    left, _ = within_limits(experiment, root)
+    assert left.student.networks == ("test_efficientnet",)
+    assert Following(left, root, root.study("tiny"), check_experiment(left)).is_planned

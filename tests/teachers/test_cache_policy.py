@@ -1,0 +1,418 @@
+"""The teacher's cache in searches and trainings: the results are the live teacher's, whatever goes wrong with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import Run
+from filelock import FileLock
+from mounts import small_disk
+
+from heterokd.config import CachingSettings, Experiment, load_experiment
+from heterokd.execution.cache_builders import Filling, plan_filling
+from heterokd.execution.driver import Found, search
+from heterokd.execution.run import run_recipe
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Root
+from heterokd.teachers.cache.maintenance import list_caches, verify_cache
+from heterokd.teachers.cache_policy import CacheUse, open_cache
+from heterokd.teachers.prepare import open_prepared, prepare_teacher
+from heterokd.training.data import open_splits
+from heterokd.training.teacher import LiveTeacher
+
+Write = Callable[..., Path]
+# Full blocks: the live teacher's last bits are those of a cache only there.
+BATCH = {"batch_size": 16}
+SEARCH = {"space": {"methods": ["kd"]}, "trials": 2, "prune": False, "confirm_leaders": 0}
+SCENES = {
+    "data": {"dataset": "digit_scenes", "image_size": 32, "labels_per_class": None, "train_images": 16},
+    "teacher": {
+        "network": "segformer-test_resnet",
+        "options": {"decoder_segmentation_channels": 16},
+        "training": {"epochs": 1, "warmup_epochs": 0, "batch_size": 64, "precision": "fp32", "channels_last": False},
+    },
+    "student": {"network": "segformer-test_efficientnet", "options": {"decoder_segmentation_channels": 16}},
+    "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "precision": "fp32", "channels_last": False},
+    "search": {"space": {"methods": ["pixel_kd"]}, "trials": 2, "confirm_leaders": 0, "parallel": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """The fitted teacher of the tiny experiment, for all of this module."""
+    return Root(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def root(shared_root: Root, tmp_path: Path) -> Root:
+    """A root of one's own, with the fitted teachers."""
+    if shared_root.teachers.exists():
+        shutil.copytree(shared_root.teachers, tmp_path / "runs/teachers")
+    return Root(tmp_path / "runs")
+
+
+@pytest.fixture
+def asked(tiny_file: Write, shared_root: Root) -> Callable[..., tuple[Experiment, Path | None]]:
+    """The tiny experiment with changes, and its teacher's weights."""
+
+    def load(**changes: Any) -> tuple[Experiment, Path | None]:
+        training = {**BATCH, **changes.pop("training", {})}
+        experiment = load_experiment(tiny_file(training=training, **changes))
+        return experiment, prepare_teacher(experiment, shared_root).weights
+
+    return load
+
+
+def trained(
+    experiment: Experiment, weights: Path | None, root: Root, name: str, cache: CacheUse = "found", method: str = "kd"
+) -> list[dict[str, float]]:
+    """The reports of one training, without times."""
+    folder = TrialFolder(root.path / name)
+    recipe = experiment.recipe(experiment.published(method))
+    folder.start(recipe, {})
+    run_recipe(recipe, folder, root, weights, lambda metrics: True, cache=cache)
+    return [{key: value for key, value in report.items() if "time/" not in key} for report in folder.metrics()]
+
+
+class Forwards:
+    """Counts how often the live teacher runs on views."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        real = LiveTeacher.outputs
+
+        def outputs(teacher: LiveTeacher, *given: Any) -> Any:
+            self.count += 1
+            return real(teacher, *given)
+
+        patch.setattr(LiveTeacher, "outputs", outputs)
+
+
+def planned(experiment: Experiment, root: Root, weights: Path | None) -> Filling:
+    filling = plan_filling(experiment, root, weights)
+    assert filling is not None
+    return filling
+
+
+def complete(experiment: Experiment, root: Root, weights: Path | None) -> Filling:
+    """The experiment's cache, built in this process."""
+    filling = planned(experiment, root, weights)
+    splits = open_splits(experiment.data)
+    live = open_prepared(filling.recipe, weights, splits.num_classes)
+    open_cache(filling.recipe, splits, live, root, "cpu", build=True)
+    return filling
+
+
+def test_a_training_reads_a_complete_cache_and_is_the_live_teachers(
+    asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, weights = asked()
+    forwards = Forwards(monkeypatch)
+    live = trained(experiment, weights, root, "live")
+    steps = forwards.count
+    assert steps >= 6
+    assert not root.caches.exists()
+    filling = complete(experiment, root, weights)
+    forwards.count = 0
+    assert trained(experiment, weights, root, "cached") == live
+    assert forwards.count == 1, "the audit's sample, and nothing else"
+    assert verify_cache(filling.folder) == []
+
+
+@pytest.mark.parametrize("method", ["dkd", "rsd"])
+def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: Root) -> None:
+    experiment, weights = asked(search={"space": {"methods": ["kd", method]}})
+    live = trained(experiment, weights, root, "live", method=method)
+    complete(experiment, root, weights)
+    assert trained(experiment, weights, root, "cached", method=method) == live
+    assert len(list_caches(root.caches)) == 1
+
+
+def test_heterokd_distill_reads_a_complete_cache(
+    cli: Run, asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, weights = asked()
+    complete(experiment, root, weights)
+    forwards = Forwards(monkeypatch)
+    done = cli("distill", "tiny.yaml", "--method", "kd", "--root", root.path)
+    assert done.code == 0, done.err
+    assert forwards.count <= 1
+
+
+@pytest.mark.parametrize("cache", [{"dtype": "fp16"}, {"top_k": 4}, {"dtype": "fp16", "top_k": 4}], ids=str)
+def test_rounded_outputs_belong_to_the_recipe_wherever_they_come_from(
+    cache: dict[str, Any], asked: Callable[..., Any], root: Root
+) -> None:
+    exact = trained(*asked(), root, "exact")
+    experiment, weights = asked(cache=cache)
+    rounded = trained(experiment, weights, root, "live")  # nothing is stored yet: computed, and rounded alike
+    complete(experiment, root, weights)
+    assert trained(experiment, weights, root, "cached") == rounded != exact
+    assert rounded[0]["train/loss"] == pytest.approx(exact[0]["train/loss"], rel=0.1)
+
+
+def test_fewer_views_than_epochs_are_shown_again(asked: Callable[..., Any], root: Root) -> None:
+    experiment, weights = asked(cache={"views": 2})
+    live = trained(experiment, weights, root, "live")
+    filling = complete(experiment, root, weights)
+    assert filling.key.views == 2 < experiment.training.epochs
+    assert trained(experiment, weights, root, "cached") == live
+    recipe = TrialFolder(root.path / "cached").recipe
+    assert (recipe.cache.views, recipe.views) == (2, 2)
+    other = trained(*asked(), root, "others")
+    assert [report["train/loss"] == one["train/loss"] for report, one in zip(live, other, strict=True)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_another_teacher_policy_or_seed_is_another_cache(asked: Callable[..., Any], root: Root) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"teacher": {"training": {"epochs": 1, "warmup_epochs": 0, "precision": "fp32", "channels_last": False}}},
+        {"data": {"augment": "none"}},
+        {"training": {"seed": 1}},
+        {"cache": {"dtype": "fp16"}},
+    ]
+    fillings = [complete(experiment, root, weights) for experiment, weights in (asked(**one) for one in changes)]
+    assert len({filling.key.id for filling in fillings}) == len(changes)
+    assert {card.id for card in list_caches(root.caches)} == {filling.key.id for filling in fillings}
+    assert all(not filling.missing and verify_cache(filling.folder) == [] for filling in fillings)
+
+
+def truncated(folder: Path) -> None:
+    shard = folder / "shards/000000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+
+
+def flipped(folder: Path) -> None:
+    shard = folder / "shards/000000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def half_a_manifest(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text()[:20])
+
+
+def no_shard(folder: Path) -> None:
+    (folder / "shards/000000.arrow").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, half_a_manifest, no_shard])
+def test_a_damaged_cache_ends_a_search_before_it_begins(
+    damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Root
+) -> None:
+    experiment, weights = asked()
+    damage(Path(complete(experiment, root, weights).folder.path))
+    done = cli("search", "tiny.yaml", "--root", root.path)
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if "alembic" not in line]
+    assert line.startswith(f"error: {root.caches}")
+    assert "build the cache again" in line
+    assert not root.study("tiny").path.exists()
+
+
+def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
+    asked: Callable[..., Any], root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment, weights = asked(cache={"max_gb": 1e-6})
+    live = trained(experiment, weights, root, "live")
+    obstacle = planned(experiment, root, weights).obstacle
+    assert obstacle is not None
+    assert obstacle.startswith("cache.max_gb: a cache of logits [10] and embedding [64]")
+    assert trained(experiment, weights, root, "small", "built") == live
+    experiment, weights = asked()
+    with small_disk(root.caches, "16k"):
+        obstacle = planned(experiment, root, weights).obstacle
+        assert obstacle is not None
+        assert re.search(r"more bytes, [\d,]+ are free", obstacle)
+        assert trained(experiment, weights, root, "full", "built") == live
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the teacher's cache is not complete (")
+
+
+def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[..., Any], root: Root) -> None:
+    experiment, weights = asked(**SCENES)
+    live = trained(experiment, weights, root, "live", method="pixel_kd")
+    filling = complete(experiment, root, weights)
+    assert filling.key.logits is not None
+    assert len(filling.key.logits) == 3
+    assert filling.key.embedding is None
+    cached = trained(experiment, weights, root, "cached", method="pixel_kd")
+    assert [report["val/miou"] for report in cached] == [report["val/miou"] for report in live]
+    assert cached == live
+
+
+@pytest.fixture
+def find(tiny_file: Write, root: Root, local_ray: None) -> Callable[..., Found]:
+    def run(name: str, listener: Any = None, **changes: Any) -> Found:
+        settings = {"training": BATCH, "search": SEARCH, **changes}
+        return search(load_experiment(tiny_file(name=name, **settings)), root, listener=listener)
+
+    return run
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any], root: Root) -> None:
+    experiment, weights = asked()
+    filling = planned(experiment, root, weights)
+
+    def command() -> str:
+        done = cli("cache", "tiny.yaml", "--root", "runs")
+        assert done.code == 0, done.err
+        return done.out
+
+    assert f"cache {filling.key.id} built in " in command()
+    assert verify_cache(filling.folder) == []
+    live = trained(experiment.model_copy(update={"cache": CachingSettings(enabled=False)}), weights, root, "live")
+    assert trained(experiment, weights, root, "cached") == live
+    assert f"cache {filling.key.id} is complete; nothing was built" in command()
+    flipped(Path(filling.folder.path))
+    assert "shards/000000.arrow: it was damaged" in command()
+    assert verify_cache(filling.folder) == []
+    refused = cli("cache", "tiny.yaml", "--root", "runs", "--set", "cache.enabled=false")
+    assert refused.code == 2
+    assert "cache.enabled: is false" in refused.err
+
+
+def outcomes(found: Found) -> list[tuple[str, str, float]]:
+    """State, sample and last validation loss of each trial."""
+    return [
+        (trial.status["state"], str(trial.status["sample"]), trial.metrics()[-1]["val/loss"])
+        for trial in found.folder.trials()
+    ]
+
+
+class Mapped:
+    """Looks which trials' processes have a cache's shard in their memory."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, bool] = {}
+
+    def __call__(self, event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
+        try:
+            maps = Path(f"/proc/{trial.status['pid']}/maps").read_text()
+        except OSError:  # after its last report a trial's process may be gone
+            maps = ""
+        self.seen[trial.number] = self.seen.get(trial.number, False) or "000000.arrow" in maps
+
+
+@pytest.mark.slow
+def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
+    cli: Run, find: Callable[..., Found], root: Root
+) -> None:
+    confirmed = {**SEARCH, "confirm_leaders": 1, "confirm_seeds": 1}
+    first = find("first", search=confirmed)
+    cards = list_caches(root.caches)
+    assert [card.complete for card in cards] == [True, True], "of the experiment's seed, and of the confirmation's"
+    assert all(verify_cache(root.caches / card.id) == [] for card in cards)
+    reading = Mapped()
+    second = find("second", reading, search=confirmed)
+    assert reading.seen == {trial.number: True for trial in second.folder.trials()}
+    live = find("live", search=confirmed, cache={"enabled": False})
+    assert outcomes(first) == outcomes(second) == outcomes(live)
+    assert first.summary["winner"]["number"] == live.summary["winner"]["number"]
+    done = cli("cache", "tiny.yaml", "--set", "cache.enabled=true", "--root", "runs")
+    assert done.code == 0
+    assert "is complete; nothing was built" in done.out
+
+
+def builders() -> Iterator[psutil.Process]:
+    """Actors below this process that build a cache."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any("ray::Builder.build" in part for part in process.cmdline()):
+                yield process
+        except psutil.Error:
+            continue
+
+
+@pytest.mark.slow
+def test_a_killed_builder_costs_nothing_but_its_shard(
+    find: Callable[..., Found], asked: Callable[..., Any], root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment, weights = asked(name="killed", search=SEARCH)
+    filling = planned(experiment, root, weights)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for process in builders():
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+            time.sleep(0.2)
+
+    locks = Path(filling.folder.path) / "locks"
+    locks.mkdir(parents=True)
+    killer = threading.Thread(target=kill, daemon=True)
+    with FileLock(
+        Path(filling.folder.path) / "locks/000000.lock"
+    ):  # the builder waits for its shard until it is killed
+        killer.start()
+        found = find("killed")
+    assert killed
+    assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
+    assert "a builder died" in caplog.text
+    assert not filling.is_complete
+    again = find("again")  # completes it
+    assert filling.is_complete
+    assert outcomes(again) == outcomes(found)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_too_small_costs_one_sentence(
+    find: Callable[..., Found], root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(root.caches, "16k"):
+        found = find("full")
+        assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
+        (record,) = [record for record in caplog.records if record.name.startswith("heterokd")]
+        assert record.getMessage().startswith("the teacher runs live (")
+        assert list_caches(root.caches) == []
+
+
+@pytest.mark.slow
+def test_two_searches_that_build_one_cache_at_once(tiny_file: Write, asked: Callable[..., Any], root: Root) -> None:
+    asked()
+    if not root.teachers.exists():
+        prepare_teacher(load_experiment(tiny_file(training=BATCH)), root)
+    file = tiny_file(training=BATCH, search=SEARCH)
+    program = [sys.executable, "-m", "heterokd", "search", str(file), "--root", str(root.path)]
+    running = [
+        subprocess.Popen([*program, "--set", f"name={name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    for process in running:
+        _, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err
+    (card,) = list_caches(root.caches)
+    assert card.complete
+    assert verify_cache(root.caches / card.id) == []
+    losses = [[trial.metrics()[-1]["val/loss"] for trial in root.study(name).trials()] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., Found], root: Root) -> None:
+    find("filling", **SCENES)
+    reading = Mapped()
+    cached = find("cached", reading, **SCENES)
+    assert all(reading.seen.values())
+    live = find("live", **SCENES, cache={"enabled": False})
+    assert outcomes(cached) == outcomes(live)

@@ -1,0 +1,75 @@
+"""heterokd in a program: light to import, and the notebook's cells run as they stand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import heterokd
+from heterokd import Experiment, distill, load_experiment, load_student
+from heterokd.errors import StudyError, UserError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def modules_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    assert not modules_after("import heterokd") & {"torch", "timm", "ray", "optuna", "mlflow", "pydantic"}
+
+
+def test_reading_an_experiment_imports_no_service() -> None:
+    loaded = modules_after("from heterokd import Experiment, load_experiment, search, distill, load_student")
+    assert "heterokd.api" in loaded
+    assert not loaded & {"ray", "optuna", "mlflow"}
+
+
+def test_its_names_are_explained() -> None:
+    assert heterokd.__all__ == sorted(heterokd.__all__)
+    for name in heterokd.__all__:
+        assert getattr(heterokd, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        _ = heterokd.serch  # type: ignore[attr-defined]
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    experiment = load_experiment(EXAMPLES.parent / "experiments" / "quickstart.yaml")
+    assert isinstance(experiment, Experiment)
+    with pytest.raises(UserError, match="did you mean 'hcd'"):
+        distill(experiment, "hdc", tmp_path)
+    with pytest.raises(StudyError, match="there is no study 'nothing'"):
+        load_student("studies/nothing", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETEROKD_EXPERIMENT", str(EXAMPLES.parent / "experiments" / "quickstart.yaml"))
+    monkeypatch.setenv("HETEROKD_ROOT", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    names: dict[str, object] = {}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "outputs are cleared before a notebook is committed"
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert names["found"].summary["standing"]["finished"]  # type: ignore[attr-defined]
+    logits = names["logits"]
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (1, 10)
+
+
+def test_the_example_compiles() -> None:
+    file = EXAMPLES / "quickstart.py"
+    compile(file.read_text(), str(file), "exec")

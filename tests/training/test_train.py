@@ -1,0 +1,198 @@
+"""The training loop: seeded, resumable bit for bit, finite or a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from heterokd.config import Experiment, NetworkSettings, Recipe, load_experiment, methods_of
+from heterokd.datasets import load_dataset
+from heterokd.datasets.io.loaders import Loaders, make_loaders
+from heterokd.datasets.views.policy import POLICIES
+from heterokd.errors import CheckpointError, PairError, TrainingDiverged
+from heterokd.networks.network import build_network
+from heterokd.networks.weights import weights_hash
+from heterokd.training.precision import Precision
+from heterokd.training.teacher import LiveTeacher
+from heterokd.training.train import Metrics, Trained, build_distiller, train
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def experiment(tiny_file: Write) -> Experiment:
+    return load_experiment(tiny_file(search={"space": {"methods": "all"}}))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LiveTeacher:
+    torch.manual_seed(0)
+    return LiveTeacher(build_network("test_vit", 10, {"img_size": 32, "patch_size": 8}))
+
+
+# BatchNorm and ReLU at the end of every stage, a linear classifier after the average, last maps of 4 x 4 positions at
+# 32 pixels: what the methods read that do not exist for the tiny pair.
+RESNET = NetworkSettings(network="test_resnet", options={"output_stride": 8})
+
+
+@pytest.fixture(scope="module")
+def resnet_teacher() -> LiveTeacher:
+    torch.manual_seed(0)
+    return LiveTeacher(build_network(RESNET.network, 10, RESNET.options))
+
+
+def loaders_of(recipe: Recipe) -> Loaders:
+    splits = load_dataset("digits", image_size=32, labels_per_class=recipe.data.labels_per_class)
+    return make_loaders(splits, POLICIES["digits"], recipe.training.batch_size, seed=recipe.training.seed)
+
+
+def run(
+    recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bool] | None = None, **more: object
+) -> Trained:
+    return train(recipe, teacher, loaders_of(recipe), report or (lambda metrics: True), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", methods_of("classification"))
+def test_every_method_trains_and_reports_what_it_sums(
+    method: str, experiment: Experiment, teacher: LiveTeacher, resnet_teacher: LiveTeacher
+) -> None:
+    recipe = experiment.recipe({"method": method})
+    try:
+        build_distiller(recipe, teacher, 10)
+    except PairError:
+        recipe, teacher = recipe.model_copy(update={"student": RESNET}), resnet_teacher
+    before = weights_hash(teacher.network)
+    reports: list[Metrics] = []
+
+    def report(metrics: Metrics) -> bool:
+        reports.append(dict(metrics))
+        return True
+
+    trained = run(recipe, teacher, report)
+    assert [metrics["epoch"] for metrics in reports] == [1, 2, 3]
+    assert not trained.stopped
+    assert not trained.student.training
+    for metrics in reports:
+        terms = [
+            value
+            for key, value in metrics.items()
+            if key.startswith("train/") and key not in ("train/loss", "train/learning_rate")
+        ]
+        assert sum(terms) == pytest.approx(metrics["train/loss"], rel=1e-4)
+        assert {"val/top1", "val/top5", "val/loss", "val/agreement", "time/images_per_second"} <= set(metrics)
+    assert weights_hash(teacher.network) == before
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+
+
+@pytest.mark.parametrize("method", ["kd", "hcd", "fbt"])
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_gives_others(
+    method: str, experiment: Experiment, teacher: LiveTeacher
+) -> None:
+    recipe = experiment.recipe({"method": method})
+    first, second = (weights_hash(run(recipe, teacher).student) for _ in range(2))
+    assert first == second
+    other = experiment.recipe({"method": method}, seed=1)
+    assert weights_hash(run(other, teacher).student) != first
+
+
+@pytest.mark.parametrize("method", ["kd", "hcd", "fbt", "crd"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resuming_from_a_checkpoint_equals_never_having_stopped(
+    method: str, ema: float | None, experiment: Experiment, teacher: LiveTeacher, tmp_path: Path
+) -> None:
+    recipe = experiment.recipe({"method": method})
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"ema": ema})})
+    whole = run(recipe, teacher)
+    file = tmp_path / "checkpoint.pt"
+    stopped = run(recipe, teacher, lambda metrics: metrics["epoch"] < 2, checkpoint=file)
+    assert stopped.stopped
+    assert stopped.epochs == 2
+    epochs: list[float] = []
+
+    def report(metrics: Metrics) -> bool:
+        epochs.append(metrics["epoch"])
+        return True
+
+    resumed = run(recipe, teacher, report, checkpoint=file)
+    assert epochs == [3]
+    assert weights_hash(resumed.student) == weights_hash(whole.student)
+    assert resumed.metrics["val/loss"] == whole.metrics["val/loss"]
+
+
+def test_a_finished_training_is_not_trained_again(experiment: Experiment, teacher: LiveTeacher, tmp_path: Path) -> None:
+    recipe, file = experiment.recipe({"method": "kd"}), tmp_path / "checkpoint.pt"
+    whole = run(recipe, teacher, checkpoint=file, rungs=(3,))
+    again = run(recipe, teacher, lambda metrics: pytest.fail("trained again"), checkpoint=file)
+    assert weights_hash(again.student) == weights_hash(whole.student)
+    assert again.metrics["val/top1"] == whole.metrics["val/top1"]
+    assert again.epochs == 3
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(
+    experiment: Experiment, teacher: LiveTeacher, tmp_path: Path
+) -> None:
+    file = tmp_path / "checkpoint.pt"
+    run(experiment.recipe({"method": "kd"}), teacher, lambda metrics: False, checkpoint=file)
+    with pytest.raises(CheckpointError, match="belongs to recipe"):
+        run(experiment.recipe({"method": "dist"}), teacher, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run(experiment.recipe({"method": "kd"}), teacher, checkpoint=file)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(
+    experiment: Experiment, teacher: LiveTeacher
+) -> None:
+    recipe = experiment.recipe({"method": "kd", "training.learning_rate": 1e30})
+    with pytest.raises(TrainingDiverged, match=r"train/loss.*method 'kd'.*epoch \d.*learning_rate"):
+        run(recipe, teacher)
+
+
+def test_the_learning_rate_rises_and_falls(experiment: Experiment, teacher: LiveTeacher) -> None:
+    training = experiment.training.model_copy(update={"epochs": 6, "warmup_epochs": 2.0})
+    recipe = experiment.model_copy(update={"training": training}).recipe({"method": "scratch"})
+    rates: list[float] = []
+
+    def report(metrics: Metrics) -> bool:
+        rates.append(metrics["train/learning_rate"])
+        return True
+
+    run(recipe, teacher, report)
+    assert rates[0] < rates[1] == max(rates)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_student_learns_real_digits(experiment: Experiment, teacher: LiveTeacher) -> None:
+    training = experiment.training.model_copy(update={"epochs": 30})
+    data = experiment.data.model_copy(update={"labels_per_class": 20})
+    recipe = experiment.model_copy(update={"training": training, "data": data}).recipe({"method": "scratch"})
+    assert run(recipe, teacher).metrics["val/top1"] > 0.8
+
+
+def test_a_linear_head_leaves_the_encoder_as_it_was(experiment: Experiment, teacher: LiveTeacher) -> None:
+    training = experiment.training.model_copy(update={"trainable": "head"})
+    recipe = experiment.model_copy(update={"training": training}).recipe({"method": "scratch"})
+    before = build_distiller(recipe, teacher, 10).student.state_dict()
+    after = run(recipe, teacher).student
+    changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
+    head = {id(parameter) for parameter in after.head.parameters()}
+    assert changed == {name for name, parameter in after.named_parameters() if id(parameter) in head}
+
+
+def test_the_distiller_holds_no_teacher(experiment: Experiment, teacher: LiveTeacher) -> None:
+    distiller = build_distiller(experiment.recipe({"method": "fbt"}), teacher, 10)
+    mine = {id(parameter) for parameter in distiller.parameters()}
+    assert not mine & {id(parameter) for parameter in teacher.network.parameters()}
+
+
+def test_bf16_trains(experiment: Experiment, teacher: LiveTeacher) -> None:
+    training = experiment.training.model_copy(update={"clip_grad": 1.0})
+    recipe = experiment.model_copy(update={"training": training}).recipe({"method": "hcd"})
+    trained = run(recipe, teacher, precision=Precision("bf16", channels_last=True))
+    in_fp32 = run(recipe, teacher)
+    assert trained.metrics["train/loss"] == pytest.approx(in_fp32.metrics["train/loss"], rel=0.2)
+    assert weights_hash(trained.student) != weights_hash(in_fp32.student)
