@@ -36,7 +36,6 @@ from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
 from heterokd.storage.filesystem import open_folder
-from heterokd.task_modules import ClassificationTask
 from heterokd.teachers.cache.build import build_shards, finish
 from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
 from heterokd.teachers.cache.compute import view_outputs
@@ -46,6 +45,7 @@ from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.training.distiller import Distiller
 from heterokd.training.precision import FP32
 from heterokd.training.step import Updates
+from heterokd.training.task_modules import ClassificationTask
 from heterokd.training.teacher import LiveTeacher
 
 STORED = Signal.LOGITS | Signal.EMBEDDING

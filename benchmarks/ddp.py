@@ -39,10 +39,10 @@ from heterokd.execution.ray_connection import connected
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch
-from heterokd.task_modules import ClassificationTask
 from heterokd.training.distiller import Distiller
 from heterokd.training.precision import FP32, forbid_tf32
 from heterokd.training.step import Updates
+from heterokd.training.task_modules import ClassificationTask
 from heterokd.training.teacher import LiveTeacher
 
 GOAL = 1.05

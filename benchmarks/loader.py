@@ -30,8 +30,8 @@ from heterokd.datasets.io.split import ArrayImages, Images, Split
 from heterokd.datasets.views.policy import POLICIES
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch
-from heterokd.task_modules import ClassificationTask
 from heterokd.training.optim import build_optimizer
+from heterokd.training.task_modules import ClassificationTask
 
 CASES: dict[str, dict[str, Any]] = {
     "32": {"student": "test_resnet", "batch": 64, "images": 512, "classes": 10, "steps": 5},

@@ -30,11 +30,11 @@ from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Root
 from heterokd.study.significance import compare
-from heterokd.task_modules import build_task
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import device_name
+from heterokd.training.task_modules import build_task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENT = REPOSITORY / "experiments" / "segmentation_quickstart.yaml"

@@ -27,9 +27,9 @@ from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
-from heterokd.task_modules import SegmentationTask
 from heterokd.training.distiller import Distiller
 from heterokd.training.optim import build_optimizer
+from heterokd.training.task_modules import SegmentationTask
 
 BASELINE = "pixel_kd"
 SEGMENTERS = [name for name, method in METHODS.items() if "segmentation" in method.tasks]

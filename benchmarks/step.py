@@ -33,11 +33,11 @@ from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
-from heterokd.task_modules import ClassificationTask
 from heterokd.teachers.cache.cached_teacher import CacheSettings, open_or_build
 from heterokd.training.distiller import Distiller
 from heterokd.training.precision import Precision, forbid_tf32
 from heterokd.training.step import Updates
+from heterokd.training.task_modules import ClassificationTask
 from heterokd.training.teacher import LiveTeacher, Teacher
 
 METHODS_SHOWN = ("scratch", "kd", "dkd", "dist", "nkd", "hcd", "rkd", "crd", "ofa", "fitnet", "fbt")

@@ -27,10 +27,10 @@ from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import Network, build_network
 from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.task_modules import ClassificationTask
 from heterokd.training.distiller import Distiller
 from heterokd.training.optim import build_optimizer
 from heterokd.training.precision import Precision, forbid_tf32
+from heterokd.training.task_modules import ClassificationTask
 
 IN_A_ROW = 10
 """Steps of one figure on a GPU: a training does not wait for the device after each."""

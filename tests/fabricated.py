@@ -23,9 +23,9 @@ from heterokd.outputs import Signal
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Root
-from heterokd.task_modules import SegmentationTask
 from heterokd.tasks import TASKS
 from heterokd.tracking.store import open_store
+from heterokd.training.task_modules import SegmentationTask
 
 
 def experiment(name: str = "tiny", **sections: Any) -> Experiment:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from heterokd.outputs import IGNORE, Batch, labels_at
-from heterokd.task_modules import SegmentationTask, iou_per_class
 from heterokd.training.evaluation import evaluate, image_results
+from heterokd.training.task_modules import SegmentationTask, iou_per_class
 
 K = 5
 

@@ -26,7 +26,7 @@ Deviations: C_k is drawn by some steps only, so MSE(C_k(t_k), s_k), s_k detached
 `bridge`; its weight is w_f): unused weights stop distributed training, and the term moves nothing but C_k. Bridges
 between two CNNs are a 3x3 convolution and batch norm (strided where the target grid is smaller, after nearest
 upsampling where it is wider, for which the authors transpose a convolution) without their LeakyReLU, since not every
-CNN ends its stages in ReLU; all others are patch embedding and window attention (`heterokd.methods._projectors.Bridge`). Maps
+CNN ends its stages in ReLU; all others are patch embedding and window attention (`_projectors.Bridge`). Maps
 are compared as the stages give them, so pooling is not preceded by a ReLU. Behind a crossing, class tokens start from
 the network's own parameter. The warm-up is linear in steps.
 """

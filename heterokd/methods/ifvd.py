@@ -9,7 +9,7 @@ https://doi.org/10.1007/978-3-030-58571-6_21
     variation = mean over valid positions of (M_s,i - M_t,i)^2
     L = kd_weight * PixelKD + variation_weight * variation + adversarial_weight * G + discriminator_weight * D
 
-G and D are the hinge terms of `heterokd/methods/_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
+G and D are the hinge terms of `_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
 those of CIRKD's program (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
 
 Deviations: maps of unlike grids are averaged to the smaller one first. Positions whose label is IGNORE take no part;

@@ -27,13 +27,13 @@ from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Root
 from heterokd.students.registry import open_student
-from heterokd.task_modules import SegmentationTask, build_task, iou_per_class
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import deciding, image_results, predict
 from heterokd.training.latency import known_latency_ms, parameters_m
 from heterokd.training.precision import time_step
+from heterokd.training.task_modules import SegmentationTask, build_task, iou_per_class
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
 

@@ -21,13 +21,13 @@ from heterokd.methods import METHODS
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
 from heterokd.storage.workspace import Root
-from heterokd.task_modules import TASK_MODULES
 from heterokd.tasks import TaskName
 from heterokd.teachers.cache.build import Progress
 from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
 from heterokd.teachers.cache.key import CacheKey, make_key
 from heterokd.teachers.cache.records import Verify, read_key
 from heterokd.teachers.cache.shards import cache_bytes
+from heterokd.training.task_modules import TASK_MODULES
 from heterokd.training.teacher import LiveTeacher, Teacher
 
 CacheUse = Literal["built", "shared", "found"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from heterokd.method import Method
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
-from heterokd.task_modules import Task
+from heterokd.training.task_modules import Task
 
 
 class Distiller(nn.Module):

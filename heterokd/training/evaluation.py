@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.outputs import Batch
-from heterokd.paired_tests import ImageResults
-from heterokd.task_modules import Logits, Task, upsample
+from heterokd.training.paired_tests import ImageResults
+from heterokd.training.task_modules import Logits, Task, upsample
 
 # The teacher's decisions on a split are kept, a byte a pixel, unless they would take more than this.
 CLASSES_BYTES = 2**30

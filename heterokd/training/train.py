@@ -34,11 +34,11 @@ from heterokd.methods import METHODS
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.outputs import Batch
 from heterokd.storage.disk import when_writable
-from heterokd.task_modules import build_task
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
+from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import Teacher
 
 Metrics = dict[str, float]

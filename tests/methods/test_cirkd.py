@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from heterokd.methods.cirkd import CIRKD, PIXELS_PER_CLASS, ClassQueues, Memory, memory_loss, minibatch_loss
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
-from heterokd.task_modules import SegmentationTask
 from heterokd.training.distiller import Distiller
+from heterokd.training.task_modules import SegmentationTask
 
 STUDENT = OutputSpec(num_classes=3, embedding_dim=5, stages=(), image_size=24)
 TEACHER = OutputSpec(num_classes=3, embedding_dim=7, stages=(), image_size=24)

@@ -16,8 +16,8 @@ from heterokd.methods import heteroakd
 from heterokd.methods.heteroakd import HeteroAKD
 from heterokd.networks.network import build_network
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, labels_at
-from heterokd.task_modules import SegmentationTask
 from heterokd.training.distiller import Distiller
+from heterokd.training.task_modules import SegmentationTask
 
 K = 4
 

@@ -1,8 +1,8 @@
 """Every method on every pair of families, with real networks: built from specs alone, trained two steps.
 
-`tests/methods/test_methods.py` checks methods on random tensors; here each of {CNN, hierarchical attention, plain attention,
-MLP} teaches each of them, at 64 pixels, through the distiller that trainings use; in segmentation each of two decoders
-teaches the other.
+`tests/methods/test_methods.py` checks methods on random tensors; here each of {CNN, hierarchical attention, plain
+attention, MLP} teaches each of them, at 64 pixels, through the distiller that trainings use; in segmentation each of
+two decoders teaches the other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import Network, build_network, predict_spec
 from heterokd.outputs import IGNORE, Batch, Outputs, Signal
-from heterokd.task_modules import ClassificationTask, SegmentationTask
 from heterokd.training.distiller import Distiller
+from heterokd.training.task_modules import ClassificationTask, SegmentationTask
 from heterokd.training.teacher import LiveTeacher
 
 SIZE, CLASSES, IMAGES = 64, 5, 6

@@ -34,11 +34,11 @@ from heterokd.execution.driver import _registered
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Root
 from heterokd.students.registry import log_student, register
-from heterokd.task_modules import upsample
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import current, open_store
 from heterokd.tracking.ui_server import ui_command
 from heterokd.training.data import open_splits
+from heterokd.training.task_modules import upsample
 
 
 @pytest.fixture(autouse=True)

@@ -28,12 +28,12 @@ from heterokd.outputs import Signal
 from heterokd.storage.workspace import Root
 from heterokd.study.assignment import BASELINE, teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
-from heterokd.task_modules import build_task
 from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.prepare import ready_teacher, teacher_recipe
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits, training_splits
 from heterokd.training.precision import device_name
+from heterokd.training.task_modules import build_task
 
 END_SHARE = 0.75
 """What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,

@@ -20,7 +20,6 @@ from heterokd.datasets.io.split import Splits
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.storage.workspace import Root
 from heterokd.study.plan.costs import MethodCost
-from heterokd.task_modules import Task
 from heterokd.teachers.cache.compute import view_outputs
 from heterokd.teachers.cache_policy import is_served, stored_signals
 from heterokd.training.data import recipe_loaders
@@ -28,6 +27,7 @@ from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import time_step
 from heterokd.training.setup import measured_precision
 from heterokd.training.step import Updates
+from heterokd.training.task_modules import Task
 from heterokd.training.teacher import LiveTeacher, Teacher
 from heterokd.training.train import build_distiller
 

@@ -28,7 +28,7 @@ from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.timm_folder import open_timm_folder, timm_config
 from heterokd.networks.weights import load_weights, save_weights
 from heterokd.storage.files import read_json, write_text
-from heterokd.task_modules import upsample
+from heterokd.training.task_modules import upsample
 
 FormatName = Literal["onnx", "pt2", "safetensors"]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

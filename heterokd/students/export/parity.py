@@ -15,7 +15,7 @@ from heterokd.errors import ExportError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.students.export.formats import Written
-from heterokd.task_modules import upsample
+from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
 """Largest difference between a logit of the file and of the student, where logits are at most 1; it grows with them.

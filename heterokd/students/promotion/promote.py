@@ -23,7 +23,6 @@ from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
 from heterokd.networks.network import deployable
-from heterokd.paired_tests import ImageResults
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Root
@@ -33,13 +32,14 @@ from heterokd.students.promotion.decision import Comparison, Decision, Gate, rea
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
 from heterokd.students.promotion.served import Served
 from heterokd.students.registry import CHALLENGER, log_student, open_student, register, taken_size
-from heterokd.task_modules import Task, build_task, upsample
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, open_store, pages, quiet
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import image_results
 from heterokd.training.latency import latency_ms
+from heterokd.training.paired_tests import ImageResults
+from heterokd.training.task_modules import Task, build_task, upsample
 from heterokd.training.timing import RUNS, THREADS
 
 BASELINE = "scratch"

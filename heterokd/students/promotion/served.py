@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from heterokd.task_modules import Task, build_task
+from heterokd.training.task_modules import Task, build_task
 
 
 class Served(nn.Module):

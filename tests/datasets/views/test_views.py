@@ -312,7 +312,8 @@ GOLDEN_STANDARD = [0.67775, 0.65178, 0.5262]
 
 def test_another_process_makes_the_same_view() -> None:
     code = (
-        "import numpy as np, torch; from heterokd.datasets.views.policy import POLICIES; from heterokd.datasets.views.render import unmixed_views; "
+        "import numpy as np, torch; from heterokd.datasets.views.policy import POLICIES; "
+        "from heterokd.datasets.views.render import unmixed_views; "
         "images = torch.arange(2 * 8 * 8 * 3).remainder(251).byte().view(2, 8, 8, 3); "
         "print(unmixed_views(images, np.array([3, 4]), 2, POLICIES['standard'], 7).double().sum((1, 2, 3)).tolist())"
     )
@@ -325,7 +326,8 @@ def test_another_process_makes_the_same_view() -> None:
 def test_another_process_mixes_the_same_view() -> None:
     code = (
         "import numpy as np, torch; from heterokd.datasets.views.mixing import draw_mix, mix_views; "
-        "from heterokd.datasets.views.render import unmixed_views; from heterokd.datasets.views.policy import POLICIES; "
+        "from heterokd.datasets.views.render import unmixed_views; "
+        "from heterokd.datasets.views.policy import POLICIES; "
         "images = torch.arange(4 * 8 * 8 * 3).remainder(251).byte().view(4, 8, 8, 3); ofa = POLICIES['ofa']; "
         "mix = draw_mix(ofa, np.arange(4), 2, 4, 7); first = unmixed_views(images, np.arange(4), 2, ofa, 7); "
         "second = unmixed_views(images[torch.from_numpy(mix.index)], mix.index, mix.view, ofa, 7); "

@@ -14,8 +14,8 @@ from heterokd.networks.network import build_network, deployable
 from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.segmentation_names import ARCHITECTURES
 from heterokd.students.registry import graph_size
-from heterokd.task_modules import upsample
 from heterokd.tracking.store import quiet
+from heterokd.training.task_modules import upsample
 
 SWIN = "swin_tiny_patch4_window7_224"
 ENCODERS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,6 @@ from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingError
 from heterokd.networks.network import Network
-from heterokd.paired_tests import compare_confusions, compare_correct
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Root
 from heterokd.students.promotion import promote as promoting
@@ -30,11 +29,12 @@ from heterokd.students.promotion.decision import Comparison, Decision
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register
-from heterokd.task_modules import SegmentationTask
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import evaluate
+from heterokd.training.paired_tests import compare_confusions, compare_correct
+from heterokd.training.task_modules import SegmentationTask
 
 NAME = "digits-student"
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heterokd.outputs import IGNORE, Signal
-from heterokd.paired_tests import CorrectImages, ImageConfusions, ImageResults
 from heterokd.tasks import TASKS, Size, TaskName
 from heterokd.tasks import Task as Facts
+from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageResults
 
 Logits = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] in [0, 1] to class scores before softmax."""
