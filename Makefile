@@ -58,8 +58,9 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write docs/methods.md and the papers' experiments anew, and build site/
-	$(BIN)/python -m heterokd.catalogue > docs/methods.md
+docs: $(STAMP) ## Regenerate docs/methods.md, the picture of the architecture and the papers' experiments, and build site/
+	$(BIN)/python -m heterokd.cli.catalogue > docs/methods.md
+	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python experiments/papers/generate.py
 	$(BIN)/python -m mkdocs build --strict --quiet
 

@@ -6,7 +6,7 @@ AAAI 2025, https://arxiv.org/abs/2504.07691
     F a map before the classifier, p logits, t teacher, s student, tau the temperature, c a class, (h, w) a pixel
     L_kd = mean over pixels of tau^2 KL( softmax(p_t / tau) || softmax(p_s / tau) )                              Eq. 1
     Z_t = G_t(F_t), Z_s = G_s(F_s)        projectors to K scores a pixel, dropped after training                 Eq. 4
-    H, S, Zhat, dH, W                     reliability, mixing (KMM), evaluation (KEM): _reliability.py                      Eq. 5-9
+    H, S, Zhat, dH, W                     reliability, mixing (KMM), evaluation (KEM): `_reliability.py`         Eq. 5-9
     L_hakd = - sum over h, w, c of W sigma(Zhat / tau) log sigma(Z_s / tau)                                     Eq. 10
     L = L_task + lambda1 L_kd + lambda2 L_hakd                                                                  Eq. 11
 
