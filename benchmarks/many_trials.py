@@ -89,7 +89,7 @@ def whole_path(trials: int) -> dict[str, Any]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        summary = run_study(experiment, root, {}, excluded={}, runs=runs, listener=listener, run=train_nothing)
+        summary = run_study(experiment, root, {}, excluded={}, tracker=runs, listener=listener, run=train_nothing)
         last = time.monotonic()
         runs.finish(summary)
         found = [

@@ -62,7 +62,7 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        run_study(experiment, root, {}, excluded={}, runs=runs, listener=listener, run=sleep_through)
+        run_study(experiment, root, {}, excluded={}, tracker=runs, listener=listener, run=sleep_through)
         slept = [float(trial.status["metrics"]["time/slept"]) for trial in folder.trials()]
         spans = sorted((float(trial.status["began"]), float(trial.status["ended"])) for trial in folder.trials())
     inside = [ended - began for began, ended in spans]

@@ -1,4 +1,4 @@
-"""Implementations by name: the modules of one of heterokd's folders, and entry points of installed packages.
+"""Implementations by name: modules of a folder of heterokd, entry points of installed packages, `module:Name`.
 
 Names are found without importing anything, so that a help text can list them; a class is imported when it is asked for.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from heterokd.errors import ConfigError
+from heterokd.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -120,3 +122,38 @@ def the_subclass(module: ModuleType, base: type) -> type:
 
 def _owner(entry: EntryPoint) -> str:
     return "an installed package" if entry.dist is None else str(entry.dist.name)
+
+
+def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
+    """Import the object that `package.module:Name` or `FILE.py:Name` names.
+
+    Args:
+        reference: the name; a file is looked up from the current directory.
+        key: of the experiment that names it, for errors.
+        known: short names that may stand there, for errors.
+
+    Raises:
+        ConfigError: the reference has another form, the module cannot be imported, or has no such name.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        forms = ", ".join((*known, "package.module:Name", "./file.py:Name"))
+        raise ConfigError(f"{key}: {reference!r} names nothing; give one of {forms}")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise ConfigError(f"{key}: {place} cannot be imported ({type(error).__name__}: {error}); correct it") from error
+    if not hasattr(module, name):
+        defined = [each for each, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"{key}: {place} has no {name!r}; {did_you_mean(name, defined)}")
+    return getattr(module, name)
+
+
+def _import_file(file: Path) -> ModuleType:
+    spec = spec_from_file_location(f"heterokd_extension_{file.stem}", file.resolve())
+    assert spec is not None  # of a name that ends in .py
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

@@ -523,6 +523,7 @@ class TrackingSettings(Settings):
     experiment: str | None = Field(None, description="MLflow experiment; the experiment's name when left out")
     registered_model: str | None = Field(None, description="name in the registry; NAME-student when left out")
     uri: str | None = Field(None, description="MLflow tracking URI; runs/mlflow.db when left out")
+    also: Names = Field((), description="trackers beside MLflow: csv, package.module:Name or ./file.py:Name")
 
     @field_validator("uri")
     @classmethod

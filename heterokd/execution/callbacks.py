@@ -1,6 +1,6 @@
 """What the driver does while trials run: MLflow, the summary, the listener, the disk. Nothing of it delays a trial.
 
-Tune calls `Progress` for each of its events; `Projector` is a thread of its own.
+Tune calls `Progress` for each of its events; `MlflowSync` is a separate thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from heterokd.execution.failure_limit import Deaths
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ WATCH_SECONDS = 5.0
 """Between two looks at the disk, and between two tries of a tracking server that does not answer."""
 
 
-class Projector:
-    """A thread that copies trial folders to MLflow, so that a slow or dead tracking server delays no trial.
+class MlflowSync:
+    """A thread that syncs trial folders to MLflow and other trackers: a slow or dead server delays no trial.
 
-    It also says when the study's disk cannot be written: trials wait then, and do not say so here.
+    It also logs when the study's disk cannot be written: trials then wait, and log nothing here.
     """
 
-    def __init__(self, runs: StudyRuns, folder: StudyFolder) -> None:
-        self.runs, self.folder = runs, folder
+    def __init__(self, tracker: Tracker, folder: StudyFolder) -> None:
+        self.tracker, self.folder = tracker, folder
         self.waiting: dict[int, TrialFolder] = {}
         self.changed = threading.Condition()
         self.is_closing = self.is_stuck = False
@@ -44,13 +44,13 @@ class Projector:
         self.thread.start()
 
     def put(self, folder: TrialFolder) -> None:
-        """Bring a trial's run up to its folder, soon; a trial that is asked for twice meanwhile is copied once."""
+        """Queue a trial for syncing (coalesced)."""
         with self.changed:
             self.waiting[folder.number] = folder
             self.changed.notify()
 
     def close(self) -> None:
-        """Copy what waits, if the server answers, and end."""
+        """Sync what is queued, if the server answers, and end the thread."""
         with self.changed:
             self.is_closing = True
             self.changed.notify()
@@ -64,18 +64,18 @@ class Projector:
             missed = self._copy(batch)
             self._look_at_the_disk()
             if missed and self.is_closing:
-                return  # `StudyRuns.finish` looks at every trial again
+                return  # `Tracker.finish` syncs every trial again
             if missed:
                 with self.changed:
                     self.waiting = missed | self.waiting
                     self.changed.wait_for(lambda: self.is_closing, WATCH_SECONDS)
 
     def _copy(self, batch: dict[int, TrialFolder]) -> dict[int, TrialFolder]:
-        """Those that the tracking server did not take because it does not answer; the first tells of all."""
+        """Sync trials until one is not taken, as by a dead server; those that are left, that one last."""
         for number, folder in list(batch.items()):
-            if not self.runs.sync_trial(folder) and not self.runs.answers():
-                return batch
             del batch[number]
+            if not self.tracker.sync(folder):
+                return {**batch, number: folder}
         return batch
 
     def _look_at_the_disk(self) -> None:
@@ -97,14 +97,14 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
         self,
         folder: StudyFolder,
         judge: Any,
-        projector: Projector,
+        sync: MlflowSync,
         listener: Listener | None,
         builders: list[Any],
         deaths: Deaths,
     ) -> None:
         self.folder = folder
         self.judge = judge
-        self.projector = projector
+        self.sync = sync
         self.listener = listener
         self.builders = builders
         self.deaths = deaths
@@ -120,7 +120,7 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
         """A trial started, reached a rung, or finished."""
         trial_folder = self.folder.trial(int(result["number"]))
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
-        self.projector.put(trial_folder)
+        self.sync.put(trial_folder)
         if event == "finish" or self.listener is not None:
             summary = ray.get(self.judge.summary.remote())
             if event == "finish":

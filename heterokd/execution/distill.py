@@ -18,6 +18,7 @@ from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
+from heterokd.tracking.tracker import Tracker, with_others
 from heterokd.training.data import open_splits
 from heterokd.training.train import Metrics, Report, Trained
 
@@ -56,14 +57,15 @@ def distill_once(
     folder = root.fetch_study(named.name)
     uri = open_store(root, experiment.tracking.uri)
     runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
+    tracker = with_others(runs, named, folder)
     trial = trained_before(folder, recipe)
     if trial is not None and trial.status.get("state") == "complete":
-        runs.sync_trial(trial)
+        tracker.sync(trial)
         return trial, False
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
-    trial, is_new = train_once(recipe, sample, folder, root, runs, prepared, on_epoch)
-    runs.finish({"winner": {"number": trial.number}})
+    trial, is_new = train_once(recipe, sample, folder, root, tracker, prepared, on_epoch)
+    tracker.finish({"winner": {"number": trial.number}})
     root.mirror(folder.path).close(skip=("trials",))
     return trial, is_new
 
@@ -78,7 +80,7 @@ def train_once(
     sample: Sample,
     folder: StudyFolder,
     root: Root,
-    runs: StudyRuns,
+    tracker: Tracker,
     prepared: PreparedTeacher,
     on_epoch: Callable[[Metrics], bool],
 ) -> tuple[TrialFolder, bool]:
@@ -89,7 +91,7 @@ def train_once(
         sample: the values it was made of.
         folder: of the study.
         root: where state lives.
-        runs: the study's projection in MLflow.
+        tracker: shows the study, in MLflow and elsewhere.
         prepared: the teacher.
         on_epoch: told each epoch's metrics.
 
@@ -98,7 +100,7 @@ def train_once(
     """
     trial = trained_before(folder, recipe)
     if trial is not None and trial.status.get("state") == "complete":
-        runs.sync_trial(trial)
+        tracker.sync(trial)
         return trial, False
     trial = trial or folder.trial(1 + max((one.number for one in folder.trials()), default=-1))
     mirror = root.mirror(trial.path)
@@ -107,7 +109,7 @@ def train_once(
     trial.start(recipe, {"origin": "published", "confirms": None, "sample": dict(sample)})
 
     def keep_going(metrics: Metrics) -> bool:
-        runs.sync_trial(trial)
+        tracker.sync(trial)
         return on_epoch(metrics)
 
     if recipe.training.is_shared:
@@ -117,7 +119,7 @@ def train_once(
         trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
     trial.update({"state": "complete", "metrics": trained.metrics})
     mirror.close()
-    runs.sync_trial(trial)
+    tracker.sync(trial)
     return trial, True
 
 

@@ -33,6 +33,7 @@ from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, open_store
+from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
 from heterokd.training.teacher import TeacherCard
 
@@ -98,6 +99,7 @@ def search(
     following = Following(experiment, root, folder, excluded)
     runs = open_runs(experiment, folder, root)
     runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
+    tracker = with_others(runs, experiment, folder)
     began = time.monotonic()
     prepared = prepare_teachers(experiment, root, progress=teacher_progress)
     following.prepared(time.monotonic() - began)
@@ -114,7 +116,7 @@ def search(
             root,
             weights,
             excluded=excluded,
-            runs=runs,
+            tracker=tracker,
             address=address,
             listener=following.listening(listener),
             fillings=fillings,
@@ -129,13 +131,13 @@ def search(
         root.fetch_leaders(folder, summary)
         if not summary["standing"]["finished"]:
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
-            runs.finish(summary, "KILLED")
+            tracker.finish(summary, "KILLED")
             raise KeyboardInterrupt
         _draw(folder, experiment, root, weights)
         _write_page(folder, experiment, summary, root)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
-        runs.finish(summary)
+        tracker.finish(summary)
         following.ended()
         keep(root, folder, patiently=True)
     return Found(folder, summary, card, runs.uri, model)

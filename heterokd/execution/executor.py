@@ -11,7 +11,7 @@ from typing import Any
 from heterokd.config.experiment import Experiment
 from heterokd.errors import SearchError
 from heterokd.execution.cache_builders import Filling, start_filling
-from heterokd.execution.callbacks import Listener, Progress, Projector
+from heterokd.execution.callbacks import Listener, MlflowSync, Progress
 from heterokd.execution.failure_limit import Deaths
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
@@ -22,7 +22,7 @@ from heterokd.execution.study_sync import FromStore
 from heterokd.execution.trial import Judge, RunRecipe, run_trial
 from heterokd.storage.workspace import Root
 from heterokd.teachers.cache.locks import hold
-from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.tracker import Tracker
 
 
 def run_study(
@@ -31,7 +31,7 @@ def run_study(
     weights: Mapping[str, Path | None],
     *,
     excluded: Mapping[str, str],
-    runs: StudyRuns,
+    tracker: Tracker,
     address: str | None = None,
     listener: Listener | None = None,
     fillings: Sequence[Filling] = (),
@@ -46,7 +46,7 @@ def run_study(
         root: where state lives.
         weights: by network, the prepared teachers' weights.
         excluded: methods that cannot exist for the pair, with reasons; see `check_experiment`.
-        runs: the study's projection in MLflow.
+        tracker: shows the study, in MLflow and elsewhere.
         address: of a Ray cluster; None starts a local one.
         listener: told of every event.
         fillings: the teachers' caches, built beside the first trials; without one, trials read what is complete.
@@ -60,7 +60,7 @@ def run_study(
     folder = root.study(experiment.name)
     # From now to the end nobody may delete them, whichever trial reads them when.
     held = [held for filling in fillings if (held := hold(filling.folder)) is not None]
-    projector = Projector(runs, folder)
+    sync = MlflowSync(tracker, folder)
     try:
         shared = experiment.training.is_shared
         # Tune's own files: snapshots that nothing reads back, on a disk that is not the study's.
@@ -85,7 +85,7 @@ def run_study(
                 )
             )
             for trial in folder.trials():
-                projector.put(trial)
+                sync.put(trial)
             trainable = tune.with_parameters(
                 run_trial,
                 judge=judge,
@@ -122,7 +122,7 @@ def run_study(
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
                     callbacks=[
                         *([FromStore(root, folder)] if root.url else []),
-                        Progress(folder, judge, projector, listener, builders, deaths),
+                        Progress(folder, judge, sync, listener, builders, deaths),
                     ],
                 ),
             )
@@ -134,11 +134,11 @@ def run_study(
             # In a Ray that outlives this search it would wait for its handles to be collected, with all that it holds.
             ray.kill(judge)
     finally:
-        projector.close()
+        sync.close()
         for one in held:
             one.release()
     folder.write_summary(summary)
     if deaths.are_hopeless:
-        runs.finish(summary, "FAILED")
+        tracker.finish(summary, "FAILED")
         raise SearchError(deaths.sentence)
     return summary

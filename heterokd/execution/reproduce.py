@@ -32,6 +32,7 @@ from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
+from heterokd.tracking.tracker import Tracker, with_others
 from heterokd.training.data import open_splits
 from heterokd.training.train import Metrics, Report
 
@@ -186,6 +187,7 @@ def reproduce(
     folder = root.fetch_study(named.name)
     uri = open_store(root, experiment.tracking.uri)
     runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
+    tracker = with_others(runs, named, folder)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
     values: dict[str, list[float]] = {method: [] for method in chosen if method not in excluded}
@@ -193,13 +195,13 @@ def reproduce(
     # Seed by seed, not method by method: a run that is cut short has still compared all of them.
     for seed in range(experiment.training.seed, experiment.training.seed + seeds):
         for method, found in values.items():
-            trial = _train(named, folder, root, runs, prepared, method, seed, on_epoch)
+            trial = _train(named, folder, root, tracker, prepared, method, seed, on_epoch)
             found.append(100 * float(trial.status["metrics"][measured]))
             table = _table(experiment, folder, values, excluded, prepared)
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())
     root.mirror(folder.path).close(skip=("trials",))
-    runs.finish({"winner": None})
+    tracker.finish({"winner": None})
     return table
 
 
@@ -207,7 +209,7 @@ def _train(
     named: Experiment,
     folder: StudyFolder,
     root: Root,
-    runs: StudyRuns,
+    tracker: Tracker,
     prepared: PreparedTeacher,
     method: str,
     seed: int,
@@ -215,7 +217,9 @@ def _train(
 ) -> TrialFolder:
     sample = published_samples(named, method)[0]
     recipe = named.recipe(sample, seed=seed)
-    trial, _ = train_once(recipe, sample, folder, root, runs, prepared, lambda metrics: on_epoch(method, seed, metrics))
+    trial, _ = train_once(
+        recipe, sample, folder, root, tracker, prepared, lambda metrics: on_epoch(method, seed, metrics)
+    )
     return trial
 
 

@@ -24,4 +24,6 @@ def ending_in_order() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

@@ -5,13 +5,14 @@ the next call, nothing is logged twice, and a tracking server that goes away nev
 
     uri = open_store(root, None)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
-    runs.sync_trial(trial)                       after every report
+    runs.sync(trial)                             after every report
     model = log_student(runs, trial, splits)     the trained student as a model without pickle: models:/m-...
     register(runs, trial, model, splits)         a version of the registered model, alias `challenger`
     runs.finish(summary)
 
-`store` opens the store, `runs` projects folders, `labels` names and describes runs, `students` logs models, `pages`
-makes views of MLflow's pages and links to them, `serving` serves those on this machine. Import from these modules.
+`tracker` is the interface of this and other trackers, `csv` another one. `store` opens the store, `runs` projects
+folders, `labels` names and describes runs, `students` logs models, `pages` makes views of MLflow's pages and links to
+them, `serving` serves those on this machine. Import from these modules.
 """
 
 import os

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
@@ -32,6 +32,7 @@ from heterokd.tracking.labels import (
     trial_params,
 )
 from heterokd.tracking.store import answering, first_line, pages, probe, shown
+from heterokd.tracking.tracker import Status
 from heterokd.tracking.ui_views import write_view
 
 logger = logging.getLogger(__name__)
@@ -104,15 +105,11 @@ class StudyRuns:
         """Names this study in a store that others share."""
         return study_id(self.folder)
 
-    def sync_trial(self, trial: TrialFolder) -> bool:
+    def sync(self, trial: TrialFolder) -> bool:
         """Bring a trial's run up to its folder; False if the store does not answer (the next call catches up)."""
         return self._try(lambda: self._project(trial))
 
-    def sync_all(self) -> bool:
-        """Bring the runs of all trials up to their folders."""
-        return self._try(self._project_all)
-
-    def finish(self, summary: Mapping[str, Any], status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> bool:
+    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
         """Catch up on every trial, then close the study's run (and, as KILLED, the trials that are not done).
 
         Args:
@@ -373,7 +370,7 @@ class StudyRuns:
         self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         return experiment_id
 
-    def _finish(self, summary: Mapping[str, Any], status: str) -> None:
+    def _finish(self, summary: Mapping[str, Any], status: Status) -> None:
         self._project_all()
         for run in self._runs.values():
             if run.state not in _FINAL:

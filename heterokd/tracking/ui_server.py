@@ -1,4 +1,4 @@
-"""MLflow's pages on this machine: a lean server that is watched over until it ends or its user has seen enough."""
+"""Serve MLflow's pages on this machine, until the user or a SIGTERM stops them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from heterokd.errors import TrackingError
 from heterokd.storage.workspace import Root
@@ -20,12 +17,12 @@ from heterokd.tracking.store import shown
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-"""Until the server answers; it takes 5 to 12 s on an idle machine of two cores."""
+"""Until the server answers; it takes 5 to 12 s on an idle machine with two cores."""
 STOP_SECONDS = 10.0
 
 
 def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of MLflow's pages on this machine, in two processes instead of ten.
+    """Build the command and the environment of `mlflow server`, with two processes instead of ten.
 
     Args:
         root: holds the artifacts.
@@ -41,7 +38,7 @@ def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, st
     command += ["--artifacts-destination", root.artifacts.resolve().as_uri()]
     environment = {
         **os.environ,
-        # Not as an argument, which everybody on the machine sees: a database's address may hold a password.
+        # Not as an argument, which every user of the machine can read: a database's address may hold a password.
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,58 +50,45 @@ def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, st
 def serve(
     command: Sequence[str], environment: Mapping[str, str], port: int, log: Path, when_ready: Callable[[], None]
 ) -> None:
-    """Run a server until it is interrupted; whatever ends this process's wait ends the server too.
+    """Run a server until it is interrupted.
 
     Args:
         command: of the server.
         environment: of its processes.
         port: on 127.0.0.1, where it will answer.
-        log: takes what it prints.
+        log: takes its output.
         when_ready: called once, when it answers.
 
     Raises:
-        TrackingError: it ended by itself, or does not answer in `START_SECONDS`.
-        KeyboardInterrupt: the user, or a SIGTERM, ended it.
+        TrackingError: the server exited, or does not answer in `START_SECONDS`.
+        KeyboardInterrupt: the user stopped it.
     """
-    with log.open("wb") as file, _terminable():
-        # A group of its own: Ctrl-C reaches this process alone, which ends the server's processes together.
+    with log.open("wb") as file:
+        # In a separate process group: Ctrl-C reaches this process alone, which then stops all of the server's.
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
-            _until_it_answers(server, port, log)
-            when_ready()
-            code = server.wait()
-            raise TrackingError(f"MLflow's server ended by itself ({_ending(code)}): {_last_line(log)}; see {log}")
+            ends = time.monotonic() + START_SECONDS
+            while server.poll() is None and not _answers(port):
+                if time.monotonic() > ends:
+                    raise TrackingError(f"MLflow's server does not answer on port {port}; see {log}")
+                time.sleep(0.2)
+            if server.returncode is None:
+                when_ready()
+            raise TrackingError(f"MLflow's server exited with code {server.wait()}; see {log}")
         finally:
             _stop(server)
 
 
-def _until_it_answers(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    ends = time.monotonic() + START_SECONDS
-    while time.monotonic() < ends:
-        if server.poll() is not None:
-            ending = _ending(server.returncode)
-            raise TrackingError(f"MLflow's server did not start ({ending}): {_last_line(log)}; see {log}")
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
-                return
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.2)
-    raise TrackingError(f"MLflow's server does not answer on port {port} after {START_SECONDS:.0f} s; see {log}")
-
-
-def _ending(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _last_line(log: Path) -> str:
-    """What the server said last of itself; requests that it answered tell nothing."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    lines = [line for line in lines if line and " INFO:" not in line]
-    return lines[-1][:200].rstrip(".") if lines else "it said nothing"
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its worker; the group outlives a leader that died."""
+    """Stop the server and its workers; the group outlives a leader that died."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)
@@ -113,21 +97,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
             continue
         except ProcessLookupError:
             return
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """A SIGTERM ends the wait as Ctrl-C does, or the server would outlive it.
-
-    Both signals, since a shell that runs this in the background has the first one ignored.
-    """
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

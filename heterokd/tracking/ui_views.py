@@ -1,19 +1,21 @@
-"""Ready-made views of MLflow's own pages, and links to them.
+"""Links to MLflow's pages, and ready-made views behind them.
 
-MLflow shows no metric and no parameter until its user picks columns, hides trials below their study, and draws parallel
-coordinates over whatever parameters come first. Its pages can share a view, though: columns, order, filter and charts
-lie in a tag of the experiment, and a link names that tag. `write_view` makes a study's; `study_links` says the links.
+MLflow shows no metric and no parameter until its user picks columns, lists trials below their study, and draws parallel
+coordinates over whatever parameters come first. Its pages can share a view, though: columns, order, filter and charts,
+kept in a tag of the experiment whose key a link gives. That format is MLflow's own and may change: a page that does not
+know it opens without it, and where the tag cannot be written the links carry the filter and the order alone.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -22,6 +24,8 @@ from mlflow.exceptions import MlflowException
 from heterokd.storage.workspace import Root
 from heterokd.tracking.store import answering, current, pages
 
+logger = logging.getLogger(__name__)
+
 MODE = "workflowType=machine_learning"
 """Opens the pages of trained models; without it a new browser opens those of chat agents."""
 
@@ -29,27 +33,26 @@ TAG = "mlflow.sharedViewState."
 """Where MLflow's own "share" button keeps a view."""
 
 MOST_AXES = 6
-"""Of a chart of parallel coordinates: more do not fit beside each other."""
+"""Of a chart of parallel coordinates: more do not fit its width."""
 
 CARD_HEIGHT = 420
 """Of a chart, in pixels; it is as wide as the page."""
 
 MOST_METHODS = 3
-"""Leading methods that get a chart of their own parameters."""
-
+"""Leading methods with a chart of their parameters."""
 
 MOST_STUDIES = 5
 """Whose links are printed together, the newest first."""
 
 
 def study_links(root: Root, uri: str, base: str, name: str | None = None) -> list[tuple[str, str]]:
-    """What there is to look at, and where; each study's view is written anew.
+    """List the pages of studies with their addresses; each study's view is written again.
 
     Args:
         root: holds the studies' folders.
         uri: of the store, what `open_store` returned.
-        base: where its pages are: `http://127.0.0.1:5000`.
-        name: of one study; None: the newest ones.
+        base: address of its pages: `http://127.0.0.1:5000`.
+        name: of a study; None: the newest studies.
 
     Raises:
         TrackingError: the store does not answer.
@@ -59,7 +62,7 @@ def study_links(root: Root, uri: str, base: str, name: str | None = None) -> lis
     links = [("all runs", f"{base}/#/experiments?{MODE}")]
     with answering(uri), current(uri):
         found = pages(lambda token: client.search_experiments(max_results=1000, page_token=token))
-        experiments = [one.experiment_id for one in found]
+        experiments = [experiment.experiment_id for experiment in found]
         studies = list(pages(lambda token: client.search_runs(experiments, chosen, max_results=1000, page_token=token)))
         for study in studies[:MOST_STUDIES]:
             links += [("", ""), (study.data.tags["heterokd.study"], ""), *_links_of(client, base, study, root)]
@@ -70,9 +73,11 @@ def study_links(root: Root, uri: str, base: str, name: str | None = None) -> lis
 
 def _links_of(client: MlflowClient, base: str, study: Run, root: Root) -> Iterator[tuple[str, str]]:
     tags, experiment = study.data.tags, f"{base}/#/experiments/{study.info.experiment_id}"
-    view = f"{experiment}/runs?{MODE}&viewStateShareKey={write_view(client, study)}"
-    yield "  trials", view
-    yield "  compare", f"{view}&compareRunsMode=CHART"
+    key = write_view(client, study)
+    view = {"viewStateShareKey": key} if key else _order(_trials_of(study), tags["heterokd.metric"])
+    trials = f"{experiment}/runs?{MODE}&{urlencode(view, quote_via=quote)}"
+    yield "  trials", trials
+    yield "  compare", f"{trials}&compareRunsMode=CHART"
     yield "  study", f"{experiment}/runs/{study.info.run_id}?{MODE}"
     for model in _models(client, tags["heterokd.study_id"]):
         yield "  model", f"{base}/#/models/{quote(model, safe='')}?{MODE}"
@@ -91,26 +96,43 @@ def _models(client: MlflowClient, study_id: str) -> list[str]:
         return []
 
 
-def write_view(client: MlflowClient, study: Run) -> str:
-    """Write the view of a study's trials into its experiment, and return the key that a link names it by.
+def _trials_of(study: Run) -> str:
+    return f"tags.`heterokd.study_id` = '{study.data.tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'"
+
+
+def _order(chosen: str, metric: str) -> dict[str, Any]:
+    """What both a shared view and an address say: which runs, the best first."""
+    return {
+        "searchFilter": chosen,
+        "orderByKey": f"metrics.`{metric}`",  # by any key but the date, trials are not listed below their study
+        "orderByAsc": metric == "val/loss",
+    }
+
+
+def write_view(client: MlflowClient, study: Run) -> str | None:
+    """Write the view of a study's trials into its experiment; the key for a link, or None if the store refuses it.
 
     Args:
         client: of the store.
         study: its run.
     """
-    tags = study.data.tags
-    chosen = f"tags.`heterokd.study_id` = '{tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'"
-    experiment_id = study.info.experiment_id
-    trials = list(pages(lambda token: client.search_runs([experiment_id], chosen, max_results=1000, page_token=token)))
-    state = json.dumps(_state(chosen, tags["heterokd.metric"], trials), separators=(",", ":"))
-    value = f"deflate;{base64.b64encode(zlib.compress(state.encode())).decode()}"
+    tags, experiment_id, chosen = study.data.tags, study.info.experiment_id, _trials_of(study)
     key = f"{tags['heterokd.study']}-{tags['heterokd.study_id'][:6]}"
-    client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
+    try:
+        trials = list(
+            pages(lambda token: client.search_runs([experiment_id], chosen, max_results=1000, page_token=token))
+        )
+        state = json.dumps(_state(chosen, tags["heterokd.metric"], trials), separators=(",", ":"))
+        value = f"deflate;{base64.b64encode(zlib.compress(state.encode())).decode()}"
+        client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
+    except MlflowException as error:
+        logger.info("MLflow keeps no view of study %s (%s)", tags["heterokd.study"], error)
+        return None
     return key
 
 
 def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
-    """What MLflow calls the state of its page of runs: filter and order, columns, charts."""
+    """The state of MLflow's page of runs: filter and order, columns, charts."""
     shared, own = varied(trials)
     costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
     columns = [
@@ -129,9 +151,7 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
     curves = f"{metric} by epoch"
     charts.append({**_chart(curves, "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
     return {
-        "searchFilter": chosen,
-        "orderByKey": f"metrics.`{metric}`",  # any but the date: trials then stand in the list, not below their study
-        "orderByAsc": metric == "val/loss",
+        **_order(chosen, metric),
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
@@ -161,7 +181,7 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
 
 
 def _chart(section: str, kind: str) -> dict[str, Any]:
-    """A chart in a section of its own, whose title it has: MLflow gives parallel coordinates no other."""
+    """A chart alone in a section, whose title serves it: MLflow gives parallel coordinates no other."""
     return {
         "uuid": f"chart of {section}",
         "type": kind,
@@ -173,7 +193,7 @@ def _chart(section: str, kind: str) -> dict[str, Any]:
 
 
 def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, Any]:
-    """Parallel coordinates that end at the metric that was searched for."""
+    """Parallel coordinates that end at the study's metric."""
     return {
         **_chart(section, "PARALLEL"),
         "selectedParams": list(params)[:MOST_AXES],
@@ -183,9 +203,9 @@ def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, Any]:
 
 
 def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
-    """Parameters that differ between trials: those that all have, and by method those of its own.
+    """Parameters that differ between trials: those of all methods, and by method those of this method alone.
 
-    One that never changes makes no axis, and neither do the seed, the recipe's hash and the method itself.
+    Constant ones make no axis, and neither do the seed, the recipe's hash and the method.
     """
     values: dict[str, dict[str, set[str]]] = {}
     for trial in trials:
@@ -206,7 +226,7 @@ def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _leading(trials: Iterable[Run], metric: str) -> list[str]:
-    """Methods by their best value, the baseline left out."""
+    """Methods by their best value, without the baseline."""
     sign = -1 if metric == "val/loss" else 1
     best: dict[str, float] = {}
     for trial in trials:

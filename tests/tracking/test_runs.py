@@ -99,7 +99,7 @@ def test_a_stale_mlruns_folder_does_not_matter(root: Root, tmp_path: Path) -> No
     assert open_store(root, None) == f"sqlite:///{root.mlflow_database}"
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0)
-    assert runs.sync_trial(made)
+    assert runs.sync(made)
     assert [path.name for path in (tmp_path / "mlruns/0").iterdir()] == ["meta.yaml"]
 
 
@@ -144,8 +144,8 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Root) -> None
     fabricated.trial(runs.folder, runs.experiment, 0, "scratch", origin="published")
     fabricated.trial(runs.folder, runs.experiment, 7, "kd")
     confirmation = fabricated.trial(runs.folder, runs.experiment, 31, "kd", seed=2000, confirms=7)
-    assert runs.sync_trial(confirmation)
-    assert runs.sync_all()
+    assert runs.sync(confirmation)
+    assert all(runs.sync(trial) for trial in runs.folder.trials())
     assert runs.finish({"winner": {"number": 7, "mean": 0.25}})
 
     found = all_runs(runs)
@@ -177,16 +177,16 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Root) -> None
 def test_syncing_twice_and_resuming_log_nothing_twice(root: Root) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 3, state="running", epochs=2)
-    assert runs.sync_trial(made)
-    assert runs.sync_trial(made)
+    assert runs.sync(made)
+    assert runs.sync(made)
 
     resumed = project(root)
     fabricated.report(made, 3)
-    assert resumed.sync_trial(made)
+    assert resumed.sync(made)
     made.update({"state": "complete"})
-    assert resumed.sync_trial(made)
+    assert resumed.sync(made)
     again = project(root)
-    assert again.sync_trial(made)
+    assert again.sync(made)
     assert again.finish({})
     assert again.finish({})
 
@@ -201,8 +201,8 @@ def test_failed_and_pruned_trials(root: Root) -> None:
     failed = fabricated.trial(runs.folder, runs.experiment, 0, state="failed", epochs=1)
     (failed.path / "error.txt").write_text("Traceback\n  File x\nTrainingDiverged: train/kd is not finite\n")
     pruned = fabricated.trial(runs.folder, runs.experiment, 1, state="pruned", epochs=1)
-    assert runs.sync_trial(failed)
-    assert runs.sync_trial(pruned)
+    assert runs.sync(failed)
+    assert runs.sync(pruned)
     found = all_runs(runs)
     assert found["000-kd"].info.status == "FAILED"
     assert found["000-kd"].data.tags["heterokd.error"] == "TrainingDiverged: train/kd is not finite"
@@ -212,7 +212,7 @@ def test_failed_and_pruned_trials(root: Root) -> None:
     assert found["001-kd"].data.tags["heterokd.pruned"] == "true"
 
     pruned.update({"state": "running"})
-    assert project(root).sync_trial(pruned)
+    assert project(root).sync(pruned)
     going_on = all_runs(runs)["001-kd"]
     assert (going_on.info.status, going_on.data.tags["heterokd.pruned"]) == ("RUNNING", "false")
 
@@ -220,15 +220,15 @@ def test_failed_and_pruned_trials(root: Root) -> None:
 def test_a_number_used_again_for_another_recipe_is_another_run(root: Root) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0)
-    assert runs.sync_trial(made)
+    assert runs.sync(made)
     (made.path / "recipe.yaml").write_text(runs.experiment.recipe({"method": "scratch"}).to_yaml())
-    assert project(root).sync_trial(made)
+    assert project(root).sync(made)
     assert set(all_runs(runs)) == {"tiny", "000-kd", "000-scratch"}
 
 
 def _search_until_killed(folder: str) -> None:
     runs = project(Root(Path(folder)))
-    runs.sync_trial(fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1))
+    runs.sync(fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -239,7 +239,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Root) -> None:
     assert process.exitcode == -signal.SIGKILL
     runs = project(root, fabricated.experiment("other"))
     alive = fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1)
-    assert runs.sync_trial(alive)
+    assert runs.sync(alive)
     killed = project(root)
     assert {run.info.status for run in all_runs(killed).values()} == {"RUNNING"}
 
@@ -248,7 +248,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Root) -> None:
     assert {run.info.status for run in all_runs(killed).values()} == {"KILLED"}
     assert {run.info.status for run in all_runs(runs).values()} == {"RUNNING"}
 
-    assert killed.sync_trial(killed.folder.trial(0))
+    assert killed.sync(killed.folder.trial(0))
     assert {run.info.status for run in all_runs(killed).values()} == {"RUNNING"}
     assert killed.finish({}, "KILLED")
     assert {run.info.status for run in all_runs(killed).values()} == {"KILLED"}
@@ -258,7 +258,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Root) -> None:
 def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCaptureFixture, when: str) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1)
-    assert runs.sync_trial(made)
+    assert runs.sync(made)
     uri, client = runs.uri, runs.client
     nobody = "http://127.0.0.1:9"
     if when == "before a call":
@@ -269,7 +269,7 @@ def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCapt
         for epoch in (2, 3):
             fabricated.report(made, epoch)
             started = time.monotonic()
-            assert not runs.sync_trial(made)
+            assert not runs.sync(made)
             assert time.monotonic() - started < 20
     ours = [record for record in caplog.records if record.name.startswith("heterokd")]
     assert len(ours) == 1
@@ -277,7 +277,7 @@ def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCapt
     assert "\n" not in ours[0].getMessage()
 
     runs.uri, runs.client = uri, client
-    assert runs.sync_trial(made)
+    assert runs.sync(made)
     assert steps(runs, all_runs(runs)["000-kd"], "train/loss") == [1, 2, 3]
 
 
@@ -294,8 +294,8 @@ def test_an_answer_that_is_lost_doubles_nothing(root: Root, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.client, call, unanswered)
-        assert not runs.sync_trial(made)
-    assert runs.sync_trial(made)
+        assert not runs.sync(made)
+    assert runs.sync(made)
     assert runs.finish({})
     found = runs.client.search_runs([runs.experiment_id])
     assert sorted(str(run.info.run_name) for run in found) == ["000-kd", "tiny"]
@@ -468,11 +468,11 @@ def test_the_pages_answer_and_take_runs_over_http(root: Root) -> None:
     with served(root) as uri:
         assert open_store(root, uri + "/") == uri
         runs = StudyRuns(question, folder, uri, root.artifacts)
-        assert runs.sync_trial(made)
+        assert runs.sync(made)
         made.update({"state": "complete"})
         assert runs.finish({"winner": {"number": 0, "mean": 0.1}})
     started = time.monotonic()
-    assert not runs.sync_trial(made)
+    assert not runs.sync(made)
     assert time.monotonic() - started < 10
     found = all_runs(project(root))
     assert {run.info.status for run in found.values()} == {"FINISHED"}

@@ -1,0 +1,43 @@
+"""CsvTracker: a study's reports as a table, metrics.csv in its folder. An example of a `Tracker`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from typing import Any
+
+from heterokd.config.experiment import Experiment
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.tracking.tracker import Status
+
+COLUMNS = ("trial", "method", "seed", "epoch", "metric", "value")
+
+
+class CsvTracker:
+    """Appends each report of a trial, a row a metric."""
+
+    def __init__(self, experiment: Experiment, folder: StudyFolder) -> None:
+        self.folder, self.file = folder, folder.path / "metrics.csv"
+        self.epochs: dict[int, int] = {}
+        if self.file.exists():
+            with self.file.open(newline="", encoding="utf-8") as file:
+                self.epochs = {int(row["trial"]): int(row["epoch"]) for row in csv.DictReader(file)}
+
+    def sync(self, trial: TrialFolder) -> bool:
+        """Append the reports of epochs that are not in the table."""
+        reports = [report for report in trial.metrics() if report["epoch"] > self.epochs.get(trial.number, 0)]
+        if reports:
+            about = (trial.number, trial.recipe.method, trial.recipe.training.seed)
+            with self.file.open("a", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file)
+                if file.tell() == 0:
+                    rows.writerow(COLUMNS)
+                for report in reports:
+                    epoch = int(report["epoch"])
+                    rows.writerows((*about, epoch, key, value) for key, value in report.items() if key != "epoch")
+            self.epochs[trial.number] = epoch
+        return True
+
+    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+        """Append what is missing of all trials."""
+        return all(self.sync(trial) for trial in self.folder.trials())
