@@ -2,8 +2,7 @@
 
     python benchmarks/plan.py [--experiment FILE] [--set KEY=VALUE]... [--out results.json]
 
-Both share a fresh root; the search's time is that of the whole command. Also told: the plan's own time, and what the
-search would have expected by itself, from its first trials.
+Both share a fresh root; the search's time is that of the whole command. The plan's time is reported as well.
 """
 
 from __future__ import annotations
@@ -18,10 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from heterokd.config import load_experiment
-from heterokd.execution.check import check_experiment
-from heterokd.execution.planning.plan import plan_with
-from heterokd.execution.planning.plan_record import costs_of_trials
 from heterokd.storage.workspace import Root
 from heterokd.training.precision import device_name
 
@@ -42,14 +37,12 @@ def main() -> None:
         searching, found = run("search", str(arguments.experiment), *overrides, "--root", folder)
         study = Root(Path(folder)).study(plan["name"])
         kept = json.loads((study.path / "plan.json").read_text())["actual"]
-        late = from_first_trials(Root(Path(folder)), plan["name"], arguments, searching)
     expected = plan["seconds"]["expected"]
     results |= {
         "seconds of the plan": round(planning, 1),
         "planned seconds (range)": f"{expected:.0f} ({plan['seconds']['low']:.0f} to {plan['seconds']['high']:.0f})",
         "seconds of the search": round(searching, 1),
         "planned over taken": round(expected / searching, 3),
-        "planned over taken, from the first trials": round(late / searching, 3),
         "planned by phase": {key: round(value, 1) for key, value in plan["phases"].items()},
         "core- or GPU-hours, planned over taken": round(plan["device_hours"]["expected"] / kept["device_hours"], 3),
         "stopped early, planned and real": f"{plan['trainings']['pruned']:.0f}, {found['standing']['pruned']}",
@@ -71,17 +64,6 @@ def run(*arguments: str) -> tuple[float, dict[str, Any]]:
     if done.returncode:
         raise SystemExit(done.stderr)
     return time.perf_counter() - started, json.loads(done.stdout.splitlines()[-1])
-
-
-def from_first_trials(root: Root, name: str, arguments: argparse.Namespace, seconds: float) -> float:
-    """What the search would have expected after the published settings, without a plan from before."""
-    experiment = load_experiment(arguments.experiment, arguments.set)
-    folder = root.study(name)
-    starts = [trial for trial in folder.trials() if trial.status.get("origin") == "published"]
-    began = time.time() - seconds
-    costs = costs_of_trials(starts, began)
-    assert costs is not None
-    return plan_with(experiment, root, check_experiment(experiment), costs, None).seconds.expected
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from heterokd.storage.workspace import open_root
 from heterokd.training.train import Report
 
 if TYPE_CHECKING:
+    from heterokd.execution.callbacks import Listener
     from heterokd.execution.driver import Found
-    from heterokd.execution.planning.plan_record import Listener
     from heterokd.teachers.prepare import TeacherReport
 
 __all__ = ["Distilled", "Experiment", "distill", "load_experiment", "load_student", "search"]

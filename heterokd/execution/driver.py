@@ -18,7 +18,7 @@ from heterokd.execution.cache_builders import Filling, plan_filling
 from heterokd.execution.callbacks import Listener
 from heterokd.execution.check import check_experiment, check_files, dump_experiment, within_limits
 from heterokd.execution.executor import run_study
-from heterokd.execution.planning.plan_record import Following
+from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.execution.ray_connection import check_address
 from heterokd.execution.study_sync import fetch, keep
 from heterokd.report.measure import draw_pictures
@@ -96,13 +96,13 @@ def search(
     check_workers_root(experiment, root, address)
     check_address(address)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
-    following = Following(experiment, root, folder, excluded)
+    plan_recorder = PlanRecorder(experiment, folder)
     runs = open_runs(experiment, folder, root)
     runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
     tracker = with_others(runs, experiment, folder)
     began = time.monotonic()
     prepared = prepare_teachers(experiment, root, progress=teacher_progress)
-    following.prepared(time.monotonic() - began)
+    plan_recorder.prepared(time.monotonic() - began)
     weights = {network: teacher.weights for network, teacher in prepared.items()}
     fillings = _fillings(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def search(
             excluded=excluded,
             tracker=tracker,
             address=address,
-            listener=following.listening(listener),
+            listener=listener,
             fillings=fillings,
             before=time.monotonic() - began,
             question=asked,
@@ -126,7 +126,7 @@ def search(
         card = prepared[_teacher_of_winner(experiment, summary)].card
         summary |= {"teacher": asdict(card), "teachers": [asdict(one.card) for one in prepared.values()]}
         folder.write_summary(summary)
-        following.ended()
+        plan_recorder.ended()
         keep(root, folder, patiently=True)
         root.fetch_leaders(folder, summary)
         if not summary["standing"]["finished"]:
@@ -138,7 +138,7 @@ def search(
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
         tracker.finish(summary)
-        following.ended()
+        plan_recorder.ended()
         keep(root, folder, patiently=True)
     return Found(folder, summary, card, runs.uri, model)
 

@@ -2,10 +2,10 @@
 
 A seed fixes weights, order and views, so what two configurations reach on one seed is a pair. Two ways to judge pairs:
 
-    by itself   t-test of the paired differences                                    scipy.stats.ttest_rel
+    by itself   t-test of the paired differences: the least squares below, over the pair's common seeds alone
     pooled      value = configuration + seed + noise, least squares over all values; the noise of every pair is
                 estimated from all of them. For two or three seeds each, where a pair's own deviation says little. It
-                supposes that seeds scatter all configurations alike; of two configurations it is the t-test above.
+                supposes that seeds scatter all configurations alike.
 
 p-values of all pairs together are corrected by Holm (A Simple Sequentially Rejective Multiple Test Procedure, 1979).
 The effect is Cohen's d of the paired differences with Hedges' correction for few of them (Distribution Theory for
@@ -17,9 +17,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -146,7 +147,10 @@ def compare(
     known = {name: {seed: one for seed, one in own.items() if math.isfinite(one)} for name, own in values.items()}
     wanted = list(itertools.combinations(known, 2)) if pairs is None else list(pairs)
     sign = 1 if maximise else -1
-    estimates = _pooled(known, wanted, sign) if pooled else [_paired(known, pair, sign) for pair in wanted]
+    if pooled:
+        estimates = _least_squares(known, wanted, sign)
+    else:
+        estimates = [_least_squares({name: known[name] for name in pair}, [pair], sign)[0] for pair in wanted]
     corrected = holm([estimate.p for estimate in estimates])
     found = []
     for (first, second), estimate, p_holm in zip(wanted, estimates, corrected, strict=True):
@@ -182,12 +186,11 @@ def compare(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number, in their own order: each stands for the whole family's error."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for place, number in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
-        largest = max(largest, min(1.0, p_values[number] * (len(p_values) - place)))
-        corrected[number] = largest
-    return corrected
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, values[order] * np.arange(len(values), 0, -1)))
+    return [float(value) for value in corrected]
 
 
 def seeds_needed(effect: float, level: float = LEVEL, growth: float = 1.0) -> int | None:
@@ -201,13 +204,9 @@ def seeds_needed(effect: float, level: float = LEVEL, growth: float = 1.0) -> in
     Returns:
         None where more than `MOST_SEEDS` were needed.
     """
-    if power_of(effect, MOST_SEEDS, level, growth) < POWER:
-        return None
-    low, high = 1, MOST_SEEDS  # too few, enough
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_of(effect, middle, level, growth) >= POWER else (middle, high)
-    return high
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, POWER, key=lambda seeds: power_of(effect, seeds, level, growth))
+    return counts[place] if place < len(counts) else None
 
 
 def power_of(effect: float, seeds: int, level: float = LEVEL, growth: float = 1.0) -> float:
@@ -227,18 +226,7 @@ def _common(values: Values, pair: tuple[str, str]) -> tuple[int, ...]:
     return tuple(seed for seed in sorted(values[pair[0]]) if seed in values[pair[1]])
 
 
-def _paired(values: Values, pair: tuple[str, str], sign: int) -> _Estimate:
-    seeds = _common(values, pair)
-    differences = [sign * (values[pair[0]][seed] - values[pair[1]][seed]) for seed in seeds]
-    if len(seeds) < 2:
-        return _Estimate(seeds, differences[0] if seeds else 0.0, 0.0, 0, 0.0)
-    deviation = stdev(differences)
-    if deviation < _rounding(np.array([values[name][seed] for name in pair for seed in seeds])):
-        deviation = 0.0
-    return _Estimate(seeds, fmean(differences), deviation / math.sqrt(len(seeds)), len(seeds) - 1, deviation)
-
-
-def _pooled(values: Values, pairs: Sequence[tuple[str, str]], sign: int) -> list[_Estimate]:
+def _least_squares(values: Values, pairs: Sequence[tuple[str, str]], sign: int) -> list[_Estimate]:
     """Least squares of configuration + seed; each pair's contrast with the residuals' variance."""
     # A seed of one configuration, or a configuration without a partner, says nothing of any difference.
     counted = {seed: sum(seed in own for own in values.values()) for own in values.values() for seed in own}

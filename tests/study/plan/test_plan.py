@@ -15,12 +15,13 @@ import optuna
 import pytest
 
 from heterokd.cli.terminal.tables import plan_lines
-from heterokd.config import load_experiment
-from heterokd.execution.check import check_experiment, within_limits
-from heterokd.execution.planning.plan import plan_experiment
-from heterokd.execution.planning.plan_record import Following, costs_of_trials
+from heterokd.config import Experiment, load_experiment
+from heterokd.execution.check import within_limits
+from heterokd.execution.planning.plan import keep, plan_experiment, plan_with
+from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.report.page import write_report
 from heterokd.report.tables import plan_table
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Root
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
@@ -196,40 +197,33 @@ def made_search(root: Root) -> tuple[Any, Any]:
     return question, folder
 
 
-def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -> None:
+def planned_search(root: Root, **sections: Any) -> tuple[Experiment, StudyFolder, PlanRecorder]:
+    """A search that was planned and began a minute ago."""
+    question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6}, **sections)
+    keep(root.study("tiny"), question, plan_with(question, root, {}, COSTS, None), COSTS)
+    recorder = PlanRecorder(question, root.study("tiny"))
+    recorder.began -= 60
+    return question, root.study("tiny"), recorder
+
+
+def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
-    following = Following(question, root, root.study("tiny"), {})
-    following.began -= 60
-    following.prepared(20.0)
-    following.trial_ended()
-    assert planned(root.study("tiny")) is None, "nothing has been trained"
-    _, folder = made_search(root)
-    following.trial_ended()
+    question, folder, recorder = planned_search(root)
+    recorder.prepared(20.0)
+    recorder.ended()
     known = planned(folder)
     assert known is not None
-    plan, actual = known
-    assert not actual
-    assert plan.source == "read off its first trials"
-    first = folder.trial(0).status["began"]
-    assert plan.phases["start"] == pytest.approx(first - following.began - 20)
-    assert plan.phases["teacher"] == 20
-    assert plan.parallel == 2
-    costs = costs_of_trials(folder.trials(), following.began)
-    assert costs is not None
-    assert {name: cost.epoch for name, cost in costs.methods.items()} == pytest.approx({"scratch": 1.0, "kd": 3.0})
-    following.ended()
+    assert not known[1], "nothing has been trained"
+    made_search(root)
+    recorder.ended()
     known = planned(folder)
     assert known is not None
-    assert 60 < known[1]["seconds"] < time.time() - following.began
-    per_trial = costs.gpus or costs.cpus
-    of_teacher = 20 * (1 if costs.gpus else costs.cpus * costs.parallel)
-    assert known[1]["device_hours"] == pytest.approx((12 * per_trial + of_teacher) / 3600)
+    assert 60 < known[1]["seconds"] < time.time() - recorder.began
+    assert known[1]["device_hours"] == pytest.approx((12 * COSTS.cpus + 20 * COSTS.cpus * COSTS.parallel) / 3600)
     assert known[1]["trainings"] == 2
-    resumed = Following(question, root, folder, {})
+    resumed = PlanRecorder(question, folder)
     resumed.ended()
-    again = planned(folder)
-    assert again == known, "a run that trains nothing takes nothing"
+    assert planned(folder) == known, "a run that trains nothing takes nothing"
     resumed.done -= 1
     resumed.ended()
     again = planned(folder)
@@ -239,15 +233,10 @@ def test_a_search_without_a_plan_makes_one_of_its_first_trials(tmp_path: Path) -
 
 def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    question = fabricated.experiment(
-        search={"space": {"methods": ["scratch", "kd"]}, "trials": 6},
-        cluster={"nodes": {"one": {"price_per_hour": 36.0}}, "currency": "EUR"},
-    )
-    following = Following(question, root, root.study("tiny"), {})
-    following.began -= 60
-    _, folder = made_search(root)
-    following.trial_ended()
-    following.ended()
+    prices = {"nodes": {"one": {"price_per_hour": 36.0}}, "currency": "EUR"}
+    question, folder, recorder = planned_search(root, cluster=prices)
+    made_search(root)
+    recorder.ended()
     table = plan_table(folder)
     assert table is not None
     rows = {row["name"]: row for row in table["rows"]}
@@ -266,7 +255,7 @@ def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_pa
     folder = root.study("tiny")
     folder.path.mkdir(parents=True)
     (folder.path / "plan.json").write_text(json.dumps({"question": "other", "plan": {}, "costs": {}}))
-    Following(load_experiment(tiny_file()), root, folder, {})
+    PlanRecorder(load_experiment(tiny_file()), folder)
     assert not (folder.path / "plan.json").exists()
 
 
@@ -298,4 +287,5 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     assert planned(root.study("tiny")) == (plan, {})
     left, _ = within_limits(experiment, root)
     assert left.student.networks == ("test_efficientnet",)
-    assert Following(left, root, root.study("tiny"), check_experiment(left)).is_planned
+    PlanRecorder(left, root.study("tiny"))
+    assert planned(root.study("tiny")) is not None, "the search finds the plan of its own question"
