@@ -63,7 +63,7 @@ from hurting import (
 from mlflow import MlflowClient
 
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 from heterokd.tracking.ui_server import ui_command
 from heterokd.training.precision import device_name
@@ -187,7 +187,7 @@ def end_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
 def moments(root: Path, seed: int) -> list[tuple[str, Callable[[], bool]]]:
     """Ten moments of one study in their order; each is past once it is there, and a random while later is the kill."""
     drawn = random.Random(seed)
-    folder = Root(root).study(str(EXPERIMENT["name"]))
+    folder = Workspace(root).study(str(EXPERIMENT["name"]))
 
     def reached(some: int) -> Callable[[], bool]:
         return lambda: sum(map(epochs, folder.trials())) >= some
@@ -270,7 +270,7 @@ def kill_at_start(scratch: Path, asked: Asked) -> dict[str, Any]:
 
 def stop_server(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The MLflow server, for a while."""
-    store = Root(scratch / "server")
+    store = Workspace(scratch / "server")
     store.path.mkdir()
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -322,7 +322,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def serve(store: Root, port: int, database: str) -> subprocess.Popen[bytes]:
+def serve(store: Workspace, port: int, database: str) -> subprocess.Popen[bytes]:
     """A real MLflow server that answers."""
     command, environment = ui_command(store, port, database)
     server = subprocess.Popen(

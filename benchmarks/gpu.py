@@ -27,7 +27,7 @@ from heterokd.config import Experiment, Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.split import Splits
 from heterokd.networks.network import build_network
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.data import recipe_loaders
 from heterokd.training.memory import estimate_memory
 from heterokd.training.precision import Precision, forbid_tf32
@@ -106,7 +106,7 @@ def precisions(size: int, batch: int) -> dict[str, Any]:
             name = f"{precision.dtype}{', channels last' * precision.channels_last}{', compiled' * compiled}"
             rows.setdefault(name, {})[method] = round(len(images) / statistics.median(times[WARM_UP:]), 1)
     with tempfile.TemporaryDirectory() as root:
-        chosen = measured_precision(recipe_of("kd", size, batch), teacher, loaders, "cuda", Root(Path(root)))
+        chosen = measured_precision(recipe_of("kd", size, batch), teacher, loaders, "cuda", Workspace(Path(root)))
     fastest = rows["fp32"]
     print(f"{TEACHER} -> {STUDENT} at {size}, batch {batch}: images a second (over fp32)")
     for name, row in rows.items():

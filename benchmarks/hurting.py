@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 
 from heterokd.cli.cache import verify
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
 LONGEST = 600.0
@@ -66,7 +66,7 @@ def prepare(root: Path) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="hk") as scratch:
         fresh = Path(scratch) / "runs"
-        open_store(Root(fresh), None)
+        open_store(Workspace(fresh), None)
         file = Path(scratch) / "hurt.yaml"
         file.write_text(yaml.safe_dump(EXPERIMENT))
         command = [sys.executable, "-m", "heterokd", "teacher", str(file), "--root", str(fresh)]
@@ -97,7 +97,7 @@ class Search:
     @property
     def folder(self) -> StudyFolder:
         """The study's."""
-        return Root(self.root).study(str(EXPERIMENT["name"]))
+        return Workspace(self.root).study(str(EXPERIMENT["name"]))
 
     @property
     def output(self) -> str:
@@ -292,7 +292,7 @@ def outcome(
     problems += [f"the study has trial {one.number} {one.state.name}" for one in trained if not one.state.is_finished()]
     if len(trained) != len(trials):
         problems.append(f"{len(trained)} trials in the study, {len(trials)} folders")
-    caches = verify(Root(running.root), ())
+    caches = verify(Workspace(running.root), ())
     problems += [f"cache {name}: {problem}" for name, found in caches.items() for problem in found]
     if not caches:
         problems.append("there is no cache")

@@ -27,7 +27,7 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.study import Study
 from heterokd.training.precision import device_name
 
@@ -85,7 +85,7 @@ def whole_path(trials: int) -> dict[str, Any]:
 
     experiment = asked(trials)
     with tempfile.TemporaryDirectory(prefix="hk") as name:
-        root = Root(Path(name))
+        root = Workspace(Path(name))
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)

@@ -26,7 +26,7 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.execution.match import match
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import compare
 from heterokd.study.study import Study
 from heterokd.teachers.prepare import prepare_teacher
@@ -50,7 +50,7 @@ def main() -> None:
     asked += ["training.precision=fp32", "training.channels_last=false"]
     experiment = load_experiment(EXPERIMENT, asked)
     with tempfile.TemporaryDirectory() as folder:
-        root = Root(Path(folder))
+        root = Workspace(Path(folder))
         found = match(experiment, root)
         for row in found.similarity:
             print("  ".join(f"{value:5.2f}" for value in row))
@@ -77,7 +77,7 @@ def options(is_matched: bool, seed: int) -> list[str]:
     return [f"search.match_starts={str(is_matched).lower()}", f"search.seed={seed}", f"training.seed={seed}"]
 
 
-def run(text: str, root: Root, weights: Path | None) -> list[tuple[str, str, float]]:
+def run(text: str, root: Workspace, weights: Path | None) -> list[tuple[str, str, float]]:
     """One search; method, origin and val/top1 of each training in order."""
     torch.set_num_threads(1)
     experiment = Experiment.model_validate_json(text)

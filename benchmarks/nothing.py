@@ -15,9 +15,9 @@ import torch
 from heterokd.config import Recipe
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse
-from heterokd.training.train import Metrics, Trained
+from heterokd.training.train import Metrics, TrainResult
 
 
 def score(sample: Mapping[str, Any], progress: float) -> float:
@@ -41,7 +41,7 @@ def some_student() -> AnyNetwork:
 def train_nothing(
     recipe: Recipe,
     folder: TrialFolder,
-    root: Root,
+    root: Workspace,
     weights: Path | None,
     keep_going: Callable[[Metrics], bool],
     *,
@@ -49,7 +49,7 @@ def train_nothing(
     save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     cache: CacheUse = "found",
-) -> Trained:
+) -> TrainResult:
     """As `run_recipe`, without training: reports are written and rungs asked."""
     sample = {"method": recipe.method, **recipe.params, "rate": recipe.training.learning_rate}
     epochs = recipe.training.epochs
@@ -61,13 +61,13 @@ def train_nothing(
         metrics = {"val/top1": reached, "val/loss": 1 - reached, "train/loss": 1 - reached, "epoch": epoch}
         folder.append(metrics)
         stopped = not keep_going(metrics) and epoch < epochs
-    return Trained(some_student(), metrics, epoch, stopped)
+    return TrainResult(some_student(), metrics, epoch, stopped)
 
 
 def sleep_through(
     recipe: Recipe,
     folder: TrialFolder,
-    root: Root,
+    root: Workspace,
     weights: Path | None,
     keep_going: Callable[[Metrics], bool],
     *,
@@ -75,7 +75,7 @@ def sleep_through(
     save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     cache: CacheUse = "found",
-) -> Trained:
+) -> TrainResult:
     """As `run_recipe`: its training sleeps through `SLEEP_SECONDS`, and it says how long it slept."""
     some_student()
     epochs, slept = recipe.training.epochs, 0.0
@@ -88,4 +88,4 @@ def sleep_through(
         folder.append(metrics)
         save_now()
         keep_going(metrics)
-    return Trained(some_student(), metrics, epochs, stopped=False)
+    return TrainResult(some_student(), metrics, epochs, stopped=False)

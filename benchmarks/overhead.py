@@ -23,7 +23,7 @@ from heterokd.config import load_experiment
 from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import run_study
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
@@ -58,7 +58,7 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
         marks.append((time.time(), time.process_time()))
 
     with tempfile.TemporaryDirectory(prefix="hk") as name:
-        root = Root(Path(name))
+        root = Workspace(Path(name))
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         planning, plan = run("plan", str(arguments.experiment), *overrides, "--root", folder)
         searching, found = run("search", str(arguments.experiment), *overrides, "--root", folder)
-        study = Root(Path(folder)).study(plan["name"])
+        study = Workspace(Path(folder)).study(plan["name"])
         kept = json.loads((study.path / "plan.json").read_text())["actual"]
     expected = plan["seconds"]["expected"]
     results |= {

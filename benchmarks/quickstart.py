@@ -26,7 +26,7 @@ import torch
 from heterokd.config import Experiment, load_experiment
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="measure a search that is there already")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch_root:
-        root = Root(arguments.root or Path(scratch_root))
+        root = Workspace(arguments.root or Path(scratch_root))
         results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}"}
         if arguments.root is None:
             results |= run_search(root)
@@ -54,7 +54,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(results, indent=1))
 
 
-def run_search(root: Root) -> dict[str, Any]:
+def run_search(root: Workspace) -> dict[str, Any]:
     """Seconds of the whole command, and the most memory that all of its processes held together (PSS)."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "heterokd", "search", str(EXPERIMENT), "--root", str(root.path), "--json"]
@@ -107,7 +107,7 @@ def between_trials(folder: StudyFolder) -> dict[str, Any]:
     }
 
 
-def gain(experiment: Experiment, root: Root) -> dict[str, Any]:
+def gain(experiment: Experiment, root: Workspace) -> dict[str, Any]:
     """val/top1 of the winner and of scratch at its best learning rate, on five fresh seeds each."""
     torch.set_num_threads(1)
     weights = prepare_teacher(experiment, root).weights

@@ -29,7 +29,7 @@ import torch
 
 from heterokd.config import load_experiment
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hk") as name:
         scratch = Path(name)
         experiment = load_experiment(EXPERIMENT, overrides)
-        teacher = prepare_teacher(experiment, Root(arguments.root or scratch / "teacher")).weights
+        teacher = prepare_teacher(experiment, Workspace(arguments.root or scratch / "teacher")).weights
         given = scratch / "teacher.safetensors"
         given.write_bytes(teacher.read_bytes() if teacher else b"")
         settings = [f"teacher.checkpoint={given}", *overrides]
@@ -88,7 +88,7 @@ def run_heterokd(scratch: Path, settings: list[str], longest: float) -> tuple[di
     for setting in settings:
         command += ["--set", setting]
     began, ended = run_alone(command, scratch / "r1", {}, longest)
-    folder: StudyFolder = Root(scratch / "runs").study("quickstart")
+    folder: StudyFolder = Workspace(scratch / "runs").study("quickstart")
     trials = folder.trials()
     status = [trial.status for trial in trials]
     gaps: list[float] = []

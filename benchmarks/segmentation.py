@@ -28,7 +28,7 @@ from heterokd.config import Recipe, load_experiment
 from heterokd.datasets.io.loaders import open_test
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import compare
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.data import open_splits
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="key=value of the experiment")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch_root:
-        root = Root((arguments.root or Path(scratch_root)).resolve())
+        root = Workspace((arguments.root or Path(scratch_root)).resolve())
         experiment = load_experiment(arguments.experiment, arguments.set)
         study = root.study(experiment.name)
         if not (study.path / "summary.json").exists():
@@ -98,7 +98,7 @@ def best_recipe(study: StudyFolder, method: str) -> Recipe:
     return max(done, key=lambda trial: float(trial.status["metrics"]["val/miou"])).recipe
 
 
-def test_miou(recipe: Recipe, root: Root, weights: Path | None) -> float:
+def test_miou(recipe: Recipe, root: Workspace, weights: Path | None) -> float:
     """Train a recipe in a folder of its own; mean IoU on the test split."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

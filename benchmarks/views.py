@@ -31,7 +31,7 @@ from heterokd.datasets.io.split import Split
 from heterokd.execution.run import run_recipe
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.precision import FP32, device_name
@@ -76,14 +76,14 @@ def main() -> None:
     torch.set_num_threads(1)
     overrides = [f"data.augment={arguments.policy}", f"training.epochs={arguments.epochs}", "training.precision=fp32"]
     with tempfile.TemporaryDirectory() as scratch:
-        root = Root(arguments.root or Path(scratch))
+        root = Workspace(arguments.root or Path(scratch))
         fresh = load_experiment(EXPERIMENT, [*overrides, "cache.enabled=false"])
         stored = load_experiment(EXPERIMENT, [*overrides, f"cache.views={arguments.views}", "cache.dtype=fp32"])
         weights = prepare_teacher(load_experiment(EXPERIMENT), root).weights
         scores: dict[str, list[float]] = {"live": [], "cache": [], "index": []}
         for seed in range(1, arguments.seeds + 1):
-            scores["live"].append(keyed(fresh, seed, weights, Root(Path(scratch))))
-            scores["cache"].append(keyed(stored, seed, weights, Root(Path(scratch))))
+            scores["live"].append(keyed(fresh, seed, weights, Workspace(Path(scratch))))
+            scores["cache"].append(keyed(stored, seed, weights, Workspace(Path(scratch))))
             scores["index"].append(by_index(fresh, seed, weights))
             print(
                 f"seed {seed}: " + "  ".join(f"{name} {values[-1]:.4f}" for name, values in scores.items()), flush=True
@@ -110,7 +110,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(results, indent=1))
 
 
-def keyed(experiment: Experiment, seed: int, weights: Path | None, root: Root) -> float:
+def keyed(experiment: Experiment, seed: int, weights: Path | None, root: Workspace) -> float:
     """val/top1 of a training whose teacher answers for the very view that the student sees."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = experiment.recipe(experiment.published("kd"), seed=seed)

@@ -17,7 +17,7 @@ from heterokd.config import experiment as questions
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import open_root
+from heterokd.storage.workspace import open_workspace
 from heterokd.training.train import Report
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def search(
 
     return run(
         experiment,
-        open_root(str(root)),
+        open_workspace(str(root)),
         resume=resume,
         address=address,
         listener=listener,
@@ -99,7 +99,7 @@ def distill(
     questions.method_params(method, {}, "distill")
     space = experiment.space.model_copy(update={"methods": (method,)})
     alone = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
-    trial, trained = distill_once(alone, method, open_root(str(root)), on_epoch or (lambda metrics: True))
+    trial, trained = distill_once(alone, method, open_workspace(str(root)), on_epoch or (lambda metrics: True))
     return Distilled(trial, trial.status["metrics"], trained)
 
 
@@ -119,5 +119,5 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
     from heterokd.networks.network import deployable
     from heterokd.students.export.find import find_student
 
-    with find_student(open_root(str(root)), str(source)) as student:
+    with find_student(open_workspace(str(root)), str(source)) as student:
         return deployable(student.network)

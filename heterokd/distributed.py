@@ -39,7 +39,7 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def first_says(value: T) -> T:
+def broadcast(value: T) -> T:
     """The value of the first worker, on every worker; each must call it at the same point."""
     if size() == 1:
         return value
@@ -49,7 +49,7 @@ def first_says(value: T) -> T:
     return said
 
 
-def totals(values: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_sum(values: Mapping[str, float]) -> dict[str, float]:
     """Sums over all workers, name by name; a worker that lacks a name adds nothing to it."""
     if size() == 1:
         return dict(values)
@@ -59,7 +59,7 @@ def totals(values: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
 
 
-def every(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """The tensors [*] of all workers, [size, *], without gradient; all have the same shape.
 
     By a sum, which every backend has on every device; each place has one summand, so nothing is rounded.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.storage.filesystem import Folder
+from heterokd.storage.filesystem import RemoteDir
 from heterokd.teachers.cache.build import build_shards, finish
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey
@@ -57,7 +57,7 @@ def made_up(key: CacheKey, salt: int = 0) -> Compute:
     return compute
 
 
-def built(caches: Folder, key: CacheKey, **more: Any) -> Records:
+def built(caches: RemoteDir, key: CacheKey, **more: Any) -> Records:
     """A finished cache, opened."""
     folder = caches.at(key.id)
     build_shards(folder, key, made_up(key))

@@ -22,7 +22,7 @@ from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.tracking.store import open_store
 from heterokd.training.task_modules import SegmentationTask
@@ -76,7 +76,7 @@ def scene_student(splits: Splits, steps: int, seed: int = 0) -> AnyNetwork:
     return network.eval()
 
 
-def study(root: Root, question: Experiment) -> StudyFolder:
+def study(root: Workspace, question: Experiment) -> StudyFolder:
     folder = root.study(question.name)
     dump = yaml.safe_dump(json.loads(question.model_dump_json()), sort_keys=False)
     write_text(folder.experiment_file, dump)
@@ -136,15 +136,15 @@ def fitted_student(splits: Splits, images: int, seed: int = 0) -> Network:
 def _empty_store() -> bytes:
     """A new store takes seconds to make."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Root(Path(folder))
+        root = Workspace(Path(folder))
         open_store(root, None)
         with closing(sqlite3.connect(root.mlflow_database)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return root.mlflow_database.read_bytes()
 
 
-def root_with_store(folder: Path) -> Root:
-    root = Root(folder / "runs")
+def root_with_store(folder: Path) -> Workspace:
+    root = Workspace(folder / "runs")
     root.path.mkdir()
     root.mlflow_database.write_bytes(_empty_store())
     return root

@@ -17,12 +17,12 @@ from heterokd.config import Experiment, Recipe, load_experiment, methods_of
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.memory import estimate_memory
 from heterokd.training.precision import forbid_tf32
-from heterokd.training.train import Trained, build_distiller, train
+from heterokd.training.train import TrainResult, build_distiller, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
@@ -30,13 +30,13 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Root:
-    return Root(tmp_path / "runs")
+def root(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "runs")
 
 
 def run(
-    recipe: Recipe, root: Root, weights: Path | None, name: str, *, go_on: bool = True, cache: bool = True
-) -> tuple[Trained, TrialFolder]:
+    recipe: Recipe, root: Workspace, weights: Path | None, name: str, *, go_on: bool = True, cache: bool = True
+) -> tuple[TrainResult, TrialFolder]:
     folder = TrialFolder(root.path / "trials" / name)
     folder.start(recipe, {})
     trained = run_recipe(
@@ -52,13 +52,13 @@ def run(
     return trained, folder
 
 
-def largest_difference(first: Trained, second: Trained) -> float:
+def largest_difference(first: TrainResult, second: TrainResult) -> float:
     pairs = zip(first.student.parameters(), second.student.parameters(), strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 @pytest.mark.parametrize("method", methods_of("classification"))
-def test_every_method_trains_from_files_to_files(method: str, tiny_file: Write, root: Root) -> None:
+def test_every_method_trains_from_files_to_files(method: str, tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(tiny_file(search={"space": {"methods": [method]}}))
     prepared = prepare_teacher(experiment, root)
     recipe = experiment.recipe(experiment.published(method))
@@ -73,7 +73,7 @@ def test_every_method_trains_from_files_to_files(method: str, tiny_file: Write, 
 
 
 @pytest.mark.parametrize("method", ["kd", "hcd", "fbt", "crd"])
-def test_a_cached_teacher_gives_what_a_live_one_gives(method: str, tiny_file: Write, root: Root) -> None:
+def test_a_cached_teacher_gives_what_a_live_one_gives(method: str, tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(tiny_file(search={"space": {"methods": [method]}}))
     prepared = prepare_teacher(experiment, root)
     recipe = experiment.recipe(experiment.published(method))
@@ -86,7 +86,7 @@ def test_a_cached_teacher_gives_what_a_live_one_gives(method: str, tiny_file: Wr
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_training_goes_on_where_it_was(precision: str, tiny_file: Write, root: Root) -> None:
+def test_a_stopped_training_goes_on_where_it_was(precision: str, tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(
         tiny_file(training={"precision": precision, "channels_last": True, "ema": 0.9, "epochs": 4})
     )
@@ -101,7 +101,7 @@ def test_a_stopped_training_goes_on_where_it_was(precision: str, tiny_file: Writ
     assert largest_difference(whole, resumed) <= 10 * largest_difference(whole, again) + 5e-3
 
 
-def test_a_compiled_student_learns_what_a_plain_one_learns(tiny_file: Write, root: Root) -> None:
+def test_a_compiled_student_learns_what_a_plain_one_learns(tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(tiny_file())
     prepared = prepare_teacher(experiment, root)
     recipe = experiment.recipe(experiment.published("kd"))
@@ -111,7 +111,7 @@ def test_a_compiled_student_learns_what_a_plain_one_learns(tiny_file: Write, roo
     assert faster.metrics["train/loss"] == pytest.approx(plain.metrics["train/loss"], rel=0.05)
 
 
-def test_no_step_waits_for_the_device(tiny_file: Write, root: Root) -> None:
+def test_no_step_waits_for_the_device(tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(tiny_file(training={"clip_grad": 5.0}))
     prepared = prepare_teacher(experiment, root)
     recipe = experiment.recipe(experiment.published("dkd"))
@@ -135,7 +135,7 @@ def test_no_step_waits_for_the_device(tiny_file: Write, root: Root) -> None:
     assert not set(waits) & {"updates.py", "loaders.py", "pixels.py", "distiller.py", "dkd.py", "clip_grad.py"}, waits
 
 
-def test_the_memory_estimate_is_above_what_a_training_takes(tiny_file: Write, root: Root) -> None:
+def test_the_memory_estimate_is_above_what_a_training_takes(tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(
         tiny_file(
             data={"image_size": 128, "labels_per_class": 20},
@@ -156,7 +156,7 @@ def test_the_memory_estimate_is_above_what_a_training_takes(tiny_file: Write, ro
         assert torch.cuda.max_memory_reserved() < estimate < free
 
 
-def test_a_full_gpu_is_one_sentence(tiny_file: Write, root: Root) -> None:
+def test_a_full_gpu_is_one_sentence(tiny_file: Write, root: Workspace) -> None:
     experiment = load_experiment(
         tiny_file(data={"image_size": 128}, student={"network": "resnet18"}, training={"batch_size": 40, "epochs": 1})
     )
@@ -173,7 +173,7 @@ def test_a_full_gpu_is_one_sentence(tiny_file: Write, root: Root) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_scenes_train_on_a_gpu_too(root: Root) -> None:
+def test_scenes_train_on_a_gpu_too(root: Workspace) -> None:
     experiment = Experiment.model_validate(
         {
             "name": "scenes",

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 import heterokd
 from heterokd.config import load_experiment
 from heterokd.errors import ConfigError, without_password
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import first_line, quiet, shown
 from heterokd.tracking.ui_server import ui_command
 
@@ -143,6 +143,6 @@ def test_addresses_are_shown_without_passwords(tmp_path: Path) -> None:
     assert first_line(error) == "API request to http://***@host:5000/api failed"
     # Arguments are seen by everybody on the machine.
     secret = "postgresql+psycopg2://me:canary@host:5432/runs"
-    command, environment = ui_command(Root(tmp_path), 5000, secret)
+    command, environment = ui_command(Workspace(tmp_path), 5000, secret)
     assert "canary" not in " ".join(command)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == secret

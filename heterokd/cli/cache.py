@@ -17,12 +17,12 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.shared_pixels import unused_pixels
 from heterokd.errors import CacheError, ConfigError
-from heterokd.execution.cache_builders import Filling, fill, plan_filling
+from heterokd.execution.cache_builders import CacheBuild, fill, plan_cache_build
 from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
 from heterokd.formatting import PERIODS, SIZES, format_duration, format_size, parse_quantity
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.maintenance import CacheCard, list_caches, mend_cache, prune_caches, verify_cache
 from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.teachers.prepare import prepare_teachers
@@ -31,7 +31,7 @@ TENTHS = 10
 
 
 def build(
-    file: Path, overrides: Sequence[str], root: Root, address: str | None, terminal: Terminal
+    file: Path, overrides: Sequence[str], root: Workspace, address: str | None, terminal: Terminal
 ) -> list[dict[str, Any]]:
     """Complete the caches of an experiment's own seed, one a teacher, whose views its trials share.
 
@@ -56,7 +56,7 @@ def build(
     check_files(experiment)
     prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
     planned = {
-        network: plan_filling(experiment.following(network), root, teacher.weights, audited=False)
+        network: plan_cache_build(experiment.following(network), root, teacher.weights, audited=False)
         for network, teacher in prepared.items()
     }
     if not any(planned.values()):
@@ -72,7 +72,7 @@ def build(
 
 
 def _complete(
-    experiment: Experiment, filling: Filling, root: Root, address: str | None, terminal: Terminal
+    experiment: Experiment, filling: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
 ) -> dict[str, Any]:
     """The cache of one teacher.
 
@@ -88,7 +88,7 @@ def _complete(
         terminal.say(f"cache {filling.key.id}: {filling.key.describe()}")
         with connected(address), _Shown(filling, terminal) as progress:
             fill(filling, root, plan_cluster(experiment), progress)
-    plan_filling(experiment, root, filling.weights)  # the audit
+    plan_cache_build(experiment, root, filling.weights)  # the audit
     (card,) = (card for card in list_caches(root.cache_folder) if card.id == filling.key.id)
     return {
         "id": card.id,
@@ -110,7 +110,7 @@ def outcome(found: dict[str, Any]) -> list[str]:
 class _Shown:
     """Progress of a build: one line that changes on a terminal, a line a tenth in a pipe."""
 
-    def __init__(self, filling: Filling, terminal: Terminal) -> None:
+    def __init__(self, filling: CacheBuild, terminal: Terminal) -> None:
         self.terminal, self.started, self.tenths = terminal, time.monotonic(), 0
         self.views, self.bytes = filling.key.records, cache_bytes(filling.key)
         self.before: int | None = None
@@ -204,7 +204,7 @@ class Answer:
     problems: Sequence[str] = field(default_factory=tuple)
 
 
-def run(asked: Asked, root: Root, *, quiet: bool = False) -> Answer:
+def run(asked: Asked, root: Workspace, *, quiet: bool = False) -> Answer:
     """Do what is asked.
 
     Args:
@@ -269,7 +269,7 @@ def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, Any]]:
     return [{**asdict(card), "last_used": card.last_used.isoformat()} for card in cards]
 
 
-def verify(root: Root, ids: Sequence[str]) -> dict[str, list[str]]:
+def verify(root: Workspace, ids: Sequence[str]) -> dict[str, list[str]]:
     """What is wrong with some caches, or with all: sentences by id; every checksum is checked.
 
     Raises:
@@ -282,7 +282,7 @@ def verify(root: Root, ids: Sequence[str]) -> dict[str, list[str]]:
     return {one: verify_cache(root.cache_folder.at(one), root.caches) for one in ids or known}
 
 
-def prune(root: Root, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
+def prune(root: Workspace, asked: Asked) -> tuple[list[CacheCard], dict[Path, int]]:
     """Delete caches, see `prune_caches`, and decoded images by age alone; what was deleted, or would be.
 
     Raises:

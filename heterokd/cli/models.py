@@ -23,10 +23,10 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Open the test split, compare the study's best student with the champion, and move the alias if it is better."""
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.promote import promote as decide
 
-    decision = decide(open_root(root), study, dry_run=dry_run, alias=alias, trial=trial)
+    decision = decide(open_workspace(root), study, dry_run=dry_run, alias=alias, trial=trial)
     if as_json:
         print(decision.to_json())
         return
@@ -49,10 +49,10 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take the last promotion back: the version that was champion before is champion again."""
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.rollback import rollback as take_back
 
-    done = take_back(open_root(root), model, alias=alias)
+    done = take_back(open_workspace(root), model, alias=alias)
     print(done.to_json() if as_json else done.reason)
 
 
@@ -71,11 +71,11 @@ def export(
     if format_name not in ("onnx", "pt2", "safetensors"):  # before the imports, which take seconds
         known = ("onnx", "pt2", "safetensors")
         raise ConfigError(f"--format {format_name}: there is no such format; {did_you_mean(format_name, known)}")
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.students.export.export import export_student
     from heterokd.students.export.find import find_student
 
-    with find_student(open_root(root), student) as found:
+    with find_student(open_workspace(root), student) as found:
         written = export_student(found, cast("FormatName", format_name), out)
     if as_json:
         print_json({**asdict(written), "record": str(out / "export.json")})

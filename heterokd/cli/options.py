@@ -81,9 +81,9 @@ def load_asked(file: Path, overrides: list[str]) -> Experiment:
 def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
     """The folder of a study that is there, and its question."""
     from heterokd.config.reading import load_experiment
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
-    folder = open_root(root).existing_study(name)
+    folder = open_workspace(root).existing_study(name)
     return folder, load_experiment(folder.experiment_file)
 
 

@@ -24,12 +24,12 @@ def plan(
     from heterokd.cli.terminal.tables import plan_lines
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.execution.ray_connection import check_address
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: nothing is trained now")
-        found = plan_experiment(asked, open_root(root), address=address, began=began, say=terminal.say)
+        found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.say)
         if as_json:
             print_json(found.to_json())
             return
@@ -49,7 +49,7 @@ def match(
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import match_table
     from heterokd.execution.match import match as run
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
@@ -57,7 +57,7 @@ def match(
             terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
             return True
 
-        found = run(asked, open_root(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
+        found = run(asked, open_workspace(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
         if as_json:
             content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
             print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
@@ -80,10 +80,10 @@ def doctor(
     from heterokd.execution.doctor import as_json as plain
     from heterokd.execution.doctor import examine, table
     from heterokd.execution.ray_connection import check_address
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     check_address(address)
-    checks = examine(asked, open_root(root), address)
+    checks = examine(asked, open_workspace(root), address)
     if as_json:
         print_json(plain(checks))
     else:

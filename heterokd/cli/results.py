@@ -28,10 +28,10 @@ def report(
         raise StudyError(f"{folder.path}: no trial has ended yet, so there is nothing to show; look again later")
     if measure:
         from heterokd.report.measure import draw_pictures
-        from heterokd.storage.workspace import open_root
+        from heterokd.storage.workspace import open_workspace
         from heterokd.teachers.prepare import ready_teacher
 
-        state = open_root(root)
+        state = open_workspace(root)
         weights = {name: ready_teacher(asked.following(name), state)[1] for name in asked.teacher.networks}
         draw_pictures(folder, asked, state, weights)
     write_report(folder, asked, summary, root=root)
@@ -67,12 +67,12 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
     _check_port(port)  # before the imports, which take seconds
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import existing_store, shown
     from heterokd.tracking.ui_server import serve, ui_command
     from heterokd.tracking.ui_views import study_links
 
-    state = open_root(root)
+    state = open_workspace(root)
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
     if uri.startswith("http"):
         # A browser asks for the password itself.

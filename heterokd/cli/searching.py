@@ -29,7 +29,7 @@ def search(
     from heterokd.cli.terminal.live_search import SearchTerminal
     from heterokd.cli.terminal.search_summary import closing
     from heterokd.execution.driver import search as run
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
@@ -37,7 +37,7 @@ def search(
         try:
             found = run(
                 asked,
-                open_root(root),
+                open_workspace(root),
                 resume=resume,
                 address=address,
                 listener=terminal,
@@ -117,17 +117,17 @@ def auto(
     from heterokd.datasets.io.inspect import look, use
     from heterokd.execution.auto import Limits, propose
     from heterokd.execution.planning.plan import plan_experiment
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     hours = None if budget is None else _hours(budget)
     with Terminal("val/top1", quiet=as_json) as terminal:
         seen = look(images)
         for sentence in seen.sentences():
             terminal.say(sentence)
-        state = open_root(root)
+        state = open_workspace(root)
         folder = use(seen, state.path / "auto" / images.resolve().name)
         limits = Limits(max_params_m, max_latency_ms, hours)
-        state = open_root(root)
+        state = open_workspace(root)
         made = propose(
             seen,
             folder,

@@ -27,7 +27,7 @@ def distill(
     asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.distill import distill_once
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
@@ -38,7 +38,7 @@ def distill(
             )
             return True
 
-        trial, is_new = distill_once(asked, method, open_root(root), epoch, terminal.teacher_epoch)
+        trial, is_new = distill_once(asked, method, open_workspace(root), epoch, terminal.teacher_epoch)
     metrics = trial.status["metrics"]
     if as_json:
         print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
@@ -61,7 +61,7 @@ def reproduce(
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import reproduction_table
     from heterokd.execution.reproduce import reproduce as run
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     with Terminal(asked.metric, quiet=as_json) as terminal:
@@ -74,7 +74,12 @@ def reproduce(
             return True
 
         found = run(
-            asked, open_root(root), methods=chosen, seeds=seeds, on_epoch=epoch, teacher_progress=terminal.teacher_epoch
+            asked,
+            open_workspace(root),
+            methods=chosen,
+            seeds=seeds,
+            on_epoch=epoch,
+            teacher_progress=terminal.teacher_epoch,
         )
     if as_json:
         print_json({**found.to_json(), "folder": str(found.folder.path)})
@@ -96,13 +101,13 @@ def teacher(
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.check import check_experiment, check_files
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
     from heterokd.teachers.prepare import prepare_teachers
 
     check_experiment(asked)
     check_files(asked)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        found = list(prepare_teachers(asked, open_root(root), progress=terminal.teacher_epoch).values())
+        found = list(prepare_teachers(asked, open_workspace(root), progress=terminal.teacher_epoch).values())
     if as_json:
         rows = [
             {**one.card.__dict__, "file": None if one.weights is None else str(one.weights), "fitted": one.fitted}
@@ -135,11 +140,11 @@ def cache(
     """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
     from heterokd.cli.cache import Asked, run
     from heterokd.errors import CacheError
-    from heterokd.storage.workspace import open_root
+    from heterokd.storage.workspace import open_workspace
 
     check_root(root, written=not (listing or verifying or dry_run))
     asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
-    answer = run(asked, open_root(root), quiet=as_json)
+    answer = run(asked, open_workspace(root), quiet=as_json)
     if as_json:
         print_json(answer.content)
     for line in () if as_json else answer.lines:

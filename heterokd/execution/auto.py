@@ -22,7 +22,7 @@ from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_me
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
 from heterokd.storage.files import write_text
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.training.latency import known_latency_ms, parameters_m
 from heterokd.training.train import Report
@@ -100,7 +100,7 @@ def propose(
     teachers: Sequence[str],
     students: Sequence[str],
     limits: Limits,
-    root: Root,
+    root: Workspace,
     file: Path | None = None,
     *,
     fitting: bool = True,
@@ -225,7 +225,7 @@ def _tokens(name: str, size: int, classes: int) -> dict[str, Any]:
 
 
 def _students(
-    teacher: dict[str, Any], named: Sequence[str], limits: Limits, size: int, classes: int, root: Root
+    teacher: dict[str, Any], named: Sequence[str], limits: Limits, size: int, classes: int, root: Workspace
 ) -> tuple[list[str], list[str]]:
     """Names, and why."""
     most = limits.max_params_m
@@ -265,7 +265,7 @@ def _students(
 
 
 def _fit(
-    content: dict[str, Any], teacher: dict[str, Any], target: Path, root: Root, progress: Report | None
+    content: dict[str, Any], teacher: dict[str, Any], target: Path, root: Workspace, progress: Report | None
 ) -> PreparedTeacher:
     _write(target, {**content, "teacher": teacher}, [])
     try:

@@ -14,8 +14,8 @@ from heterokd.config.experiment import Experiment, Recipe
 from heterokd.errors import CacheError, PairError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_settings import ray
-from heterokd.storage.filesystem import Folder
-from heterokd.storage.workspace import Root
+from heterokd.storage.filesystem import RemoteDir
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.build import check_space, missing
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Filling:
+class CacheBuild:
     """A cache that a search fills.
 
     Attributes:
@@ -41,7 +41,7 @@ class Filling:
 
     recipe: Recipe
     key: CacheKey
-    folder: Folder
+    folder: RemoteDir
     weights: Path | None = None
 
     @property
@@ -81,7 +81,7 @@ class Builder:
         threads: of torch.
     """
 
-    def __init__(self, work: Sequence[tuple[str, Path | None]], root: Root, threads: int) -> None:
+    def __init__(self, work: Sequence[tuple[str, Path | None]], root: Workspace, threads: int) -> None:
         torch.set_num_threads(threads)
         self.root = root.on_node()
         self.work = [
@@ -105,7 +105,9 @@ class Builder:
         return None
 
 
-def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, audited: bool = True) -> Filling | None:
+def plan_cache_build(
+    experiment: Experiment, root: Workspace, weights: Path | None, *, audited: bool = True
+) -> CacheBuild | None:
     """The cache that an experiment's trials share before confirmation; None where no method reads one.
 
     Args:
@@ -131,11 +133,11 @@ def plan_filling(experiment: Experiment, root: Root, weights: Path | None, *, au
             if audited:
                 check_cache(recipe, splits, live, root)
             key = cache_key(recipe, splits, live)
-            return Filling(recipe, key, root.cache_folder.at(key.id), weights)
+            return CacheBuild(recipe, key, root.cache_folder.at(key.id), weights)
     return None
 
 
-def start_filling(fillings: Sequence[Filling], root: Root, cluster: Cluster, builders: int) -> list[Any]:
+def start_cache_builds(fillings: Sequence[CacheBuild], root: Workspace, cluster: Cluster, builders: int) -> list[Any]:
     """Start actors on the Ray that is connected; what `Builder.build` returns, to come.
 
     Args:
@@ -182,8 +184,8 @@ def _ended(handle: Any, answer: Any) -> str | None:
 
 
 def fill(
-    filling: Filling,
-    root: Root,
+    filling: CacheBuild,
+    root: Workspace,
     cluster: Cluster,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -198,7 +200,7 @@ def fill(
     Raises:
         CacheError: it cannot be completed.
     """
-    started = start_filling([filling], root, cluster, cluster.parallel)
+    started = start_cache_builds([filling], root, cluster, cluster.parallel)
     answers = [answer for _, answer in started]
     shards, waiting = layout_of(filling.key).shards, list(answers)
     folder = filling.folder

@@ -1,6 +1,6 @@
 """What the driver does while trials run: MLflow, the summary, the listener, the disk. Nothing of it delays a trial.
 
-Tune calls `Progress` for each of its events; `MlflowSync` is a separate thread.
+Tune calls `TuneCallback` for each of its events; `MlflowSync` is a separate thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from heterokd.execution.cache_builders import release
-from heterokd.execution.failure_limit import Deaths
+from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -90,7 +90,7 @@ class MlflowSync:
         self.is_stuck = reason is not None
 
 
-class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
+class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
     """Passes Tune's events on to the MLflow thread and to the listener, and gives what is done back."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
         sync: MlflowSync,
         listener: Listener | None,
         builders: list[Any],
-        deaths: Deaths,
+        deaths: FailureLimit,
     ) -> None:
         self.folder = folder
         self.judge = judge

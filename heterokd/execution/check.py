@@ -15,7 +15,7 @@ from heterokd.execution.student_costs import Candidates, weigh_students
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network, predict_spec
 from heterokd.outputs import OutputSpec
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import _given_teacher
 from heterokd.training.data import open_splits
@@ -90,7 +90,7 @@ def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str
     return excluded
 
 
-def within_limits(experiment: Experiment, root: Root) -> tuple[Experiment, Candidates]:
+def within_limits(experiment: Experiment, root: Workspace) -> tuple[Experiment, Candidates]:
     """The question about the students that keep `search.max_params_m` and `search.max_latency_ms`, and what each costs.
 
     Raises:

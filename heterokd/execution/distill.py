@@ -12,7 +12,7 @@ from heterokd.execution.check import check_experiment, check_files, dump_experim
 from heterokd.execution.run import run_recipe
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.priors import published_samples
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.labels import dataset_inputs
@@ -20,7 +20,7 @@ from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.tracking.tracker import Tracker, with_others
 from heterokd.training.data import open_splits
-from heterokd.training.train import Metrics, Report, Trained
+from heterokd.training.train import Metrics, Report, TrainResult
 
 RESTARTS = 2
 """Of workers that share the training, after one has died; as often as a search has patience with a trial."""
@@ -29,7 +29,7 @@ RESTARTS = 2
 def distill_once(
     experiment: Experiment,
     method: str,
-    root: Root,
+    root: Workspace,
     on_epoch: Callable[[Metrics], bool],
     teacher_progress: Report | None = None,
 ) -> tuple[TrialFolder, bool]:
@@ -79,7 +79,7 @@ def train_once(
     recipe: Recipe,
     sample: Sample,
     folder: StudyFolder,
-    root: Root,
+    root: Workspace,
     tracker: Tracker,
     prepared: PreparedTeacher,
     on_epoch: Callable[[Metrics], bool],
@@ -124,8 +124,12 @@ def train_once(
 
 
 def _train_on_workers(
-    recipe: Recipe, trial: TrialFolder, root: Root, prepared: PreparedTeacher, keep_going: Callable[[Metrics], bool]
-) -> Trained:
+    recipe: Recipe,
+    trial: TrialFolder,
+    root: Workspace,
+    prepared: PreparedTeacher,
+    keep_going: Callable[[Metrics], bool],
+) -> TrainResult:
     """On a local Ray, unless this process is connected to one."""
     from heterokd.execution.placement import plan_workers  # Ray, which one process does without
     from heterokd.execution.ray_connection import connected

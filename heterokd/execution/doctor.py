@@ -34,7 +34,7 @@ from heterokd.execution.node_checks import (
     DATA_SECONDS,
     DRIVER,
     Check,
-    Questions,
+    NodeProbe,
     answers,
     judge,
     now,
@@ -45,7 +45,7 @@ from heterokd.execution.placement import coming_nodes, plan_cluster
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.execution.ray_settings import ray
 from heterokd.storage.filesystem import open_folder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 ANSWER_SECONDS = 120.0
 """A node that imports torch for the first time takes its time, and its answer up to DATA_SECONDS."""
@@ -53,7 +53,7 @@ RESOURCE_SECONDS = 60.0
 """GPUs are asked for their memory, and wait while another search has them."""
 
 
-def examine(experiment: Experiment, root: Root, address: str | None = None) -> list[Check]:
+def examine(experiment: Experiment, root: Workspace, address: str | None = None) -> list[Check]:
     """Ask the driver and every node of a Ray.
 
     Args:
@@ -79,7 +79,7 @@ def examine(experiment: Experiment, root: Root, address: str | None = None) -> l
     folder = root.store or open_folder(root.path)
     # Where it cannot be written, the driver's own answer says so.
     sentence(started(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
-    questions = Questions(
+    questions = NodeProbe(
         root if root.url else root.on_node(),
         tracking,
         experiment.data.model_dump_json(),
@@ -109,7 +109,7 @@ def _checkpoints(experiment: Experiment) -> dict[str, Path]:
     return {} if given is None else {"teacher.checkpoint": given}
 
 
-def _nodes(questions: Questions, mine: dict[str, Any]) -> list[Check]:
+def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
     """Every node's checks; all are asked at once."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     addresses = [str(node["NodeManagerAddress"]) for node in nodes]
@@ -167,7 +167,7 @@ def _resources(experiment: Experiment) -> Check:
     return Check("cluster", "resources", True, told)
 
 
-def _tracking(experiment: Experiment, root: Root) -> tuple[str | None, list[Check]]:
+def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list[Check]]:
     """The tracking server that nodes are asked for (None where it is a file or a database), and the driver's check."""
     from heterokd.tracking.store import check_access, open_store, shown
 

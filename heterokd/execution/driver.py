@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
-from heterokd.execution.cache_builders import Filling, plan_filling
+from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.callbacks import Listener
 from heterokd.execution.check import check_experiment, check_files, dump_experiment, within_limits
 from heterokd.execution.executor import run_study
@@ -25,7 +25,7 @@ from heterokd.report.measure import draw_pictures
 from heterokd.report.page import write_report
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.study.priors import finished_summaries, warm_starts
 from heterokd.study.study import Study
@@ -61,7 +61,7 @@ class Found:
 
 def search(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     *,
     resume: bool = False,
     address: str | None = None,
@@ -143,11 +143,11 @@ def search(
     return Found(folder, summary, card, runs.uri, model)
 
 
-def _fillings(experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> list[Filling]:
+def _fillings(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
     """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
     fillings = []
     for network in experiment.teacher.networks:
-        filling = plan_filling(experiment.following(network), root, weights[network])
+        filling = plan_cache_build(experiment.following(network), root, weights[network])
         obstacle = None if filling is None else filling.obstacle
         if obstacle is not None:
             logger.warning("the teacher runs live (%s)", obstacle)
@@ -182,7 +182,7 @@ def _registered(
     return experiment.registered_model, version
 
 
-def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Mapping[str, Path | None]) -> None:
+def _draw(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:
     """The study's pictures; what cannot be drawn costs a warning, not the study."""
     try:
         draw_pictures(folder, experiment, root, weights)
@@ -190,7 +190,7 @@ def _draw(folder: StudyFolder, experiment: Experiment, root: Root, weights: Mapp
         logger.warning("the study's pictures are not drawn (%s)", first_line(error))
 
 
-def _write_page(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], root: Root) -> None:
+def _write_page(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], root: Workspace) -> None:
     """The study's page; likewise."""
     try:
         write_report(folder, experiment, summary, root=str(root))
@@ -215,7 +215,7 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
         raise StudyError(f"{folder.path}: another process is running this study; wait for it, or end it") from None
 
 
-def check_workers_root(experiment: Experiment, root: Root, address: str | None) -> None:
+def check_workers_root(experiment: Experiment, root: Workspace, address: str | None) -> None:
     """Refuse trainings whose workers would each write into a copy of their own.
 
     Workers of one training share its trial's folder: the first one writes checkpoints that all go on from. On one
@@ -231,7 +231,7 @@ def check_workers_root(experiment: Experiment, root: Root, address: str | None) 
         )
 
 
-def open_runs(experiment: Experiment, folder: StudyFolder, root: Root) -> StudyRuns:
+def open_runs(experiment: Experiment, folder: StudyFolder, root: Workspace) -> StudyRuns:
     """A study's projection in MLflow.
 
     Raises:

@@ -10,31 +10,31 @@ from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import SearchError
-from heterokd.execution.cache_builders import Filling, start_filling
-from heterokd.execution.callbacks import Listener, MlflowSync, Progress
-from heterokd.execution.failure_limit import Deaths
+from heterokd.execution.cache_builders import CacheBuild, start_cache_builds
+from heterokd.execution.callbacks import Listener, MlflowSync, TuneCallback
+from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import run_recipe
-from heterokd.execution.searcher import AskJudge, _InOrder, _name_trial
+from heterokd.execution.searcher import StudySearcher, _InOrder, _name_trial
 from heterokd.execution.study_sync import FromStore
-from heterokd.execution.trial import Judge, RunRecipe, run_trial
-from heterokd.storage.workspace import Root
+from heterokd.execution.trial import RunRecipe, StudyActor, run_trial
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.locks import hold
 from heterokd.tracking.tracker import Tracker
 
 
 def run_study(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     weights: Mapping[str, Path | None],
     *,
     excluded: Mapping[str, str],
     tracker: Tracker,
     address: str | None = None,
     listener: Listener | None = None,
-    fillings: Sequence[Filling] = (),
+    fillings: Sequence[CacheBuild] = (),
     run: RunRecipe = run_recipe,
     before: float = 0.0,
     question: Experiment | None = None,
@@ -74,7 +74,7 @@ def run_study(
             # The study's database lies on this machine, so its actor stays here.
             affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
             judge = (
-                ray.remote(Judge)
+                ray.remote(StudyActor)
                 .options(num_cpus=0, scheduling_strategy=affinity)
                 .remote(
                     (question or experiment).model_dump_json(),
@@ -101,12 +101,12 @@ def run_study(
             # Workers that share a training build it together before they begin.
             if partial and not experiment.training.is_shared:
                 # Half of the places: the first trials train on what there is, and run the teacher for the rest.
-                builders = start_filling(partial, root, cluster, max(1, cluster.parallel // 2))
-            deaths = Deaths(folder, cluster.parallel)
+                builders = start_cache_builds(partial, root, cluster, max(1, cluster.parallel // 2))
+            deaths = FailureLimit(folder, cluster.parallel)
             tuner = tune.Tuner(
                 tune.with_resources(trainable, cluster.trial),
                 tune_config=tune.TuneConfig(
-                    search_alg=AskJudge(judge, deaths),
+                    search_alg=StudySearcher(judge, deaths),
                     scheduler=_InOrder(),
                     num_samples=-1,
                     max_concurrent_trials=cluster.parallel,
@@ -122,7 +122,7 @@ def run_study(
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
                     callbacks=[
                         *([FromStore(root, folder)] if root.url else []),
-                        Progress(folder, judge, sync, listener, builders, deaths),
+                        TuneCallback(folder, judge, sync, listener, builders, deaths),
                     ],
                 ),
             )

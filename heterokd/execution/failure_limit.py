@@ -12,7 +12,7 @@ EACH = 2
 """Processes for each trial that runs at a time: a node that dies takes all of its trials, but not twice."""
 
 
-class Deaths(tune.Stopper):  # type: ignore[misc]  # Ray is not fully typed
+class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully typed
     """Ends a search whose trials all die before they have reported a single epoch.
 
     Each of them would otherwise be started again `search.max_failures` times, to the last trial of the search. One

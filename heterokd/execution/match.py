@@ -31,7 +31,7 @@ from heterokd.outputs import Kind, Signal
 from heterokd.report.figures.matrices import draw_match
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
@@ -75,7 +75,7 @@ class Match:
 
 def match(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     *,
     on_epoch: Callable[[Metrics], bool] = lambda metrics: True,
     teacher_progress: Report | None = None,
@@ -164,7 +164,7 @@ def propose_starts(
 
 
 def _student(
-    experiment: Experiment, root: Root, on_epoch: Callable[[Metrics], bool], teacher_progress: Report | None
+    experiment: Experiment, root: Workspace, on_epoch: Callable[[Metrics], bool], teacher_progress: Report | None
 ) -> TrialFolder:
     """The first student trained on labels alone: a study's, or one that is trained now and kept as `heterokd distill`
     keeps it."""

@@ -21,8 +21,8 @@ from uuid import uuid4
 
 from heterokd import __version__
 from heterokd.config.settings import DataSettings
-from heterokd.storage.filesystem import Folder, open_folder
-from heterokd.storage.workspace import Root
+from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
 
 CLOCK_SECONDS = 5.0
@@ -69,7 +69,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Questions:
+class NodeProbe:
     """What a node is asked, as plain values.
 
     Attributes:
@@ -80,14 +80,14 @@ class Questions:
         probe: name of the driver's own file where state lives.
     """
 
-    root: Root
+    root: Workspace
     tracking: str | None
     data: str
     teachers: Mapping[str, Path]
     probe: str
 
 
-def answers(questions: Questions) -> dict[str, Any]:
+def answers(questions: NodeProbe) -> dict[str, Any]:
     """What this process finds; runs on every node, and ends in time even where a disk or a server hangs.
 
     Returns:
@@ -214,7 +214,7 @@ def now() -> float:
     return time.time()
 
 
-def _write_and_read(folder: Folder, probe: str) -> None:
+def _write_and_read(folder: RemoteDir, probe: str) -> None:
     name = f"doctor/{socket.gethostname()}-{uuid4().hex}"
     folder.write(name, b"node")
     try:

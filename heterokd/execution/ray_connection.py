@@ -115,7 +115,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         ray.shutdown()
 
 
-def is_leaving(*, anywhere: bool = False) -> bool:
+def is_preempted(*, anywhere: bool = False) -> bool:
     """Whether this process's node (or any node) was told to leave: the warning of a spot machine, or a drain.
 
     Ray gives no other answer than its internal one, which Ray Train asks as well.

@@ -24,7 +24,7 @@ from heterokd.execution.check import check_experiment, check_files, dump_experim
 from heterokd.execution.distill import train_once
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.priors import PublishedPair, published_results, published_samples, published_settings
 from heterokd.study.significance import Comparison, as_rows, compare
 from heterokd.tasks import TASKS
@@ -153,7 +153,7 @@ def chosen_methods(experiment: Experiment, methods: Sequence[str] | None) -> tup
 
 def reproduce(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     *,
     methods: Sequence[str] | None = None,
     seeds: int = 3,
@@ -208,7 +208,7 @@ def reproduce(
 def _train(
     named: Experiment,
     folder: StudyFolder,
-    root: Root,
+    root: Workspace,
     tracker: Tracker,
     prepared: PreparedTeacher,
     method: str,

@@ -12,18 +12,18 @@ from heterokd.config.experiment import Recipe
 from heterokd.networks.weights import save_weights
 from heterokd.storage.disk import when_writable
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse, training_teacher
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.setup import measured_precision
-from heterokd.training.train import Metrics, Trained, train
+from heterokd.training.train import Metrics, TrainResult, train
 
 
 def run_recipe(
     recipe: Recipe,
     folder: TrialFolder,
-    root: Root,
+    root: Workspace,
     weights: Path | None,
     keep_going: Callable[[Metrics], bool],
     *,
@@ -31,7 +31,7 @@ def run_recipe(
     save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     cache: CacheUse = "found",
-) -> Trained:
+) -> TrainResult:
     """Train one recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
 
     Where several workers share the training, each calls this; the first one writes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heterokd.execution.failure_limit import Deaths
+from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import ray, tune
 
 
@@ -13,10 +13,10 @@ def _name_trial(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-class AskJudge(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
+class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
     """Tune's view of the study: whatever runs next is its suggestion."""
 
-    def __init__(self, judge: Any, deaths: Deaths) -> None:
+    def __init__(self, judge: Any, deaths: FailureLimit) -> None:
         super().__init__()
         self.judge = judge
         self.deaths = deaths

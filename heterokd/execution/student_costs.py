@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import ConfigError
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.latency import known_latency_ms, parameters_m
 
 
@@ -24,7 +24,7 @@ class Candidates:
     left_out: Mapping[str, str]
 
 
-def weigh_students(experiment: Experiment, root: Root, num_classes: int) -> Candidates:
+def weigh_students(experiment: Experiment, root: Workspace, num_classes: int) -> Candidates:
     """Parameters of every student of an experiment and, where it counts, latency; who is over a limit.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 
 from heterokd.execution.ray_settings import tune
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Root
+from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _KNOWN = (
 )
 
 
-def fetch(root: Root, folder: StudyFolder) -> None:
+def fetch(root: Workspace, folder: StudyFolder) -> None:
     """Bring a study here before its search begins or goes on.
 
     Raises:
@@ -48,7 +48,7 @@ def fetch(root: Root, folder: StudyFolder) -> None:
     os.replace(copy, folder.database)
 
 
-def keep(root: Root, folder: StudyFolder, *, patiently: bool = False) -> None:
+def keep(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> None:
     """Copy what the driver writes of a study to the store.
 
     Args:
@@ -87,7 +87,7 @@ def known(database: Path) -> int:
 class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
     """Before others are told of an event: the trial's files come here, and the study's go to the store."""
 
-    def __init__(self, root: Root, folder: StudyFolder) -> None:
+    def __init__(self, root: Workspace, folder: StudyFolder) -> None:
         self.root, self.folder = root, folder
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:

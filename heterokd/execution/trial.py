@@ -16,18 +16,18 @@ import torch
 
 from heterokd.config.experiment import Experiment, Recipe
 from heterokd.errors import TrainingDiverged
-from heterokd.execution.ray_connection import is_leaving
+from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import run_recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.sync import Mirror
-from heterokd.storage.workspace import Root
+from heterokd.storage.sync import FolderSync
+from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment, State, Stop
 from heterokd.study.study import Study
 from heterokd.teachers.cache_policy import CacheUse
-from heterokd.training.train import Metrics, Trained
+from heterokd.training.train import Metrics, TrainResult
 
 
 class RunRecipe(Protocol):
@@ -37,7 +37,7 @@ class RunRecipe(Protocol):
         self,
         recipe: Recipe,
         folder: TrialFolder,
-        root: Root,
+        root: Workspace,
         weights: Path | None,
         keep_going: Callable[[Metrics], bool],
         *,
@@ -45,11 +45,11 @@ class RunRecipe(Protocol):
         save_now: Callable[[], bool] = lambda: False,
         device: torch.device | str = "cpu",
         cache: CacheUse = "found",
-    ) -> Trained:
+    ) -> TrainResult:
         """As `run_recipe`."""
 
 
-class Judge:
+class StudyActor:
     """The study, for those who reach it through Ray."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Judge:
         return self.study.summary()
 
 
-def begin(mirror: Mirror, folder: TrialFolder, recipe: Recipe) -> Mirror:
+def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:
     """Bring a trial's files here, wherever it ran before.
 
     Raises:
@@ -116,7 +116,7 @@ def begin(mirror: Mirror, folder: TrialFolder, recipe: Recipe) -> Mirror:
 def run_trial(
     config: dict[str, Any],
     judge: Any,
-    root: Root,
+    root: Workspace,
     study: str,
     weights: Mapping[str, Path | None],
     threads: int,
@@ -186,7 +186,7 @@ def run_trial(
                 near,
                 keep_going,
                 rungs=assignment.rungs,
-                save_now=is_leaving,
+                save_now=is_preempted,
                 device=device,
                 cache=cache,
             ),

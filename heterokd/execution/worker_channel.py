@@ -7,7 +7,7 @@ import asyncio
 Metrics = dict[str, float]
 
 
-class Questions:
+class WorkerChannel:
     """Where the first worker asks, and the process that began the training answers."""
 
     def __init__(self) -> None:

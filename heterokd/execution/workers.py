@@ -30,18 +30,18 @@ from heterokd import errors
 from heterokd.config.experiment import Recipe
 from heterokd.errors import HeterokdError
 from heterokd.execution.placement import Cluster
-from heterokd.execution.ray_connection import is_leaving
+from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray
 from heterokd.execution.run import run_recipe
-from heterokd.execution.worker_channel import Questions
+from heterokd.execution.worker_channel import WorkerChannel
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.data import open_splits
-from heterokd.training.train import Metrics, Trained
+from heterokd.training.train import Metrics, TrainResult
 
 POLL_SECONDS = 0.25
 """How long a question of the first worker waits at most while nobody looks."""
@@ -66,7 +66,7 @@ class OnWorkers:
         self,
         recipe: Recipe,
         folder: TrialFolder,
-        root: Root,
+        root: Workspace,
         weights: Path | None,
         keep_going: Callable[[Metrics], bool],
         *,
@@ -74,7 +74,7 @@ class OnWorkers:
         save_now: Callable[[], bool] = lambda: False,
         device: torch.device | str = "cpu",
         cache: CacheUse = "found",
-    ) -> Trained:
+    ) -> TrainResult:
         """As `run_recipe`; `device` is each worker's own, and the workers look themselves whether a node leaves.
 
         Raises:
@@ -82,7 +82,7 @@ class OnWorkers:
             ray.train.TrainingFailedError: workers died more often than `restarts`.
         """
         (folder.path / RAISED).unlink(missing_ok=True)
-        questions = ray.remote(Questions).options(num_cpus=0).remote()
+        questions = ray.remote(WorkerChannel).options(num_cpus=0).remote()
         work = {
             "recipe": recipe.model_dump_json(),
             "folder": folder.path.resolve(),
@@ -151,7 +151,7 @@ def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
             work["weights"],
             keep_going,
             rungs=work["rungs"],
-            save_now=lambda: is_leaving(anywhere=True),
+            save_now=lambda: is_preempted(anywhere=True),
             device=get_device(),
             cache=work["cache"],
         )
@@ -202,7 +202,7 @@ def _outcome(folder: TrialFolder, fitting: Future[Any]) -> dict[str, Any]:
     return outcome
 
 
-def _trained(recipe: Recipe, folder: TrialFolder, outcome: dict[str, Any]) -> Trained:
+def _trained(recipe: Recipe, folder: TrialFolder, outcome: dict[str, Any]) -> TrainResult:
     """The training's end as `train` returns it; the weights of one that was stopped are in its checkpoint alone."""
     student = build_network(
         recipe.student.network,
@@ -212,4 +212,4 @@ def _trained(recipe: Recipe, folder: TrialFolder, outcome: dict[str, Any]) -> Tr
     )
     if not outcome["stopped"]:
         load_weights(student, folder.weights)
-    return Trained(student.eval(), outcome["metrics"], outcome["epochs"], outcome["stopped"])
+    return TrainResult(student.eval(), outcome["metrics"], outcome["epochs"], outcome["stopped"])

@@ -25,7 +25,7 @@ from heterokd.report.figures.samples import draw_reliability, draw_samples
 from heterokd.report.measured import Measured
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import open_student
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
@@ -51,7 +51,7 @@ SLOW = 0.5
 """Seconds of one forward from which a network is not timed: a figure takes dozens of them."""
 
 
-def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weights: Weights) -> list[Path]:
+def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Weights) -> list[Path]:
     """Measure a study's best student on val (measured.json) and draw it into the study's `pictures/`.
 
     Args:
@@ -105,7 +105,9 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Root, weigh
     return [folder.pictures / f"{name}.png" for name in captions]
 
 
-def _weigh(made: Measured, experiment: Experiment, root: Root, winner: TrialFolder, classes: int) -> dict[str, str]:
+def _weigh(
+    made: Measured, experiment: Experiment, root: Workspace, winner: TrialFolder, classes: int
+) -> dict[str, str]:
     """Parameters and latency of teacher and student."""
     data, recipe = experiment.data, winner.recipe
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):

@@ -42,7 +42,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Folder:
+class RemoteDir:
     """A folder that need not exist yet; names are relative to it and use `/`.
 
     Attributes:
@@ -61,9 +61,9 @@ class Folder:
         """The folder as a path of this machine; None in an object store."""
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
-    def at(self, name: str) -> Folder:
+    def at(self, name: str) -> RemoteDir:
         """A folder below this one."""
-        return Folder(self.filesystem, f"{self.path}/{name}")
+        return RemoteDir(self.filesystem, f"{self.path}/{name}")
 
     def stat(self, name: str) -> StoredFile | None:
         """Size and time of a file; None when there is none."""
@@ -183,7 +183,7 @@ class Folder:
         return swept
 
 
-def open_folder(place: str | Path) -> Folder:
+def open_folder(place: str | Path) -> RemoteDir:
     """A folder by path or URL: a path, file://, s3://bucket/..., gs://bucket/...
 
     Raises:
@@ -192,14 +192,14 @@ def open_folder(place: str | Path) -> Folder:
     text = str(place)
     scheme = urlsplit(text).scheme
     if "://" not in text:
-        return Folder(fs.LocalFileSystem(), os.path.abspath(text))
+        return RemoteDir(fs.LocalFileSystem(), os.path.abspath(text))
     if scheme not in ("file", "s3", "gs", "gcs"):
         raise ConfigError(f"folder {text!r}: {scheme}:// is not known; give a path, s3://BUCKET/... or gs://BUCKET/...")
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"folder {text!r}: {str(error).splitlines()[0]}; check the address") from None
-    return Folder(filesystem, path.rstrip("/"))
+    return RemoteDir(filesystem, path.rstrip("/"))
 
 
 def _stored(found: fs.FileInfo, name: str) -> StoredFile:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from heterokd.storage.filesystem import PARTIAL, Folder
+from heterokd.storage.filesystem import PARTIAL, RemoteDir
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LAST = ("trial.json", "teacher.json", "manifest.json")
 Answer = TypeVar("Answer")
 
 
-class Mirror:
+class FolderSync:
     """One local folder and its place in the store. Without a store, every call does nothing.
 
     Args:
@@ -37,7 +37,7 @@ class Mirror:
         patience: seconds for which a store that does not answer is asked again by `fetch` and `close`.
     """
 
-    def __init__(self, local: Path, store: Folder | None, *, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, local: Path, store: RemoteDir | None, *, patience: float = PATIENCE_SECONDS) -> None:
         self.local, self.store, self.patience = local, store, patience
         self._known: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class Mirror:
         while not self._ended.wait(every):
             self.push()
 
-    def _fetch(self, store: Folder, without: Collection[str], skip: Collection[str]) -> None:
+    def _fetch(self, store: RemoteDir, without: Collection[str], skip: Collection[str]) -> None:
         for file in store.files():
             first, _, rest = file.name.partition("/")
             if Path(file.name).name in without or file.name.endswith(PARTIAL) or (rest and first in skip):
@@ -133,7 +133,7 @@ class Mirror:
                 partial.unlink(missing_ok=True)
             self._known[file.name] = _state(place) or (0, 0)
 
-    def _push(self, store: Folder, skip: Collection[str]) -> None:
+    def _push(self, store: RemoteDir, skip: Collection[str]) -> None:
         with self._lock:
             names = [path.relative_to(self.local).as_posix() for path in self.local.rglob("*") if path.is_file()]
             for name in sorted(names, key=lambda name: (Path(name).name in LAST, name)):

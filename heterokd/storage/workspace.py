@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from heterokd.errors import ConfigError, StudyError, did_you_mean
-from heterokd.storage.filesystem import Folder, open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.sync import Mirror
+from heterokd.storage.sync import FolderSync
 
 HEAVY = ("checkpoint.pt", "student.safetensors")
 """Files of a trial that its driver does not need, but for those of the study's leaders."""
@@ -21,7 +21,7 @@ DATABASES = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 
 
 @dataclass(frozen=True)
-class Root:
+class Workspace:
     """The folder that holds all state.
 
     Attributes:
@@ -36,22 +36,22 @@ class Root:
         return self.url or str(self.path)
 
     @property
-    def store(self) -> Folder | None:
+    def store(self) -> RemoteDir | None:
         """The store; None where there is none."""
         return None if self.url is None else open_folder(self.url)
 
-    def on_node(self) -> Root:
+    def on_node(self) -> Workspace:
         """The root as a trial's process sees it: the same folder, or this machine's own working copy."""
         if self.url is None:
-            return Root(self.path.resolve())
-        return Root(working_folder(self.url) / "node", self.url)
+            return Workspace(self.path.resolve())
+        return Workspace(working_folder(self.url) / "node", self.url)
 
-    def mirror(self, path: Path) -> Mirror:
+    def mirror(self, path: Path) -> FolderSync:
         """The way between a folder below `path` and its place in the store."""
         store = self.store
-        return Mirror(path, None if store is None else store.at(path.relative_to(self.path).as_posix()))
+        return FolderSync(path, None if store is None else store.at(path.relative_to(self.path).as_posix()))
 
-    def fetched(self, path: Path, whose: Root) -> Path:
+    def fetched(self, path: Path, whose: Workspace) -> Path:
         """A file of another process's working copy (a teacher's weights, say), here.
 
         Args:
@@ -93,7 +93,7 @@ class Root:
         return self.path / "caches"
 
     @property
-    def cache_folder(self) -> Folder:
+    def cache_folder(self) -> RemoteDir:
         """Where the caches themselves are."""
         store = self.store
         return open_folder(self.caches) if store is None else store.at("caches")
@@ -142,7 +142,7 @@ class Root:
         return folder
 
 
-def open_root(place: str | Path) -> Root:
+def open_workspace(place: str | Path) -> Workspace:
     """What `--root` names: a folder, or a store by its address (s3://BUCKET/..., gs://BUCKET/..., file:///MOUNT/...).
 
     Raises:
@@ -150,7 +150,7 @@ def open_root(place: str | Path) -> Root:
     """
     text = str(place)
     if "://" not in text:
-        return Root(Path(text))
+        return Workspace(Path(text))
     parts = urlsplit(text)
     if parts.username or parts.password or "secret" in parts.query.lower():
         raise ConfigError(
@@ -158,7 +158,7 @@ def open_root(place: str | Path) -> Root:
             "give each machine a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     open_folder(text)
-    return Root(working_folder(text) / "driver", text.rstrip("/"))
+    return Workspace(working_folder(text) / "driver", text.rstrip("/"))
 
 
 def working_folder(url: str) -> Path:

@@ -26,7 +26,7 @@ from heterokd.errors import NetworkError, StudyError
 from heterokd.networks.network import predict_spec
 from heterokd.storage.files import read_json
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 
 FOLDER = Path(__file__).parent / "tables"
@@ -244,7 +244,7 @@ class Warm:
     ranks: Mapping[str, float] = field(default_factory=dict)
 
 
-def finished_summaries(experiment: Experiment, root: Root) -> list[dict[str, Any]]:
+def finished_summaries(experiment: Experiment, root: Workspace) -> list[dict[str, Any]]:
     """The summaries of the studies that `search.warm_start_from` names.
 
     Raises:

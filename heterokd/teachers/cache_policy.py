@@ -20,7 +20,7 @@ from heterokd.errors import CacheError
 from heterokd.methods import METHODS
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TaskName
 from heterokd.teachers.cache.build import Progress
 from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
@@ -81,7 +81,7 @@ def is_small_enough(recipe: Recipe, key: CacheKey) -> bool:
 
 
 def training_teacher(
-    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root, device: torch.device | str, use: CacheUse
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: torch.device | str, use: CacheUse
 ) -> Teacher:
     """Who answers for the teacher in one training: a cache where it can, the network itself elsewhere.
 
@@ -117,7 +117,7 @@ def training_teacher(
     return open_cache(recipe, splits, live, root, device, build=False)
 
 
-def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root) -> None:
+def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace) -> None:
     """Audit what is there of a recipe's cache: all of a small one's checksums, some of a larger one's.
 
     Raises:
@@ -150,7 +150,7 @@ def open_cache(
     recipe: Recipe,
     splits: Splits,
     live: LiveTeacher,
-    root: Root,
+    root: Workspace,
     device: torch.device | str,
     *,
     build: bool,
@@ -187,7 +187,7 @@ def open_cache(
 
 @lru_cache(maxsize=8)
 def _opened(
-    root: Root,
+    root: Workspace,
     splits: Splits,
     policy: AugmentPolicy,
     seed: int,

@@ -19,7 +19,7 @@ from heterokd.networks.bodies import published_classes
 from heterokd.networks.weights import save_weights, weights_hash
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.setup import measured_precision
@@ -67,7 +67,7 @@ def _given_teacher(settings: TeacherSettings, num_classes: int, image_size: int)
 
 def prepare_teachers(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     *,
     device: torch.device | str | None = None,
     progress: TeacherReport | None = None,
@@ -99,7 +99,7 @@ def _report_of(progress: TeacherReport, network: str, metrics: Metrics) -> bool:
 
 
 def prepare_teacher(
-    experiment: Experiment, root: Root, *, device: torch.device | str | None = None, progress: Report | None = None
+    experiment: Experiment, root: Workspace, *, device: torch.device | str | None = None, progress: Report | None = None
 ) -> PreparedTeacher:
     """Fit the teacher (once; it is reused by hash), or verify the one that is given.
 
@@ -150,7 +150,7 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
     )
 
 
-def ready_teacher(experiment: Experiment, root: Root) -> tuple[bool, Path | None]:
+def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path | None]:
     """Whether the (first) teacher is there and need not be fitted, and its weights' file (None: timm's, or to be).
 
     Raises:
@@ -172,7 +172,7 @@ def _fitted_teacher(
     experiment: Experiment,
     data: DataSettings,
     splits: Splits,
-    root: Root,
+    root: Workspace,
     device: torch.device | str,
     progress: Report | None,
 ) -> PreparedTeacher:

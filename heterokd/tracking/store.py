@@ -22,13 +22,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.errors import TrackingError, without_password
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 PROBE_SECONDS = 3.0
 """How long a tracking server may take to say that it is there."""
 
 
-def open_store(root: Root, uri: str | None) -> str:
+def open_store(root: Workspace, uri: str | None) -> str:
     """Make the tracking store ready and return its URI. For the driver; may be called again and by several processes.
 
     Args:
@@ -58,7 +58,7 @@ def open_store(root: Root, uri: str | None) -> str:
     )
 
 
-def existing_store(root: Root, uri: str | None) -> str:
+def existing_store(root: Workspace, uri: str | None) -> str:
     """Open the store that is named, or the root's own, which must be there already.
 
     Args:

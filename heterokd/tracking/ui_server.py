@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from heterokd.errors import TrackingError
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import shown
 
 HOST = "127.0.0.1"
@@ -21,7 +21,7 @@ START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
 
-def ui_command(root: Root, port: int, uri: str) -> tuple[list[str], dict[str, str]]:
+def ui_command(root: Workspace, port: int, uri: str) -> tuple[list[str], dict[str, str]]:
     """Build the command and the environment of `mlflow server`, with two processes instead of ten.
 
     Args:

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import answering, current, pages
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MOST_STUDIES = 5
 """Whose links are printed together, the newest first."""
 
 
-def study_links(root: Root, uri: str, base: str, name: str | None = None) -> list[tuple[str, str]]:
+def study_links(root: Workspace, uri: str, base: str, name: str | None = None) -> list[tuple[str, str]]:
     """List the pages of studies with their addresses; each study's view is written again.
 
     Args:
@@ -71,7 +71,7 @@ def study_links(root: Root, uri: str, base: str, name: str | None = None) -> lis
     return links
 
 
-def _links_of(client: MlflowClient, base: str, study: Run, root: Root) -> Iterator[tuple[str, str]]:
+def _links_of(client: MlflowClient, base: str, study: Run, root: Workspace) -> Iterator[tuple[str, str]]:
     tags, experiment = study.data.tags, f"{base}/#/experiments/{study.info.experiment_id}"
     key = write_view(client, study)
     view = {"viewStateShareKey": key} if key else _order(_trials_of(study), tags["heterokd.metric"])

@@ -14,7 +14,7 @@ from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 
 @lru_cache(maxsize=4)
@@ -40,7 +40,7 @@ def open_splits(settings: DataSettings) -> Splits:
 
 
 @lru_cache(maxsize=4)
-def training_splits(splits: Splits, root: Root) -> Splits:
+def training_splits(splits: Splits, root: Workspace) -> Splits:
     """The same splits as trainings read them: images that lie in files are decoded once for all of this machine.
 
     Raises:

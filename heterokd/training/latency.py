@@ -13,7 +13,7 @@ from heterokd.config.settings import NetworkSettings
 from heterokd.errors import NetworkError
 from heterokd.networks.network import build_network, deployable
 from heterokd.storage.files import read_json, write_text
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
 from heterokd.training.timing import THREADS, time_call
 
@@ -29,7 +29,7 @@ def parameters_m(settings: NetworkSettings, num_classes: int, image_size: int) -
 
 
 def known_latency_ms(
-    settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int, root: Root
+    settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int, root: Workspace
 ) -> float:
     """The latency of a network with random weights (they do not change it): measured here once, then remembered.
 

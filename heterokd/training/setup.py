@@ -10,7 +10,7 @@ from heterokd import distributed
 from heterokd.config.experiment import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.outputs import Outputs
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import Precision, resolve_precision, time_step
 from heterokd.training.step import split_batch
 from heterokd.training.teacher import Teacher
@@ -20,7 +20,7 @@ WARM_UP = 2  # steps before a precision is timed
 
 
 def measured_precision(
-    recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Root
+    recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Workspace
 ) -> Precision:
     """The recipe's precision; when it says auto, a few steps are timed once per device and shape, by one worker."""
     steps: dict[Precision, Callable[[], object]] = {}
@@ -54,6 +54,6 @@ def measured_precision(
     if distributed.rank() == 0:
         with distributed.alone():
             chosen = resolve_precision(part, device, seconds, root.path / "precision.json")
-    agreed = distributed.first_says(chosen)
+    agreed = distributed.broadcast(chosen)
     assert agreed is not None  # the first worker has one
     return agreed

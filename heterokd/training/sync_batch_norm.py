@@ -86,7 +86,7 @@ class _Every(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        everyone: Tensor = group.every(rows)
+        everyone: Tensor = group.all_gather(rows)
         return everyone
 
     @staticmethod

@@ -49,7 +49,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What a training returns.
 
     Attributes:
@@ -101,7 +101,7 @@ def train(
     device: torch.device | str = "cpu",
     precision: Precision = FP32,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
-) -> Trained:
+) -> TrainResult:
     """Train one student.
 
     Args:
@@ -133,13 +133,13 @@ def train(
             metrics = loop.train_epoch(epoch) | loop.evaluate()
             epoch += 1
             metrics["epoch"] = epoch
-            go_on = distributed.first_says(distributed.rank() != 0 or report(metrics))
+            go_on = distributed.broadcast(distributed.rank() != 0 or report(metrics))
             stopped = not go_on and epoch < recipe.training.epochs
             is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
             if checkpoint is not None and is_due and distributed.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()
-        return Trained(loop.updates.kept.eval(), metrics, epoch, stopped)
+        return TrainResult(loop.updates.kept.eval(), metrics, epoch, stopped)
 
 
 @contextmanager
@@ -205,7 +205,7 @@ class _Loop:
             images += together
         means = (torch.stack(list(totals.values())) / (steps * distributed.size())).tolist()
         # Every worker learns what all have found, so that a loss that is not finite ends them all alike.
-        sums = distributed.totals(dict(zip(totals, means, strict=True)))
+        sums = distributed.all_reduce_sum(dict(zip(totals, means, strict=True)))
         metrics = {f"train/{name}": mean for name, mean in sums.items()}
         self._check_finite(metrics, epoch)
         metrics["train/learning_rate"] = float(self.updates.optimizer.param_groups[0]["lr"])
@@ -230,7 +230,7 @@ class _Loop:
                 device=self.device,
             )
             found = {f"val/{name}": value for name, value in pairs}
-        return distributed.first_says(found)
+        return distributed.broadcast(found)
 
     def resume(self, file: Path | None) -> int:
         """Restore every part from a checkpoint where there is one; the number of finished epochs.
@@ -239,12 +239,12 @@ class _Loop:
             CheckpointError: it is damaged, of another recipe, or not every worker sees it.
         """
         is_there = file is not None and file.exists()
-        if file is None or not distributed.first_says(is_there):
+        if file is None or not distributed.broadcast(is_there):
             return 0
         if not is_there:
             raise CheckpointError(f"{file}: the first worker sees it, this one does not; keep --root on a shared disk")
         epoch = self.load(file)
-        if epoch != distributed.first_says(epoch):
+        if epoch != distributed.broadcast(epoch):
             raise CheckpointError(f"{file}: workers see different ones; keep --root on a shared disk")
         return epoch
 

@@ -17,7 +17,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, DataError
 from heterokd.execution.auto import FAMILIES, Limits, propose
 from heterokd.execution.check import check_experiment
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
 from heterokd.training.latency import parameters_m
 
@@ -118,7 +118,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
 
 
 def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
-    root, seen = Root(tmp_path / "runs"), look(scans)
+    root, seen = Workspace(tmp_path / "runs"), look(scans)
     images = use(seen, tmp_path / "links")
     limits = Limits(max_params_m=1.0, hours=0.5)
     made = propose(seen, images, ["vit_tiny_patch16_224"], [], limits, root, fitting=False)
@@ -145,7 +145,7 @@ def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -
 
 
 def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
-    root, seen = Root(tmp_path / "runs"), look(scans)
+    root, seen = Workspace(tmp_path / "runs"), look(scans)
 
     def proposed(*students: str, teacher: str = "test_vit", **limits: float) -> tuple[str, ...]:
         made = propose(seen, scans, [teacher], students, Limits(**limits), root, fitting=False)

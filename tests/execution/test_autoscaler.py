@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from own_ray import HEAD_ID, STORE_BYTES, ray_head
 
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 Write = Callable[..., Path]
@@ -41,15 +41,15 @@ ALONE = """
 import sys
 from heterokd.execution.ray_connection import connected
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root, open_root
+from heterokd.storage.workspace import Workspace, open_workspace
 from heterokd.execution.driver import search
 
 with connected(None, cores=4):
-    search(load_experiment(sys.argv[1]), open_root(sys.argv[2]))
+    search(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]))
 """
 
 
-def outcomes(root: Root, name: str) -> dict[str, list[tuple[float, float, float]]]:
+def outcomes(root: Workspace, name: str) -> dict[str, list[tuple[float, float, float]]]:
     """By recipe, what was reported after each epoch: equal only if sampling and training are."""
     return {
         trial.recipe.hash: [(one["epoch"], one["train/loss"], one["val/loss"]) for one in trial.metrics()]
@@ -71,7 +71,7 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     settings = {"trials": 4, "parallel": 2, "prune": False, "confirm_leaders": 0}
     file = tiny_file(name="grown", search=settings, training={"epochs": 12}, cache={"enabled": False})
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    alone, grown = Root(tmp_path / "alone"), Root(tmp_path / "grown")
+    alone, grown = Workspace(tmp_path / "alone"), Workspace(tmp_path / "grown")
     run([sys.executable, "-c", ALONE, str(file), str(alone.path)], here, tmp_path / "a")
 
     worker = {"resources": {"CPU": CORES, "object_store_memory": STORE_BYTES}, "node_config": {}}

@@ -26,7 +26,7 @@ from heterokd.errors import ConfigError
 from heterokd.execution import node_checks
 from heterokd.execution.doctor import as_json, examine, table
 from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, judge, sentence, started
-from heterokd.storage.workspace import Root, open_root
+from heterokd.storage.workspace import Workspace, open_workspace
 
 Write = Callable[..., Path]
 NOWHERE = "http://127.0.0.1:9"
@@ -97,7 +97,7 @@ def test_what_hangs_is_not_waited_for() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_local_ray_is_asked(tiny_file: Write, tmp_path: Path) -> None:
     began = time.monotonic()
-    checks = examine(load_experiment(tiny_file()), Root(tmp_path / "runs"))
+    checks = examine(load_experiment(tiny_file()), Workspace(tmp_path / "runs"))
     assert failed(checks) == {}
     nodes = {check.node for check in checks}
     assert nodes == {"driver", "127.0.0.1", "cluster"}
@@ -108,7 +108,7 @@ def test_a_local_ray_is_asked(tiny_file: Write, tmp_path: Path) -> None:
 
     # A dead server, and GPUs that nobody has: told, and nothing is waited for.
     experiment = load_experiment(tiny_file(tracking={"uri": NOWHERE}, search={"gpus_per_trial": 1}))
-    checks = examine(experiment, Root(tmp_path / "runs"))
+    checks = examine(experiment, Workspace(tmp_path / "runs"))
     wrong = {(check.node, check.name): check for check in checks if not check.passed}
     assert set(wrong) == {("driver", "tracking"), ("127.0.0.1", "tracking"), ("cluster", "resources")}
     assert NOWHERE in wrong["driver", "tracking"].told
@@ -159,7 +159,7 @@ def test_a_server_that_lets_the_driver_not_in_is_told(tmp_path: Path, monkeypatc
 def test_workers_that_share_a_training_share_a_folder(tiny_file: Write, tmp_path: Path) -> None:
     experiment = load_experiment(tiny_file(training={"workers": 2}))
     with socket_that_listens() as address, pytest.raises(ConfigError, match=r"training.workers: .*plain path"):
-        examine(experiment, open_root(f"file://{tmp_path}/mount"), address)
+        examine(experiment, open_workspace(f"file://{tmp_path}/mount"), address)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from heterokd.execution.driver import Found, search
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.evaluation import predict
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -35,13 +35,13 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """One root for all searches of this module: they share the fitted teacher, as a user's do."""
-    return Root(tmp_path_factory.mktemp("runs"))
+    return Workspace(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
-def find(tiny_file: Write, shared_root: Root) -> Callable[..., Found]:
+def find(tiny_file: Write, shared_root: Workspace) -> Callable[..., Found]:
     def run(name: str, *, resume: bool = False, listener: Any = None, **changes: Any) -> Found:
         experiment = load_experiment(tiny_file(name=name, **changes))
         return search(experiment, shared_root, resume=resume, listener=listener)
@@ -49,7 +49,7 @@ def find(tiny_file: Write, shared_root: Root) -> Callable[..., Found]:
     return run
 
 
-def states(root: Root, name: str) -> list[str]:
+def states(root: Workspace, name: str) -> list[str]:
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{root.study(name).database}")
     return [trial.state.name for trial in study.trials]
 
@@ -64,7 +64,7 @@ def outcomes(found: Found) -> list[tuple[str, float]]:
 
 
 def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
-    find: Callable[..., Found], shared_root: Root
+    find: Callable[..., Found], shared_root: Workspace
 ) -> None:
     events: list[tuple[str, int]] = []
 
@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., Fou
 
 
 def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finished_one_trains_nothing(
-    find: Callable[..., Found], shared_root: Root
+    find: Callable[..., Found], shared_root: Workspace
 ) -> None:
     first = find("again")
     with pytest.raises(StudyError, match=r"exists already.*--resume"):
@@ -140,7 +140,7 @@ def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finishe
 
 
 def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_on(
-    find: Callable[..., Found], shared_root: Root
+    find: Callable[..., Found], shared_root: Workspace
 ) -> None:
     # Half of the learning rates make the loss overflow.
     changes = {"training.learning_rate": {"options": [0.05, 1e30]}}
@@ -169,7 +169,7 @@ def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[...
 
 
 def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
-    find: Callable[..., Found], shared_root: Root
+    find: Callable[..., Found], shared_root: Workspace
 ) -> None:
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.2, "log": True}}}
     settings = {"space": space, "trials": 10, "confirm_leaders": 0, "first_rung": 0.2}
@@ -191,7 +191,9 @@ def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
         assert reported[trial.number] == expected
 
 
-def test_wrong_pairs_are_refused_before_anything_is_launched(find: Callable[..., Found], shared_root: Root) -> None:
+def test_wrong_pairs_are_refused_before_anything_is_launched(
+    find: Callable[..., Found], shared_root: Workspace
+) -> None:
     space = {"methods": ["fbt"], "overrides": {"fbt.back_stage": 9}}
     with pytest.raises(ConfigError, match=r"fbt.*back_stage"):
         find("wrong", search={"space": space})
@@ -203,7 +205,7 @@ import os, signal, sys
 from pathlib import Path
 from statistics import fmean
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 
 finished = []
@@ -213,14 +215,14 @@ def listener(event, trial, summary):
     if len(finished) >= int(sys.argv[3]) and event != "finish":
         os.kill(os.getpid(), signal.SIGKILL)
 
-search(load_experiment(sys.argv[1]), Root(Path(sys.argv[2])), resume=True, listener=listener)
+search(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), resume=True, listener=listener)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing(tiny_file: Write, tmp_path: Path) -> None:
     """Kill -9 in the middle of the second trial, then run again: same trials, no point twice, no zombie."""
-    file, root = tiny_file(name="killed"), Root(tmp_path / "runs")
+    file, root = tiny_file(name="killed"), Workspace(tmp_path / "runs")
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(KILLED_DRIVER))
     command = [sys.executable, str(script), str(file), str(root.path)]
@@ -267,7 +269,7 @@ def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(
     searching = importlib.import_module("heterokd.search")
     monkeypatch.setattr(searching, "draw_pictures", fail)
     monkeypatch.setattr(searching, "write_report", fail)
-    question, root = fabricated.experiment(), Root(tmp_path)
+    question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
     searching._draw(folder, question, root, None)
     searching._write_page(folder, question, {}, root)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heterokd.execution.failure_limit import EACH, FEWEST, Deaths
+from heterokd.execution.failure_limit import EACH, FEWEST, FailureLimit
 from heterokd.storage.study_dir import StudyFolder
 
 
@@ -23,7 +23,7 @@ def report(folder: StudyFolder, number: int, epoch: int) -> None:
 
 @pytest.mark.parametrize("parallel", [1, 2, 8])
 def test_enough_deaths_without_an_epoch_end_the_search(folder: StudyFolder, parallel: int) -> None:
-    deaths = Deaths(folder, parallel)
+    deaths = FailureLimit(folder, parallel)
     for number in range(parallel):
         deaths.begin(number)
     for _ in range(max(FEWEST, EACH * parallel)):
@@ -35,7 +35,7 @@ def test_enough_deaths_without_an_epoch_end_the_search(folder: StudyFolder, para
 
 
 def test_one_epoch_of_one_trial_shows_that_trials_can_run(folder: StudyFolder) -> None:
-    deaths = Deaths(folder, 1)
+    deaths = FailureLimit(folder, 1)
     deaths.begin(0)
     deaths.begin(1)
     deaths.add()
@@ -49,7 +49,7 @@ def test_what_an_earlier_search_reported_proves_nothing_of_this_one(folder: Stud
     for epoch in (1, 2, 3):
         report(folder, 0, epoch)
     report(folder, 1, 1)
-    deaths = Deaths(folder, 1)
+    deaths = FailureLimit(folder, 1)
     deaths.begin(0)  # goes on from its rung
     for _ in range(FEWEST):
         deaths.add()

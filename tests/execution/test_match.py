@@ -23,7 +23,7 @@ from heterokd.methods.hcd import HCD
 from heterokd.methods.ofa import OFA
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.counts import count
 from heterokd.study.study import Study
 from heterokd.training.cka import MinibatchCKA, gram, unbiased_hsic
@@ -119,7 +119,7 @@ def test_what_is_proposed() -> None:
     assert propose_starts(SIMILARITY, "cnn", "cnn", ("scratch", "kd")) == ()
 
 
-def matched(tiny_file: Write, tmp_path: Path, **search: object) -> tuple[Experiment, Root, Path]:
+def matched(tiny_file: Write, tmp_path: Path, **search: object) -> tuple[Experiment, Workspace, Path]:
     """An experiment of methods that pair stages, whose scratch student is there."""
     space = {"methods": ["scratch", "fbt", "hcd", "ofa"]}
     file = tiny_file(search={"space": space, "trials": 9, **search})
@@ -174,7 +174,7 @@ def test_a_pair_is_matched_and_its_search_starts_there(tiny_file: Write, tmp_pat
 def test_a_search_that_was_not_matched_says_so(tiny_file: Write, tmp_path: Path) -> None:
     asked = load_experiment(tiny_file(search={"match_starts": True}))
     with pytest.raises(StudyError, match=r"search\.match_starts: .*heterokd match"):
-        Study(asked, Root(tmp_path).study("tiny"))
+        Study(asked, Workspace(tmp_path).study("tiny"))
 
 
 def test_the_command(cli: Run, tiny_file: Write, tmp_path: Path) -> None:

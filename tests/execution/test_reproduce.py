@@ -18,7 +18,7 @@ from command_line import Run
 from heterokd.config import Experiment, load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import reproduce
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study import priors
 from heterokd.study.priors import PublishedPair, PublishedResult
 
@@ -40,7 +40,7 @@ PAIR = PublishedPair(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """One root for this module: its trainings share the fitted teacher."""
     return fabricated.root_with_store(tmp_path_factory.mktemp("state"))
 
@@ -55,7 +55,9 @@ def tiny(tiny_file: Write, **changes: Any) -> Experiment:
     return load_experiment(tiny_file(training={"epochs": 1}, **changes))
 
 
-def run(experiment: Experiment, root: Root, **options: Any) -> tuple[reproduce.Reproduction, list[tuple[str, int]]]:
+def run(
+    experiment: Experiment, root: Workspace, **options: Any
+) -> tuple[reproduce.Reproduction, list[tuple[str, int]]]:
     trained: list[tuple[str, int]] = []
 
     def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
@@ -66,7 +68,7 @@ def run(experiment: Experiment, root: Root, **options: Any) -> tuple[reproduce.R
 
 
 @pytest.mark.usefixtures("published")
-def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Root) -> None:
+def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Workspace) -> None:
     experiment = tiny(tiny_file)
     first, trained = run(experiment, root, seeds=1)
     assert trained == [("scratch", 0), ("kd", 0)], "the methods of the table, not dkd, which is searched as well"
@@ -88,7 +90,7 @@ def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Root) -
 
 
 @pytest.mark.usefixtures("published")
-def test_the_files_hold_the_table(tiny_file: Write, root: Root) -> None:
+def test_the_files_hold_the_table(tiny_file: Write, root: Workspace) -> None:
     found, _ = run(tiny(tiny_file), root, seeds=2)
     content = json.loads((found.folder.path / "reproduction.json").read_text())
     assert content["rows"] == json.loads(json.dumps(found.to_json()))["rows"]
@@ -105,7 +107,7 @@ def test_the_files_hold_the_table(tiny_file: Write, root: Root) -> None:
 
 
 @pytest.mark.usefixtures("published")
-def test_a_method_that_no_table_has(tiny_file: Write, root: Root) -> None:
+def test_a_method_that_no_table_has(tiny_file: Write, root: Workspace) -> None:
     found, trained = run(tiny(tiny_file), root, methods=["dkd"], seeds=1)
     assert {method for method, _ in trained} == {"dkd"}
     assert found.rows[0].published is None
@@ -113,7 +115,7 @@ def test_a_method_that_no_table_has(tiny_file: Write, root: Root) -> None:
     assert "No table has dkd for this pair." in found.sentences()
 
 
-def test_a_pair_that_no_table_has(tiny_file: Write, root: Root) -> None:
+def test_a_pair_that_no_table_has(tiny_file: Write, root: Workspace) -> None:
     experiment = tiny(tiny_file)
     assert reproduce.chosen_methods(experiment, None) == experiment.methods
     found, _ = run(experiment, root, methods=["scratch"], seeds=1)
@@ -122,7 +124,7 @@ def test_a_pair_that_no_table_has(tiny_file: Write, root: Root) -> None:
 
 
 def test_segmentation_is_compared_by_miou(
-    cli: Run, tmp_path: Path, root: Root, monkeypatch: pytest.MonkeyPatch
+    cli: Run, tmp_path: Path, root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of a pair of segmentation, as the command prints it."""
     results = tuple(
@@ -158,14 +160,14 @@ def test_segmentation_is_compared_by_miou(
         assert row["mean"] == 100 * trial.status["metrics"]["val/miou"]
 
 
-def test_methods_that_are_not_asked_about(tiny_file: Write, root: Root) -> None:
+def test_methods_that_are_not_asked_about(tiny_file: Write, root: Workspace) -> None:
     with pytest.raises(ConfigError, match="--methods hcd: is not searched by this experiment; known: dkd, kd, scratch"):
         run(tiny(tiny_file), root, methods=["hcd"])
     with pytest.raises(ConfigError, match=r"student\.network: a list"):
         run(tiny(tiny_file, student={"network": ["test_efficientnet", "test_resnet"]}), root)
 
 
-def test_the_command(cli: Run, tiny_file: Write, root: Root) -> None:
+def test_the_command(cli: Run, tiny_file: Write, root: Workspace) -> None:
     file = tiny_file(training={"epochs": 1})
     for more in ([], ["--json"]):
         code, out, _ = cli("reproduce", file, "--methods", "kd,scratch", "--seeds", 1, "--root", root.path, *more)

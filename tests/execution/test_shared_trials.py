@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_workers import WITHOUT_BATCH_NORM
 
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
 # A Ray of its own for each: with the dashboard that Ray Train asks, and with no other test's actors.
@@ -33,7 +33,7 @@ import psutil
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 
 file, root, trials, workers = sys.argv[1:]
@@ -54,7 +54,7 @@ def left():
 
 with connected(None, cores=4, shared=True):
     started = time.monotonic()
-    found = search(asked, Root(Path(root)), resume=True)
+    found = search(asked, Workspace(Path(root)), resume=True)
     seconds = time.monotonic() - started
     until = time.monotonic() + 30
     while (rest := left()) and (rest["groups"] or rest["actors"] or rest["processes"] or rest["cores"] != 4):
@@ -79,7 +79,7 @@ def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(ti
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.05, "log": True}}}
     settings = {"space": space, "first_rung": 0.3, "reduction_factor": 14, "metric": "val/loss", "parallel": None}
     file = tiny_file(name="shared", student=WITHOUT_BATCH_NORM, search=settings)
-    root = Root(tmp_path / "runs")
+    root = Workspace(tmp_path / "runs")
     run_script(tmp_path, SEARCH, file, root.path, 14, 1)
     folder = root.study("shared")
     alone = {trial.number for trial in folder.trials()}
@@ -127,10 +127,10 @@ from heterokd.execution.placement import Cluster; from heterokd.execution.ray_co
 from heterokd.config import load_experiment
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.errors import TrainingDiverged
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.execution.workers import OnWorkers
 
-file, root = sys.argv[1], Root(Path(sys.argv[2]))
+file, root = sys.argv[1], Workspace(Path(sys.argv[2]))
 asked = load_experiment(file)
 weights = prepare_teacher(asked, root).weights
 folder = root.study("trainings")
@@ -176,7 +176,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_rung_and_nothing_else(
     from heterokd.execution.run import run_recipe
 
     file = tiny_file(name="trainings", student=WITHOUT_BATCH_NORM, training={"epochs": 8, "learning_rate": 0.005})
-    root = Root(tmp_path / "runs")
+    root = Workspace(tmp_path / "runs")
     found = run_script(tmp_path, TRAININGS, file, root.path)
     folder = root.study("trainings")
     told = found["told"]["0"]

@@ -21,26 +21,26 @@ from pyarrow import fs
 from heterokd.errors import ConfigError
 from heterokd.execution import study_sync
 from heterokd.storage.files import write_text
-from heterokd.storage.filesystem import Folder, open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.sync import Mirror
-from heterokd.storage.workspace import Root, open_root
+from heterokd.storage.sync import FolderSync
+from heterokd.storage.workspace import Workspace, open_workspace
 
 Write = Callable[..., Path]
 URL = "s3://state/runs"
 
 
 @pytest.fixture(params=["shared mount", "object store"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteDir:
     if request.param == "shared mount":
         return open_folder(f"file://{tmp_path}/mount")
     memory = fs._MockFileSystem()
     memory.create_dir("bucket/runs")
-    return Folder(memory, "bucket/runs")
+    return RemoteDir(memory, "bucket/runs")
 
 
-def test_what_one_machine_pushes_another_fetches(store: Folder, tmp_path: Path) -> None:
-    one, other = Mirror(tmp_path / "one", store), Mirror(tmp_path / "other", store)
+def test_what_one_machine_pushes_another_fetches(store: RemoteDir, tmp_path: Path) -> None:
+    one, other = FolderSync(tmp_path / "one", store), FolderSync(tmp_path / "other", store)
     write_text(one.local / "metrics.jsonl", "1\n")
     write_text(one.local / "trial.json", "running")
     (one.local / "checkpoint.pt").write_bytes(b"\0" * (9 * 1024**2))
@@ -57,7 +57,7 @@ def test_what_one_machine_pushes_another_fetches(store: Folder, tmp_path: Path) 
 
 
 @dataclass(frozen=True)
-class Watched(Folder):
+class Watched(RemoteDir):
     """A folder that notes what is moved to it and from it."""
 
     moved: list[str] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Watched(Folder):
         super().copy_to(name, place)
 
 
-def test_only_what_changed_is_moved(store: Folder, tmp_path: Path) -> None:
+def test_only_what_changed_is_moved(store: RemoteDir, tmp_path: Path) -> None:
     watched = Watched(store.filesystem, store.path)
     moved = watched.moved
-    one, other = Mirror(tmp_path / "one", watched), Mirror(tmp_path / "other", watched)
+    one, other = FolderSync(tmp_path / "one", watched), FolderSync(tmp_path / "other", watched)
     for name in ("trial.json", "a", "b"):
         write_text(one.local / name, name)
     one.push()
@@ -87,16 +87,16 @@ def test_only_what_changed_is_moved(store: Folder, tmp_path: Path) -> None:
     assert sorted(moved[3:]) == ["down a", "down b", "down trial.json"]
 
 
-def test_what_lay_there_from_before_does_not_count(store: Folder, tmp_path: Path) -> None:
+def test_what_lay_there_from_before_does_not_count(store: RemoteDir, tmp_path: Path) -> None:
     write_text(tmp_path / "here/checkpoint.pt", "of a trial that went on elsewhere")
     store.write("trial.json", b"{}")
-    here = Mirror(tmp_path / "here", store)
+    here = FolderSync(tmp_path / "here", store)
     here.replace()
     assert [path.name for path in here.local.iterdir()] == ["trial.json"]
 
 
-def test_a_running_trial_is_followed(store: Folder, tmp_path: Path) -> None:
-    here = Mirror(tmp_path / "here", store)
+def test_a_running_trial_is_followed(store: RemoteDir, tmp_path: Path) -> None:
+    here = FolderSync(tmp_path / "here", store)
     here.follow(every=0.02)
     write_text(here.local / "checkpoint.pt", "state")
     deadline = time.monotonic() + 10
@@ -112,7 +112,7 @@ def test_a_running_trial_is_followed(store: Folder, tmp_path: Path) -> None:
 def test_a_store_that_is_away_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mount = tmp_path / "mount"
     mount.write_text("a file where the folder was: nothing can be written below")
-    here = Mirror(tmp_path / "here", open_folder(f"file://{mount}/runs"), patience=20.0)
+    here = FolderSync(tmp_path / "here", open_folder(f"file://{mount}/runs"), patience=20.0)
     write_text(here.local / "trial.json", "done")
     assert not here.push()
     assert "kept here and sent later" in caplog.text
@@ -130,7 +130,7 @@ def test_a_store_that_is_away_is_waited_for(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mount").write_text("no folder")
-    here = Mirror(tmp_path / "here", open_folder(f"file://{tmp_path}/mount/runs"), patience=0.0)
+    here = FolderSync(tmp_path / "here", open_folder(f"file://{tmp_path}/mount/runs"), patience=0.0)
     write_text(here.local / "trial.json", "done")
     with pytest.raises(OSError):
         here.close()
@@ -138,8 +138,8 @@ def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_local_root_is_its_own_truth(tmp_path: Path) -> None:
-    root = open_root(str(tmp_path))
-    assert root == Root(tmp_path)
+    root = open_workspace(str(tmp_path))
+    assert root == Workspace(tmp_path)
     assert root.on_node().path == tmp_path
     folder = root.mirror(tmp_path / "studies/x")
     folder.follow()
@@ -151,16 +151,16 @@ def test_a_local_root_is_its_own_truth(tmp_path: Path) -> None:
 
 def test_addresses_of_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    root = open_root("file:///mnt/shared/")
+    root = open_workspace("file:///mnt/shared/")
     assert root.url == "file:///mnt/shared"
     assert root.path.is_relative_to(tmp_path)
     assert root.on_node().path != root.path
     assert root.on_node().on_node() == root.on_node()
     with pytest.raises(ConfigError, match=r"s3://\*\*\*@bucket/x: credentials do not belong") as told:
-        open_root(f"s3://key:{SECRET}@bucket/x")
+        open_workspace(f"s3://key:{SECRET}@bucket/x")
     assert SECRET not in str(told.value)
     with pytest.raises(ConfigError, match="not known"):
-        open_root("ftp://host/x")
+        open_workspace("ftp://host/x")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def heterokd(home: Path, s3: dict[str, str], *arguments: str | Path) -> subproce
     )
 
 
-def bucket(s3: dict[str, str], name: str = "") -> Folder:
+def bucket(s3: dict[str, str], name: str = "") -> RemoteDir:
     client = fs.S3FileSystem(
         access_key=s3["AWS_ACCESS_KEY_ID"],
         secret_key=s3["AWS_SECRET_ACCESS_KEY"],
@@ -191,7 +191,7 @@ def bucket(s3: dict[str, str], name: str = "") -> Folder:
         scheme="http",
         region="us-east-1",
     )
-    return Folder(client, f"state/runs{name}")
+    return RemoteDir(client, f"state/runs{name}")
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ def test_workers_that_share_a_training_and_a_plan_find_the_store(
 
 def test_the_later_copy_of_a_study_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    root = open_root(f"file://{tmp_path}/mount")
+    root = open_workspace(f"file://{tmp_path}/mount")
     folder: StudyFolder = root.study("one")
 
     def trials(count: int) -> None:

@@ -21,7 +21,7 @@ from object_store import free_port
 from own_ray import RAY, ray_head
 
 import heterokd
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ IN_ADDRESS = "canary-in-address"
 def pages(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     """`heterokd ui`: MLflow's pages, which also are the cluster's tracking server here."""
     port = free_port()
-    open_store(Root(folder), None)
+    open_store(Workspace(folder), None)
     command = [sys.executable, "-m", "heterokd", "ui", "--port", str(port), "--root", str(folder)]
     with (folder / "pages.log").open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
@@ -60,7 +60,7 @@ def pages(folder: Path) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def test_a_submitted_search_opens_nothing_and_leaves_no_secret(tiny_file: Write, tmp_path: Path) -> None:
-    submitted, root, tracked = tmp_path / "submitted", Root(tmp_path / "runs"), tmp_path / "tracked"
+    submitted, root, tracked = tmp_path / "submitted", Workspace(tmp_path / "runs"), tmp_path / "tracked"
     tracked.mkdir()
     # The folder that is submitted: the code, told from what is installed by its version, and the experiment.
     shutil.copytree(PACKAGE, submitted / "heterokd", ignore=shutil.ignore_patterns("__pycache__"))

@@ -18,7 +18,7 @@ from heterokd.report import search_charts
 from heterokd.report.measured import Measured
 from heterokd.report.page import write_report
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.study import Study
 
@@ -33,7 +33,7 @@ WIDTHS = {390: 844, 820: 1180, 1440: 900}
 TEACHER = {"network": "vit_tiny_patch16_224", "val_score": 0.9, "metric": "val/top1"}
 
 
-def searched(root: Root, question: Experiment, quality: Any, **teacher: Any) -> StudyFolder:
+def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any) -> StudyFolder:
     """A study as a search leaves it: every decision by the real `Study`, every value made up instead of trained.
 
     Args:
@@ -133,7 +133,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Experi
     """A search with everything: several methods, pruned and failed trials, confirmed leaders, measured numbers."""
     question = ask()
     folder = searched(
-        Root(tmp_path_factory.mktemp("whole")), question, lambda one: None if one.number == 7 else by_method(one)
+        Workspace(tmp_path_factory.mktemp("whole")), question, lambda one: None if one.number == 7 else by_method(one)
     )
     measure(folder, folder.summary["winner"]["number"])
     write_report(folder, question, folder.summary)
@@ -222,7 +222,7 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
 def test_every_kind_of_study_has_its_page(
     name: str, question: Experiment, quality: Any, said: str, tmp_path: Path
 ) -> None:
-    folder = searched(Root(tmp_path), question, quality)
+    folder = searched(Workspace(tmp_path), question, quality)
     page = page_of(folder, question)
     check(page)
     assert said in page
@@ -232,7 +232,7 @@ def test_every_kind_of_study_has_its_page(
 
 def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
     question = fabricated.scenes(search={"space": {"methods": ["scratch", "pixel_kd"]}, "trials": 6})
-    folder = searched(Root(tmp_path), question, by_method, metric="val/miou")
+    folder = searched(Workspace(tmp_path), question, by_method, metric="val/miou")
     winner = folder.summary["winner"]
     made = Measured(winner["number"], 0, 20, ("background", "zero", "one"))
     iou = np.array([0.9, 0.5, np.nan])

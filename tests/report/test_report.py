@@ -16,7 +16,7 @@ from heterokd.report.study_data import Studied, read_study
 from heterokd.report.tables import published_tables
 from heterokd.report.wording import verdict
 from heterokd.storage.files import write_text
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 
 def leader(method: str, mean: float, half: float | None, *, confirmed: bool = True) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_each_student_has_its_own_table() -> None:
 @pytest.mark.parametrize("published", [True, False])
 def test_the_page_has_the_table_when_there_is_one(tmp_path: Path, published: bool) -> None:
     asked = question() if published else fabricated.experiment()
-    folder = fabricated.study(Root(tmp_path), asked)
+    folder = fabricated.study(Workspace(tmp_path), asked)
     for number, method in enumerate(("kd", "scratch")):
         fabricated.trial(folder, asked, number, method)
     write_report(folder, asked, summary(leader("kd", 0.8123, 0.01), leader("scratch", 0.7, 0.01)))
@@ -116,7 +116,7 @@ def test_the_page_has_the_table_when_there_is_one(tmp_path: Path, published: boo
 
 def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Path) -> None:
     asked = fabricated.scenes()
-    folder = fabricated.study(Root(tmp_path), asked)
+    folder = fabricated.study(Workspace(tmp_path), asked)
     for number, method in enumerate(("pixel_kd", "scratch")):
         fabricated.trial(folder, asked, number, method)
     folder.pictures.mkdir()
@@ -150,7 +150,7 @@ def shown_cards(folder: Path, winner: dict[str, Any], scratch: dict[str, Any] | 
     if scratch is not None:
         found["scratch"] = found["leaders"][-1]
     studied = Studied(asked, found)
-    return {card.title: card for card in cards(studied, None, fabricated.study(Root(folder), asked))}
+    return {card.title: card for card in cards(studied, None, fabricated.study(Workspace(folder), asked))}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_card_says_how_sure_a_gain_is(tmp_path: Path, winner: Any, scratch: An
 
 def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
     asked = fabricated.experiment()
-    folder = fabricated.study(Root(tmp_path), asked)
+    folder = fabricated.study(Workspace(tmp_path), asked)
     # On the two seeds that both have, the difference scatters as much as it is large.
     for number, (method, seed, value) in enumerate(
         [("hcd", 1000, 0.97), ("hcd", 2000, 0.99), ("scratch", 1000, 0.95), ("scratch", 2000, 0.93)]

@@ -15,7 +15,7 @@ from mounts import fill, small_disk
 from heterokd.storage.disk import obstacle, when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.study import Study
 
 SHUT_SECONDS = 1.5
@@ -63,14 +63,14 @@ def test_files_are_written_once_the_disk_is_back(shared: Path, caplog: pytest.Lo
 
 def test_a_study_decides_once_the_disk_is_back(shared: Path) -> None:
     question = fabricated.experiment()
-    study = Study(question, Root(shared).study("waiting"))
+    study = Study(question, Workspace(shared).study("waiting"))
     first = study.next()
     assert not isinstance(first, str | None)
     finishing = while_shut(shared, lambda: study.finish(first.number, "complete", {question.metric: 0.5}))
     assert finishing > SHUT_SECONDS
     asking = while_shut(shared, study.next)
     assert asking > SHUT_SECONDS
-    standing = Study(question, Root(shared).study("waiting")).standing()
+    standing = Study(question, Workspace(shared).study("waiting")).standing()
     assert (standing.complete, standing.running) == (1, 1)
 
 

@@ -12,19 +12,19 @@ from mounts import small_disk
 from pyarrow import fs
 
 from heterokd.errors import ConfigError
-from heterokd.storage.filesystem import PARTIAL, Folder, open_folder
+from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
 
 
 @pytest.fixture(params=["local", "object store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteDir:
     if request.param == "local":
         return open_folder(tmp_path / "caches")
     memory = fs._MockFileSystem()
     memory.create_dir("bucket/caches/shards")
-    return Folder(memory, "bucket/caches")
+    return RemoteDir(memory, "bucket/caches")
 
 
-def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
+def test_what_is_written_is_listed_read_and_deleted(folder: RemoteDir) -> None:
     assert not folder.exists("key.json")
     folder.write("key.json", b"{}")
     folder.write("shards/1.arrow", b"12345")

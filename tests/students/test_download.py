@@ -16,7 +16,7 @@ from heterokd.execution.student_costs import weigh_students
 from heterokd.networks.network import build_network
 from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import BASELINE, Assignment
 from heterokd.study.priors import finished_summaries, method_prior, warm_starts
 from heterokd.study.study import Study
@@ -70,7 +70,7 @@ def test_parameters_are_those_of_the_network_that_is_built(network: str) -> None
 
 
 def test_a_latency_is_measured_once(tmp_path: Path) -> None:
-    settings, root = NetworkSettings(network="test_resnet"), Root(tmp_path)
+    settings, root = NetworkSettings(network="test_resnet"), Workspace(tmp_path)
     threads = torch.get_num_threads()
     first = known_latency_ms(settings, 10, (32, 32), 32, root)
     assert first > 0
@@ -82,15 +82,15 @@ def test_a_latency_is_measured_once(tmp_path: Path) -> None:
 
 def test_students_over_a_limit_are_left_out_with_the_reason(tmp_path: Path) -> None:
     experiment = make_experiment(["test_resnet", "resnet10t"], max_params_m=1.0)
-    candidates = weigh_students(experiment, Root(tmp_path), 10)
+    candidates = weigh_students(experiment, Workspace(tmp_path), 10)
     assert set(candidates.left_out) == {"resnet10t"}
     assert "search.max_params_m allows 1" in candidates.left_out["resnet10t"]
     assert experiment.without(candidates.left_out).student.networks == ("test_resnet",)
     assert not (tmp_path / "students.json").exists()  # nobody asked for latency
     with pytest.raises(ConfigError, match="no student is left"):
-        weigh_students(make_experiment("resnet10t", max_params_m=0.1), Root(tmp_path), 10)
+        weigh_students(make_experiment("resnet10t", max_params_m=0.1), Workspace(tmp_path), 10)
     with pytest.raises(ConfigError, match="max_latency_ms allows 1e-06"):
-        weigh_students(make_experiment("test_resnet", max_latency_ms=1e-6), Root(tmp_path), 10)
+        weigh_students(make_experiment("test_resnet", max_latency_ms=1e-6), Workspace(tmp_path), 10)
 
 
 def test_a_study_remembers_who_was_left_out(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_objectives_that_make_no_sense_are_refused(search: dict[str, Any], sente
 # --- where others ended
 
 
-def finished(root: Root, name: str, methods: list[str]) -> None:
+def finished(root: Workspace, name: str, methods: list[str]) -> None:
     folder = root.study(name)
     folder.path.mkdir(parents=True)
     folder.experiment_file.write_text("name: other\n")
@@ -164,7 +164,7 @@ def finished(root: Root, name: str, methods: list[str]) -> None:
 
 
 def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     finished(root, "other", ["dkd", "kd", "hcd"])
     experiment = make_experiment(warm_start_from=["other"], trials=12)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
@@ -192,7 +192,7 @@ def test_what_other_studies_say_of_methods_fades() -> None:
 
 
 def test_studies_that_cannot_be_begun_from_are_refused(tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     finished(root, "other", ["kd"])
     with pytest.raises(StudyError, match=r"search\.warm_start_from: .*no study 'othre'.*other"):
         finished_summaries(make_experiment(warm_start_from=["othre"]), root)

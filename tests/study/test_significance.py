@@ -17,7 +17,7 @@ from scipy import stats
 
 from heterokd.report.page import write_report
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import Comparison, compare, compare_study, holm, power_of, seeds_needed, study_values
 
 SEEDS = range(7)
@@ -175,7 +175,7 @@ def test_false_alarms_are_as_rare_as_announced() -> None:
 def made_study(folder: Path) -> StudyFolder:
     """Two leaders of one method and scratch, each found on seed 0 and repeated on fresh ones; a start beside them."""
     question = fabricated.experiment()
-    study = fabricated.study(Root(folder / "runs"), question)
+    study = fabricated.study(Workspace(folder / "runs"), question)
     values = {0: ("scratch", 0.70), 1: ("kd", 0.80), 2: ("kd", 0.79), 3: ("kd", 0.95)}
     number = len(values)
     for found, (method, value) in values.items():

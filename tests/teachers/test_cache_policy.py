@@ -21,11 +21,11 @@ from filelock import FileLock
 from mounts import small_disk
 
 from heterokd.config import CachingSettings, Experiment, load_experiment
-from heterokd.execution.cache_builders import Filling, plan_filling
+from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.driver import Found, search
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.maintenance import list_caches, verify_cache
 from heterokd.teachers.cache_policy import CacheUse, open_cache
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
@@ -50,21 +50,21 @@ SCENES = {
 
 
 @pytest.fixture(scope="module")
-def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Root:
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The fitted teacher of the tiny experiment, for all of this module."""
-    return Root(tmp_path_factory.mktemp("runs"))
+    return Workspace(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
-def root(shared_root: Root, tmp_path: Path) -> Root:
+def root(shared_root: Workspace, tmp_path: Path) -> Workspace:
     """A root of one's own, with the fitted teachers."""
     if shared_root.teachers.exists():
         shutil.copytree(shared_root.teachers, tmp_path / "runs/teachers")
-    return Root(tmp_path / "runs")
+    return Workspace(tmp_path / "runs")
 
 
 @pytest.fixture
-def asked(tiny_file: Write, shared_root: Root) -> Callable[..., tuple[Experiment, Path | None]]:
+def asked(tiny_file: Write, shared_root: Workspace) -> Callable[..., tuple[Experiment, Path | None]]:
     """The tiny experiment with changes, and its teacher's weights."""
 
     def load(**changes: Any) -> tuple[Experiment, Path | None]:
@@ -76,7 +76,12 @@ def asked(tiny_file: Write, shared_root: Root) -> Callable[..., tuple[Experiment
 
 
 def trained(
-    experiment: Experiment, weights: Path | None, root: Root, name: str, cache: CacheUse = "found", method: str = "kd"
+    experiment: Experiment,
+    weights: Path | None,
+    root: Workspace,
+    name: str,
+    cache: CacheUse = "found",
+    method: str = "kd",
 ) -> list[dict[str, float]]:
     """The reports of one training, without times."""
     folder = TrialFolder(root.path / name)
@@ -100,13 +105,13 @@ class Forwards:
         patch.setattr(LiveTeacher, "outputs", outputs)
 
 
-def planned(experiment: Experiment, root: Root, weights: Path | None) -> Filling:
-    filling = plan_filling(experiment, root, weights)
+def planned(experiment: Experiment, root: Workspace, weights: Path | None) -> CacheBuild:
+    filling = plan_cache_build(experiment, root, weights)
     assert filling is not None
     return filling
 
 
-def complete(experiment: Experiment, root: Root, weights: Path | None) -> Filling:
+def complete(experiment: Experiment, root: Workspace, weights: Path | None) -> CacheBuild:
     """The experiment's cache, built in this process."""
     filling = planned(experiment, root, weights)
     splits = open_splits(experiment.data)
@@ -116,7 +121,7 @@ def complete(experiment: Experiment, root: Root, weights: Path | None) -> Fillin
 
 
 def test_a_training_reads_a_complete_cache_and_is_the_live_teachers(
-    asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch
+    asked: Callable[..., Any], root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, weights = asked()
     forwards = Forwards(monkeypatch)
@@ -132,7 +137,7 @@ def test_a_training_reads_a_complete_cache_and_is_the_live_teachers(
 
 
 @pytest.mark.parametrize("method", ["dkd", "rsd"])
-def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: Root) -> None:
+def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(search={"space": {"methods": ["kd", method]}})
     live = trained(experiment, weights, root, "live", method=method)
     complete(experiment, root, weights)
@@ -141,7 +146,7 @@ def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: R
 
 
 def test_heterokd_distill_reads_a_complete_cache(
-    cli: Run, asked: Callable[..., Any], root: Root, monkeypatch: pytest.MonkeyPatch
+    cli: Run, asked: Callable[..., Any], root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, weights = asked()
     complete(experiment, root, weights)
@@ -153,7 +158,7 @@ def test_heterokd_distill_reads_a_complete_cache(
 
 @pytest.mark.parametrize("cache", [{"dtype": "fp16"}, {"top_k": 4}, {"dtype": "fp16", "top_k": 4}], ids=str)
 def test_rounded_outputs_belong_to_the_recipe_wherever_they_come_from(
-    cache: dict[str, Any], asked: Callable[..., Any], root: Root
+    cache: dict[str, Any], asked: Callable[..., Any], root: Workspace
 ) -> None:
     exact = trained(*asked(), root, "exact")
     experiment, weights = asked(cache=cache)
@@ -163,7 +168,7 @@ def test_rounded_outputs_belong_to_the_recipe_wherever_they_come_from(
     assert rounded[0]["train/loss"] == pytest.approx(exact[0]["train/loss"], rel=0.1)
 
 
-def test_fewer_views_than_epochs_are_shown_again(asked: Callable[..., Any], root: Root) -> None:
+def test_fewer_views_than_epochs_are_shown_again(asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(cache={"views": 2})
     live = trained(experiment, weights, root, "live")
     filling = complete(experiment, root, weights)
@@ -179,7 +184,7 @@ def test_fewer_views_than_epochs_are_shown_again(asked: Callable[..., Any], root
     ]
 
 
-def test_another_teacher_policy_or_seed_is_another_cache(asked: Callable[..., Any], root: Root) -> None:
+def test_another_teacher_policy_or_seed_is_another_cache(asked: Callable[..., Any], root: Workspace) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"teacher": {"training": {"epochs": 1, "warmup_epochs": 0, "precision": "fp32", "channels_last": False}}},
@@ -216,7 +221,7 @@ def no_shard(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncated, flipped, half_a_manifest, no_shard])
 def test_a_damaged_cache_ends_a_search_before_it_begins(
-    damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Root
+    damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Workspace
 ) -> None:
     experiment, weights = asked()
     damage(Path(complete(experiment, root, weights).folder.path))
@@ -229,7 +234,7 @@ def test_a_damaged_cache_ends_a_search_before_it_begins(
 
 
 def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
-    asked: Callable[..., Any], root: Root, caplog: pytest.LogCaptureFixture
+    asked: Callable[..., Any], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment, weights = asked(cache={"max_gb": 1e-6})
     live = trained(experiment, weights, root, "live")
@@ -247,7 +252,7 @@ def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
     assert record.getMessage().startswith("the teacher's cache is not complete (")
 
 
-def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[..., Any], root: Root) -> None:
+def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(**SCENES)
     live = trained(experiment, weights, root, "live", method="pixel_kd")
     filling = complete(experiment, root, weights)
@@ -260,7 +265,7 @@ def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[.
 
 
 @pytest.fixture
-def find(tiny_file: Write, root: Root, local_ray: None) -> Callable[..., Found]:
+def find(tiny_file: Write, root: Workspace, local_ray: None) -> Callable[..., Found]:
     def run(name: str, listener: Any = None, **changes: Any) -> Found:
         settings = {"training": BATCH, "search": SEARCH, **changes}
         return search(load_experiment(tiny_file(name=name, **settings)), root, listener=listener)
@@ -269,7 +274,7 @@ def find(tiny_file: Write, root: Root, local_ray: None) -> Callable[..., Found]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any], root: Root) -> None:
+def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked()
     filling = planned(experiment, root, weights)
 
@@ -315,7 +320,7 @@ class Mapped:
 
 @pytest.mark.slow
 def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
-    cli: Run, find: Callable[..., Found], root: Root
+    cli: Run, find: Callable[..., Found], root: Workspace
 ) -> None:
     confirmed = {**SEARCH, "confirm_leaders": 1, "confirm_seeds": 1}
     first = find("first", search=confirmed)
@@ -345,7 +350,7 @@ def builders() -> Iterator[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_killed_builder_costs_nothing_but_its_shard(
-    find: Callable[..., Found], asked: Callable[..., Any], root: Root, caplog: pytest.LogCaptureFixture
+    find: Callable[..., Found], asked: Callable[..., Any], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment, weights = asked(name="killed", search=SEARCH)
     filling = planned(experiment, root, weights)
@@ -377,7 +382,7 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
 
 @pytest.mark.slow
 def test_a_disk_that_is_too_small_costs_one_sentence(
-    find: Callable[..., Found], root: Root, caplog: pytest.LogCaptureFixture
+    find: Callable[..., Found], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(root.caches, "16k"):
         found = find("full")
@@ -388,7 +393,9 @@ def test_a_disk_that_is_too_small_costs_one_sentence(
 
 
 @pytest.mark.slow
-def test_two_searches_that_build_one_cache_at_once(tiny_file: Write, asked: Callable[..., Any], root: Root) -> None:
+def test_two_searches_that_build_one_cache_at_once(
+    tiny_file: Write, asked: Callable[..., Any], root: Workspace
+) -> None:
     asked()
     if not root.teachers.exists():
         prepare_teacher(load_experiment(tiny_file(training=BATCH)), root)
@@ -409,7 +416,7 @@ def test_two_searches_that_build_one_cache_at_once(tiny_file: Write, asked: Call
 
 
 @pytest.mark.slow
-def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., Found], root: Root) -> None:
+def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., Found], root: Workspace) -> None:
     find("filling", **SCENES)
     reading = Mapped()
     cached = find("cached", reading, **SCENES)

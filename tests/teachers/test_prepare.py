@@ -24,7 +24,7 @@ from heterokd.execution.reproduce import reproduce
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.model_card import teacher_of
 from heterokd.study.assignment import BASELINE, Assignment
 from heterokd.study.plan.counts import count
@@ -146,7 +146,7 @@ def test_options_are_for_all_or_by_network() -> None:
 
 def test_commands_for_one_pair_take_the_first_teacher_or_ask_for_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.network: a list is searched; give the one teacher"):
-        reproduce(asked(["kd"]), Root(tmp_path), on_epoch=lambda method, seed, metrics: True)
+        reproduce(asked(["kd"]), Workspace(tmp_path), on_epoch=lambda method, seed, metrics: True)
     experiment = asked(["kd"])
     assert teacher_recipe(experiment).student.network == VIT
 
@@ -234,8 +234,8 @@ def test_a_plan_counts_every_teacher(tiny_file: Write, tmp_path: Path) -> None:
     counts = count(experiment, excluded)
     assert counts.starts == ("scratch", "kd", "kd", "dkd")
     assert counts.teachers == (VIT, CNN)
-    both = look_around(experiment, Root(tmp_path), excluded)
-    each = [look_around(experiment.following(name), Root(tmp_path), excluded) for name in (VIT, CNN)]
+    both = look_around(experiment, Workspace(tmp_path), excluded)
+    each = [look_around(experiment.following(name), Workspace(tmp_path), excluded) for name in (VIT, CNN)]
     for key in ("views", "cache_bytes", "teacher_bytes"):
         assert getattr(both, key) == sum(getattr(one, key) for one in each) > 0
     assert both.teacher_ready == 0
@@ -246,7 +246,7 @@ def test_a_plan_times_methods_that_run_their_teacher_with_each(
     local_ray: None, tiny_file: Write, tmp_path: Path
 ) -> None:
     space = {"methods": ["scratch", "kd", "fitnet"]}
-    experiment, root = load_experiment(tiny_file(teacher=BOTH, search={"space": space})), Root(tmp_path)
+    experiment, root = load_experiment(tiny_file(teacher=BOTH, search={"space": space})), Workspace(tmp_path)
     said: list[str] = []
     plan = plan_experiment(experiment, root, say=said.append)
     # scratch, kd from the first teacher's cache, fitnet with either.
@@ -264,7 +264,7 @@ def test_doctor_asks_for_every_checkpoint(local_ray: None, tiny_file: Write, tmp
     given = tmp_path / "vit.safetensors"
     save_weights(build_network(VIT, 10, {"img_size": 32, "patch_size": 8}, image_size=32), given)
     experiment = load_experiment(tiny_file(teacher={**BOTH, "checkpoint": {VIT: str(given)}}))
-    found = [one for one in examine(experiment, Root(tmp_path / "runs")) if one.name == "teacher"]
+    found = [one for one in examine(experiment, Workspace(tmp_path / "runs")) if one.name == "teacher"]
     assert len(found) == 2, "the driver, and the one node"
     assert all(one.passed for one in found)
 
@@ -285,7 +285,7 @@ def test_the_card_of_a_model_is_of_its_own_teacher() -> None:
 def test_a_search_over_two_teachers_ends_with_a_registered_student_of_one(
     local_ray: None, tiny_file: Write, tmp_path: Path
 ) -> None:
-    root, fitted = Root(tmp_path / "runs"), []
+    root, fitted = Workspace(tmp_path / "runs"), []
 
     def progress(metrics: dict[str, float], network: str) -> bool:
         fitted.append(network)

@@ -32,7 +32,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError, TrackingError
 from heterokd.execution.driver import _registered
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import current, open_store
@@ -51,11 +51,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Root:
+def root(tmp_path: Path) -> Workspace:
     return fabricated.root_with_store(tmp_path)
 
 
-def project(root: Root, question=None) -> StudyRuns:
+def project(root: Workspace, question=None) -> StudyRuns:
     question = question or fabricated.experiment()
     return StudyRuns(question, root.study(question.name), open_store(root, None), root.artifacts)
 
@@ -72,7 +72,7 @@ def steps(runs: StudyRuns, run: Run, key: str) -> list[int]:
 def _open_and_log(folder: str, barrier, results) -> None:
     barrier.wait()
     try:
-        uri = open_store(Root(Path(folder)), None)
+        uri = open_store(Workspace(Path(folder)), None)
         MlflowClient(uri).create_experiment(f"of-{os.getpid()}")
         results.put("ok")
     except Exception as error:  # noqa: BLE001  whatever goes wrong is what the test shows
@@ -93,7 +93,7 @@ def test_four_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
     connection.close()
 
 
-def test_a_stale_mlruns_folder_does_not_matter(root: Root, tmp_path: Path) -> None:
+def test_a_stale_mlruns_folder_does_not_matter(root: Workspace, tmp_path: Path) -> None:
     (tmp_path / "mlruns/0").mkdir(parents=True)
     (tmp_path / "mlruns/0/meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
     assert open_store(root, None) == f"sqlite:///{root.mlflow_database}"
@@ -104,13 +104,13 @@ def test_a_stale_mlruns_folder_does_not_matter(root: Root, tmp_path: Path) -> No
 
 
 def test_the_environment_names_the_store_unless_the_experiment_does(
-    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("environment.db", "experiment.db"):
         (tmp_path / name).write_bytes(root.mlflow_database.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///environment.db")
-    assert open_store(Root(tmp_path), None) == f"sqlite:///{tmp_path}/environment.db"
-    assert open_store(Root(tmp_path), "sqlite:///experiment.db") == f"sqlite:///{tmp_path}/experiment.db"
+    assert open_store(Workspace(tmp_path), None) == f"sqlite:///{tmp_path}/environment.db"
+    assert open_store(Workspace(tmp_path), "sqlite:///experiment.db") == f"sqlite:///{tmp_path}/experiment.db"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_environment_names_the_store_unless_the_experiment_does(
         ("sqlite://", "names no file"),
     ],
 )
-def test_an_unusable_store_is_one_sentence(root: Root, uri: str, sentence: str) -> None:
+def test_an_unusable_store_is_one_sentence(root: Workspace, uri: str, sentence: str) -> None:
     started = time.monotonic()
     with pytest.raises(TrackingError, match=sentence) as caught:
         open_store(root, uri)
@@ -134,11 +134,11 @@ def test_an_unusable_store_is_one_sentence(root: Root, uri: str, sentence: str) 
 def test_a_damaged_store_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(TrackingError, match=r"mlflow\.db is no SQLite database; give another file") as caught:
-        open_store(Root(tmp_path), None)
+        open_store(Workspace(tmp_path), None)
     assert "\n" not in str(caught.value)
 
 
-def test_trials_are_children_and_confirmations_grandchildren(root: Root) -> None:
+def test_trials_are_children_and_confirmations_grandchildren(root: Workspace) -> None:
     runs = project(root)
     fabricated.study(root, runs.experiment)
     fabricated.trial(runs.folder, runs.experiment, 0, "scratch", origin="published")
@@ -174,7 +174,7 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Root) -> None
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_syncing_twice_and_resuming_log_nothing_twice(root: Root) -> None:
+def test_syncing_twice_and_resuming_log_nothing_twice(root: Workspace) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 3, state="running", epochs=2)
     assert runs.sync(made)
@@ -196,7 +196,7 @@ def test_syncing_twice_and_resuming_log_nothing_twice(root: Root) -> None:
     assert found["003-kd"].info.status == "FINISHED"
 
 
-def test_failed_and_pruned_trials(root: Root) -> None:
+def test_failed_and_pruned_trials(root: Workspace) -> None:
     runs = project(root)
     failed = fabricated.trial(runs.folder, runs.experiment, 0, state="failed", epochs=1)
     (failed.path / "error.txt").write_text("Traceback\n  File x\nTrainingDiverged: train/kd is not finite\n")
@@ -217,7 +217,7 @@ def test_failed_and_pruned_trials(root: Root) -> None:
     assert (going_on.info.status, going_on.data.tags["heterokd.pruned"]) == ("RUNNING", "false")
 
 
-def test_a_number_used_again_for_another_recipe_is_another_run(root: Root) -> None:
+def test_a_number_used_again_for_another_recipe_is_another_run(root: Workspace) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0)
     assert runs.sync(made)
@@ -227,12 +227,12 @@ def test_a_number_used_again_for_another_recipe_is_another_run(root: Root) -> No
 
 
 def _search_until_killed(folder: str) -> None:
-    runs = project(Root(Path(folder)))
+    runs = project(Workspace(Path(folder)))
     runs.sync(fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_runs_of_a_killed_driver_are_closed(root: Root) -> None:
+def test_runs_of_a_killed_driver_are_closed(root: Workspace) -> None:
     process = multiprocessing.get_context("fork").Process(target=_search_until_killed, args=(str(root.path),))
     process.start()
     process.join(60)
@@ -255,7 +255,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Root) -> None:
 
 
 @pytest.mark.parametrize("when", ["before a call", "during a call"])
-def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCaptureFixture, when: str) -> None:
+def test_a_store_that_goes_away_stops_nothing(root: Workspace, caplog: pytest.LogCaptureFixture, when: str) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1)
     assert runs.sync(made)
@@ -282,7 +282,7 @@ def test_a_store_that_goes_away_stops_nothing(root: Root, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "log_artifact", "set_terminated"])
-def test_an_answer_that_is_lost_doubles_nothing(root: Root, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_an_answer_that_is_lost_doubles_nothing(root: Workspace, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """The store does what it is asked, and its server dies before it says so."""
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
@@ -307,7 +307,7 @@ def test_an_answer_that_is_lost_doubles_nothing(root: Root, monkeypatch: pytest.
             assert steps(runs, all_runs(runs)["000-kd"], key) == [0]
 
 
-def test_a_logged_student_gives_its_logits_without_pickle(root: Root) -> None:
+def test_a_logged_student_gives_its_logits_without_pickle(root: Workspace) -> None:
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     runs, student = project(root), fabricated.random_student()
@@ -339,7 +339,7 @@ def test_a_logged_student_gives_its_logits_without_pickle(root: Root) -> None:
     assert "distilled from vit_tiny_patch16_224 by kd" in found.description
 
 
-def test_a_segmentation_is_logged_and_registered(root: Root) -> None:
+def test_a_segmentation_is_logged_and_registered(root: Workspace) -> None:
     question = fabricated.scenes()
     runs, splits = project(root, question), open_splits(question.data)
     student = fabricated.scene_student(splits, 0)
@@ -389,7 +389,7 @@ class Unwritten(nn.Module):
         return self.classify(F.pad(images, (half, 0)))[..., half:]
 
 
-def scene_trial(root: Root) -> tuple[StudyRuns, TrialFolder, Splits]:
+def scene_trial(root: Workspace) -> tuple[StudyRuns, TrialFolder, Splits]:
     question = fabricated.scenes()
     runs, splits = project(root, question), open_splits(question.data)
     network = fabricated.scene_student(splits, 0)
@@ -397,7 +397,7 @@ def scene_trial(root: Root) -> tuple[StudyRuns, TrialFolder, Splits]:
 
 
 def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
-    root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=False).eval())
     runs, made, splits = scene_trial(root)
@@ -416,7 +416,7 @@ def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
 
 
 def test_a_student_that_cannot_be_exported_ends_no_search(
-    root: Root, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=True).eval())
     runs, made, splits = scene_trial(root)
@@ -436,7 +436,7 @@ def test_a_student_that_cannot_be_exported_ends_no_search(
 
 
 @contextmanager
-def served(root: Root) -> Iterator[str]:
+def served(root: Workspace) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -461,7 +461,7 @@ def served(root: Root) -> Iterator[str]:
         server.wait(30)
 
 
-def test_the_pages_answer_and_take_runs_over_http(root: Root) -> None:
+def test_the_pages_answer_and_take_runs_over_http(root: Workspace) -> None:
     question = fabricated.experiment()
     folder = fabricated.study(root, question)
     made = fabricated.trial(folder, question, 0, state="running", epochs=1)
@@ -480,6 +480,6 @@ def test_the_pages_answer_and_take_runs_over_http(root: Root) -> None:
     assert list(root.artifacts.rglob("recipe.yaml"))
 
 
-def test_the_pages_of_a_server_are_its_own(root: Root) -> None:
+def test_the_pages_of_a_server_are_its_own(root: Workspace) -> None:
     with pytest.raises(TrackingError, match="open it in a browser"):
         ui_command(root, 5000, "http://127.0.0.1:5000")

@@ -14,7 +14,7 @@ import pytest
 from heterokd.config import Experiment
 from heterokd.errors import ConfigError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.tracking.csv import CsvTracker
 from heterokd.tracking.tracker import Status, with_others
 
@@ -39,7 +39,7 @@ class Lists:
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudyFolder:
-    return fabricated.study(Root(tmp_path), fabricated.experiment())
+    return fabricated.study(Workspace(tmp_path), fabricated.experiment())
 
 
 def asked(*also: str) -> Experiment:

@@ -27,7 +27,7 @@ from browser import browser, needs_chromium, text_of
 from command_line import Run
 
 from heterokd.errors import TrackingError
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.study.assignment import Assignment
 from heterokd.study.study import Study
@@ -43,7 +43,7 @@ PATIENCE = 120_000
 """Milliseconds for a page of a busy machine."""
 
 
-def fill(root: Root, *, is_registered: bool = False) -> StudyRuns:
+def fill(root: Workspace, *, is_registered: bool = False) -> StudyRuns:
     """A finished study of three methods, projected as a search does: 7 trials, one pruned, one repeated."""
     question = fabricated.experiment("digits", search={"space": {"methods": ["scratch", "kd", "hcd"]}, "trials": 7})
     folder, splits = fabricated.study(root, question), open_splits(question.data)
@@ -78,7 +78,7 @@ def fill(root: Root, *, is_registered: bool = False) -> StudyRuns:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return fabricated.root_with_store(tmp_path)
@@ -94,7 +94,7 @@ def state_of(runs: StudyRuns) -> dict[str, Any]:
     return state
 
 
-def test_runs_say_what_they_are(root: Root) -> None:
+def test_runs_say_what_they_are(root: Workspace) -> None:
     runs = fill(root)
     found = {run.info.run_name: run for run in runs.client.search_runs([runs.experiment_id])}
     study, trial, again = found["digits"], found["005-hcd"], found["007-hcd-seed1000"]
@@ -126,7 +126,7 @@ def test_runs_say_what_they_are(root: Root) -> None:
     assert runs.client.get_experiment(runs.experiment_id).tags["mlflow.note.content"].startswith("**digits**")
 
 
-def test_a_name_says_which_student_where_there_are_several(root: Root) -> None:
+def test_a_name_says_which_student_where_there_are_several(root: Workspace) -> None:
     question = fabricated.experiment("two", student={"network": ["test_resnet", "test_efficientnet"]})
     folder = fabricated.study(root, question)
     runs = StudyRuns(question, folder, open_store(root, None), root.artifacts)
@@ -136,7 +136,7 @@ def test_a_name_says_which_student_where_there_are_several(root: Root) -> None:
     assert names == {"two", "003-kd-test_resnet"}
 
 
-def test_a_view_shows_what_was_searched(root: Root) -> None:
+def test_a_view_shows_what_was_searched(root: Workspace) -> None:
     runs = fill(root)
     state = state_of(runs)
     assert state["orderByKey"] == "metrics.`val/top1`"
@@ -162,7 +162,7 @@ def test_a_view_shows_what_was_searched(root: Root) -> None:
     assert len(found) == 8, "trials and repetitions, not the study"
 
 
-def test_a_view_of_a_study_without_trials(root: Root) -> None:
+def test_a_view_of_a_study_without_trials(root: Workspace) -> None:
     question = fabricated.experiment("early")
     runs = StudyRuns(question, fabricated.study(root, question), open_store(root, None), root.artifacts)
     assert runs.finish({})
@@ -172,7 +172,7 @@ def test_a_view_of_a_study_without_trials(root: Root) -> None:
     assert state_of(runs)["compareRunCharts"]
 
 
-def test_links_name_what_there_is(root: Root) -> None:
+def test_links_name_what_there_is(root: Workspace) -> None:
     runs = fill(root, is_registered=True)
     (runs.folder.path / "study.db").write_bytes(b"")
     links = study_links(root, runs.uri, "http://127.0.0.1:5000")
@@ -187,7 +187,7 @@ def test_links_name_what_there_is(root: Root) -> None:
     assert [name for name, _ in study_links(root, runs.uri, "http://127.0.0.1:5000", "other")] == ["all runs"]
 
 
-def test_without_views_the_links_are_plain(root: Root) -> None:
+def test_without_views_the_links_are_plain(root: Workspace) -> None:
     with closing(sqlite3.connect(root.mlflow_database)) as store:
         store.execute(
             f"CREATE TRIGGER refuse BEFORE INSERT ON experiment_tags WHEN new.key LIKE '{TAG}%' "
@@ -216,7 +216,7 @@ def test_no_store_yet(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_that_is_none(cli: Run, root: Root) -> None:
+def test_a_store_that_is_none(cli: Run, root: Workspace) -> None:
     root.mlflow_database.write_text("no database")
     code, _, said = cli("ui", "--port", free_port())
     assert code == 2
@@ -263,7 +263,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def shown(root: Root) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+def shown(root: Workspace) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     """`heterokd ui` as a process of its own, and the links that it printed."""
     command = [sys.executable, "-m", "heterokd", "ui", "--root", str(root.path), "--port", str(free_port())]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -290,8 +290,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
         return fill(fabricated.root_with_store(tmp_path_factory.mktemp("pages")), is_registered=True)
 
 
-def root_of(runs: StudyRuns) -> Root:
-    return Root(runs.folder.path.parents[1])
+def root_of(runs: StudyRuns) -> Workspace:
+    return Workspace(runs.folder.path.parents[1])
 
 
 @needs_chromium
@@ -367,7 +367,7 @@ def test_the_server_dies_or_is_stopped(filled: StudyRuns) -> None:
 
 @needs_chromium
 @pytest.mark.slow
-def test_the_study_opens_in_optuna_dashboard(root: Root) -> None:
+def test_the_study_opens_in_optuna_dashboard(root: Workspace) -> None:
     question = fabricated.experiment("digits", search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
     folder = fabricated.study(root, question)
     study = Study(question, folder)

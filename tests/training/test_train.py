@@ -17,7 +17,7 @@ from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.training.precision import Precision
 from heterokd.training.teacher import LiveTeacher
-from heterokd.training.train import Metrics, Trained, build_distiller, train
+from heterokd.training.train import Metrics, TrainResult, build_distiller, train
 
 Write = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def loaders_of(recipe: Recipe) -> Loaders:
 
 def run(
     recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bool] | None = None, **more: object
-) -> Trained:
+) -> TrainResult:
     return train(recipe, teacher, loaders_of(recipe), report or (lambda metrics: True), **more)  # type: ignore[arg-type]
 
 

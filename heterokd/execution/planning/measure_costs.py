@@ -25,7 +25,7 @@ from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
 from heterokd.methods import METHODS
 from heterokd.outputs import Signal
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import BASELINE, teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.teachers.cache_policy import stored_signals
@@ -47,7 +47,7 @@ Timings = dict[Work, MethodCost]
 
 def measure(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     excluded: Mapping[str, str],
     *,
     address: str | None = None,
@@ -162,7 +162,7 @@ def _mean(costs: list[MethodCost]) -> MethodCost:
     )
 
 
-def _measure(described: str, root: Root, work: list[Work], threads: int) -> tuple[Timings, dict[str, float]]:
+def _measure(described: str, root: Workspace, work: list[Work], threads: int) -> tuple[Timings, dict[str, float]]:
     """In a process of its own, on its node's copy of the root: what trainings cost, and a view by each teacher."""
     import heterokd.execution.trial  # noqa: F401  what a trial's process loads
 
@@ -194,7 +194,7 @@ def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> 
     return asked.recipe({**asked.published(method), **chosen})
 
 
-def _teacher_seconds(experiment: Experiment, root: Root, device: str) -> float:
+def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> float:
     """Seconds to fit the teacher, or to look at the one that is there."""
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
@@ -213,7 +213,7 @@ def _store_seconds() -> float:
     """What it takes to make a new MLflow store."""
     with tempfile.TemporaryDirectory() as folder:
         before = time.perf_counter()
-        open_store(Root(Path(folder)), None)
+        open_store(Workspace(Path(folder)), None)
         return time.perf_counter() - before
 
 

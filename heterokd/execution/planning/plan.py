@@ -14,7 +14,7 @@ from heterokd.execution.check import check_experiment, within_limits
 from heterokd.execution.planning.time_steps import teacher_like
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import count
 from heterokd.study.plan.estimate import Plan, Stock, estimate
@@ -28,7 +28,7 @@ from heterokd.training.data import open_splits
 
 def plan_experiment(
     experiment: Experiment,
-    root: Root,
+    root: Workspace,
     *,
     address: str | None = None,
     began: float | None = None,
@@ -60,7 +60,7 @@ def plan_experiment(
 
 
 def plan_with(
-    experiment: Experiment, root: Root, excluded: Mapping[str, str], costs: Costs, folder: StudyFolder | None
+    experiment: Experiment, root: Workspace, excluded: Mapping[str, str], costs: Costs, folder: StudyFolder | None
 ) -> Plan:
     """The plan of what is left of a search, at these costs."""
     cluster = experiment.cluster
@@ -84,7 +84,7 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
     return min(found, default=None)
 
 
-def look_around(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
+def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """What is there already of a search's teachers and caches."""
     each = [_look_at(experiment.following(network), root, excluded) for network in experiment.teacher.networks]
     views = sum(one.views for one in each)
@@ -97,7 +97,7 @@ def look_around(experiment: Experiment, root: Root, excluded: Mapping[str, str])
     )
 
 
-def _look_at(experiment: Experiment, root: Root, excluded: Mapping[str, str]) -> Stock:
+def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """The same of an experiment with one teacher."""
     splits = open_splits(experiment.data)
     is_ready, weights = ready_teacher(experiment, root)

@@ -18,7 +18,7 @@ from heterokd.config.experiment import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
 from heterokd.datasets.io.split import Splits
 from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import MethodCost
 from heterokd.teachers.cache.compute import view_outputs
 from heterokd.teachers.cache_policy import is_served, stored_signals
@@ -79,7 +79,9 @@ class _Replayed:
         return None
 
 
-def time_method(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root, device: str, view: float) -> MethodCost:
+def time_method(
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: str, view: float
+) -> MethodCost:
     """The cost of one training by a method.
 
     Args:
@@ -106,7 +108,7 @@ def time_method(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Root, d
     )
 
 
-def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root: Root, device: str) -> Timed:
+def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root: Workspace, device: str) -> Timed:
     """Make some of a training's updates; see `Timed`."""
     loaders = recipe_loaders(recipe, splits, device)
     precision = measured_precision(recipe, teacher, loaders, device, root)

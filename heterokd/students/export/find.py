@@ -15,7 +15,7 @@ from heterokd.errors import CheckpointError, StudyError
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.weights import load_weights, weights_hash
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.download import download_student
 from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
@@ -45,7 +45,7 @@ class Student:
 
 
 @contextmanager
-def find_student(root: Root, source: str) -> Iterator[Student]:
+def find_student(root: Workspace, source: str) -> Iterator[Student]:
     """The student that a text names.
 
     Args:
@@ -93,7 +93,7 @@ def open_trained(source: str, recipe_file: Path, weights: Path, version: str | N
     return Student(source, network.eval(), recipe, splits, weights_hash(network), version)
 
 
-def _trial(root: Root, source: str) -> TrialFolder:
+def _trial(root: Workspace, source: str) -> TrialFolder:
     """The trial of a folder: named as a path, or from the root on."""
     for folder in (Path(source), root.path / source):
         if (folder / "recipe.yaml").is_file():

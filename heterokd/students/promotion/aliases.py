@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heterokd.storage.files import read_json
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 
 CHAMPION = "champion"
 LOCK = "promotion.lock"
@@ -26,7 +26,7 @@ def rolled_back_tag(alias: str) -> str:
     return "rolled_back" if alias == CHAMPION else f"rolled_back.{alias}"
 
 
-def lines_file(root: Root, tags: Mapping[str, str]) -> Path:
+def lines_file(root: Workspace, tags: Mapping[str, str]) -> Path:
     """promotions.jsonl of the study that a version's tags name, or of the root if the study lies elsewhere."""
     folder = root.study(tags.get("study", "-"))
     if read_json(folder.path / "tracking.json").get("study_id") == tags.get("study_id", "-"):
@@ -34,7 +34,7 @@ def lines_file(root: Root, tags: Mapping[str, str]) -> Path:
     return root.path / LINES
 
 
-def append_line(root: Root, tags: Mapping[str, str], content: Mapping[str, Any]) -> None:
+def append_line(root: Workspace, tags: Mapping[str, str], content: Mapping[str, Any]) -> None:
     """Add one line to it."""
     with lines_file(root, tags).open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(content)) + "\n")

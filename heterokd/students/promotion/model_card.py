@@ -19,7 +19,7 @@ from heterokd.errors import CacheError
 from heterokd.method import summary as method_summary
 from heterokd.methods import METHODS
 from heterokd.networks.bodies import published_licence
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.registry import describe_student, taken_words
 from heterokd.tasks import TASKS
@@ -87,7 +87,7 @@ def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
     return own or summary.get("teacher") or {}
 
 
-def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Root) -> str:
+def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Workspace) -> str:
     """The id of the cache that a recipe's training reads, or why it reads none."""
     method = METHODS[recipe.method]
     if not method.teacher_needs:

@@ -25,12 +25,12 @@ from heterokd.errors import CheckpointError, NetworkError, PromotionError
 from heterokd.networks.network import deployable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.export.export import try_export
 from heterokd.students.promotion.aliases import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
 from heterokd.students.promotion.decision import Comparison, Decision, Gate, reason
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
-from heterokd.students.promotion.served import Served
+from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, open_student, register, taken_size
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
@@ -59,7 +59,7 @@ class _Candidate:
 
 
 def promote(
-    root: Root,
+    root: Workspace,
     study_name: str,
     *,
     dry_run: bool = False,
@@ -97,7 +97,7 @@ class _Promotion:
         self,
         runs: StudyRuns,
         folder: StudyFolder,
-        root: Root,
+        root: Workspace,
         alias: str,
         *,
         dry_run: bool,
@@ -206,7 +206,7 @@ class _Promotion:
                 f"version {version} of {self.name!r} cannot be loaded ({first_line(error)}); "
                 "remove it from the registry, or restore its files"
             ) from error
-        return Served(graph, self._task(splits), size)
+        return ServingModel(graph, self._task(splits), size)
 
     # --- figures
 
@@ -335,7 +335,7 @@ class _Promotion:
             return Gate(name, required, None, None, "the trial's weights are gone")
         student = open_student(candidate.trial, splits.num_classes)
         images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
-        if isinstance(candidate.model, Served) and candidate.model.size is not None:
+        if isinstance(candidate.model, ServingModel) and candidate.model.size is not None:
             # Cut or filled up to one window: the student would take a larger image at once.
             height, width = candidate.model.size
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))

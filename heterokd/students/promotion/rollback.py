@@ -11,7 +11,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from heterokd.errors import PromotionError, TrackingError
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.download import find_version
 from heterokd.students.promotion.aliases import (
     CHAMPION,
@@ -50,7 +50,7 @@ class Rollback:
         return json.dumps(asdict(self))
 
 
-def rollback(root: Root, model: str, *, alias: str = CHAMPION, uri: str | None = None) -> Rollback:
+def rollback(root: Workspace, model: str, *, alias: str = CHAMPION, uri: str | None = None) -> Rollback:
     """Give the alias back to the version that had it before the last promotion.
 
     One step, once: there is no second step back, and calling it again changes nothing. The version that was taken back
@@ -72,7 +72,7 @@ def rollback(root: Root, model: str, *, alias: str = CHAMPION, uri: str | None =
         return _roll_back(MlflowClient(uri), root, name, alias)
 
 
-def _roll_back(client: MlflowClient, root: Root, name: str, alias: str) -> Rollback:
+def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> Rollback:
     champion = find_version(client, name, alias, None)
     model = client.get_registered_model(name)
     back, tag = previous_alias(alias), rolled_back_tag(alias)

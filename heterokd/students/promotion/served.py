@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from heterokd.training.task_modules import Task, build_task
 
 
-class Served(nn.Module):
+class ServingModel(nn.Module):
     """A loaded graph, which torch.export has fixed in evaluation mode.
 
     Where the task's networks do not resize images, a graph for one size slides over larger images, and smaller ones
@@ -30,6 +30,6 @@ class Served(nn.Module):
         filled[..., :height, :width] = images
         return self.sliding.decide(self.graph, filled)[..., :height, :width]
 
-    def train(self, mode: bool = True) -> Served:
+    def train(self, mode: bool = True) -> ServingModel:
         """Nothing to switch."""
         return self

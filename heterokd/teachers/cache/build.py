@@ -13,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import Folder
+from heterokd.storage.filesystem import RemoteDir
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.shards import (
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 """Told (shards done, shards in all) after each."""
 
 
-def missing(folder: Folder, key: CacheKey) -> list[int]:
+def missing(folder: RemoteDir, key: CacheKey) -> list[int]:
     """Numbers of the shards that are not there, or not whole: what is to be built.
 
     Args:
@@ -53,7 +53,7 @@ def missing(folder: Folder, key: CacheKey) -> list[int]:
     return [number for number in range(layout.shards) if _is_missing(folder, key, number)]
 
 
-def build_shard(folder: Folder, key: CacheKey, number: int, compute: Compute) -> None:
+def build_shard(folder: RemoteDir, key: CacheKey, number: int, compute: Compute) -> None:
     """Compute and write one shard; a file that is there is replaced.
 
     Args:
@@ -75,7 +75,7 @@ def build_shard(folder: Folder, key: CacheKey, number: int, compute: Compute) ->
 
 
 def build_shards(
-    folder: Folder,
+    folder: RemoteDir,
     key: CacheKey,
     compute: Compute,
     numbers: Collection[int] | None = None,
@@ -124,7 +124,7 @@ def build_shards(
     return built
 
 
-def begin(folder: Folder, key: CacheKey) -> None:
+def begin(folder: RemoteDir, key: CacheKey) -> None:
     """Write key.json where there is none, and remove what dead builders left.
 
     Raises:
@@ -138,7 +138,7 @@ def begin(folder: Folder, key: CacheKey) -> None:
         write(folder, "key.json", key.to_json().encode())
 
 
-def finish(folder: Folder, key: CacheKey) -> None:
+def finish(folder: RemoteDir, key: CacheKey) -> None:
     """Write manifest.json: from now on the cache counts as complete.
 
     Raises:
@@ -158,7 +158,7 @@ def finish(folder: Folder, key: CacheKey) -> None:
     write(folder, MANIFEST, json.dumps(content, indent=1).encode())
 
 
-def check_space(folder: Folder, key: CacheKey, shards: int) -> None:
+def check_space(folder: RemoteDir, key: CacheKey, shards: int) -> None:
     """Refuse to build `shards` of a cache where they do not fit.
 
     Raises:
@@ -175,7 +175,7 @@ def check_space(folder: Folder, key: CacheKey, shards: int) -> None:
         )
 
 
-def write(folder: Folder, name: str, content: bytes | memoryview) -> None:
+def write(folder: RemoteDir, name: str, content: bytes | memoryview) -> None:
     """Write a file of a cache.
 
     Raises:
@@ -192,7 +192,7 @@ def write(folder: Folder, name: str, content: bytes | memoryview) -> None:
         raise CacheError(f"{folder}/{name}: cannot be written ({error}); check the folder's permissions") from None
 
 
-def _is_missing(folder: Folder, key: CacheKey, number: int) -> bool:
+def _is_missing(folder: RemoteDir, key: CacheKey, number: int) -> bool:
     if folder.local is None:
         return not folder.exists(shard_name(number))
     return not _is_whole(folder.local, key, number)
@@ -211,7 +211,7 @@ def _is_whole(folder: Path, key: CacheKey, number: int) -> bool:
 
 
 @contextmanager
-def _claim(folder: Folder, number: int, timeout: float) -> Iterator[bool]:
+def _claim(folder: RemoteDir, number: int, timeout: float) -> Iterator[bool]:
     """Hold a shard for this process; the system lets go of it when the process dies. Object stores have no claims."""
     if folder.local is None:
         yield True

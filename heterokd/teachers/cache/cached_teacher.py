@@ -17,7 +17,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, Tail
-from heterokd.storage.filesystem import Folder, open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import Progress, begin, build_shards, finish, missing, write
 from heterokd.teachers.cache.compute import NetworkTeacher, SteadyTeacher, view_outputs
 from heterokd.teachers.cache.key import SHARD_BYTES, STORABLE, Dtype, make_key
@@ -123,7 +123,7 @@ DEFAULT = CacheSettings()
 
 
 def open_or_build(
-    caches: Folder | Path | str,
+    caches: RemoteDir | Path | str,
     splits: Splits,
     policy: AugmentPolicy,
     seed: int,
@@ -172,7 +172,7 @@ def open_or_build(
         crop=crop,
         shard_bytes=settings.shard_bytes,
     )
-    root = caches if isinstance(caches, Folder) else open_folder(caches)
+    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     folder = root.at(key.id)
     compute = view_outputs(splits.train, policy, seed, live, signals=key.serves, crop=crop, device=device)
     held = hold(folder) if build or partial or folder.exists("manifest.json") else None

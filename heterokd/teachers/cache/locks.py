@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from heterokd.storage.filesystem import Folder
+from heterokd.storage.filesystem import RemoteDir
 
 USE_LOCK = "locks/use.lock"
 
@@ -29,7 +29,7 @@ class Hold:
         self.release = weakref.finalize(self, os.close, descriptor)
 
 
-def hold(folder: Folder) -> Hold | None:
+def hold(folder: RemoteDir) -> Hold | None:
     """Share the use of a cache; waits while it is being deleted.
 
     Args:
@@ -54,7 +54,7 @@ def hold(folder: Folder) -> Hold | None:
 
 
 @contextmanager
-def alone(folder: Folder) -> Iterator[bool]:
+def alone(folder: RemoteDir) -> Iterator[bool]:
     """Whether nobody uses a cache; if so, nobody can begin to until the end of the block."""
     place = None if folder.local is None else folder.local / USE_LOCK
     if place is None or not place.exists():

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import Folder, open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.locks import USE_LOCK, alone
@@ -43,21 +43,21 @@ class CacheCard:
     in_use: bool = False
 
 
-def list_caches(caches: Folder | Path | str) -> list[CacheCard]:
+def list_caches(caches: RemoteDir | Path | str) -> list[CacheCard]:
     """The caches of a folder, the last used first; damaged ones too."""
-    root = caches if isinstance(caches, Folder) else open_folder(caches)
+    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     cards = [_card(root.at(name), name) for name in root.folders()]
     return sorted((card for card in cards if card is not None), key=lambda card: card.last_used, reverse=True)
 
 
-def verify_cache(folder: Folder | Path | str, copies: Path | None = None) -> list[str]:
+def verify_cache(folder: RemoteDir | Path | str, copies: Path | None = None) -> list[str]:
     """What is wrong with one cache, a sentence each; every checksum is checked. An empty list: it is sound.
 
     Args:
         folder: of the cache, below the folder of all caches.
         copies: see `Records`.
     """
-    folder = folder if isinstance(folder, Folder) else open_folder(folder)
+    folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
     try:
         key = read_key(folder)
         records = Records(folder, key, read_manifest(folder, key), copies)
@@ -66,7 +66,7 @@ def verify_cache(folder: Folder | Path | str, copies: Path | None = None) -> lis
     return problems(records, "full")
 
 
-def mend_cache(folder: Folder | Path | str) -> list[str]:
+def mend_cache(folder: RemoteDir | Path | str) -> list[str]:
     """Delete what is damaged of a cache that was complete, so that building it again computes that and nothing else.
 
     Args:
@@ -79,7 +79,7 @@ def mend_cache(folder: Folder | Path | str) -> list[str]:
     Raises:
         CacheError: its key is damaged, so that nothing in it can be trusted.
     """
-    folder = folder if isinstance(folder, Folder) else open_folder(folder)
+    folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
     if not folder.exists(MANIFEST):
         return []
     key = read_key(folder)
@@ -101,7 +101,7 @@ def mend_cache(folder: Folder | Path | str) -> list[str]:
 
 
 def prune_caches(
-    caches: Folder | Path | str,
+    caches: RemoteDir | Path | str,
     *,
     unused_for: timedelta | None = None,
     max_bytes: int | None = None,
@@ -125,7 +125,7 @@ def prune_caches(
     Raises:
         CacheError: there is no cache of a given id, it is in use, or one cannot be deleted.
     """
-    root = caches if isinstance(caches, Folder) else open_folder(caches)
+    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     cards = list_caches(root)
     unknown = sorted(set(ids or ()) - {card.id for card in cards})
     if unknown:
@@ -149,7 +149,7 @@ def prune_caches(
     return doomed if dry_run else [card for card in doomed if _delete(root.at(card.id))]
 
 
-def _delete(folder: Folder) -> bool:
+def _delete(folder: RemoteDir) -> bool:
     """Delete a cache that nobody uses; whether it is gone."""
     with suppress(OSError):  # of an earlier version it has no lock yet, by which others can be kept away
         if folder.local is not None:
@@ -166,7 +166,7 @@ def _delete(folder: Folder) -> bool:
         return is_ours
 
 
-def nearest(root: Folder, key: CacheKey) -> str:
+def nearest(root: RemoteDir, key: CacheKey) -> str:
     """The tail of an error sentence: how the most similar cache differs from the one that is asked for."""
     told: list[tuple[int, str, list[str]]] = []
     for name in root.folders():
@@ -181,7 +181,7 @@ def nearest(root: Folder, key: CacheKey) -> str:
     return f"the nearest, {name}, {'is not finished' if not found else 'differs: ' + '; '.join(found)}; build it"
 
 
-def _card(folder: Folder, name: str) -> CacheCard | None:
+def _card(folder: RemoteDir, name: str) -> CacheCard | None:
     files = {file.name: file for file in folder.files()}
     if "key.json" not in files and MANIFEST not in files and not any(file.startswith("shards/") for file in files):
         return None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import PARTIAL, Folder, open_folder
+from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey
@@ -51,7 +51,7 @@ class Records:
         copies: where shards of an object store are copied to, shared by the processes of a machine.
     """
 
-    def __init__(self, folder: Folder, key: CacheKey, manifest: Manifest | None, copies: Path | None = None) -> None:
+    def __init__(self, folder: RemoteDir, key: CacheKey, manifest: Manifest | None, copies: Path | None = None) -> None:
         self.folder, self.key, self.manifest, self.copies = folder, key, manifest, copies
         self.layout = layout_of(key)
         self._columns = columns(key)
@@ -160,7 +160,7 @@ class Records:
         return self.copies / self.key.id / shard_name(number)
 
 
-def read_key(folder: Folder) -> CacheKey:
+def read_key(folder: RemoteDir) -> CacheKey:
     """The key of a cache's folder.
 
     Raises:
@@ -174,7 +174,7 @@ def read_key(folder: Folder) -> CacheKey:
         raise CacheError(f"{folder}/key.json: is damaged ({error}); remove the cache and build it again") from None
 
 
-def read_manifest(folder: Folder, key: CacheKey) -> Manifest | None:
+def read_manifest(folder: RemoteDir, key: CacheKey) -> Manifest | None:
     """The manifest of a complete cache; None: it is partial.
 
     Raises:
@@ -197,7 +197,7 @@ def read_manifest(folder: Folder, key: CacheKey) -> Manifest | None:
     return Manifest(shards)
 
 
-def open_records(folder: Folder, key: CacheKey, *, verify: Verify = "sample", copies: Path | None = None) -> Records:
+def open_records(folder: RemoteDir, key: CacheKey, *, verify: Verify = "sample", copies: Path | None = None) -> Records:
     """Open a cache, whole or partial, after its audit: key, manifest, foreign files, sizes, checksums.
 
     Args:

@@ -31,7 +31,7 @@ from heterokd.cli.terminal.live_search import SearchTerminal
 from heterokd.cli.terminal.search_summary import closing
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.teacher import TeacherCard
 
 COLUMNS, LINES = 80, 24
@@ -91,7 +91,7 @@ def summary(**more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Callable[[int], TrialFolder]:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     question = fabricated.experiment(training={"epochs": 60})
     folder = fabricated.study(root, question)
     return lambda number: fabricated.trial(folder, question, number, state="running", epochs=number % 9)
@@ -344,7 +344,7 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
     assert said, text
     again = shlex.split(said[1])
     assert again == ["heterokd", *given, "--resume"]
-    kept = {trial.number: trial.status["state"] for trial in Root(file.parent / "my runs").study("tiny").trials()}
+    kept = {trial.number: trial.status["state"] for trial in Workspace(file.parent / "my runs").study("tiny").trials()}
     assert kept[0] == "complete"
 
     with screen([*HETEROKD, *given], file.parent) as second:
@@ -357,6 +357,6 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
         lines = third.text.rstrip().splitlines()
         assert "registry" in lines[-1] or "registry" in lines[-2], lines[-4:]
         assert "0000 scratch" not in "".join(line for line in lines if line.startswith("[")), "nothing twice"
-    states = [trial.status["state"] for trial in Root(file.parent / "my runs").study("tiny").trials()]
+    states = [trial.status["state"] for trial in Workspace(file.parent / "my runs").study("tiny").trials()]
     assert len(states) >= 6
     assert set(states) <= {"complete", "pruned"}

@@ -20,7 +20,7 @@ from heterokd.report.figures.palette import PALETTE, class_colours, paint, rgb
 from heterokd.report.figures.samples import AGREEMENT, agreement, draw_reliability, draw_samples
 from heterokd.report.measure import draw_pictures
 from heterokd.report.measured import Measured
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
 from heterokd.training.teacher import open_teacher
 from heterokd.training.train import build_distiller
@@ -103,7 +103,7 @@ def test_pictures_are_as_wide_as_a_column(tmp_path: Path, classes: int) -> None:
 
 
 def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
-    question, root = fabricated.scenes(), Root(tmp_path)
+    question, root = fabricated.scenes(), Workspace(tmp_path)
     splits, folder = open_splits(question.data), fabricated.study(root, question)
     student = fabricated.scene_student(splits, 0)
     for number, method in enumerate(("scratch", "heteroakd")):
@@ -130,7 +130,7 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
 
 
 def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
-    question, root = fabricated.experiment(), Root(tmp_path)
+    question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
     folder.write_summary({"winner": None})
     assert draw_pictures(folder, question, root, {}) == []

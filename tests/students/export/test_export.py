@@ -21,7 +21,7 @@ from heterokd.errors import CheckpointError, ConfigError, ExportError, NetworkEr
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.export import export as exporting
 from heterokd.students.export.export import export_student, try_export
 from heterokd.students.export.find import Student, find_student
@@ -55,12 +55,12 @@ ARCHITECTURES = ("deeplabv3", "deeplabv3plus", "segformer", "upernet", "fpn")
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return fabricated.root_with_store(tmp_path)
 
 
-def studied(root: Root, question: Experiment, network: AnyNetwork) -> StudyFolder:
+def studied(root: Workspace, question: Experiment, network: AnyNetwork) -> StudyFolder:
     folder = fabricated.study(root, question)
     fabricated.trial(folder, question, 1, student=network)
     folder.write_summary({"winner": {"number": 1, "mean": 0.3}})
@@ -82,7 +82,7 @@ def val_images(splits: Splits, count: int) -> Tensor:
     return torch.from_numpy(splits.val.images.read(np.arange(count))).permute(0, 3, 1, 2).float() / 255
 
 
-def test_the_three_formats_of_a_studys_winner(root: Root, tmp_path: Path) -> None:
+def test_the_three_formats_of_a_studys_winner(root: Workspace, tmp_path: Path) -> None:
     splits, out = open_splits(fabricated.experiment().data), tmp_path / "deploy"
     network = fabricated.fitted_student(splits, 100)
     studied(root, fabricated.experiment(), network)
@@ -124,7 +124,7 @@ def test_the_three_formats_of_a_studys_winner(root: Root, tmp_path: Path) -> Non
         export_student(student, "safetensors", out)
 
 
-def test_timm_alone_opens_the_safetensors(root: Root, tmp_path: Path) -> None:
+def test_timm_alone_opens_the_safetensors(root: Workspace, tmp_path: Path) -> None:
     """In a process that has never heard of heterokd."""
     network, out = trained(*FAMILIES["vit"]), tmp_path / "deploy"
     question = fabricated.experiment(student={"network": "test_vit", "options": FAMILIES["vit"][1]})
@@ -149,7 +149,7 @@ def test_timm_alone_opens_the_safetensors(root: Root, tmp_path: Path) -> None:
         np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), network(images).logits, atol=1e-5)
 
 
-def test_a_registered_student_is_found_by_its_alias(root: Root, tmp_path: Path) -> None:
+def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: Path) -> None:
     question = fabricated.experiment()
     splits, network = open_splits(question.data), fabricated.random_student()
     folder = studied(root, question, network)
@@ -177,7 +177,7 @@ def test_a_registered_student_is_found_by_its_alias(root: Root, tmp_path: Path) 
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_disagrees_is_not_kept(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_disagrees_is_not_kept(root: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     question, out = fabricated.experiment(), tmp_path / "deploy"
     studied(root, question, fabricated.random_student())
     write = FORMATS["pt2"]

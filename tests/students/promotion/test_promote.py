@@ -23,7 +23,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingError
 from heterokd.networks.network import Network
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion import promote as promoting
 from heterokd.students.promotion.decision import Comparison, Decision
 from heterokd.students.promotion.promote import promote
@@ -49,7 +49,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Root:
+def root(tmp_path: Path) -> Workspace:
     return fabricated.root_with_store(tmp_path)
 
 
@@ -63,7 +63,7 @@ def students(splits: Splits) -> dict[str, Network]:
     return {name: fabricated.fitted_student(splits, count) for name, count in (("good", 200), ("poor", 30))}
 
 
-def studied(root: Root, question: Experiment, winner: Network, scratch: Network | None = None) -> StudyFolder:
+def studied(root: Workspace, question: Experiment, winner: Network, scratch: Network | None = None) -> StudyFolder:
     """A finished study: trial 0 is scratch, trial 1 the winner."""
     folder = fabricated.study(root, question)
     summary = {"winner": {"number": 1, "mean": 0.3}, "scratch": None}
@@ -75,11 +75,11 @@ def studied(root: Root, question: Experiment, winner: Network, scratch: Network 
     return folder
 
 
-def registry(root: Root) -> MlflowClient:
+def registry(root: Workspace) -> MlflowClient:
     return MlflowClient(open_store(root, None))
 
 
-def aliases(root: Root) -> dict[str, str]:
+def aliases(root: Workspace) -> dict[str, str]:
     return {name: str(version) for name, version in registry(root).get_registered_model(NAME).aliases.items()}
 
 
@@ -91,7 +91,7 @@ def gates(decision: Decision) -> dict[str, bool | None]:
     return {gate.name: gate.passed for gate in decision.gates}
 
 
-def test_the_first_champion_beats_scratch_and_twice_is_once(root: Root, students: dict[str, Network]) -> None:
+def test_the_first_champion_beats_scratch_and_twice_is_once(root: Workspace, students: dict[str, Network]) -> None:
     folder = studied(root, fabricated.experiment(), students["good"], students["poor"])
 
     tried = promote(root, "tiny", dry_run=True)
@@ -128,7 +128,9 @@ def test_the_first_champion_beats_scratch_and_twice_is_once(root: Root, students
     assert registry(root).get_model_version(NAME, "1").tags == version.tags
 
 
-def test_another_trial_than_the_winner_is_promoted_when_it_is_named(root: Root, students: dict[str, Network]) -> None:
+def test_another_trial_than_the_winner_is_promoted_when_it_is_named(
+    root: Workspace, students: dict[str, Network]
+) -> None:
     question = fabricated.experiment()
     folder = studied(root, question, students["poor"], students["poor"])
     fabricated.trial(folder, question, 2, "dkd", student=students["good"])
@@ -140,7 +142,7 @@ def test_another_trial_than_the_winner_is_promoted_when_it_is_named(root: Root, 
         promote(root, "tiny", trial=7)
 
 
-def test_a_challenger_worse_than_scratch_stays_challenger(root: Root, students: dict[str, Network]) -> None:
+def test_a_challenger_worse_than_scratch_stays_challenger(root: Workspace, students: dict[str, Network]) -> None:
     folder = studied(root, fabricated.experiment(), students["poor"], students["good"])
     for _ in range(2):
         refused = promote(root, "tiny")
@@ -151,7 +153,7 @@ def test_a_challenger_worse_than_scratch_stays_challenger(root: Root, students: 
     assert [line["promoted"] for line in lines(folder)] == [False]
 
 
-def test_champions_follow_one_another(root: Root, students: dict[str, Network]) -> None:
+def test_champions_follow_one_another(root: Workspace, students: dict[str, Network]) -> None:
     studied(root, fabricated.experiment("poor"), students["poor"])
     unchecked = promote(root, "poor")
     assert unchecked.promoted
@@ -190,7 +192,7 @@ def test_champions_follow_one_another(root: Root, students: dict[str, Network]) 
     assert aliases(root) == {"challenger": "2", "champion": "2", "previous": "1"}
 
 
-def test_a_rollback_needs_someone_to_go_back_to(root: Root, students: dict[str, Network]) -> None:
+def test_a_rollback_needs_someone_to_go_back_to(root: Workspace, students: dict[str, Network]) -> None:
     with pytest.raises(TrackingError, match="the registry has no model of that name"):
         rollback(root, NAME)
     studied(root, fabricated.experiment(), students["good"])
@@ -203,7 +205,7 @@ def test_a_rollback_needs_someone_to_go_back_to(root: Root, students: dict[str, 
 
 
 def test_a_rollback_that_was_cut_off_is_finished(
-    root: Root, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
+    root: Workspace, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("poor", "good"):
         studied(root, fabricated.experiment(name), students[name])
@@ -222,7 +224,7 @@ def test_a_rollback_that_was_cut_off_is_finished(
     assert [line.get("event") for line in lines(root.study("good"))] == [None, "rollback"]
 
 
-def test_the_model_card_says_where_a_student_comes_from(root: Root, students: dict[str, Network]) -> None:
+def test_the_model_card_says_where_a_student_comes_from(root: Workspace, students: dict[str, Network]) -> None:
     question = fabricated.experiment(promotion={"export_parity": True})
     folder = studied(root, question, students["good"], students["poor"])
     teacher = {"network": "vit_tiny_patch16_224", "weights": "5e1f", "metric": "val/top1", "val_score": 0.97}
@@ -257,7 +259,7 @@ def test_the_model_card_says_where_a_student_comes_from(root: Root, students: di
 
 
 def test_an_export_that_fails_is_a_gate(
-    root: Root, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
+    root: Workspace, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = fabricated.experiment(promotion={"export_parity": True})
     studied(root, question, students["good"], students["poor"])
@@ -271,7 +273,7 @@ def test_an_export_that_fails_is_a_gate(
     assert refused.reason.endswith("ONNX: network 'test_resnet': ONNX cannot write it down (no such operator)")
 
 
-def test_limits_are_gates(root: Root, students: dict[str, Network]) -> None:
+def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None:
     limits = {"min_gain": 0.01, "max_params_m": 0.5, "max_latency_ms": 1e-6, "max_size_mb": 0.1}
     studied(root, fabricated.experiment(promotion=limits), students["good"], students["poor"])
     decision = promote(root, "tiny", dry_run=True)
@@ -289,11 +291,11 @@ def test_limits_are_gates(root: Root, students: dict[str, Network]) -> None:
 
 def _promote(root: str, study: str, barrier, results) -> None:
     barrier.wait()
-    decision = promote(Root(Path(root)), study)
+    decision = promote(Workspace(Path(root)), study)
     results.put((study, decision.promoted, decision.champion))
 
 
-def test_two_promotions_at_once_are_serialised(root: Root, splits: Splits, students: dict[str, Network]) -> None:
+def test_two_promotions_at_once_are_serialised(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     for name in ("good", "poor"):
         question = fabricated.experiment(name)
         folder = studied(root, question, students[name])
@@ -319,12 +321,12 @@ def test_two_promotions_at_once_are_serialised(root: Root, splits: Splits, stude
 
 def _roll_back(root: str, barrier, results) -> None:
     barrier.wait()
-    done = rollback(Root(Path(root)), NAME)
+    done = rollback(Workspace(Path(root)), NAME)
     results.put((done.champion, done.taken_back, done.changed))
 
 
 @pytest.mark.slow
-def test_two_rollbacks_at_once_are_one_step(root: Root, students: dict[str, Network]) -> None:
+def test_two_rollbacks_at_once_are_one_step(root: Workspace, students: dict[str, Network]) -> None:
     for name in ("poor", "good"):
         studied(root, fabricated.experiment(name), students[name])
         promote(root, name)
@@ -340,7 +342,7 @@ def test_two_rollbacks_at_once_are_one_step(root: Root, students: dict[str, Netw
     assert aliases(root) == {"challenger": "2", "champion": "1"}
 
 
-def test_a_champion_of_other_classes_is_refused(root: Root, splits: Splits, students: dict[str, Network]) -> None:
+def test_a_champion_of_other_classes_is_refused(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     question = fabricated.experiment()
     folder = studied(root, question, students["good"])
     runs = StudyRuns(question, folder, open_store(root, None), root.artifacts)
@@ -352,7 +354,7 @@ def test_a_champion_of_other_classes_is_refused(root: Root, splits: Splits, stud
     assert "\n" not in str(caught.value)
 
 
-def test_a_champion_of_another_split_is_refused(root: Root, splits: Splits, students: dict[str, Network]) -> None:
+def test_a_champion_of_another_split_is_refused(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     studied(root, fabricated.experiment(), students["good"])
     assert promote(root, "tiny").promoted
     data = {"dataset": "digits", "image_size": 32, "labels_per_class": 20, "seed": 1}
@@ -361,7 +363,7 @@ def test_a_champion_of_another_split_is_refused(root: Root, splits: Splits, stud
         promote(root, "other", dry_run=True)
 
 
-def test_nothing_to_promote(root: Root) -> None:
+def test_nothing_to_promote(root: Workspace) -> None:
     with pytest.raises(StudyError, match="there is no study 'tiny'"):
         promote(root, "tiny")
     question = fabricated.experiment()
@@ -441,7 +443,7 @@ def test_the_bootstrap_tells_a_real_gain_from_none() -> None:
     assert worse == compare_confusions(own, confusions_of(60, 5, 0.6, 3)), "seeded"
 
 
-def test_a_segmentation_becomes_champion_by_its_miou(root: Root) -> None:
+def test_a_segmentation_becomes_champion_by_its_miou(root: Workspace) -> None:
     question = fabricated.scenes(promotion={"max_latency_ms": 1e6})
     splits = open_splits(question.data)
     poor, good = fabricated.scene_student(splits, 1), fabricated.scene_student(splits, 25)

@@ -22,7 +22,7 @@ from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.report.page import write_report
 from heterokd.report.tables import plan_table
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
 from heterokd.study.plan.estimate import Plan, Stock, estimate
@@ -148,7 +148,7 @@ def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None
     experiment = load_experiment(
         tiny_file(search={"prune": False, "trials": 5, "confirm_leaders": 2, "confirm_seeds": 2})
     )
-    folder = Root(tmp_path / "runs").study("tiny")
+    folder = Workspace(tmp_path / "runs").study("tiny")
     counts = count(experiment, {})
     assert counts.rungs == ()
     study = Study(experiment, folder)
@@ -185,7 +185,7 @@ def test_adaptive_repetitions_and_budgets_are_counted(tiny_file: Write) -> None:
     assert (fixed.repeats, fixed.seeds, fixed.is_adaptive) == (8, 2, False)
 
 
-def made_search(root: Root) -> tuple[Any, Any]:
+def made_search(root: Workspace) -> tuple[Any, Any]:
     """Both starts of a search that began a minute ago."""
     question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
     folder = fabricated.study(root, question)
@@ -197,7 +197,7 @@ def made_search(root: Root) -> tuple[Any, Any]:
     return question, folder
 
 
-def planned_search(root: Root, **sections: Any) -> tuple[Experiment, StudyFolder, PlanRecorder]:
+def planned_search(root: Workspace, **sections: Any) -> tuple[Experiment, StudyFolder, PlanRecorder]:
     """A search that was planned and began a minute ago."""
     question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6}, **sections)
     keep(root.study("tiny"), question, plan_with(question, root, {}, COSTS, None), COSTS)
@@ -207,7 +207,7 @@ def planned_search(root: Root, **sections: Any) -> tuple[Experiment, StudyFolder
 
 
 def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     question, folder, recorder = planned_search(root)
     recorder.prepared(20.0)
     recorder.ended()
@@ -232,7 +232,7 @@ def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     prices = {"nodes": {"one": {"price_per_hour": 36.0}}, "currency": "EUR"}
     question, folder, recorder = planned_search(root, cluster=prices)
     made_search(root)
@@ -251,7 +251,7 @@ def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
 
 
 def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_path: Path) -> None:
-    root = Root(tmp_path)
+    root = Workspace(tmp_path)
     folder = root.study("tiny")
     folder.path.mkdir(parents=True)
     (folder.path / "plan.json").write_text(json.dumps({"question": "other", "plan": {}, "costs": {}}))
@@ -264,7 +264,7 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     # Two at a time: each has one thread, which two on a busy machine would wait for.
     search = {"parallel": 2, "max_params_m": 1.0}
     experiment = load_experiment(tiny_file(student={"network": ["test_efficientnet", "resnet18"]}, search=search))
-    root = Root(tmp_path / "runs")
+    root = Workspace(tmp_path / "runs")
     said: list[str] = []
     plan = plan_experiment(experiment, root, say=said.append)
     assert said[-1] == "timing 3 kinds of training, 2 at a time"

@@ -19,7 +19,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import PARTIAL, Folder, open_folder
+from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
 from heterokd.teachers.cache.build import build_shards, finish, missing
 from heterokd.teachers.cache.records import open_records
 from heterokd.teachers.cache.shards import layout_of
@@ -27,7 +27,7 @@ from heterokd.teachers.cache.shards import layout_of
 KEY = small_key()
 
 
-def contents(folder: Folder) -> dict[str, bytes]:
+def contents(folder: RemoteDir) -> dict[str, bytes]:
     return {file.name: folder.read(file.name) for file in folder.files() if file.name.startswith("shards/")}
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_shard_of_a_broken_off_build_is_built_again(tmp_path: Path) ->
 def test_an_object_store_serves_through_copies(tmp_path: Path) -> None:
     memory = fs._MockFileSystem()
     memory.create_dir(f"bucket/caches/{KEY.id}/shards")
-    store = Folder(memory, "bucket/caches")
+    store = RemoteDir(memory, "bucket/caches")
     records = built(store, KEY, copies=tmp_path, verify="full")
     assert missing(records.folder, KEY) == []
     arrays = records.gather(np.arange(17), np.full(17, 4))

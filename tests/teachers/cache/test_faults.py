@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import Folder, open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import build_shard, build_shards, check_space, finish, missing
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.records import Records, open_records, problems, read_manifest
@@ -29,11 +29,11 @@ SHARD = "shards/000002.arrow"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path: Path) -> RemoteDir:
     return built(open_folder(tmp_path), KEY).folder
 
 
-def file_of(folder: Folder, name: str = SHARD) -> Path:
+def file_of(folder: RemoteDir, name: str = SHARD) -> Path:
     assert folder.local is not None
     return folder.local / name
 
@@ -45,7 +45,7 @@ def everything(records: Records) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def test_a_truncated_shard_is_said_and_only_it_is_built_again(folder: Folder) -> None:
+def test_a_truncated_shard_is_said_and_only_it_is_built_again(folder: RemoteDir) -> None:
     whole = file_of(folder).read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         file_of(folder).write_bytes(whole[:length])
@@ -57,13 +57,13 @@ def test_a_truncated_shard_is_said_and_only_it_is_built_again(folder: Folder) ->
     open_records(folder, KEY, verify="full")
 
 
-def test_a_missing_shard_is_said(folder: Folder) -> None:
+def test_a_missing_shard_is_said(folder: RemoteDir) -> None:
     file_of(folder).unlink()
     with pytest.raises(CacheError, match=rf"{SHARD}: is missing"):
         open_records(folder, KEY)
 
 
-def test_a_flipped_bit_anywhere_is_detected_or_changes_nothing(folder: Folder) -> None:
+def test_a_flipped_bit_anywhere_is_detected_or_changes_nothing(folder: RemoteDir) -> None:
     truth = everything(open_records(folder, KEY))
     whole = file_of(folder).read_bytes()
     detected = 0
@@ -85,7 +85,7 @@ def test_a_flipped_bit_anywhere_is_detected_or_changes_nothing(folder: Folder) -
     assert detected > 20
 
 
-def test_every_flipped_bit_of_the_records_is_detected(folder: Folder) -> None:
+def test_every_flipped_bit_of_the_records_is_detected(folder: RemoteDir) -> None:
     whole = file_of(folder).read_bytes()
     index, view = open_records(folder, KEY).layout.records(2)
     body = made_up(KEY)(index, view)["logits"].numpy().tobytes()
@@ -100,7 +100,7 @@ def test_every_flipped_bit_of_the_records_is_detected(folder: Folder) -> None:
             everything(Records(folder, KEY, None))
 
 
-def test_a_shard_of_another_place_or_cache_is_refused(folder: Folder, tmp_path: Path) -> None:
+def test_a_shard_of_another_place_or_cache_is_refused(folder: RemoteDir, tmp_path: Path) -> None:
     kept = file_of(folder).read_bytes()
     shutil.copy(file_of(folder, "shards/000005.arrow"), file_of(folder))
     with pytest.raises(CacheError, match="is shard 5 of cache"):
@@ -114,14 +114,14 @@ def test_a_shard_of_another_place_or_cache_is_refused(folder: Folder, tmp_path: 
     open_records(folder, KEY, verify="full")
 
 
-def test_foreign_files_are_named(folder: Folder) -> None:
+def test_foreign_files_are_named(folder: RemoteDir) -> None:
     file_of(folder, "shards/notes.txt").write_text("mine")
     with pytest.raises(CacheError, match=r"shards/notes.txt: is no file of a cache; move it away"):
         open_records(folder, KEY)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cache": "x"}', '{"cache": "x", "shards": [{}]}', "\xff"])
-def test_unreadable_manifests_and_keys_are_named(text: str, folder: Folder) -> None:
+def test_unreadable_manifests_and_keys_are_named(text: str, folder: RemoteDir) -> None:
     manifest = file_of(folder, "manifest.json").read_text()
     file_of(folder, "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(CacheError, match=r"manifest.json: is damaged"):
@@ -132,7 +132,7 @@ def test_unreadable_manifests_and_keys_are_named(text: str, folder: Folder) -> N
         open_records(folder, KEY)
 
 
-def test_the_manifest_of_another_cache_is_refused(folder: Folder) -> None:
+def test_the_manifest_of_another_cache_is_refused(folder: RemoteDir) -> None:
     content = json.loads(file_of(folder, "manifest.json").read_text())
     file_of(folder, "manifest.json").write_text(json.dumps({**content, "cache": "0" * 16}))
     with pytest.raises(CacheError, match="belongs to cache 0000000000000000"):
@@ -164,7 +164,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_a_key_that_differs_has_another_id_and_says_what_differs(field: str, folder: Folder) -> None:
+def test_a_key_that_differs_has_another_id_and_says_what_differs(field: str, folder: RemoteDir) -> None:
     other = small_key(**{field: CHANGES[field]})
     assert other.id != KEY.id
     assert CacheKey.from_json(other.to_json()) == other
