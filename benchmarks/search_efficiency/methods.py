@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.search_efficiency.digits import CLASSES
 from benchmarks.search_efficiency.networks import Network, Weights, linear, linear_init, two_layers
 from benchmarks.search_efficiency.pairs import Pair
+from heterokd.methods import BASELINE
 from heterokd.methods.dist import dist_loss
 from heterokd.methods.dkd import dkd_loss
 from heterokd.methods.fbt import FBT, fbt_loss
@@ -20,7 +21,6 @@ from heterokd.methods.fitnet import fitnet_loss
 from heterokd.methods.hcd import HCD, hcd_loss, sub_logits
 from heterokd.methods.kd import kd_loss
 from heterokd.methods.ofa import ofa_loss
-from heterokd.study.assignment import BASELINE
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "ofa": ("stages",),

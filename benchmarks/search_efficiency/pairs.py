@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.search_efficiency.networks import CNN, MLP, Mixer, Network, ViT
 from heterokd.config import Experiment
 from heterokd.domains import Choice, Scalar
-from heterokd.study.assignment import BASELINE
+from heterokd.methods import BASELINE
 
 EPOCHS = 27
 """Rungs a factor of 3 apart come out even: 3, 9, 27."""

@@ -13,7 +13,7 @@ import yaml
 from heterokd.domains import domains
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import Method, summary
-from heterokd.methods import METHODS
+from heterokd.methods import METHODS, VANILLA_KD
 from heterokd.outputs import Signal
 
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.TAIL
@@ -29,7 +29,7 @@ def step_costs() -> dict[str, dict[str, float]]:
     """By pair (`"224"`: ResNet18 from Swin-T at 224 pixels), each method's measured step over `kd`'s."""
     pairs: dict[str, dict[str, dict[str, float]]] = yaml.safe_load(STEP_COSTS.read_text(encoding="utf-8"))["pairs"]
     return {
-        pair: {name: found["time"] / methods["kd"]["time"] for name, found in methods.items()}
+        pair: {name: found["time"] / methods[VANILLA_KD["classification"]]["time"] for name, found in methods.items()}
         for pair, methods in pairs.items()
     }
 

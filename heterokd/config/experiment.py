@@ -294,8 +294,8 @@ class Experiment(Settings):
             domain = read_domain(value, f"search space: overrides.{key}") if owner == method else None
             if isinstance(domain, Choice) and len(domain.options) == 1:
                 params[name] = domain.options[0]
-        if self.training.gather and "gather" in METHODS[method].Params.model_fields:
-            params.setdefault("gather", True)
+        if self.training.gather:
+            params = METHODS[method].gather_settings() | params
         training: dict[str, Scalar] = {}
         networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():

@@ -19,6 +19,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.config.settings import NetworkSettings
 from heterokd.datasets.io.inspect import Look
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
+from heterokd.methods import ONE_OF_EACH_KIND
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
 from heterokd.storage.files import write_text
@@ -51,9 +52,6 @@ SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 
 TEACHER_PARTS = 4
 """Without a limit, a student has at most this part of the teacher's parameters."""
-
-METHODS = ("scratch", "kd", "dkd", "dist", "ofa", "rsd", "hcd", "fbt")
-"""One method of each kind; `methods: all` has them all, and takes several times as long."""
 
 UPDATES = 4000
 """A student's training is about so many, between `EPOCHS`."""
@@ -154,7 +152,7 @@ def _content(seen: Look, images: Path, size: int, limits: Limits, students: Sequ
     batch = 32 if count < 2_000 else 64 if count < 20_000 else 128
     search: dict[str, Any] = {
         "space": {
-            "methods": list(METHODS),
+            "methods": list(ONE_OF_EACH_KIND),
             "shared": {
                 "training.learning_rate": {"low": 0.005, "high": 0.5, "log": True},
                 "training.task_weight": {"options": [0.1, 0.5, 1.0]},
@@ -162,7 +160,9 @@ def _content(seen: Look, images: Path, size: int, limits: Limits, students: Sequ
         },
         "seed": 0,
     }
-    search |= {"trials": 3 * len(METHODS)} if limits.hours is None else {"budget": {"hours": round(limits.hours, 4)}}
+    search |= (
+        {"trials": 3 * len(ONE_OF_EACH_KIND)} if limits.hours is None else {"budget": {"hours": round(limits.hours, 4)}}
+    )
     gates = {"max_params_m": limits.max_params_m, "max_latency_ms": limits.max_latency_ms}
     gates = {key: value for key, value in gates.items() if value is not None}
     search |= gates

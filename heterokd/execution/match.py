@@ -1,13 +1,8 @@
-"""match(): which stages of teacher and student see alike, and where methods that pair stages might start.
+"""match(): compare the stages of teacher and student by CKA, and propose where methods that pair stages might start.
 
-The student is the one trained on labels alone: as papers compare networks, each by itself. What is proposed:
-
-    fbt    front stage k and back stage j: the front's stage k is most like the back's stage j - 1, which it replaces
-    hcd    the student's stages that are like any of the teacher's
-    ofa    exits from the first stage on that is like the teacher's last one, which decides
-
-"Like" is `ENOUGH` of the most alike stage. These are places to start from, not results (benchmarks/match.py tells what
-they are worth); `search.match_starts` has a search try them after the published settings.
+The student is trained on labels alone, as papers compare networks that never saw each other. Each method says what
+follows from the similarity (`Method.initial_settings`). The proposals are starting points, not results
+(benchmarks/match.py measures them); with `search.match_starts` a search tries them after the published settings.
 """
 
 from __future__ import annotations
@@ -25,9 +20,11 @@ from heterokd.datasets.io.loaders import open_split
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
 from heterokd.execution.distill import distill_once
+from heterokd.method import StageSimilarity
+from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
-from heterokd.outputs import Kind, Signal
+from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
@@ -38,23 +35,17 @@ from heterokd.training.data import open_splits
 from heterokd.training.train import Metrics, Report
 
 BATCH = 64
-"""Images of a batch: Gram matrices of so many are quick, and more batches average their noise away."""
-
-ENOUGH = 0.5
-"""Share of the largest similarity from which a stage counts as like."""
-
-LAYOUTS = 2
-"""FBT layouts that are proposed."""
+"""Images per batch: Gram matrices of this size are fast, and more batches average their noise out."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a pair's stages have in common.
+    """Similarity of a pair's stages, and the samples that follow from it.
 
     Attributes:
         similarity: CKA, [student's stage, teacher's stage], shallow to deep.
-        starts: by method, values to begin with: a sample's keys.
-        student_score: of the student that was compared, on val.
+        starts: samples to begin with.
+        student_score: score on val of the student that was compared.
         picture: the heat map.
     """
 
@@ -64,7 +55,7 @@ class Match:
     picture: Path
 
     def to_yaml(self) -> str:
-        """The starts as `overrides` of a search space: their values alone are searched."""
+        """Format the starts as `overrides` of a search space that searches their values only."""
         options: dict[str, list[Scalar]] = {}
         for start in self.starts:
             for key, value in start.items():
@@ -80,13 +71,13 @@ def match(
     on_epoch: Callable[[Metrics], bool] = lambda metrics: True,
     teacher_progress: Report | None = None,
 ) -> Match:
-    """Compare the stages of an experiment's first teacher and first student on val; match.json of its study keeps it.
+    """Compare the stages of an experiment's first teacher and first student on val; write match.json of its study.
 
     Args:
         experiment: data, teacher and student.
-        root: where state lies; the student that labels alone trained is looked for there, and trained where it is not.
-        on_epoch: told the epochs of that training.
-        teacher_progress: told the epochs of the teacher's fit.
+        root: workspace, where a student trained on labels alone is looked up; if there is none, it is trained.
+        on_epoch: called with the metrics of each epoch of that training.
+        teacher_progress: called with the metrics of each epoch of the teacher's fit.
 
     Raises:
         UserError: the input is wrong.
@@ -107,18 +98,19 @@ def match(
     )
     load_weights(student, trial.weights)
     student.eval().to(device)
-    alike = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
+    cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     with torch.inference_mode():
         for batch in open_split(splits.val, splits.num_classes, BATCH, device=device):
-            alike.add(*(network(batch.images, Signal.STAGES).stages for network in (student, teacher)))
-    similarity = tuple(tuple(row) for row in alike.matrix().tolist())
-    starts = propose_starts(similarity, student.spec.kind, teacher.spec.kind, experiment.methods)
+            cka.add(*(network(batch.images, Signal.STAGES).stages for network in (student, teacher)))
+    similarity = tuple(tuple(row) for row in cka.matrix().tolist())
+    stages = StageSimilarity(similarity, student.spec.kind, teacher.spec.kind)
+    starts = propose_starts(stages, experiment.methods)
     folder = root.study(experiment.name)
     picture = folder.pictures / "match.png"
     draw_match(picture, similarity, experiment.teacher.networks[0], recipe.student.network)
     caption = (
-        f"How alike the stages of {experiment.teacher.networks[0]} (teacher) and {recipe.student.network} (trained on "
-        "labels alone) are on val: CKA, 1 is the same up to rotation and scale."
+        f"Similarity of the stages of {experiment.teacher.networks[0]} (teacher) and {recipe.student.network} "
+        "(trained on labels alone) on val: CKA, 1 is the same up to rotation and scale."
     )
     captions = read_json(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**captions, "match": caption}, indent=1))
@@ -129,51 +121,25 @@ def match(
     return found
 
 
-def propose_starts(
-    similarity: Sequence[Sequence[float]], student_kind: Kind, teacher_kind: Kind, methods: Sequence[str]
-) -> tuple[dict[str, Scalar], ...]:
-    """Values to begin with, of those of `methods` that pair stages; see above.
-
-    Args:
-        similarity: [student's stage, teacher's stage].
-        student_kind: what the student's last stage is made of.
-        teacher_kind: likewise; with the student's it says whose stages are FBT's front.
-        methods: that are searched.
-    """
-    starts: list[dict[str, Scalar]] = []
-    stages = range(len(similarity))
-    best = [max(row) for row in similarity]
-    if "fbt" in methods:
-        is_teacher_front = teacher_kind == "cnn" and student_kind != "cnn"
-        # (k, j) of front stage k and back stage j - 1; deeper fronts first where several are equally alike.
-        pairs = {
-            (front + 1, back + 2): similarity[back][front] if is_teacher_front else similarity[front][back]
-            for front in stages
-            for back in range(len(similarity[0]))
-        }
-        ordered = sorted(pairs, key=lambda layout: (-pairs[layout], -layout[0], layout[1]))
-        starts += [{"method": "fbt", "fbt.front_stage": k, "fbt.back_stage": j} for k, j in ordered[:LAYOUTS]]
-    if "hcd" in methods:
-        like = "".join(str(stage + 1) for stage in stages if best[stage] >= ENOUGH * max(best))
-        starts.append({"method": "hcd", "hcd.stages": like})
-    if "ofa" in methods:
-        deciding = [row[-1] for row in similarity]
-        first = next((stage for stage in stages if deciding[stage] >= ENOUGH * max(deciding)), len(similarity) - 1)
-        starts.append({"method": "ofa", "ofa.stages": "".join(str(stage + 1) for stage in stages[first:])})
-    return tuple(starts)
+def propose_starts(similarity: StageSimilarity, methods: Sequence[str]) -> tuple[dict[str, Scalar], ...]:
+    """Samples to begin with, of those of `methods` that pair stages."""
+    return tuple(
+        {"method": method, **{f"{method}.{name}": value for name, value in settings.items()}}
+        for method in sorted(methods)
+        for settings in METHODS[method].initial_settings(similarity)
+    )
 
 
 def _student(
     experiment: Experiment, root: Workspace, on_epoch: Callable[[Metrics], bool], teacher_progress: Report | None
 ) -> TrialFolder:
-    """The first student trained on labels alone: a study's, or one that is trained now and kept as `heterokd distill`
-    keeps it."""
+    """Find the first student trained on labels alone in the study, or train it as `heterokd distill` does."""
     for name in (experiment.name, f"{experiment.name}-distill"):
         for trial in root.study(name).trials():
             recipe = trial.recipe
-            if recipe.method == "scratch" and trial.weights.exists() and _fits(experiment, trial):
+            if recipe.method == BASELINE and trial.weights.exists() and _fits(experiment, trial):
                 return trial
-    trial, _ = distill_once(experiment, "scratch", root, on_epoch, teacher_progress)
+    trial, _ = distill_once(experiment, BASELINE, root, on_epoch, teacher_progress)
     return trial
 
 

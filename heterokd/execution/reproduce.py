@@ -22,6 +22,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.execution.check import check_experiment, check_files, dump_experiment
 from heterokd.execution.distill import train_once
+from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -105,7 +106,7 @@ class Reproduction:
     def comparisons(self) -> list[Comparison]:
         """Every method with scratch, seed by seed, in per cent; none where scratch was not trained."""
         values = {row.method: dict(enumerate(row.values)) for row in self.rows}
-        return compare(values, [(name, "scratch") for name in values if name != "scratch" and "scratch" in values])
+        return compare(values, [(name, BASELINE) for name in values if name != BASELINE and BASELINE in values])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

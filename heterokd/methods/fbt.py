@@ -29,6 +29,7 @@ all workers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -37,15 +38,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.distributed import gathered
-from heterokd.domains import Choice, Float, Int
+from heterokd.domains import Choice, Float, Int, Scalar
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, StageSimilarity
 from heterokd.methods._projectors import Bridge
 from heterokd.methods.ofa import FORMS
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 MAX_LOGIT_SCALE = 100.0
 """CLIP's bound on 1 / tau_2."""
+
+LAYOUTS = 2
+"""How many layouts `FBT.initial_settings` gives."""
 
 
 def info_nce(
@@ -199,6 +203,20 @@ class FBT(Method):
         if params.ofa_form == "code":
             terms["fused_task"] = params.fused_task_weight * F.cross_entropy(fused.logits.float(), batch.labels)
         return terms
+
+    @classmethod
+    def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
+        """The `LAYOUTS` whose front stage k is most similar to stage j - 1 of the back, which it replaces."""
+        values = similarity.values
+        front_is_teacher = similarity.teacher_kind == "cnn" and similarity.student_kind != "cnn"
+        # Deeper fronts first where several are equally similar.
+        layouts = {
+            (front + 1, back + 2): values[back][front] if front_is_teacher else values[front][back]
+            for front in range(len(values))
+            for back in range(len(values[0]))
+        }
+        ordered = sorted(layouts, key=lambda layout: (-layouts[layout], -layout[0], layout[1]))
+        return [{"front_stage": k, "back_stage": j} for k, j in ordered[:LAYOUTS]]
 
     def _pair(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """L(K_a, K_b) for whichever two networks play teacher and student."""

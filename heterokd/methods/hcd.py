@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.domains import Choice, Float, Scalar
+from heterokd.method import Method, MethodParams, StageSimilarity, similar
 from heterokd.methods._projectors import ConvProjector, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
@@ -200,3 +200,9 @@ class HCD(Method):
             shared_logits = mapper(torch.cat((pooled, embedding.to(pooled.dtype)), dim=1))
             stage_sub_logits.append(sub_logits(shared_logits, self.params.num_sublogits))
         return hcd_terms(student.logits, teacher.logits.detach(), stage_sub_logits, batch.labels, self.params)
+
+    @classmethod
+    def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
+        """Sub-logits from the student's stages that are similar to any of the teacher's."""
+        stages = similar([max(row) for row in similarity.values])
+        return ({"stages": "".join(map(str, stages))},)

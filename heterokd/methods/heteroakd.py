@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodFigure, MethodParams, Panel
 from heterokd.methods._projectors import initialise, resize_map
 from heterokd.methods._reliability import (
     Axis,
@@ -52,7 +52,7 @@ from heterokd.methods._reliability import (
     valid_pixels,
 )
 from heterokd.methods.pixel_kd import Direction, pixel_kd_loss
-from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, labels_at
+from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
 __all__ = [
     "HeteroAKD",
@@ -169,6 +169,7 @@ class HeteroAKD(Method):
     """Mix teacher's and student's class maps by who is right, and teach where the student is wrong."""
 
     tasks = frozenset({"segmentation"})
+    has_figure = True
 
     class Params(MethodParams):
         """Parameters of HeteroAKD."""
@@ -276,7 +277,7 @@ class HeteroAKD(Method):
 
         Args:
             student: outputs with the tapped map.
-            teacher: likewise.
+            teacher: the same of the teacher.
             labels_BHW: class numbers at the images' size.
 
         Returns:
@@ -295,6 +296,26 @@ class HeteroAKD(Method):
         share, hybrid_z = knowledge_mixing(student_z, teacher_z, labels, self.params.reliability)
         _, weights = knowledge_evaluation(student_z, hybrid_z, labels, self.params.reliability, self.params.kem_axis)
         return share, weights
+
+    def figure(self, student: Outputs, teacher: Outputs, labels: Tensor) -> MethodFigure | None:
+        """S and W of each pixel's label, with the projectors of this training."""
+        share, weight = (maps.double() for maps in self.reliability_maps(student, teacher, labels))
+        labels = labels_at(labels, share.shape[-2:])
+        ignored = labels == IGNORE
+        # W sums to 1 over an image's valid pixels, or over the classes: shown in multiples of the average.
+        valid = (~ignored).sum(dim=(1, 2), keepdim=True)
+        weight = weight * (valid[:, None] if self.params.kem_axis == "space" else weight.shape[1])
+        known = labels.masked_fill(ignored, 0)[:, None]
+        shares, weights = (maps.gather(1, known)[:, 0].masked_fill(ignored, float("nan")) for maps in (share, weight))
+        top = max(2.0, float(weights.nanquantile(0.99))) if weights.isfinite().any() else 2.0
+        return MethodFigure(
+            "each pixel for its label's class: whose scores the mixture follows (S), and how much more than the "
+            "average pixel it counts (W, 1 is the average)",
+            (
+                Panel("S: who is followed", shares, "PuOr", ((0, "student"), (0.5, "both"), (1, "teacher"))),
+                Panel("W: what a pixel counts", weights, "cividis", ((0, "0"), (1, "1"), (top, f"{top:.1f}"))),
+            ),
+        )
 
     def _projected(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """Z_s and Z_t [B, K, h, w] on the student's grid; the teacher's map gets no gradient."""

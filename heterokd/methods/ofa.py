@@ -21,6 +21,7 @@ m = onehot(argmax).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -28,8 +29,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.domains import Choice, Float, Scalar
+from heterokd.method import Method, MethodParams, StageSimilarity, similar
 from heterokd.methods._projectors import ConvProjector, TokenProjector, initialise
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
 
@@ -124,3 +125,10 @@ class OFA(Method):
             * loss(student.logits, teacher_logits, batch.labels, params.eps, params.temperature),
             "stages": params.stage_weight * stages,
         }
+
+    @classmethod
+    def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
+        """Exits from the first stage on that is similar to the teacher's last one, which decides."""
+        last = len(similarity.values)
+        first = min(similar([row[-1] for row in similarity.values]), default=last)
+        return ({"stages": "".join(map(str, range(first, last + 1)))},)

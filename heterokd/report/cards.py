@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from heterokd.formatting import format_duration, format_estimate, format_percent, format_score, metric_name
+from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.report.measured import Measured
-from heterokd.report.study_data import DEFAULTS, Studied, Tried
+from heterokd.report.study_data import Studied, Tried
 from heterokd.report.wording import half_width
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.plan.record import planned
@@ -92,7 +93,7 @@ def _against(studied: Studied, winner: Mapping[str, Any], other: Side) -> tuple[
 
 def _scratch(studied: Studied, winner: Mapping[str, Any]) -> Card:
     title, scratch = "Over labels alone", studied.scratch
-    if winner["method"] == "scratch":
+    if winner["method"] == BASELINE:
         return Card(title, "none", "no gain", "open", "The student trained on labels alone is the best one.")
     if scratch is None or scratch["mean"] is None:
         return Card(title, "unknown", "", "plain", "The study has no scratch trial that was trained to the end.")
@@ -125,7 +126,7 @@ def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
         default = studied.default
         if default is not None and default.number == winner["number"]:
             return Card(title, "none", "no gain", "open", f"{default.method} with its published setting is the winner.")
-        method = DEFAULTS[studied.experiment.data.task]
+        method = VANILLA_KD[studied.experiment.data.task]
         for one in studied.search:
             if one.method == method and one.origin == "published" and one.state == "pruned" and one.epochs:
                 text = f"{method} as published (trial {one.number}) fell behind and was stopped after epoch"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import CheckpointError
-from heterokd.methods.heteroakd import HeteroAKD
+from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
-from heterokd.outputs import Signal, labels_at
+from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
-from heterokd.report.figures.samples import draw_reliability, draw_samples
+from heterokd.report.figures.samples import draw_method, draw_samples
 from heterokd.report.measured import Measured
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -41,7 +42,7 @@ Weights = Mapping[str, Path | None]
 """By network, the file of a prepared teacher's weights; None: timm's published ones."""
 
 SAMPLES = 6
-RELIABILITY_SAMPLES = 4
+METHOD_SAMPLES = 4
 
 CKA_IMAGES, CKA_BATCH = 512, 32
 CKA_SIDE = 16
@@ -61,9 +62,9 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         weights: by network, the prepared teachers'; None: the published ones.
 
     Returns:
-        The files: `confusion.png` in classification; `samples.png`, `iou.png` and, where a heteroakd trial left its
-        checkpoint, `heteroakd.png` in segmentation; `cka.png` in both. A part that fails costs that part:
-        measured.json says why.
+        The files: `confusion.png` in classification; `samples.png` and `iou.png` in segmentation; `cka.png`, and
+        `{method}.png` of each method that has a figure and whose best trial left its checkpoint, in both. A part that
+        fails is left out: measured.json says why.
     """
     summary = folder.summary
     if not summary.get("winner"):
@@ -95,14 +96,23 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         task = build_task("segmentation", splits.num_classes, window=experiment.data.window)
         assert isinstance(task, SegmentationTask)
         attempt("iou", lambda: _segmentation(made, folder, splits, task, weights, winner, scratch, device))
-        numbers = [leader["number"] for leader in summary["leaders"] if leader["method"] == "heteroakd"]
-        if numbers and (trial := folder.trial(int(numbers[0]))).checkpoint.exists():
-            attempt("heteroakd", lambda: _reliability(folder, splits, weights, trial, device))
+    for method, number in _first_with_figure(summary).items():
+        if (trial := folder.trial(number)).checkpoint.exists():
+            attempt(method, partial(_method_figure, folder, splits, weights, trial, device))
     attempt("cka", lambda: _cka(made, folder, splits, weights, winner, device))
     made.write(folder)
     known = read_json(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**known, **captions}, indent=1))
     return [folder.pictures / f"{name}.png" for name in captions]
+
+
+def _first_with_figure(summary: Mapping[str, Any]) -> dict[str, int]:
+    """Number of the best trial of each method that has a figure."""
+    found: dict[str, int] = {}
+    for leader in summary["leaders"]:
+        if METHODS[leader["method"]].has_figure:
+            found.setdefault(leader["method"], int(leader["number"]))
+    return found
 
 
 def _weigh(
@@ -222,11 +232,11 @@ def _segmentation(
     }
 
 
-def _reliability(
+def _method_figure(
     folder: StudyFolder, splits: Splits, weights: Weights, trial: TrialFolder, device: torch.device
 ) -> dict[str, str]:
-    """S and W of a trial as its last checkpoint has them: the projectors are dropped from the trained student."""
-    teacher = _teacher(trial, weights, splits.num_classes)
+    """What the method of a trial shows of some images, as its last checkpoint has it: the student alone is kept."""
+    name, teacher = trial.recipe.method, _teacher(trial, weights, splits.num_classes)
     distiller = build_distiller(trial.recipe, teacher, splits.num_classes)
     try:
         content = torch.load(trial.checkpoint, map_location="cpu", weights_only=True)
@@ -236,20 +246,18 @@ def _reliability(
         kind = type(error).__name__
         raise CheckpointError(f"{trial.checkpoint}: is damaged ({kind}); remove it to do without its picture") from None
     method = distiller.to(device).eval().method
-    assert isinstance(method, HeteroAKD)
-    index = np.unique(np.linspace(0, len(splits.val) - 1, RELIABILITY_SAMPLES).round().astype(np.int64))
+    index = np.unique(np.linspace(0, len(splits.val) - 1, METHOD_SAMPLES).round().astype(np.int64))
     images, labels = _read(splits.val, index)
     with torch.inference_mode():
         outputs = distiller.student(images.to(device), method.student_needs)
         followed = teacher.network.to(device)(images.to(device), method.teacher_needs)
-        share, weight = method.reliability_maps(outputs, followed, labels.to(device))
-    at_maps = labels_at(labels, share.shape[-2:]).numpy()
-    pixels = splits.val.images.read(index)
-    draw_reliability(folder.pictures / "heteroakd.png", pixels, at_maps, share.cpu().numpy(), weight.cpu().numpy())
+        shown = method.figure(outputs, followed, labels.to(device))
+    if shown is None:
+        return {}
+    draw_method(folder.pictures / f"{name}.png", splits.val.images.read(index), shown.panels)
     return {
-        "heteroakd": f"HeteroAKD on images of val after {epoch} of {trial.recipe.training.epochs} epochs of trial "
-        f"{trial.number}, each pixel for its label's class: whose scores the mixture follows (S), and how much "
-        "more than the average pixel it counts (W, 1 is the average)."
+        name: f"{type(method).__name__} on images of val after {epoch} of {trial.recipe.training.epochs} epochs of "
+        f"trial {trial.number}, {shown.caption}."
     }
 
 
@@ -263,10 +271,10 @@ def _spread(counts: Tensor) -> NDArray[np.int64]:
 
 
 def _read(split: Split, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] in [0, 1] and label maps [B, H, W]."""
-    assert split.label_maps is not None
+    """Images [B, 3, H, W] in [0, 1] and their labels, [B] or [B, H, W]."""
     images = torch.from_numpy(split.images.read(index)).permute(0, 3, 1, 2).float() / 255
-    return images, torch.from_numpy(split.label_maps.read(index)).long()
+    labels = split.labels[index] if split.label_maps is None else split.label_maps.read(index)
+    return images, torch.from_numpy(labels).long()
 
 
 def _decisions(network: nn.Module, images: Tensor, task: SegmentationTask, device: torch.device) -> NDArray[np.int64]:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from heterokd.formatting import format_sample, format_score, join_words, metric_name
+from heterokd.methods import BASELINE
 from heterokd.report.cards import default_side
 from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
 from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.tables import describe, methods_in_order
 from heterokd.report.wording import half_width
-from heterokd.study.assignment import BASELINE
 from heterokd.study.pruner import rungs
 
 MOST_CURVES = 150

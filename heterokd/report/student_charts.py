@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from heterokd.formatting import join_words, metric_name
+from heterokd.methods import BASELINE
 from heterokd.report.figures.comparison import Member, draw_front
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.svg import Vector
 from heterokd.report.measured import Measured
 from heterokd.report.search_charts import Chart, NothingToShow, chart
 from heterokd.report.study_data import Studied
-from heterokd.study.assignment import BASELINE
 
 
 def fronts(studied: Studied, measured: Measured | None) -> list[Chart]:

@@ -9,12 +9,9 @@ from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.domains import Scalar
+from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
-from heterokd.study.assignment import BASELINE
 from heterokd.study.significance import Comparison, compare_study
-
-DEFAULTS = {"classification": "kd", "segmentation": "pixel_kd"}
-"""By task, Hinton's distillation, whose published setting everybody tries first."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class Studied:
     @property
     def default(self) -> Tried | None:
         """Hinton's distillation at its published setting, on the winner's student where it was tried there."""
-        method = DEFAULTS[self.experiment.data.task]
+        method = VANILLA_KD[self.experiment.data.task]
         found = [one for one in self.search if one.method == method and one.origin == "published" and one.is_complete]
         winner = self.winner
         wanted = "" if winner is None else str(winner.get("student", ""))

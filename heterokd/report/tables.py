@@ -9,6 +9,7 @@ from typing import Any
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.formatting import format_duration, format_interval, format_sample, format_score
+from heterokd.methods import BASELINE, METHODS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import Studied, Tried
 from heterokd.storage.files import read_json
@@ -23,8 +24,8 @@ MOST_TRIALS = 400
 DRAWN = ("confusion", "iou", "match", "cka")
 """Pictures whose numbers the page has: it draws them itself."""
 
-PICTURES = {"samples": "Images of val", "heteroakd": "HeteroAKD's two maps", "match": "Stages before distillation"}
-"""What the other pictures are called, in their order; one of another name has that name."""
+PICTURES = {"samples": "Images of val", "match": "Stages before distillation"}
+"""Headings of the other pictures, in their order; then those of methods."""
 
 
 def leader_rows(studied: Studied) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def _kind(studied: Studied, leader: Mapping[str, Any]) -> str:
     winner = studied.winner
     if winner is not None and leader["number"] == winner["number"]:
         return "winner"
-    return "baseline" if leader["method"] == "scratch" else ""
+    return "baseline" if leader["method"] == BASELINE else ""
 
 
 def method_rows(studied: Studied) -> list[dict[str, Any]]:
@@ -177,13 +178,17 @@ def embedded_pictures(folder: StudyFolder, drawn: Sequence[str] = DRAWN) -> list
     return [
         {
             "name": file.stem,
-            "title": PICTURES.get(file.stem, file.stem.replace("_", " ")),
+            "title": PICTURES.get(file.stem, _heading(file.stem)),
             "caption": str(captions.get(file.stem, file.stem.replace("_", " "))),
             "data": base64.b64encode(file.read_bytes()).decode("ascii"),
         }
         for file in map(files.__getitem__, ordered)
         if file.stem not in drawn
     ]
+
+
+def _heading(stem: str) -> str:
+    return f"Maps of {stem}" if stem in METHODS else stem.replace("_", " ")
 
 
 def plan_table(folder: StudyFolder) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     winner, scratch = summary["winner"], summary["scratch"]
     if winner is None:
         return "No trial was trained to the end."
-    if winner["method"] == "scratch":
+    if scratch is not None and winner["method"] == scratch["method"]:
         return "Distillation brought nothing here: the student trained on labels alone is the best."
     if scratch is None:
         return "The study had no scratch trial, so what distillation adds is not known."

@@ -17,6 +17,7 @@ from torch import nn
 from heterokd.config.experiment import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
+from heterokd.methods import BASELINE
 from heterokd.networks.network import AnyNetwork, build_network, deployable
 from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.weights import load_weights, weights_hash
@@ -241,7 +242,7 @@ def register(
 def describe_student(recipe: Recipe, splits: Splits) -> str:
     """One line in words."""
     how = f"distilled from {recipe.teacher.network} by {recipe.method}"
-    if recipe.method == "scratch":
+    if recipe.method == BASELINE:
         how = "trained without a teacher"
     height, width = recipe.data.view_size
     size = f"{height} pixels" if height == width else f"{height} x {width} pixels"

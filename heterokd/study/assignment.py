@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from heterokd.config.experiment import TEACHER, Experiment, Recipe, pairing, reads_teacher
 from heterokd.domains import Choice, Domain, Scalar
+from heterokd.methods import BASELINE, VANILLA_KD
 
 Origin = Literal["published", "warm", "sampled", "confirm"]
 State = Literal["complete", "pruned", "diverged", "failed"]
@@ -16,10 +17,7 @@ Stop = Literal["behind", "negative transfer", "not finite", "budget"]
 """Why a trial was told to stop: behind at a rung, clearly below its scratch twin, a metric that is no number, or the
 search's budget. After the last one it is paused, not pruned: a search with a larger budget goes on with it."""
 
-BASELINE = "scratch"
-"""The method that all others are compared with: it starts first and its best is confirmed."""
-
-REFERENCES = (BASELINE, "kd", "pixel_kd")
+REFERENCES = (BASELINE, *VANILLA_KD.values())
 """Methods whose published settings are trained to the end: whoever wins is compared with them."""
 
 SEED_STEP = 1000

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heterokd.config.experiment import Experiment
-from heterokd.study.assignment import BASELINE, SEED_STEP
+from heterokd.methods import BASELINE
+from heterokd.study.assignment import SEED_STEP
 from heterokd.study.leaderboard import Standings, metric
 from heterokd.study.posterior import Belief, most_telling
 from heterokd.study.trials import Training, Trials

@@ -6,11 +6,9 @@ from collections.abc import Container, Sequence
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
-from heterokd.study.assignment import BASELINE, teachers_of
+from heterokd.methods import BASELINE, VANILLA_KD
+from heterokd.study.assignment import teachers_of
 from heterokd.study.priors import published_samples
-
-PLAIN = ("kd", "pixel_kd")
-"""Methods that show what a teacher is worth: on logits alone, and they exist for every pair of their task."""
 
 
 def published_starts(
@@ -49,9 +47,9 @@ def _of_each_teacher(
     for teacher in experiment.teacher.networks:
         known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
         followed_by = [start["method"] for start in starts if start.get(TEACHER, teacher) == teacher]
-        plain = [method for method in known if method in PLAIN]
-        if plain and plain[0] not in followed_by:
-            found += _published(experiment, plain[0], teacher)[:1]
+        vanilla = [method for method in known if method in VANILLA_KD.values()]
+        if vanilla and vanilla[0] not in followed_by:
+            found += _published(experiment, vanilla[0], teacher)[:1]
         elif known and not followed_by:
             found += _published(experiment, known[0], teacher)[:1]
     return found

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from heterokd.config.experiment import Experiment
 from heterokd.domains import Scalar
-from heterokd.study.assignment import BASELINE, Origin
+from heterokd.methods import BASELINE
+from heterokd.study.assignment import Origin
 from heterokd.study.posterior import Belief, Population, foreseen, population
 from heterokd.study.trials import Training, Trials
 

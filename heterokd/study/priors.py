@@ -23,6 +23,7 @@ from heterokd.config.settings import NetworkSettings
 from heterokd.datasets import DATASETS
 from heterokd.domains import Scalar
 from heterokd.errors import NetworkError, StudyError
+from heterokd.methods import BASELINE
 from heterokd.networks.network import predict_spec
 from heterokd.storage.files import read_json
 from heterokd.storage.study_dir import StudyFolder
@@ -284,7 +285,7 @@ def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) 
         first = list(dict.fromkeys(leader["method"] for leader in leaders))
         for place, method in enumerate(first):
             ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
-        found = [leader["sample"] for leader in leaders if leader["method"] != "scratch"][:WARM_LEADERS]
+        found = [leader["sample"] for leader in leaders if leader["method"] != BASELINE][:WARM_LEADERS]
         columns.append([{**followed, **sample} for sample in found])
     samples: list[dict[str, Scalar]] = []
     # The best of each study, then the second of each.
@@ -415,7 +416,7 @@ def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
     """Method, score and top-5 of a row, the student from scratch first."""
     student = row.content["student"]
     if student.get("scratch", True):
-        yield "scratch", student[row.metric], student.get("top5")
+        yield BASELINE, student[row.metric], student.get("top5")
     for method, value in row.content["results"].items():
         if isinstance(value, Mapping):
             yield method, value[row.metric], value.get("top5")

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from heterokd.config.experiment import Experiment
-from heterokd.study.assignment import BASELINE, REFERENCES, Stop
+from heterokd.methods import BASELINE
+from heterokd.study.assignment import REFERENCES, Stop
 from heterokd.study.trials import Training, Trials
 
 LAST_RUNG = Fraction(2, 3)

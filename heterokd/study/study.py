@@ -13,18 +13,10 @@ from optuna.trial import TrialState, create_trial
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.config.settings import MOST_TRIALS
 from heterokd.domains import Scalar
+from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study import pruner
-from heterokd.study.assignment import (
-    BASELINE,
-    Assignment,
-    Origin,
-    State,
-    Stop,
-    assignment_attrs,
-    method_space,
-    teachers_of,
-)
+from heterokd.study.assignment import Assignment, Origin, State, Stop, assignment_attrs, method_space, teachers_of
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
 from heterokd.study.initial_trials import published_starts

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from heterokd.config.experiment import Experiment
-from heterokd.study.assignment import BASELINE
+from heterokd.methods import BASELINE
 from heterokd.study.budget import Spending
 from heterokd.study.leaderboard import Leader, front
 from heterokd.study.progress import Standing

@@ -16,7 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.domains import Scalar
-from heterokd.study.assignment import BASELINE, Origin
+from heterokd.methods import BASELINE
+from heterokd.study.assignment import Origin
 
 NOT_FINITE = "not finite"
 """Why a training was stopped whose loss or metric is no number."""

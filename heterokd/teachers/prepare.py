@@ -15,6 +15,7 @@ from heterokd.config.settings import CachingSettings, DataSettings, NetworkSetti
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError
+from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_classes
 from heterokd.networks.weights import save_weights, weights_hash
 from heterokd.storage.disk import when_writable
@@ -143,7 +144,7 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
         data=experiment.data.model_copy(update={"labels_per_class": None, "train_images": None}),
         teacher=settings,
         student=NetworkSettings.model_validate(settings.model_dump(include={"network", "options", "pretrained"})),
-        method="scratch",
+        method=BASELINE,
         params={},
         training=TrainingSettings.model_validate(settings.training.model_dump()),
         cache=CachingSettings(enabled=False),

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from heterokd.methods import BASELINE
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import answering, current, pages
 
@@ -230,7 +231,7 @@ def _leading(trials: Iterable[Run], metric: str) -> list[str]:
     sign = -1 if metric == "val/loss" else 1
     best: dict[str, float] = {}
     for trial in trials:
-        method, value = trial.data.params.get("method", "scratch"), trial.data.metrics.get(metric)
-        if method != "scratch" and value is not None:
+        method, value = trial.data.params.get("method", BASELINE), trial.data.metrics.get(metric)
+        if method != BASELINE and value is not None:
             best[method] = max(best.get(method, -math.inf), sign * value)
     return sorted(best, key=lambda method: -best[method])

@@ -13,11 +13,12 @@ import torch
 from heterokd.config import Experiment, NetworkSettings
 from heterokd.errors import ConfigError, StudyError
 from heterokd.execution.student_costs import weigh_students
+from heterokd.methods import BASELINE
 from heterokd.networks.network import build_network
 from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.study.assignment import BASELINE, Assignment
+from heterokd.study.assignment import Assignment
 from heterokd.study.priors import finished_summaries, method_prior, warm_starts
 from heterokd.study.study import Study
 from heterokd.training.latency import known_latency_ms, parameters_m

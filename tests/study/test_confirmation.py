@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from heterokd.config import Experiment
+from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.assignment import BASELINE, Assignment
+from heterokd.study.assignment import Assignment
 from heterokd.study.confirmation import LARGEST_SHARE, share, share_after
 from heterokd.study.leaderboard import Standings
 from heterokd.study.posterior import EARLY, Belief, Population, foreseen, most_telling, population

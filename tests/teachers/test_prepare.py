@@ -21,12 +21,13 @@ from heterokd.execution.doctor import examine
 from heterokd.execution.driver import search as run_search
 from heterokd.execution.planning.plan import look_around, plan_experiment
 from heterokd.execution.reproduce import reproduce
+from heterokd.methods import BASELINE
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.model_card import teacher_of
-from heterokd.study.assignment import BASELINE, Assignment
+from heterokd.study.assignment import Assignment
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks, warm_starts
 from heterokd.study.study import Study

@@ -23,10 +23,10 @@ from heterokd.execution.placement import gpu_bytes, largest_training, plan_clust
 from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
-from heterokd.methods import METHODS
+from heterokd.methods import BASELINE, METHODS
 from heterokd.outputs import Signal
 from heterokd.storage.workspace import Workspace
-from heterokd.study.assignment import BASELINE, teachers_of
+from heterokd.study.assignment import teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.prepare import ready_teacher, teacher_recipe

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heterokd.method import Panel
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
 from heterokd.report.figures.svg import WIDTH, Vector
@@ -149,65 +150,47 @@ def agreement(
     return image
 
 
-def draw_reliability(
-    file: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.integer],
-    share: NDArray[np.floating],
-    weight: NDArray[np.floating],
-) -> None:
-    """HeteroAKD's two maps for the class of each pixel's label, beside the images.
+def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) -> None:
+    """Maps that a method computed, next to the images.
 
     Args:
         file: to write.
         images: [N, H, W, 3].
-        labels: [N, h, w] class numbers, or `IGNORE`, on the maps' grid.
-        share: [N, K, h, w] S, the share of the teacher in the mixed scores.
-        weight: [N, K, h, w] W, what a pixel counts for a class.
+        panels: a column each, with its colour bar; positions without a value are striped.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    def of_label(maps: NDArray[np.floating]) -> NDArray[np.float64]:
-        known = np.where(labels == IGNORE, 0, labels)[:, None]
-        chosen = np.take_along_axis(maps, known, axis=1)[:, 0].astype(np.float64)
-        return np.where(labels == IGNORE, np.nan, chosen)
-
-    # W sums to 1 over an image's valid pixels, or over the classes: in multiples of the average it can be read.
-    valid = (labels != IGNORE).sum(axis=(1, 2), keepdims=True)
-    over_pixels = bool(np.all(weight.sum(axis=(2, 3)) < 1.01))
-    shares, weights = of_label(share), of_label(weight) * (valid if over_pixels else weight.shape[1])
-    top = max(2.0, float(np.nanquantile(weights, 0.99))) if np.isfinite(weights).any() else 2.0
-    panels = (
-        (shares, Normalize(0, 1), "PuOr", "S: who is followed", (0, 0.5, 1), ("student", "both", "teacher")),
-        (weights, Normalize(0, top), "cividis", "W: what a pixel counts", (0, 1, top), ("0", "1", f"{top:.1f}")),
-    )
-    count, panel = len(images), WIDTH / 3 * images.shape[1] / images.shape[2]
-    # Maps are coarse: enlarged, the stripes of what counts nowhere have room.
-    enlarged = np.ones((max(1, images.shape[1] // labels.shape[1]), max(1, images.shape[2] // labels.shape[2])))
+    count, panel = len(images), WIDTH / (1 + len(panels)) * images.shape[1] / images.shape[2]
     with figure(file, 0.5 + count * panel) as made:
         ratios = (*(panel for _ in range(count)), 0.09)
-        axes = made.subplots(count + 1, 3, squeeze=False, gridspec_kw={"height_ratios": ratios})
+        axes = made.subplots(count + 1, 1 + len(panels), squeeze=False, gridspec_kw={"height_ratios": ratios})
         for row in range(count):
             axes[row, 0].imshow(images[row])
-            for column, (maps, norm, colours, *_) in enumerate(panels, start=1):
-                shown = np.kron(maps[row], enlarged)
-                axes[row, column].imshow(shown, cmap=colours, norm=norm, interpolation="nearest")
-                striped = paint(np.where(np.isnan(shown), IGNORE, 0), {})
-                cover = np.where(np.isnan(shown), 255, 0).astype(np.uint8)
-                axes[row, column].imshow(np.dstack((striped, cover)), interpolation="nearest")
-            for axis in axes[row]:
-                _bare(axis)
         axes[0, 0].set_title("image", pad=2)
         axes[count, 0].axis("off")
-        for column, (_, norm, colours, title, ticks, words) in enumerate(panels, start=1):
-            axes[0, column].set_title(title, pad=2)
-            bar = made.colorbar(ScalarMappable(norm, colours), cax=axes[count, column], orientation="horizontal")
-            bar.set_ticks(ticks, labels=words)
-            for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-                label.set_horizontalalignment(side)
+        for column, shown in enumerate(panels, start=1):
+            values = shown.values.cpu().numpy()
+            # Maps are coarse: enlarged, stripes have room.
+            enlarged = np.ones([max(1, images.shape[side] // values.shape[side]) for side in (1, 2)])
+            ticks, labels = zip(*shown.ticks, strict=True)
+            norm = Normalize(ticks[0], ticks[-1])
+            for row in range(count):
+                large = np.kron(values[row], enlarged)
+                axes[row, column].imshow(large, cmap=shown.colormap, norm=norm, interpolation="nearest")
+                striped = paint(np.where(np.isnan(large), IGNORE, 0), {})
+                cover = np.where(np.isnan(large), 255, 0).astype(np.uint8)
+                axes[row, column].imshow(np.dstack((striped, cover)), interpolation="nearest")
+            axes[0, column].set_title(shown.title, pad=2)
+            mappable = ScalarMappable(norm, shown.colormap)
+            bar = made.colorbar(mappable, cax=axes[count, column], orientation="horizontal")
+            bar.set_ticks(ticks, labels=labels)
+            bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
+            bar.ax.get_xticklabels()[-1].set_horizontalalignment("right")
             bar.outline.set_linewidth(0.4)
             bar.ax.tick_params(length=2, width=0.4, pad=1)
+        for axis in axes[:count].flat:
+            _bare(axis)
 
 
 def _bare(axis: Any) -> None:

@@ -17,7 +17,7 @@ from heterokd.datasets import DATASETS
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CacheError
 from heterokd.method import summary as method_summary
-from heterokd.methods import METHODS
+from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.bodies import published_licence
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
@@ -175,7 +175,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
         f"- student: {recipe.student.network}, {student}",
         f"- data: {recipe.data.dataset}, {method_summary(dataset).rstrip('.')}; licence: {dataset.licence}",
     ]
-    if recipe.method == "scratch":
+    if recipe.method == BASELINE:
         lines[2] = f"- teacher: none was read (the study's is {teacher.network})"
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from heterokd.config.settings import PromotionSettings
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
+from heterokd.methods import BASELINE
 from heterokd.networks.network import deployable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -42,7 +43,6 @@ from heterokd.training.paired_tests import ImageResults
 from heterokd.training.task_modules import Task, build_task, upsample
 from heterokd.training.timing import RUNS, THREADS
 
-BASELINE = "scratch"
 PARITY = 1e-4
 """Largest difference between a logit of the registered model and of the trained student."""
 PARITY_IMAGES = 8

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.settings import MOST_TRIALS
+from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.assignment import BASELINE, REFERENCES, method_space
+from heterokd.study.assignment import REFERENCES, method_space
 from heterokd.study.confirmation import LEADER_SEEDS, share, share_after
 from heterokd.study.initial_trials import published_starts
 from heterokd.study.priors import matched_samples

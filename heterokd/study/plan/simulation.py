@@ -13,7 +13,8 @@ import random
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 
-from heterokd.study.assignment import BASELINE, REFERENCES
+from heterokd.methods import BASELINE
+from heterokd.study.assignment import REFERENCES
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import Counts
 

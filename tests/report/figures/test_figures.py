@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from heterokd.method import Panel
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, shown_confusion
 from heterokd.report.figures.palette import PALETTE, class_colours, paint, rgb
-from heterokd.report.figures.samples import AGREEMENT, agreement, draw_reliability, draw_samples
+from heterokd.report.figures.samples import AGREEMENT, agreement, draw_method, draw_samples
 from heterokd.report.measure import draw_pictures
 from heterokd.report.measured import Measured
 from heterokd.storage.workspace import Workspace
@@ -92,8 +93,10 @@ def test_pictures_are_as_wide_as_a_column(tmp_path: Path, classes: int) -> None:
     iou = {name: generator.random(classes) for name in ("teacher", "kd", "scratch")}
     iou["kd"][1] = np.nan
     draw_iou(tmp_path / "iou.png", iou, names)
-    share, weight = generator.random((2, 2, classes, 8, 12))
-    draw_reliability(tmp_path / "heteroakd.png", images, maps[0][:, ::4, ::4], share, weight / 96)
+    values = torch.from_numpy(generator.random((2, 2, 8, 12)))
+    values[:, 0, :2] = torch.nan
+    ends = ((0.0, "low"), (0.5, "middle"), (1.0, "high"))
+    draw_method(tmp_path / "method.png", images, [Panel("a map", some, "PuOr", ends) for some in values])
     confusion = generator.integers(0, 9, (classes, classes))
     draw_confusion(tmp_path / "confusion.png", confusion, names, confusion.T)
     for file in tmp_path.glob("*.png"):
