@@ -131,7 +131,7 @@ def kill_trial(scratch: Path, asked: Asked) -> dict[str, Any]:
     """A trial's process."""
     with searching(scratch, asked.prepared) as running:
         trial = until(lambda: in_training(running), running)
-        hurt = Hurt.by(trial, lambda: os.kill(int(trial.status["pid"]), signal.SIGKILL))
+        hurt = Hurt.by(trial, lambda: os.kill(int(trial.snapshot.pid), signal.SIGKILL))
         recovered = hurt.recovered(running)
         running.wait()
         return outcome(running, "a trial's process", hurt, recovered)
@@ -154,7 +154,7 @@ def kill_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
     """The driver, in the middle of its second trial."""
     with searching(scratch, asked.prepared) as running:
         trial = until(lambda: in_training(running, first=1), running)
-        orphans, process = running.processes(), psutil.Process(int(trial.status["pid"]))
+        orphans, process = running.processes(), psutil.Process(int(trial.snapshot.pid))
         running.signal(signal.SIGKILL)
         until_gone([process])
         hurt = Hurt.now(trial)  # until its process was gone, the trial may have reported
@@ -246,7 +246,7 @@ def kill_at_start(scratch: Path, asked: Asked) -> dict[str, Any]:
 
         def has_ended() -> bool:
             for trial in running.folder.trials():
-                pid = int(trial.status.get("pid", 0))
+                pid = int(trial.snapshot.pid or 0)
                 if pid and pid not in killed and not epochs(trial):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -408,7 +408,7 @@ def on_node(running: Search, node: Any) -> TrialFolder | None:
     raylet = node.all_processes["raylet"][0].process.pid
     for trial in running.folder.trials():
         with suppress(psutil.NoSuchProcess, KeyError):
-            parents = [parent.pid for parent in psutil.Process(int(trial.status["pid"])).parents()]
+            parents = [parent.pid for parent in psutil.Process(int(trial.snapshot.pid)).parents()]
             if raylet in parents and is_in_training(trial):
                 return trial
     return None

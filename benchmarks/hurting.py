@@ -217,7 +217,7 @@ def saved(trial: TrialFolder) -> int:
 
 def is_in_training(trial: TrialFolder, after: int = 12) -> bool:
     """Whether it is in the middle of its training, past a rung."""
-    return trial.status.get("state") == "running" and epochs(trial) >= after and trial.checkpoint.exists()
+    return trial.status == "running" and epochs(trial) >= after and trial.checkpoint.exists()
 
 
 def in_training(running: Search, first: int = 0) -> TrialFolder | None:
@@ -249,7 +249,7 @@ class Hurt:
     @classmethod
     def by(cls, trial: TrialFolder, kill: Callable[[], object]) -> Hurt:
         """Kill what its process depends on; as long as the process lives, it may report."""
-        process = psutil.Process(int(trial.status["pid"]))
+        process = psutil.Process(int(trial.snapshot.pid))
         at = time.monotonic()
         kill()
         until_gone([process])
@@ -267,7 +267,7 @@ class Hurt:
         """
         until(lambda: epochs(self.trial) > self.reported, running)
         first, there = time.monotonic(), epochs(self.trial)
-        until(lambda: epochs(self.trial) >= there + TIMED or self.trial.status["state"] != "running", running)
+        until(lambda: epochs(self.trial) >= there + TIMED or self.trial.status != "running", running)
         followed = epochs(self.trial) - there
         each = (time.monotonic() - first) / followed if followed else 0.0
         return first - self.at - (there - self.saved) * each
@@ -284,8 +284,8 @@ def outcome(
     for trial in trials:
         reports = [int(report["epoch"]) for report in trial.metrics()]
         lost += len(set(range(1, max(reports, default=0) + 1)) - set(reports))
-        if trial.status.get("state") not in ("complete", "pruned"):
-            problems.append(f"trial {trial.number} is {trial.status.get('state')}")
+        if trial.status not in ("complete", "pruned"):
+            problems.append(f"trial {trial.number} is {trial.status}")
     name = str(EXPERIMENT["name"])
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.database}")
     trained = [one for one in study.trials if (one.user_attrs.get("assignment") or {}).get("duplicate_of") is None]

@@ -63,8 +63,9 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
         run_study(experiment, root, {}, excluded={}, tracker=runs, listener=listener, run=sleep_through)
-        slept = [float(trial.status["metrics"]["time/slept"]) for trial in folder.trials()]
-        spans = sorted((float(trial.status["began"]), float(trial.status["ended"])) for trial in folder.trials())
+        slept = [float(trial.snapshot.metrics["time/slept"]) for trial in folder.trials()]
+        snapshots = [trial.snapshot for trial in folder.trials()]
+        spans = sorted((one.began or 0.0, one.ended or 0.0) for one in snapshots)
     inside = [ended - began for began, ended in spans]
     driver = (marks[-1][1] - marks[0][1]) / trials
     # A place is free from the end of a trial to the beginning of the next one there.

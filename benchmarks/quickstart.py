@@ -93,10 +93,10 @@ def tree_memory(pid: int) -> float:
 
 def between_trials(folder: StudyFolder) -> dict[str, Any]:
     """Seconds from a trial's end to the next one's beginning in the same process (building networks apart)."""
-    by_process: dict[int, list[tuple[float, float]]] = {}
+    by_process: dict[int | None, list[tuple[float, float]]] = {}
     for trial in folder.trials():
-        status = trial.status
-        by_process.setdefault(status["pid"], []).append((status["began"], status["ended"]))
+        one = trial.snapshot
+        by_process.setdefault(one.pid, []).append((one.began or 0.0, one.ended or 0.0))
     gaps = []
     for spans in by_process.values():
         spans.sort()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -90,23 +91,23 @@ def run_heterokd(scratch: Path, settings: list[str], longest: float) -> tuple[di
     began, ended = run_alone(command, scratch / "r1", {}, longest)
     folder: StudyFolder = Workspace(scratch / "runs").study("quickstart")
     trials = folder.trials()
-    status = [trial.status for trial in trials]
+    snapshots = [trial.snapshot for trial in trials]
     gaps: list[float] = []
-    for pid in {one["pid"] for one in status}:
-        spans = sorted((one["began"], one["ended"]) for one in status if one["pid"] == pid)
+    for pid in {one.pid for one in snapshots}:
+        spans = sorted((one.began or 0.0, one.ended or 0.0) for one in snapshots if one.pid == pid)
         gaps += [after[0] - before[1] for before, after in itertools.pairwise(spans)]
     images = [len(trial.metrics()) for trial in trials]
     figures = figures_of(
-        [(one["began"], one["ended"]) for one in status],
-        [float(one["metrics"].get("val/top1", "nan")) for one in status],
+        [(one.began or 0.0, one.ended or 0.0) for one in snapshots],
+        [one.metrics.get("val/top1", math.nan) for one in snapshots],
         (began, ended),
         {
             "between_trials": statistics.fmean(gaps) if gaps else 0.0,
             "epochs_trained": float(sum(images)),
-            "trials_that_failed": float(sum(one["state"] == "failed" for one in status)),
+            "trials_that_failed": float(sum(one.status.is_failure for one in snapshots)),
         },
     )
-    return figures, [one["sample"] for one in status]
+    return figures, [dict(one.sample) for one in snapshots]
 
 
 def run_reference(

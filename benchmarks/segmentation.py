@@ -93,9 +93,9 @@ def main() -> None:
 
 def best_recipe(study: StudyFolder, method: str) -> Recipe:
     """The recipe of a method's best trial on val, whatever seed it had."""
-    trials = [trial for trial in study.trials() if trial.recipe.method == method and trial.status.get("metrics")]
-    done = [trial for trial in trials if trial.status.get("state") == "complete"]
-    return max(done, key=lambda trial: float(trial.status["metrics"]["val/miou"])).recipe
+    trials = [trial for trial in study.trials() if trial.recipe.method == method and trial.snapshot.metrics]
+    done = [trial for trial in trials if trial.status == "complete"]
+    return max(done, key=lambda trial: float(trial.snapshot.metrics["val/miou"])).recipe
 
 
 def test_miou(recipe: Recipe, root: Workspace, weights: Path | None) -> float:

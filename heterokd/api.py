@@ -100,7 +100,7 @@ def distill(
     space = experiment.space.model_copy(update={"methods": (method,)})
     alone = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
     trial, trained = distill_once(alone, method, open_workspace(str(root)), on_epoch or (lambda metrics: True))
-    return Distilled(trial, trial.status["metrics"], trained)
+    return Distilled(trial, trial.snapshot.metrics, trained)
 
 
 def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:

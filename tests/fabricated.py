@@ -6,6 +6,7 @@ import json
 import sqlite3
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.tracking.store import open_store
@@ -89,22 +91,28 @@ def trial(
     number: int,
     method: str = "kd",
     *,
-    state: str = "complete",
+    status: str = "complete",
     epochs: int = 3,
     seed: int = 0,
     student: AnyNetwork | None = None,
-    **status: Any,
+    origin: str = "sampled",
+    confirms: int | None = None,
 ) -> TrialFolder:
     """A trial's folder: `epochs` reports, and weights when it is complete and a student is given."""
     sample = {"method": method, "training.learning_rate": 0.05 + number / 100}
     made = folder.trial(number)
-    made.start(question.recipe(sample, seed=seed), {"origin": "sampled", "confirms": None, "sample": sample, **status})
+    made.start(question.recipe(sample, seed=seed), TrialSnapshot(origin=origin, confirms=confirms, sample=sample))
     for epoch in range(1, epochs + 1):
         report(made, epoch)
-    if state == "complete" and student is not None:
+    if status == "complete" and student is not None:
         save_weights(student, made.weights)
-    made.update({"state": state, "student": {"params_m": 0.37}})
+    change(made, status=TrialStatus(status), student={"params_m": 0.37})
     return made
+
+
+def change(made: TrialFolder, **changes: Any) -> None:
+    """Change what trial.json says."""
+    made.save(replace(made.snapshot, **changes))
 
 
 def report(made: TrialFolder, epoch: int) -> None:

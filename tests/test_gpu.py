@@ -17,6 +17,7 @@ from heterokd.config import Experiment, Recipe, load_experiment, methods_of
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
@@ -38,7 +39,7 @@ def run(
     recipe: Recipe, root: Workspace, weights: Path | None, name: str, *, go_on: bool = True, cache: bool = True
 ) -> tuple[TrainResult, TrialFolder]:
     folder = TrialFolder(root.path / "trials" / name)
-    folder.start(recipe, {})
+    folder.start(recipe, TrialSnapshot())
     trained = run_recipe(
         recipe,
         folder,

@@ -39,7 +39,7 @@ def distill(
             return True
 
         trial, is_new = distill_once(asked, method, open_workspace(root), epoch, terminal.teacher_epoch)
-    metrics = trial.status["metrics"]
+    metrics = trial.snapshot.metrics
     if as_json:
         print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
         return

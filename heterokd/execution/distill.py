@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from heterokd.execution.check import check_experiment, check_files, dump_experim
 from heterokd.execution.run import run_recipe
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.priors import published_samples
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
@@ -59,7 +61,7 @@ def distill_once(
     runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
     tracker = with_others(runs, named, folder)
     trial = trained_before(folder, recipe)
-    if trial is not None and trial.status.get("state") == "complete":
+    if trial is not None and trial.status == TrialStatus.COMPLETE:
         tracker.sync(trial)
         return trial, False
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
@@ -99,14 +101,15 @@ def train_once(
         The trial's folder, and whether it was trained now.
     """
     trial = trained_before(folder, recipe)
-    if trial is not None and trial.status.get("state") == "complete":
+    if trial is not None and trial.status == TrialStatus.COMPLETE:
         tracker.sync(trial)
         return trial, False
     trial = trial or folder.trial(1 + max((one.number for one in folder.trials()), default=-1))
     mirror = root.mirror(trial.path)
     mirror.fetch()
     mirror.follow()
-    trial.start(recipe, {"origin": "published", "confirms": None, "sample": dict(sample)})
+    snapshot = TrialSnapshot(origin="published", sample=dict(sample))
+    trial.start(recipe, snapshot)
 
     def keep_going(metrics: Metrics) -> bool:
         tracker.sync(trial)
@@ -117,7 +120,7 @@ def train_once(
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
-    trial.update({"state": "complete", "metrics": trained.metrics})
+    trial.save(replace(snapshot, status=TrialStatus.COMPLETE, metrics=trained.metrics))
     mirror.close()
     tracker.sync(trial)
     return trial, True

@@ -28,6 +28,7 @@ from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.cka import MinibatchCKA
@@ -114,7 +115,7 @@ def match(
     )
     captions = read_json(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**captions, "match": caption}, indent=1))
-    score = float(trial.status["metrics"].get(experiment.metric, 0.0))
+    score = float(trial.snapshot.metrics.get(experiment.metric, 0.0))
     found = Match(similarity, starts, score, picture)
     content = {"similarity": similarity, "starts": starts, "student": recipe.student.network}
     write_text(folder.match_file, json.dumps(content, indent=1))
@@ -146,4 +147,4 @@ def _student(
 def _fits(experiment: Experiment, trial: TrialFolder) -> bool:
     recipe = trial.recipe
     first = experiment.student.one()
-    return recipe.student == first and recipe.data == experiment.data and trial.status.get("state") == "complete"
+    return recipe.student == first and recipe.data == experiment.data and trial.status == TrialStatus.COMPLETE

@@ -197,7 +197,7 @@ def reproduce(
     for seed in range(experiment.training.seed, experiment.training.seed + seeds):
         for method, found in values.items():
             trial = _train(named, folder, root, tracker, prepared, method, seed, on_epoch)
-            found.append(100 * float(trial.status["metrics"][measured]))
+            found.append(100 * float(trial.snapshot.metrics[measured]))
             table = _table(experiment, folder, values, excluded, prepared)
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())

@@ -6,6 +6,7 @@ from typing import Any
 
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import ray, tune
+from heterokd.storage.trial_status import TrialStatus
 
 
 def _name_trial(trial: Any) -> str:
@@ -42,7 +43,7 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         # Where none can live it is not the trial that failed: it is kept for another start of the search.
         if error and number is not None and not self.deaths.are_hopeless:
             message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
-            ray.get(self.judge.finish.remote(number, "failed", {}, message))
+            ray.get(self.judge.finish.remote(number, TrialStatus.FAILED, {}, message))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's database is the state."""

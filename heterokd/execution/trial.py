@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,8 +24,9 @@ from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.sync import FolderSync
+from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
-from heterokd.study.assignment import Assignment, State, Stop
+from heterokd.study.assignment import Assignment, Stop
 from heterokd.study.study import Study
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.train import Metrics, TrainResult
@@ -89,9 +91,9 @@ class StudyActor:
         """Why a trial was told to stop."""
         return self.study.why(number)
 
-    def finish(self, number: int, state: State, metrics: dict[str, float], error: str | None) -> None:
+    def finish(self, number: int, status: TrialStatus, metrics: dict[str, float], error: str | None) -> None:
         """Record the end of a trial."""
-        self.study.finish(number, state, metrics, error)
+        self.study.finish(number, status, metrics, error)
         self.running.pop(number, None)
 
     def summary(self) -> dict[str, Any]:
@@ -147,8 +149,14 @@ def run_trial(
     here = root.on_node()
     folder = here.study(study).trial(number)
     mirror = begin(here.mirror(folder.path), folder, recipe)
-    status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
-    folder.start(recipe, {**status, "pid": os.getpid(), "began": time.time()})
+    snapshot = TrialSnapshot(
+        origin=assignment.origin,
+        confirms=assignment.confirms,
+        sample=assignment.sample,
+        pid=os.getpid(),
+        began=time.time(),
+    )
+    folder.start(recipe, snapshot)
     mirror.push()
     tune.report({"number": number, "epoch": 0})
     mirror.follow()
@@ -164,10 +172,11 @@ def run_trial(
             tune.report({"number": number, "epoch": epoch})
         return go_on
 
-    state: State = "complete"
-    written, reason = "", None
+    status = TrialStatus.COMPLETE
+    reason: Stop | None = None
+    error: str | None = None
     metrics: dict[str, float] = {}
-    error = None
+    student: dict[str, float] = {}
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         teacher = recipe.teacher.network
@@ -193,19 +202,18 @@ def run_trial(
         )
         metrics = trained.metrics
         if trained.stopped:
-            state, reason = "pruned", ray.get(judge.why.remote(number))
-            # The budget stopped it, not its own doing: a larger one goes on with it from its checkpoint.
-            written = "paused" if reason == "budget" else ""
+            reason = ray.get(judge.why.remote(number))
+            status = TrialStatus.PAUSED if reason == "budget" else TrialStatus.PRUNED
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
-            folder.update({"student": {**assignment.facts, "params_m": parameters / 1e6}})
+            student = {**assignment.facts, "params_m": parameters / 1e6}
     except Exception as raised:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
-        state, error = "failed", traceback.format_exc()
+        status, error = TrialStatus.FAILED, traceback.format_exc()
         if isinstance(raised, TrainingDiverged):
-            state, written, reason = "diverged", "failed", "not finite"
+            status, reason = TrialStatus.DIVERGED, NOT_FINITE
         write_text(folder.path / "error.txt", error)
     # The folder first: if this process dies before the judge hears of it, the study adopts what the folder says.
-    folder.update({"state": written or state, "reason": reason, "metrics": metrics, "ended": time.time()})
+    folder.save(replace(snapshot, status=status, reason=reason, metrics=metrics, student=student, ended=time.time()))
     mirror.close()
-    ray.get(judge.finish.remote(number, state, metrics, error.strip().splitlines()[-1] if error else None))
+    ray.get(judge.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))
     tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})

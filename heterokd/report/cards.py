@@ -13,6 +13,7 @@ from heterokd.report.measured import Measured
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.wording import half_width
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.record import planned
 from heterokd.study.significance import Comparison
 
@@ -128,7 +129,7 @@ def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
             return Card(title, "none", "no gain", "open", f"{default.method} with its published setting is the winner.")
         method = VANILLA_KD[studied.experiment.data.task]
         for one in studied.search:
-            if one.method == method and one.origin == "published" and one.state == "pruned" and one.epochs:
+            if one.method == method and one.origin == "published" and one.status == TrialStatus.PRUNED and one.epochs:
                 text = f"{method} as published (trial {one.number}) fell behind and was stopped after epoch"
                 return Card(
                     title, "ahead", "stopped early", "plain", f"{text} {one.epochs[-1]}, at {format_score(one.value)}."

@@ -16,6 +16,7 @@ from heterokd.report.search_charts import Chart, NothingToShow, chart, tip
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.tables import methods_in_order
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.importance import ALL, Importance, importances
 
 MOST_METHODS = 6
@@ -91,7 +92,11 @@ def _importance(known: Importance | None, group: str, why: str) -> tuple[str, st
 
 def _parallel(studied: Studied, group: str) -> tuple[str, str]:
     experiment, maximise = studied.experiment, bool(studied.summary["maximise"])
-    own = [one for one in studied.search if group in (ALL, one.method) and one.state not in ("running", "failed")]
+    own = [
+        one
+        for one in studied.search
+        if group in (ALL, one.method) and one.status != TrialStatus.RUNNING and not one.status.is_failure
+    ]
     reached = [one for one in own if one.is_complete]
     if len(reached) < FEWEST_LINES:
         raise NothingToShow(f"{len(reached)} trials were trained to the end; {FEWEST_LINES} are needed.")

@@ -6,6 +6,7 @@ A chart that cannot be drawn becomes a sentence: neither the page nor the search
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.tables import describe, methods_in_order
 from heterokd.report.wording import half_width
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import rungs
 
 MOST_CURVES = 150
@@ -129,7 +131,7 @@ def methods(studied: Studied) -> Chart:
 
 
 def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
-    complete = [(strip, [dot.value for dot in strip.dots if dot.mark == "complete"]) for strip in strips]
+    complete = [(strip, [dot.value for dot in strip.dots if dot.mark == TrialStatus.COMPLETE]) for strip in strips]
     tried = [(strip, [value for value in values if value is not None]) for strip, values in complete]
     tried = [(strip, values) for strip, values in tried if values]
     if not tried:
@@ -141,7 +143,7 @@ def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
     if confirmed:
         first = pick(confirmed, key=lambda one: one.mean or 0.0)
         said += f"; the best mean over fresh seeds, {format_score(first.mean)}, is {first.method}'s"
-    none = [strip.method for strip in strips if not any(dot.mark == "complete" for dot in strip.dots)]
+    none = [strip.method for strip in strips if not any(dot.mark == TrialStatus.COMPLETE for dot in strip.dots)]
     if none:
         said += f"; nothing of {', '.join(none)} was trained to the end"
     if not confirmed:
@@ -153,13 +155,14 @@ def history(studied: Studied) -> Chart:
     """Trials in their order, and the best so far."""
 
     def draw() -> tuple[str, str]:
-        dots = [_dot(one, studied) for one in studied.search if one.state != "running"]
-        complete = [dot for dot in dots if dot.mark == "complete" and dot.value is not None]
+        dots = [_dot(one, studied) for one in studied.search if one.status != TrialStatus.RUNNING]
+        complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
         if not dots:
             raise NothingToShow("No trial has ended yet.")
-        counts = {mark: sum(dot.mark == mark for dot in dots) for mark in ("complete", "pruned", "failed")}
+        counts = Counter(dot.mark for dot in dots)
         caption = (
-            f"{counts['complete']} trained to the end, {counts['pruned']} stopped early, {counts['failed']} failed."
+            f"{counts[TrialStatus.COMPLETE]} trained to the end, {counts[TrialStatus.PRUNED]} stopped early, "
+            f"{counts[TrialStatus.FAILED]} failed."
         )
         if complete:
             pick = max if studied.summary["maximise"] else min
@@ -186,14 +189,19 @@ def curves(studied: Studied) -> Chart:
         others = [one for one in trials if one.number not in pointed]
         shown = _some(others)
         lines = [
-            Curve(one.epochs, one.curve, "complete" if one.state == "complete" else "pruned", tip=tip(one, len(shown)))
+            Curve(
+                one.epochs,
+                one.curve,
+                "complete" if one.status == TrialStatus.COMPLETE else "pruned",
+                tip=tip(one, len(shown)),
+            )
             for one in shown
         ]
         for one in trials:
             if one.number in pointed:
                 look, label = pointed[one.number]
                 lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
-        stopped = sum(one.state in ("pruned", "paused") for one in trials)
+        stopped = sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in trials)
         at = rungs(studied.experiment, studied.experiment.training.epochs) if studied.experiment.search.prune else ()
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
         if at:
@@ -224,10 +232,10 @@ def _pointed_out(studied: Studied) -> dict[int, tuple[str, str]]:
 
 def _some(trials: Sequence[Tried]) -> list[Tried]:
     """At most `MOST_CURVES` of them, those trained to the end first."""
-    ordered = sorted(trials, key=lambda one: (one.state != "complete", one.number))
+    ordered = sorted(trials, key=lambda one: (one.status != TrialStatus.COMPLETE, one.number))
     if len(ordered) <= MOST_CURVES:
         return ordered
-    complete = [one for one in ordered if one.state == "complete"]
+    complete = [one for one in ordered if one.status == TrialStatus.COMPLETE]
     rest = ordered[len(complete) :]
     kept = complete[:: max(1, math.ceil(len(complete) / MOST_CURVES))]
     room = MOST_CURVES - len(kept)
@@ -235,8 +243,10 @@ def _some(trials: Sequence[Tried]) -> list[Tried]:
 
 
 def _dot(one: Tried, studied: Studied) -> Dot:
-    mark = "complete" if one.is_complete else "failed" if one.state == "failed" else "pruned"
-    return Dot(one.number, mark, None if mark == "failed" else one.value, tip(one, len(studied.trials)))  # type: ignore[arg-type]
+    mark = TrialStatus.FAILED if one.status.is_failure else TrialStatus.PRUNED
+    if one.is_complete:
+        mark = TrialStatus.COMPLETE
+    return Dot(one.number, mark, None if one.status.is_failure else one.value, tip(one, len(studied.trials)))
 
 
 def tip(one: Tried, count: int) -> str:

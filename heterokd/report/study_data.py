@@ -11,6 +11,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.significance import Comparison, compare_study
 
 
@@ -22,7 +23,7 @@ class Tried:
         number: of the trial.
         method: that it distils by.
         student: its network.
-        state: complete, pruned, paused, failed or running.
+        status: where it stands.
         origin: how it came up: published, warm, sampled, confirm.
         confirms: number of the trial that it repeats on a fresh seed.
         sample: its values.
@@ -39,7 +40,7 @@ class Tried:
     number: int
     method: str
     student: str
-    state: str
+    status: TrialStatus
     origin: str
     confirms: int | None
     sample: Mapping[str, Scalar]
@@ -55,7 +56,7 @@ class Tried:
     @property
     def is_complete(self) -> bool:
         """Whether it was trained to the end and has a value."""
-        return self.state == "complete" and self.value is not None
+        return self.status == TrialStatus.COMPLETE and self.value is not None
 
     @property
     def is_search(self) -> bool:
@@ -137,25 +138,24 @@ def read_study(folder: StudyFolder, experiment: Experiment, summary: Mapping[str
 
 
 def _tried(trial: TrialFolder, metric: str) -> Tried:
-    status, recipe, error = trial.status, trial.recipe, trial.error
+    snapshot, recipe, error = trial.snapshot, trial.recipe, trial.error
     reports = [one for one in trial.metrics() if math.isfinite(one.get(metric, math.nan))]
-    ended = (status.get("metrics") or {}).get(metric)
+    ended = snapshot.metrics.get(metric)
     value = reports[-1][metric] if reports and ended is None else ended
-    seconds = status["ended"] - status["began"] if "ended" in status and "began" in status else None
     return Tried(
         number=trial.number,
         method=recipe.method,
         student=recipe.student.network,
-        state=str(status.get("state", "running")),
-        origin=str(status.get("origin", "")),
-        confirms=status.get("confirms"),
-        sample=dict(status.get("sample") or {"method": recipe.method}),
+        status=snapshot.status,
+        origin=snapshot.origin,
+        confirms=snapshot.confirms,
+        sample=snapshot.sample or {"method": recipe.method},
         seed=recipe.training.seed,
         value=value if value is not None and math.isfinite(value) else None,
         epochs=tuple(int(one["epoch"]) for one in reports),
         curve=tuple(float(one[metric]) for one in reports),
         planned=recipe.training.epochs,
-        seconds=seconds,
-        reason=str(status.get("reason") or ""),
+        seconds=snapshot.seconds,
+        reason=snapshot.reason or "",
         error=error.strip().splitlines()[-1] if error and error.strip() else "",
     )

@@ -14,6 +14,7 @@ from heterokd.report.measured import Measured
 from heterokd.report.study_data import Studied, Tried
 from heterokd.storage.files import read_json
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
 from heterokd.study.plan.record import planned
 from heterokd.study.priors import published_results
@@ -78,8 +79,8 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "complete": len(values),
-                "pruned": sum(one.state in ("pruned", "paused") for one in own),
-                "failed": sum(one.state == "failed" for one in own),
+                "pruned": sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in own),
+                "failed": sum(one.status.is_failure for one in own),
                 "best": "" if best is None else format_score(best),
                 "mean": "" if confirmed is None else format_score(confirmed["mean"]),
                 "seeds": 0 if confirmed is None else len(confirmed["seeds"]),
@@ -131,10 +132,10 @@ def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
 
 def describe(one: Tried) -> str:
     """A trial's end in words."""
-    said = {"complete": "complete", "pruned": "stopped early", "paused": "paused by the budget"}.get(
-        one.state, one.state
+    said = {TrialStatus.PRUNED: "stopped early", TrialStatus.PAUSED: "paused by the budget"}.get(
+        one.status, str(one.status)
     )
-    if one.reason and one.state in ("pruned", "failed"):
+    if one.reason and one.status in (TrialStatus.PRUNED, TrialStatus.FAILED):
         said += f": {one.reason}"
     return said if one.confirms is None else f"{said}, seed {one.seed} of trial {one.confirms}"
 
@@ -144,7 +145,7 @@ def failure_rows(studied: Studied) -> list[dict[str, Any]]:
     return [
         {"number": one.number, "method": one.method, "error": one.error}
         for one in studied.trials
-        if one.state == "failed" or (one.error and one.state != "complete")
+        if one.status.is_failure or (one.error and one.status != TrialStatus.COMPLETE)
     ]
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from heterokd.config.experiment import Recipe
 from heterokd.config.reading import load_recipe
+from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 
 
 @lru_cache(maxsize=64)
@@ -51,9 +53,22 @@ class TrialFolder:
         return self.path / "checkpoint.pt"
 
     @property
-    def status(self) -> dict[str, Any]:
-        """trial.json: state (running, complete, pruned, failed), origin, confirms, sample, metrics of the end."""
-        return read_json(self.path / "trial.json")
+    def snapshot(self) -> TrialSnapshot:
+        """The content of trial.json.
+
+        Raises:
+            StudyError: the file is damaged.
+        """
+        file = self.path / "trial.json"
+        try:
+            return TrialSnapshot.from_json(read_json(file))
+        except ValueError as error:
+            raise StudyError(f"{file}: is damaged ({error}); remove it, or restore it from a backup") from None
+
+    @property
+    def status(self) -> TrialStatus:
+        """Where the trial stands."""
+        return self.snapshot.status
 
     @property
     def error(self) -> str | None:
@@ -61,15 +76,15 @@ class TrialFolder:
         file = self.path / "error.txt"
         return file.read_text(encoding="utf-8") if file.exists() else None
 
-    def start(self, recipe: Recipe, status: Mapping[str, Any]) -> None:
+    def start(self, recipe: Recipe, snapshot: TrialSnapshot) -> None:
         """Write recipe.yaml and trial.json of a trial that begins or goes on."""
         if not (self.path / "recipe.yaml").exists():
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
-        self.update({"state": "running", **status})
+        self.save(snapshot)
 
-    def update(self, changes: Mapping[str, Any]) -> None:
-        """Change keys of trial.json."""
-        write_text(self.path / "trial.json", json.dumps({**self.status, **changes}, indent=1))
+    def save(self, snapshot: TrialSnapshot) -> None:
+        """Replace trial.json."""
+        write_text(self.path / "trial.json", json.dumps(snapshot.to_json(), indent=1))
 
     def append(self, metrics: Mapping[str, float]) -> None:
         """Add one report (it holds `epoch`) to metrics.jsonl; an epoch that is already there is left alone."""

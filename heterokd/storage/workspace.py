@@ -124,7 +124,7 @@ class Workspace:
             return
         leaders = [*(summary.get("leaders") or ()), summary.get("winner") or {}, summary.get("scratch") or {}]
         numbers = {int(one["number"]) for one in leaders if "number" in one}
-        numbers |= {trial.number for trial in folder.trials() if trial.status.get("confirms") in numbers}
+        numbers |= {trial.number for trial in folder.trials() if trial.snapshot.confirms in numbers}
         for number in sorted(numbers):
             self.mirror(folder.trial(number).path).fetch(without=("checkpoint.pt",))
 

@@ -159,7 +159,7 @@ def _log_model(
         # Given, because inferring them imports everything again in a new process.
         # Without the local part (`+cpu`), which the package index does not know.
         pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in ("torch", "numpy")],
-        params=trial_params(recipe, trial.status.get("sample") or {}),
+        params=trial_params(recipe, trial.snapshot.sample),
         tags={"heterokd.weights": digest, "heterokd.method": recipe.method},
     )
     return str(logged.model_uri)

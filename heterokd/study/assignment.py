@@ -11,7 +11,6 @@ from heterokd.domains import Choice, Domain, Scalar
 from heterokd.methods import BASELINE, VANILLA_KD
 
 Origin = Literal["published", "warm", "sampled", "confirm"]
-State = Literal["complete", "pruned", "diverged", "failed"]
 
 Stop = Literal["behind", "negative transfer", "not finite", "budget"]
 """Why a trial was told to stop: behind at a rung, clearly below its scratch twin, a metric that is no number, or the

@@ -11,7 +11,7 @@ from heterokd.methods import BASELINE
 from heterokd.study.assignment import SEED_STEP
 from heterokd.study.leaderboard import Standings, metric
 from heterokd.study.posterior import Belief, most_telling
-from heterokd.study.trials import Training, Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 LARGEST_SHARE = 0.4
 """Of all training, repetitions included; what a pilot on exhaustive tables found best at 40 full trainings."""
@@ -153,16 +153,16 @@ def fixed_repetitions(trials: Trials, standings: Standings) -> list[Repetition]:
     ]
 
 
-def _best(standings: Standings, found: list[Training]) -> Training | None:
+def _best(standings: Standings, found: list[TrialRecord]) -> TrialRecord | None:
     finite = [one for one in found if math.isfinite(metric(one))]
     return max(finite, key=lambda one: (standings.sign * metric(one), -one.number), default=None)
 
 
-def _again(trials: Trials, found: Training) -> Repetition:
+def _again(trials: Trials, found: TrialRecord) -> Repetition:
     return Repetition(found.number, found.seed + SEED_STEP * (1 + len(trials.confirmations.get(found.number, ()))))
 
 
 def _is_hopeless(trials: Trials, number: int) -> bool:
     group = trials.confirmations.get(number, ())
-    failures = [one for one in group if not one.is_running and not one.is_complete]
+    failures = [one for one in group if one.status.is_final and not one.is_complete]
     return len(failures) >= MOST_FAILURES

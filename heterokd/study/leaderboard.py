@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from heterokd.config.experiment import Experiment
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import Origin
 from heterokd.study.posterior import Belief, Population, foreseen, population
-from heterokd.study.trials import Training, Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 LOWER = 1.0
 """Deviations below its expected value at which a configuration's lower confidence bound stands."""
@@ -93,7 +94,7 @@ class Standings:
                 {number: self._above(number, self._fresh[number]) for number in mine if number in self._fresh},
             )
 
-    def group(self, training: Training) -> str:
+    def group(self, training: TrialRecord) -> str:
         """Whom a training is compared with: its student, where size counts; else all."""
         return training.student if self.experiment.by_student else ""
 
@@ -115,14 +116,14 @@ class Standings:
         found = common.believe(searched, self._above(number, self._fresh.get(number, ())), expected=expected)
         return replace(found, mean=found.mean + self._foreseen[number])
 
-    def foremost(self, most: int) -> list[Training]:
+    def foremost(self, most: int) -> list[TrialRecord]:
         """Who alone may lead: all that are repeated and, of each group and of scratch there, the best of the others.
 
         Args:
             most: how many of the others.
         """
         chosen = set(self.repeats)
-        others: dict[tuple[str, bool], list[Training]] = {}
+        others: dict[tuple[str, bool], list[TrialRecord]] = {}
         for one in self.complete.values():
             if one.number not in chosen:
                 others.setdefault((self.group(one), one.method == BASELINE), []).append(one)
@@ -170,7 +171,9 @@ class Standings:
         found = [self.sign * value for value in found if math.isfinite(value)]
         return math.fsum(found) / len(found) if found else math.nan
 
-    def _leader(self, found: Training, repeats: list[Training], half_width: Callable[[int], float | None]) -> Leader:
+    def _leader(
+        self, found: TrialRecord, repeats: list[TrialRecord], half_width: Callable[[int], float | None]
+    ) -> Leader:
         measured = repeats or [found]
         values = tuple(self._value(one) for one in measured)
         mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else -self.sign * math.inf
@@ -201,7 +204,7 @@ class Standings:
         value = self.sign * leader.expected - LOWER * (leader.expected_deviation or 0.0)
         return is_unsure, -value, -self.sign * leader.mean, leader.method == BASELINE, leader.number
 
-    def _value(self, training: Training) -> float:
+    def _value(self, training: TrialRecord) -> float:
         """A repetition that diverged counts as the worst there is."""
         return metric(training) if training.value is not None else -self.sign * math.inf
 
@@ -226,15 +229,15 @@ def front(leaders: Sequence[Leader], facts: Mapping[str, Mapping[str, float]], c
     return members
 
 
-def metric(training: Training) -> float:
+def metric(training: TrialRecord) -> float:
     """The searched metric of a trial that was trained to the end."""
     assert training.value is not None  # complete trials have one
     return training.value
 
 
-def _is_measured(training: Training) -> bool:
+def _is_measured(training: TrialRecord) -> bool:
     """Whether a repetition says something of its configuration: also that it diverges."""
-    return training.is_complete or training.stopped == "not finite"
+    return training.status in (TrialStatus.COMPLETE, TrialStatus.DIVERGED)
 
 
 def _half_widths(groups: list[list[float]]) -> Callable[[int], float | None]:

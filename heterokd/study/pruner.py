@@ -17,8 +17,9 @@ from fractions import Fraction
 
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
+from heterokd.storage.trial_status import NOT_FINITE
 from heterokd.study.assignment import REFERENCES, Stop
-from heterokd.study.trials import Training, Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 LAST_RUNG = Fraction(2, 3)
 """Share of the epochs after which nothing is stopped any more: it would save little and lose a trained student."""
@@ -51,13 +52,13 @@ def compared(epochs: int) -> int:
     return max(1, round(COMPARED * epochs))
 
 
-def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> Stop | None:
+def stops(trials: Trials, training: TrialRecord, epoch: int, experiment: Experiment) -> Stop | None:
     """Why a training that has reported at the rung `epoch` ends there; None: it goes on."""
     if training.origin == "confirm":
         return None
     value = training.reports[epoch]
     if not math.isfinite(value):
-        return "not finite"
+        return NOT_FINITE
     if not experiment.search.prune:
         return None
     if _does_harm(trials, training, epoch, experiment):
@@ -67,7 +68,7 @@ def stops(trials: Trials, training: Training, epoch: int, experiment: Experiment
     return "behind" if _is_behind(trials, training, epoch, experiment) else None
 
 
-def _is_behind(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
+def _is_behind(trials: Trials, training: TrialRecord, epoch: int, experiment: Experiment) -> bool:
     """Whether a training is outside the best `1 / reduction_factor` of a rung; of few values, is not the best."""
     arrived = _comparable(trials, training, epoch, experiment)
     place = max(1, len(arrived) // experiment.search.reduction_factor)
@@ -76,12 +77,12 @@ def _is_behind(trials: Trials, training: Training, epoch: int, experiment: Exper
     return training.reports[epoch] > arrived[place - 1]
 
 
-def _comparable(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> Sequence[float]:
+def _comparable(trials: Trials, training: TrialRecord, epoch: int, experiment: Experiment) -> Sequence[float]:
     """What a training is compared with at a rung, smallest first."""
     return trials.arrived(epoch, training.epochs, training.student if experiment.by_student else "")
 
 
-def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> bool:
+def _does_harm(trials: Trials, training: TrialRecord, epoch: int, experiment: Experiment) -> bool:
     """Whether a training is worse than the same student trained on labels alone, by more than noise.
 
     Its twin has the same student and the same settings of training. The difference of two trainings scatters by
@@ -109,14 +110,14 @@ def _does_harm(trials: Trials, training: Training, epoch: int, experiment: Exper
     return (below if experiment.maximise else -below) > TWIN_DEVIATIONS * error
 
 
-def _conditions(training: Training) -> tuple[object, ...]:
+def _conditions(training: TrialRecord) -> tuple[object, ...]:
     settings = {key: value for key, value in training.sample.items() if key.startswith("training.")}
     # How much the labels weigh beside the teacher is a setting of distillation: scratch has nothing beside them.
     settings.pop("training.task_weight", None)
     return training.student, training.epochs, tuple(sorted(settings.items()))
 
 
-def _seed_deviation(trials: Trials, training: Training, epoch: int) -> float | None:
+def _seed_deviation(trials: Trials, training: TrialRecord, epoch: int) -> float | None:
     """Pooled over the configurations that reported at this rung on several fresh seeds; None below four such values."""
     squares, freedom = 0.0, 0
     for group in trials.confirmations.values():
@@ -129,7 +130,7 @@ def _seed_deviation(trials: Trials, training: Training, epoch: int) -> float | N
     return math.sqrt(squares / freedom) if freedom >= FEWEST_SPREAD - 1 and squares else None
 
 
-def _spread(trials: Trials, training: Training, epoch: int, experiment: Experiment) -> float | None:
+def _spread(trials: Trials, training: TrialRecord, epoch: int, experiment: Experiment) -> float | None:
     """Between configurations: the middle half of their values as a normal deviation; None below `FEWEST_SPREAD`."""
     values = [value for value in _comparable(trials, training, epoch, experiment) if math.isfinite(value)]
     if len(values) < FEWEST_SPREAD:

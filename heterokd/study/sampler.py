@@ -20,7 +20,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.domains import Choice, Domain, Int, Scalar
-from heterokd.study.trials import Training, Trials
+from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.trials import TrialRecord, Trials
 
 Spaces = Mapping[str, Mapping[str, Domain]]
 """By method, the domains of its values. Options of one key may differ between methods (teachers, some of which a method
@@ -93,11 +94,11 @@ def has_freedom(space: Mapping[str, Domain]) -> bool:
     return not all(_distribution(domain).single() for domain in space.values())
 
 
-def end_like(trials: Trials, trial: optuna.Trial, known: Training) -> None:
+def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
     """Give a sample that is known already the outcome of the trial that knows it, in memory."""
     if known.is_complete:
         trials.memory.tell(trial, known.value)
-    elif known.state == TrialState.PRUNED:
+    elif known.status == TrialStatus.PRUNED:
         for epoch, value in known.reports.items():
             trial.report(value, epoch)
         trials.memory.tell(trial, state=TrialState.PRUNED)

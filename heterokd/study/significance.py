@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 
 Values = Mapping[str, Mapping[int, float]]
 """By configuration and seed, the metric."""
@@ -270,15 +271,15 @@ def study_values(folder: StudyFolder, metric: str) -> dict[str, dict[int, float]
     """
     groups: dict[str, list[tuple[int, int, Any, str, float]]] = {}
     for trial in folder.trials():
-        status = trial.status
-        value = (status.get("metrics") or {}).get(metric)
-        if status.get("state") != "complete" or value is None:
+        snapshot = trial.snapshot
+        value = snapshot.metrics.get(metric)
+        if snapshot.status != TrialStatus.COMPLETE or value is None:
             continue
         recipe = trial.recipe
         training = recipe.training.model_dump(mode="json", exclude={"seed"})
         content = recipe.model_dump(mode="json", exclude={"training", "name"}) | {"training": training}
         key = json.dumps(content, sort_keys=True)
-        row = (trial.number, recipe.training.seed, status.get("confirms"), recipe.method, float(value))
+        row = (trial.number, recipe.training.seed, snapshot.confirms, recipe.method, float(value))
         groups.setdefault(key, []).append(row)
     fresh = []
     for group in groups.values():

@@ -15,8 +15,9 @@ from heterokd.config.settings import MOST_TRIALS
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import NOT_FINITE, TrialStatus, read_status
 from heterokd.study import pruner
-from heterokd.study.assignment import Assignment, Origin, State, Stop, assignment_attrs, method_space, teachers_of
+from heterokd.study.assignment import Assignment, Origin, Stop, assignment_attrs, method_space, teachers_of
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
 from heterokd.study.initial_trials import published_starts
@@ -26,7 +27,7 @@ from heterokd.study.progress import Standing
 from heterokd.study.sampler import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
 from heterokd.study.storage import Given, averages, given, open_database
 from heterokd.study.summary import SUMMARY_LEADERS, summarise
-from heterokd.study.trials import Training, Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 Step = tuple[Origin, dict[str, Scalar]] | Repetition | Literal["sample", "wait"] | None
 """What comes next: a start, a repetition, whatever the sampler says, nothing for the moment, nothing."""
@@ -86,7 +87,6 @@ class Study:
         self._clock, self._last = clock, clock()
         self._running: set[int] = set()
         self._halted: set[int] = set()  # told to stop because of the budget
-        self._paused: set[int] = set()  # of them, those that have
         self._unfinished: deque[int] = deque()
         self._standings: Standings | None = None
         self.spending = self._spent(devices)
@@ -134,7 +134,7 @@ class Study:
         """
         self._pass_time()
         training = self._trials[number]
-        if training.state.is_finished() or training.stopped is not None:
+        if training.status.is_final or training.stopped is not None:
             return False
         if epoch in pruner.rungs(self.experiment, training.epochs):
             newest = list(curve[-pruner.compared(training.epochs) :]) if self._averages else []
@@ -153,12 +153,12 @@ class Study:
         """Why a trial was told to stop; None when it was not."""
         return self._trials[number].stopped or ("budget" if number in self._halted else None)  # type: ignore[return-value]
 
-    def finish(self, number: int, state: State, metrics: Mapping[str, float], error: str | None = None) -> None:
+    def finish(self, number: int, status: TrialStatus, metrics: Mapping[str, float], error: str | None = None) -> None:
         """Record the end of a trial; a second call for the same trial changes nothing.
 
         Args:
             number: of the trial.
-            state: trained to the end, stopped by `report`, diverged (a loss that is no number), or failed.
+            status: of its end; a trial that the budget stopped is paused, also where it is called pruned.
             metrics: of the end. Missing or not finite counts as worst for a complete trial.
             error: one line, for a failed or diverged trial.
         """
@@ -167,50 +167,47 @@ class Study:
             self._unfinished.remove(number)
         training = self._trials[number]
         self._running.discard(number)
-        if training.state.is_finished():
+        if training.status.is_final:
             return
-        if state != "pruned" or training.confirms is not None:
+        status = read_status(status, training.stopped)
+        if status == TrialStatus.PRUNED and training.stopped is None and number in self._halted:
+            status = TrialStatus.PAUSED
+        if status not in (TrialStatus.PRUNED, TrialStatus.PAUSED) or training.confirms is not None:
             self._standings = None  # a trial of the search that did not reach its end says nothing of who leads
-        if state == "pruned" and training.stopped is None and number in self._halted:
-            self._paused.add(number)
-            self._trials.set_attr(number, "ended", self._account(training, state, metrics))
+        if status == TrialStatus.PAUSED:
+            self._trials.mark(number, status)
+            self._trials.set_attr(number, "ended", self._account(training, status, metrics))
             return
-        if state in ("failed", "diverged"):
+        if status.is_failure:
             self._trials.set_attr(number, "error", error or "")
-        if state == "diverged" and training.stopped is None:
-            self._trials.stop(number, int(metrics.get("epoch", training.reached)), "not finite")
-        training.trained = self._trained(training, state, metrics)
+        if status == TrialStatus.DIVERGED and training.stopped is None:
+            self._trials.stop(number, int(metrics.get("epoch", training.reached)), NOT_FINITE)
+        training.trained = self._trained(training, status, metrics)
         self._pay(training)
-        self._trials.set_attr(number, "ended", self._account(training, state, metrics))
-        if state == "complete":
-            self._trials.tell(number, TrialState.COMPLETE, self._value(metrics))
-        elif state in ("failed", "diverged"):
-            self._trials.tell(number, TrialState.FAIL)
-        else:
-            # Without a value: Optuna takes the last report, and the sampler learns at which rung it fell behind.
-            self._trials.tell(number, TrialState.PRUNED)
+        self._trials.set_attr(number, "ended", self._account(training, status, metrics))
+        # A pruned one without a value: Optuna takes its last report, from which the sampler learns.
+        self._trials.end(number, status, self._value(metrics) if status == TrialStatus.COMPLETE else None)
 
     def standing(self) -> Standing:
         """How far the study is."""
         repeats = [one for group in self._trials.confirmations.values() for one in group]
-        states, stopped = Counter[TrialState](), Counter[str | None]()
+        states, stopped = Counter[TrialStatus](), Counter[str | None]()
         for (state, reason), count in self._trials.counts.items():
             states[state] += count
             stopped[reason] += count
-        paused = sum(self._trials[number].confirms is None for number in self._paused)
-        waiting = states[TrialState.RUNNING] + sum(one.is_running for one in repeats) - len(self._paused)
+        waiting = states[TrialStatus.RUNNING] + sum(one.is_running for one in repeats)
         step = self._next_step()
         planned, repetitions = self._planned(step)
         return Standing(
             planned=planned,
             running=waiting,
-            complete=states[TrialState.COMPLETE],
-            pruned=states[TrialState.PRUNED],
-            diverged=stopped["not finite"],
+            complete=states[TrialStatus.COMPLETE],
+            pruned=states[TrialStatus.PRUNED],
+            diverged=stopped[NOT_FINITE],
             negative_transfer=stopped["negative transfer"],
-            paused=paused,
-            failed=states[TrialState.FAIL],
-            confirmations_done=sum(one.state.is_finished() for one in repeats),
+            paused=states[TrialStatus.PAUSED],
+            failed=states[TrialStatus.FAILED] + states[TrialStatus.DIVERGED],
+            confirmations_done=sum(one.status.is_final for one in repeats),
             confirmations_planned=repetitions,
             finished=step is None and not waiting,
         )
@@ -263,7 +260,7 @@ class Study:
         settings = self.experiment.search
         if not settings.confirm_leaders or not settings.confirm_seeds:
             return None if is_over else "sample"
-        if any(one.is_running for one in self._trials.search if one.number not in self._paused):
+        if any(one.is_running for one in self._trials.search):
             return "wait"
         return next(iter(fixed_repetitions(self._trials, self._read())), None)
 
@@ -400,10 +397,9 @@ class Study:
             self._numbers[recipe.hash] = training.number
         return self._begin(training)
 
-    def _begin(self, training: Training) -> Assignment:
+    def _begin(self, training: TrialRecord) -> Assignment:
         self._running.add(training.number)
         self._halted.discard(training.number)
-        self._paused.discard(training.number)
         self.spending.begun = len(self._trials.search) + sum(map(len, self._trials.confirmations.values()))
         recipe = self.experiment.recipe(training.sample, seed=None if training.confirms is None else training.seed)
         return Assignment(
@@ -431,24 +427,27 @@ class Study:
             training.reached / training.epochs for training in map(self._trials.__getitem__, self._running)
         )
 
-    def _trained(self, training: Training, state: State, metrics: Mapping[str, float]) -> float:
+    def _trained(self, training: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> float:
         """Epochs that a training took. One that failed at once is not free, or nothing would end such a search."""
-        if state == "complete":
+        if status == TrialStatus.COMPLETE:
             return float(training.epochs)
         epochs = max(float(metrics.get("epoch", 0)), float(training.reached))
         return max(epochs, self.experiment.search.first_rung * training.epochs)
 
-    def _pay(self, training: Training) -> None:
+    def _pay(self, training: TrialRecord) -> None:
         part = training.trained / training.epochs
         if training.origin == "confirm":
             self.spending.confirmation += part
         else:
             self.spending.search += part
 
-    def _account(self, training: Training, state: State, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _account(
+        self, training: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]
+    ) -> dict[str, float | str]:
         """What the database keeps of the costs with a trial that ends: its own epochs, and all time so far."""
         return {
-            "trained": self._trained(training, state, metrics),
+            "status": str(status),
+            "trained": self._trained(training, status, metrics),
             "seconds": self.spending.seconds,
             "device_seconds": self.spending.device_seconds,
         }
@@ -461,7 +460,7 @@ class Study:
             *(one for group in self._trials.confirmations.values() for one in group),
         ):
             spending.begun += 1
-            if training.state.is_finished():
+            if training.status.is_final:
                 self._pay(training)
             ended = self._trials.attr(training.number, "ended") or {}
             spending.seconds = max(spending.seconds, ended.get("seconds", 0.0))
@@ -478,7 +477,7 @@ class Study:
         total = self.spending.total(self._underway())
         if not is_over and total is not None:
             left = total - self._reserve(total) - self.spending.search
-            each = self.spending.search / max(1, sum(one.state.is_finished() for one in self._trials.search)) or 1.0
+            each = self.spending.search / max(1, sum(one.status.is_final for one in self._trials.search)) or 1.0
             planned = min(planned, begun + max(0, math.floor(left / each) - len(self._running)))
         if settings.confirm_leaders is None:
             if step is None:
@@ -488,7 +487,7 @@ class Study:
                 part = share_after(self.experiment, float(guess), is_warm=self._is_warm)
                 return planned, max(repeats, math.ceil(part / (1 - part) * guess))
             return planned, max(repeats, self._capacity())
-        if is_over and not any(one.is_running for one in self._trials.search if one.number not in self._paused):
+        if is_over and not any(one.is_running for one in self._trials.search):
             missing = fixed_repetitions(self._trials, self._read()) if step is not None else []
             return planned, repeats + len(missing)
         configurations = settings.confirm_leaders + (BASELINE in self.methods if settings.confirm_leaders else 0)
@@ -505,15 +504,14 @@ class Study:
         """Settle what a dead process left running: adopt what its folder says, hand out the rest again."""
         for number in self._trials.strangers():
             # Not of this module's making (`study.ask` by hand): there is nothing to run.
-            self._trials.tell(number, TrialState.FAIL)
+            self._trials.end(number, TrialStatus.FAILED)
         for training in [one for one in self._trials if one.is_running]:
             files = self.folder.trial(training.number)
-            status = files.status
-            if status.get("state") in ("complete", "pruned", "failed"):
-                state: State = "diverged" if status.get("reason") == "not finite" else status["state"]
+            snapshot = files.snapshot
+            if snapshot.status.is_final:
                 error = (files.error or "").strip().splitlines()[-1:]
-                metrics = status.get("metrics") or (files.metrics() or [{}])[-1]
-                self.finish(training.number, state, metrics, error[0] if error else None)
+                metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
+                self.finish(training.number, snapshot.status, metrics, error[0] if error else None)
             else:
                 self._unfinished.append(training.number)
 

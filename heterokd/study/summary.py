@@ -13,7 +13,7 @@ from heterokd.study.budget import Spending
 from heterokd.study.leaderboard import Leader, front
 from heterokd.study.progress import Standing
 from heterokd.study.storage import Given
-from heterokd.study.trials import Training
+from heterokd.study.trials import TrialRecord
 
 SUMMARY_LEADERS = 20
 """How many leaders a summary holds; it is rewritten after each trial."""
@@ -26,7 +26,7 @@ def summarise(
     standing: Standing,
     leaders: Sequence[Leader],
     spending: Spending,
-    harmful: Sequence[Training],
+    harmful: Sequence[TrialRecord],
 ) -> dict[str, Any]:
     """Standing, the first leaders, winner, best scratch; plain values, no NaN.
 

@@ -17,14 +17,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE
+from heterokd.storage.trial_status import TrialStatus, read_status
 from heterokd.study.assignment import Origin
 
-NOT_FINITE = "not finite"
-"""Why a training was stopped whose loss or metric is no number."""
+_OPTUNA = {
+    TrialStatus.RUNNING: TrialState.RUNNING,
+    TrialStatus.COMPLETE: TrialState.COMPLETE,
+    TrialStatus.PRUNED: TrialState.PRUNED,
+    TrialStatus.DIVERGED: TrialState.FAIL,
+    TrialStatus.FAILED: TrialState.FAIL,
+}
+"""Optuna's state of a trial; a paused one is running there."""
 
 
 @dataclass
-class Training:
+class TrialRecord:
     """One trial as the study's decisions read it.
 
     Attributes:
@@ -37,7 +44,7 @@ class Training:
         student: its network.
         confirms: number of the trial that it repeats.
         duplicate_of: number of an earlier trial with the same recipe; then nothing is trained.
-        state: as in Optuna.
+        status: where it stands.
         value: the searched metric of the end.
         reports: by rung, the mean of the searched metric over the newest epochs; see `Study.report`.
         stopped: why it was told to stop at a rung; None: it was not.
@@ -53,7 +60,7 @@ class Training:
     student: str
     confirms: int | None
     duplicate_of: int | None
-    state: TrialState
+    status: TrialStatus
     value: float | None = None
     reports: dict[int, float] = field(default_factory=dict)
     stopped: str | None = None
@@ -66,13 +73,13 @@ class Training:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was handed out and has not ended."""
-        return self.state == TrialState.RUNNING
+        """Whether it was handed out and has neither ended nor been paused."""
+        return self.status == TrialStatus.RUNNING
 
     @property
     def is_complete(self) -> bool:
         """Whether it was trained to the end."""
-        return self.state == TrialState.COMPLETE
+        return self.status == TrialStatus.COMPLETE
 
     @property
     def early(self) -> float:
@@ -95,7 +102,7 @@ class Trials:
         search: starts and samples that are (or were) trained, by number.
         confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
         baselines: by epoch, those of the search without a teacher that have reported there.
-        counts: how many of the search are in each state, and why they were stopped.
+        counts: how many of the search have each status, and why they were stopped.
         sampled: how many samples have ended.
         known_in_a_row: how many of the last samples an earlier trial had already.
     """
@@ -107,13 +114,13 @@ class Trials:
         if is_kept:
             self.memory = optuna.create_study(direction=database.direction)
             self.memory.add_trials(map(_as_learned, database.get_trials(deepcopy=False)))
-        self.search: list[Training] = []
-        self.confirmations: dict[int, list[Training]] = {}
-        self.baselines: dict[int, list[Training]] = {}
-        self.counts: Counter[tuple[TrialState, str | None]] = Counter()
+        self.search: list[TrialRecord] = []
+        self.confirmations: dict[int, list[TrialRecord]] = {}
+        self.baselines: dict[int, list[TrialRecord]] = {}
+        self.counts: Counter[tuple[TrialStatus, str | None]] = Counter()
         self._arrived: dict[tuple[int, int, str], list[float]] = {}
         self.sampled = self.known_in_a_row = 0
-        self._all: dict[int, Training] = {}
+        self._all: dict[int, TrialRecord] = {}
         self._count = 0
         for trial in self.memory.get_trials(deepcopy=False):
             self._count += 1
@@ -123,11 +130,11 @@ class Trials:
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Training]:
+    def __iter__(self) -> Iterator[TrialRecord]:
         """Those of the study's own making, by number."""
         return iter(self._all.values())
 
-    def __getitem__(self, number: int) -> Training:
+    def __getitem__(self, number: int) -> TrialRecord:
         return self._all[number]
 
     def strangers(self) -> list[int]:
@@ -139,14 +146,14 @@ class Trials:
         """What was noted about a trial; None when nothing was."""
         return self.memory._storage.get_trial(self._memory_id(number)).user_attrs.get(key)
 
-    def add(self, trial: FrozenTrial) -> Training:
+    def add(self, trial: FrozenTrial) -> TrialRecord:
         """Append a trial."""
         if self.database is not self.memory:
             self.database.add_trial(trial)
         self.memory.add_trial(trial)
         return self._enter(self._newest())
 
-    def store(self) -> Training:
+    def store(self) -> TrialRecord:
         """Append to the database the trial that was last made in memory."""
         trial = self._newest()
         if self.database is not self.memory:
@@ -183,15 +190,18 @@ class Trials:
             training.stopped = reason
         self.set_attr(number, "stopped", {"at": epoch, "reason": reason})
 
-    def tell(self, number: int, state: TrialState, value: float | None = None) -> None:
+    def end(self, number: int, status: TrialStatus, value: float | None = None) -> None:
         """End a trial."""
         if self.database is not self.memory:
-            self.database.tell(number, value, state)
-        diverged = number in self._all and self[number].stopped == NOT_FINITE and state == TrialState.FAIL
-        self.memory.tell(number, value, TrialState.PRUNED if diverged else state)
+            self.database.tell(number, value, _OPTUNA[status])
+        self.memory.tell(number, value, _LEARNED.get(status, _OPTUNA[status]))
         if number in self._all:
-            with self._changing(self[number]) as training:
-                training.state, training.value = state, value
+            self.mark(number, status, value)
+
+    def mark(self, number: int, status: TrialStatus, value: float | None = None) -> None:
+        """Change where a trial stands, in memory alone."""
+        with self._changing(self[number]) as training:
+            training.status, training.value = status, value
 
     @property
     def _studies(self) -> tuple[optuna.Study, ...]:
@@ -205,10 +215,10 @@ class Trials:
         storage = self.memory._storage
         return storage.get_trial_id_from_study_id_trial_number(self.memory._study_id, number)
 
-    def _enter(self, trial: FrozenTrial) -> Training:
+    def _enter(self, trial: FrozenTrial) -> TrialRecord:
         attrs: Mapping[str, Any] = trial.user_attrs["assignment"]
         ended: Mapping[str, Any] = trial.user_attrs.get("ended", {})
-        training = Training(
+        training = TrialRecord(
             number=trial.number,
             sample=dict(attrs["sample"]),
             origin=attrs["origin"],
@@ -218,7 +228,7 @@ class Trials:
             student=attrs["student"],
             confirms=attrs["confirms"],
             duplicate_of=attrs["duplicate_of"],
-            state=TrialState.FAIL if "error" in trial.user_attrs else trial.state,
+            status=_status(trial),
             value=trial.value,
             reports=dict(trial.intermediate_values),
             stopped=trial.user_attrs.get("stopped", {}).get("reason"),
@@ -238,18 +248,18 @@ class Trials:
         return training
 
     @contextmanager
-    def _changing(self, training: Training) -> Iterator[Training]:
+    def _changing(self, training: TrialRecord) -> Iterator[TrialRecord]:
         """What is counted follows a change of a training."""
         self._tally(training, -1)
         yield training
         self._tally(training, 1)
 
-    def _tally(self, training: Training, times: int) -> None:
+    def _tally(self, training: TrialRecord, times: int) -> None:
         if training.confirms is None and training.duplicate_of is None:
-            self.counts[training.state, training.stopped] += times
-            self.sampled += times * (training.origin == "sampled" and training.state.is_finished())
+            self.counts[training.status, training.stopped] += times
+            self.sampled += times * (training.origin == "sampled" and training.status.is_final)
 
-    def _arrive(self, training: Training, epoch: int) -> None:
+    def _arrive(self, training: TrialRecord, epoch: int) -> None:
         if training.confirms is not None or training.duplicate_of is not None:
             return
         for student in {"", training.student}:
@@ -265,9 +275,24 @@ class Trials:
         ]
 
 
+_LEARNED = {TrialStatus.DIVERGED: TrialState.PRUNED}
+"""What the sampler learns from. It overlooks failures, but one that diverged says where not to look again."""
+
+
 def _as_learned(trial: FrozenTrial) -> FrozenTrial:
-    """What the sampler learns from. It overlooks failures, but one that diverged says where not to look again."""
-    if trial.state == TrialState.FAIL and trial.user_attrs.get("stopped", {}).get("reason") == NOT_FINITE:
+    state = _LEARNED.get(_status(trial), trial.state)
+    if state != trial.state:
         trial = copy(trial)
-        trial.state = TrialState.PRUNED
+        trial.state = state
     return trial
+
+
+def _status(trial: FrozenTrial) -> TrialStatus:
+    """Where a trial of the database stands; one that is paused there goes on, so it is running."""
+    if not trial.state.is_finished():
+        return TrialStatus.RUNNING
+    attrs = trial.user_attrs
+    failed = "error" in attrs or trial.state == TrialState.FAIL  # in memory one that diverged is pruned
+    by_state = TrialStatus.FAILED if failed else trial.state.name.lower()
+    written = attrs.get("ended", {}).get("status", by_state)
+    return read_status(by_state if written == TrialStatus.PAUSED else written, attrs.get("stopped", {}).get("reason"))

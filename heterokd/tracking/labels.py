@@ -20,6 +20,7 @@ from heterokd.config.settings import DataSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot
 
 TEXT_LIMIT = 5000
 """MLflow takes 6000 characters a parameter and 8000 a tag."""
@@ -151,16 +152,16 @@ def _score(leader: Mapping[str, Any], metric: str) -> str:
     return f"{value} (95 % interval {leader['low']:.4f} to {leader['high']:.4f}, {len(leader['seeds'])} fresh seeds)"
 
 
-def trial_description(recipe: Recipe, status: Mapping[str, Any]) -> str:
+def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
     """Markdown for a trial's page: where its setting comes from, and what it is.
 
     Args:
         recipe: what is trained.
-        status: what trial.json says.
+        snapshot: what trial.json says.
     """
-    origin, sample = _ORIGINS.get(str(status.get("origin")), "A setting of **{}**"), status.get("sample") or {}
-    if status.get("confirms") is not None:
-        origin = f"Trial {status['confirms']} of **{{}}** again, on seed {recipe.training.seed}"
+    origin, sample = _ORIGINS.get(snapshot.origin, "A setting of **{}**"), snapshot.sample
+    if snapshot.confirms is not None:
+        origin = f"Trial {snapshot.confirms} of **{{}}** again, on seed {recipe.training.seed}"
     values = [
         f"{key.split('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in sample.items()

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from heterokd.config.experiment import Experiment, Recipe
 from heterokd.errors import TrackingError, UserError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.tracking.labels import (
     TEXT_LIMIT,
     common_tags,
@@ -46,8 +47,14 @@ PATIENCE = 180.0
 BATCH = 900
 """Metrics of a call; MLflow takes a thousand, and a few scalars come on top."""
 
-_STATUS = {"running": "RUNNING", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
-_FINAL = ("complete", "pruned", "failed")
+_MLFLOW = {
+    TrialStatus.RUNNING: "RUNNING",
+    TrialStatus.COMPLETE: "FINISHED",
+    TrialStatus.PRUNED: "FINISHED",
+    TrialStatus.DIVERGED: "FAILED",
+    TrialStatus.FAILED: "FAILED",
+}
+"""MLflow's status of a run; that of a paused trial is left alone until the search ends."""
 
 
 @dataclass
@@ -55,7 +62,7 @@ class _TrialRun:
     """What is known of one trial's run."""
 
     id: str
-    state: str = ""
+    status: TrialStatus | None = None
     epoch: int = 0
     keys: set[str] = field(default_factory=set)
 
@@ -146,7 +153,7 @@ class StudyRuns:
         self._try(lambda: closed.extend(_close_zombies(self.client)))
         for run in self._runs.values():
             if run.id in closed:
-                run.state = ""
+                run.status = None
         return len(closed)
 
     def run_id(self, trial: TrialFolder) -> str:
@@ -191,24 +198,24 @@ class StudyRuns:
     def _project(self, trial: TrialFolder) -> None:
         if not (trial.path / "recipe.yaml").exists():
             return  # its process is just making the folder
-        status = trial.status
-        state = str(status.get("state", "running"))
+        snapshot = trial.snapshot
+        status = snapshot.status
         run = self._open(trial)
         reports = [report for report in trial.metrics() if report["epoch"] > run.epoch]
-        if run.state == state and not reports:
+        if run.status == status and not reports:
             return
-        if state not in _FINAL and not self._is_running:
+        if not status.is_final and not self._is_running:
             self.client.update_run(self._parent, status="RUNNING")
             self._tag(self._parent, process_tags())
             self._is_running = True
-        if run.state != state and state not in _FINAL:
+        if run.status != status and not status.is_final:
             # First seen, or going on after it was pruned or interrupted.
             self.client.update_run(run.id, status="RUNNING")
-            self._tag(run.id, {**process_tags(), "heterokd.pruned": "false", "heterokd.state": state})
-            run.state = state
-        self._log(run, reports, _scalars(status))
-        if run.state != state:
-            self._end(run, trial, state)
+            self._tag(run.id, {**process_tags(), "heterokd.pruned": "false", "heterokd.state": status})
+            run.status = status
+        self._log(run, reports, _scalars(snapshot))
+        if run.status != status:
+            self._end(run, trial, snapshot)
 
     def _log(self, run: _TrialRun, reports: Sequence[Mapping[str, float]], scalars: Mapping[str, float]) -> None:
         """Reports, in as few calls as MLflow takes, and what is new of the scalars; an epoch is there whole or not."""
@@ -234,19 +241,20 @@ class StudyRuns:
         if waiting:
             self.client.log_batch(run.id, metrics=waiting)
 
-    def _end(self, run: _TrialRun, trial: TrialFolder, state: str) -> None:
+    def _end(self, run: _TrialRun, trial: TrialFolder, snapshot: TrialSnapshot) -> None:
         """Artifacts first, the status last: it marks that everything is there."""
-        tags = {"heterokd.pruned": str(state == "pruned").lower(), "heterokd.state": state}
-        if trial.status.get("reason"):
-            tags["heterokd.reason"] = str(trial.status["reason"])  # behind, negative transfer, not finite
+        status = snapshot.status
+        tags = {"heterokd.pruned": str(status == TrialStatus.PRUNED).lower(), "heterokd.state": str(status)}
+        if snapshot.reason:
+            tags["heterokd.reason"] = snapshot.reason  # behind, negative transfer, not finite
         self.client.log_artifact(run.id, str(trial.path / "recipe.yaml"))
         error = trial.error
-        if error and state == "failed":
+        if error and status.is_failure:
             self.client.log_artifact(run.id, str(trial.path / "error.txt"))
             tags["heterokd.error"] = next((line for line in reversed(error.splitlines()) if line.strip()), "")
         self._tag(run.id, tags)
-        self.client.set_terminated(run.id, _STATUS[state])
-        run.state = state
+        self.client.set_terminated(run.id, _MLFLOW[status])
+        run.status = status
 
     def _open(self, trial: TrialFolder) -> _TrialRun:
         """The trial's run: known, found in the store, or new."""
@@ -259,7 +267,7 @@ class StudyRuns:
             found = None  # the folder was removed and its number used again
         run = self._create(trial, recipe) if found is None else self._adopt(found, trial)
         if found is None or not found.data.params:
-            params = trial_params(recipe, trial.status.get("sample") or {})
+            params = trial_params(recipe, trial.snapshot.sample)
             self.client.log_batch(run.id, params=[Param(key, value) for key, value in params.items()])
         if self.data and (found is None or not found.inputs or not found.inputs.dataset_inputs):
             self.client.log_inputs(run.id, list(self.data))
@@ -268,28 +276,26 @@ class StudyRuns:
 
     def _adopt(self, found: Run, trial: TrialFolder) -> _TrialRun:
         """Learn from the store how far an existing run has come."""
-        run_id, status = found.info.run_id, found.info.status
-        state = found.data.tags.get("heterokd.state", "")
-        if status != _STATUS.get(state):
-            state = ""
+        run_id, name = found.info.run_id, found.data.tags.get("heterokd.state")
+        status = next((one for one, of_run in _MLFLOW.items() if (one, of_run) == (name, found.info.status)), None)
         reports = trial.metrics()
-        if state in _FINAL and state == trial.status.get("state"):
+        if status is not None and status.is_final and status == trial.status:
             # The status was set last, so everything is there.
-            return _TrialRun(run_id, state, int(reports[-1]["epoch"]) if reports else 0, set(found.data.metrics))
+            return _TrialRun(run_id, status, int(reports[-1]["epoch"]) if reports else 0, set(found.data.metrics))
         keys = {key for report in reports for key in report if key != "epoch" and not key.startswith(SCALARS)}
         known = keys & set(found.data.metrics)
         steps = [metric.step for key in known for metric in self.client.get_metric_history(run_id, key)]
-        return _TrialRun(run_id, state, max(steps, default=0), set(found.data.metrics))
+        return _TrialRun(run_id, status, max(steps, default=0), set(found.data.metrics))
 
     def _create(self, trial: TrialFolder, recipe: Recipe) -> _TrialRun:
-        status = trial.status
-        confirms = status.get("confirms")
+        snapshot = trial.snapshot
+        confirms = snapshot.confirms
         parent, name = self._parent, f"{trial.number:03d}-{recipe.method}"
         if len(self.experiment.student.networks) > 1:
             name += f"-{recipe.student.network}"
         if confirms is not None:
             name += f"-seed{recipe.training.seed}"
-            confirmed = self.folder.trial(int(confirms))
+            confirmed = self.folder.trial(confirms)
             if (confirmed.path / "recipe.yaml").exists():
                 parent = self._open(confirmed).id
         tags = {
@@ -297,18 +303,18 @@ class StudyRuns:
             "mlflow.parentRunId": parent,
             "heterokd.trial": str(trial.number),
             "heterokd.method": recipe.method,
-            "heterokd.origin": str(status.get("origin", "")),
+            "heterokd.origin": snapshot.origin,
             "heterokd.task": recipe.task,
             "heterokd.dataset": recipe.data.dataset,
             "heterokd.recipe": recipe.hash,
             "heterokd.pruned": "false",
-            "heterokd.state": "running",
-            "mlflow.note.content": trial_description(recipe, status)[:TEXT_LIMIT],
+            "heterokd.state": str(TrialStatus.RUNNING),
+            "mlflow.note.content": trial_description(recipe, snapshot)[:TEXT_LIMIT],
         }
         if confirms is not None:
             tags["heterokd.confirms"] = str(confirms)
         created = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        return _TrialRun(created.info.run_id, "running")
+        return _TrialRun(created.info.run_id, TrialStatus.RUNNING)
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(key, value[:TEXT_LIMIT]) for key, value in tags.items()])
@@ -373,9 +379,9 @@ class StudyRuns:
     def _finish(self, summary: Mapping[str, Any], status: Status) -> None:
         self._project_all()
         for run in self._runs.values():
-            if run.state not in _FINAL:
+            if run.status is None or not run.status.is_final:
                 self.client.set_terminated(run.id, "KILLED")
-                run.state = ""
+                run.status = None
         winner = summary.get("winner") or {}
         if winner.get("number") in self._runs:
             self._log_winner(self.folder.trial(winner["number"]), winner.get("mean"))
@@ -403,10 +409,9 @@ class StudyRuns:
         )
 
 
-def _scalars(status: Mapping[str, Any]) -> dict[str, float]:
+def _scalars(snapshot: TrialSnapshot) -> dict[str, float]:
     """What trial.json knows beside the reports: its last metrics, and facts about the student."""
-    student = status.get("student") or {}
-    return {**(status.get("metrics") or {}), **{f"student/{key}": value for key, value in student.items()}}
+    return {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}
 
 
 def _close_zombies(client: MlflowClient) -> list[str]:

@@ -41,11 +41,11 @@ ALONE = """
 import sys
 from heterokd.execution.ray_connection import connected
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Workspace, open_workspace
+from heterokd.storage.workspace import Root, open_root
 from heterokd.execution.driver import search
 
 with connected(None, cores=4):
-    search(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]))
+    search(load_experiment(sys.argv[1]), open_root(sys.argv[2]))
 """
 
 
@@ -102,7 +102,7 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     assert max(len(look["nodes"]) for look in searched) == 3
     trials = grown.study("grown").trials()
     places = {pid: node for look in searched for pid, node in look["actors"].items()}
-    nodes = {places[str(trial.status["pid"])] for trial in trials}
+    nodes = {places[str(trial.snapshot.pid)] for trial in trials}
     assert len(nodes) == 2
     assert HEAD_ID not in nodes
 

@@ -59,7 +59,7 @@ def outcomes(found: Found) -> list[tuple[str, float]]:
     return [
         (trial.recipe.hash, trial.metrics()[-1]["val/loss"])
         for trial in found.folder.trials()
-        if trial.status["state"] != "failed"
+        if trial.status != "failed"
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_o
     # Half of the learning rates make the loss overflow.
     changes = {"training.learning_rate": {"options": [0.05, 1e30]}}
     found = find("failing", search={"space": {"methods": ["scratch", "kd"], "shared": changes}, "trials": 6})
-    failed = [trial for trial in found.folder.trials() if trial.status["state"] == "failed"]
+    failed = [trial for trial in found.folder.trials() if trial.status == "failed"]
     assert failed
     assert found.summary["standing"]["failed"] == len(failed)
     assert found.summary["standing"]["complete"] > 0
@@ -174,7 +174,7 @@ def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.2, "log": True}}}
     settings = {"space": space, "trials": 10, "confirm_leaders": 0, "first_rung": 0.2}
     found = find("pruning", search=settings, training={"epochs": 6})
-    pruned = [trial for trial in found.folder.trials() if trial.status["state"] == "pruned"]
+    pruned = [trial for trial in found.folder.trials() if trial.status == "pruned"]
     assert pruned
     assert states(shared_root, "pruning").count("PRUNED") == len(pruned)
     for trial in pruned:
@@ -205,7 +205,7 @@ import os, signal, sys
 from pathlib import Path
 from statistics import fmean
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import Root
 from heterokd.execution.driver import search
 
 finished = []
@@ -215,7 +215,7 @@ def listener(event, trial, summary):
     if len(finished) >= int(sys.argv[3]) and event != "finish":
         os.kill(os.getpid(), signal.SIGKILL)
 
-search(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), resume=True, listener=listener)
+search(load_experiment(sys.argv[1]), Root(Path(sys.argv[2])), resume=True, listener=listener)
 """
 
 
@@ -250,13 +250,13 @@ def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., Found]
     def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:
         if event == "report" and not killed:
             killed.append(trial.number)
-            os.kill(trial.status["pid"], signal.SIGKILL)
+            os.kill(trial.snapshot.pid, signal.SIGKILL)
 
     settings = {"space": {"methods": ["kd"]}, "trials": 1, "confirm_leaders": 0}
     found = find("wounded", listener=listener, search=settings, training={"epochs": 40})
     assert killed
     (trial,) = found.folder.trials()
-    assert trial.status["state"] == "complete"
+    assert trial.status == "complete"
     assert [report["epoch"] for report in trial.metrics()] == list(range(1, 41))
 
 

@@ -24,6 +24,7 @@ from heterokd.methods.hcd import HCD
 from heterokd.methods.ofa import OFA
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.counts import count
 from heterokd.study.study import Study
@@ -128,10 +129,10 @@ def matched(tiny_file: Write, tmp_path: Path, **search: object) -> tuple[Experim
     experiment, root = load_experiment(file), fabricated.root_with_store(tmp_path)
     folder = root.study("tiny-distill")
     trial = folder.trial(0)
-    trial.start(experiment.recipe(experiment.published("scratch")), {"origin": "published"})
+    snapshot = TrialSnapshot(TrialStatus.COMPLETE, "published", metrics={"val/top1": 0.5})
+    trial.start(experiment.recipe(experiment.published("scratch")), snapshot)
     torch.manual_seed(0)
     save_weights(build_network("test_efficientnet", 10, image_size=32), trial.weights)
-    trial.update({"state": "complete", "metrics": {"val/top1": 0.5}})
     return experiment, root, file
 
 

@@ -78,7 +78,7 @@ def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Workspa
     kd = found.rows[0]
     trials = [trial for trial in found.folder.trials() if trial.recipe.method == "kd"]
     assert [trial.recipe.training.seed for trial in trials] == [0, 1]
-    values = [100 * trial.status["metrics"]["val/top1"] for trial in trials]
+    values = [100 * trial.snapshot.metrics["val/top1"] for trial in trials]
     assert list(kd.values) == values
     assert kd.values[0] == first.rows[0].values[0]
     assert kd.mean == pytest.approx(fmean(values))
@@ -157,7 +157,7 @@ def test_segmentation_is_compared_by_miou(
     assert [(row["method"], row["published"]) for row in found["rows"]] == [("pixel_kd", 75.0), ("scratch", 70.0)]
     for row in found["rows"]:
         trial = next(one for one in root.study("scenes-reproduce").trials() if one.recipe.method == row["method"])
-        assert row["mean"] == 100 * trial.status["metrics"]["val/miou"]
+        assert row["mean"] == 100 * trial.snapshot.metrics["val/miou"]
 
 
 def test_methods_that_are_not_asked_about(tiny_file: Write, root: Workspace) -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_workers import WITHOUT_BATCH_NORM
 
+from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
@@ -33,7 +34,7 @@ import psutil
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import Root
 from heterokd.execution.driver import search
 
 file, root, trials, workers = sys.argv[1:]
@@ -54,7 +55,7 @@ def left():
 
 with connected(None, cores=4, shared=True):
     started = time.monotonic()
-    found = search(asked, Workspace(Path(root)), resume=True)
+    found = search(asked, Root(Path(root)), resume=True)
     seconds = time.monotonic() - started
     until = time.monotonic() + 30
     while (rest := left()) and (rest["groups"] or rest["actors"] or rest["processes"] or rest["cores"] != 4):
@@ -89,7 +90,7 @@ def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(ti
 
     trials = folder.trials()
     shared = [trial for trial in trials if trial.number not in alone]
-    by_state = {state: [one for one in shared if one.status["state"] == state] for state in ("pruned", "complete")}
+    by_state = {state: [one for one in shared if one.status == state] for state in ("pruned", "complete")}
     assert len(by_state["pruned"]) >= PRUNED
     assert len(by_state["pruned"]) + len(by_state["complete"]) == len(shared)
     for trial in by_state["pruned"]:
@@ -101,7 +102,7 @@ def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(ti
     for trial in trials:
         names = {path.name for path in trial.path.iterdir()}
         assert names - {"checkpoint.pt"} == (
-            kept - {"checkpoint.pt"} | ({"student.safetensors"} if trial.status["state"] == "complete" else set())
+            kept - {"checkpoint.pt"} | ({"student.safetensors"} if trial.status == "complete" else set())
         )
 
     assert found["model"] is not None
@@ -127,10 +128,11 @@ from heterokd.execution.placement import Cluster; from heterokd.execution.ray_co
 from heterokd.config import load_experiment
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.errors import TrainingDiverged
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import Root
+from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.execution.workers import OnWorkers
 
-file, root = sys.argv[1], Workspace(Path(sys.argv[2]))
+file, root = sys.argv[1], Root(Path(sys.argv[2]))
 asked = load_experiment(file)
 weights = prepare_teacher(asked, root).weights
 folder = root.study("trainings")
@@ -140,7 +142,7 @@ def train(number, place, rungs, decide, **changes):
     told[number] = []
     recipe = asked.recipe({"method": "kd", **changes})
     trial = folder.trial(number)
-    trial.start(recipe, {})
+    trial.start(recipe, TrialSnapshot())
     def keep_going(metrics):
         told[number].append(int(metrics["epoch"]))
         return decide(int(metrics["epoch"]))
@@ -188,7 +190,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_rung_and_nothing_else(
 
     undisturbed = folder.trial(9)
     recipe = load_experiment(file).recipe({"method": "kd"})
-    undisturbed.start(recipe, {})
+    undisturbed.start(recipe, TrialSnapshot())
     run_recipe(recipe, undisturbed, root, Path(found["weights"]), lambda metrics: True)
     for ours, theirs in zip(disturbed.metrics(), undisturbed.metrics(), strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)

@@ -84,7 +84,7 @@ def test_a_submitted_search_opens_nothing_and_leaves_no_secret(tiny_file: Write,
             sockets: dict[str, str] = {}
             looks = 0
             while submitting.poll() is None:
-                if any(trial.status.get("state") == "running" for trial in root.study("sent").trials()):
+                if any(trial.status == "running" for trial in root.study("sent").trials()):
                     looks += 1
                     below = [psutil.Process(head.process.pid), *head.processes()]
                     sockets |= listening([*below, server, *server.children(recursive=True)])

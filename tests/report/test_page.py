@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from heterokd.report import search_charts
 from heterokd.report.measured import Measured
 from heterokd.report.page import write_report
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.study import Study
@@ -50,24 +52,26 @@ def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any
     while isinstance(assignment := study.next(), Assignment):
         number, value = assignment.number, quality(assignment)
         made = folder.trial(number)
-        status = {"origin": assignment.origin, "confirms": assignment.confirms, "sample": dict(assignment.sample)}
-        made.start(assignment.recipe, {**status, "began": 1000.0 + number})
+        snapshot = TrialSnapshot(
+            origin=assignment.origin, confirms=assignment.confirms, sample=assignment.sample, began=1000.0 + number
+        )
+        made.start(assignment.recipe, snapshot)
         if value is None:
             (made.path / "error.txt").write_text("Traceback\nRuntimeError: <out> of memory\n")
             study.finish(number, "failed", {}, "RuntimeError")
-            made.update({"state": "failed", "metrics": {}, "ended": 1001.0 + number})
+            made.save(replace(snapshot, status=TrialStatus.FAILED, ended=1001.0 + number))
             continue
-        state = "complete"
+        status = TrialStatus.COMPLETE
         for epoch in range(1, epochs + 1):
             metrics = {question.metric: float(value * (1 - 0.5 ** (3 * epoch / epochs))), "epoch": epoch}
             if not question.maximise:
                 metrics[question.metric] = float(value * (1 + 2 ** (-epoch)))
             made.append(metrics)
             if epoch in assignment.rungs and not study.report(number, epoch, metrics):
-                state = "pruned"
+                status = TrialStatus.PRUNED
                 break
-        study.finish(number, state, metrics)  # type: ignore[arg-type]
-        made.update({"state": state, "metrics": metrics, "ended": 1010.0 + number, "reason": study.why(number)})
+        study.finish(number, status, metrics)
+        made.save(replace(snapshot, status=status, metrics=metrics, ended=1010.0 + number, reason=study.why(number)))
     summary = study.summary()
     summary["teacher"] = {**TEACHER, **teacher}
     folder.write_summary(summary)
@@ -184,12 +188,12 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
     assert f'<p class="figure">{gain:+.4f}' in page
     assert f'<p class="figure">{summary["winner"]["mean"] - 0.9:+.4f}' in page
     assert "14 % of what the teacher has" in page
-    default = next(one for one in folder.trials() if one.recipe.method == "kd" and one.status["origin"] == "published")
-    if default.status["state"] == "pruned":
+    default = next(one for one in folder.trials() if one.recipe.method == "kd" and one.snapshot.origin == "published")
+    if default.status == "pruned":
         assert f"kd as published (trial {default.number}) fell behind and was stopped" in page
         return
     leader = next((one for one in summary["leaders"] if one["number"] == default.number), None)
-    reached = leader["mean"] if leader is not None else default.status["metrics"][question.metric]
+    reached = leader["mean"] if leader is not None else default.snapshot.metrics[question.metric]
     assert f'<p class="figure">{summary["winner"]["mean"] - reached:+.4f}' in page
 
 

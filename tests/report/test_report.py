@@ -179,7 +179,7 @@ def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
         made = fabricated.trial(folder, asked, 30 + number, method, epochs=0, seed=seed, confirms=made.number)
         sample = {"method": method, "training.learning_rate": 0.05}
         write_text(made.path / "recipe.yaml", asked.recipe(sample, seed=seed).to_yaml())
-        made.update({"metrics": {"val/top1": value}})
+        fabricated.change(made, metrics={"val/top1": value})
     found = summary(leader("hcd", 0.98, 0.01), leader("scratch", 0.94, 0.01))
     studied = read_study(folder, asked, found)
     tie = paired_tie(studied)

@@ -58,7 +58,7 @@ def run(study: Study) -> list[Assignment]:
             if not study.report(step.number, rung, {"val/top1": value * rung / 27}):
                 state = "pruned"
                 break
-        study.finish(step.number, state, {"val/top1": value, "epoch": 27 if state == "complete" else rung})  # type: ignore[arg-type]
+        study.finish(step.number, state, {"val/top1": value, "epoch": 27 if state == "complete" else rung})
     assert step is None
     return done
 

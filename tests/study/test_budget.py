@@ -10,6 +10,7 @@ import pytest
 from heterokd.config import MOST_TRIALS, BudgetSettings, Experiment, load_experiment
 from heterokd.errors import ConfigError
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import Assignment
 from heterokd.study.budget import Spending
 from heterokd.study.study import Study
@@ -100,7 +101,7 @@ def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path:
     clock.now = 3601.0
     assert not study.report(first.number, 3, {"val/top1": 0.5})
     assert study.why(first.number) == "budget"
-    folder.trial(first.number).start(first.recipe, {"state": "paused", "reason": "budget"})
+    folder.trial(first.number).start(first.recipe, TrialSnapshot(TrialStatus.PAUSED, reason="budget"))
     study.finish(first.number, "pruned", {"val/top1": 0.5, "epoch": 3})
     assert study.next() is None
     standing = study.standing()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import fabricated
@@ -17,6 +18,7 @@ from scipy import stats
 
 from heterokd.report.page import write_report
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import Comparison, compare, compare_study, holm, power_of, seeds_needed, study_values
 
@@ -180,14 +182,13 @@ def made_study(folder: Path) -> StudyFolder:
     number = len(values)
     for found, (method, value) in values.items():
         trial = fabricated.trial(study, question, found, method)
-        trial.update({"metrics": {"val/top1": value + 0.1}})
+        fabricated.change(trial, metrics={"val/top1": value + 0.1})
         for seed in (1000, 2000, 3000) if found < 3 else ():
-            sample = trial.status["sample"]
+            sample = trial.snapshot.sample
             repeat = study.trial(number)
-            status = {"origin": "confirm", "confirms": found, "sample": sample, "state": "complete"}
-            repeat.start(question.recipe(sample, seed=seed), status)
+            snapshot = TrialSnapshot(TrialStatus.COMPLETE, "confirm", found, sample)
             noise = 0.01 * math.sin(seed) + 0.001 * math.cos(number)
-            repeat.update({"state": "complete", "metrics": {"val/top1": value + noise}})
+            repeat.start(question.recipe(sample, seed=seed), replace(snapshot, metrics={"val/top1": value + noise}))
             number += 1
     return study
 

@@ -14,6 +14,7 @@ import pytest
 from heterokd.config import Experiment, methods_of
 from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import SEED_STEP, Assignment
 from heterokd.study.sampler import STOP_AFTER
 from heterokd.study.study import Study
@@ -479,15 +480,15 @@ def test_a_result_that_the_database_missed_is_adopted_from_the_folder(folder):
     experiment = make_experiment(trials=4)
     study = Study(experiment, folder)
     lost = [study.next() for _ in range(4)]
-    states = [
-        {"state": "complete", "metrics": {"val/top1": 0.7}},
-        {"state": "failed", "metrics": {}},
-        {"state": "pruned", "metrics": {"val/top1": 0.1}},
-        {"state": "running"},
+    snapshots = [
+        TrialSnapshot(TrialStatus.COMPLETE, metrics={"val/top1": 0.7}),
+        TrialSnapshot(TrialStatus.FAILED),
+        TrialSnapshot(TrialStatus.PRUNED, metrics={"val/top1": 0.1}),
+        TrialSnapshot(),
     ]
-    for assignment, state in zip(lost, states, strict=True):
+    for assignment, snapshot in zip(lost, snapshots, strict=True):
         assert isinstance(assignment, Assignment)
-        folder.trial(assignment.number).start(assignment.recipe, state)
+        folder.trial(assignment.number).start(assignment.recipe, snapshot)
     (folder.trial(1).path / "error.txt").write_text("Traceback\nMemoryError: too large\n")
     study = reopen(experiment, folder)
     assert study.next() == lost[3]

@@ -25,6 +25,7 @@ from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.driver import Found, search
 from heterokd.execution.run import run_recipe
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.maintenance import list_caches, verify_cache
 from heterokd.teachers.cache_policy import CacheUse, open_cache
@@ -86,7 +87,7 @@ def trained(
     """The reports of one training, without times."""
     folder = TrialFolder(root.path / name)
     recipe = experiment.recipe(experiment.published(method))
-    folder.start(recipe, {})
+    folder.start(recipe, TrialSnapshot())
     run_recipe(recipe, folder, root, weights, lambda metrics: True, cache=cache)
     return [{key: value for key, value in report.items() if "time/" not in key} for report in folder.metrics()]
 
@@ -299,8 +300,7 @@ def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any
 def outcomes(found: Found) -> list[tuple[str, str, float]]:
     """State, sample and last validation loss of each trial."""
     return [
-        (trial.status["state"], str(trial.status["sample"]), trial.metrics()[-1]["val/loss"])
-        for trial in found.folder.trials()
+        (trial.status, str(trial.snapshot.sample), trial.metrics()[-1]["val/loss"]) for trial in found.folder.trials()
     ]
 
 
@@ -312,7 +312,7 @@ class Mapped:
 
     def __call__(self, event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
         try:
-            maps = Path(f"/proc/{trial.status['pid']}/maps").read_text()
+            maps = Path(f"/proc/{trial.snapshot.pid}/maps").read_text()
         except OSError:  # after its last report a trial's process may be gone
             maps = ""
         self.seen[trial.number] = self.seen.get(trial.number, False) or "000000.arrow" in maps

@@ -176,14 +176,14 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Workspace) ->
 
 def test_syncing_twice_and_resuming_log_nothing_twice(root: Workspace) -> None:
     runs = project(root)
-    made = fabricated.trial(runs.folder, runs.experiment, 3, state="running", epochs=2)
+    made = fabricated.trial(runs.folder, runs.experiment, 3, status="running", epochs=2)
     assert runs.sync(made)
     assert runs.sync(made)
 
     resumed = project(root)
     fabricated.report(made, 3)
     assert resumed.sync(made)
-    made.update({"state": "complete"})
+    fabricated.change(made, status="complete")
     assert resumed.sync(made)
     again = project(root)
     assert again.sync(made)
@@ -198,9 +198,9 @@ def test_syncing_twice_and_resuming_log_nothing_twice(root: Workspace) -> None:
 
 def test_failed_and_pruned_trials(root: Workspace) -> None:
     runs = project(root)
-    failed = fabricated.trial(runs.folder, runs.experiment, 0, state="failed", epochs=1)
+    failed = fabricated.trial(runs.folder, runs.experiment, 0, status="failed", epochs=1)
     (failed.path / "error.txt").write_text("Traceback\n  File x\nTrainingDiverged: train/kd is not finite\n")
-    pruned = fabricated.trial(runs.folder, runs.experiment, 1, state="pruned", epochs=1)
+    pruned = fabricated.trial(runs.folder, runs.experiment, 1, status="pruned", epochs=1)
     assert runs.sync(failed)
     assert runs.sync(pruned)
     found = all_runs(runs)
@@ -211,7 +211,7 @@ def test_failed_and_pruned_trials(root: Workspace) -> None:
     assert found["001-kd"].info.status == "FINISHED"
     assert found["001-kd"].data.tags["heterokd.pruned"] == "true"
 
-    pruned.update({"state": "running"})
+    fabricated.change(pruned, status="running")
     assert project(root).sync(pruned)
     going_on = all_runs(runs)["001-kd"]
     assert (going_on.info.status, going_on.data.tags["heterokd.pruned"]) == ("RUNNING", "false")
@@ -228,7 +228,7 @@ def test_a_number_used_again_for_another_recipe_is_another_run(root: Workspace) 
 
 def _search_until_killed(folder: str) -> None:
     runs = project(Workspace(Path(folder)))
-    runs.sync(fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1))
+    runs.sync(fabricated.trial(runs.folder, runs.experiment, 0, status="running", epochs=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -238,7 +238,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Workspace) -> None:
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     runs = project(root, fabricated.experiment("other"))
-    alive = fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1)
+    alive = fabricated.trial(runs.folder, runs.experiment, 0, status="running", epochs=1)
     assert runs.sync(alive)
     killed = project(root)
     assert {run.info.status for run in all_runs(killed).values()} == {"RUNNING"}
@@ -257,7 +257,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Workspace) -> None:
 @pytest.mark.parametrize("when", ["before a call", "during a call"])
 def test_a_store_that_goes_away_stops_nothing(root: Workspace, caplog: pytest.LogCaptureFixture, when: str) -> None:
     runs = project(root)
-    made = fabricated.trial(runs.folder, runs.experiment, 0, state="running", epochs=1)
+    made = fabricated.trial(runs.folder, runs.experiment, 0, status="running", epochs=1)
     assert runs.sync(made)
     uri, client = runs.uri, runs.client
     nobody = "http://127.0.0.1:9"
@@ -464,12 +464,12 @@ def served(root: Workspace) -> Iterator[str]:
 def test_the_pages_answer_and_take_runs_over_http(root: Workspace) -> None:
     question = fabricated.experiment()
     folder = fabricated.study(root, question)
-    made = fabricated.trial(folder, question, 0, state="running", epochs=1)
+    made = fabricated.trial(folder, question, 0, status="running", epochs=1)
     with served(root) as uri:
         assert open_store(root, uri + "/") == uri
         runs = StudyRuns(question, folder, uri, root.artifacts)
         assert runs.sync(made)
-        made.update({"state": "complete"})
+        fabricated.change(made, status="complete")
         assert runs.finish({"winner": {"number": 0, "mean": 0.1}})
     started = time.monotonic()
     assert not runs.sync(made)

@@ -54,7 +54,7 @@ def rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
 def test_every_report_is_in_the_table_once(study: StudyFolder) -> None:
     question, mlflow = asked("csv"), Lists()
     trackers = with_others(mlflow, question, study)
-    made = fabricated.trial(study, question, 0, state="running", epochs=1)
+    made = fabricated.trial(study, question, 0, status="running", epochs=1)
     assert trackers.sync(made)
     fabricated.report(made, 2)
     assert trackers.sync(made)

@@ -27,6 +27,7 @@ from browser import browser, needs_chromium, text_of
 from command_line import Run
 
 from heterokd.errors import TrackingError
+from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.study.assignment import Assignment
@@ -57,14 +58,13 @@ def fill(root: Workspace, *, is_registered: bool = False) -> StudyRuns:
         state = "pruned" if number == 4 else "complete"
         origin = "published" if number < 3 else "sampled"
         trial = folder.trial(number)
-        trial.start(question.recipe(sample), {"origin": origin, "confirms": None, "sample": sample})
+        trial.start(question.recipe(sample), TrialSnapshot(origin=origin, sample=sample))
         for epoch in range(1, 3 if state == "pruned" else 4):
             trial.append({"train/loss": 1 / epoch, "val/top1": epoch / 10 + number / 100, "epoch": epoch})
-        trial.update({"state": state, "student": {"params_m": 0.37}})
+        fabricated.change(trial, status=state, student={"params_m": 0.37})
         if number == 5:
             fabricated.save_weights(student, trial.weights)
-    again = fabricated.trial(folder, question, 7, "hcd", seed=1000, confirms=5, origin="confirm")
-    again.update({"state": "complete"})
+    fabricated.trial(folder, question, 7, "hcd", seed=1000, confirms=5, origin="confirm")
     for trial in runs.folder.trials():
         runs.sync(trial)
     if is_registered:

@@ -17,6 +17,7 @@ from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.errors import HeterokdError
 from heterokd.formatting import format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import compared, rungs
 
 FEWEST_LEADERS = 3
@@ -77,26 +78,25 @@ class SearchTerminal(Terminal):
     def _finished(self, trial: TrialFolder) -> str:
         standing = self.summary["standing"] if self.summary else {}
         planned = standing.get("planned", 0) + standing.get("confirmations_planned", 0)
-        status = trial.status
-        value = (status.get("metrics") or {}).get(self.metric)
+        snapshot = trial.snapshot
+        status, value = snapshot.status, snapshot.metrics.get(self.metric)
         reached = "" if value is None else f"{self.metric} {format_score(value)}"
-        state = status["state"]
-        if state == "pruned":
-            reached += f" at epoch {int(status['metrics']['epoch'])}"
+        if status == TrialStatus.PRUNED:
+            reached += f" at epoch {int(snapshot.metrics['epoch'])}"
             reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
             curve = [report[self.metric] for report in reports if self.metric in report]
-            if status.get("reason") == "behind" and len(curve) > 1:
+            if snapshot.reason == "behind" and len(curve) > 1:
                 reached += f", {format_score(fmean(curve))} on average"  # which a rung compares
-        if state == "failed" and trial.error:
+        if status.is_failure and trial.error:
             reached = trial.error.strip().splitlines()[-1]
-        repeated, what = status.get("confirms"), []
-        teacher = (status.get("sample") or {}).get(TEACHER)
+        repeated, what = snapshot.confirms, []
+        teacher = snapshot.sample.get(TEACHER)
         if teacher is not None:
             what.append(f"after {teacher}")
         if repeated is not None:
             what.append(f"seed {trial.recipe.training.seed} of trial {repeated}")
         place = f"[{_done(standing):>3}/{planned}] {trial.number:04d}"
-        return f"{place} {trial.recipe.method:<8} {state:<8} {reached}  {', '.join(what)}".rstrip()
+        return f"{place} {trial.recipe.method:<8} {status:<8} {reached}  {', '.join(what)}".rstrip()
 
     # --- the live view
 
@@ -201,7 +201,7 @@ class SearchTerminal(Terminal):
         recipe, reports = trial.recipe, trial.metrics()
         epochs = recipe.training.epochs
         epoch = int(reports[-1]["epoch"]) if reports else 0
-        repeated = trial.status.get("confirms")
+        repeated = trial.snapshot.confirms
         ahead = [rung for rung in rungs(self.experiment, epochs) if rung > epoch]
         if repeated is not None:
             what = f"seed {recipe.training.seed} of trial {repeated}"

@@ -11,6 +11,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.execution.planning.plan import question_of
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Plan
 from heterokd.study.plan.record import plan_file
 
@@ -44,11 +45,11 @@ class PlanRecorder:
         plan = Plan.from_json(known["plan"])
         seconds = self.before + time.time() - self.began
         price, by_device = self.experiment.cluster.price_per_hour, self.experiment.search.budget.price
-        trials = [trial.status for trial in self.folder.trials()]
-        spans = [one["ended"] - one["began"] for one in trials if "ended" in one and "began" in one]
+        trials = [trial.snapshot for trial in self.folder.trials()]
+        spans = [one.seconds for one in trials if one.seconds is not None]
         costs = known["costs"]
         share = costs["gpus"] or costs["cpus"]
-        repeated = [one for one in trials if one.get("confirms") is not None]
+        repeated = [one for one in trials if one.confirms is not None]
         # On resume the teachers already exist, so reuse the recorded time.
         teacher = max(self.teacher_seconds, float(known.get("actual", {}).get("teacher_seconds", 0.0)))
         at_work = teacher * (1.0 if costs["gpus"] else costs["cpus"] * costs["parallel"])
@@ -60,7 +61,7 @@ class PlanRecorder:
             "device_hours": device_hours,
             "money": money if price is None else seconds / 3600 * price,
             "trainings": len(trials) - len(repeated),
-            "pruned": sum(one.get("state") == "pruned" for one in trials),
+            "pruned": sum(one.status == TrialStatus.PRUNED for one in trials),
             "repeated": len(repeated),
             "disk": sum(file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()),
             "ratio": seconds / plan.seconds.expected,
@@ -68,4 +69,4 @@ class PlanRecorder:
         write_text(plan_file(self.folder), json.dumps({**known, "actual": actual}, indent=1))
 
     def _finished(self) -> int:
-        return sum(trial.status.get("state") != "running" for trial in self.folder.trials())
+        return sum(trial.status != TrialStatus.RUNNING for trial in self.folder.trials())

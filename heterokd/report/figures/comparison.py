@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from heterokd.report.figures.history import Dot, Level, scale, scatter
 from heterokd.report.figures.palette import STUDENT
 from heterokd.report.figures.svg import INK, LOOKS, SOFT, Vector
+from heterokd.storage.trial_status import TrialStatus
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,12 @@ def draw_glance(title: str, description: str, rows: Sequence[Row], metric: str) 
 
 def draw_strips(title: str, description: str, strips: Sequence[Strip], levels: Sequence[Level], metric: str) -> str:
     """Every trial of each method a dot, the confirmed mean with its interval, the published setting marked."""
-    values = [dot.value for strip in strips for dot in strip.dots if dot.mark == "complete" and dot.value is not None]
+    values = [
+        dot.value
+        for strip in strips
+        for dot in strip.dots
+        if dot.mark == TrialStatus.COMPLETE and dot.value is not None
+    ]
     values += [end for strip in strips for end in (strip.low, strip.high, strip.mean) if end is not None]
     rest = [dot.value for strip in strips for dot in strip.dots if dot.value is not None]
     shown = scale(values + [level.value for level in levels], rest)

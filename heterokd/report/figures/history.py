@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from heterokd.report.figures.palette import STUDENT
 from heterokd.report.figures.svg import FAILED, FAINT, INK, LOOKS, SOFT, Vector
-
-Mark = Literal["complete", "pruned", "failed"]
+from heterokd.storage.trial_status import TrialStatus
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,13 @@ class Dot:
 
     Attributes:
         number: of the trial.
-        mark: trained to the end, stopped early, or failed.
+        mark: complete, pruned (whatever stopped it early) or failed.
         value: of the metric at its end; None where there is none.
         tip: what is said of it when it is pointed at.
     """
 
     number: int
-    mark: Mark
+    mark: TrialStatus
     value: float | None
     tip: str
 
@@ -130,21 +129,27 @@ def scatter(
     for dot in dots:
         value = shown.low if dot.value is None or not math.isfinite(dot.value) else shown.held(dot.value)
         mark: str = dot.mark
-        if mark == "pruned" and value != dot.value:
+        if dot.mark == TrialStatus.PRUNED and value != dot.value:
             mark = "below" if value == shown.low else "above"
         kinds.setdefault(mark, _Marks()).add(places[dot.number], shown.inside(value), dot.tip)
     looks: dict[str, dict[str, Any]] = {
         "below": {"marker": "v" if upright else "<", **_BEYOND},
         "above": {"marker": "^" if upright else ">", **_BEYOND},
-        "pruned": {"marker": "o", "facecolors": "#FFFFFF", "edgecolors": "#8C8C8C", "s": 13, "label": "stopped early"},
-        "complete": {
+        TrialStatus.PRUNED: {
+            "marker": "o",
+            "facecolors": "#FFFFFF",
+            "edgecolors": "#8C8C8C",
+            "s": 13,
+            "label": "stopped early",
+        },
+        TrialStatus.COMPLETE: {
             "marker": "o",
             "facecolors": SOFT,
             "edgecolors": "#FFFFFF",
             "s": 20,
             "label": "to the end",
         },
-        "failed": {"marker": "x", "color": FAILED, "s": 22, "label": "failed"},
+        TrialStatus.FAILED: {"marker": "x", "color": FAILED, "s": 22, "label": "failed"},
     }
     for kind, look in looks.items():
         if kind in kinds:
@@ -159,7 +164,7 @@ def draw_history(
     title: str, description: str, dots: Sequence[Dot], levels: Sequence[Level], metric: str, *, maximise: bool
 ) -> str:
     """The trials of a search in the order in which they began, and the best value so far."""
-    complete = [dot for dot in dots if dot.mark == "complete" and dot.value is not None]
+    complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
     shown = scale(
         [dot.value for dot in complete if dot.value is not None] + [level.value for level in levels],
         [dot.value for dot in dots if dot.value is not None],

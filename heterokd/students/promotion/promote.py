@@ -26,6 +26,7 @@ from heterokd.methods import BASELINE
 from heterokd.networks.network import deployable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.students.export.export import try_export
 from heterokd.students.promotion.aliases import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
@@ -161,10 +162,9 @@ class _Promotion:
     def _asked_for(self, number: int) -> tuple[TrialFolder, str | None]:
         """The trial that the user names, trained to its end."""
         trial = self.folder.trial(number)
-        state = trial.status.get("state")
-        if state != "complete" or not trial.weights.exists():
+        if trial.status != TrialStatus.COMPLETE or not trial.weights.exists():
             leaders = ", ".join(str(one["number"]) for one in self.summary.get("leaders", ())) or "none"
-            known = f"is {state}" if state else "does not exist"
+            known = f"is {trial.status}" if trial.path.exists() else "does not exist"
             raise PromotionError(
                 f"--trial {number}: trial {number} of study {self.folder.name!r} {known}, so there is no student of it "
                 f"to promote; its leaders are {leaders}"

@@ -11,6 +11,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.settings import MOST_TRIALS
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import REFERENCES, method_space
 from heterokd.study.confirmation import LEADER_SEEDS, share, share_after
 from heterokd.study.initial_trials import published_starts
@@ -154,10 +155,10 @@ def _left(counts: Counts, folder: StudyFolder) -> Counts:
     starts = list(counts.starts)
     done: Counter[str] = Counter()
     for trial in folder.trials():
-        status = trial.status
-        if status.get("state") in (None, "running"):
+        snapshot = trial.snapshot
+        if snapshot.status == TrialStatus.RUNNING:
             continue
-        origin = str(status.get("origin"))
+        origin = snapshot.origin
         done[origin] += 1
         if origin == "published" and trial.recipe.method in starts:
             starts.remove(trial.recipe.method)

@@ -94,7 +94,7 @@ def running(tmp_path: Path) -> Callable[[int], TrialFolder]:
     root = Workspace(tmp_path)
     question = fabricated.experiment(training={"epochs": 60})
     folder = fabricated.study(root, question)
-    return lambda number: fabricated.trial(folder, question, number, state="running", epochs=number % 9)
+    return lambda number: fabricated.trial(folder, question, number, status="running", epochs=number % 9)
 
 
 def drawn(what: RenderableType) -> list[str]:
@@ -116,7 +116,7 @@ def watching(trials: Callable[[int], TrialFolder], count: int, told: dict[str, A
         terminal("start", trials(number), before)
     now[0] = 60.0
     ended = trials(count)
-    ended.update({"state": "complete", "metrics": {"val/top1": 0.91, "epoch": 60}})
+    fabricated.change(ended, status="complete", metrics={"val/top1": 0.91, "epoch": 60})
     terminal("start", ended, before)
     terminal("finish", ended, told)
     now[0] = 90.0
@@ -215,7 +215,7 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
 def test_a_pipe_gets_whole_lines(running: Callable[[int], TrialFolder], capsys: pytest.CaptureFixture[str]) -> None:
     terminal = SearchTerminal(fabricated.experiment())
     failed = running(7)
-    failed.update({"state": "failed"})
+    fabricated.change(failed, status="failed")
     (failed.path / "error.txt").write_text("Traceback ...\nRuntimeError: " + "x" * 200)
     terminal("start", failed, summary())
     terminal("finish", failed, summary())
@@ -230,8 +230,8 @@ def test_a_line_says_whom_a_trial_followed_and_what_it_repeats(
 ) -> None:
     terminal = SearchTerminal(fabricated.experiment())
     ended = running(7)
-    told = {"state": "complete", "metrics": {"val/top1": 0.91, "epoch": 60}, "confirms": 3}
-    ended.update({**told, "sample": {"method": "kd", "teacher.network": "resnet50"}})
+    sample = {"method": "kd", "teacher.network": "resnet50"}
+    fabricated.change(ended, status="complete", metrics={"val/top1": 0.91, "epoch": 60}, confirms=3, sample=sample)
     terminal("start", ended, summary())
     terminal("finish", ended, summary())
     (line,) = capsys.readouterr().out.splitlines()
@@ -244,7 +244,8 @@ def test_a_line_says_what_a_rung_compared(
     terminal = SearchTerminal(fabricated.experiment())
     ended = running(8)
     curve = [report["val/top1"] for report in ended.metrics()]
-    ended.update({"state": "pruned", "reason": "behind", "metrics": {"val/top1": curve[-1], "epoch": len(curve)}})
+    metrics = {"val/top1": curve[-1], "epoch": len(curve)}
+    fabricated.change(ended, status="pruned", reason="behind", metrics=metrics)
     terminal("start", ended, summary())
     terminal("finish", ended, summary())
     (line,) = capsys.readouterr().out.splitlines()
@@ -344,7 +345,7 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
     assert said, text
     again = shlex.split(said[1])
     assert again == ["heterokd", *given, "--resume"]
-    kept = {trial.number: trial.status["state"] for trial in Workspace(file.parent / "my runs").study("tiny").trials()}
+    kept = {trial.number: trial.status for trial in Workspace(file.parent / "my runs").study("tiny").trials()}
     assert kept[0] == "complete"
 
     with screen([*HETEROKD, *given], file.parent) as second:
@@ -357,6 +358,6 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
         lines = third.text.rstrip().splitlines()
         assert "registry" in lines[-1] or "registry" in lines[-2], lines[-4:]
         assert "0000 scratch" not in "".join(line for line in lines if line.startswith("[")), "nothing twice"
-    states = [trial.status["state"] for trial in Workspace(file.parent / "my runs").study("tiny").trials()]
+    states = [trial.status for trial in Workspace(file.parent / "my runs").study("tiny").trials()]
     assert len(states) >= 6
     assert set(states) <= {"complete", "pruned"}

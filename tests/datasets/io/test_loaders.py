@@ -359,12 +359,12 @@ from pathlib import Path
 from heterokd.config import load_experiment
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.datasets.io.image_files import FileImages
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import Root
 
 decoded, real = [], FileImages.decode
 FileImages.decode = lambda images, place: (decoded.append(place), real(images, place))[1]
 experiment = load_experiment(sys.argv[1])
-splits = training_splits(open_splits(experiment.data), Workspace(Path(sys.argv[2])))
+splits = training_splits(open_splits(experiment.data), Root(Path(sys.argv[2])))
 loaders = recipe_loaders(experiment.recipe({"method": "scratch"}), splits)
 total = sum(float(batch.images.double().sum()) for batch in [*loaders.train.epoch(0), *loaders.val])
 print(len(decoded), len(splits.train) + len(splits.val), total)

@@ -22,6 +22,7 @@ from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.report.page import write_report
 from heterokd.report.tables import plan_table
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
@@ -157,9 +158,9 @@ def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None
         assert assignment != "wait"
         origins.append(assignment.origin)
         trial = folder.trial(assignment.number)
-        trial.start(assignment.recipe, {"origin": assignment.origin, "confirms": assignment.confirms})
+        snapshot = TrialSnapshot(TrialStatus.COMPLETE, assignment.origin, assignment.confirms)
+        trial.start(assignment.recipe, snapshot)
         study.finish(assignment.number, "complete", {"val/top1": (1 + assignment.number) / 20})  # scratch is worst
-        trial.update({"state": "complete"})
         left = count(experiment, {}, folder)
         assert left.done == len(origins)
         assert left.trainings == counts.trainings - len(origins)
@@ -193,7 +194,7 @@ def made_search(root: Workspace) -> tuple[Any, Any]:
     for number, (method, seconds) in enumerate((("scratch", 3.0), ("kd", 9.0))):
         trial = fabricated.trial(folder, question, number, method)
         spent = {"began": now - 30, "ended": now - 30 + seconds, "pid": number, "origin": "published"}
-        trial.update({**spent, "metrics": {"val/top1": 0.5}})
+        fabricated.change(trial, **spent, metrics={"val/top1": 0.5})
     return question, folder
 
 
