@@ -107,7 +107,8 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
     """A trained student, ready for use: images [B, 3, H, W] in [0, 1] to logits; normalisation is inside.
 
     Args:
-        source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial.
+        source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial or
+            of an export as safetensors.
         root: folder that holds all state.
 
     Returns:
@@ -118,6 +119,9 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
     """
     from heterokd.networks.network import deployable
     from heterokd.students.export.find import find_student
+    from heterokd.students.export.formats.safetensors import CONFIG, open_exported
 
+    if (Path(source) / CONFIG).is_file():
+        return deployable(open_exported(source))
     with find_student(open_workspace(str(root)), str(source)) as student:
         return deployable(student.network)

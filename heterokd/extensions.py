@@ -1,21 +1,25 @@
-"""Implementations by name: modules of a folder of heterokd, entry points of installed packages, `module:Name`.
+"""Classes that are looked up by name: of heterokd's folders, of installed packages, `module:Name`, of a user's file.
 
 Names are found without importing anything, so that a help text can list them; a class is imported when it is asked for.
+The class of a user's file (`./my_method.py:MyKD`) is made from the file's text, which travels with the settings that
+name it: `heterokd.config.extension`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.abc
+import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeGuard, TypeVar, cast
 
 from heterokd.errors import ConfigError, did_you_mean
 
@@ -76,8 +80,7 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
             KeyError: the name is not known.
             ConfigError: an installed package does not give what its entry point promises.
         """
-        module_name, _, class_name = self._base.partition(":")
-        base: type = getattr(importlib.import_module(module_name), class_name)
+        base = _named(self._base)
         entries = self._installed.get(name, [])
         if len(entries) + (name in self.builtin) > 1:
             owners = [_owner(entry) for entry in entries]
@@ -99,21 +102,18 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
-                f"{self._group}: {name!r} of {_owner(entry)} ({entry.value}) is no subclass of {module_name}."
-                f"{class_name}; mend or uninstall that package"
+                f"{self._group}: {name!r} of {_owner(entry)} ({entry.value}) is no subclass of "
+                f"{self._base.replace(':', '.')}; mend or uninstall that package"
             )
         return cast("type[T]", found)
 
 
 def the_subclass(module: ModuleType, base: type) -> type:
     """The one concrete subclass of `base` that a module defines."""
-    found = [
+    found: list[type] = [
         value
         for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-        and not inspect.isabstract(value)
+        if _is_own_class(value, module) and issubclass(value, base) and not inspect.isabstract(value)
     ]
     if len(found) != 1:
         raise ImportError(f"{module.__file__} must define exactly one {base.__name__}, found {len(found)}")
@@ -139,21 +139,103 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
     if not place or not name.isidentifier():
         forms = ", ".join((*known, "package.module:Name", "./file.py:Name"))
         raise ConfigError(f"{key}: {reference!r} names nothing; give one of {forms}")
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        raise ConfigError(f"{key}: {place} cannot be imported ({type(error).__name__}: {error}); correct it") from error
+    if place.endswith(".py"):
+        module = _module_of_text(place, read_source(place, key), key)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{key}: {place} cannot be imported ({reason}); correct it") from error
     if not hasattr(module, name):
         defined = [each for each, value in vars(module).items() if isinstance(value, type)]
         raise ConfigError(f"{key}: {place} has no {name!r}; {did_you_mean(name, defined)}")
     return getattr(module, name)
 
 
-def _import_file(file: Path) -> ModuleType:
-    spec = spec_from_file_location(f"heterokd_extension_{file.stem}", file.resolve())
-    assert spec is not None  # of a name that ends in .py
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+def read_source(file: str, key: str) -> str:
+    """Read a Python file, from the current directory.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{key}: there is no file {file}; paths begin where heterokd is run") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {file} cannot be read ({error}); give a Python file") from None
+
+
+def class_of_text(file: str, text: str, class_name: str, base: str, key: str) -> type:
+    """Return the class that a Python file defines. The same text gives the same class within a process.
+
+    Args:
+        file: what the text was read from, for messages and tracebacks.
+        text: of the file.
+        class_name: of the class.
+        base: `package.module:Class` of which it must be a subclass.
+        key: of the experiment that names it, for errors.
+
+    Raises:
+        ConfigError: the text is not valid Python, fails when it is imported, or defines no such class.
+    """
+    module = _module_of_text(file, text, key)
+    found = vars(module).get(class_name)
+    if not isinstance(found, type):
+        classes = [name for name, value in vars(module).items() if _is_own_class(value, module)]
+        hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
+        raise ConfigError(f"{key}: {file} defines no class {class_name!r}; {hint}")
+    if not issubclass(found, _named(base)):
+        raise ConfigError(f"{key}: {class_name} of {file} is no subclass of {base.replace(':', '.')}; make it one")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigError(f"{key}: {class_name} of {file} does not define {missing}; add it")
+    return found
+
+
+class _TextLoader(importlib.abc.SourceLoader):
+    """Import a module from a text; tracebacks and `inspect.getsource` find its lines through the loader."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self._file, self._text = file, text
+
+    def get_filename(self, fullname: str) -> str:
+        return self._file
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if path != self._file:
+            raise OSError(path)  # a cached bytecode file
+        return self._text.encode()
+
+
+def _module_of_text(file: str, text: str, key: str) -> ModuleType:
+    """Import a text once per process."""
+    name = f"heterokd_file_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _TextLoader(file, text)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None  # a loader is given
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: pydantic and dataclasses look annotations up in the module of their class.
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            raise ConfigError(f"{key}: {file}:{error.lineno}: is not valid Python ({error.msg}); correct it") from None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(f"{key}: {file} cannot be imported ({reason}); correct it") from error
     return module
+
+
+def _is_own_class(value: object, module: ModuleType) -> TypeGuard[type]:
+    return isinstance(value, type) and value.__module__ == module.__name__
+
+
+def _named(path: str) -> type:
+    module, _, name = path.partition(":")
+    found: type = getattr(importlib.import_module(module), name)
+    return found

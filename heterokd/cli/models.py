@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from heterokd.cli.options import AsJson, RootFolder, StudyName, print_json
-
-if TYPE_CHECKING:
-    from heterokd.students.export.formats import FormatName
+from heterokd.students.export.formats import FORMATS, format_named
 
 
 def promote(
@@ -61,22 +59,18 @@ def export(
         str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or the folder of a trial.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    format_name: Annotated[str, typer.Option("--format", help="onnx, pt2 or safetensors.")] = "onnx",
+    format_name: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Write a student as a file that runs without heterokd, checked on real images against what was trained."""
-    from heterokd.errors import ConfigError, did_you_mean
-
-    if format_name not in ("onnx", "pt2", "safetensors"):  # before the imports, which take seconds
-        known = ("onnx", "pt2", "safetensors")
-        raise ConfigError(f"--format {format_name}: there is no such format; {did_you_mean(format_name, known)}")
+    format_named(format_name)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.export.export import export_student
     from heterokd.students.export.find import find_student
 
     with find_student(open_workspace(root), student) as found:
-        written = export_student(found, cast("FormatName", format_name), out)
+        written = export_student(found, format_name, out)
     if as_json:
         print_json({**asdict(written), "record": str(out / "export.json")})
         return

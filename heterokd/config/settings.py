@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
@@ -17,7 +17,6 @@ from heterokd.tasks import TASKS, TaskName
 
 Sample = Mapping[str, Scalar]
 Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
-Objective = Metric | Literal["student/params_m", "student/latency_ms"]
 # YAML has names for neither: a path is written as a text, a tuple as a list.
 PathName = Annotated[Path, Strict(False)]
 LARGEST_SEED = 2**63 - 1
@@ -427,7 +426,49 @@ class BudgetSettings(Settings):
         return any(value is not None for value in (self.hours, self.gpu_hours, self.money))
 
 
-class SearchSettings(Settings):
+class CostLimits(Settings):
+    """Most that a student may cost; what is left out has no limit."""
+
+    max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="median of a forward at batch 1 on one core, in milliseconds"
+    )
+    limits: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of any other cost, as in {student/flops_g: 0.5}"
+    )
+
+    @field_validator("limits")
+    @classmethod
+    def _of_costs(cls, limits: dict[str, float]) -> dict[str, float]:
+        for key in limits:
+            _check_cost(key)
+            if f"max_{key.removeprefix(STUDENT)}" in cls.model_fields:
+                raise ValueError(f"{key}: is limited by max_{key.removeprefix(STUDENT)}")
+        return limits
+
+    @property
+    def cost_limits(self) -> dict[str, tuple[str, float]]:
+        """By cost, the key of its limit and the limit."""
+        found = {key.removeprefix(STUDENT): (f"limits.{key}", limit) for key, limit in self.limits.items()}
+        for name in ("params_m", "latency_ms"):
+            if (limit := getattr(self, f"max_{name}")) is not None:
+                found[name] = (f"max_{name}", limit)
+        return found
+
+
+STUDENT = "student/"
+"""Of the keys of costs, among objectives and limits."""
+
+
+def _check_cost(key: str) -> None:
+    from heterokd.networks.student_costs import STUDENT_COSTS
+
+    known = [f"{STUDENT}{name}" for name in STUDENT_COSTS]
+    if key not in known:
+        raise ValueError(f"{key}: there is no such cost of a student; {did_you_mean(key, known)}")
+
+
+class SearchSettings(CostLimits):
     """How the study goes about it."""
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
@@ -438,12 +479,8 @@ class SearchSettings(Settings):
     metric: Metric | None = Field(
         None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
     )
-    objectives: Annotated[tuple[Objective, ...], Strict(False)] = Field(
-        (), description="the metric and what else counts: student/params_m, student/latency_ms; the metric alone: none"
-    )
-    max_params_m: float | None = Field(None, gt=0, description="leave larger students out, in millions of parameters")
-    max_latency_ms: float | None = Field(
-        None, gt=0, description="leave slower students out: a forward at batch 1 on one core, in milliseconds"
+    objectives: Names = Field(
+        (), description="the metric and costs: student/params_m, student/latency_ms, student/flops_g; none: the metric"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
     warm_start_from: Names = Field((), description="finished studies of similar pairs: begin with what won there")
@@ -471,12 +508,13 @@ class SearchSettings(Settings):
 
     @field_validator("objectives")
     @classmethod
-    def _metric_first(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
-        if objectives and not objectives[0].startswith("val/"):
+    def _metric_first(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if objectives and objectives[0] not in get_args(Metric):
             raise ValueError(f"begin with the metric, as in [val/top1, {objectives[0]}]")
-        more = [objective for objective in objectives[1:] if objective.startswith("val/")]
-        if more:
-            raise ValueError(f"{more[0]}: beside the one metric stand student/params_m and student/latency_ms")
+        for objective in objectives[1:]:
+            if objective in get_args(Metric):
+                raise ValueError(f"{objective}: the list begins with the one metric, costs of the student follow")
+            _check_cost(objective)
         if len(set(objectives)) != len(objectives):
             raise ValueError("the list names an objective twice")
         return objectives
@@ -488,8 +526,8 @@ class SearchSettings(Settings):
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """What a student shall have little of: `params_m`, `latency_ms`."""
-        return tuple(objective.removeprefix("student/") for objective in self.objectives[1:])
+        """Costs of the student that count beside the metric, by name: `params_m`."""
+        return tuple(objective.removeprefix(STUDENT) for objective in self.objectives[1:])
 
     @model_validator(mode="before")
     @classmethod
@@ -564,11 +602,9 @@ class ClusterSettings(Settings):
         return sum(node.count * node.price_per_hour for node in self.nodes.values()) if self.nodes else None
 
 
-class PromotionSettings(Settings):
+class PromotionSettings(CostLimits):
     """What a student must reach to become champion."""
 
     min_gain: float = Field(0.0, ge=-1, le=1, description="top-1 or mIoU on test above the champion (or scratch)")
-    max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
-    max_latency_ms: float | None = Field(None, gt=0, description="median of a forward at batch 1, in milliseconds")
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")
     export_parity: bool = Field(False, description="the student must export to ONNX, and the file agree with it")

@@ -25,7 +25,7 @@ from heterokd.networks.network import predict_spec
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
-from heterokd.training.latency import known_latency_ms, parameters_m
+from heterokd.training.student_costs import parameters_m, student_cost
 from heterokd.training.train import Report
 
 FAMILIES = {
@@ -245,7 +245,7 @@ def _students(
             speed = ""
             if limits.max_latency_ms is not None:
                 # Remembered, so that the search weighs it the same.
-                latency = known_latency_ms(NetworkSettings(network=name), classes, (size, size), size, root)
+                latency = student_cost("latency_ms", NetworkSettings(network=name), classes, (size, size), size, root)
                 speed = f", {latency:.2f} ms"
                 if latency > limits.max_latency_ms:
                     if named:

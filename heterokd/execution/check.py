@@ -11,7 +11,6 @@ import yaml
 from heterokd.config.experiment import Experiment, Recipe, ends, methods_of, pairing
 from heterokd.config.settings import DataSettings, NetworkSettings
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
-from heterokd.execution.student_costs import Candidates, weigh_students
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network, predict_spec
 from heterokd.outputs import OutputSpec
@@ -19,6 +18,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import _given_teacher
 from heterokd.training.data import open_splits
+from heterokd.training.student_costs import Candidates, weigh_students
 
 
 def check_experiment(experiment: Experiment) -> dict[str, str]:

@@ -15,8 +15,8 @@ from heterokd.errors import ConfigError, PairError
 from heterokd.execution import autoscaler as autoscaling
 from heterokd.execution.ray_settings import ray
 from heterokd.training.data import open_splits
-from heterokd.training.latency import parameters_m
 from heterokd.training.memory import estimate_memory
+from heterokd.training.student_costs import parameters_m
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import CheckpointError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.samples import draw_method, draw_samples
@@ -32,8 +33,8 @@ from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import deciding, image_results, predict
-from heterokd.training.latency import known_latency_ms, parameters_m
 from heterokd.training.precision import time_step
+from heterokd.training.student_costs import student_cost
 from heterokd.training.task_modules import SegmentationTask, build_task, iou_per_class
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
@@ -118,16 +119,17 @@ def _first_with_figure(summary: Mapping[str, Any]) -> dict[str, int]:
 def _weigh(
     made: Measured, experiment: Experiment, root: Workspace, winner: TrialFolder, classes: int
 ) -> dict[str, str]:
-    """Parameters and latency of teacher and student."""
+    """Costs of teacher and student; none that is timed of a network that is slow."""
     data, recipe = experiment.data, winner.recipe
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
-        params_m = parameters_m(settings, classes, data.image_size)
-        made.networks[name] = {"network": settings.network, "params_m": params_m, "latency_ms": None}
-    for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
         network = build_network(settings.network, classes, settings.options, image_size=data.image_size).eval()
-        if time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") < SLOW:
-            latency = known_latency_ms(settings, classes, data.view_size, data.image_size, root)
-            made.networks[name]["latency_ms"] = latency
+        is_slow = time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
+        made.networks[name] = {"network": settings.network}
+        for cost, kind in STUDENT_COSTS.items():
+            known = None
+            if not (kind.is_timed and is_slow):
+                known = student_cost(cost, settings, classes, data.view_size, data.image_size, root)
+            made.networks[name][cost] = known
     return {}
 
 

@@ -15,6 +15,7 @@ from heterokd import __version__
 from heterokd.config.experiment import Experiment
 from heterokd.errors import UserError
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import search_charts as charts
 from heterokd.report import student_charts, tables, wording
 from heterokd.report.cards import cards, paired_tie
@@ -59,6 +60,7 @@ def page_content(
     measured = _measured(folder, winner)
     option = _root_option(folder, root)
     trials, left_out = tables.trial_rows(studied)
+    network_costs, networks = tables.network_rows(measured)
     recipe_file = None if winner is None else folder.trial(int(winner["number"])).path / "recipe.yaml"
     return {
         "name": experiment.name,
@@ -82,14 +84,15 @@ def page_content(
         "methods": tables.method_rows(studied),
         "method_chart": _with_markup(charts.methods(studied)),
         "fronts": [_with_markup(one) for one in student_charts.fronts(studied, measured)],
-        "front": summary.get("front") or (),
-        "costs": experiment.search.costs,
+        "front": tables.front_rows(experiment, summary.get("front") or ()),
+        "costs": [STUDENT_COSTS[key].label() for key in experiment.search.costs],
         "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
         "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
         "seen": [_with_markup(one) for one in student_charts.seen(studied, measured)],
         "pictures": tables.embedded_pictures(folder, tables.DRAWN if measured is not None else ("cka",)),
         "plan": tables.plan_table(folder),
-        "networks": tables.network_rows(measured),
+        "network_costs": network_costs,
+        "networks": networks,
         "notes": wording.notes(summary),
         "failures": tables.failure_rows(studied),
         "trials": trials,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from heterokd.formatting import join_words, metric_name
 from heterokd.methods import BASELINE
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.figures.comparison import Member, draw_front
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.svg import Vector
@@ -18,8 +20,8 @@ def fronts(studied: Studied, measured: Measured | None) -> list[Chart]:
     """Accuracy against each cost, where costs count; the teacher stands beside the students if it was weighed."""
     found = []
     for key in studied.experiment.search.costs:
-        name = "parameters" if key == "params_m" else "latency"
-        found.append(chart(f"front-{name}", f"Accuracy and {name}", lambda key=key: _front(studied, measured, key)))  # type: ignore[misc]
+        name = STUDENT_COSTS[key].name
+        found.append(chart(f"front-{name.lower()}", f"Accuracy and {name}", partial(_front, studied, measured, key)))
     return found
 
 
@@ -37,7 +39,7 @@ def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, 
     teacher = (measured.networks.get("teacher") or {}).get(key) if measured is not None else None
     if teacher and "teacher" in studied.levels:
         shown.append(Member("teacher", teacher, studied.levels["teacher"], False, "teacher"))
-    cost = "million parameters" if key == "params_m" else "ms an image on one core"
+    cost = STUDENT_COSTS[key].label()
     metric = f"{metric_name(studied.summary['metric'])} to expect on val"
     names = join_words([one["student"] for one in members])
     none = (
@@ -45,8 +47,7 @@ def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, 
     )
     caption = f"{names} {none} (filled); others cost more and reach less (hollow). Each can be promoted: --trial N."
     title = f"{metric} against {cost}"
-    name = "front-parameters" if key == "params_m" else "front-latency"
-    return draw_front(name, title, caption, shown, cost, metric), caption
+    return draw_front(f"front-{STUDENT_COSTS[key].name.lower()}", title, caption, shown, cost, metric), caption
 
 
 def seen(studied: Studied, measured: Measured | None) -> list[Chart]:

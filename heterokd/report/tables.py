@@ -10,6 +10,7 @@ from typing import Any
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.formatting import format_duration, format_interval, format_sample, format_score
 from heterokd.methods import BASELINE, METHODS
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import Studied, Tried
 from heterokd.storage.files import read_json
@@ -149,19 +150,24 @@ def failure_rows(studied: Studied) -> list[dict[str, Any]]:
     ]
 
 
-def network_rows(measured: Measured | None) -> list[dict[str, Any]]:
-    """Teacher and student side by side; empty where they were not weighed."""
+def front_rows(experiment: Experiment, front: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The Pareto front, each student with the costs that count."""
+    return [{**member, "costs": _figures(member, experiment.search.costs)} for member in front]
+
+
+def network_rows(measured: Measured | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Labels of the costs that were measured, and teacher and student with theirs; both empty where neither was."""
     if measured is None or "teacher" not in measured.networks:
-        return []
-    return [
-        {
-            "name": name,
-            "network": own["network"],
-            "params": f"{own['params_m']:.3g}",
-            "latency": "" if own["latency_ms"] is None else f"{own['latency_ms']:.3g}",
-        }
-        for name, own in measured.networks.items()
-    ]
+        return [], []
+    networks = measured.networks
+    costs = [key for key in STUDENT_COSTS if any(own.get(key) is not None for own in networks.values())]
+    rows = [{"name": name, "network": own["network"], "costs": _figures(own, costs)} for name, own in networks.items()]
+    return [STUDENT_COSTS[key].label() for key in costs], rows
+
+
+def _figures(known: Mapping[str, Any], costs: Sequence[str]) -> list[str]:
+    """Costs of a student with as many digits as each is shown; empty where one is not known."""
+    return ["" if known.get(key) is None else f"{known[key]:.{STUDENT_COSTS[key].digits}g}" for key in costs]
 
 
 def embedded_pictures(folder: StudyFolder, drawn: Sequence[str] = DRAWN) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from heterokd.execution.auto import FAMILIES, Limits, propose
 from heterokd.execution.check import check_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
-from heterokd.training.latency import parameters_m
+from heterokd.training.student_costs import parameters_m
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_a_tracker_of_a_file_that_raises_costs_a_warning(
     [
         ("cvs", "tracking.also: 'cvs' names nothing; give one of csv, package.module:Name, ./file.py:Name"),
         ("heterokd.trackers:X", "tracking.also: heterokd.trackers cannot be imported"),
-        ("./absent.py:X", "tracking.also: ./absent.py cannot be imported (FileNotFoundError"),
+        ("./absent.py:X", "tracking.also: there is no file ./absent.py; paths begin where heterokd is run"),
         ("heterokd.tracking.csv:CsvTraker", "has no 'CsvTraker'; did you mean 'CsvTracker'?"),
         ("heterokd.tracking.csv:COLUMNS", "tracking.also: heterokd.tracking.csv:COLUMNS cannot be constructed"),
     ],

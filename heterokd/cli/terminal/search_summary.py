@@ -9,6 +9,7 @@ from typing import Any
 from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.formatting import format_score, metric_name
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.wording import notes, verdict
 from heterokd.training.teacher import TeacherCard
 
@@ -47,7 +48,7 @@ def closing(
     terminal.show(leader_table(summary, 6 if not front else 4))
     terminal.say(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
     for member in front[:MOST_FRONT]:
-        spent = ", ".join(f"{key} {member[key]:.3g}" for key in costs)
+        spent = ", ".join(STUDENT_COSTS[key].figure(member[key]) for key in costs)
         terminal.say(f"front    {member['student']}: {member['method']} {format_score(member['expected'])}, {spent}")
     if len(front) > MOST_FRONT:
         terminal.say(f"         and {len(front) - MOST_FRONT} more on the page")

@@ -6,5 +6,6 @@
 Nothing is kept that was not checked: what was written is opened again from its file, and its logits for real images of
 the study's val split, one and five at a time, are compared with those of the trained student.
 
-`sources` finds the student, `formats` writes and opens files, `checking` compares, `exporting` does it all.
+`find` finds the student, `formats` has a file for each format (`format` is their contract), `parity` compares,
+`export` does it all.
 """

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import logging
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +22,21 @@ import torch
 from filelock import FileLock
 
 from heterokd.datasets.io.split import Splits
-from heterokd.errors import ConfigError, ExportError
+from heterokd.errors import ConfigError, ExportError, NetworkError
 from heterokd.networks.network import AnyNetwork, deployable
+from heterokd.networks.segmentation import SegmentationNetwork
+from heterokd.networks.timing import Timing, time_call
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
 from heterokd.students.export.find import Student
-from heterokd.students.export.formats import FORMATS, INPUT, OUTPUT, FormatName, Written
-from heterokd.students.export.parity import Parity, compare_with_student, parity_images
+from heterokd.students.export.format import INPUT, OUTPUT, ExportFormat, ToWrite
+from heterokd.students.export.formats import FORMATS, format_named
+from heterokd.students.export.parity import Parity, Written, compare_with_student, parity_images
 from heterokd.tasks import TASKS, task_of
-from heterokd.training.timing import Timing, time_call
 
 RECORD = "export.json"
+EXPORTERS = ("torch.export", "torch._export", "torch.onnx", "onnxscript", "onnx_ir")
+"""Loggers of what writes graphs."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Exported:
     """
 
     folder: Path
-    format: FormatName
+    format: str
     files: tuple[str, ...]
     size_mb: float
     parity: Parity
@@ -55,21 +66,25 @@ class Exported:
     opened_with: str
 
 
-def export_student(student: Student, format_name: FormatName, out: Path) -> Exported:
+def export_student(
+    student: Student, format_name: str, out: Path, formats: Mapping[str, type[ExportFormat]] = FORMATS
+) -> Exported:
     """Write a student in one format; export.json beside the files says what they are and what was measured.
 
     Several formats of one student share a folder. Files appear when they are checked, whole or not at all.
 
     Args:
         student: what `find_student` gives.
-        format_name: one of `FORMATS`.
+        format_name: a name of `formats`.
         out: a folder, made if need be.
+        formats: by name.
 
     Raises:
         NetworkError: the exporter cannot write this network down.
         ExportError: what it wrote disagrees with the trained student.
-        ConfigError: the folder holds another student's export, or cannot be written.
+        ConfigError: there is no such format; the folder holds another student's export, or cannot be written.
     """
+    kind = format_named(format_name, formats)()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; give a folder")
     try:
@@ -80,7 +95,7 @@ def export_student(student: Student, format_name: FormatName, out: Path) -> Expo
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
             folder = Path(partial_folder)
             view, images = student.recipe.data.view_size, parity_images(student.splits.val)
-            written, parity = _write(student.network, view, student_card(student), folder, format_name, images)
+            written, parity = _write(kind, student.network, view, student_card(student), folder, images)
             exported = _measure(student, format_name, written, parity, out, folder)
             record = _record(student, exported, written, folder, known)
             for name in exported.files:
@@ -91,21 +106,28 @@ def export_student(student: Student, format_name: FormatName, out: Path) -> Expo
     return exported
 
 
-def try_export(network: AnyNetwork, splits: Splits, view: tuple[int, int], format_name: FormatName) -> Parity:
+def try_export(
+    network: AnyNetwork,
+    splits: Splits,
+    view: tuple[int, int],
+    format_name: str,
+    formats: Mapping[str, type[ExportFormat]] = FORMATS,
+) -> Parity:
     """Whether a student can be written and agrees with what was written; no file is kept.
 
     Args:
         network: the trained student, in evaluation mode.
         splits: its data set; val gives the images.
         view: height and width of its training views.
-        format_name: one of `FORMATS`.
+        format_name: a name of `formats`.
+        formats: by name.
 
     Raises:
         NetworkError: the exporter cannot write this network down.
     """
-    card = network_card(network, splits, view)
+    card, kind = network_card(network, splits, view), format_named(format_name, formats)()
     with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
-        return _write(network, view, card, Path(folder), format_name, parity_images(splits.val))[1]
+        return _write(kind, network, view, card, Path(folder), parity_images(splits.val))[1]
 
 
 def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, Any]:
@@ -141,28 +163,70 @@ def student_card(student: Student) -> dict[str, Any]:
 
 
 def _write(
+    kind: ExportFormat,
     network: AnyNetwork,
     view: tuple[int, int],
     card: dict[str, Any],
     folder: Path,
-    format_name: FormatName,
     images: torch.Tensor,
 ) -> tuple[Written, Parity]:
-    """Write and compare; a graph for any size that is right for one alone (UPerNet's pools in ONNX) is made for it."""
-    written = FORMATS[format_name](network, view, card, folder, False)
-    parity = compare_with_student(network, written, images)
-    if parity.agrees or written.size is not None or format_name == "safetensors":
-        return written, parity
-    written = FORMATS[format_name](network, view, card, folder, True)
-    return written, compare_with_student(network, written, images)
+    """Write, open and compare, for images of any size if that works, else of one; the last attempt, right or not."""
+    failed: Exception | None = None
+    compared: tuple[Written, Parity] | None = None
+    for size in _sizes(kind, network, view):
+        example = torch.rand(2, 3, *(size or view), generator=torch.Generator().manual_seed(0))
+        with _silent():
+            try:
+                kind.write(ToWrite(network, example, size is None, card), folder)
+            except OSError:
+                raise  # a full disk is not the network's fault
+            except Exception as error:  # noqa: BLE001 - exporters raise whatever they trip over
+                failed = error
+                continue
+            written = Written(kind, size, kind.open(folder))
+        compared = written, compare_with_student(network, written, images)
+        # UPerNet's pools in ONNX: a graph for any size that is right for one alone.
+        if compared[1].agrees:
+            break
+    if compared is not None:
+        return compared
+    reason = (str(failed).strip().splitlines() or [type(failed).__name__])[0][:200].rstrip(".")
+    raise NetworkError(
+        f"network {network.name!r}: cannot be written as {', '.join(kind.files)} ({reason}); "
+        "export it with --format safetensors, which always works, or choose another student"
+    ) from failed
 
 
-def _measure(
-    student: Student, format_name: FormatName, written: Written, parity: Parity, out: Path, folder: Path
-) -> Exported:
+def _sizes(kind: ExportFormat, network: AnyNetwork, view: tuple[int, int]) -> list[tuple[int, int] | None]:
+    """Sizes of images to write for, in this order until one works; None: any."""
+    if not isinstance(network, SegmentationNetwork):
+        return [(network.spec.image_size, network.spec.image_size)]
+    if not kind.is_graph:
+        return [None]
+    # A map of one pixel is another graph, see `tracking.students.graph_size`.
+    return [None, view] if network.any_size and min(view) > network.multiple else [view]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the exporters' remarks off the terminal; what they raise comes through."""
+    loggers = [logging.getLogger(name) for name in EXPORTERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _measure(student: Student, format_name: str, written: Written, parity: Parity, out: Path, folder: Path) -> Exported:
     if not parity.agrees:
         raise ExportError(
-            f"{out / written.files[0]}: its logits differ from the trained student's by {parity.difference:.3g} on "
+            f"{out / written.kind.files[0]}: its logits differ from the student's by {parity.difference:.3g} on "
             f"images of val, {parity.tolerance:.3g} are allowed; it is not kept, use another --format"
         )
     spec = student.network.spec
@@ -171,13 +235,13 @@ def _measure(
     return Exported(
         folder=out,
         format=format_name,
-        files=written.files,
-        size_mb=sum((folder / name).stat().st_size for name in written.files) / 1e6,
+        files=written.kind.files,
+        size_mb=sum((folder / name).stat().st_size for name in written.kind.files) / 1e6,
         parity=parity,
-        latency=time_call(partial(written.run, image)),
+        latency=time_call(partial(written.opened.run, image)),
         torch_latency=time_call(partial(deployable(student.network), image)),
         image=(int(image.shape[-2]), int(image.shape[-1])),
-        opened_with=written.opened_with,
+        opened_with=written.opened.opened_with,
     )
 
 
@@ -186,19 +250,19 @@ def _record(
 ) -> dict[str, Any]:
     """The content of export.json: that of formats written before is kept."""
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in written.files
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in written.kind.files
     }
     height, width = written.size or ("height", "width")
     entry = {
         "files": files,
-        "opened_with": written.opened_with,
+        "opened_with": written.opened.opened_with,
         "input": {
             "name": INPUT,
             "shape": ["batch", 3, height, width],
             "dtype": "float32",
             "colour": "RGB",
             "range": [0, 1],
-            "normalisation_inside": written.normalised_inside,
+            "normalisation_inside": written.opened.normalises,
             "resize": "bilinear, antialiased, to the shape above, before it is given",
         },
         "output": {
@@ -207,9 +271,14 @@ def _record(
             "meaning": "logits: softmax over the second axis gives probabilities of class_names",
         },
         "parity": {**asdict(exported.parity), "images": f"val of {student.recipe.data.dataset}"},
-        "latency": {"runtime": written.runtime, "image": list(exported.image), "batch": 1, **asdict(exported.latency)},
+        "latency": {
+            "runtime": written.kind.runtime,
+            "image": list(exported.image),
+            "batch": 1,
+            **asdict(exported.latency),
+        },
         "torch_latency": {"image": list(exported.image), "batch": 1, **asdict(exported.torch_latency)},
-        "versions": dict(written.versions),
+        "versions": {name: version(name) for name in written.kind.libraries},
     }
     formats = {**known.get("formats", {}), exported.format: entry}
     parameters = sum(parameter.numel() for parameter in student.network.parameters())

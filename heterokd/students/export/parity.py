@@ -14,13 +14,28 @@ from heterokd.datasets.io.split import Split
 from heterokd.errors import ExportError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.segmentation import SegmentationNetwork
-from heterokd.students.export.formats import Written
+from heterokd.students.export.format import ExportFormat, Opened
 from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
 """Largest difference between a logit of the file and of the student, where logits are at most 1; it grows with them.
 Other kernels add in another order: float32 keeps seven digits, and tens of layers cost two of them."""
 BATCHES = (1, 5)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Files of a student, opened again.
+
+    Attributes:
+        kind: their format.
+        size: height and width of the only images that they take; None: any.
+        opened: what they give.
+    """
+
+    kind: ExportFormat
+    size: tuple[int, int] | None
+    opened: Opened
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,10 @@ def compare_with_student(network: AnyNetwork, written: Written, images: Tensor) 
                 trained = network(batch).logits
                 if trained.dim() == 4:
                     trained = upsample(trained, batch.shape[-2:])
-                got = written.run(batch)
+                got = written.opened.run(batch)
             if got.shape != trained.shape:
                 raise ExportError(
-                    f"{written.files[0]}: gives logits {tuple(got.shape)} for {count} image(s), the student "
+                    f"{written.kind.files[0]}: gives logits {tuple(got.shape)} for {count} image(s), the student "
                     f"{tuple(trained.shape)}; it is not kept"
                 )
             apart = (trained - got).abs().max()

@@ -24,6 +24,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
 from heterokd.methods import BASELINE
 from heterokd.networks.network import deployable
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialStatus
@@ -39,10 +40,8 @@ from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, open_store, pages, quiet
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import image_results
-from heterokd.training.latency import latency_ms
 from heterokd.training.paired_tests import ImageResults
 from heterokd.training.task_modules import Task, build_task, upsample
-from heterokd.training.timing import RUNS, THREADS
 
 PARITY = 1e-4
 """Largest difference between a logit of the registered model and of the trained student."""
@@ -313,20 +312,15 @@ class _Promotion:
         return trial
 
     def _limits(self, candidate: _Candidate, settings: PromotionSettings) -> Iterator[Gate]:
+        limits = {name: limit for name, (_, limit) in settings.cost_limits.items()}
+        size = candidate.recipe.data.view_size
+        for name in dict.fromkeys(("params_m", "latency_ms", *limits)):
+            cost = STUDENT_COSTS[name]()
+            measured = cost.measure(candidate.model, size)
+            yield _limited(cost.label(), limits.get(name), measured, cost.conditions(size))
         state = [*candidate.model.parameters(), *candidate.model.buffers()]
-        params_m = sum(parameter.numel() for parameter in candidate.model.parameters()) / 1e6
         size_mb = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
-        threads = "1 thread" if THREADS == 1 else f"{THREADS} threads"
-        height, width = candidate.recipe.data.view_size
-        latency = latency_ms(candidate.model, (height, width))
-        timing = f"median of {RUNS}, batch 1, {height} x {width} pixels, CPU, {threads}"
-        for name, limit, measured, note in (
-            ("parameters in millions", settings.max_params_m, params_m, ""),
-            ("latency in ms", settings.max_latency_ms, latency, timing),
-            ("weights in MB", settings.max_size_mb, size_mb, ""),
-        ):
-            passed = None if limit is None else measured <= limit
-            yield Gate(name, "-" if limit is None else f"<= {limit:g}", measured, passed, note)
+        yield _limited("weights in MB", settings.max_size_mb, size_mb)
 
     def _parity(self, candidate: _Candidate, splits: Splits) -> Gate:
         """Whether what would be served is what was trained."""
@@ -427,3 +421,9 @@ class _Promotion:
             (gate["name"], gate["required"], gate["passed"]) for gate in said["gates"]
         ]
         return same_gates and all(last.get(key) == said[key] for key in kept)
+
+
+def _limited(name: str, limit: float | None, measured: float, note: str = "") -> Gate:
+    """The gate of a figure that may be at most `limit`."""
+    passed = None if limit is None else measured <= limit
+    return Gate(name, "-" if limit is None else f"<= {limit:g}", measured, passed, note)

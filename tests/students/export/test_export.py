@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heterokd.api import load_student
 from heterokd.config import Experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, ConfigError, ExportError, NetworkError, StudyError, TrackingError
@@ -22,10 +25,12 @@ from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.export import export as exporting
 from heterokd.students.export.export import export_student, try_export
 from heterokd.students.export.find import Student, find_student
-from heterokd.students.export.formats import FORMATS, open_exported
+from heterokd.students.export.format import ToWrite
+from heterokd.students.export.formats import FORMATS
+from heterokd.students.export.formats.pt2 import PT2
+from heterokd.students.export.formats.safetensors import open_exported
 from heterokd.students.registry import log_student, register
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
@@ -101,6 +106,7 @@ def test_the_three_formats_of_a_studys_winner(root: Workspace, tmp_path: Path) -
     torch.testing.assert_close(graph(images), wanted, atol=1e-5, rtol=0)
     with torch.inference_mode():
         torch.testing.assert_close(open_exported(out)(images).logits, wanted, atol=0, rtol=0)
+        torch.testing.assert_close(load_student(out)(images), wanted, atol=1e-5, rtol=0)
 
     record = json.loads((out / "export.json").read_text())
     assert set(record["formats"]) == set(FORMATS)
@@ -177,22 +183,22 @@ def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: P
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_disagrees_is_not_kept(root: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_disagrees_is_not_kept(root: Workspace, tmp_path: Path) -> None:
     question, out = fabricated.experiment(), tmp_path / "deploy"
     studied(root, question, fabricated.random_student())
-    write = FORMATS["pt2"]
 
-    def of_another(network: AnyNetwork, *rest: Any) -> Any:
-        return write(fabricated.random_student(seed=1), *rest)
+    class OfAnother(PT2):
+        def write(self, student: ToWrite, folder: Path) -> None:
+            super().write(replace(student, network=fabricated.random_student(seed=1)), folder)
 
-    monkeypatch.setattr(exporting, "FORMATS", {**FORMATS, "pt2": of_another})
+    formats = {"pt2": OfAnother}
     with find_student(root, "tiny") as student:
-        with pytest.raises(ExportError, match="its logits differ from the trained student's by") as caught:
-            export_student(student, "pt2", out)
+        with pytest.raises(ExportError, match="its logits differ from the student's by") as caught:
+            export_student(student, "pt2", out, formats)
         assert "\n" not in str(caught.value)
         assert not (out / "student.pt2").exists()
         assert not (out / "export.json").exists()
-        assert not try_export(student.network, student.splits, (32, 32), "pt2").agrees
+        assert not try_export(student.network, student.splits, (32, 32), "pt2", formats).agrees
 
 
 def test_a_network_that_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -204,9 +210,56 @@ def test_a_network_that_cannot_be_written_is_refused_in_a_sentence(tmp_path: Pat
 
     network = fabricated.random_student()
     network.body.maxpool = Branches()
-    with pytest.raises(NetworkError, match="cannot write it down") as caught:
+    with pytest.raises(NetworkError, match=r"cannot be written as student\.pt2") as caught:
         try_export(network, splits, (32, 32), "pt2")
     assert "\n" not in str(caught.value)
+
+
+TORCHSCRIPT = '''
+"""student.ts, by torch.jit.trace."""
+import torch
+
+from heterokd.students.export.format import ExportFormat, Opened
+from heterokd.networks.network import deployable
+
+
+class TorchScript(ExportFormat):
+    """TorchScript: one graph for C++ programs that link libtorch."""
+
+    files = ("student.ts",)
+    libraries = ("torch",)
+
+    def write(self, student, folder):
+        torch.jit.trace(deployable(student.network), student.example).save(folder / self.files[0])
+
+    def open(self, folder):
+        return Opened(torch.jit.load(folder / self.files[0]), 'torch.jit.load("student.ts")(images)')
+'''
+
+
+def test_a_format_of_an_installed_package_is_used_by_name(root: Workspace, tmp_path: Path) -> None:
+    """One file and one entry point: neither the command line nor anything else of heterokd is touched."""
+    packages, out = tmp_path / "packages", tmp_path / "deploy"
+    info = packages / "heterokd_torchscript-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heterokd-torchscript\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[heterokd.exports]\ntorchscript = torchscript_format:TorchScript\n")
+    (packages / "torchscript_format.py").write_text(TORCHSCRIPT)
+    studied(root, fabricated.experiment(), fabricated.random_student())
+    command = ["export", "studies/tiny", "--format", "torchscript", "--out", str(out), "--root", str(root.path)]
+    paths = os.pathsep.join([str(packages), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "heterokd", *command],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'torch.jit.load("student.ts")(images)' in done.stdout
+    entry = json.loads((out / "export.json").read_text())["formats"]["torchscript"]
+    assert list(entry["files"]) == ["student.ts"]
+    assert entry["parity"]["difference"] <= entry["parity"]["tolerance"]
 
 
 def check_family(name: str, options: dict[str, Any], size: int, splits: Splits, view: tuple[int, int]) -> None:

@@ -1,0 +1,10 @@
+"""Every cost of a student, one a file: the folder is the list. `search.objectives` names them `student/<file name>`."""
+
+from __future__ import annotations
+
+from heterokd.extensions import Implementations
+from heterokd.networks.student_cost import StudentCost
+
+STUDENT_COSTS: Implementations[StudentCost] = Implementations(
+    __name__, "heterokd.networks.student_cost:StudentCost", "heterokd.student_costs"
+)
