@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-faults lint format docs bench bench-search ui clean
+.PHONY: help install quickstart test test-all test-faults lint format docs bench bench-search ui clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -40,11 +40,14 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: $(STAMP) ## Search on real handwritten digits; leaves a page and a registered student
 	$(BIN)/heterokd search experiments/quickstart.yaml --resume
 
-test: $(STAMP) lint ## Lint, type-check and run the tests
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+# What starts Ray runs in one process, one after the other; each other file in whichever process is free.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-test-slow: $(STAMP) ## The tests that take longer
-	$(BIN)/python -m pytest -m "slow and not faults"
+test: $(STAMP) lint ## Lint, type-check and test every module and method, in minutes
+	$(PYTEST) -m "not slow and not thorough"
+
+test-all: $(STAMP) ## The tests that `make test` leaves out: longer ones, and every case of each
+	$(PYTEST) -m "(slow or thorough) and not faults"
 
 test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers under whole searches (FAULTS chooses some, as pytest -k does)
 	$(BIN)/python -m pytest -m faults -k "$(FAULTS)"

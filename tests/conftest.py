@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from another_process import AnotherProcess
 
 if TYPE_CHECKING:
     from command_line import Run
@@ -43,6 +44,17 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for xdist: those that start Ray run first and in one process, others file by file."""
+
+    def starts_ray(item: pytest.Item) -> bool:
+        return item.get_closest_marker("ray") is not None or "local_ray" in getattr(item, "fixturenames", ())
+
+    items.sort(key=lambda item: not starts_ray(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray(item) else item.path.name))
+
+
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Callable[..., Path]:
     """Writes the tiny experiment, with sections replaced key by key, to a file."""
@@ -69,6 +81,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HETEROKD_ROOT", raising=False)
     return partial(run_command, capfd)
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[AnotherProcess]:
+    """Runs code in another process, the same one for the whole session: importing torch takes seconds."""
+    with AnotherProcess() as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

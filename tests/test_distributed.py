@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from processes import start_group
 from test_methods import STUDENTS, TEACHERS, FakeTail
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -118,7 +119,7 @@ def alone(case: str) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the workers of all groups left what they found."""
     folder: Path = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=max(GROUPS))
+    start_group(worker, max(GROUPS), str(folder))
     return folder
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 from cached_views import built, made_up, small_key
 from command_line import Done, Run
+from processes import CONTEXT
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import open_folder
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import build_shards
 from heterokd.teachers.cache.locks import hold
 from heterokd.teachers.cache.maintenance import list_caches, prune_caches
@@ -100,27 +100,25 @@ def test_pruning(command: Command, caches: Path) -> None:
     assert not list(caches.iterdir())
 
 
-HOLDER = """
-import sys, time
-from heterokd.teachers.cache.locks import hold
-from heterokd.storage.filesystem import open_folder
-held = hold(open_folder(sys.argv[1]))
-print("held", flush=True)
-time.sleep(600)
-"""
+def hold_on(folder: RemoteDir, held: Event) -> None:
+    lock = hold(folder)
+    assert lock is not None
+    held.set()
+    time.sleep(600)
 
 
 def test_a_cache_in_use_is_kept_until_its_process_ends_however_that_ends(command: Command, caches: Path) -> None:
-    arguments = [sys.executable, "-c", HOLDER, str(caches / IDS[0])]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        assert [card.id for card in prune_caches(caches, max_bytes=0)] == [IDS[2], IDS[1]]
-        code, _, err = command("--prune", IDS[0])
-        assert code == 2
-        assert f"cache {IDS[0]} is in use by a running search or training" in err
-        assert command("--prune", "--unused-for", "1d")[1].startswith("deleted 0 cache(s)")
-        holder.kill()
+    held = CONTEXT.Event()
+    holder = CONTEXT.Process(target=hold_on, args=(open_folder(caches / IDS[0]), held))
+    holder.start()
+    assert held.wait(60)
+    assert [card.id for card in prune_caches(caches, max_bytes=0)] == [IDS[2], IDS[1]]
+    code, _, err = command("--prune", IDS[0])
+    assert code == 2
+    assert f"cache {IDS[0]} is in use by a running search or training" in err
+    assert command("--prune", "--unused-for", "1d")[1].startswith("deleted 0 cache(s)")
+    holder.kill()
+    holder.join()
     assert [card.id for card in prune_caches(caches, max_bytes=0)] == [IDS[0]]
 
 

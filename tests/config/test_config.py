@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from another_process import AnotherProcess
 
 from heterokd.config import Experiment, Recipe, load_experiment, load_recipe, methods_of, read_yaml
 from heterokd.domains import Choice, Float
@@ -441,15 +440,14 @@ def test_a_recipe_is_named_by_what_decides_its_result(tiny_file: Write) -> None:
     assert len({*same, *changed}) == 1 + len(changed)
 
 
-def test_a_recipe_has_the_same_name_in_every_process(tiny_file: Write) -> None:
+def test_a_recipe_has_the_same_name_in_every_process(tiny_file: Write, elsewhere: AnotherProcess) -> None:
     file = tiny_file()
     code = (
         "import sys; from heterokd.config import load_experiment; "
         "print(load_experiment(sys.argv[1]).recipe({'method': 'kd'}).hash)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
     recipe = load_experiment(file).recipe({"method": "kd"})
-    assert done.stdout.strip() == recipe.hash
+    assert elsewhere(code, str(file)).strip() == recipe.hash
     assert hash(recipe) == hash(load_experiment(file).recipe({"method": "kd"}))
     assert recipe != load_experiment(file).recipe({"method": "kd"}, seed=5)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from another_process import AnotherProcess
 from PIL import Image
 from tiny_datasets import EVERY_SPLIT, TINY, write_classes
 
@@ -89,16 +88,16 @@ def test_the_seed_decides_the_split(named: tuple[str, Path | None], splits: Spli
     assert dataset.load(named[1], SIZE + 1, seed=0).fingerprint != splits.fingerprint
 
 
-def test_a_fresh_process_finds_the_same_content(named: tuple[str, Path | None], splits: Splits) -> None:
+def test_another_process_finds_the_same_content(
+    named: tuple[str, Path | None], splits: Splits, elsewhere: AnotherProcess
+) -> None:
     code = (
         "import sys; from heterokd.datasets import load_dataset; "
         f"splits = load_dataset(sys.argv[1], sys.argv[2] or None, {SIZE}); "
         "print(splits.fingerprint, splits.test.digest)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, named[0], str(named[1] or "")], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [splits.fingerprint, splits.test.digest]
+    found = elsewhere(code, named[0], str(named[1] or ""))
+    assert found.split() == [splits.fingerprint, splits.test.digest]
 
 
 def test_few_labels(splits: Splits) -> None:

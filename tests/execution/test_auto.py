@@ -175,6 +175,7 @@ def test_students_are_listed_small_to_large() -> None:
         assert sizes == sorted(sizes)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: Splits, cli: Run) -> None:
     folder, root, file = tmp_path / "scans", tmp_path / "runs", tmp_path / "mine.yaml"

@@ -16,7 +16,7 @@ from own_ray import HEAD_ID, STORE_BYTES, ray_head
 
 from heterokd.storage.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
 
 CORES = 2

@@ -262,6 +262,7 @@ def write_images(folder: Path) -> None:
                 Image.new("RGB", (32, 32), (number * 40, 90, 10)).save(place / f"{number}.png")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_each_of_two_nodes_says_what_it_lacks(tiny_file: Write, tmp_path: Path) -> None:
     """The second node has no data, a root that is read-only, a GPU that is none, and no key to the object store."""

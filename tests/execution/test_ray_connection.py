@@ -13,6 +13,8 @@ from own_ray import Head, ray_head
 
 import heterokd
 
+pytestmark = pytest.mark.ray
+
 PACKAGE = Path(heterokd.__file__).parents[1]
 
 

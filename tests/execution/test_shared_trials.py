@@ -21,7 +21,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
 # A Ray of its own for each: with the dashboard that Ray Train asks, and with no other test's actors.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
 
 PRUNED = 20

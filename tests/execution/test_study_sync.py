@@ -194,6 +194,7 @@ def bucket(s3: dict[str, str], name: str = "") -> RemoteDir:
     return RemoteDir(client, f"state/runs{name}")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_in_an_object_store_goes_on_from_another_machine(
     s3: dict[str, str], tmp_path: Path, tiny_file: Write
@@ -244,6 +245,7 @@ print(json.dumps([stock.teacher_ready, stock.cache_ready]))
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_workers_that_share_a_training_and_a_plan_find_the_store(
     s3: dict[str, str], tmp_path: Path, tiny_file: Write

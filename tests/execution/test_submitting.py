@@ -24,7 +24,7 @@ import heterokd
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
 
 CANARIES = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import TINY
+from processes import start_group
 
 from heterokd import distributed as group
 from heterokd.config import Experiment, NetworkSettings, Recipe, methods_of
@@ -23,7 +26,6 @@ from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import Metrics, build_distiller, train
 
 Write = Callable[..., Path]
-GROUPS = (2, 3)
 VIT = {"img_size": 32, "patch_size": 8}
 WITHOUT_BATCH_NORM = {"network": "test_vit", "options": VIT}
 # 40 images: three full batches of 12, two of 14 (which three workers share as 4, 5 and 5), one of all 40.
@@ -80,8 +82,8 @@ def trained(recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bo
         reports.append(dict(metrics))
         return report is None or report(metrics)
 
-    splits = load_dataset("digits", image_size=32, labels_per_class=4)
-    settings = recipe.training
+    whole = load_dataset("digits", image_size=32, labels_per_class=4)
+    splits, settings = replace(whole, val=whole.val.chosen(np.arange(30))), recipe.training
     loaders = make_loaders(
         splits, POLICIES["digits"], settings.batch_size, settings.seed, rank=group.rank(), world_size=group.size()
     )
@@ -127,20 +129,24 @@ def join(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
 
 
-def worker(rank: int, folder: str) -> None:
-    """One process of each group: starting processes is what takes time."""
-    for world_size in GROUPS:
-        if rank >= world_size:
-            continue
-        join(rank, world_size, folder)
-        found: dict[str, Any] = {case: trained(recipe_of(case), vit_teacher()) for case in CASES}
-        # The first group stops after an epoch; the other, of another size, goes on from its checkpoint.
-        checkpoint = Path(folder) / "checkpoint.pt"
-        go_on = world_size != GROUPS[0]
-        found["resumed"] = trained(recipe_of("kd"), vit_teacher(), lambda _, go=go_on: go, checkpoint=checkpoint)
-        found["diverged"] = diverged()
-        torch.save(found, f"{folder}/{rank}of{world_size}.pt")
-        dist.destroy_process_group()
+def every_case(rank: int, world_size: int, folder: str) -> None:
+    """What a worker of a group finds in every case."""
+    join(rank, world_size, folder)
+    found: dict[str, Any] = {case: trained(recipe_of(case), vit_teacher()) for case in CASES}
+    found["diverged"] = diverged()
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def interrupted(rank: int, folder: str) -> None:
+    """Two workers stop after an epoch; three go on from their checkpoint."""
+    for world_size in (2, 3):
+        if rank < world_size:
+            join(rank, world_size, folder)
+            checkpoint, go_on = Path(folder) / "checkpoint.pt", world_size == 3
+            found = trained(recipe_of("kd"), vit_teacher(), lambda _, go=go_on: go, checkpoint=checkpoint)
+            torch.save(found, f"{folder}/{rank}of{world_size}.pt")
+            dist.destroy_process_group()
 
 
 @functools.cache
@@ -148,17 +154,12 @@ def alone(case: str) -> Any:
     return trained(recipe_of(case), vit_teacher())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made: Path = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(worker, (str(made),), nprocs=max(GROUPS))
-    return made
-
-
-@pytest.fixture(params=GROUPS, ids="{0} workers".format)
-def workers(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.thorough)], ids="{0} workers".format)
+def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each worker of a group found."""
-    return [torch.load(folder / f"{rank}of{request.param}.pt") for rank in range(request.param)]
+    folder: Path = tmp_path_factory.mktemp("workers")
+    start_group(every_case, request.param, request.param, str(folder))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
 def losses(reports: Sequence[Metrics]) -> list[dict[str, float]]:
@@ -186,8 +187,10 @@ def test_what_is_not_shared_makes_a_difference(case: str, workers: list[dict[str
     assert found != pytest.approx(expected, rel=1e-3)
 
 
-def test_any_number_of_workers_stops_together_and_goes_on_from_the_checkpoint(folder: Path) -> None:
-    stopped, resumed = ([torch.load(folder / f"{r}of{size}.pt")["resumed"] for r in range(size)] for size in GROUPS)
+@pytest.mark.thorough
+def test_any_number_of_workers_stops_together_and_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    start_group(interrupted, 3, str(tmp_path))
+    stopped, resumed = ([torch.load(tmp_path / f"{r}of{size}.pt") for r in range(size)] for size in (2, 3))
     assert [(one["stopped"], one["epochs"]) for one in stopped] == [(True, 1)] * 2
     expected = alone("kd")
     expected = {**expected, "reports": expected["reports"][1:]}
@@ -196,7 +199,7 @@ def test_any_number_of_workers_stops_together_and_goes_on_from_the_checkpoint(fo
 
 @pytest.mark.slow
 def test_two_workers_equal_one_process_for_every_method(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(every_method, (str(tmp_path),), nprocs=2)
+    start_group(every_method, 2, str(tmp_path))
     for method, (shared, alone) in torch.load(tmp_path / "methods.pt").items():
         for ours, theirs in zip(losses(shared), losses(alone), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), method

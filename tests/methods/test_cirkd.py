@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import start_group
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -379,7 +380,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_gathering_workers_equal_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    start_group(worker, 2, str(tmp_path))
     expected_losses, expected = train(0, 1)
     for rank in range(2):
         losses, state = torch.load(tmp_path / f"{rank}.pt")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import resource
+from multiprocessing.queues import Queue
 
 import numpy as np
 import pytest
 import torch
+from processes import CONTEXT, exit_code
 
 from heterokd.methods import rkkd
 from heterokd.methods.kd import kd_loss
@@ -94,21 +95,24 @@ def test_blocks_cover_every_pair_once_and_are_bounded() -> None:
             assert (covered == 1).all()
 
 
+def measure_memory(answers: Queue[float]) -> None:
+    """MiB that a large batch takes beyond a small one."""
+
+    def step(batch_size: int, num_classes: int) -> int:
+        student = torch.randn(batch_size, num_classes, requires_grad=True)
+        rank_loss(student, torch.randn(batch_size, num_classes), block=rkkd.BLOCK).backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    small = step(4, 10)
+    answers.put((step(64, 1000) - small) / 1024)
+
+
 def test_memory_stays_bounded() -> None:
     """64 images of 1000 classes, in a GPU's blocks: one tensor of all pairs alone would take 256 MB."""
-    code = """
-import resource, torch
-from heterokd.methods.rkkd import BLOCK, rank_loss
-def step(batch_size, num_classes):
-    student = torch.randn(batch_size, num_classes, requires_grad=True)
-    rank_loss(student, torch.randn(batch_size, num_classes), block=BLOCK).backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-small = step(4, 10)
-print((step(64, 1000) - small) / 1024)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    bound = rkkd.LIVE_TENSORS * rkkd.BLOCK * 4 / 2**20
-    assert float(done.stdout) < bound + 16, f"{done.stdout.strip()} MiB"
+    answers = CONTEXT.Queue()
+    assert exit_code(measure_memory, answers) == 0
+    bound, needed = rkkd.LIVE_TENSORS * rkkd.BLOCK * 4 / 2**20, answers.get(timeout=10)
+    assert needed < bound + 16, f"{needed} MiB"
 
 
 @pytest.mark.parametrize("num_classes", [2, 10])

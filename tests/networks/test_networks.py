@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from quick import cases
 
 from heterokd.errors import CheckpointError, NetworkError, PairError
 from heterokd.networks.bodies import network_names, published_classes
@@ -59,6 +61,11 @@ FAMILIES: list[tuple[str, dict[str, Any], int, str, tuple[int, int, int, int]]] 
     ("shufflenet_v2", {}, 64, "cccc", (16, 8, 4, 2)),
 ]
 IDS = [f"{family[0]}-{family[2]}" for family in FAMILIES]
+QUICK = {  # each way in which a network is split, and each kind of stage
+    "resnet18", "mobilenetv3_small_050", "convnext_atto", "caformer_s18", "swin_tiny_patch4_window7_224",
+    "vit_small_patch16_224", "deit_tiny_distilled_patch16_224", "mixer_b16_224", "test_efficientnet", "densenet121",
+    "vgg8", "resnet20",
+}  # fmt: skip
 CLASS_MAPS = {  # a head that averages, then one linear layer
     "resnet18", "resnet50", "regnetx_002", "mobilenetv1_100", "mobilenetv2_100", "efficientnet_b0",
     "swin_tiny_patch4_window7_224", "pvt_v2_b0", "mixer_b16_224", "resmlp_12_224", "test_efficientnet",
@@ -80,7 +87,9 @@ def scrambled(name: str, options: dict[str, Any], size: int, classes: int = 5) -
     return network
 
 
-@pytest.mark.parametrize(("name", "options", "size", "kinds", "sides"), FAMILIES, ids=IDS)
+@pytest.mark.parametrize(
+    ("name", "options", "size", "kinds", "sides"), cases(FAMILIES, quick=QUICK, names=itemgetter(0)), ids=IDS
+)
 def test_family(name: str, options: dict[str, Any], size: int, kinds: str, sides: tuple[int, ...]) -> None:
     network = scrambled(name, options, size)
     spec = predict_spec(name, 5, options, size)
@@ -147,7 +156,12 @@ def test_family(name: str, options: dict[str, Any], size: int, kinds: str, sides
 
 
 @pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family[0] in CLASS_MAPS], ids=lambda family: f"{family[0]}-{family[2]}"
+    "family",
+    [
+        pytest.param(family, marks=[] if family[0] in QUICK else pytest.mark.thorough, id=f"{family[0]}-{family[2]}")
+        for family in FAMILIES
+        if family[0] in CLASS_MAPS
+    ],
 )
 def test_class_maps_average_to_the_logits(family: tuple[str, dict[str, Any], int, str, tuple[int, ...]]) -> None:
     name, options, size = family[:3]
@@ -160,7 +174,7 @@ def test_class_maps_average_to_the_logits(family: tuple[str, dict[str, Any], int
     assert given.serves == Signal.LOGITS | Signal.CLASS_MAPS
 
 
-@pytest.mark.parametrize("name", sorted(PRE_ACTIVATIONS))
+@pytest.mark.parametrize("name", cases(sorted(PRE_ACTIVATIONS), quick={"resnet18", "vgg8", "mobilenetv1_100"}))
 def test_pre_activations_are_what_the_last_relu_of_each_stage_takes(name: str) -> None:
     network = build_network(name, 5, image_size=64).train()
     for module in network.modules():
@@ -246,7 +260,7 @@ def test_state_dict_is_timms() -> None:
     assert set(network.state_dict()) == {f"body.{key}" for key in plain.state_dict()}
 
 
-@pytest.mark.parametrize("name", network_names("test_*"))
+@pytest.mark.parametrize("name", cases(network_names("test_*"), quick={"test_resnet", "test_vit", "test_mambaout"}))
 def test_tiny_networks(name: str) -> None:
     if name == "test_vit_relpos":  # its blocks share a position bias that no stage holds
         with pytest.raises(NetworkError, match="none of the known structures"):

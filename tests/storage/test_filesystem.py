@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 from mounts import small_disk
+from processes import exit_code
 from pyarrow import fs
 
 from heterokd.errors import ConfigError
@@ -53,15 +53,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         assert [file.name for file in folder.files()] == ["a"]
 
 
+def write_until_killed(folder: RemoteDir) -> None:
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    folder.write("shards/a.arrow", b"half")
+
+
 def test_partial_files_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    dead = (
-        "import os, signal, sys; from heterokd.storage.filesystem import open_folder\n"
-        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "open_folder(sys.argv[1]).write('shards/a.arrow', b'half')"
-    )
-    done = subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
-    assert done.returncode == -9
+    assert exit_code(write_until_killed, folder) == -signal.SIGKILL
     (left,) = folder.files()
     assert left.name.endswith(PARTIAL)
     mine = left.name.replace(left.name.split(".")[-3], str(os.getpid()))

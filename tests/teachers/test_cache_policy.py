@@ -392,6 +392,7 @@ def test_a_disk_that_is_too_small_costs_one_sentence(
         assert list_caches(root.caches) == []
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_two_searches_that_build_one_cache_at_once(
     tiny_file: Write, asked: Callable[..., Any], root: Workspace

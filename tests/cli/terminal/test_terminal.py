@@ -325,6 +325,7 @@ def screen(command: list[str], folder: Path) -> Iterator[Screen]:
 HETEROKD = [sys.executable, "-m", "heterokd"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_file: Callable[..., Path]) -> None:
     file = tiny_file(name="tiny", search={"trials": 6, "parallel": 1, "space": {"methods": ["scratch", "kd"]}})

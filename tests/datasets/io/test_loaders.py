@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from mounts import small_disk
 from PIL import Image
+from processes import CONTEXT
 from pydantic import ValidationError
 from tiny_datasets import write_image_folder
 
+from heterokd.config import load_experiment
 from heterokd.config.settings import DataSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
@@ -30,6 +31,8 @@ from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.datasets.views.render import unmixed_views, view_images
 from heterokd.errors import DataError
 from heterokd.outputs import Batch
+from heterokd.storage.workspace import Workspace
+from heterokd.training.data import open_splits, recipe_loaders, training_splits
 
 DIGITS = POLICIES["digits"]
 
@@ -319,21 +322,26 @@ def test_a_disk_without_room_leaves_images_as_they_are(tmp_path: Path, counted: 
         assert not list(place.glob("*.pixels"))
 
 
-def share(folder: Path, array: np.ndarray, answers: multiprocessing.Queue) -> None:
+def in_two_processes(run: Callable[..., None], *arguments: Any) -> list[Any]:
+    """What two processes that run the same answer through a queue, their last argument."""
+    answers = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=run, args=(*arguments, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    got = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return got
+
+
+def share(folder: Path, array: np.ndarray, answers: Queue[Any]) -> None:
     counted = Counted(array)
     shared: Images | LabelMaps = shared_pixels(folder, counted, "abc", "train")
     answers.put((counted.read_so_far, int(shared.read(np.arange(len(shared))).astype(np.int64).sum())))
 
 
 def test_processes_that_come_together_decode_once(tmp_path: Path, counted: Counted) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    processes = [context.Process(target=share, args=(tmp_path, counted.images.array, answers)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    got = [answers.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    got = in_two_processes(share, tmp_path, counted.images.array)
     assert sorted(read for read, _ in got) == [1, 1 + 1100]
     assert {total for _, total in got} == {int(counted.images.array.sum(dtype=np.int64))}
 
@@ -353,36 +361,26 @@ def test_folder_images_give_the_same_batches_from_the_shared_file(tmp_path: Path
         assert two._pixels._resident is None, "mapped pages are not copied"
 
 
-DECODES = """
-import sys
-from pathlib import Path
-from heterokd.config import load_experiment
-from heterokd.training.data import open_splits, recipe_loaders, training_splits
-from heterokd.datasets.io.image_files import FileImages
-from heterokd.storage.workspace import Root
-
-decoded, real = [], FileImages.decode
-FileImages.decode = lambda images, place: (decoded.append(place), real(images, place))[1]
-experiment = load_experiment(sys.argv[1])
-splits = training_splits(open_splits(experiment.data), Root(Path(sys.argv[2])))
-loaders = recipe_loaders(experiment.recipe({"method": "scratch"}), splits)
-total = sum(float(batch.images.double().sum()) for batch in [*loaders.train.epoch(0), *loaders.val])
-print(len(decoded), len(splits.train) + len(splits.val), total)
-"""
+def decode(file: Path, root: Path, answers: Queue[Any]) -> None:
+    """Go through a folder's images once: how many were decoded here, how many there are, the sum of their pixels."""
+    decoded, real = [], FileImages.decode
+    FileImages.decode = lambda images, place: (decoded.append(place), real(images, place))[1]
+    experiment = load_experiment(file)
+    splits = training_splits(open_splits(experiment.data), Workspace(root))
+    loaders = recipe_loaders(experiment.recipe({"method": "scratch"}), splits)
+    total = sum(float(batch.images.double().sum()) for batch in [*loaders.train.epoch(0), *loaders.val])
+    answers.put((len(decoded), len(splits.train) + len(splits.val), total))
 
 
 def test_of_two_processes_one_decodes_a_folders_images(tiny_file: Callable[..., Path], tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photographs")
     data = {"dataset": "image_folder", "root": str(tmp_path / "photographs"), "labels_per_class": None}
-    program = [sys.executable, "-c", DECODES, str(tiny_file(data=data)), str(tmp_path / "runs")]
-    running = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    counts, images, sums = zip(*(process.communicate()[0].split() for process in running), strict=True)
-    assert [process.returncode for process in running] == [0, 0]
+    counts, images, sums = zip(*in_two_processes(decode, tiny_file(data=data), tmp_path / "runs"), strict=True)
     assert sums[0] == sums[1]
-    few, many = sorted(int(count) for count in counts)
+    few, many = sorted(counts)
     # Either looks at the first image of each split for its shape.
     assert few <= 6
-    assert int(images[0]) <= many <= int(images[0]) + 6
+    assert images[0] <= many <= images[0] + 6
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "runs/caches/pixels").glob("*.pixels")) == [
         "train",
         "val",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from processes import CONTEXT
 from scipy.stats import binomtest
 
 from heterokd.config import Experiment
@@ -302,9 +302,8 @@ def test_two_promotions_at_once_are_serialised(root: Workspace, splits: Splits, 
         runs = StudyRuns(question, folder, open_store(root, None), root.artifacts)
         trial = folder.trial(1)
         register(runs, trial, log_student(runs, trial, splits), splits)
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=_promote, args=(str(root.path), n, barrier, results)) for n in ("good", "poor")]
+    barrier, results = CONTEXT.Barrier(2), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_promote, args=(str(root.path), n, barrier, results)) for n in ("good", "poor")]
     for process in processes:
         process.start()
     found = {study: (promoted, champion) for study, promoted, champion in (results.get(timeout=120) for _ in processes)}
@@ -330,9 +329,8 @@ def test_two_rollbacks_at_once_are_one_step(root: Workspace, students: dict[str,
     for name in ("poor", "good"):
         studied(root, fabricated.experiment(name), students[name])
         promote(root, name)
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=_roll_back, args=(str(root.path), barrier, results)) for _ in range(2)]
+    barrier, results = CONTEXT.Barrier(2), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_roll_back, args=(str(root.path), barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
     found = sorted(results.get(timeout=120) for _ in processes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 from cached_views import built, made_up, small_key
 from numpy.typing import NDArray
+from processes import exit_code
 from pyarrow import fs
 from torch import Tensor
 
@@ -69,25 +69,21 @@ def test_actors_build_the_shards_they_are_given(tmp_path: Path) -> None:
     assert missing(folder, KEY) == [number for number in range(layout_of(KEY).shards) if number not in (1, 3)]
 
 
+def build_until_killed(folder: RemoteDir) -> None:
+    real, synced = os.fsync, itertools.count(1)
+
+    def fsync(descriptor: int) -> None:
+        if next(synced) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)  # key.json, then the fourth shard
+        real(descriptor)
+
+    os.fsync = fsync
+    build_shards(folder, KEY, made_up(KEY))
+
+
 def test_a_killed_builder_costs_one_shard(tmp_path: Path) -> None:
     folder = open_folder(tmp_path).at(KEY.id)
-    code = (
-        "import os, signal, sys\n"
-        "from cached_views import small_key, made_up\n"
-        "from heterokd.teachers.cache.build import build_shards\n"
-        "from heterokd.storage.filesystem import open_folder\n"
-        "key, real, count = small_key(), os.fsync, 0\n"
-        "def fsync(descriptor):\n"
-        "    global count\n"
-        "    count += 1\n"
-        "    if count == 5: os.kill(os.getpid(), signal.SIGKILL)  # key.json, then the fourth shard\n"
-        "    real(descriptor)\n"
-        "os.fsync = fsync\n"
-        "build_shards(open_folder(sys.argv[1]), key, made_up(key))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert exit_code(build_until_killed, folder) == -signal.SIGKILL
     assert any(file.name.endswith(PARTIAL) for file in folder.files())
     total = layout_of(KEY).shards
     assert build_shards(folder, KEY, made_up(KEY)) == list(range(3, total))
