@@ -41,7 +41,7 @@ ALONE = """
 import sys
 from heterokd.execution.ray_connection import connected
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root, open_root
+from heterokd.storage.workspace import Workspace, open_root
 from heterokd.execution.driver import search
 
 with connected(None, cores=4):

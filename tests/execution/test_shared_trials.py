@@ -34,7 +34,7 @@ import psutil
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 
 file, root, trials, workers = sys.argv[1:]
@@ -55,7 +55,7 @@ def left():
 
 with connected(None, cores=4, shared=True):
     started = time.monotonic()
-    found = search(asked, Root(Path(root)), resume=True)
+    found = search(asked, Workspace(Path(root)), resume=True)
     seconds = time.monotonic() - started
     until = time.monotonic() + 30
     while (rest := left()) and (rest["groups"] or rest["actors"] or rest["processes"] or rest["cores"] != 4):
@@ -128,11 +128,11 @@ from heterokd.execution.placement import Cluster; from heterokd.execution.ray_co
 from heterokd.config import load_experiment
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.errors import TrainingDiverged
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.execution.workers import OnWorkers
 
-file, root = sys.argv[1], Root(Path(sys.argv[2]))
+file, root = sys.argv[1], Workspace(Path(sys.argv[2]))
 asked = load_experiment(file)
 weights = prepare_teacher(asked, root).weights
 folder = root.study("trainings")
