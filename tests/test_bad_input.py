@@ -613,8 +613,8 @@ def test_images_that_may_not_be_read(refused: Callable[..., str], tmp_path: Path
     "arguments",
     [
         ["search", "tiny.yaml", "--set", "training.epochs=!!int x"],
-        ["search", "tiny.yaml", "--set", "tracking.uri=http://[::1"],
-        ["teacher", "tiny.yaml", "--root", "tiny.yaml"],
+        pytest.param(["search", "tiny.yaml", "--set", "tracking.uri=http://[::1"], marks=pytest.mark.thorough),
+        pytest.param(["teacher", "tiny.yaml", "--root", "tiny.yaml"], marks=pytest.mark.thorough),
     ],
     ids=" ".join,
 )

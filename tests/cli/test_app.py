@@ -194,6 +194,7 @@ def test_a_recipe_is_trained_once(cli: Run, tiny_file: Write, runs: Path) -> Non
     assert other["trial"] != first["trial"]
 
 
+@pytest.mark.thorough
 def test_json_is_all_that_stands_on_stdout(tiny_file: Write, runs: Path) -> None:
     command = [sys.executable, "-c", "from heterokd.cli.app import main; main()", "distill", str(tiny_file()), "--json"]
     command += ["--method", "scratch", "--set", "training.epochs=1", "--root", str(runs)]

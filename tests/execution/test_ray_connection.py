@@ -13,9 +13,15 @@ from own_ray import Head, ray_head
 
 import heterokd
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 PACKAGE = Path(heterokd.__file__).parents[1]
+IMPORTS = """
+import json, os, time
+from heterokd.execution.placement import gpu_bytes
+from heterokd.execution.ray_connection import connected
+from heterokd.execution.ray_settings import ray
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def head() -> Iterator[Head]:
 
 def driver(head: Head, folder: Path, script: str) -> dict[str, object]:
     """What a script says last, run in a folder, once it is connected."""
-    script = f"import json, os\nfrom heterokd import cluster\nwith cluster.connected({head.address!r}):\n{script}"
+    script = f"{IMPORTS}\nwith connected({head.address!r}):\n{script}"
     environment = {**head.environment, "PYTHONPATH": str(PACKAGE)}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -37,18 +43,16 @@ def driver(head: Head, folder: Path, script: str) -> dict[str, object]:
 
 
 def test_relative_paths_begin_in_the_drivers_folder_on_every_node(head: Head, tmp_path: Path) -> None:
-    script = "    print(json.dumps({'folder': cluster.ray.get(cluster.ray.remote(lambda: os.getcwd()).remote())}))"
+    script = "    print(json.dumps({'folder': ray.get(ray.remote(lambda: os.getcwd()).remote())}))"
     assert driver(head, tmp_path, script)["folder"] == str(tmp_path.resolve())
 
 
 def test_a_gpu_that_another_search_holds_is_not_waited_for(head: Head, tmp_path: Path) -> None:
     script = """
-    import time
-    ray = cluster.ray
     holder = ray.remote(lambda: time.sleep(100)).options(num_gpus=1).remote()
     while ray.available_resources().get("GPU"):
         time.sleep(0.1)
-    print(json.dumps({"bytes": cluster.gpu_bytes(patience=2.0)}))
+    print(json.dumps({"bytes": gpu_bytes(patience=2.0)}))
     """
     said = driver(head, tmp_path, script)
     assert said["bytes"] is None

@@ -123,6 +123,7 @@ def test_a_pair_that_no_table_has(tiny_file: Write, root: Workspace) -> None:
     assert found.sentences()[0].startswith("Nothing is published for this data set, teacher and student")
 
 
+@pytest.mark.thorough
 def test_segmentation_is_compared_by_miou(
     cli: Run, tmp_path: Path, root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

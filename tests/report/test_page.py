@@ -7,12 +7,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import fabricated
 import numpy as np
 import pytest
+from quick import cases
 
 from heterokd.config import Experiment
 from heterokd.report import search_charts
@@ -199,7 +201,7 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
 
 @pytest.mark.parametrize(
     ("name", "question", "quality", "said"),
-    [
+    cases([
         ("all failed", changed(ask(), trials=8), lambda one: None, "No trial was trained to the end."),
         ("one trial", changed(ask(), trials=1), by_method, "trained on labels alone is the best"),
         (
@@ -220,7 +222,7 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
             lambda one: by_method(one) + 0.05 * (one.recipe.student.network == "resnet18"),
             "Accuracy and cost",
         ),
-    ],
+    ], quick={"one trial", "several students"}, names=itemgetter(0)),
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )  # fmt: skip
 def test_every_kind_of_study_has_its_page(
@@ -307,6 +309,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.mark.thorough
 def test_the_page_in_a_browser_at_three_widths(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
     folder, _ = whole
     for width, height in WIDTHS.items():
@@ -337,6 +340,7 @@ def test_the_page_in_a_browser_at_three_widths(whole: tuple[StudyFolder, Experim
         context.close()
 
 
+@pytest.mark.thorough
 def test_copying_and_sorting_work_without_a_network(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
     folder, _ = whole
     context = browser.new_context(offline=True)
@@ -363,6 +367,7 @@ def test_copying_and_sorting_work_without_a_network(whole: tuple[StudyFolder, Ex
     context.close()
 
 
+@pytest.mark.thorough
 def test_the_page_prints_on_a4(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
     folder, _ = whole
     page = browser.new_page()

@@ -240,6 +240,7 @@ def test_workers_do_not_idle_between_search_and_repetitions() -> None:
     assert len(waits) <= 4
 
 
+@pytest.mark.thorough
 def test_what_is_reported_is_not_the_luckiest_value() -> None:
     """Over many searches: the value to expect is close to the truth, the best single value is far above it."""
     lucky, expected = [], []

@@ -105,6 +105,7 @@ def test_pictures_are_as_wide_as_a_column(tmp_path: Path, classes: int) -> None:
             assert len(np.unique(np.asarray(opened.convert("L")))) > 20, f"{file} is empty"
 
 
+@pytest.mark.thorough
 def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     question, root = fabricated.scenes(), Workspace(tmp_path)
     splits, folder = open_splits(question.data), fabricated.study(root, question)

@@ -130,6 +130,7 @@ def test_the_three_formats_of_a_studys_winner(root: Workspace, tmp_path: Path) -
         export_student(student, "safetensors", out)
 
 
+@pytest.mark.thorough
 def test_timm_alone_opens_the_safetensors(root: Workspace, tmp_path: Path) -> None:
     """In a process that has never heard of heterokd."""
     network, out = trained(*FAMILIES["vit"]), tmp_path / "deploy"

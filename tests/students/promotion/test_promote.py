@@ -295,6 +295,7 @@ def _promote(root: str, study: str, barrier, results) -> None:
     results.put((study, decision.promoted, decision.champion))
 
 
+@pytest.mark.thorough
 def test_two_promotions_at_once_are_serialised(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     for name in ("good", "poor"):
         question = fabricated.experiment(name)
@@ -441,6 +442,7 @@ def test_the_bootstrap_tells_a_real_gain_from_none() -> None:
     assert worse == compare_confusions(own, confusions_of(60, 5, 0.6, 3)), "seeded"
 
 
+@pytest.mark.thorough
 def test_a_segmentation_becomes_champion_by_its_miou(root: Workspace) -> None:
     question = fabricated.scenes(promotion={"max_latency_ms": 1e6})
     splits = open_splits(question.data)

@@ -260,6 +260,7 @@ def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_pa
     assert not (folder.path / "plan.json").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("local_ray")
 def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: Path) -> None:
     # Two at a time: each has one thread, which two on a busy machine would wait for.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import cases
 
 from heterokd.config import Recipe, load_experiment
 from heterokd.datasets import load_dataset
@@ -62,7 +63,10 @@ def cached(caches: Path, splits: Splits, live: LiveTeacher, views: int = 3, **mo
     return open_or_build(caches, splits, POLICY, 0, views, live, more.pop("settings", FP32), **more)
 
 
-@pytest.mark.parametrize(("method", "network"), [("kd", "test_vit"), ("kd", "test_resnet"), ("fbt", "test_vit")])
+FOLLOWED = [("kd", "test_vit"), ("kd", "test_resnet"), ("fbt", "test_vit")]
+
+
+@pytest.mark.parametrize(("method", "network"), cases(FOLLOWED, quick={("kd", "test_vit"), ("fbt", "test_vit")}))
 def test_a_finished_fp32_cache_trains_the_student_of_the_live_teacher(
     method: str, network: str, splits: Splits, tiny_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -73,7 +77,7 @@ def test_a_finished_fp32_cache_trains_the_student_of_the_live_teacher(
     assert trained(recipe, teacher, splits) == trained(recipe, live, splits)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", cases(NETWORKS, quick={"test_vit"}))
 def test_every_batch_is_the_live_teachers_to_the_last_bit(network: str, splits: Splits, tmp_path: Path) -> None:
     """At a batch size of full blocks as it is, at any other in blocks; in epochs that mix views, too."""
     live = live_teacher(network)
