@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from heterokd.config import experiment as questions
 from heterokd.config.experiment import Experiment
+from heterokd.config.methods import method_params
 from heterokd.config.reading import load_experiment
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import open_workspace
@@ -96,7 +96,7 @@ def distill(
     """
     from heterokd.execution.distill import distill_once
 
-    questions.method_params(method, {}, "distill")
+    method_params(method, {}, "distill")
     space = experiment.space.model_copy(update={"methods": (method,)})
     alone = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
     trial, trained = distill_once(alone, method, open_workspace(str(root)), on_epoch or (lambda metrics: True))

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Flag, auto
-from typing import Literal, NoReturn, Protocol
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from heterokd.errors import MissingSignal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Kind = Literal["cnn", "attention", "mlp"]
 IGNORE = 255
 """The label of pixels that count nowhere: not in the task loss, in no method's terms, in no metric."""
 
-Losses = dict[str, Tensor]
+Losses = dict[str, "Tensor"]
 """Named, weighted scalars of one step: what is summed is what is logged."""
 
 
@@ -320,6 +320,8 @@ def labels_at(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Label maps [B, H, W] on another grid, [B, h, w]: the nearest pixel's, so that no class is made up."""
     if tuple(labels.shape[-2:]) == tuple(size):
         return labels
+    import torch.nn.functional as F  # here, since experiments are checked without torch
+
     # Class numbers are small: they are exact in float32, the only kind that nearest neighbours are offered for.
     nearest = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")
     return nearest[:, 0].to(labels.dtype)

@@ -56,7 +56,7 @@ def build(
     check_files(experiment)
     prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
     planned = {
-        network: plan_cache_build(experiment.following(network), root, teacher.weights, audited=False)
+        network: plan_cache_build(experiment.for_teacher(network), root, teacher.weights, audited=False)
         for network, teacher in prepared.items()
     }
     if not any(planned.values()):
@@ -65,7 +65,7 @@ def build(
             "teacher; they run it live, and there is nothing to build"
         )
     return [
-        _complete(experiment.following(network), filling, root, address, terminal)
+        _complete(experiment.for_teacher(network), filling, root, address, terminal)
         for network, filling in planned.items()
         if filling is not None
     ]

@@ -32,7 +32,7 @@ def report(
         from heterokd.teachers.prepare import ready_teacher
 
         state = open_workspace(root)
-        weights = {name: ready_teacher(asked.following(name), state)[1] for name in asked.teacher.networks}
+        weights = {name: ready_teacher(asked.for_teacher(name), state)[1] for name in asked.teacher.networks}
         draw_pictures(folder, asked, state, weights)
     write_report(folder, asked, summary, root=root)
     if as_json:

@@ -1,135 +1,31 @@
-"""Experiment, a question; Recipe, an answer: both frozen."""
+"""Experiment: a question in YAML; its samples become recipes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from heterokd.config.data import DataSettings
+from heterokd.config.methods import method_params, methods_of, reads_teacher
+from heterokd.config.networks import StudentSettings, TeachersSettings
+from heterokd.config.recipe import Recipe
+from heterokd.config.search import Metric, SearchSettings, SpaceSettings, score_of
 from heterokd.config.sentences import sentences
-from heterokd.config.settings import (
-    CachingSettings,
-    ClusterSettings,
-    DataSettings,
-    Metric,
-    NetworkSettings,
-    PromotionSettings,
-    Sample,
-    SearchSettings,
-    Settings,
-    SpaceSettings,
-    StudentSettings,
-    TeacherSettings,
-    TeachersSettings,
-    TrackingSettings,
-    TrainingSettings,
-)
+from heterokd.config.services import CachingSettings, ClusterSettings, PromotionSettings, TrackingSettings
+from heterokd.config.settings import Sample, Settings
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets import DATASETS
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.method import MethodParams
 from heterokd.methods import METHODS
-from heterokd.outputs import Signal
-from heterokd.tasks import TASKS, TaskName
-
-
-def method_params(method: str, values: Mapping[str, Any], where: str = "recipe") -> MethodParams:
-    """A method's parameters from plain values.
-
-    Raises:
-        ConfigError: an unknown method or parameter, or a value of the wrong type or out of bounds.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"{where}: method: there is no method {method!r}; {did_you_mean(method, METHODS)}")
-    try:
-        return METHODS[method].Params.model_validate(dict(values), strict=True)
-    except ValidationError as error:
-        raise ConfigError(sentences(error, METHODS[method].Params, where, prefix=method)) from None
-
+from heterokd.tasks import TASKS
 
 TEACHER = "teacher.network"
-"""Key of a sample: whom it follows, where several teachers are searched."""
-
-
-def reads_teacher(method: str) -> bool:
-    """Whether a method reads anything of a teacher: its training is the same whoever that is where it does not."""
-    return METHODS[method].teacher_needs != Signal.NONE
-
-
-def pairing(method: str, teacher: str) -> str:
-    """Names a method with one of several teachers, among the methods that are left out."""
-    return f"{method} from {teacher}"
-
-
-def methods_of(task: TaskName) -> tuple[str, ...]:
-    """Names of the methods whose equations are written for a task."""
-    return tuple(name for name, method in METHODS.items() if task in method.tasks)
-
-
-def score_of(task: TaskName) -> Metric:
-    """The metric on val that students of a task are chosen by, unless an experiment says otherwise."""
-    return cast(Metric, f"val/{TASKS[task].score}")
-
-
-class Recipe(Settings):
-    """An answer: one training with no freedom left; hashable, logged as recipe.yaml, and can be run alone."""
-
-    name: str
-    data: DataSettings
-    teacher: TeacherSettings
-    student: NetworkSettings
-    method: str
-    params: dict[str, Any] = Field(description="every parameter of the method")
-    training: TrainingSettings
-    cache: CachingSettings = Field(default_factory=CachingSettings)
-
-    @model_validator(mode="after")
-    def _known_method(self) -> Recipe:
-        method_params(self.method, self.params, "params")
-        return self
-
-    @property
-    def hash(self) -> str:
-        """First 16 hexadecimal digits of SHA-256 over everything that decides the result."""
-        shared = {"workers", "gpus_per_worker"}  # who does it, not what is done
-        content = self.model_dump(
-            mode="json",
-            exclude={
-                "name": True,
-                "teacher": {"min_score": True, "training": shared},
-                "training": shared,
-                "cache": {"max_gb"},
-            },
-        )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def task(self) -> TaskName:
-        """What the labels are."""
-        return self.data.task
-
-    @property
-    def views(self) -> int | None:
-        """How many views each image has; None: a fresh one every epoch."""
-        return min(self.training.epochs, self.cache.views) if self.cache.enabled else None
-
-    def __hash__(self) -> int:
-        return int(self.hash, 16)
-
-    @property
-    def method_params(self) -> MethodParams:
-        """The method's parameters as its own type."""
-        return method_params(self.method, self.params)
-
-    def to_yaml(self) -> str:
-        """The text of recipe.yaml."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+"""Key of a sample: the teacher, if several are searched."""
 
 
 class Experiment(Settings):
@@ -225,8 +121,13 @@ class Experiment(Settings):
             return self
         return self.model_copy(update={"student": self.student.model_copy(update={"network": left})})
 
-    def following(self, teacher: str) -> Experiment:
-        """The same question of one of its teachers alone; its recipes are those of samples that name this teacher."""
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Experiment:
+        """Return the same experiment with other overrides in its search space."""
+        space = self.space.model_copy(update={"overrides": dict(overrides)})
+        return self.model_copy(update={"search": self.search.model_copy(update={"space": space})})
+
+    def for_teacher(self, teacher: str) -> Experiment:
+        """Return the same experiment with one of its teachers; its recipes are those of samples that name it."""
         return self.model_copy(update={"teacher": self.teacher.only(teacher)})
 
     def shared_domains(self) -> dict[str, Domain]:

@@ -146,13 +146,13 @@ def _key(fault: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, type[Ba
         if written or (holder is not None and part in holder.model_fields):
             key += f".{part}" if key else str(part)
             if not written and holder is not None:
-                holder = _inner(holder.model_fields[part].annotation)
+                holder = inner_model(holder.model_fields[part].annotation)
         elif isinstance(part, int):
             key += f"[{part}]"
     return key, holder
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The settings that a field may hold, alone or in a union."""
+def inner_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings that a field of this annotation may hold, alone or in a union."""
     members = (annotation, *get_args(annotation))
-    return next((one for one in members if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)

@@ -1,11 +1,11 @@
 """Every data set, one a file: the folder is the list.
 
-`DATASETS` maps a file's name to the one `Dataset` defined in it: `datasets/digits.py` -> `DATASETS["digits"]`.
+`DATASETS` maps a file's name to the one `Dataset` defined in it: `datasets/digits.py` -> `DATASETS["digits"]`. A file
+is imported when its data set is looked up; the names alone cost nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from heterokd.datasets.io.split import Dataset, Splits
 from heterokd.errors import DataError, did_you_mean
 from heterokd.extensions import Implementations
 
-DATASETS: Mapping[str, type[Dataset]] = Implementations(
-    "heterokd.datasets", "heterokd.datasets.io.split:Dataset", "heterokd.datasets"
-)
+DATASETS: Implementations[Dataset] = Implementations(__name__, "heterokd.datasets.io.split:Dataset", __name__)
 
 
 def load_dataset(

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.networks import NetworkSettings
 from heterokd.config.reading import load_experiment
-from heterokd.config.settings import NetworkSettings
 from heterokd.datasets.io.inspect import Look
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
 from heterokd.methods import ONE_OF_EACH_KIND

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.errors import CacheError, PairError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_settings import ray

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import torch
-import yaml
 
-from heterokd.config.experiment import Experiment, Recipe, ends, methods_of, pairing
-from heterokd.config.settings import DataSettings, NetworkSettings
+from heterokd.config.data import DataSettings
+from heterokd.config.experiment import Experiment, ends
+from heterokd.config.methods import methods_of, pairing
+from heterokd.config.networks import NetworkSettings
+from heterokd.config.recipe import Recipe
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network, predict_spec
@@ -45,7 +46,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
         }
         for section, searched in (("teacher", experiment.teacher), ("student", experiment.student))
     )
-    found = {network: _excluded(experiment.following(network), spec, students) for network, spec in teachers.items()}
+    found = {network: _excluded(experiment.for_teacher(network), spec, students) for network, spec in teachers.items()}
     excluded: dict[str, str] = {}
     for method in experiment.methods:
         reasons = {network: found[network][method] for network in teachers if method in found[network]}
@@ -157,8 +158,3 @@ def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | 
     except PairError as error:
         return str(error)
     return None
-
-
-def dump_experiment(experiment: Experiment) -> str:
-    """The resolved experiment as YAML: what a study keeps of its question."""
-    return yaml.safe_dump(json.loads(experiment.model_dump_json()), sort_keys=False, allow_unicode=True)

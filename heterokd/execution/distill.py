@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import dump_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.config.settings import Sample
-from heterokd.execution.check import check_experiment, check_files, dump_experiment
+from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.run import run_recipe
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -50,7 +52,7 @@ def distill_once(
     Raises:
         UserError: the input is wrong; nothing has been trained then.
     """
-    experiment = experiment.following(experiment.teacher.networks[0])
+    experiment = experiment.for_teacher(experiment.teacher.networks[0])
     named = experiment.model_copy(update={"name": f"{experiment.name}-distill"})
     check_experiment(named)
     check_files(named)

@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.config.reading import dump_experiment
 from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.callbacks import Listener
-from heterokd.execution.check import check_experiment, check_files, dump_experiment, within_limits
+from heterokd.execution.check import check_experiment, check_files, within_limits
 from heterokd.execution.executor import run_study
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.execution.ray_connection import check_address
@@ -147,7 +148,7 @@ def _fillings(experiment: Experiment, root: Workspace, weights: Mapping[str, Pat
     """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
     fillings = []
     for network in experiment.teacher.networks:
-        filling = plan_cache_build(experiment.following(network), root, weights[network])
+        filling = plan_cache_build(experiment.for_teacher(network), root, weights[network])
         obstacle = None if filling is None else filling.obstacle
         if obstacle is not None:
             logger.warning("the teacher runs live (%s)", obstacle)

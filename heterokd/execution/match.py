@@ -87,7 +87,7 @@ def match(
         raise ConfigError(
             "data.dataset: stages are matched in classification, whose methods pair them; name such a set"
         )
-    experiment = experiment.following(experiment.teacher.networks[0])
+    experiment = experiment.for_teacher(experiment.teacher.networks[0])
     trial = _student(experiment, root, on_epoch, teacher_progress)
     weights = prepare_teacher(experiment, root).weights
     splits = open_splits(experiment.data)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from heterokd import __version__
-from heterokd.config.settings import DataSettings
+from heterokd.config.data import DataSettings
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from heterokd.config.experiment import Experiment, ends, reads_teacher
-from heterokd.config.settings import TrainingSettings
+from heterokd.config.experiment import Experiment, ends
+from heterokd.config.methods import reads_teacher
+from heterokd.config.training import TrainingSettings
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution import autoscaler as autoscaling
 from heterokd.execution.ray_settings import ray
@@ -232,7 +233,7 @@ def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[s
     for teacher, network, method in product(experiment.teacher.networks, students, methods or experiment.methods):
         if teacher != first and not reads_teacher(method):
             continue
-        asked = experiment.following(teacher)
+        asked = experiment.for_teacher(teacher)
         chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
         try:
             needed = estimate_memory(asked.recipe({**asked.published(method), **largest, **chosen}), splits, memory)

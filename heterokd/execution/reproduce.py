@@ -19,8 +19,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.reading import dump_experiment
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.execution.check import check_experiment, check_files, dump_experiment
+from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.distill import train_once
 from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
@@ -179,7 +180,7 @@ def reproduce(
             raise ConfigError(
                 f"{section}.network: a list is searched; give the one {section} whose table is to be reproduced"
             )
-    experiment = experiment.following(experiment.teacher.networks[0])
+    experiment = experiment.for_teacher(experiment.teacher.networks[0])
     chosen = chosen_methods(experiment, methods)
     measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})

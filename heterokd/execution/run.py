@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from heterokd import distributed
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.networks.weights import save_weights
 from heterokd.storage.disk import when_writable
 from heterokd.storage.study_dir import TrialFolder

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune

@@ -27,7 +27,7 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from heterokd import errors
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.errors import HeterokdError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted

@@ -1,17 +1,20 @@
 """Every distillation method, one paper a file: the folder is the list.
 
-`METHODS` maps a file's name to the one `Method` defined in it: `methods/dkd.py` -> `METHODS["dkd"]`.
+`METHODS` maps a file's name to the one `Method` defined in it: `methods/dkd.py` -> `METHODS["dkd"]`. A file is imported
+when its method is looked up; the names alone cost nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from heterokd.extensions import Implementations
-from heterokd.method import Method
 from heterokd.tasks import TaskName
 
-METHODS: Mapping[str, type[Method]] = Implementations("heterokd.methods", "heterokd.method:Method", "heterokd.methods")
+if TYPE_CHECKING:
+    from heterokd.method import Method
+
+METHODS: Implementations[Method] = Implementations(__name__, "heterokd.method:Method", __name__)
 
 BASELINE = "scratch"
 """The method without a teacher, which every other one is compared with."""

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from heterokd.config.experiment import Recipe
 from heterokd.config.reading import load_recipe
+from heterokd.config.recipe import Recipe
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text

@@ -14,7 +14,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
 from heterokd.methods import BASELINE

@@ -6,7 +6,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from heterokd.config.experiment import TEACHER, Experiment, Recipe, pairing, reads_teacher
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.config.methods import pairing, reads_teacher
+from heterokd.config.recipe import Recipe
 from heterokd.domains import Choice, Domain, Scalar
 from heterokd.methods import BASELINE, VANILLA_KD
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from heterokd.config.settings import BudgetSettings
+from heterokd.config.search import BudgetSettings
 
 HOUR = 3600.0
 

@@ -36,7 +36,7 @@ def published_starts(
 def _published(experiment: Experiment, method: str, teacher: str) -> list[dict[str, Scalar]]:
     """A method's published settings for one of the experiment's teachers, as samples of the experiment."""
     chosen = {TEACHER: teacher} if TEACHER in experiment.domains(method) else {}
-    return [{**sample, **chosen} for sample in published_samples(experiment.following(teacher), method)]
+    return [{**sample, **chosen} for sample in published_samples(experiment.for_teacher(teacher), method)]
 
 
 def _of_each_teacher(

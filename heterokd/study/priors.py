@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 from heterokd.config.experiment import TEACHER, Experiment
-from heterokd.config.reading import read_yaml
-from heterokd.config.settings import NetworkSettings
+from heterokd.config.networks import NetworkSettings
+from heterokd.config.yaml_files import read_yaml
 from heterokd.datasets import DATASETS
 from heterokd.domains import Scalar
 from heterokd.errors import NetworkError, StudyError

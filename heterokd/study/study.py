@@ -11,7 +11,7 @@ from typing import Any, Literal
 from optuna.trial import TrialState, create_trial
 
 from heterokd.config.experiment import TEACHER, Experiment
-from heterokd.config.settings import MOST_TRIALS
+from heterokd.config.search import MOST_TRIALS
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
@@ -355,7 +355,7 @@ class Study:
             for method in self._spaces
             if teacher in (teachers_of(self.experiment, method, self.told.excluded) or teachers)
         ]
-        likely = method_prior(self.experiment.following(teacher), known, sampled, self.told.warm.ranks)
+        likely = method_prior(self.experiment.for_teacher(teacher), known, sampled, self.told.warm.ranks)
         chosen = {TEACHER: teacher}
         return [
             ({"method": method, **(chosen if TEACHER in self._spaces[method] else {})}, probability)

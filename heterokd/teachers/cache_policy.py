@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from heterokd.config.experiment import Recipe
-from heterokd.config.settings import CachingSettings
+from heterokd.config.recipe import Recipe
+from heterokd.config.services import CachingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.errors import CacheError

@@ -10,8 +10,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from heterokd.config.experiment import Experiment, Recipe, score_of
-from heterokd.config.settings import CachingSettings, DataSettings, NetworkSettings, TeacherSettings, TrainingSettings
+from heterokd.config.data import DataSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.networks import NetworkSettings, TeacherSettings
+from heterokd.config.recipe import Recipe
+from heterokd.config.search import score_of
+from heterokd.config.services import CachingSettings
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError
@@ -86,7 +91,7 @@ def prepare_teachers(
     """
     return {
         network: prepare_teacher(
-            experiment.following(network),
+            experiment.for_teacher(network),
             root,
             device=device,
             progress=None if progress is None else partial(_report_of, progress, network),

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from heterokd.config.experiment import Experiment, Recipe
-from heterokd.config.settings import DataSettings
+from heterokd.config.data import DataSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder

@@ -16,7 +16,8 @@ from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.errors import TrackingError, UserError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 
 from heterokd import distributed
-from heterokd.config.experiment import Recipe
-from heterokd.config.settings import DataSettings
+from heterokd.config.data import DataSettings
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.device_pixels import RESIDENT_SHARE
 from heterokd.datasets.io.loaders import EVAL_BATCH, open_split
 from heterokd.datasets.io.split import Split, Splits

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from filelock import FileLock
 
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 
 MARGIN = 0.9
 """Another format must take at most this share of fp32's time: closer calls are noise, and fp32 reproduces best."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from heterokd import distributed
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.outputs import Outputs
 from heterokd.storage.workspace import Workspace

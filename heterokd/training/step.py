@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heterokd.config.settings import TrainingSettings
+from heterokd.config.training import TrainingSettings
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 from heterokd.training.distiller import Distiller

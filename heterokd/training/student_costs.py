@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from heterokd.config.experiment import Experiment
-from heterokd.config.settings import NetworkSettings
+from heterokd.config.networks import NetworkSettings
 from heterokd.errors import ConfigError
 from heterokd.networks.network import build_network, deployable
 from heterokd.networks.student_cost import StudentCost

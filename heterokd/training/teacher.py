@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from heterokd.config.experiment import Recipe
-from heterokd.config.settings import TeacherSettings
+from heterokd.config.networks import TeacherSettings
+from heterokd.config.recipe import Recipe
+from heterokd.config.schema import SCHEMA
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.errors import CheckpointError
@@ -92,12 +93,12 @@ class TeacherCard:
 
 
 def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:
-    """Names a teacher's folder: its network, its training and the content of its data, 16 hexadecimal digits."""
+    """Name a teacher's folder: 16 hexadecimal digits over its network, its training and the content of its data."""
     content = {
         "network": teacher.network,
         "options": teacher.options,
         "pretrained": teacher.pretrained,
-        "training": recipe.training.model_dump(mode="json"),
+        "training": SCHEMA.identity(recipe.training, "training"),
         "augment": recipe.data.policy.hash,
         "image_size": recipe.data.image_size,
         "data": fingerprint,

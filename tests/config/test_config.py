@@ -10,10 +10,10 @@ import pytest
 import yaml
 from another_process import AnotherProcess
 
-from heterokd.config import Experiment, Recipe, load_experiment, load_recipe, methods_of, read_yaml
+from heterokd.config import Experiment, Recipe, dump_experiment, load_experiment, load_recipe, methods_of, read_yaml
 from heterokd.domains import Choice, Float
 from heterokd.errors import ConfigError, UserError
-from heterokd.execution.check import check_experiment, dump_experiment
+from heterokd.execution.check import check_experiment
 from heterokd.methods import METHODS
 
 Write = Callable[..., Path]
@@ -205,8 +205,12 @@ def test_a_set_text_that_sets_nothing(tiny_file: Write, text: str, says: str) ->
 def test_every_fault_has_its_line(tiny_file: Write) -> None:
     message = refusal(tiny_file(training={"epochs": 0, "lr": 1}, student={"network": 3}))
     assert len(message.splitlines()) == 3
-    message = refusal(tiny_file(), "search.space={methods: [kdd, hdc], overrides: {kd.weight: -1}}")
-    assert len(message.splitlines()) == 3
+    names = "search.space={methods: [kdd, hdc], shared: {training.momentum: 2}, overrides: {kd.weight: -1}}"
+    assert len(refusal(tiny_file(), names).splitlines()) == 3, (
+        "what the methods' code shows is said once names are right"
+    )
+    values = "search.space={methods: [kd, heteroakd], overrides: {kd.weight: -1, kd.temprature: 2}}"
+    assert len(refusal(tiny_file(), values).splitlines()) == 3
 
 
 @pytest.fixture

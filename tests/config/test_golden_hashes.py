@@ -46,7 +46,7 @@ def stored_recipe_hash(case: dict[str, Any], folder: Path) -> str:
 
 def fitted_teacher_hash(case: dict[str, Any], folder: Path) -> str:
     asked = question(case["experiment"], folder)
-    alone = asked.following(case["network"])
+    alone = asked.for_teacher(case["network"])
     return teacher_hash(alone.teacher.one(), teacher_recipe(alone), case["fingerprint"])
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_datasets import CIFAR100_NAMES, pickled_by_python2, write_cifar100
 
-from heterokd.config.settings import DataSettings
+from heterokd.config.data import DataSettings
 from heterokd.datasets.cifar100 import CIFAR100
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import POLICIES

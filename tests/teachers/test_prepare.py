@@ -13,10 +13,10 @@ import mlflow
 import pytest
 
 from heterokd.cli.terminal.tables import plan_lines
-from heterokd.config import Experiment, Recipe, load_experiment
+from heterokd.config import Experiment, Recipe, dump_experiment, load_experiment
 from heterokd.domains import Choice
 from heterokd.errors import ConfigError
-from heterokd.execution.check import check_experiment, dump_experiment
+from heterokd.execution.check import check_experiment
 from heterokd.execution.doctor import examine
 from heterokd.execution.driver import search as run_search
 from heterokd.execution.planning.plan import look_around, plan_experiment
@@ -107,7 +107,7 @@ def test_checkpoints_are_by_network_and_the_others_are_fitted(tiny_file: Write, 
     given = tmp_path / "vit.safetensors"
     experiment = load_experiment(tiny_file(teacher={**BOTH, "checkpoint": {VIT: str(given)}}))
     assert [experiment.teacher.one(network).checkpoint for network in (VIT, CNN)] == [given, None]
-    assert experiment.following(VIT).teacher.one() == experiment.teacher.one(VIT)
+    assert experiment.for_teacher(VIT).teacher.one() == experiment.teacher.one(VIT)
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
     with pytest.raises(Exception, match=r"teacher\.checkpoint\.test_vit: there is no file"):
         check_experiment(experiment)
@@ -222,7 +222,7 @@ def test_published_ranks_are_of_the_pair_of_the_sample() -> None:
     of_vit, of_cnn = ({str(values["method"]): share for values, share in prior} for prior in (first, second))
     assert sum(of_vit.values()) == pytest.approx(1.0)
     for name, likely in ((VIT, of_vit), (CNN, of_cnn)):
-        ranks = expected_ranks(experiment.following(name), list(likely))
+        ranks = expected_ranks(experiment.for_teacher(name), list(likely))
         assert sorted(likely, key=lambda method: -likely[method]) == list(ranks)
 
 
@@ -236,7 +236,7 @@ def test_a_plan_counts_every_teacher(tiny_file: Write, tmp_path: Path) -> None:
     assert counts.starts == ("scratch", "kd", "kd", "dkd")
     assert counts.teachers == (VIT, CNN)
     both = look_around(experiment, Workspace(tmp_path), excluded)
-    each = [look_around(experiment.following(name), Workspace(tmp_path), excluded) for name in (VIT, CNN)]
+    each = [look_around(experiment.for_teacher(name), Workspace(tmp_path), excluded) for name in (VIT, CNN)]
     for key in ("views", "cache_bytes", "teacher_bytes"):
         assert getattr(both, key) == sum(getattr(one, key) for one in each) > 0
     assert both.teacher_ready == 0
@@ -257,7 +257,7 @@ def test_a_plan_times_methods_that_run_their_teacher_with_each(
     assert any(
         "0 of 2 teachers are ready, the others will be fitted, their caches" in line for line in plan_lines(plan)
     )
-    alone = plan_experiment(experiment.following(VIT), root)
+    alone = plan_experiment(experiment.for_teacher(VIT), root)
     assert plan.phases["teacher"] > alone.phases["teacher"]
 
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
@@ -100,6 +98,9 @@ class ResizedImages:
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The images at `index` [B], as a new array [B, S, S, 3]; bilinear, smoothed first where they shrink."""
+        import torch  # here, since experiments are checked without it
+        import torch.nn.functional as F
+
         size = (self.image_size, self.image_size)
         planes = torch.from_numpy(self.array[index]).permute(0, 3, 1, 2)
         resized = F.interpolate(planes, size, mode="bilinear", antialias=True)

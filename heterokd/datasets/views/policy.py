@@ -57,9 +57,9 @@ class AugmentPolicy(BaseModel):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over every setting and the version of the views' code."""
-        # A setting that came later counts only where it is set, so that it leaves the views of older policies alone.
-        settings = self.model_dump(mode="json", exclude=_LATER) | self.model_dump(
-            mode="json", include=_LATER, exclude_defaults=True
+        # A later setting counts only where it is set, so that it leaves the views of older policies as they are.
+        settings = self.model_dump(mode="json", include=_FIRST) | self.model_dump(
+            mode="json", exclude=_FIRST, exclude_defaults=True
         )
         content = {"version": VIEWS_VERSION, **settings}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -80,7 +80,11 @@ class AugmentPolicy(BaseModel):
         return self.mixup > 0 or self.cutmix > 0
 
 
-_LATER = {"hue", "erasing_noise", "operations", "magnitude", "magnitude_std", "mixup", "cutmix"}
+_FIRST = {
+    *("scale", "ratio", "translate", "rotation", "flip"),
+    *("brightness", "contrast", "saturation", "erasing"),
+}
+"""Settings of the first policies, part of every hash. The default of a later one is "off", and never changes."""
 
 
 POLICIES: dict[str, AugmentPolicy] = {

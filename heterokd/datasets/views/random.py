@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from heterokd.datasets.views.policy import AugmentPolicy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Draws = dict[str, NDArray[np.float64]]
 """Uniform draws in (0, 1), [B] for every name."""
@@ -116,11 +119,13 @@ def view_draws(policy: AugmentPolicy, seed: int, index: NDArray[np.int64], view:
 
 def as_numbers(values: NDArray[np.int64] | Tensor | int) -> NDArray[np.int64]:
     """Positions or view numbers as numpy has them."""
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.int64)
+    return np.asarray(values if isinstance(values, int | np.integer | np.ndarray) else values.cpu(), np.int64)
 
 
 def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """A small array on a device: the host does not wait for the device, and may use the array again at once."""
+    import torch  # here, since data sets are described, and experiments checked, without it
+
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import torch
 
-from heterokd.config.experiment import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import open_split
 from heterokd.execution.placement import gpu_bytes, largest_training, plan_cluster
 from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
@@ -69,7 +70,7 @@ def measure(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
     say("timing the teacher")
-    each = [_teacher_seconds(experiment.following(one), root, device) for one in experiment.teacher.networks]
+    each = [_teacher_seconds(experiment.for_teacher(one), root, device) for one in experiment.teacher.networks]
     say("starting Ray, and the processes of trials")
     before = time.perf_counter()
     with connected(address):
@@ -189,7 +190,7 @@ def _shared(cost: MethodCost, workers: int) -> MethodCost:
 
 
 def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> Recipe:
-    asked = experiment.following(teacher)
+    asked = experiment.for_teacher(teacher)
     chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
     return asked.recipe({**asked.published(method), **chosen})
 

@@ -86,7 +86,7 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
 
 def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """What is there already of a search's teachers and caches."""
-    each = [_look_at(experiment.following(network), root, excluded) for network in experiment.teacher.networks]
+    each = [_look_at(experiment.for_teacher(network), root, excluded) for network in experiment.teacher.networks]
     views = sum(one.views for one in each)
     return Stock(
         teacher_ready=fmean(one.teacher_ready for one in each),

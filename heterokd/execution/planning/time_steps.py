@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
 from heterokd.datasets.io.split import Splits
 from heterokd.outputs import Batch, Outputs, Signal

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from heterokd.extensions import Implementations
-from heterokd.networks.student_cost import StudentCost
+
+if TYPE_CHECKING:
+    from heterokd.networks.student_cost import StudentCost
 
 STUDENT_COSTS: Implementations[StudentCost] = Implementations(
     __name__, "heterokd.networks.student_cost:StudentCost", "heterokd.student_costs"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from heterokd.config.experiment import Recipe
 from heterokd.config.reading import load_recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, StudyError
 from heterokd.networks.network import AnyNetwork, build_network

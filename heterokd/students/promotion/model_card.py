@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import heterokd
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import DATASETS
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CacheError

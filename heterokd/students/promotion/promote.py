@@ -16,9 +16,10 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from torch import nn
 
-from heterokd.config.experiment import Experiment, Recipe
-from heterokd.config.reading import read_yaml
-from heterokd.config.settings import PromotionSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
+from heterokd.config.services import PromotionSettings
+from heterokd.config.yaml_files import read_yaml
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError

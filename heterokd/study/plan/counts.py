@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from heterokd.config.experiment import Experiment
-from heterokd.config.settings import MOST_TRIALS
+from heterokd.config.search import MOST_TRIALS
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus

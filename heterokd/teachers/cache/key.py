@@ -27,6 +27,13 @@ LIBRARIES = ("torch", "torchvision", "timm")
 MOST_CLASSES = 2**16  # class numbers of top-k logits are stored in 16 bits
 Dtype = Literal["fp16", "fp32"]
 
+FIRST_FIELDS = (
+    *("data", "split", "images", "size", "policy", "seed", "views"),
+    *("teacher", "network", "options", "input_size", "mean", "std", "libraries"),
+    *("dtype", "logits", "embedding", "top_k", "shard_bytes", "version"),
+)
+"""Fields of the first keys, part of every cache's name."""
+
 WORDS = {
     "data": "the data set's content",
     "split": "the split",
@@ -98,6 +105,7 @@ class CacheKey:
     top_k: int | None = None
     shard_bytes: int = SHARD_BYTES
     version: int = CACHE_VERSION
+    # A field that is added here has a default that changes nothing: it counts only where it is set, see `to_json`.
 
     def __post_init__(self) -> None:
         if self.logits is None and self.embedding is None:
@@ -115,7 +123,7 @@ class CacheKey:
 
     @property
     def id(self) -> str:
-        """Name of the cache's folder: 16 hexadecimal digits of SHA-256 over every field."""
+        """Name of the cache's folder: 16 hexadecimal digits of SHA-256 over `to_json`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @property
@@ -152,8 +160,10 @@ class CacheKey:
         return told
 
     def to_json(self) -> str:
-        """The text of key.json."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
+        """The text of key.json: the fields of the first keys, and later ones that are not at their default."""
+        later = {field.name: field.default for field in fields(self) if field.name not in FIRST_FIELDS}
+        content = {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        return json.dumps(content, sort_keys=True, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> CacheKey:
@@ -163,7 +173,8 @@ class CacheKey:
             ValueError: it is no key.
         """
         content: Any = json.loads(text)
-        if not isinstance(content, dict) or set(content) != {field.name for field in fields(cls)}:
+        known = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or not set(FIRST_FIELDS) <= set(content) <= known:
             raise ValueError("expected a JSON object with the fields of a cache's key")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items()

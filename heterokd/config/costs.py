@@ -1,0 +1,55 @@
+"""Limits on what a student may cost, in the sections `search` and `promotion`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from heterokd.config.settings import Settings
+from heterokd.errors import did_you_mean
+from heterokd.networks.student_costs import STUDENT_COSTS
+
+STUDENT = "student/"
+"""Prefix of the keys of costs, among objectives and limits."""
+
+
+class CostLimits(Settings):
+    """Most that a student may cost; what is left out has no limit."""
+
+    max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="median of a forward at batch 1 on one core, in milliseconds"
+    )
+    limits: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of any other cost, as in {student/flops_g: 0.5}"
+    )
+
+    @field_validator("limits")
+    @classmethod
+    def _of_costs(cls, limits: dict[str, float]) -> dict[str, float]:
+        for key in limits:
+            check_cost(key)
+            if f"max_{key.removeprefix(STUDENT)}" in cls.model_fields:
+                raise ValueError(f"{key}: is limited by max_{key.removeprefix(STUDENT)}")
+        return limits
+
+    @property
+    def cost_limits(self) -> dict[str, tuple[str, float]]:
+        """By cost, the key of its limit and the limit."""
+        found = {key.removeprefix(STUDENT): (f"limits.{key}", limit) for key, limit in self.limits.items()}
+        for name in ("params_m", "latency_ms"):
+            if (limit := getattr(self, f"max_{name}")) is not None:
+                found[name] = (f"max_{name}", limit)
+        return found
+
+
+def check_cost(key: str) -> None:
+    """Refuse a key that is no cost of a student.
+
+    Raises:
+        ValueError: which cost was meant.
+    """
+    known = [f"{STUDENT}{name}" for name in STUDENT_COSTS]
+    if key not in known:
+        raise ValueError(f"{key}: there is no such cost of a student; {did_you_mean(key, known)}")

@@ -1,0 +1,83 @@
+"""What is wrong with a search space of the right form: first by names alone, then by the methods' code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from heterokd.config.experiment import Experiment, ends
+from heterokd.config.sentences import faults
+from heterokd.config.training import TrainingSettings
+from heterokd.domains import domains, read_domain
+from heterokd.errors import ConfigError, did_you_mean
+from heterokd.methods import METHODS
+
+NEVER_SEARCHED = {
+    "seed": "the best seed is luck, which confirmation takes out again",
+    "workers": "it is about machines, not about results",
+    "gpus_per_worker": "it is about machines, not about results",
+}
+"""Settings of a training that are no domain of a search, with the reason."""
+
+
+def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """What names alone show to be wrong with a space of the right form: key below `search.space`, and a sentence."""
+    space = experiment.space
+    named = () if space.methods == "all" else space.methods
+    if not named and space.methods != "all":
+        yield "methods", f"the list is empty; write all, or some of {', '.join(METHODS)}"
+    for method in dict.fromkeys(named):
+        if method not in METHODS:
+            yield "methods", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
+        if named.count(method) > 1:
+            yield "methods", f"{method!r} stands twice; remove one"
+    for key, value in space.shared.items():
+        name = key.removeprefix("training.")
+        if name == key or name not in TrainingSettings.model_fields:
+            near = did_you_mean(name, TrainingSettings.model_fields)
+            yield f"shared.{key}", f"expected training.NAME with a setting's name; {near}"
+            continue
+        if name in NEVER_SEARCHED:
+            yield f"shared.{key}", f"is not searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
+            continue
+        yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
+    for key in space.overrides:
+        method, _, name = key.partition(".")
+        if method not in METHODS:
+            yield f"overrides.{key}", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
+        elif not name:
+            yield f"overrides.{key}", f"expected METHOD.PARAMETER; see `heterokd methods {method}`"
+
+
+def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """What the code of the methods shows to be wrong with a space whose names are right."""
+    space, task = experiment.space, experiment.data.task
+    for method in experiment.methods:
+        if task not in METHODS[method].tasks:
+            other = " and ".join(sorted(METHODS[method].tasks))
+            yield "methods", f"{method!r} is written for {other}, data set {experiment.data.dataset!r} is for {task}"
+    for key, value in space.overrides.items():
+        method, _, name = key.partition(".")
+        params = METHODS[method].Params
+        if name in params.model_fields:
+            yield from _domain_faults(f"overrides.{key}", name, value, params())
+        else:
+            yield f"overrides.{key}", f"{method!r} has no parameter {name!r}; {did_you_mean(name, params.model_fields)}"
+
+
+def _domain_faults(key: str, name: str, value: Any, settings: BaseModel) -> Iterator[tuple[str, str]]:
+    """What keeps `value` from being a domain of the field `name` of `settings`, its other fields as they are."""
+    model = type(settings)
+    try:
+        found = read_domain(value, key, domains(model).get(name))
+    except ConfigError as error:
+        yield key, str(error).removeprefix(f"{key}: ")
+        return
+    for end in ends(found):
+        try:
+            model.model_validate({**settings.model_dump(), name: end}, strict=True)
+        except ValidationError as error:
+            yield from ((key, text) for _, text in faults(error, model))
+            return

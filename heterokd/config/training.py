@@ -1,0 +1,150 @@
+"""The section `training`, of students, and `teacher.training`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Strict, field_validator, model_validator
+
+from heterokd.config.settings import LARGEST_SEED, MOST, Settings
+from heterokd.errors import did_you_mean
+
+MOST_EPOCHS = 100_000
+Count = Annotated[int, Field(ge=1), Strict()]
+
+USUAL_OPTIMIZERS = (
+    *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adopt"),
+    *("lamb", "laprop", "lars", "lion", "madgrad", "mars", "momentum", "nadam", "nadamw", "nesterov", "novograd"),
+    *("radam", "rmsprop", "rmsproptf", "sgd", "sgdp", "sgdw"),
+)
+"""Optimizers of every timm that heterokd runs with: accepted without importing timm and torch."""
+
+
+class TrainingSettings(Settings):
+    """How a student (or a teacher) is trained."""
+
+    epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="passes over the training images")
+    batch_size: int = Field(64, ge=1, le=MOST, description="images per optimizer update, over all workers")
+    optimizer: str = Field("sgd", description="a name of timm.optim")
+    learning_rate: float = Field(0.05, gt=0, description="at its peak, after warm-up")
+    min_learning_rate: float = Field(0.0, ge=0, description="at the end of the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have one")
+    weight_decay: float = Field(5e-4, ge=0, description="not applied to norms and biases")
+    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field("cosine", description="timm.scheduler's")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the learning rate rises from near zero")
+    task_weight: float = Field(1.0, ge=0, description="multiplies the cross-entropy with the labels")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; larger ones are scaled down")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, evaluated and kept")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto measures once per device and shape")
+    channels_last: bool | Literal["auto"] = Field("auto", description="memory format of the student's maps")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="an update in this many parts, to save memory; batch norms, and methods that compare images, "
+        "see one part at a time",
+    )
+    compile: bool = Field(False, description="torch.compile the student; pays off in long trainings on a GPU")
+    trainable: Literal["all", "head"] = Field("all", description="head: a linear classifier on the frozen encoder")
+    workers: Count | Annotated[tuple[Count, Count], Strict(False)] = Field(
+        1,
+        description="data-parallel workers that share a training; [least, most] takes what the cluster has",
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs, or a share of one, for each of several workers; auto: one, where there are GPUs"
+    )
+    sync_batch_norm: bool = Field(False, description="batch norms take their statistics over the images of all workers")
+    gather: bool = Field(
+        False, description="methods that compare the images of a batch compare those of all workers, where they can"
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of weights, order and views")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        if name in USUAL_OPTIMIZERS:
+            return name
+        from heterokd.networks.optimizer_names import optimizer_names  # with timm and torch
+
+        if name not in optimizer_names():
+            raise ValueError(f"timm has no optimizer {name!r}; {did_you_mean(name, optimizer_names())}")
+        return name
+
+    @model_validator(mode="after")
+    def _parts_are_even(self) -> TrainingSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.batch_size} images (batch_size) cannot be split into {self.accumulate} equal parts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _falls(self) -> TrainingSettings:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate ({self.learning_rate:g}), from "
+                "which it falls; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> TrainingSettings:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers: expected [least, most], got {list(self.worker_range)}")
+        if self.batch_size < self.most_workers * self.accumulate:
+            raise ValueError(
+                f"workers: {self.batch_size} images (batch_size) are too few for {self.most_workers} workers with "
+                f"{self.accumulate} part(s) each (accumulate)"
+            )
+        if self.gpus_per_worker != "auto" and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker: expected a share of one GPU or a whole number of them, got {self.gpus_per_worker:g}"
+            )
+        if self.sync_batch_norm and self.compile:
+            raise ValueError("sync_batch_norm: workers cannot exchange statistics inside compiled code; leave compile")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Minimum and maximum number of workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @property
+    def least_workers(self) -> int:
+        """Minimum number of workers: a training with fewer does not start."""
+        return self.worker_range[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Maximum number of workers."""
+        return self.worker_range[1]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers may share the training."""
+        return self.most_workers > 1
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainingSettings:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g} epochs of warm-up do not fit into {self.epochs}; lower it"
+            )
+        return self
+
+
+class TeacherTraining(TrainingSettings):
+    """How a teacher that is neither given nor pretrained is fitted; it sees every training image."""
+
+    epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
+    optimizer: str = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_epochs: float = Field(5.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_process(self) -> TeacherTraining:
+        if self.is_shared:
+            raise ValueError("workers: a teacher is fitted by one process; leave it out, or give teacher.checkpoint")
+        return self

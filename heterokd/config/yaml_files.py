@@ -1,0 +1,100 @@
+"""YAML as plain data: no tags, anchors or repeated keys; `1e-3` is a number, a date is a text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heterokd.config.sentences import given
+from heterokd.errors import ConfigError, did_you_mean
+
+LARGEST = 2**64
+"""Whole numbers beyond it are slips of the pen; Python cannot even print those of thousands of digits."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads `1e-3` as a word (YAML 1.1 wants a point and a sign); here it is a number, and a date is a text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def _whole_number(loader: yaml.SafeLoader, node: Any) -> int:
+    value = int(loader.construct_yaml_int(node))
+    if abs(value) > LARGEST:
+        raise yaml.MarkedYAMLError(problem="a whole number is too large", problem_mark=node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: missing or unreadable file, broken YAML (with its line), a key that stands twice, no mapping.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        hint = did_you_mean(file.name, near) if near else "check the path"
+        raise ConfigError(f"{file}: there is no such file; {hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); give a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: is not a text in UTF-8; give a YAML file") from None
+    try:
+        content = plain_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        place = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = "a tab cannot indent" if "'\\t'" in str(error.problem) else error.problem or error.context
+        raise ConfigError(f"{file}{place}: is not valid YAML: {problem}") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{file}: is not valid YAML: it holds characters that no text has") from None
+    if content is None:
+        raise ConfigError(f"{file}: is empty; write keys and values (`name: ...`)")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected keys and values (`name: ...`), got {given(content)}")
+    return content
+
+
+def plain_yaml(text: str) -> Any:
+    """Return the value that a YAML text holds; a repeated key or an alias is an error of YAML here."""
+    try:
+        _refuse_tricks(yaml.compose(text, Loader=_Loader), set())
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+    # `!!int x`, or a number of more digits than Python reads: PyYAML lets through what its constructors raise.
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise yaml.MarkedYAMLError(problem=f"a value is not what it is tagged as ({error})") from None
+
+
+def _refuse_tricks(node: yaml.Node | None, visited: set[int]) -> None:
+    if id(node) in visited:  # an alias is composed as the very node that it refers to
+        raise yaml.MarkedYAMLError(problem="anchors (&) and aliases (*) are not read; write the value out twice")
+    visited.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_tricks(item, visited)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if str(key.value) in keys:
+                problem = f"the key {key.value!r} stands twice; remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            keys.add(str(key.value))
+            _refuse_tricks(value, visited)
