@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from heterokd import distributed
-from heterokd.config.experiment import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.methods import METHODS

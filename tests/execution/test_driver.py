@@ -205,7 +205,7 @@ import os, signal, sys
 from pathlib import Path
 from statistics import fmean
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Root
+from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 
 finished = []
@@ -215,7 +215,7 @@ def listener(event, trial, summary):
     if len(finished) >= int(sys.argv[3]) and event != "finish":
         os.kill(os.getpid(), signal.SIGKILL)
 
-search(load_experiment(sys.argv[1]), Root(Path(sys.argv[2])), resume=True, listener=listener)
+search(load_experiment(sys.argv[1]), Workspace(Path(sys.argv[2])), resume=True, listener=listener)
 """
 
 
