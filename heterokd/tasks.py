@@ -1,4 +1,4 @@
-"""What differs between tasks, without torch: names, metrics, shapes, words. `training.task_modules` has losses and metrics."""
+"""What differs between tasks, without torch: names, metrics, shapes, words. Losses: `training.task_modules`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from heterokd.errors import PairError
 from heterokd.execution.reproduce import chosen_methods
 from heterokd.methods import METHODS
 from heterokd.networks.network import predict_spec
-from heterokd.study.priors import published_pairs, published_results, published_samples
+from heterokd.study.published import published_pairs, published_results, published_samples
 from heterokd.training.teacher import open_teacher
 from heterokd.training.train import train
 

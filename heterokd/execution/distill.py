@@ -17,7 +17,7 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
-from heterokd.study.priors import published_samples
+from heterokd.study.published import published_samples
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns

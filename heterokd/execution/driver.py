@@ -28,8 +28,8 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
-from heterokd.study.priors import finished_summaries, warm_starts
 from heterokd.study.study import Study
+from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns

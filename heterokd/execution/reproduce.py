@@ -27,7 +27,7 @@ from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.study.priors import PublishedPair, published_results, published_samples, published_settings
+from heterokd.study.published import PublishedPair, published_results, published_samples, published_settings
 from heterokd.study.significance import Comparison, as_rows, compare
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher

@@ -18,7 +18,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
 from heterokd.study.plan.record import planned
-from heterokd.study.priors import published_results
+from heterokd.study.published import published_results
 
 MOST_TRIALS = 400
 """Rows of the table of all trials; of more, the best are shown."""

@@ -6,9 +6,12 @@ from collections.abc import Container, Sequence
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
+from heterokd.errors import StudyError
 from heterokd.methods import BASELINE, VANILLA_KD
+from heterokd.storage.files import read_json
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import teachers_of
-from heterokd.study.priors import published_samples
+from heterokd.study.published import published_samples
 
 
 def published_starts(
@@ -53,3 +56,22 @@ def _of_each_teacher(
         elif known and not followed_by:
             found += _published(experiment, known[0], teacher)[:1]
     return found
+
+
+def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequence[str]) -> list[dict[str, Scalar]]:
+    """The starts that `heterokd match` proposes for these methods, if `search.match_starts` asks for them.
+
+    Raises:
+        StudyError: the study has not been matched.
+    """
+    if not experiment.search.match_starts:
+        return []
+    starts = read_json(folder.match_file).get("starts")
+    if starts is None:
+        raise StudyError(
+            f"search.match_starts: {folder.match_file} is missing; run `heterokd match` on the experiment first, or "
+            "set it to false"
+        )
+    known = {experiment.recipe(sample).hash for method in methods for sample in published_samples(experiment, method)}
+    samples = [experiment.published(start["method"], start) for start in starts if start["method"] in methods]
+    return [sample for sample in samples if experiment.recipe(sample).hash not in known]

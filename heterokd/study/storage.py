@@ -18,7 +18,7 @@ from heterokd.methods import METHODS
 from heterokd.storage.disk import when_writable
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import method_space
-from heterokd.study.priors import Warm
+from heterokd.study.warm_start import WarmStart
 
 # What may change between two runs of one study: it decides where and for how long, never what is comparable.
 FREE_KEYS = {
@@ -47,7 +47,7 @@ class Given:
     excluded: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    warm: Warm = field(default_factory=Warm)
+    warm: WarmStart = field(default_factory=WarmStart)
 
 
 def given(database: optuna.Study) -> Given:
@@ -58,7 +58,7 @@ def given(database: optuna.Study) -> Given:
         attrs["excluded"],
         attrs.get("left_out", {}),
         attrs.get("facts", {}),
-        Warm(tuple(warm.get("samples", ())), warm.get("ranks", {})),
+        WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {})),
     )
 
 

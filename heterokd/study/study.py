@@ -20,14 +20,15 @@ from heterokd.study import pruner
 from heterokd.study.assignment import Assignment, Origin, Stop, assignment_attrs, method_space, teachers_of
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
-from heterokd.study.initial_trials import published_starts
+from heterokd.study.initial_trials import matched_samples, published_starts
 from heterokd.study.leaderboard import Leader, Standings, front
-from heterokd.study.priors import Warm, expected_ranks, matched_samples, method_prior
+from heterokd.study.priors import expected_ranks, method_prior
 from heterokd.study.progress import Standing
 from heterokd.study.sampler import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
 from heterokd.study.storage import Given, averages, given, open_database
 from heterokd.study.summary import SUMMARY_LEADERS, summarise
 from heterokd.study.trials import TrialRecord, Trials
+from heterokd.study.warm_start import WarmStart
 
 Step = tuple[Origin, dict[str, Scalar]] | Repetition | Literal["sample", "wait"] | None
 """What comes next: a start, a repetition, whatever the sampler says, nothing for the moment, nothing."""
@@ -44,7 +45,7 @@ class Study:
         excluded: Mapping[str, str] | None = None,
         left_out: Mapping[str, str] | None = None,
         facts: Mapping[str, Mapping[str, float]] | None = None,
-        warm: Warm | None = None,
+        warm: WarmStart | None = None,
         storage: Literal["disk", "memory"] = "disk",
         clock: Callable[[], float] = time.time,
         devices: float = 1.0,
@@ -69,7 +70,7 @@ class Study:
         """
         self.folder = folder
         is_kept = storage == "disk"
-        told = Given(excluded or {}, left_out or {}, facts or {}, warm or Warm())
+        told = Given(excluded or {}, left_out or {}, facts or {}, warm or WarmStart())
         database = open_database(experiment, folder, told, is_kept=is_kept)
         self.told = given(database)
         self._averages = averages(database)

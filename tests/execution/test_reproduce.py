@@ -19,8 +19,7 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import reproduce
 from heterokd.storage.workspace import Workspace
-from heterokd.study import priors
-from heterokd.study.priors import PublishedPair, PublishedResult
+from heterokd.study.published import PublishedPair, PublishedResult
 
 Write = Callable[..., Path]
 PAIR = PublishedPair(
@@ -48,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table that has the tiny pair."""
-    monkeypatch.setattr(priors, "_pairs", lambda: {("digits", "test_vit", "test_efficientnet"): PAIR})
+    monkeypatch.setattr("heterokd.study.published._pairs", lambda: {("digits", "test_vit", "test_efficientnet"): PAIR})
 
 
 def tiny(tiny_file: Write, **changes: Any) -> Experiment:
@@ -134,7 +133,7 @@ def test_segmentation_is_compared_by_miou(
     )
     networks = {"teacher": "segformer-test_efficientnet", "student": "segformer-test_resnet"}
     pair = replace(PAIR, dataset="digit_scenes", **networks, teacher_value=None, results=results)
-    monkeypatch.setattr(priors, "_pairs", lambda: {("digit_scenes", *networks.values()): pair})
+    monkeypatch.setattr("heterokd.study.published._pairs", lambda: {("digit_scenes", *networks.values()): pair})
     content = {
         "name": "scenes",
         "data": {"dataset": "digit_scenes", "image_size": 32, "train_images": 16},

@@ -15,8 +15,9 @@ from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.priors import finished_summaries, method_prior, warm_starts
+from heterokd.study.priors import method_prior
 from heterokd.study.study import Study
+from heterokd.study.warm_start import finished_summaries, warm_starts
 
 STUDENTS = ["small", "middle", "large", "poor"]
 FACTS = {

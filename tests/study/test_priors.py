@@ -15,17 +15,10 @@ from heterokd.config import Experiment
 from heterokd.datasets import DATASETS
 from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study import priors
+from heterokd.study import priors, published
 from heterokd.study.assignment import Assignment
-from heterokd.study.priors import (
-    expected_ranks,
-    method_prior,
-    method_ranking,
-    published_pairs,
-    published_results,
-    published_samples,
-    published_settings,
-)
+from heterokd.study.priors import expected_ranks, method_prior, method_ranking
+from heterokd.study.published import published_pairs, published_results, published_samples, published_settings
 from heterokd.study.study import Study
 
 SWIN, VIT, MIXER = "swin_tiny_patch4_window7_224", "vit_small_patch16_224", "mixer_b16_224"
@@ -34,7 +27,7 @@ ROUNDING = 0.0101
 
 
 def table(name: str) -> dict[str, Any]:
-    content = yaml.safe_load((priors.FOLDER / f"{name}.yaml").read_text())
+    content = yaml.safe_load((published.FOLDER / f"{name}.yaml").read_text())
     assert isinstance(content, dict)
     return content
 
@@ -47,7 +40,7 @@ def score(cell: Any) -> float:
     return float(cell["miou"]) if isinstance(cell, dict) and "miou" in cell else top1(cell)
 
 
-TABLES = sorted(path.stem for path in priors.FOLDER.glob("*_table*.yaml"))
+TABLES = sorted(path.stem for path in published.FOLDER.glob("*_table*.yaml"))
 
 
 def test_every_table_is_there() -> None:
@@ -127,7 +120,7 @@ def test_what_the_abstracts_and_texts_say() -> None:
     assert (min(gains), max(gains)) == (0.40, 0.77)
 
 
-def cell(pair: priors.PublishedPair, method: str) -> float:
+def cell(pair: published.PublishedPair, method: str) -> float:
     found = pair.of(method)
     assert found is not None, method
     return found.value
@@ -237,7 +230,7 @@ def test_nothing_is_published_for_what_stands_in_no_table() -> None:
 
 
 def entries() -> Iterator[Any]:
-    content = yaml.safe_load((priors.FOLDER / "settings.yaml").read_text())
+    content = yaml.safe_load((published.FOLDER / "settings.yaml").read_text())
     for entry in content["settings"]:
         yield pytest.param(entry, id=f"{entry['method']}-{entry['dataset']}")
 

@@ -29,8 +29,9 @@ from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.model_card import teacher_of
 from heterokd.study.assignment import Assignment
 from heterokd.study.plan.counts import count
-from heterokd.study.priors import expected_ranks, warm_starts
+from heterokd.study.priors import expected_ranks
 from heterokd.study.study import Study
+from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches
 from heterokd.teachers.cache_policy import cache_key
 from heterokd.teachers.prepare import open_prepared, prepare_teachers, teacher_recipe

@@ -14,8 +14,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import REFERENCES, method_space
 from heterokd.study.confirmation import LEADER_SEEDS, share, share_after
-from heterokd.study.initial_trials import published_starts
-from heterokd.study.priors import matched_samples
+from heterokd.study.initial_trials import matched_samples, published_starts
 from heterokd.study.pruner import rungs
 from heterokd.study.sampler import has_freedom
 

@@ -1,0 +1,253 @@
+"""The papers' tables and hyper-parameters as data, found by data set, teacher and student.
+
+`tables/*.yaml` holds the numbers (every table names its paper), `tables/settings.yaml` the hyper-parameters. Both were
+selected on test sets: here they are starting points and a comparison, never targets.
+
+A network's name counts without timm's tag (`resnet50.tv_in1k` is `resnet50`), and its options do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from heterokd.config.experiment import Experiment
+from heterokd.config.yaml_files import read_yaml
+from heterokd.domains import Scalar
+from heterokd.formatting import metric_name
+from heterokd.methods import BASELINE
+from heterokd.tasks import TASKS
+
+FOLDER = Path(__file__).parent / "tables"
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One cell of a table.
+
+    Attributes:
+        method: `scratch` for the student without a teacher.
+        value: per cent, on the test split.
+        top5: per cent, on the test split; None if it is not printed.
+        source: paper and table, and who quotes it if the paper itself was not read; several that agree.
+        metric: the score of the data set's task, of which `value` is one.
+    """
+
+    method: str
+    value: float
+    top5: float | None
+    source: str
+    metric: str = "top1"
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """All published numbers of one data set, teacher and student.
+
+    Attributes:
+        dataset: name in heterokd.
+        teacher: the network, without timm's tag.
+        student: the network, without timm's tag.
+        teacher_name: as printed in the paper.
+        student_name: as printed in the paper.
+        teacher_kind: cnn, attention or mlp.
+        student_kind: cnn, attention or mlp.
+        teacher_value: per cent, of the first table that has it; None if none does.
+        results: never empty; several of a method if sources disagree, the number of the method's paper first.
+        notes: of the tables.
+    """
+
+    dataset: str
+    teacher: str
+    student: str
+    teacher_name: str
+    student_name: str
+    teacher_kind: str
+    student_kind: str
+    teacher_value: float | None
+    results: tuple[PublishedResult, ...]
+    notes: tuple[str, ...] = ()
+
+    def of(self, method: str) -> PublishedResult | None:
+        """The method's number, that of its paper if sources disagree; None if no table has it."""
+        return next((result for result in self.results if result.method == method), None)
+
+    @property
+    def metric(self) -> str:
+        """Metric of all its numbers."""
+        return self.results[0].metric
+
+    @property
+    def metric_name(self) -> str:
+        """The metric as printed."""
+        return metric_name(self.metric)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods in the tables, with the baseline, each once."""
+        return tuple(dict.fromkeys(result.method for result in self.results))
+
+
+@dataclass(frozen=True)
+class PublishedSetting:
+    """Hyper-parameters of one method on some pairs.
+
+    Attributes:
+        method: its name.
+        values: parameters that differ from the method's defaults, or are named explicitly.
+        task_weight: of the cross-entropy with the labels; None: that of the experiment.
+        top1: per cent, of exactly these settings, if a table has it.
+        source: where they are printed.
+        reading: what had to be guessed.
+    """
+
+    method: str
+    values: Mapping[str, Scalar] = field(hash=False)
+    task_weight: float | None
+    top1: float | None
+    source: str
+    reading: str | None
+
+    @property
+    def sample(self) -> dict[str, Scalar]:
+        """The settings with a sample's keys."""
+        weight = {} if self.task_weight is None else {"training.task_weight": self.task_weight}
+        return {f"{self.method}.{name}": value for name, value in self.values.items()} | weight
+
+
+def published_results(dataset: str, teacher: str, student: str) -> PublishedPair | None:
+    """All published numbers of a pair; None if no table has it."""
+    return _pairs().get((dataset, _plain(teacher), _plain(student)))
+
+
+def published_pairs() -> tuple[PublishedPair, ...]:
+    """Every pair of every table, each once, in the order of the tables."""
+    return tuple(_pairs().values())
+
+
+def published_settings(method: str, dataset: str, teacher: str, student: str) -> tuple[PublishedSetting, ...]:
+    """The published hyper-parameters of a method on a pair, those of the printed tables first."""
+    found = []
+    for entry in _settings():
+        fits = (
+            entry["method"] == method
+            and entry["dataset"] == dataset
+            and _plain(teacher) in entry.get("teachers", [_plain(teacher)])
+            and _plain(student) in entry.get("students", [_plain(student)])
+        )
+        if fits:
+            found.append(_setting(entry))
+    return tuple(found)
+
+
+def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Scalar], ...]:
+    """Samples of a method to try first: its published settings for the experiment's first pair, or its defaults.
+
+    Values outside a narrowed domain are replaced by the nearest one in it. Never empty, without duplicates.
+    """
+    teacher, student = experiment.teacher.networks[0], experiment.student.networks[0]
+    settings = published_settings(method, experiment.data.dataset, teacher, student)
+    samples: list[dict[str, Scalar]] = []
+    for setting in settings or (None,):
+        sample = experiment.published(method, {} if setting is None else setting.sample)
+        if sample not in samples:
+            samples.append(sample)
+    return tuple(samples)
+
+
+@lru_cache(maxsize=1)
+def _settings() -> tuple[dict[str, Any], ...]:
+    return tuple(read_yaml(FOLDER / "settings.yaml")["settings"])
+
+
+def _setting(entry: Mapping[str, Any]) -> PublishedSetting:
+    return PublishedSetting(
+        method=entry["method"],
+        values=dict(entry["values"]),
+        task_weight=entry.get("task_weight"),
+        top1=entry.get("top1"),
+        source=entry["source"],
+        reading=entry.get("reading"),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table, with the table's source and notes."""
+
+    source: str
+    notes: tuple[str, ...]
+    content: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return next(task.score for task in TASKS.values() if task.score in self.content["student"])
+
+
+@lru_cache(maxsize=1)
+def _pairs() -> dict[tuple[str, str, str], PublishedPair]:
+    found: dict[tuple[str, str, str], list[_Row]] = {}
+    for file in sorted(FOLDER.glob("*_table*.yaml")):
+        table = read_yaml(file)
+        for row in table["rows"]:
+            key = (row.get("dataset", table.get("dataset")), row["teacher"]["network"], row["student"]["network"])
+            found.setdefault(key, []).append(_Row(_source(table, row), tuple(table.get("notes", ())), row))
+    return {key: _pair(key, rows) for key, rows in found.items()}
+
+
+def _source(table: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    place = row.get("table", table.get("table"))
+    printed = f"{table['short']}{f', Table {place}' if place else ''} (arXiv {table['arxiv']})"
+    if "through" in row:
+        return f"{printed}, second-hand through {row['through']}"
+    return f"{printed}, {table['place']}" if "place" in table else printed
+
+
+def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
+    sources: dict[tuple[str, float, float | None], list[str]] = {}
+    for row in rows:
+        for method, value, top5 in _cells(row):
+            # A cell with top-5 and a cell without are the same number if their scores are equal.
+            same = next((one for one in sources if one[:2] == (method, value) and None in (one[2], top5)), None)
+            if same is not None and same[2] is None and top5 is not None:
+                sources[method, value, top5] = sources.pop(same)
+                same = (method, value, top5)
+            sources.setdefault(same or (method, value, top5), []).append(row.source)
+
+    def is_foreign(cell: tuple[str, float, float | None]) -> bool:
+        """A number that the method's paper does not print."""
+        return not any(source.lower().startswith((f"{cell[0]},", f"{cell[0]} ")) for source in sources[cell])
+
+    first = rows[0].content
+    return PublishedPair(
+        *key,
+        teacher_name=first["teacher"]["name"],
+        student_name=first["student"]["name"],
+        teacher_kind=first["teacher"]["kind"],
+        student_kind=first["student"]["kind"],
+        teacher_value=next((value for row in rows if (value := row.content["teacher"].get(row.metric))), None),
+        results=tuple(
+            PublishedResult(*cell, source="; ".join(sources[cell]), metric=rows[0].metric)
+            for cell in sorted(sources, key=is_foreign)  # stable: otherwise the order of the tables
+        ),
+        notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
+    )
+
+
+def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
+    """Method, score and top-5 of a row, the student from scratch first."""
+    student = row.content["student"]
+    if student.get("scratch", True):
+        yield BASELINE, student[row.metric], student.get("top5")
+    for method, value in row.content["results"].items():
+        if isinstance(value, Mapping):
+            yield method, value[row.metric], value.get("top5")
+        else:
+            yield method, value, None
+
+
+def _plain(network: str) -> str:
+    return network.partition(".")[0]

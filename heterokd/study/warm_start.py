@@ -1,0 +1,88 @@
+"""Start a search from finished studies of similar pairs: their leaders and the ranks of their methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.domains import Scalar
+from heterokd.errors import StudyError
+from heterokd.methods import BASELINE
+from heterokd.storage.workspace import Workspace
+
+LEADERS = 3
+"""Leaders taken from each study."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What finished studies of similar pairs suggest.
+
+    Attributes:
+        samples: their leaders, translated to this experiment's space, best first.
+        ranks: by method, its mean rank there: 0 is the best, 1 the worst.
+    """
+
+    samples: tuple[dict[str, Scalar], ...] = ()
+    ranks: Mapping[str, float] = field(default_factory=dict)
+
+
+def finished_summaries(experiment: Experiment, root: Workspace) -> list[dict[str, Any]]:
+    """Read the summaries of the studies that `search.warm_start_from` names.
+
+    Raises:
+        StudyError: a study is unknown, not finished, or this one.
+    """
+    summaries = []
+    for name in experiment.search.warm_start_from:
+        if name == experiment.name:
+            raise StudyError(f"search.warm_start_from: {name!r} is this study itself; name others")
+        try:
+            summary = root.existing_study(name).summary
+        except StudyError as error:
+            raise StudyError(f"search.warm_start_from: {error}") from None
+        if not summary.get("standing", {}).get("finished"):
+            raise StudyError(
+                f"search.warm_start_from: the study {name!r} is not finished; go on with it (heterokd search ... "
+                "--resume), or take it off the list"
+            )
+        summaries.append(summary)
+    return summaries
+
+
+def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) -> WarmStart:
+    """Derive starts from other studies, each of which counts the same.
+
+    Args:
+        experiment: values outside its domains are replaced by the nearest ones in them, unknown keys are left out.
+        summaries: of the studies, as `Study.summary` gives them.
+    """
+    columns = []
+    ranks: dict[str, list[float]] = {}
+    for summary in summaries:
+        leaders = [leader for leader in summary["leaders"] if leader["method"] in experiment.methods]
+        teacher = (summary.get("teacher") or {}).get("network")
+        followed = {TEACHER: teacher} if teacher in experiment.teacher.networks else {}
+        first = list(dict.fromkeys(leader["method"] for leader in leaders))
+        for place, method in enumerate(first):
+            ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
+        found = [leader["sample"] for leader in leaders if leader["method"] != BASELINE][:LEADERS]
+        columns.append([{**followed, **sample} for sample in found])
+    samples: list[dict[str, Scalar]] = []
+    # The best of each study, then the second of each.
+    for place in range(LEADERS):
+        for column in columns:
+            if place < len(column):
+                sample = _translated(experiment, column[place])
+                if sample not in samples:
+                    samples.append(sample)
+    return WarmStart(tuple(samples), {method: math.fsum(found) / len(found) for method, found in ranks.items()})
+
+
+def _translated(experiment: Experiment, sample: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    method = str(sample["method"])
+    known = experiment.domains(method)
+    return experiment.published(method, {key: value for key, value in sample.items() if key in known})
