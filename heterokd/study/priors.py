@@ -70,7 +70,7 @@ def method_prior(
     the sampler.
 
     Args:
-        experiment: its first teacher and student make the pair, see `Experiment.following`.
+        experiment: its first teacher and student make the pair, see `Experiment.for_teacher`.
         methods: that are sampled.
         finished: number of finished samples.
         warm: mean ranks in other studies.
