@@ -25,7 +25,7 @@ from nothing import score, train_nothing
 
 from heterokd.config import Experiment, load_experiment
 from heterokd.execution.driver import open_runs
-from heterokd.execution.executor import run_study
+from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.study import Study
@@ -89,7 +89,7 @@ def whole_path(trials: int) -> dict[str, Any]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        summary = run_study(experiment, root, {}, excluded={}, tracker=runs, listener=listener, run=train_nothing)
+        summary = run_study(SearchJob(experiment, root), runs, listener=listener, run=train_nothing)
         last = time.monotonic()
         runs.finish(summary)
         found = [

@@ -24,7 +24,7 @@ import torch
 
 from heterokd.config import Experiment, load_experiment
 from heterokd.execution.match import match
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import compare
@@ -86,7 +86,7 @@ def run(text: str, root: Workspace, weights: Path | None) -> list[tuple[str, str
     while (assignment := study.next()) is not None and assignment != "wait":
         with tempfile.TemporaryDirectory() as folder:
             place = TrialFolder(Path(folder) / "0")
-            trained = run_recipe(assignment.recipe, place, root, weights, lambda metrics: True)
+            trained = run_recipe(assignment.recipe, place, RunContext(root, weights), lambda metrics: True)
         study.finish(assignment.number, "complete", trained.metrics)
         layout = {key: value for key, value in assignment.sample.items() if "stage" in key}
         found.append((assignment.recipe.method, f"{assignment.origin} {layout}", trained.metrics["val/top1"]))

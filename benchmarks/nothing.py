@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from heterokd.config import Recipe
+from heterokd.execution.run import RunContext
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Workspace
-from heterokd.teachers.cache_policy import CacheUse
-from heterokd.training.train import Metrics, TrainResult
+from heterokd.training.train import Metrics, Report, TrainResult
 
 
 def score(sample: Mapping[str, Any], progress: float) -> float:
@@ -38,18 +34,7 @@ def some_student() -> AnyNetwork:
     return build_network("test_resnet", 10, image_size=32).eval()
 
 
-def train_nothing(
-    recipe: Recipe,
-    folder: TrialFolder,
-    root: Workspace,
-    weights: Path | None,
-    keep_going: Callable[[Metrics], bool],
-    *,
-    rungs: Collection[int] = (),
-    save_now: Callable[[], bool] = lambda: False,
-    device: torch.device | str = "cpu",
-    cache: CacheUse = "found",
-) -> TrainResult:
+def train_nothing(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
     """As `run_recipe`, without training: reports are written and rungs asked."""
     sample = {"method": recipe.method, **recipe.params, "rate": recipe.training.learning_rate}
     epochs = recipe.training.epochs
@@ -60,22 +45,11 @@ def train_nothing(
         reached = score(sample, epoch / epochs)
         metrics = {"val/top1": reached, "val/loss": 1 - reached, "train/loss": 1 - reached, "epoch": epoch}
         folder.append(metrics)
-        stopped = not keep_going(metrics) and epoch < epochs
+        stopped = not on_epoch(metrics) and epoch < epochs
     return TrainResult(some_student(), metrics, epoch, stopped)
 
 
-def sleep_through(
-    recipe: Recipe,
-    folder: TrialFolder,
-    root: Workspace,
-    weights: Path | None,
-    keep_going: Callable[[Metrics], bool],
-    *,
-    rungs: Collection[int] = (),
-    save_now: Callable[[], bool] = lambda: False,
-    device: torch.device | str = "cpu",
-    cache: CacheUse = "found",
-) -> TrainResult:
+def sleep_through(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
     """As `run_recipe`: its training sleeps through `SLEEP_SECONDS`, and it says how long it slept."""
     some_student()
     epochs, slept = recipe.training.epochs, 0.0
@@ -86,6 +60,6 @@ def sleep_through(
         slept += time.monotonic() - started
         metrics = {"val/top1": 0.5, "train/loss": 1.0, "time/slept": slept, "epoch": epoch}
         folder.append(metrics)
-        save_now()
-        keep_going(metrics)
+        context.save_now()
+        on_epoch(metrics)
     return TrainResult(some_student(), metrics, epochs, stopped=False)

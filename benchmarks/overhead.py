@@ -21,7 +21,7 @@ from nothing import sleep_through
 
 from heterokd.config import load_experiment
 from heterokd.execution.driver import open_runs
-from heterokd.execution.executor import run_study
+from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
@@ -62,7 +62,7 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        run_study(experiment, root, {}, excluded={}, tracker=runs, listener=listener, run=sleep_through)
+        run_study(SearchJob(experiment, root), runs, listener=listener, run=sleep_through)
         slept = [float(trial.snapshot.metrics["time/slept"]) for trial in folder.trials()]
         snapshots = [trial.snapshot for trial in folder.trials()]
         spans = sorted((one.began or 0.0, one.ended or 0.0) for one in snapshots)

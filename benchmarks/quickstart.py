@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from heterokd.config import Experiment, load_experiment
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import prepare_teacher
@@ -118,7 +118,9 @@ def gain(experiment: Experiment, root: Workspace) -> dict[str, Any]:
         for seed in FRESH_SEEDS:
             with tempfile.TemporaryDirectory() as folder:
                 recipe = experiment.recipe(sample, seed=seed)
-                trained = run_recipe(recipe, TrialFolder(Path(folder) / "0"), root, weights, lambda metrics: True)
+                trained = run_recipe(
+                    recipe, TrialFolder(Path(folder) / "0"), RunContext(root, weights), lambda metrics: True
+                )
             found.append(trained.metrics["val/top1"])
         return found
 

@@ -26,7 +26,7 @@ import torch
 
 from heterokd.config import Recipe, load_experiment
 from heterokd.datasets.io.loaders import open_test
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import compare
@@ -102,7 +102,7 @@ def test_miou(recipe: Recipe, root: Workspace, weights: Path | None) -> float:
     """Train a recipe in a folder of its own; mean IoU on the test split."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        trained = run_recipe(recipe, TrialFolder(Path(folder)), root, weights, lambda metrics: True)
+        trained = run_recipe(recipe, TrialFolder(Path(folder)), RunContext(root, weights), lambda metrics: True)
     splits = open_splits(recipe.data)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     return dict(evaluate(trained.student, open_test(splits), task))["miou"]

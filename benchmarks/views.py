@@ -28,7 +28,7 @@ from torch import Tensor
 from heterokd.config import Experiment, load_experiment
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -114,7 +114,8 @@ def keyed(experiment: Experiment, seed: int, weights: Path | None, root: Workspa
     """val/top1 of a training whose teacher answers for the very view that the student sees."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = experiment.recipe(experiment.published("kd"), seed=seed)
-        trained = run_recipe(recipe, TrialFolder(Path(folder) / "0"), root, weights, KEEP_ON, cache="built")
+        context = RunContext(root, weights, cache_use="built")
+        trained = run_recipe(recipe, TrialFolder(Path(folder) / "0"), context, KEEP_ON)
     return trained.metrics["val/top1"]
 
 

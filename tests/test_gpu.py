@@ -15,7 +15,7 @@ import torch
 
 from heterokd.config import Experiment, Recipe, load_experiment, methods_of
 from heterokd.errors import ConfigError, PairError
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
@@ -40,16 +40,8 @@ def run(
 ) -> tuple[TrainResult, TrialFolder]:
     folder = TrialFolder(root.path / "trials" / name)
     folder.start(recipe, TrialSnapshot())
-    trained = run_recipe(
-        recipe,
-        folder,
-        root,
-        weights,
-        lambda metrics: go_on or metrics["epoch"] < 2,
-        rungs=(2,),
-        device="cuda",
-        cache="built" if cache else "found",
-    )
+    context = RunContext(root, weights, device="cuda", cache_use="built" if cache else "found", checkpoint_epochs=(2,))
+    trained = run_recipe(recipe, folder, context, lambda metrics: go_on or metrics["epoch"] < 2)
     return trained, folder
 
 

@@ -91,60 +91,60 @@ class MlflowSync:
 
 
 class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
-    """Passes Tune's events on to the MLflow thread and to the listener, and gives what is done back."""
+    """Forwards Tune's events to the MLflow thread and the listener, and releases what is finished."""
 
     def __init__(
         self,
         folder: StudyFolder,
-        judge: Any,
+        actor: Any,
         sync: MlflowSync,
         listener: Listener | None,
         builders: list[Any],
-        deaths: FailureLimit,
+        limit: FailureLimit,
     ) -> None:
         self.folder = folder
-        self.judge = judge
+        self.actor = actor
         self.sync = sync
         self.listener = listener
         self.builders = builders
-        self.deaths = deaths
+        self.limit = limit
         self.failures: dict[str, int] = {}
         self.ended: list[Any] = []
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Tune looks around: builders that are done give their places to trials, and ended trials are forgotten."""
+        """On each Tune step, release finished cache builders' resources and what ended trials hold."""
         self.builders = release(self.builders)
         self.ended = [trial for trial in self.ended if not _forget(trial)]
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """A trial started, reached a rung, or finished."""
+        """Handle a trial that started, reached a rung, or finished."""
         trial_folder = self.folder.trial(int(result["number"]))
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
         self.sync.put(trial_folder)
         if event == "finish" or self.listener is not None:
-            summary = ray.get(self.judge.summary.remote())
+            summary = ray.get(self.actor.summary.remote())
             if event == "finish":
                 self.folder.write_summary(summary)
             if self.listener is not None:
                 self.listener(event, trial_folder, summary)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial's process died and is started again; Tune does not count those that a warning came before."""
+        """Count a process that died and is restarted; Tune does not count announced preemptions."""
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
             self.failures[trial.trial_id] = trial.num_failures
-            self.deaths.add()
+            self.limit.add()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Tune keeps a trial's object to the end of the search."""
+        """Remember a finished trial, whose object Tune keeps to the end of the search."""
         self.ended.append(trial)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles callbacks into its own snapshots, which nothing here reads back.
+        # Tune pickles callbacks into its snapshots, which nothing here reads back.
         return {}
 
 
 def _forget(trial: Any) -> bool:
-    """Drop what an ended trial's object holds, once Tune is done with it; whether it was."""
+    """Drop what an ended trial's object holds; False while Tune still needs it."""
     if not trial.is_finished():
         return False
     trial.config, trial.evaluated_params = {}, {}

@@ -12,7 +12,7 @@ from heterokd.config.reading import dump_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.settings import Sample
 from heterokd.execution.check import check_experiment, check_files
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
@@ -113,33 +113,25 @@ def train_once(
     snapshot = TrialSnapshot(origin="published", sample=dict(sample))
     trial.start(recipe, snapshot)
 
-    def keep_going(metrics: Metrics) -> bool:
+    def report(metrics: Metrics) -> bool:
         tracker.sync(trial)
         return on_epoch(metrics)
 
-    if recipe.training.is_shared:
-        trained = _train_on_workers(recipe, trial, root, prepared, keep_going)
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        trained = run_recipe(recipe, trial, root, prepared.weights, keep_going, device=device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    context = RunContext(root, prepared.weights, device)
+    run = _run_on_workers if recipe.training.is_shared else run_recipe
+    trained = run(recipe, trial, context, report)
     trial.save(replace(snapshot, status=TrialStatus.COMPLETE, metrics=trained.metrics))
     mirror.close()
     tracker.sync(trial)
     return trial, True
 
 
-def _train_on_workers(
-    recipe: Recipe,
-    trial: TrialFolder,
-    root: Workspace,
-    prepared: PreparedTeacher,
-    keep_going: Callable[[Metrics], bool],
-) -> TrainResult:
-    """On a local Ray, unless this process is connected to one."""
+def _run_on_workers(recipe: Recipe, trial: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
+    """Train on the workers of a local Ray, or of the Ray that this process is connected to."""
     from heterokd.execution.placement import plan_workers  # Ray, which one process does without
     from heterokd.execution.ray_connection import connected
     from heterokd.execution.workers import OnWorkers
 
     with connected(None, shared=True):
-        run = OnWorkers(plan_workers(recipe.training), RESTARTS)
-        return run(recipe, trial, root, prepared.weights, keep_going)
+        return OnWorkers(plan_workers(recipe.training), RESTARTS)(recipe, trial, context, on_epoch)

@@ -18,7 +18,7 @@ from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.callbacks import Listener
 from heterokd.execution.check import check_experiment, check_files, within_limits
-from heterokd.execution.executor import run_study
+from heterokd.execution.executor import SearchJob, run_study
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.execution.ray_connection import check_address
 from heterokd.execution.study_sync import fetch, keep
@@ -105,7 +105,7 @@ def search(
     prepared = prepare_teachers(experiment, root, progress=teacher_progress)
     plan_recorder.prepared(time.monotonic() - began)
     weights = {network: teacher.weights for network, teacher in prepared.items()}
-    fillings = _fillings(experiment, root, weights)
+    caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The question first, as an object, so that a study of another experiment is refused before its file changes.
@@ -113,16 +113,18 @@ def search(
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(
-            experiment,
-            root,
-            weights,
-            excluded=excluded,
-            tracker=tracker,
+            SearchJob(
+                experiment=experiment,
+                workspace=root,
+                asked=asked,
+                weights=weights,
+                excluded=excluded,
+                caches=caches,
+                seconds_before=time.monotonic() - began,
+            ),
+            tracker,
             address=address,
             listener=listener,
-            fillings=fillings,
-            before=time.monotonic() - began,
-            question=asked,
         )
         card = prepared[_teacher_of_winner(experiment, summary)].card
         summary |= {"teacher": asdict(card), "teachers": [asdict(one.card) for one in prepared.values()]}
@@ -144,17 +146,17 @@ def search(
     return Found(folder, summary, card, runs.uri, model)
 
 
-def _fillings(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
+def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
     """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
-    fillings = []
+    caches = []
     for network in experiment.teacher.networks:
-        filling = plan_cache_build(experiment.for_teacher(network), root, weights[network])
-        obstacle = None if filling is None else filling.obstacle
+        build = plan_cache_build(experiment.for_teacher(network), root, weights[network])
+        obstacle = None if build is None else build.obstacle
         if obstacle is not None:
             logger.warning("the teacher runs live (%s)", obstacle)
-        elif filling is not None:
-            fillings.append(filling)
-    return fillings
+        elif build is not None:
+            caches.append(build)
+    return caches
 
 
 def _teacher_of_winner(experiment: Experiment, summary: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,129 +17,157 @@ from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray, tune
-from heterokd.execution.run import run_recipe
-from heterokd.execution.searcher import StudySearcher, _InOrder, _name_trial
+from heterokd.execution.run import RunRecipe, run_recipe
+from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
 from heterokd.execution.study_sync import FromStore
-from heterokd.execution.trial import RunRecipe, StudyActor, run_trial
+from heterokd.execution.trial import StudyActor, TrialJob, run_trial
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.locks import hold
 from heterokd.tracking.tracker import Tracker
 
 
+@dataclass(frozen=True)
+class SearchJob:
+    """What a search runs, checked and prepared.
+
+    Attributes:
+        experiment: the experiment, without the students that are over a limit.
+        workspace: where state lives.
+        asked: the experiment as the study was created with it; None: `experiment`.
+        weights: by network, files of the prepared teachers' weights.
+        excluded: methods that cannot exist for the pair, with the reasons; see `check_experiment`.
+        caches: the teachers' caches, built while the first trials run; without any, trials read the complete ones.
+        seconds_before: time that the search has taken already; it counts towards its budget.
+    """
+
+    experiment: Experiment
+    workspace: Workspace
+    asked: Experiment | None = None
+    weights: Mapping[str, Path | None] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    caches: Sequence[CacheBuild] = ()
+    seconds_before: float = 0.0
+
+    @property
+    def folder(self) -> StudyFolder:
+        """The study's folder."""
+        return self.workspace.study(self.experiment.name)
+
+    def for_trials(self, threads: int) -> TrialJob:
+        """Return what each trial needs of this job, wherever it runs."""
+        return TrialJob(
+            workspace=self.workspace if self.workspace.url else self.workspace.on_node(),
+            study=self.folder.name,
+            weights={network: file.resolve() if file else None for network, file in self.weights.items()},
+            threads=threads,
+            shared_views={
+                cache.recipe.teacher.network: (cache.recipe.training.seed, cache.recipe.views) for cache in self.caches
+            },
+        )
+
+
 def run_study(
-    experiment: Experiment,
-    root: Workspace,
-    weights: Mapping[str, Path | None],
-    *,
-    excluded: Mapping[str, str],
+    job: SearchJob,
     tracker: Tracker,
+    *,
     address: str | None = None,
     listener: Listener | None = None,
-    fillings: Sequence[CacheBuild] = (),
     run: RunRecipe = run_recipe,
-    before: float = 0.0,
-    question: Experiment | None = None,
 ) -> dict[str, Any]:
-    """Run every trial that the study still wants; the summary at the end.
+    """Run every trial that the study still wants; return the summary at the end.
 
     Args:
-        experiment: the question, resolved.
-        root: where state lives.
-        weights: by network, the prepared teachers' weights.
-        excluded: methods that cannot exist for the pair, with reasons; see `check_experiment`.
+        job: what is searched.
         tracker: shows the study, in MLflow and elsewhere.
-        address: of a Ray cluster; None starts a local one.
-        listener: told of every event.
-        fillings: the teachers' caches, built beside the first trials; without one, trials read what is complete.
+        address: of a Ray cluster; None starts a local Ray.
+        listener: called with every event of a trial.
         run: trains a trial's recipe.
-        before: seconds that the search has taken already; they count towards its budget.
-        question: what the study was created with, where students were left out of `experiment`.
 
     Raises:
         SearchError: no trial can run here.
     """
-    folder = root.study(experiment.name)
-    # From now to the end nobody may delete them, whichever trial reads them when.
-    held = [held for filling in fillings if (held := hold(filling.folder)) is not None]
+    experiment, workspace, folder = job.experiment, job.workspace, job.folder
+    is_shared = experiment.training.is_shared
+    # Until the end nobody may delete the caches, whichever trial reads them when.
+    held = [lock for cache in job.caches if (lock := hold(cache.folder)) is not None]
     sync = MlflowSync(tracker, folder)
     try:
-        shared = experiment.training.is_shared
-        # Tune's own files: snapshots that nothing reads back, on a disk that is not the study's.
-        with connected(address, shared=shared), TemporaryDirectory(prefix="heterokd-tune-") as scratch:
+        # Tune's files: snapshots that nothing reads back, on a disk that is not the study's.
+        with connected(address, shared=is_shared), TemporaryDirectory(prefix="heterokd-tune-") as scratch:
             cluster = plan_cluster(experiment)
-            if experiment.training.is_shared and run is run_recipe:
+            if is_shared and run is run_recipe:
                 from heterokd.execution.workers import OnWorkers  # with Ray Train, which other searches need not load
 
                 run = OnWorkers(cluster, experiment.search.max_failures)
-            here = ray.get_runtime_context().get_node_id()
-            # The study's database lies on this machine, so its actor stays here.
-            affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-            judge = (
-                ray.remote(StudyActor)
-                .options(num_cpus=0, scheduling_strategy=affinity)
-                .remote(
-                    (question or experiment).model_dump_json(),
-                    folder.path.resolve(),
-                    dict(excluded),
-                    cluster.gpus or 1.0,
-                    before,
-                )
-            )
+            actor = _start_actor(job, devices=cluster.gpus or 1.0)
             for trial in folder.trials():
                 sync.put(trial)
             trainable = tune.with_parameters(
-                run_trial,
-                judge=judge,
-                root=root if root.url else root.on_node(),
-                study=folder.name,
-                weights={network: file.resolve() if file else None for network, file in weights.items()},
-                threads=max(1, int(cluster.cpus)),
-                filled={one.recipe.teacher.network: (one.recipe.training.seed, one.recipe.views) for one in fillings},
-                run=run,
+                run_trial, actor=actor, job=job.for_trials(threads=max(1, int(cluster.cpus))), run=run
             )
-            builders = []
-            partial = [filling for filling in fillings if not filling.is_complete]
-            # Workers that share a training build it together before they begin.
-            if partial and not experiment.training.is_shared:
-                # Half of the places: the first trials train on what there is, and run the teacher for the rest.
-                builders = start_cache_builds(partial, root, cluster, max(1, cluster.parallel // 2))
-            deaths = FailureLimit(folder, cluster.parallel)
+            incomplete = [cache for cache in job.caches if not cache.is_complete]
+            # Half of the places: the first trials read what is cached and run the teacher for the rest. Workers that
+            # share a training build the cache together before they begin.
+            builders = (
+                start_cache_builds(incomplete, workspace, cluster, max(1, cluster.parallel // 2))
+                if incomplete and not is_shared
+                else []
+            )
+            failures = FailureLimit(folder, cluster.parallel)
             tuner = tune.Tuner(
                 tune.with_resources(trainable, cluster.trial),
                 tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(judge, deaths),
-                    scheduler=_InOrder(),
+                    search_alg=StudySearcher(actor, failures),
+                    scheduler=InOrder(),
                     num_samples=-1,
                     max_concurrent_trials=cluster.parallel,
                     reuse_actors=True,
-                    trial_name_creator=_name_trial,
-                    trial_dirname_creator=_name_trial,
+                    trial_name_creator=trial_name,
+                    trial_dirname_creator=trial_name,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=scratch,
                     verbose=0,
-                    stop=deaths,
+                    stop=failures,
                     failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
                     callbacks=[
-                        *([FromStore(root, folder)] if root.url else []),
-                        TuneCallback(folder, judge, sync, listener, builders, deaths),
+                        *([FromStore(workspace, folder)] if workspace.url else []),
+                        TuneCallback(folder, actor, sync, listener, builders, failures),
                     ],
                 ),
             )
-            # It says which of its own result files are missing: all, since the trial folders take their place.
+            # Tune warns that its result files are missing: all are, since the trial folders take their place.
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
             tuner.fit()
-            root.fetch_study(folder.name)
-            summary: dict[str, Any] = ray.get(judge.summary.remote())
-            # In a Ray that outlives this search it would wait for its handles to be collected, with all that it holds.
-            ray.kill(judge)
+            workspace.fetch_study(folder.name)
+            summary: dict[str, Any] = ray.get(actor.summary.remote())
+            # In a Ray that outlives this search the actor would live until its handles are collected.
+            ray.kill(actor)
     finally:
         sync.close()
-        for one in held:
-            one.release()
+        for lock in held:
+            lock.release()
     folder.write_summary(summary)
-    if deaths.are_hopeless:
+    if failures.are_hopeless:
         tracker.finish(summary, "FAILED")
-        raise SearchError(deaths.sentence)
+        raise SearchError(failures.sentence)
     return summary
+
+
+def _start_actor(job: SearchJob, devices: float) -> Any:
+    """Start the study's actor on this machine, where the study's database lies."""
+    here = ray.get_runtime_context().get_node_id()
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    return (
+        ray.remote(StudyActor)
+        .options(num_cpus=0, scheduling_strategy=affinity)
+        .remote(
+            (job.asked or job.experiment).model_dump_json(),
+            job.folder.path.resolve(),
+            dict(job.excluded),
+            devices,
+            job.seconds_before,
+        )
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,48 +19,61 @@ from heterokd.teachers.cache_policy import CacheUse, training_teacher
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.setup import measured_precision
-from heterokd.training.train import Metrics, TrainResult, train
+from heterokd.training.train import Metrics, Report, TrainResult, train
 
 
-def run_recipe(
-    recipe: Recipe,
-    folder: TrialFolder,
-    root: Workspace,
-    weights: Path | None,
-    keep_going: Callable[[Metrics], bool],
-    *,
-    rungs: Collection[int] = (),
-    save_now: Callable[[], bool] = lambda: False,
-    device: torch.device | str = "cpu",
-    cache: CacheUse = "found",
-) -> TrainResult:
+@dataclass(frozen=True)
+class RunContext:
+    """Where and how one training runs; nothing here changes its result.
+
+    Attributes:
+        workspace: holds caches, decoded images and measured precisions.
+        teacher_weights: file of the prepared teacher's weights; None: timm's published ones.
+        device: device to train on.
+        cache_use: whether the teacher's cache is built, shared or only read, see `CacheUse`.
+        checkpoint_epochs: epochs after which a checkpoint is written.
+        save_now: asked after each epoch whether a checkpoint is wanted: the machine may be about to be taken away.
+    """
+
+    workspace: Workspace
+    teacher_weights: Path | None
+    device: torch.device | str = "cpu"
+    cache_use: CacheUse = "found"
+    checkpoint_epochs: tuple[int, ...] = ()
+    save_now: Callable[[], bool] = lambda: False
+
+
+class RunRecipe(Protocol):
+    """Trains a recipe in a trial's folder: `run_recipe` in this process, `OnWorkers` on several."""
+
+    def __call__(self, recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
+        """See `run_recipe`."""
+
+
+def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
     """Train one recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
 
-    Where several workers share the training, each calls this; the first one writes.
+    Where several workers share the training, each calls this; rank 0 writes.
 
     Args:
-        recipe: what to train.
-        folder: goes on from its checkpoint when it has one.
-        root: remembers measured precisions.
-        weights: the prepared teacher's weights.
-        keep_going: told each epoch's metrics after they are on disk; False stops the training.
-        rungs: epochs after which a checkpoint is written.
-        save_now: see `train`.
-        device: where to train.
-        cache: see `training_teacher`.
+        recipe: training to run.
+        folder: trial folder; training resumes from its checkpoint if there is one.
+        context: workspace, teacher weights, device and checkpoints.
+        on_epoch: called with each epoch's metrics after they are on disk; False stops the training.
 
     Raises:
         CacheError: the teacher's cache is damaged.
     """
-    splits = training_splits(open_splits(recipe.data), root)
-    live = open_prepared(recipe, weights, splits.num_classes)
+    workspace, device = context.workspace, context.device
+    splits = training_splits(open_splits(recipe.data), workspace)
+    live = open_prepared(recipe, context.teacher_weights, splits.num_classes)
     loaders = recipe_loaders(recipe, splits, device)
-    teacher = training_teacher(recipe, splits, live, root, device, cache)
-    precision = measured_precision(recipe, teacher, loaders, device, root)
+    teacher = training_teacher(recipe, splits, live, workspace, device, context.cache_use)
+    precision = measured_precision(recipe, teacher, loaders, device, workspace)
 
     def report(metrics: Metrics) -> bool:
         folder.append(metrics)
-        return keep_going(metrics)
+        return on_epoch(metrics)
 
     trained = train(
         recipe,
@@ -66,8 +81,8 @@ def run_recipe(
         loaders,
         report,
         checkpoint=folder.checkpoint,
-        rungs=rungs,
-        save_now=save_now,
+        checkpoint_epochs=context.checkpoint_epochs,
+        save_now=context.save_now,
         device=device,
         precision=precision,
         wrap=distributed.data_parallel,

@@ -9,53 +9,53 @@ from heterokd.execution.ray_settings import ray, tune
 from heterokd.storage.trial_status import TrialStatus
 
 
-def _name_trial(trial: Any) -> str:
-    """Tune's own names hold the whole configuration, which makes unusable folders."""
+def trial_name(trial: Any) -> str:
+    """Return a trial's id: Tune's default names hold the whole configuration, which makes unusable folder names."""
     return str(trial.trial_id)
 
 
 class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
-    """Tune's view of the study: whatever runs next is its suggestion."""
+    """Suggests to Ray Tune whatever the study wants to run next: samples, repetitions, trials to resume."""
 
-    def __init__(self, judge: Any, deaths: FailureLimit) -> None:
+    def __init__(self, actor: Any, failures: FailureLimit) -> None:
         super().__init__()
-        self.judge = judge
-        self.deaths = deaths
+        self.actor = actor
+        self.failures = failures
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next assignment, nothing for the moment, or the end."""
-        assignment = ray.get(self.judge.next.remote())
+        """Return the next trial's number; None to wait; FINISHED at the end of the search."""
+        assignment = ray.get(self.actor.next.remote())
         if assignment is None:
             return str(tune.search.Searcher.FINISHED)
         if assignment == "wait":
             return None
         self.numbers[trial_id] = assignment.number
-        self.deaths.begin(assignment.number)
-        # Its number alone: Tune copies and keeps what it is given; the trial asks the judge for the rest.
+        self.failures.begin(assignment.number)
+        # Only the number: Tune copies and keeps its configurations; the trial asks the actor for the rest.
         return {"number": assignment.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial whose process died more often than `search.max_failures` never told the judge itself."""
+        """Record the failure of a trial whose process died more often than `search.max_failures`."""
         number = self.numbers.pop(trial_id, None)
         if error and number is not None:
-            self.deaths.add()
-        # Where none can live it is not the trial that failed: it is kept for another start of the search.
-        if error and number is not None and not self.deaths.are_hopeless:
+            self.failures.add()
+        # Where no trial can run, the trial is not at fault: it is kept for the next start of the search.
+        if error and number is not None and not self.failures.are_hopeless:
             message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
-            ray.get(self.judge.finish.remote(number, TrialStatus.FAILED, {}, message))
+            ray.get(self.actor.finish.remote(number, TrialStatus.FAILED, {}, message))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database is the state."""
+        """Do nothing: the study's database is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database is the state."""
+        """Do nothing: the study's database is the state."""
 
 
-class _InOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
-    """Tune's own order, without looking through the trials that have ended."""
+class InOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
+    """First in, first out, without looping over the trials that have ended."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """A trial that waits for its place, if there is one."""
+        """Return a pending trial, or None."""
         waiting = (trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING")
         return next(waiting, None)

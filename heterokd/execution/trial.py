@@ -1,4 +1,4 @@
-"""What runs in a search's own processes: the judge (the study, in one actor) and the trials.
+"""What runs in a search's own processes: the study (the study, in one actor) and the trials.
 
 Apart from `search`, so that a trial's process loads neither MLflow nor what else only the driver needs.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, RunRecipe, run_recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -30,26 +30,33 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment, Stop
 from heterokd.study.study import Study
 from heterokd.teachers.cache_policy import CacheUse
-from heterokd.training.train import Metrics, TrainResult
 
 
-class RunRecipe(Protocol):
-    """What trains a trial's recipe; `run_recipe` does."""
+@dataclass(frozen=True)
+class TrialJob:
+    """What every trial of a search gets.
 
-    def __call__(
-        self,
-        recipe: Recipe,
-        folder: TrialFolder,
-        root: Workspace,
-        weights: Path | None,
-        keep_going: Callable[[Metrics], bool],
-        *,
-        rungs: Collection[int] = (),
-        save_now: Callable[[], bool] = lambda: False,
-        device: torch.device | str = "cpu",
-        cache: CacheUse = "found",
-    ) -> TrainResult:
-        """As `run_recipe`."""
+    Attributes:
+        workspace: where state lives, as the driver sees it.
+        study: name of the study.
+        weights: by network, files of the prepared teachers' weights, as the driver sees them.
+        threads: number of torch's threads.
+        shared_views: by teacher, seed and number of the views whose cache the search's builders fill. A trial completes
+            other caches of these teachers itself, and builds none of other teachers.
+    """
+
+    workspace: Workspace
+    study: str
+    weights: Mapping[str, Path | None]
+    threads: int
+    shared_views: Mapping[str, tuple[int, int | None]]
+
+    def cache_use(self, recipe: Recipe) -> CacheUse:
+        """How a trial uses its teacher's cache."""
+        teacher = recipe.teacher.network
+        if teacher not in self.shared_views:
+            return "found"
+        return "shared" if self.shared_views[teacher] == (recipe.training.seed, recipe.views) else "built"
 
 
 class StudyActor:
@@ -116,39 +123,25 @@ def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync
     return mirror
 
 
-def run_trial(
-    config: dict[str, Any],
-    judge: Any,
-    root: Workspace,
-    study: str,
-    weights: Mapping[str, Path | None],
-    threads: int,
-    filled: Mapping[str, tuple[int, int | None]],
-    run: RunRecipe = run_recipe,
-) -> None:
-    """One trial, in its own Tune process: train, ask the judge at each rung, return.
+def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe = run_recipe) -> None:
+    """Run one trial in its Tune process: train, ask the study at each rung, return.
 
     Args:
         config: holds the trial's number.
-        judge: the study's actor.
-        root: where state lives, as the driver sees it.
-        study: name of the study.
-        weights: by network, the prepared teachers' weights, likewise.
-        threads: of torch.
-        filled: by teacher, seed and number of the views whose cache others are filling; its other caches are completed
-            here first. No cache is built of a teacher that is not named.
+        actor: handle of the `StudyActor`.
+        job: what all trials of the search share.
         run: trains the recipe.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(job.threads)
     number: int = config["number"]
-    assignment: Assignment | None = ray.get(judge.assignment.remote(number))
+    assignment: Assignment | None = ray.get(actor.assignment.remote(number))
     if assignment is None:
-        # Its process died between telling the judge and telling Tune.
+        # Its process died between telling the study and telling Tune.
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
     recipe = assignment.recipe
-    here = root.on_node()
-    folder = here.study(study).trial(number)
+    here = job.workspace.on_node()
+    folder = here.study(job.study).trial(number)
     mirror = begin(here.mirror(folder.path), folder, recipe)
     snapshot = TrialSnapshot(
         origin=assignment.origin,
@@ -162,12 +155,12 @@ def run_trial(
     tune.report({"number": number, "epoch": 0})
     mirror.follow()
 
-    def keep_going(metrics: dict[str, float]) -> bool:
+    def on_epoch(metrics: dict[str, float]) -> bool:
         epoch = int(metrics["epoch"])
         if epoch not in assignment.rungs and not assignment.is_timed:
             return True
         curve = folder.metrics() if epoch in assignment.rungs else []
-        go_on: bool = ray.get(judge.report.remote(number, epoch, metrics, curve))
+        go_on: bool = ray.get(actor.report.remote(number, epoch, metrics, curve))
         if epoch in assignment.rungs:
             mirror.push()
             tune.report({"number": number, "epoch": epoch})
@@ -179,31 +172,23 @@ def run_trial(
     metrics: dict[str, float] = {}
     student: dict[str, float] = {}
     try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        teacher = recipe.teacher.network
-        cache: CacheUse = "built" if teacher in filled else "found"
-        if filled.get(teacher) == (recipe.training.seed, recipe.views):
-            cache = "shared"
-        given = weights.get(teacher)
-        near = None if given is None else here.fetched(given, root)
+        given = job.weights.get(recipe.teacher.network)
+        context = RunContext(
+            workspace=here,
+            teacher_weights=None if given is None else here.fetched(given, job.workspace),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            cache_use=job.cache_use(recipe),
+            checkpoint_epochs=tuple(assignment.rungs),
+            save_now=is_preempted,
+        )
         trained = when_writable(
             folder.path,
             # From its checkpoint where something else than a report met a disk that cannot be written.
-            lambda: run(
-                recipe,
-                folder,
-                here,
-                near,
-                keep_going,
-                rungs=assignment.rungs,
-                save_now=is_preempted,
-                device=device,
-                cache=cache,
-            ),
+            lambda: run(recipe, folder, context, on_epoch),
         )
         metrics = trained.metrics
         if trained.stopped:
-            reason = ray.get(judge.why.remote(number))
+            reason = ray.get(actor.why.remote(number))
             status = TrialStatus.PAUSED if reason == "budget" else TrialStatus.PRUNED
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
@@ -213,8 +198,8 @@ def run_trial(
         if isinstance(raised, TrainingDiverged):
             status, reason = TrialStatus.DIVERGED, NOT_FINITE
         write_text(folder.path / "error.txt", error)
-    # The folder first: if this process dies before the judge hears of it, the study adopts what the folder says.
+    # The folder first: if this process dies before the study hears of it, the study adopts what the folder says.
     folder.save(replace(snapshot, status=status, reason=reason, metrics=metrics, student=student, ended=time.time()))
     mirror.close()
-    ray.get(judge.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))
+    ray.get(actor.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))
     tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})

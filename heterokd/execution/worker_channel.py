@@ -1,4 +1,7 @@
-"""Where the first of several workers asks whether to go on. Apart from `workers`: its process loads no torch."""
+"""The channel between rank 0 of a sharded training and the process that started it.
+
+An actor's class; a module of its own, so that the actor's process does not load torch.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,24 @@ Metrics = dict[str, float]
 
 
 class WorkerChannel:
-    """Where the first worker asks, and the process that began the training answers."""
+    """Rank 0 asks after each epoch whether to continue; the process that started the training answers."""
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[tuple[Metrics, asyncio.Future[bool]]] = asyncio.Queue()
         self.waiting: asyncio.Future[bool] | None = None
 
     async def ask(self, metrics: Metrics) -> bool:
-        """Whether to go on after an epoch with these metrics."""
+        """Send an epoch's metrics; return whether to continue."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         await self.asked.put((metrics, answer))
         return await answer
 
     async def next(self) -> Metrics:
-        """The next question."""
+        """Wait for the next epoch's metrics."""
         metrics, self.waiting = await self.asked.get()
         return metrics
 
     async def answer(self, go_on: bool) -> None:
-        """Answer the question that `next` gave."""
+        """Answer the question that `next` returned."""
         assert self.waiting is not None  # `next` comes first
         self.waiting.set_result(go_on)

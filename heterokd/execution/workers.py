@@ -1,13 +1,13 @@
-"""Trainings that several workers share: a Ray Train run around `run_recipe`, inside the process that asked for it.
+"""Sharded trainings: a Ray Train run around `run_recipe`, inside the process that asked for it.
 
-    trial (or `heterokd distill`)      OnWorkers(...) in the place of run_recipe; keep_going(metrics) is called here
-      └─ TorchTrainer.fit()            Ray Train's controller, and N workers that call run_recipe, each with its part
-           └─ first worker ── Questions (actor) ──> trial: epoch's metrics; <── go on?
+    trial (or `heterokd distill`)      OnWorkers(...) takes the place of run_recipe; on_epoch(metrics) is called here
+      └─ TorchTrainer.fit()            Ray Train's controller, and N workers that call run_recipe, each on its shard
+           └─ rank 0 ── WorkerChannel (actor) ──> trial: metrics of the epoch; <── continue?
 
-The first worker asks after every epoch, and its answer reaches all (`training.train`), so that all return by
-themselves: nothing is stopped from outside. Metrics, checkpoints and the student are written by the first worker into
-the trial's folder, so that whoever reads it sees no difference to a training in one process. When a worker dies, Ray
-Train starts all of them anew, and they go on from the checkpoint.
+Rank 0 asks after every epoch, and the answer is broadcast to all ranks (`training.train`), so that all return by
+themselves: nothing is stopped from outside. Rank 0 writes metrics, checkpoints and the student into the trial's
+folder, which therefore looks like that of a training in one process. When a worker dies, Ray Train restarts all of
+them, and they resume from the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,73 +31,60 @@ from heterokd.errors import HeterokdError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.execution.worker_channel import WorkerChannel
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
-from heterokd.storage.workspace import Workspace
-from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.data import open_splits
-from heterokd.training.train import Metrics, TrainResult
+from heterokd.training.train import Metrics, Report, TrainResult
 
 POLL_SECONDS = 0.25
-"""How long a question of the first worker waits at most while nobody looks."""
+"""Longest time between two looks for a question of rank 0."""
 
 PATIENCE_SECONDS = 6 * 3600
-"""Workers wait this long for another one, which may be evaluating; one that died is noticed at once, by Ray Train."""
+"""Timeout of collectives: rank 0 may be evaluating. Ray Train notices a dead worker at once."""
 
 
 @dataclass(frozen=True)
 class OnWorkers:
-    """`run_recipe` on several workers; takes its place in a search.
+    """Runs `run_recipe` on several workers.
 
     Attributes:
-        place: how many workers, and what each of them gets.
-        restarts: of all workers, after one has died.
+        place: number of workers and the resources of each.
+        restarts: how often all workers are restarted after one has died.
     """
 
     place: Cluster
     restarts: int
 
-    def __call__(
-        self,
-        recipe: Recipe,
-        folder: TrialFolder,
-        root: Workspace,
-        weights: Path | None,
-        keep_going: Callable[[Metrics], bool],
-        *,
-        rungs: Collection[int] = (),
-        save_now: Callable[[], bool] = lambda: False,
-        device: torch.device | str = "cpu",
-        cache: CacheUse = "found",
-    ) -> TrainResult:
-        """As `run_recipe`; `device` is each worker's own, and the workers look themselves whether a node leaves.
+    def __call__(self, recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
+        """See `run_recipe`; device and preemption are each worker's own, whatever `context` says of them.
 
         Raises:
             HeterokdError: what a worker raised.
             ray.train.TrainingFailedError: workers died more often than `restarts`.
         """
         (folder.path / RAISED).unlink(missing_ok=True)
-        questions = ray.remote(WorkerChannel).options(num_cpus=0).remote()
+        channel = ray.remote(WorkerChannel).options(num_cpus=0).remote()
+        workspace, weights = context.workspace, context.teacher_weights
         work = {
             "recipe": recipe.model_dump_json(),
             "folder": folder.path.resolve(),
-            "root": root if root.url else root.on_node(),
-            "weights": weights.resolve() if weights else None,
-            "rungs": tuple(rungs),
-            "cache": "built" if cache == "shared" else cache,
+            "workspace": workspace if workspace.url else workspace.on_node(),
+            "teacher_weights": weights.resolve() if weights else None,
+            "checkpoint_epochs": context.checkpoint_epochs,
+            "cache_use": "built" if context.cache_use == "shared" else context.cache_use,
             "threads": max(1, int(self.place.cpus)),
-            "questions": questions,
+            "channel": channel,
         }
         fitting = _in_thread(self._trainer(work, folder).fit)
         try:
-            _answer(questions, keep_going, fitting)
+            _answer(channel, on_epoch, fitting)
             outcome = _outcome(folder, fitting)
         finally:
-            ray.kill(questions)
+            ray.kill(channel)
         shutil.rmtree(folder.path / RUN_NAME, ignore_errors=True)
         return _trained(recipe, folder, outcome)
 
@@ -108,7 +94,7 @@ class OnWorkers:
         return TorchTrainer(
             work_on,
             train_loop_config=work,
-            # NCCL refuses two workers on one GPU; where they share it, gloo carries what they exchange.
+            # NCCL refuses two workers on one GPU; workers that share a GPU communicate through gloo.
             torch_config=TorchConfig(backend="nccl" if self.place.gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS),
             scaling_config=train.ScalingConfig(
                 num_workers=most if least == most else (least, most),
@@ -124,40 +110,38 @@ class OnWorkers:
 
 
 RUN_NAME, RAISED = "train", "raised.json"
-"""Ray Train's own folder, and what a worker raised on purpose; both inside the trial's folder, while it runs."""
+"""Ray Train's folder and the file of an error that a worker raised; both in the trial's folder while it runs."""
 
 
 def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
-    """What each worker does; Ray Train has joined it with the others.
+    """Train on one worker; Ray Train has set up the process group.
 
     Returns:
         Metrics of the end, epochs, and whether it was stopped; None when an earlier attempt ended for good.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     torch.set_num_threads(work["threads"])
-    folder, questions = TrialFolder(work["folder"]), work["questions"]
+    folder, channel = TrialFolder(work["folder"]), work["channel"]
     if (folder.path / RAISED).exists():
-        return None  # Ray Train starts workers anew whatever happened; this would happen again
+        return None  # Ray Train restarts workers whatever happened; this would happen again
 
-    def keep_going(metrics: Metrics) -> bool:
-        go_on: bool = ray.get(questions.ask.remote(metrics))
+    def on_epoch(metrics: Metrics) -> bool:
+        go_on: bool = ray.get(channel.ask.remote(metrics))
         return go_on
 
+    context = RunContext(
+        workspace=work["workspace"],
+        teacher_weights=work["teacher_weights"],
+        device=get_device(),
+        cache_use=work["cache_use"],
+        checkpoint_epochs=work["checkpoint_epochs"],
+        save_now=lambda: is_preempted(anywhere=True),
+    )
     try:
-        trained = run_recipe(
-            Recipe.model_validate_json(work["recipe"]),
-            folder,
-            work["root"],
-            work["weights"],
-            keep_going,
-            rungs=work["rungs"],
-            save_now=lambda: is_preempted(anywhere=True),
-            device=get_device(),
-            cache=work["cache"],
-        )
+        trained = run_recipe(Recipe.model_validate_json(work["recipe"]), folder, context, on_epoch)
     except errors.TrainingDiverged as error:
         _leave(folder, error)
-        return None  # all workers have the same figures and return: nobody waits for anybody
+        return None  # the loss is the same on all ranks: all return
     except HeterokdError as error:
         _leave(folder, error)
         raise
@@ -169,31 +153,31 @@ def _leave(folder: TrialFolder, error: HeterokdError) -> None:
 
 
 def _in_thread(fit: Callable[[], Any]) -> Future[Any]:
-    """Call `fit` beside this thread; a daemon, so that an interrupt need not wait for it."""
+    """Call `fit` in a daemon thread, so that an interrupt need not wait for it."""
     fitting: Future[Any] = Future()
 
     def run() -> None:
         try:
             fitting.set_result(fit())
-        except BaseException as error:  # noqa: BLE001  handed to the one who waits for it
+        except BaseException as error:  # noqa: BLE001  re-raised by `Future.result`
             fitting.set_exception(error)
 
     threading.Thread(target=run, name="fit", daemon=True).start()
     return fitting
 
 
-def _answer(questions: Any, keep_going: Callable[[Metrics], bool], fitting: Future[Any]) -> None:
-    """Answer the first worker's questions until the training is over."""
-    question = questions.next.remote()
+def _answer(channel: Any, on_epoch: Report, fitting: Future[Any]) -> None:
+    """Answer rank 0's questions until the training has ended."""
+    question = channel.next.remote()
     while not fitting.done():
         done, _ = ray.wait([question], timeout=POLL_SECONDS)
         if done:
-            ray.get(questions.answer.remote(keep_going(ray.get(question))))
-            question = questions.next.remote()
+            ray.get(channel.answer.remote(on_epoch(ray.get(question))))
+            question = channel.next.remote()
 
 
 def _outcome(folder: TrialFolder, fitting: Future[Any]) -> dict[str, Any]:
-    """What the first worker returned; what a worker raised is raised here."""
+    """Return what rank 0 returned; raise what a worker raised."""
     raised = read_json(folder.path / RAISED)
     if raised:
         (folder.path / RAISED).unlink()

@@ -45,7 +45,7 @@ Metrics = dict[str, float]
 Report = Callable[[Metrics], bool]
 
 CHECKPOINT_SECONDS = 60.0
-"""Between rungs a checkpoint is written at the end of an epoch when this much time has passed since the last."""
+"""A checkpoint is also written at the end of an epoch when this much time has passed since the last one."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def train(
     report: Report,
     *,
     checkpoint: Path | None = None,
-    rungs: Collection[int] = (),
+    checkpoint_epochs: Collection[int] = (),
     save_now: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     precision: Precision = FP32,
@@ -110,10 +110,10 @@ def train(
         loaders: training views and validation images.
         report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Of
             several workers the first one calls it.
-        checkpoint: file to resume from when it exists, and to write at every rung; any number of workers may have
-            written it.
-        rungs: epochs after which a checkpoint is written.
-        save_now: asked after each epoch whether a checkpoint is wanted, rung or not: the machine may be about to go.
+        checkpoint: file to resume from when it exists, and to write at checkpoint epochs; it may have been written by
+            another number of workers.
+        checkpoint_epochs: epochs after which a checkpoint is written.
+        save_now: asked after each epoch whether a checkpoint is wanted: the machine may be about to be taken away.
         device: where to train.
         precision: number format and memory format of the forward pass.
         wrap: makes the distiller a data-parallel one (several workers).
@@ -135,7 +135,9 @@ def train(
             metrics["epoch"] = epoch
             go_on = distributed.broadcast(distributed.rank() != 0 or report(metrics))
             stopped = not go_on and epoch < recipe.training.epochs
-            is_due = epoch in rungs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
+            is_due = (
+                epoch in checkpoint_epochs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
+            )
             if checkpoint is not None and is_due and distributed.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()

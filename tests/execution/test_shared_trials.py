@@ -130,6 +130,7 @@ from heterokd.teachers.prepare import prepare_teacher
 from heterokd.errors import TrainingDiverged
 from heterokd.storage.workspace import Workspace
 from heterokd.storage.trial_status import TrialSnapshot
+from heterokd.execution.run import RunContext
 from heterokd.execution.workers import OnWorkers
 
 file, root = sys.argv[1], Workspace(Path(sys.argv[2]))
@@ -146,7 +147,8 @@ def train(number, place, rungs, decide, **changes):
     def keep_going(metrics):
         told[number].append(int(metrics["epoch"]))
         return decide(int(metrics["epoch"]))
-    return OnWorkers(place, 2)(recipe, trial, root, weights, keep_going, rungs=rungs)
+    context = RunContext(root, weights, checkpoint_epochs=tuple(rungs))
+    return OnWorkers(place, 2)(recipe, trial, context, keep_going)
 
 def kill_a_worker_once(epoch):
     if epoch == 6 and told[0].count(6) == 1:
@@ -175,7 +177,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_rung_and_nothing_else(
 ) -> None:
     """Kill -9 of one of two workers; then a training on as many workers as there is room for, and one that diverges."""
     from heterokd.config import load_experiment
-    from heterokd.execution.run import run_recipe
+    from heterokd.execution.run import RunContext, run_recipe
 
     file = tiny_file(name="trainings", student=WITHOUT_BATCH_NORM, training={"epochs": 8, "learning_rate": 0.005})
     root = Workspace(tmp_path / "runs")
@@ -191,7 +193,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_rung_and_nothing_else(
     undisturbed = folder.trial(9)
     recipe = load_experiment(file).recipe({"method": "kd"})
     undisturbed.start(recipe, TrialSnapshot())
-    run_recipe(recipe, undisturbed, root, Path(found["weights"]), lambda metrics: True)
+    run_recipe(recipe, undisturbed, RunContext(root, Path(found["weights"])), lambda metrics: True)
     for ours, theirs in zip(disturbed.metrics(), undisturbed.metrics(), strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     expected = load_file(undisturbed.weights)

@@ -23,7 +23,7 @@ from mounts import small_disk
 from heterokd.config import CachingSettings, Experiment, load_experiment
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.driver import Found, search
-from heterokd.execution.run import run_recipe
+from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
@@ -88,7 +88,7 @@ def trained(
     folder = TrialFolder(root.path / name)
     recipe = experiment.recipe(experiment.published(method))
     folder.start(recipe, TrialSnapshot())
-    run_recipe(recipe, folder, root, weights, lambda metrics: True, cache=cache)
+    run_recipe(recipe, folder, RunContext(root, weights, cache_use=cache), lambda metrics: True)
     return [{key: value for key, value in report.items() if "time/" not in key} for report in folder.metrics()]
 
 

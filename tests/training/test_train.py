@@ -124,7 +124,7 @@ def test_resuming_from_a_checkpoint_equals_never_having_stopped(
 
 def test_a_finished_training_is_not_trained_again(experiment: Experiment, teacher: LiveTeacher, tmp_path: Path) -> None:
     recipe, file = experiment.recipe({"method": "kd"}), tmp_path / "checkpoint.pt"
-    whole = run(recipe, teacher, checkpoint=file, rungs=(3,))
+    whole = run(recipe, teacher, checkpoint=file, checkpoint_epochs=(3,))
     again = run(recipe, teacher, lambda metrics: pytest.fail("trained again"), checkpoint=file)
     assert weights_hash(again.student) == weights_hash(whole.student)
     assert again.metrics["val/top1"] == whole.metrics["val/top1"]
