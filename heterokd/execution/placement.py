@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from heterokd.config.experiment import Experiment, ends
 from heterokd.config.methods import reads_teacher
+from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
+from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution import autoscaler as autoscaling
 from heterokd.execution.ray_settings import ray
@@ -23,6 +25,13 @@ logger = logging.getLogger(__name__)
 
 GPU_SECONDS = 60.0
 """How long a node may take to say how large its GPUs are; a process that loads PyTorch has to start there."""
+
+
+Node: TypeAlias = tuple[int, int]
+"""A node's cores and GPUs."""
+
+MemoryEstimate: TypeAlias = Callable[[Recipe, Splits, int], int]
+"""Bytes that a training takes of a GPU with so many."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,24 @@ class Cluster:
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:
-    """How many trials run at a time on the Ray that is connected, and what each of them gets.
+    """How many trials run at a time on the Ray that is connected, and what each of them gets; see `place_trials`."""
+
+    def per_gpu() -> int | None:
+        memory = gpu_bytes()
+        return None if memory is None else trials_per_gpu(experiment, memory)
+
+    return place_trials(experiment, node_resources(), per_gpu)
+
+
+def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callable[[], int | None]) -> Cluster:
+    """How many trials run at a time on some nodes, and what each of them gets.
 
     With `search.gpus_per_trial: auto` as many trials share a GPU as its memory and the cores allow, and as there are.
+
+    Args:
+        experiment: the question.
+        nodes: cores and GPUs of each.
+        per_gpu: how many trials a GPU has memory for, None if nothing is known of it; called only where it matters.
 
     Raises:
         ConfigError: not even one trial fits into a GPU's memory, a share of the GPUs that cannot be had, or more
@@ -62,22 +86,20 @@ def plan_cluster(experiment: Experiment) -> Cluster:
     """
     if experiment.training.is_shared:
         search = experiment.search
-        return plan_workers(experiment.training, search.parallel, search.trials, search.gpus_per_trial)
-    resources, coming = ray.cluster_resources(), coming_nodes()
-    cores = int(resources.get("CPU", 0)) + sum(cores for cores, _ in coming)
-    gpus = int(resources.get("GPU", 0)) + sum(gpus for _, gpus in coming)
+        return plan_workers(experiment.training, search.parallel, search.trials, search.gpus_per_trial, nodes)
+    cores, gpus = sum(cores for cores, _ in nodes), sum(gpus for _, gpus in nodes)
     wanted, asked = experiment.search.parallel, experiment.search.gpus_per_trial
     if not gpus:
         parallel = wanted or max(cores, 1)
         # Where no trial fits on what is there, it waits for nodes of which nothing is known: for what it asks.
         share = asked if asked != "auto" and not cores else 0
-        return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
+        return Cluster(parallel, cpus=_cores_each(parallel, nodes), gpus=share)
     if asked == "auto":
-        memory = gpu_bytes()
-        room = gpus if memory is None else gpus * trials_per_gpu(experiment, memory)
-        if wanted is not None and memory is not None and wanted > room:
+        fitting = per_gpu()
+        room = gpus if fitting is None else gpus * fitting
+        if wanted is not None and fitting is not None and wanted > room:
             logger.warning("search.parallel: %d trials do not fit into the GPUs' memory; %d run", wanted, room)
-        most = room if memory is not None or wanted is None else wanted
+        most = room if fitting is not None or wanted is None else wanted
         parallel = max(1, min(wanted or experiment.search.trials, most, max(cores, 1)))
         share = _fraction(parallel / gpus)
     else:
@@ -88,19 +110,18 @@ def plan_cluster(experiment: Experiment) -> Cluster:
             )
         room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
         parallel, share = max(1, min(wanted or room, room)), asked
-    return Cluster(parallel, cpus=_cores_each(parallel, cores), gpus=share)
+    return Cluster(parallel, cpus=_cores_each(parallel, nodes), gpus=share)
 
 
-def _cores_each(parallel: int, cores: int) -> int:
+def _cores_each(parallel: int, nodes: Sequence[Node]) -> int:
     """Cores of each trial: fewer where that many do not fit side by side on the nodes, none of which a trial spans."""
-    cpus = max(1, cores // parallel)
-    nodes = node_resources() if ray.is_initialized() else [(cores, 0)]
+    cpus = max(1, sum(cores for cores, _ in nodes) // parallel)
     while cpus > 1 and sum(held // cpus for held, _ in nodes) < parallel:
         cpus -= 1
     return cpus
 
 
-def coming_nodes() -> list[tuple[int, int]]:
+def coming_nodes() -> list[Node]:
     """Cores and GPUs of the nodes that the cluster's autoscaler may add, as far as it is known here."""
     from ray._private.state import state  # Ray Train asks here too; there is no public way
 
@@ -122,11 +143,11 @@ def coming_nodes() -> list[tuple[int, int]]:
     return coming
 
 
-def _held(resources: Mapping[str, float]) -> tuple[int, int]:
+def _held(resources: Mapping[str, float]) -> Node:
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
-def node_resources() -> list[tuple[int, int]]:
+def node_resources() -> list[Node]:
     """Cores and GPUs of every node of the Ray that is connected, and of those that its autoscaler may add."""
     return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *coming_nodes()]
 
@@ -136,6 +157,7 @@ def plan_workers(
     wanted: int | None = 1,
     trials: int = 1,
     gpus_per_trial: float | Literal["auto"] = "auto",
+    nodes: Sequence[Node] | None = None,
 ) -> Cluster:
     """As many trainings at a time as the Ray that is connected has room for, each with all its workers.
 
@@ -144,11 +166,12 @@ def plan_workers(
         wanted: trainings at a time; None: as many as fit.
         trials: no more than these.
         gpus_per_trial: of all workers of one together, where `training.gpus_per_worker` leaves it open.
+        nodes: cores and GPUs of each; those of the Ray that is connected when left out.
 
     Raises:
         ConfigError: not even one fits.
     """
-    nodes = node_resources()
+    nodes = node_resources() if nodes is None else nodes
     least, most = training.worker_range
     gpus = _gpus_per_worker(training, gpus_per_trial, are_there=any(gpus for _, gpus in nodes))
     if gpus:
@@ -191,17 +214,18 @@ def _fraction(trials_per_gpu: float) -> float:
     return 1.0 if trials_per_gpu <= 1 else int(10_000 / math.ceil(trials_per_gpu)) / 10_000
 
 
-def trials_per_gpu(experiment: Experiment, memory: int) -> int:
+def trials_per_gpu(experiment: Experiment, memory: int, estimate: MemoryEstimate = estimate_memory) -> int:
     """How many trials of an experiment a GPU has memory for, whatever methods and students they have.
 
     Args:
         experiment: the question.
         memory: of the GPU, in bytes.
+        estimate: of a training's bytes.
 
     Raises:
         ConfigError: not even one.
     """
-    most, greediest = largest_training(experiment, memory)
+    most, greediest = largest_training(experiment, memory, estimate=estimate)
     if most > memory:
         raise ConfigError(
             f"training.batch_size: a training by {greediest} needs about {most / 2**30:.1f} GiB of a GPU that has "
@@ -210,7 +234,13 @@ def trials_per_gpu(experiment: Experiment, memory: int) -> int:
     return max(1, memory // max(most, 1))
 
 
-def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[str] | None = None) -> tuple[int, str]:
+def largest_training(
+    experiment: Experiment,
+    memory: int,
+    *,
+    methods: Sequence[str] | None = None,
+    estimate: MemoryEstimate = estimate_memory,
+) -> tuple[int, str]:
     """Bytes of a GPU that the greediest training of an experiment takes, and which that is, in words.
 
     A trial's process keeps the teachers that it has followed, so that all of them count.
@@ -219,6 +249,7 @@ def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[s
         experiment: the question.
         memory: of the GPU, in bytes.
         methods: some of the experiment's, with its first student; all of them with all students, when left out.
+        estimate: of a training's bytes.
     """
     splits = open_splits(experiment.data)
     shared = experiment.shared_domains() if methods is None else {}
@@ -236,7 +267,7 @@ def largest_training(experiment: Experiment, memory: int, *, methods: Sequence[s
         asked = experiment.for_teacher(teacher)
         chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}
         try:
-            needed = estimate_memory(asked.recipe({**asked.published(method), **largest, **chosen}), splits, memory)
+            needed = estimate(asked.recipe({**asked.published(method), **largest, **chosen}), splits, memory)
         except PairError:
             continue
         needed += sum(held.values()) - held.get(teacher, 0)

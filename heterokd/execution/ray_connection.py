@@ -26,8 +26,12 @@ GREET_SECONDS = 20.0
 """How long it may then take to answer as Ray does. Ray itself would wait for minutes, and ask anything that listens."""
 
 
-def check_address(address: str | None) -> None:
+def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
     """Ask whether a Ray answers at a cluster's address, before there is work that would be lost.
+
+    Args:
+        address: of the cluster.
+        patience: seconds to wait for an answer of what listens there.
 
     Raises:
         ConfigError: it is no address, nothing listens there, or something else than Ray.
@@ -47,14 +51,14 @@ def check_address(address: str | None) -> None:
         raise ConfigError(
             f"--address {address}: no Ray cluster answers ({error}); start one, or leave it out"
         ) from None
-    if not _greets(host, port):
+    if not _greets(host, port, patience):
         raise ConfigError(
             f"--address {address}: what listens there does not answer as Ray does; give the port that `ray start "
             "--head` named (6379 unless it was given another)"
         )
 
 
-def _greets(host: str, port: int) -> bool:
+def _greets(host: str, port: int, patience: float) -> bool:
     """Whether a server speaks gRPC, as every Ray does; one that encrypts is taken at its word."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True
@@ -62,7 +66,7 @@ def _greets(host: str, port: int) -> bool:
 
     with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
         try:
-            grpc.channel_ready_future(channel).result(GREET_SECONDS)
+            grpc.channel_ready_future(channel).result(patience)
         except grpc.FutureTimeoutError:
             return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from heterokd.config import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.errors import ConfigError, StudyError
+from heterokd.execution import driver
 from heterokd.execution.driver import Found, search
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
@@ -260,20 +260,13 @@ def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., Found]
     assert [report["epoch"] for report in trial.metrics()] == list(range(1, 41))
 
 
-def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ValueError("no room for letters")
-
-    searching = importlib.import_module("heterokd.search")
-    monkeypatch.setattr(searching, "draw_pictures", fail)
-    monkeypatch.setattr(searching, "write_report", fail)
+def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
-    searching._draw(folder, question, root, None)
-    searching._write_page(folder, question, {}, root)
+    folder.write_summary({"winner": {"number": "damaged"}})
+    driver._draw(folder, question, root, {})
+    driver._write_page(folder, question, {}, root)
     # Warned of, whatever MLflow makes of the root logger's level when it is imported.
-    assert "the study's pictures are not drawn (no room for letters)" in caplog.text
-    assert "the study's page is not written (no room for letters)" in caplog.text
+    assert "the study's pictures are not drawn (invalid literal for int() with base 10: 'damaged')" in caplog.text
+    assert "the study's page is not written (" in caplog.text
     assert "`heterokd report tiny` writes it anew" in caplog.text

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterokd.config import Experiment, TrainingSettings, load_experiment
+from heterokd.config import Experiment, Recipe, TrainingSettings, load_experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
-from heterokd.execution import ray_connection
-from heterokd.execution.placement import Cluster, plan_cluster, trials_per_gpu
+from heterokd.execution.placement import Cluster, place_trials, trials_per_gpu
 from heterokd.execution.ray_connection import check_address
+from heterokd.execution.ray_settings import ray
 from heterokd.training.data import open_splits
 from heterokd.training.memory import CONTEXT_BYTES, WORKSPACE_BYTES, estimate_memory
 
@@ -24,13 +24,6 @@ GIB = 2**30
 
 def experiment_of(tiny_file: Write, **search: object) -> Experiment:
     return load_experiment(tiny_file(search={"parallel": None, "trials": 50, **search}))
-
-
-def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float | None) -> None:
-    # Whatever Ray other tests of this process have started.
-    monkeypatch.setattr(ray_connection.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_connection.ray, "cluster_resources", lambda: {"CPU": cores, "GPU": gpus})
-    monkeypatch.setattr(ray_connection, "gpu_bytes", lambda: None if gib is None else int(gib * GIB))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +45,6 @@ def made_up(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, gib: float |
     ],
 )
 def test_trials_share_gpus_and_cores(
-    monkeypatch: pytest.MonkeyPatch,
     tiny_file: Write,
     search: dict[str, object],
     cores: int,
@@ -60,53 +52,49 @@ def test_trials_share_gpus_and_cores(
     gib: float | None,
     expected: Cluster,
 ) -> None:
-    made_up(monkeypatch, cores, gpus, gib)
-    monkeypatch.setattr(ray_connection, "estimate_memory", lambda recipe, splits, memory: 2 * GIB)
-    plan = plan_cluster(experiment_of(tiny_file, **search))
+    plan = place_trials(
+        experiment_of(tiny_file, **search), [(cores, gpus)], lambda: None if gib is None else max(1, int(gib / 2))
+    )
     assert plan == expected
     if gpus:
         assert plan.parallel * plan.gpus <= gpus
 
 
-def test_a_trial_that_fits_into_no_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
-    made_up(monkeypatch, cores=8, gpus=1, gib=0.5)
+def test_a_trial_that_fits_into_no_gpu_is_refused(tiny_file: Write) -> None:
     with pytest.raises(ConfigError, match=r"needs about 0\.\d GiB of a GPU that has 0\.5; raise training.accumulate"):
-        plan_cluster(experiment_of(tiny_file))
+        trials_per_gpu(experiment_of(tiny_file), GIB // 2)
 
 
-def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_listens_and_is_no_ray_is_told() -> None:
     """Ray itself would wait there for minutes."""
-    monkeypatch.setattr(ray_connection, "GREET_SECONDS", 1.0)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"--address {address}: what listens there does not answer as Ray does"):
-            check_address(address)
+            check_address(address, patience=1.0)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_ray_answers() -> None:
-    check_address(ray_connection.ray.get_runtime_context().gcs_address)
+    check_address(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("share", [1.5, 3.0])
-def test_gpus_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_file: Write, share: float) -> None:
-    made_up(monkeypatch, cores=8, gpus=2, gib=80)
+def test_gpus_that_cannot_be_had_are_refused(tiny_file: Write, share: float) -> None:
     with pytest.raises(ConfigError, match="gpus_per_trial"):
-        plan_cluster(experiment_of(tiny_file, gpus_per_trial=share))
+        place_trials(experiment_of(tiny_file, gpus_per_trial=share), [(8, 2)], lambda: 40)
 
 
-def test_the_greediest_method_and_batch_decide(monkeypatch: pytest.MonkeyPatch, tiny_file: Write) -> None:
+def test_the_greediest_method_and_batch_decide(tiny_file: Write) -> None:
     asked: list[tuple[str, int]] = []
 
-    def estimate(recipe: object, splits: Splits, memory: int) -> int:
-        asked.append((recipe.method, recipe.training.batch_size))  # type: ignore[attr-defined]
-        return 3 * GIB if recipe.method == "dkd" else GIB  # type: ignore[attr-defined]
+    def estimate(recipe: Recipe, splits: Splits, memory: int) -> int:
+        asked.append((recipe.method, recipe.training.batch_size))
+        return 3 * GIB if recipe.method == "dkd" else GIB
 
-    monkeypatch.setattr(ray_connection, "estimate_memory", estimate)
     space = {"methods": ["kd", "dkd"], "shared": {"training.batch_size": {"options": [16, 256, 32]}}}
-    assert trials_per_gpu(experiment_of(tiny_file, space=space), 7 * GIB) == 2
+    assert trials_per_gpu(experiment_of(tiny_file, space=space), 7 * GIB, estimate) == 2
     assert asked == [("kd", 256), ("dkd", 256)]
 
 
@@ -168,17 +156,15 @@ def test_the_estimate_leaves_nothing_behind(tiny_file: Write) -> None:
     ],
 )
 def test_workers_have_room_side_by_side(
-    monkeypatch: pytest.MonkeyPatch,
     tiny_file: Write,
     training: dict[str, object],
     search: dict[str, object],
     nodes: list[tuple[int, int]],
     expected: Cluster,
 ) -> None:
-    monkeypatch.setattr(ray_connection, "node_resources", lambda: nodes)
     experiment = experiment_of(tiny_file, **search)
     shared = TrainingSettings.model_validate({**experiment.training.model_dump(), **training})
-    plan = plan_cluster(experiment.model_copy(update={"training": shared}))
+    plan = place_trials(experiment.model_copy(update={"training": shared}), nodes, lambda: None)
     assert plan == expected
     # Trials hold nothing that workers need, and the workers of all of them fit at once.
     assert "cpu" not in plan.trial
@@ -192,10 +178,7 @@ def test_workers_have_room_side_by_side(
 
 
 @pytest.mark.parametrize("nodes", [[(2, 0)], [(1, 0), (1, 0)], [(64, 2)]])
-def test_workers_without_room_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tiny_file: Write, nodes: list[tuple[int, int]]
-) -> None:
-    monkeypatch.setattr(ray_connection, "node_resources", lambda: nodes)
+def test_workers_without_room_are_refused(tiny_file: Write, nodes: list[tuple[int, int]]) -> None:
     shared = load_experiment(tiny_file(training={"workers": 3}))
     with pytest.raises(ConfigError, match=r"training\.workers: 3 workers with .* do not fit .* room for 2"):
-        plan_cluster(shared)
+        place_trials(shared, nodes, lambda: None)
