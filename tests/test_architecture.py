@@ -25,6 +25,7 @@ ROOMS = (
     "outputs",
     "method",
     "tasks",
+    "conformance",
     "distributed",
     "networks",
     "datasets",

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import start_group
-from test_methods import STUDENTS, TEACHERS, FakeTail
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from heterokd.conformance.random_pairs import STUDENTS, TEACHERS, FakeTail
 from heterokd.distributed import gathered
 from heterokd.methods import METHODS
 from heterokd.outputs import Batch, Outputs
