@@ -23,6 +23,7 @@ from heterokd.teachers.cache.shards import cache_bytes, layout_of
 from heterokd.teachers.cache_policy import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, training_splits
+from heterokd.training.precision import default_device
 
 POLL_SECONDS = 0.5
 
@@ -98,7 +99,7 @@ class Builder:
     def _complete(self, recipe: Recipe, weights: Path | None) -> str | None:
         splits = training_splits(open_splits(recipe.data), self.root)
         live = open_prepared(recipe, weights, splits.num_classes)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         try:
             open_cache(recipe, splits, live, self.root, device, build=True)
         except CacheError as error:

@@ -13,12 +13,13 @@ from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.methods import METHODS
-from heterokd.networks.network import build_network, predict_spec
+from heterokd.networks.network import predict_spec
 from heterokd.outputs import OutputSpec
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import _given_teacher
 from heterokd.training.data import open_splits
+from heterokd.training.student import build_configured
 from heterokd.training.student_costs import Candidates, weigh_students
 
 
@@ -125,7 +126,7 @@ def check_files(experiment: Experiment) -> None:
         starting += [(section, searched.one(network)) for network in searched.networks if searched.pretrained]
     for section, settings in starting:
         try:
-            build_network(settings.network, splits.num_classes, settings.options, pretrained=True, image_size=size)
+            build_configured(settings, splits.num_classes, size, pretrained=True)
         except NetworkError as error:
             raise NetworkError(with_key(section, error)) from None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import dump_experiment
 from heterokd.config.recipe import Recipe
@@ -24,6 +22,7 @@ from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.tracking.tracker import Tracker, with_others
 from heterokd.training.data import open_splits
+from heterokd.training.precision import default_device
 from heterokd.training.train import Metrics, Report, TrainResult
 
 RESTARTS = 2
@@ -117,7 +116,7 @@ def train_once(
         tracker.sync(trial)
         return on_epoch(metrics)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     context = RunContext(root, prepared.weights, device)
     run = _run_on_workers if recipe.training.is_shared else run_recipe
     trained = run(recipe, trial, context, report)

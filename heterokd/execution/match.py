@@ -22,8 +22,6 @@ from heterokd.errors import ConfigError
 from heterokd.execution.distill import distill_once
 from heterokd.method import StageSimilarity
 from heterokd.methods import BASELINE, METHODS
-from heterokd.networks.network import build_network
-from heterokd.networks.weights import load_weights
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
 from heterokd.storage.files import read_json, write_text
@@ -33,6 +31,8 @@ from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
+from heterokd.training.precision import default_device
+from heterokd.training.student import open_student
 from heterokd.training.train import Metrics, Report
 
 BATCH = 64
@@ -91,14 +91,10 @@ def match(
     trial = _student(experiment, root, on_epoch, teacher_progress)
     weights = prepare_teacher(experiment, root).weights
     splits = open_splits(experiment.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     recipe = trial.recipe
     teacher = open_prepared(recipe, weights, splits.num_classes).network.to(device)
-    student = build_network(
-        recipe.student.network, splits.num_classes, recipe.student.options, image_size=recipe.data.image_size
-    )
-    load_weights(student, trial.weights)
-    student.eval().to(device)
+    student = open_student(recipe, trial.weights, splits.num_classes).to(device)
     cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     with torch.inference_mode():
         for batch in open_split(splits.val, splits.num_classes, BATCH, device=device):

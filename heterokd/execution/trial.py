@@ -30,6 +30,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment, Stop
 from heterokd.study.study import Study
 from heterokd.teachers.cache_policy import CacheUse
+from heterokd.training.precision import default_device
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
         context = RunContext(
             workspace=here,
             teacher_weights=None if given is None else here.fetched(given, job.workspace),
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=default_device(),
             cache_use=job.cache_use(recipe),
             checkpoint_epochs=tuple(assignment.rungs),
             save_now=is_preempted,

@@ -33,11 +33,11 @@ from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.execution.worker_channel import WorkerChannel
-from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.training.data import open_splits
+from heterokd.training.student import build_configured
 from heterokd.training.train import Metrics, Report, TrainResult
 
 POLL_SECONDS = 0.25
@@ -188,12 +188,7 @@ def _outcome(folder: TrialFolder, fitting: Future[Any]) -> dict[str, Any]:
 
 def _trained(recipe: Recipe, folder: TrialFolder, outcome: dict[str, Any]) -> TrainResult:
     """The training's end as `train` returns it; the weights of one that was stopped are in its checkpoint alone."""
-    student = build_network(
-        recipe.student.network,
-        open_splits(recipe.data).num_classes,
-        recipe.student.options,
-        image_size=recipe.data.image_size,
-    )
+    student = build_configured(recipe.student, open_splits(recipe.data).num_classes, recipe.data.image_size)
     if not outcome["stopped"]:
         load_weights(student, folder.weights)
     return TrainResult(student.eval(), outcome["metrics"], outcome["epochs"], outcome["stopped"])

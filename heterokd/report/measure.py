@@ -19,7 +19,6 @@ from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import CheckpointError
 from heterokd.methods import METHODS
-from heterokd.networks.network import build_network
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
@@ -28,12 +27,12 @@ from heterokd.report.measured import Measured
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.registry import open_student
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import deciding, image_results, predict
-from heterokd.training.precision import time_step
+from heterokd.training.precision import default_device, time_step
+from heterokd.training.student import build_configured, open_student
 from heterokd.training.student_costs import student_cost
 from heterokd.training.task_modules import SegmentationTask, build_task, iou_per_class
 from heterokd.training.teacher import LiveTeacher
@@ -71,7 +70,7 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
     if not summary.get("winner"):
         return []
     splits = open_splits(experiment.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     winner = folder.trial(int(summary["winner"]["number"]))
     scratch = folder.trial(int(summary["scratch"]["number"])) if summary.get("scratch") else None
     if scratch is not None and (scratch.number == winner.number or not scratch.weights.exists()):
@@ -122,7 +121,7 @@ def _weigh(
     """Costs of teacher and student; none that is timed of a network that is slow."""
     data, recipe = experiment.data, winner.recipe
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
-        network = build_network(settings.network, classes, settings.options, image_size=data.image_size).eval()
+        network = build_configured(settings, classes, data.image_size).eval()
         is_slow = time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
         made.networks[name] = {"network": settings.network}
         for cost, kind in STUDENT_COSTS.items():
@@ -151,7 +150,7 @@ def _cka(
 ) -> dict[str, str]:
     """How alike the stages of teacher and winner are."""
     teacher = _teacher(winner, weights, splits.num_classes).network.to(device)
-    student = open_student(winner, splits.num_classes).to(device)
+    student = open_student(winner.recipe, winner.weights, splits.num_classes).to(device)
     alike = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     seen = 0
     with torch.inference_mode():
@@ -187,7 +186,9 @@ def _confusion(
     found = []
     for trial in (winner, scratch):
         if trial is not None:
-            logits, labels = predict(open_student(trial, splits.num_classes).to(device), loader, device)
+            logits, labels = predict(
+                open_student(trial.recipe, trial.weights, splits.num_classes).to(device), loader, device
+            )
             places = labels.cpu() * splits.num_classes + logits.argmax(dim=1).cpu()
             counts = torch.bincount(places, minlength=splits.num_classes**2)
             found.append(counts.view(splits.num_classes, splits.num_classes).numpy())
@@ -211,10 +212,10 @@ def _segmentation(
 ) -> dict[str, str]:
     loader = open_split(splits.val, splits.num_classes, device=device)
     method, teacher = winner.recipe.method, _teacher(winner, weights, splits.num_classes)
-    student = open_student(winner, splits.num_classes).to(device)
+    student = open_student(winner.recipe, winner.weights, splits.num_classes).to(device)
     networks: dict[str, nn.Module] = {"teacher": teacher.network.to(device), method: student}
     if scratch is not None:
-        networks["scratch"] = open_student(scratch, splits.num_classes).to(device)
+        networks["scratch"] = open_student(scratch.recipe, scratch.weights, splits.num_classes).to(device)
     counts = {name: image_results(network, loader, task, device).images for name, network in networks.items()}
     iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
     made.iou = iou

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 
+PARTIAL = ".partial"
+"""End of the name of a file that is being written: `.NAME.HOST.PID.RANDOM.partial`."""
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all (temporary file in the same folder, then rename).
+    """Write a file as a whole or not at all.
 
     A disk that cannot be written for the moment is waited for.
     """
-    when_writable(path, lambda: _replace(path, text))
+
+    def write() -> None:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    when_writable(path, write)
 
 
-def _replace(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file in the same folder, which replaces `path` on success and is removed on failure.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    owner = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+    partial = path.with_name(f".{path.name}.{owner}{PARTIAL}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,15 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 from pyarrow import fs
 from pyarrow.lib import ArrowException
 
 from heterokd.errors import ConfigError
-
-PARTIAL = ".partial"
-"""End of the name of a file that is being written: `.NAME.HOST.PID.RANDOM.partial`."""
+from heterokd.storage.files import PARTIAL, replacing
 
 ABANDONED_SECONDS = 24 * 3600.0
 """A partial file of another machine, whose process cannot be asked for, is abandoned when it is this old."""
@@ -105,18 +102,10 @@ class RemoteDir:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(content)
             return
-        place = self.local / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        owner = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
-        partial = place.with_name(f".{place.name}.{owner}{PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, place)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self.local / name) as partial, partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def copy_to(self, name: str, place: Path) -> None:
         """Copy a file to a path of this machine, in parts: it may be larger than memory.

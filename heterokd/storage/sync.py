@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from heterokd.storage.filesystem import PARTIAL, RemoteDir
+from heterokd.storage.files import PARTIAL, replacing
+from heterokd.storage.filesystem import RemoteDir
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +123,10 @@ class FolderSync:
             if _state(place) == (file.size, written):
                 self._known[file.name] = (file.size, written)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
-            try:
+            with replacing(place) as partial:
                 store.copy_to(file.name, partial)
                 # The store's time, by which an unchanged file is known the next time.
                 os.utime(partial, ns=(written, written))
-                os.replace(partial, place)
-            finally:
-                partial.unlink(missing_ok=True)
             self._known[file.name] = _state(place) or (0, 0)
 
     def _push(self, store: RemoteDir, skip: Collection[str]) -> None:

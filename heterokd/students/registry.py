@@ -18,34 +18,21 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
 from heterokd.methods import BASELINE
-from heterokd.networks.network import AnyNetwork, build_network, deployable
+from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.segmentation import SegmentationNetwork
-from heterokd.networks.weights import load_weights, weights_hash
+from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.tasks import TASKS, TaskName
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, pages, quiet
+from heterokd.training.student import open_student
 
 logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
 EXPORT_ERRORS = (RuntimeError, AssertionError, TypeError, ValueError)
 """What torch.export and its saving raise for a network that they cannot write down; none of them is MLflow's own."""
-
-
-def open_student(trial: TrialFolder, num_classes: int) -> AnyNetwork:
-    """The trained student of a trial, in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: the weights are missing or damaged.
-    """
-    recipe = trial.recipe
-    network = build_network(
-        recipe.student.network, num_classes, recipe.student.options, image_size=recipe.data.image_size
-    )
-    load_weights(network, trial.weights)
-    return network.eval()
 
 
 def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
@@ -65,7 +52,7 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
         NetworkError: torch.export cannot write the network down; weights, recipe and student.json are logged then.
     """
     recipe = trial.recipe
-    network = open_student(trial, splits.num_classes)
+    network = open_student(recipe, trial.weights, splits.num_classes)
     digest = weights_hash(network)
     run_id = runs.run_id(trial)
     with answering(runs.uri), quiet(), current(runs.uri):

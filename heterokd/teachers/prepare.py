@@ -28,6 +28,7 @@ from heterokd.storage.files import read_json, write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
+from heterokd.training.precision import default_device
 from heterokd.training.setup import measured_precision
 from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import LiveTeacher, TeacherCard, open_teacher, teacher_hash
@@ -121,7 +122,7 @@ def prepare_teacher(
             `teacher.min_score`.
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     settings = experiment.teacher.one()
     data = experiment.data.model_copy(update={"labels_per_class": None, "train_images": None})
     splits = open_splits(data)

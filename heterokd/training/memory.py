@@ -17,10 +17,10 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.device_pixels import RESIDENT_SHARE
 from heterokd.datasets.io.loaders import EVAL_BATCH, open_split
 from heterokd.datasets.io.split import Split, Splits
-from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.tasks import TASKS
 from heterokd.training.optim import build_optimizer
+from heterokd.training.student import build_configured
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
 
@@ -56,11 +56,7 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     """
     settings = recipe.training
     part = settings.batch_size // settings.accumulate
-    teacher = LiveTeacher(
-        build_network(
-            recipe.teacher.network, splits.num_classes, recipe.teacher.options, image_size=recipe.data.image_size
-        )
-    )
+    teacher = LiveTeacher(build_configured(recipe.teacher, splits.num_classes, recipe.data.image_size))
     distiller = build_distiller(recipe, teacher, splits.num_classes)
     optimizer = build_optimizer(
         distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum

@@ -138,6 +138,11 @@ def forbid_tf32(device: torch.device | str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def default_device() -> str:
+    """The GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_name(device: torch.device | str) -> str:
     """The device in words: a GPU's product name, or the processor's."""
     if torch.device(device).type == "cuda":

@@ -17,13 +17,14 @@ from filelock import FileLock
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
 from heterokd.errors import ConfigError
-from heterokd.networks.network import build_network, deployable
+from heterokd.networks.network import deployable
 from heterokd.networks.student_cost import StudentCost
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.networks.timing import THREADS
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
+from heterokd.training.student import build_configured
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _measured(
     cost: StudentCost, settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int
 ) -> float:
     def measure() -> float:
-        network = build_network(settings.network, num_classes, settings.options, image_size=image_size)
+        network = build_configured(settings, num_classes, image_size)
         return cost.measure(deployable(network.eval()), size)
 
     if not cost.is_timed:

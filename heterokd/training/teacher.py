@@ -17,10 +17,11 @@ from heterokd.config.schema import SCHEMA
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.errors import CheckpointError
-from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import load_weights, weights_hash
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
+from heterokd.training.student import build_configured
 
 LIVE = EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS
 
@@ -116,13 +117,8 @@ def open_teacher(settings: TeacherSettings, num_classes: int, image_size: int, w
         NetworkError: the network cannot be built.
     """
     try:
-        network = build_network(
-            settings.network,
-            num_classes,
-            settings.options,
-            pretrained=settings.pretrained and weights is None,
-            image_size=image_size,
-        )
+        pretrained = settings.pretrained and weights is None
+        network = build_configured(settings, num_classes, image_size, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
         if not settings.pretrained:
             raise

@@ -14,8 +14,6 @@ one evaluates, reports and writes, and its `report` decides for all, so that all
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -31,13 +29,15 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.methods import METHODS
-from heterokd.networks.network import AnyNetwork, build_network
+from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch
 from heterokd.storage.disk import when_writable
+from heterokd.storage.files import replacing
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
+from heterokd.training.student import build_student
 from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import Teacher
 
@@ -73,13 +73,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
         NetworkError: the student cannot be built.
     """
     torch.manual_seed(recipe.training.seed)
-    student = build_network(
-        recipe.student.network,
-        num_classes,
-        recipe.student.options,
-        pretrained=recipe.student.pretrained,
-        image_size=recipe.data.image_size,
-    )
+    student = build_student(recipe, num_classes)
     teacher_spec = student.spec if teacher is None else teacher.spec
     method = METHODS[recipe.method](recipe.method_params, student.spec, teacher_spec)
     if recipe.training.trainable == "head":
@@ -255,16 +249,9 @@ class _Loop:
         when_writable(file, lambda: self._write(file, epoch))
 
     def _write(self, file: Path, epoch: int) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = {name: part.state_dict() for name, part in self._parts().items()}
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                torch.save({"recipe": self.recipe.hash, "epoch": epoch, **content}, opened)
-            os.replace(name, file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(file) as partial:
+            torch.save({"recipe": self.recipe.hash, "epoch": epoch, **content}, partial)
 
     def load(self, file: Path) -> int:
         """Restore every part from a checkpoint; the number of finished epochs."""

@@ -12,7 +12,8 @@ from processes import exit_code
 from pyarrow import fs
 
 from heterokd.errors import ConfigError
-from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
+from heterokd.storage.files import PARTIAL
+from heterokd.storage.filesystem import RemoteDir, open_folder
 
 
 @pytest.fixture(params=["local", "object store"])

@@ -33,7 +33,7 @@ from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.prepare import ready_teacher, teacher_recipe
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits, training_splits
-from heterokd.training.precision import device_name
+from heterokd.training.precision import default_device, device_name
 from heterokd.training.task_modules import build_task
 
 END_SHARE = 0.75
@@ -67,7 +67,7 @@ def measure(
     """
     began = time.time() if began is None else began
     loaded = time.time() - began
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
     say("timing the teacher")
     each = [_teacher_seconds(experiment.for_teacher(one), root, device) for one in experiment.teacher.networks]
@@ -169,7 +169,7 @@ def _measure(described: str, root: Workspace, work: list[Work], threads: int) ->
 
     here = root.on_node()
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     experiment = Experiment.model_validate_json(described)
     splits = training_splits(open_splits(experiment.data), here)
     found: Timings = {}

@@ -27,6 +27,7 @@ from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import time_step
 from heterokd.training.setup import measured_precision
 from heterokd.training.step import Updates
+from heterokd.training.student import build_configured
 from heterokd.training.task_modules import Task
 from heterokd.training.teacher import LiveTeacher, Teacher
 from heterokd.training.train import build_distiller
@@ -172,11 +173,8 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
 
 def teacher_like(recipe: Recipe, num_classes: int) -> LiveTeacher:
     """The recipe's teacher without its weights: it takes its time whatever it has learned."""
-    from heterokd.networks.network import build_network
 
-    settings = recipe.teacher
-    size = recipe.data.image_size
-    return LiveTeacher(build_network(settings.network, num_classes, settings.options, image_size=size))
+    return LiveTeacher(build_configured(recipe.teacher, num_classes, recipe.data.image_size))
 
 
 def _round(update: object, device: str) -> float:

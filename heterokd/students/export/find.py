@@ -12,13 +12,14 @@ from heterokd.config.reading import load_recipe
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, StudyError
-from heterokd.networks.network import AnyNetwork, build_network
-from heterokd.networks.weights import load_weights, weights_hash
+from heterokd.networks.network import AnyNetwork
+from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.download import download_student
 from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
+from heterokd.training.student import open_student
 
 WAYS = "give models:/NAME@ALIAS, models:/NAME/VERSION, studies/NAME or the folder of a trial"
 
@@ -86,11 +87,8 @@ def open_trained(source: str, recipe_file: Path, weights: Path, version: str | N
         raise CheckpointError(f"{weights}: there are no weights; the trial was not trained to its end, choose another")
     recipe = load_recipe(recipe_file)
     splits = open_splits(recipe.data)
-    network = build_network(
-        recipe.student.network, splits.num_classes, recipe.student.options, image_size=recipe.data.image_size
-    )
-    load_weights(network, weights)
-    return Student(source, network.eval(), recipe, splits, weights_hash(network), version)
+    network = open_student(recipe, weights, splits.num_classes)
+    return Student(source, network, recipe, splits, weights_hash(network), version)
 
 
 def _trial(root: Workspace, source: str) -> TrialFolder:

@@ -35,13 +35,14 @@ from heterokd.students.promotion.aliases import CHAMPION, LINES, LOCK, last_line
 from heterokd.students.promotion.decision import Comparison, Decision, Gate, reason
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
 from heterokd.students.promotion.served import ServingModel
-from heterokd.students.registry import CHALLENGER, log_student, open_student, register, taken_size
+from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, open_store, pages, quiet
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import image_results
 from heterokd.training.paired_tests import ImageResults
+from heterokd.training.student import open_student
 from heterokd.training.task_modules import Task, build_task, upsample
 
 PARITY = 1e-4
@@ -189,7 +190,9 @@ class _Promotion:
     def _open_challenger(self, trial: TrialFolder, version: str | None, splits: Splits) -> _Candidate:
         recipe = trial.recipe
         if version is None and self.dry_run:
-            return _Candidate(trial, recipe, None, deployable(open_student(trial, splits.num_classes)))
+            return _Candidate(
+                trial, recipe, None, deployable(open_student(trial.recipe, trial.weights, splits.num_classes))
+            )
         if version is None:
             version = register(self.runs, trial, log_student(self.runs, trial, splits), splits)
             if self.runs.is_new:
@@ -222,7 +225,9 @@ class _Promotion:
         else:
             baseline = self._baseline()
             if baseline is not None:
-                other = image_results(open_student(baseline, splits.num_classes), open_test(splits), task)
+                other = image_results(
+                    open_student(baseline.recipe, baseline.weights, splits.num_classes), open_test(splits), task
+                )
                 comparison = Comparison(f"{BASELINE} (trial {baseline.number})", **asdict(own.compared(other)))
         if comparison is not None:
             passed = comparison.gain > settings.min_gain
@@ -328,7 +333,7 @@ class _Promotion:
         name, required = "largest difference of a logit", f"<= {PARITY:g}"
         if not candidate.trial.weights.exists():
             return Gate(name, required, None, None, "the trial's weights are gone")
-        student = open_student(candidate.trial, splits.num_classes)
+        student = open_student(candidate.trial.recipe, candidate.trial.weights, splits.num_classes)
         images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
         if isinstance(candidate.model, ServingModel) and candidate.model.size is not None:
             # Cut or filled up to one window: the student would take a larger image at once.
@@ -348,7 +353,7 @@ class _Promotion:
             return Gate(name, "-", None, None)
         if not candidate.trial.weights.exists():
             return Gate(name, "to agree", None, passed=False, note="the trial's weights are gone")
-        student = open_student(candidate.trial, splits.num_classes)
+        student = open_student(candidate.trial.recipe, candidate.trial.weights, splits.num_classes)
         try:
             parity = try_export(student, splits, candidate.recipe.data.view_size, "onnx")
         except NetworkError as error:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
+from heterokd.storage.files import PARTIAL
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey

@@ -19,7 +19,8 @@ from pyarrow import fs
 from torch import Tensor
 
 from heterokd.errors import CacheError
-from heterokd.storage.filesystem import PARTIAL, RemoteDir, open_folder
+from heterokd.storage.files import PARTIAL
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import build_shards, finish, missing
 from heterokd.teachers.cache.records import open_records
 from heterokd.teachers.cache.shards import layout_of
