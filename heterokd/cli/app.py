@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from heterokd import __version__
 from heterokd.cli import listing, models, planning, results, searching, training
@@ -56,6 +58,12 @@ for command in (
     app.command()(command)  # the order of `heterokd --help`
 
 
+@cache
+def _command() -> Callable[..., object]:
+    """The commands with their options, which Typer reads off the functions' signatures."""
+    return get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every foreseen fault ends in one sentence.
 
@@ -65,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         with ending_in_order():
-            app(arguments, standalone_mode=True)
+            _command()(arguments, standalone_mode=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
