@@ -40,7 +40,7 @@ from heterokd.training.train import Metrics, Report
 
 
 @dataclass(frozen=True)
-class Row:
+class ReproducedMethod:
     """One method: what is published and what was measured, in per cent.
 
     Attributes:
@@ -79,7 +79,7 @@ class Reproduction:
 
     folder: StudyFolder
     pair: PublishedPair | None
-    rows: tuple[Row, ...]
+    rows: tuple[ReproducedMethod, ...]
     excluded: dict[str, str]
     metric: str
     teacher_value: float
@@ -244,13 +244,15 @@ def _table(
     )
 
 
-def _row(experiment: Experiment, pair: PublishedPair | None, method: str, values: tuple[float, ...]) -> Row:
+def _row(
+    experiment: Experiment, pair: PublishedPair | None, method: str, values: tuple[float, ...]
+) -> ReproducedMethod:
     cell = None if pair is None else pair.of(method)
     settings = published_settings(
         method, experiment.data.dataset, experiment.teacher.networks[0], experiment.student.networks[0]
     )
     mean = fmean(values) if values else None
-    return Row(
+    return ReproducedMethod(
         method=method,
         published=None if cell is None else cell.value,
         source="" if cell is None else cell.source,

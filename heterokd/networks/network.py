@@ -20,7 +20,7 @@ from heterokd.networks.bodies import create_body
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, build_segmentation
 from heterokd.networks.segmentation_bodies import lay_out
 from heterokd.networks.segmentation_names import is_segmentation
-from heterokd.networks.splits import Layout, Split, run_parts, split_network
+from heterokd.networks.splits import MapLayout, NetworkParts, run_parts, split_network
 from heterokd.outputs import Outputs, OutputSpec, PreActivations, Signal
 
 
@@ -43,7 +43,7 @@ class Network(nn.Module):
         self,
         name: str,
         body: nn.Module,
-        split: Split,
+        split: NetworkParts,
         mean: Sequence[float],
         std: Sequence[float],
         options: Mapping[str, Any],
@@ -112,6 +112,10 @@ class Network(nn.Module):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 
+    def exports_any_size(self, size: tuple[int, int]) -> bool:
+        """False: every image is resized to one size, which an exported graph takes alone."""
+        return False
+
     @property
     def tail(self) -> NetworkTail:
         """The network from stage j to its logits, without a forward before it."""
@@ -149,13 +153,13 @@ class Network(nn.Module):
             return None, embedding
         return (self.body.get_classifier()(embedding) if self.split.one_head else self.body.forward_head(x)), embedding
 
-    def _to_map(self, x: Tensor, layout: Layout) -> Tensor:
+    def _to_map(self, x: Tensor, layout: MapLayout) -> Tensor:
         """What runs between two stages as a map [B, C, H, W] without class tokens."""
         if layout == "NCHW":
             return x
         return x.permute(0, 3, 1, 2) if layout == "NHWC" else _square(x[:, self.spec.prefix_tokens :])
 
-    def _from_map(self, x: Tensor, layout: Layout, prefix: Tensor | None) -> Tensor:
+    def _from_map(self, x: Tensor, layout: MapLayout, prefix: Tensor | None) -> Tensor:
         """The inverse of `_to_map`; without a `prefix` fresh class tokens come from the network's own parameters."""
         if layout == "NCHW":
             return x

@@ -15,7 +15,13 @@ from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from heterokd.errors import PairError
-from heterokd.networks.segmentation_bodies import Layout, classify, create_segmentation_body, lay_out, stage_maps
+from heterokd.networks.segmentation_bodies import (
+    SegmentationLayout,
+    classify,
+    create_segmentation_body,
+    lay_out,
+    stage_maps,
+)
 from heterokd.networks.segmentation_names import smp_encoders, split_name
 from heterokd.outputs import Outputs, OutputSpec, Signal
 
@@ -42,7 +48,7 @@ class SegmentationNetwork(nn.Module):
         self,
         name: str,
         body: nn.Module,
-        layout: Layout,
+        layout: SegmentationLayout,
         mean: Sequence[float],
         std: Sequence[float],
         options: Mapping[str, Any],
@@ -94,6 +100,10 @@ class SegmentationNetwork(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] with mean 0 and deviation 1, at their own size."""
         return (images - self.mean) / self.std
+
+    def exports_any_size(self, size: tuple[int, int]) -> bool:
+        """Whether a graph exported for images of a size serves others: not from a map of one pixel, see `any_size`."""
+        return self.any_size and min(size) > self.multiple
 
     @property
     def head(self) -> nn.Module:

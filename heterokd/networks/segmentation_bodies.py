@@ -40,7 +40,7 @@ _DECIDED = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class SegmentationLayout:
     """One segmentation network, known before it is built.
 
     Attributes:
@@ -66,7 +66,9 @@ class _WithoutValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
 
 
-def lay_out(name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None) -> Layout:
+def lay_out(
+    name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None
+) -> SegmentationLayout:
     """What the network will be, from its structure alone: no weights, no memory; cached.
 
     Raises:
@@ -83,7 +85,7 @@ def lay_out(name: str, num_classes: int, options: Mapping[str, Any] | None, imag
 
 
 @lru_cache(maxsize=256)
-def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Layout:
+def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> SegmentationLayout:
     architecture, encoder = split_name(name)
     arguments: dict[str, Any] = json.loads(options)
     known = _options_of(architecture, encoder)
@@ -100,7 +102,7 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Layo
         tried.append(arguments | {"encoder_output_stride": UNDILATED})
     for chosen in tried:
         try:
-            return Layout(chosen, *_measure(name, num_classes, chosen, image_size))
+            return SegmentationLayout(chosen, *_measure(name, num_classes, chosen, image_size))
         except NetworkError:
             if chosen is tried[-1]:
                 raise

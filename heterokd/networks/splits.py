@@ -28,7 +28,7 @@ from heterokd.networks.bodies import create_body
 from heterokd.networks.operations import Recorder, operations, same_operations
 from heterokd.outputs import EVERY_NETWORK, Kind, OutputSpec, Signal, StageSpec
 
-Layout = Literal["NCHW", "NHWC", "NLC"]
+MapLayout = Literal["NCHW", "NHWC", "NLC"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ INSTEAD = (
 
 
 @dataclass(frozen=True)
-class Split:
+class NetworkParts:
     """One network, taken apart.
 
     Attributes:
@@ -88,8 +88,8 @@ class Split:
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     finish: tuple[str, ...]
-    layout: Layout
-    stem_layout: Layout
+    layout: MapLayout
+    stem_layout: MapLayout
     activations: tuple[tuple[str, str], ...]
     prefix: tuple[str, ...]
     one_head: bool
@@ -106,7 +106,9 @@ def _run_whole(body: Any, parts: tuple[str, ...], images: Tensor) -> Any:
     return body.forward_head(run_parts(body, parts, images))
 
 
-def split_network(name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None) -> Split:
+def split_network(
+    name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None
+) -> NetworkParts:
     """How to take the network apart, from its structure alone: no weights, no memory; cached.
 
     Raises:
@@ -123,7 +125,7 @@ def split_network(name: str, num_classes: int, options: Mapping[str, Any] | None
 
 
 @lru_cache(maxsize=256)
-def _split(name: str, num_classes: int, options: str, image_size: int | None) -> Split:
+def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts:
     arguments: dict[str, Any] = json.loads(options)
     body, arguments = _lay_out(name, num_classes, arguments, image_size)
     fixed = arguments.get("img_size")
@@ -241,7 +243,7 @@ def _describe(
     finish: tuple[str, ...],
     num_classes: int,
     arguments: dict[str, Any],
-) -> Split:
+) -> NetworkParts:
     if isinstance(getattr(body, "patch_drop", None), nn.Module) and not isinstance(body.patch_drop, nn.Identity):
         raise NetworkError(f"network {name!r} drops patches while training, so its maps have holes: patch_drop_rate: 0")
     with torch.no_grad():
@@ -276,11 +278,18 @@ def _describe(
     if activations:
         serves |= Signal.PRE_ACTIVATIONS
     spec = OutputSpec(num_classes, embedding.shape[1], tuple(specs), images.shape[-1], prefix_tokens, stem_spec, serves)
-    return Split(stem, stages, finish, layout, stem_layout, activations, prefix, one_head, arguments, spec)
+    return NetworkParts(stem, stages, finish, layout, stem_layout, activations, prefix, one_head, arguments, spec)
 
 
 def _stage(
-    name: str, body: Any, number: int, parts: tuple[str, ...], y: Tensor, layout: Layout, prefix_tokens: int, side: int
+    name: str,
+    body: Any,
+    number: int,
+    parts: tuple[str, ...],
+    y: Tensor,
+    layout: MapLayout,
+    prefix_tokens: int,
+    side: int,
 ) -> StageSpec:
     """The shape of one stage's map, or (number 0, no parts) of what enters the first; `side` is the images'."""
     if y.dim() not in (3, 4):
@@ -299,14 +308,14 @@ def _stage(
     return StageSpec(channels, int(fits[0]), _kind([attrgetter(part)(body) for part in parts]))
 
 
-def _layout(maps: list[Tensor]) -> Layout:
+def _layout(maps: list[Tensor]) -> MapLayout:
     if maps[-1].dim() == 3:
         return "NLC"
     # square images: H = W
     return "NHWC" if any(y.shape[1] == y.shape[2] != y.shape[3] for y in maps) else "NCHW"
 
 
-def _stem_layout(body: Any, stem: tuple[str, ...], images: Tensor, entered: Tensor, layout: Layout) -> Layout:
+def _stem_layout(body: Any, stem: tuple[str, ...], images: Tensor, entered: Tensor, layout: MapLayout) -> MapLayout:
     """PVTv2's stem gives [B, H, W, C], its stages give [B, C, H, W]; where H = W = C, a wider image tells."""
     if entered.dim() == 4 and len(set(entered.shape[1:])) == 1:
         try:
@@ -318,7 +327,7 @@ def _stem_layout(body: Any, stem: tuple[str, ...], images: Tensor, entered: Tens
     return _layout([entered])
 
 
-def _averages(body: Any, head: list[tuple[str, ...]], layout: Layout, x: Tensor) -> bool:
+def _averages(body: Any, head: list[tuple[str, ...]], layout: MapLayout, x: Tensor) -> bool:
     """Whether the head is a mean over all positions and one linear layer, so that it may be applied before the mean."""
     classifier = body.get_classifier()
     if not isinstance(classifier, nn.Linear):

@@ -19,7 +19,6 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
 from heterokd.methods import BASELINE
 from heterokd.networks.network import AnyNetwork, deployable
-from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.tasks import TASKS, TaskName
@@ -74,14 +73,8 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
 
 
 def graph_size(network: AnyNetwork, view: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the only images that a student's graph takes, or None where it takes any.
-
-    A segmentation's takes any with sides over the stride of its deepest map (a map of one pixel is another graph), or
-    those of the training views if they are not, or if its encoder is built for one size.
-    """
-    if isinstance(network, SegmentationNetwork) and network.any_size and min(view) > network.multiple:
-        return None
-    return view
+    """Height and width of the only images that a student's graph takes, those of its training views; None: any."""
+    return None if network.exports_any_size(view) else view
 
 
 def taken_size(model_uri: str) -> tuple[int, int] | None:

@@ -24,7 +24,6 @@ from filelock import FileLock
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, ExportError, NetworkError
 from heterokd.networks.network import AnyNetwork, deployable
-from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.timing import Timing, time_call
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
@@ -199,12 +198,11 @@ def _write(
 
 def _sizes(kind: ExportFormat, network: AnyNetwork, view: tuple[int, int]) -> list[tuple[int, int] | None]:
     """Sizes of images to write for, in this order until one works; None: any."""
-    if not isinstance(network, SegmentationNetwork):
-        return [(network.spec.image_size, network.spec.image_size)]
-    if not kind.is_graph:
+    task = task_of(network.spec)
+    if not task.resizes and not kind.is_graph:
         return [None]
-    # A map of one pixel is another graph, see `tracking.students.graph_size`.
-    return [None, view] if network.any_size and min(view) > network.multiple else [view]
+    size = task.example_size(view, network.spec.image_size)
+    return [None, size] if network.exports_any_size(view) else [size]
 
 
 @contextmanager

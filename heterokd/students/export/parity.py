@@ -13,8 +13,8 @@ from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.errors import ExportError
 from heterokd.networks.network import AnyNetwork
-from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.students.export.format import ExportFormat, Opened
+from heterokd.tasks import task_of
 from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
@@ -99,9 +99,9 @@ def compare_with_student(network: AnyNetwork, written: Written, images: Tensor) 
 
 
 def _at_sizes(network: AnyNetwork, written: Written, images: Tensor) -> Iterator[Tensor]:
-    """The images at each size to try: the file's only one, or their own and, in segmentation, one of odd sides."""
+    """The images at each size to try: the file's only one, or that of the images and another one of odd sides."""
     height, width = images.shape[-2:]
-    if written.size is not None and not isinstance(network, SegmentationNetwork):
+    if written.size is not None and task_of(network.spec).resizes:
         # As the student itself does with images of another size.
         if (height, width) != written.size:
             images = F.interpolate(images, written.size, mode="bilinear", align_corners=False, antialias=True)
@@ -112,5 +112,5 @@ def _at_sizes(network: AnyNetwork, written: Written, images: Tensor) -> Iterator
     else:
         yield images
         odd = (height - height // 4) // 2 * 2 - 1, (width - width // 8) // 2 * 2 - 1
-        if isinstance(network, SegmentationNetwork) and min(odd) > network.multiple:
+        if min(odd) > max(stage.stride for stage in network.spec.stages):
             yield images[..., : odd[0], : odd[1]]

@@ -29,7 +29,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Two students on the same test images.
 
     Attributes:
@@ -102,7 +102,7 @@ class Decision:
     test_score: float
     test_images: int
     test_digest: str
-    comparison: Comparison | None
+    comparison: PairedComparison | None
     gates: tuple[Gate, ...]
     test_low: float | None = None
     test_high: float | None = None
@@ -122,7 +122,7 @@ class Decision:
         content = json.loads(text)
         comparison = content.pop("comparison")
         gates = tuple(Gate(**gate) for gate in content.pop("gates"))
-        return cls(**content, comparison=Comparison(**comparison) if comparison else None, gates=gates)
+        return cls(**content, comparison=PairedComparison(**comparison) if comparison else None, gates=gates)
 
     def table(self) -> list[tuple[str, str, str, str]]:
         """Rows (gate, required, measured, passed) of text."""
@@ -139,7 +139,7 @@ class Decision:
 
 
 def reason(
-    failed: Sequence[Gate], comparison: Comparison | None, metric: str, score: float, *, dry_run: bool = False
+    failed: Sequence[Gate], comparison: PairedComparison | None, metric: str, score: float, *, dry_run: bool = False
 ) -> str:
     """The decision in one sentence."""
     refused, promoted = ("would be refused", "would be promoted") if dry_run else ("refused", "promoted")

@@ -32,7 +32,7 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.students.export.export import try_export
 from heterokd.students.promotion.aliases import CHAMPION, LINES, LOCK, last_line, previous_alias, rolled_back_tag
-from heterokd.students.promotion.decision import Comparison, Decision, Gate, reason
+from heterokd.students.promotion.decision import Decision, Gate, PairedComparison, reason
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
 from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
@@ -221,14 +221,14 @@ class _Promotion:
         comparison, first = None, Gate(gain, "-", None, None, f"no {BASELINE} trial to compare with")
         if champion is not None:
             other = self._champion_on_test(champion, splits, own)
-            comparison = Comparison(f"{self.alias} (version {champion.version})", **asdict(own.compared(other)))
+            comparison = PairedComparison(f"{self.alias} (version {champion.version})", **asdict(own.compared(other)))
         else:
             baseline = self._baseline()
             if baseline is not None:
                 other = image_results(
                     open_student(baseline.recipe, baseline.weights, splits.num_classes), open_test(splits), task
                 )
-                comparison = Comparison(f"{BASELINE} (trial {baseline.number})", **asdict(own.compared(other)))
+                comparison = PairedComparison(f"{BASELINE} (trial {baseline.number})", **asdict(own.compared(other)))
         if comparison is not None:
             passed = comparison.gain > settings.min_gain
             required = f"> {settings.min_gain:g}"

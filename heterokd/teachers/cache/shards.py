@@ -35,7 +35,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """Which shard and row hold the record of (index, view).
 
     Attributes:
@@ -78,13 +78,13 @@ class Layout:
         return len(self.records(number)[0])
 
 
-def layout_of(key: CacheKey) -> Layout:
+def layout_of(key: CacheKey) -> ShardLayout:
     """The layout that follows from a key alone, so that every builder and reader has the same."""
     most = max(key.shard_bytes // record_bytes(key), 1)
     blocks = math.ceil(key.images / most)
     block_images = math.ceil(key.images / blocks)
     grouped = min(GROUPED_BYTES, key.shard_bytes) // (record_bytes(key) * key.images)
-    return Layout(key, block_images, min(max(grouped, 1), key.views) if blocks == 1 else 1)
+    return ShardLayout(key, block_images, min(max(grouped, 1), key.views) if blocks == 1 else 1)
 
 
 def columns(key: CacheKey) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:

@@ -25,7 +25,7 @@ from heterokd.networks.network import Network
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion import promote as promoting
-from heterokd.students.promotion.decision import Comparison, Decision
+from heterokd.students.promotion.decision import Decision, PairedComparison
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register
@@ -424,7 +424,7 @@ def test_the_paired_bootstrap_is_that_of_a_loop() -> None:
     tail = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
     assert found.p_value == pytest.approx(min(1.0, 2 * (1 + tail) / 301))
     assert (found.wins, found.losses) == (None, None)
-    shown = str(Comparison("other", **asdict(found)))
+    shown = str(PairedComparison("other", **asdict(found)))
     assert "paired bootstrap p = " in shown
     assert "right alone" not in shown
 
