@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_datasets import TINY as DATA_SETS
 from tiny_datasets import write_classes
 
-import heterokd.cli.cache
+import heterokd.cli.cache_build
 import heterokd.datasets
 import heterokd.execution.auto
 import heterokd.execution.distill
@@ -422,7 +422,7 @@ def refused(
         heterokd.execution.driver,
         heterokd.execution.distill,
         heterokd.execution.reproduce,
-        heterokd.cli.cache,
+        heterokd.cli.cache_build,
         heterokd.execution.match,
         heterokd.execution.auto,
         heterokd.execution.planning.measure_costs,
@@ -561,7 +561,7 @@ def test_a_port_that_is_taken(refused: Callable[..., str]) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"--port {port}: something is listening" in refused("ui", "--port", str(port))
+        assert f"--port {port}: the port is in use" in refused("ui", "--port", str(port))
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The command line: `heterokd COMMAND`."""
+"""The command line: `heterokd COMMAND`. Heavy imports stay inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 success, 1 a bug or a fault of the machine, 2 wrong input, 130 interrupted (everything is kept).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from heterokd.cli.options import FULL
 from heterokd.execution.signals import ending_in_order
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-"""What the system says of a place that the user chose; the other faults of a disk are the machine's."""
+"""Errors of a path that the user chose; other errors of a disk are faults of the machine."""
 
 app = typer.Typer(
-    help="Search for the best way to distil a big vision model into a small one of another architecture.",
+    help="Search for the best way to distil a large vision model into a small one of another architecture.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,7 +33,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Show version and exit.")] = False) -> None:
     if version:
         print(__version__)
         raise typer.Exit
@@ -65,10 +68,10 @@ def _command() -> Callable[..., object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every foreseen fault ends in one sentence.
+    """Run the command line; expected errors end in a sentence on stderr.
 
     Args:
-        arguments: without the program's name; those of the process when left out.
+        arguments: without the program's name; default: those of the process.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, HeterokdError):
             lines, is_users = str(error).splitlines(), isinstance(error, UserError)
         elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
-            advice = "look at what lies there and at its permissions"
+            advice = "check the path and its permissions"
             lines, is_users = [f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}); {advice}"], True
         elif isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
             lines, is_users = str(error).splitlines(), False

@@ -1,4 +1,4 @@
-"""The commands that say what there is."""
+"""Commands that list methods and data sets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from heterokd.cli.options import AsJson, print_json
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method in full.")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="Describe this method in full.")] = None, as_json: AsJson = False
 ) -> None:
-    """List the distillation methods, or explain one."""
+    """List the distillation methods, or describe a method."""
     from heterokd.cli.catalogue import describe, describe_all
 
     if name is None:

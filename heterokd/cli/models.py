@@ -1,4 +1,4 @@
-"""The commands that take a student into use."""
+"""Commands that promote, roll back and export students."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from heterokd.students.export.formats import FORMATS, format_named
 
 def promote(
     study: StudyName,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision, change nothing.")] = False,
-    alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
-    trial: Annotated[int | None, typer.Option(min=0, help="Another trial of the study than its winner.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision without changing anything.")] = False,
+    alias: Annotated[str, typer.Option(help="Alias of the model in production.")] = "champion",
+    trial: Annotated[int | None, typer.Option(min=0, help="Promote this trial instead of the winner.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Open the test split, compare the study's best student with the champion, and move the alias if it is better."""
+    """Compare the study's winner with the champion on the test split; move the alias if it passes every gate."""
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.promote import promote as decide
 
@@ -42,11 +42,11 @@ def promote(
 
 def rollback(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")],
-    alias: Annotated[str, typer.Option(help="Alias of the model in use.")] = "champion",
+    alias: Annotated[str, typer.Option(help="Alias of the model in production.")] = "champion",
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Take the last promotion back: the version that was champion before is champion again."""
+    """Undo the last promotion: the previous champion becomes champion again."""
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.rollback import rollback as take_back
 
@@ -56,14 +56,14 @@ def rollback(
 
 def export(
     student: Annotated[
-        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or the folder of a trial.")
+        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or a trial's folder.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
     format_name: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Write a student as a file that runs without heterokd, checked on real images against what was trained."""
+    """Export a student to a file that runs without heterokd, verified on real images against the trained weights."""
     format_named(format_name)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.export.export import export_student
@@ -77,12 +77,12 @@ def export(
     height, width = written.image
     print(f"{'  '.join(str(out / name) for name in written.files)}  ({written.size_mb:.2f} MB)")
     print(
-        f"parity   largest difference of a logit {written.parity.difference:.2g} at batch 1 and 5 "
+        f"parity   largest logit difference {written.parity.difference:.2g} at batch 1 and 5 "
         f"({written.parity.tolerance:.2g} allowed)"
     )
     print(
         f"latency  median {written.latency.median_ms:.2f} ms, p95 {written.latency.p95_ms:.2f} ms for an image of "
         f"{height} x {width} on one thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"
     )
-    print(f"open it  {written.opened_with}")
+    print(f"load     {written.opened_with}")
     print(f"record   {out / 'export.json'}")

@@ -1,4 +1,4 @@
-"""Options that commands share, and what every command does with them."""
+"""Options that commands share, and their checks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from heterokd.config.experiment import Experiment
 
 READING = ("cache", "compare", "doctor", "plan")
-"""Commands that leave the root as it is; a cache that is built or pruned looks for itself."""
+"""Commands that do not write to the root; `cache` checks it itself where it writes."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a disk that is full."""
+"""Errors of a full disk."""
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one key, e.g. search.trials=50.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the experiment, e.g. search.trials=50."),
 ]
 
 
 def _usable(context: typer.Context, root: str) -> str:
-    """Refuse a root that nothing can be written to, before there is anything to be written."""
+    """Refuse a root that the command cannot write to, before it starts."""
     check_root(root, written=context.info_name not in READING)
     return root
 
 
 def check_root(root: str, *, written: bool) -> None:
-    """Refuse a root that is no folder, or that cannot be written to although it has to be."""
-    if "://" in root:  # a store answers for itself when it is opened
+    """Refuse a root that is no folder, or that cannot be written to although `written`."""
+    if "://" in root:  # an object store is checked when it is opened
         return
     place = Path(root)
     try:
@@ -57,29 +58,29 @@ RootFolder = Annotated[
         envvar="HETEROKD_ROOT",
         metavar="FOLDER",
         callback=_usable,
-        help="Holds all state: a folder, or s3://, gs:// or file://.",
+        help="Workspace with all state: a folder, or s3://, gs://, file://.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object on the last line of stdout.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study (the experiment's name).")]
 
 
 def program_began() -> float:
-    """When this program was started."""
+    """Start time of this process, in seconds since the epoch."""
     import psutil
 
     return float(psutil.Process().create_time())
 
 
 def load_asked(file: Path, overrides: list[str]) -> Experiment:
-    """The experiment of a file, with keys replaced."""
+    """Load an experiment with overrides."""
     from heterokd.config.reading import load_experiment
 
     return load_experiment(file, overrides)
 
 
 def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
-    """The folder of a study that is there, and its question."""
+    """Find a study; its folder and its experiment."""
     from heterokd.config.reading import load_experiment
     from heterokd.storage.workspace import open_workspace
 
@@ -88,5 +89,5 @@ def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
 
 
 def print_json(content: object) -> None:
-    """The one JSON object of `--json`."""
+    """Print the JSON object of `--json`."""
     print(json.dumps(content, default=str))

@@ -1,4 +1,4 @@
-"""The commands that come before a search: what it will take, what may work, what is missing."""
+"""Commands before a search: plan its cost, match stages, check the cluster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from heterokd.formatting import epoch_score
 def plan(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="Ray cluster to measure on; a local Ray when left out.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to measure on; default: a local Ray.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a search will take (time, device-hours, money, memory, disk): a few steps of each method are timed."""
+    """Estimate the time, device-hours, money, memory and disk of a search, by timing a few steps of each method."""
     began = program_began()
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
@@ -28,7 +28,7 @@ def plan(
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        terminal.say(f"{asked.name}: nothing is trained now")
+        terminal.say(f"{asked.name}: timing a few steps of each method; no trial is trained")
         found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.say)
         if as_json:
             print_json(found.to_json())
@@ -44,7 +44,7 @@ def match(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Compare the stages of teacher and student (CKA), and propose where methods that pair stages might start."""
+    """Compare the stages of teacher and student by CKA, and propose initial settings for methods that pair stages."""
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import match_table
@@ -54,7 +54,7 @@ def match(
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
-            terminal.say(f"student on labels alone: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
+            terminal.say(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
             return True
 
         found = run(asked, open_workspace(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
@@ -64,18 +64,18 @@ def match(
             return
         terminal.show(match_table(found.similarity))
         terminal.say(f"picture  {found.picture}")
-        terminal.say("starts   (search.match_starts: true tries them; or narrow a search space to them:)")
+        terminal.say("initial settings (search.match_starts: true tries them; or restrict a search space to them:)")
         terminal.say(found.to_yaml().rstrip())
 
 
 def doctor(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="Ray cluster to look at; a local Ray when left out.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to check; default: a local Ray.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Before a search: would every node reach the storage, the MLflow server, the data and the GPUs that it needs?"""
+    """Check before a search that every node reaches the storage, the MLflow server, the data and its GPUs."""
     asked = load_asked(experiment, overrides)
     from heterokd.execution.doctor import as_json as plain
     from heterokd.execution.doctor import examine, table

@@ -1,4 +1,4 @@
-"""The commands that show what was found."""
+"""Commands that show results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, 
 
 def report(
     study: StudyName,
-    measure: Annotated[bool, typer.Option("--measure", help="Open the winner and val anew for its charts.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Evaluate the winner on val again for its charts.")
+    ] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Write the study's page anew, also while it is searched, and say where it is."""
+    """Regenerate the report, also during a search, and print its path."""
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
     from heterokd.report.wording import verdict
@@ -25,7 +27,7 @@ def report(
     folder, asked = existing_study(study, root)
     summary = folder.summary
     if not summary:
-        raise StudyError(f"{folder.path}: no trial has ended yet, so there is nothing to show; look again later")
+        raise StudyError(f"{folder.path}: no trial has finished yet, so there is nothing to report; try again later")
     if measure:
         from heterokd.report.measure import draw_pictures
         from heterokd.storage.workspace import open_workspace
@@ -43,7 +45,7 @@ def report(
 
 
 def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
-    """Say which differences between a study's configurations are real: paired on their fresh seeds."""
+    """Test which differences between a study's configurations are significant, paired by fresh seeds."""
     folder, asked = existing_study(study, root)
     from heterokd.study.significance import as_rows, compare_study, study_values
 
@@ -57,15 +59,15 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
     for one in found:
         print(one.sentence())
     if not found:
-        print("There is nothing to compare: no two configurations were trained on two fresh seeds (confirmation).")
+        print("Nothing to compare: no two configurations were confirmed on two common fresh seeds.")
 
 
 def ui(
-    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print the links of this one alone.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print the links of this study alone.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     root: RootFolder = "runs",
 ) -> None:
-    """Serve MLflow's pages on 127.0.0.1, and print links to each study, its comparison and its model."""
+    """Serve MLflow's UI on 127.0.0.1, and print links to each study, its comparison chart and its model."""
     _check_port(port)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import existing_store, shown
@@ -91,7 +93,7 @@ def _print_links(links: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, link in links if link)
     for name, link in links:
         print(f"{name:<{width}}  {link}".rstrip())
-    print("Close the assistant's panel once; stop with Ctrl-C.", flush=True)
+    print("Close the assistant's panel if it opens; stop with Ctrl-C.", flush=True)
 
 
 def _check_port(port: int) -> None:
@@ -103,7 +105,7 @@ def _check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                reason = "something is listening there already; give another port"
+                reason = "the port is in use; give another port"
             else:
-                reason = f"the system refuses it ({error.strerror}); give one from 1024 on"
+                reason = f"the system refuses it ({error.strerror}); give a port from 1024 on"
             raise ConfigError(f"--port {port}: {reason}") from None

@@ -1,4 +1,4 @@
-"""The commands that search: one for an experiment, one for a folder of images."""
+"""Commands that search: `search` for an experiment, `auto` for a folder of images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from heterokd.formatting import PERIODS, parse_quantity
 def search(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
-    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; a local Ray when left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study of the same name.")] = False,
-    trials: Annotated[int | None, typer.Option(help="Trainings, instead of search.trials.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default: a local Ray.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the study of this name.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Number of trials, instead of search.trials.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Search: train students in parallel, confirm the leaders, register the best one."""
+    """Search: train students in parallel, confirm the leaders on fresh seeds, register the winner."""
     asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
     from heterokd.cli.terminal.live_search import SearchTerminal
     from heterokd.cli.terminal.search_summary import closing
@@ -47,7 +47,7 @@ def search(
             terminal.live.stop()
             again = _same_again(experiment, overrides, trials, address, root)
             print(f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
-            print(f"go on with: {again}", file=sys.stderr)
+            print(f"continue with: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
         summary = found.summary
         if as_json:
@@ -70,7 +70,7 @@ def search(
 
 
 def _same_again(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:
-    """The command that goes on with a search that was interrupted, as it would have to be typed."""
+    """Format the command that continues an interrupted search."""
     words = ["heterokd", "search", str(file)]
     for text in overrides:
         words += ["--set", text]
@@ -85,8 +85,8 @@ def _same_again(file: Path, overrides: list[str], trials: int | None, address: s
 
 def _registered(model: tuple[str, str] | None, summary: dict[str, Any], study: str) -> str:
     if model is None:
-        why = "no trial was trained to the end" if summary["winner"] is None else "see the warning above"
-        return f"nothing: {why}"
+        why = "no trial was complete" if summary["winner"] is None else "see the warning above"
+        return f"no student: {why}"
     name, version = model
     return f"{name} version {version}, alias challenger   (next: heterokd promote {study})"
 
@@ -99,18 +99,22 @@ def _hours(budget: str) -> float:
 
 
 def auto(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a folder for each class.")],
-    teachers: Annotated[list[str], typer.Option("--teacher", help="timm's name; of several the best is taken.")],
-    students: Annotated[list[str], typer.Option("--student", help="timm's name; proposed when left out.")] = [],  # noqa: B006
-    max_params_m: Annotated[float | None, typer.Option(min=0, help="Of a student, in millions.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Of one image on one core.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Of the search: 30m, 2h, 1d.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and plan it, run nothing.")] = False,
-    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Where to write the experiment.")] = None,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a subfolder for each class.")],
+    teachers: Annotated[list[str], typer.Option("--teacher", help="timm name; of several, the best on val is used.")],
+    students: Annotated[list[str], typer.Option("--student", help="timm name; proposed if left out.")] = [],  # noqa: B006
+    max_params_m: Annotated[
+        float | None, typer.Option(min=0, help="Largest student, in millions of parameters.")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="Slowest student, for an image on one core.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Time limit of the search: 30m, 2h, 1d.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and its plan, run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the experiment to.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Look at a folder of images, write the experiment that fits it, show its plan, and run it."""
+    """Inspect a folder of images, write an experiment for it, show its plan, and run it."""
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
@@ -144,8 +148,8 @@ def auto(
         study = state.study(made.experiment.name)
         if study.experiment_file.exists() and not dry_run:
             raise StudyError(
-                f"{study.path}: the study {made.experiment.name!r} exists already; go on with it "
-                f"(heterokd search {made.file} --resume), or give the folder of images another name"
+                f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
+                f"(heterokd search {made.file} --resume), or rename the folder of images"
             )
         terminal.say(f"experiment {made.file}")
         plan = plan_experiment(made.experiment, state, began=began, say=terminal.say)

@@ -1,4 +1,4 @@
-"""The commands that train or prepare one thing: a student, a paper's table, a teacher, its cache."""
+"""Commands that train a student, reproduce a published table, or prepare a teacher and its cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def distill(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Distil once: one training with the method's published settings, logged like a trial."""
+    """Train a student once with the method's published settings, logged like a trial."""
     from heterokd.errors import ConfigError, did_you_mean
     from heterokd.methods import METHODS
 
@@ -44,19 +44,19 @@ def distill(
         print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
         return
     if not is_new:
-        terminal.say("this recipe has been trained before; nothing was trained again")
+        terminal.say("this recipe was already trained; nothing to do")
     terminal.say(f"{method}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 
 def reproduce(
     experiment: ExperimentFile,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method.")] = 3,
-    methods: Annotated[str | None, typer.Option(help="Some of the methods, with commas between them.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per method.")] = 3,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated subset of the methods.")] = None,
     overrides: Overrides = [],  # noqa: B006
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Train published settings over seeds and set the results beside the published numbers."""
+    """Train published settings over several seeds and compare the results with the published numbers."""
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import reproduction_table
@@ -97,7 +97,7 @@ def teacher(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Fit the teacher, or verify the one that is given (of a list, all); a fitted one is reused by every search."""
+    """Fit the teacher, or verify a given checkpoint (for a list: all); searches reuse fitted teachers."""
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.check import check_experiment, check_files
@@ -122,29 +122,38 @@ def teacher(
 
 
 def cache(
-    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT | [ID]...", help="What to build, or ids.")] = [],  # noqa: B006
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPERIMENT | [ID]...", help="Experiment to cache, or ids of caches."),
+    ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option(help="Ray cluster to build on; a local Ray when left out.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to build on; default: a local Ray.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the caches.")] = False,
-    verifying: Annotated[bool, typer.Option("--verify", help="Check every byte of these caches, or of all.")] = False,
-    pruning: Annotated[bool, typer.Option("--prune", help="Delete caches; one in use is kept.")] = False,
-    unused_for: Annotated[str | None, typer.Option(metavar="PERIOD", help="Those last used longer ago: 30d.")] = None,
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="The longest unused, until 10GB are left.")
+    verifying: Annotated[
+        bool, typer.Option("--verify", help="Verify the checksums of these caches, or of all.")
+    ] = False,
+    pruning: Annotated[bool, typer.Option("--prune", help="Delete caches; caches in use are kept.")] = False,
+    unused_for: Annotated[
+        str | None, typer.Option(metavar="PERIOD", help="Remove caches unused for longer: 30d.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Remove least recently used caches until under 10GB.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all caches.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, delete nothing.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Build the cache of a teacher's outputs to its end; list, verify or prune caches."""
-    from heterokd.cli.cache import Asked, run
+    """Build the cache of a teacher's outputs; list, verify or prune caches."""
+    from heterokd.cli.cache import CacheRequest, run
     from heterokd.errors import CacheError
     from heterokd.storage.workspace import open_workspace
 
     check_root(root, written=not (listing or verifying or dry_run))
-    asked = Asked(names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run)
-    answer = run(asked, open_workspace(root), quiet=as_json)
+    request = CacheRequest(
+        names, overrides, address, listing, verifying, pruning, unused_for, max_size, everything, dry_run
+    )
+    answer = run(request, open_workspace(root), quiet=as_json)
     if as_json:
         print_json(answer.content)
     for line in () if as_json else answer.lines:

@@ -187,7 +187,7 @@ def test_a_recipe_is_trained_once(cli: Run, tiny_file: Write, runs: Path) -> Non
     weights = Path(first["weights"])
     written = weights.stat().st_mtime_ns
     assert {**first, "trained": False} == distill("--json").last
-    assert "nothing was trained again" in distill().out
+    assert "already trained; nothing to do" in distill().out
     assert weights.stat().st_mtime_ns == written
     other = distill("--set", "search.space.overrides.kd.temperature=4.0", "--json").last
     assert other["trained"]
@@ -214,7 +214,7 @@ def test_an_unknown_study_names_the_nearest(cli: Run, tiny_file: Write, tmp_path
         assert "there is no study 'digit'; did you mean 'digits'?" in done.err
     unfinished = cli("report", "digits")
     assert unfinished.code == 2
-    assert "no trial has ended yet" in unfinished.err
+    assert "no trial has finished yet" in unfinished.err
 
 
 def test_a_port_in_use(cli: Run, tmp_path: Path) -> None:

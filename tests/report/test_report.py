@@ -27,13 +27,13 @@ def leader(method: str, mean: float, half: float | None, *, confirmed: bool = Tr
 @pytest.mark.parametrize(
     ("winner", "scratch", "maximise", "said"),
     [
-        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), True, "real: +0.0200 over scratch"),
-        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), True, "may be noise: +0.0100"),
-        (leader("kd", 0.2, 0.01), leader("scratch", 0.5, 0.01), False, "real: +0.3000"),
+        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), True, "is significant: +0.0200 over scratch"),
+        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), True, "is not significant: +0.0100"),
+        (leader("kd", 0.2, 0.01), leader("scratch", 0.5, 0.01), False, "is significant: +0.3000"),
         (leader("hcd", 0.97, None, confirmed=False), leader("scratch", 0.9, None), True, "One seed each"),
-        (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), True, "Distillation brought nothing"),
+        (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), True, "Distillation did not help"),
         (leader("kd", 0.97, 0.01), None, True, "no scratch trial"),
-        (None, None, True, "No trial was trained to the end"),
+        (None, None, True, "No trial is complete"),
     ],
 )
 def test_the_verdict_says_how_sure_the_study_is(winner: Any, scratch: Any, maximise: bool, said: str) -> None:

@@ -66,7 +66,7 @@ def test_a_study_remembers_who_was_left_out(tmp_path: Path) -> None:
     assert "poor" not in {one.recipe.student.network for one in done}
     again = Study(experiment, folder)
     assert again.summary()["left_out"] == {"poor": "poor is too slow"}
-    assert "Left out: poor is too slow." in notes(again.summary())
+    assert "Excluded: poor is too slow." in notes(again.summary())
 
 
 def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:

@@ -1,4 +1,4 @@
-"""Terminal: says lines, on a screen or into a file."""
+"""Terminal: prints lines and tables, to a screen or a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console, RenderableType
 from heterokd.formatting import epoch_score
 
 PIPE_WIDTH = 140
-"""Columns where nobody says how many there are: a log file."""
+"""Columns of output that is not a screen, such as a log file."""
 
 
 class Terminal:
-    """Says what a command does. Use as a context manager.
+    """Prints what a command does. Use as a context manager.
 
     Args:
-        metric: what is searched for.
+        metric: that is optimised.
         quiet: print nothing (`--json`).
     """
 
@@ -31,22 +31,22 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def say(self, text: str) -> None:
-        """One line, as long as it is: a path or a command can be copied."""
+        """Print a line without wrapping it, so that paths and commands can be copied."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def tell(self, text: str) -> None:
-        """A sentence: on a screen, broken between words."""
+        """Print a sentence, wrapped on a screen."""
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def show(self, table: RenderableType) -> None:
-        """A table."""
+        """Print a table."""
         self.console.print(table)
 
     def teacher_epoch(self, metrics: Mapping[str, float], network: str = "") -> bool:
-        """Progress of the fit of the teacher, or of this one of several; never asks it to stop."""
+        """Print progress of a teacher's fit; always True, so that the fit goes on."""
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
             named = f"the teacher {network}".rstrip()

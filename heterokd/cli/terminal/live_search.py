@@ -1,4 +1,4 @@
-"""SearchTerminal: a search while it runs."""
+"""SearchTerminal: progress of a running search."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import compared, rungs
 
 FEWEST_LEADERS = 3
-"""Of the live table, where many trials run beside each other."""
+"""Rows of the live table when many trials run in parallel."""
 
 HEADS = 7
-"""Lines of the live view beside leaders and running trials: three of numbers, the best, two empty, the table's head."""
+"""Lines of the live view without leaders and running trials: counts, time, budget, best, two empty, table header."""
 
 NUMBERS = {"trials": "trials", "trainings": "trainings", "hours": "h", "gpu_hours": "GPU-hours", "money": "money"}
 
 
 class SearchTerminal(Terminal):
-    """Listens to a search: a live view on a terminal, one line for each finished trial in a pipe.
+    """Shows a search: a live view on a terminal, a line per finished trial in a pipe.
 
     Args:
         experiment: what is searched.
         quiet: print nothing (`--json`).
-        seconds: the time; what is left is reckoned by it.
+        seconds: clock for the elapsed and remaining time.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class SearchTerminal(Terminal):
     # --- the live view
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The live view, for as many lines as the screen has."""
+        """Render the live view in the height of the screen."""
         yield self.view(options.max_width, options.size.height)
 
     def view(self, width: int, height: int) -> RenderableType:
-        """Numbers, the best student, the leaders, what runs: no line is wrapped, and all lines fit the screen.
+        """Render counts, the best student, the leaders and running trials, without wrapping a line.
 
         Args:
             width: of the screen, in columns.
-            height: likewise, in lines.
+            height: of the screen, in lines.
         """
         if self.summary is None:
             return Text("starting")
@@ -140,12 +140,12 @@ class SearchTerminal(Terminal):
         if standing.get("paused"):
             parts.append(f"{standing['paused']} paused")
         if standing["confirmations_done"]:
-            parts.append(f"{standing['confirmations_done']} repeated")
+            parts.append(f"{standing['confirmations_done']} confirmed")
         planned = standing["planned"] + standing["confirmations_planned"]
         return f"{_done(standing)} of {planned}: {', '.join(parts)}; {len(self.running)} running"
 
     def _time(self) -> str:
-        """So far, and what is left by the pace until now."""
+        """Elapsed time, and the remaining time at the pace so far."""
         now = self.seconds()
         parts = [f"{format_duration(now - self.started)} so far"]
         left = self._left(now)
@@ -172,7 +172,7 @@ class SearchTerminal(Terminal):
         return {key: float(budget[key]) for key in NUMBERS if budget.get(key) is not None}
 
     def _spent(self) -> list[str]:
-        """One line where there is a budget: what has been spent of each limit."""
+        """A line of what is spent of each limit; none without a budget."""
         assert self.summary is not None
         spent = dict(self.summary.get("spent") or {})
         if self.running and "hours" in spent:
@@ -185,19 +185,19 @@ class SearchTerminal(Terminal):
         assert self.summary is not None
         winner = self.summary["winner"]
         if winner is None:
-            return "best     no trial has been trained to the end yet"
+            return "best     no trial is complete yet"
         value = format_score(winner["mean"]) if winner["mean"] is not None else "no number"
         return f"best     {winner['number']:04d} {winner['method']} {self.metric} {value} ({sureness(winner)})"
 
     def _where(self, trial: TrialFolder) -> str:
-        """A trial's line; its number alone where its folder cannot be read for the moment: a view ends no search."""
+        """A trial's line; its number alone if its folder cannot be read, since the view must not end the search."""
         try:
             return self._running(trial)
         except (HeterokdError, OSError):
             return f"{trial.number:04d}"
 
     def _running(self, trial: TrialFolder) -> str:
-        """Where a trial is: its epoch, read from its folder where that lies on this machine, and its next rung."""
+        """A trial's epoch, read from its folder if that is on this machine, and its next rung."""
         recipe, reports = trial.recipe, trial.metrics()
         epochs = recipe.training.epochs
         epoch = int(reports[-1]["epoch"]) if reports else 0

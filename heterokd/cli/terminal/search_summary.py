@@ -1,4 +1,4 @@
-"""What stands on the screen when a search has ended: it fits 24 lines of 80 columns."""
+"""Summary at the end of a search, in at most 24 lines of 80 columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from heterokd.report.wording import notes, verdict
 from heterokd.training.teacher import TeacherCard
 
 MOST_NOTES = 2
-"""Sentences about what was left out, ended early or spent; the page has all of them."""
+"""Sentences about exclusions, early ends and the budget; the report has all of them."""
 
 MOST_FRONT = 3
-"""Students of the Pareto front; the page has all of them."""
+"""Students of the Pareto front; the report has all of them."""
 
 
 def closing(
@@ -31,17 +31,17 @@ def closing(
     store: str,
     registered: str,
 ) -> None:
-    """Say what a search has found and where it lies.
+    """Print the results of a search and where they are.
 
     Args:
-        terminal: says it.
+        terminal: to print on.
         summary: of the study.
         teacher: its card.
-        costs: what counts beside the metric.
+        costs: objectives besides the metric.
         folder: of the study.
-        page: its report.
-        store: MLflow's.
-        registered: what became of the winner, in words.
+        page: path of its report.
+        store: address of MLflow's.
+        registered: describes the registered model.
     """
     terminal.say("")
     front = summary["front"]
@@ -51,7 +51,7 @@ def closing(
         spent = ", ".join(STUDENT_COSTS[key].figure(member[key]) for key in costs)
         terminal.say(f"front    {member['student']}: {member['method']} {format_score(member['expected'])}, {spent}")
     if len(front) > MOST_FRONT:
-        terminal.say(f"         and {len(front) - MOST_FRONT} more on the page")
+        terminal.say(f"         and {len(front) - MOST_FRONT} more in the report")
     terminal.tell(verdict(summary))
     failed = summary["standing"]["failed"]
     said = notes(summary)
@@ -60,7 +60,7 @@ def closing(
     for note in said[:MOST_NOTES]:
         terminal.tell(note)
     if len(said) > MOST_NOTES:
-        terminal.say(f"{len(said) - MOST_NOTES} more remarks are on the page.")
-    terminal.say(f"page     {page}")
+        terminal.say(f"{len(said) - MOST_NOTES} more remarks are in the report.")
+    terminal.say(f"report   {page}")
     terminal.say(f"MLflow   {store}   (heterokd ui)")
     terminal.say(f"registry {registered}")

@@ -1,4 +1,4 @@
-"""Tables for the terminal; each fits 80 columns, and what does not fit is cut where it tells least."""
+"""Tables for the terminal in 80 columns; what does not fit is cut in the least important column."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from heterokd.formatting import (
 from heterokd.study.plan.estimate import Plan
 
 SHOWN_LEADERS = 6
-"""Rows of the leaders' tables: they fit a small terminal together with everything else."""
+"""Rows of the leaderboard that fit a small terminal."""
 
 
 def leader_table(summary: Mapping[str, Any], rows: int = SHOWN_LEADERS) -> Table:
-    """The leading students with their intervals; the scratch baseline is always among them.
+    """Lay out the leading students with their intervals; the scratch baseline is always among them.
 
     Args:
         summary: of the study.
-        rows: leaders at most, the baseline apart.
+        rows: leaders at most, without the baseline.
     """
     table = Table(box=None, pad_edge=False, expand=True)
     for title, width in (("trial", 5), ("method", 8), (summary["metric"], 10), ("95 % interval of the mean", 25)):
@@ -51,7 +51,7 @@ def leader_table(summary: Mapping[str, Any], rows: int = SHOWN_LEADERS) -> Table
 
 
 def sureness(leader: Mapping[str, Any]) -> str:
-    """The interval of a leader's mean and on how many fresh seeds it stands: `0.9565 to 0.9827, 3 seeds`."""
+    """Format the interval of a leader's mean and its number of fresh seeds: `0.9565 to 0.9827, 3 fresh seeds`."""
     if not leader["confirmed"]:
         return "one seed"
     count = len(leader["seeds"])
@@ -60,7 +60,7 @@ def sureness(leader: Mapping[str, Any]) -> str:
 
 
 def reproduction_table(found: Reproduction) -> Table:
-    """Published and measured score of each method, in per cent."""
+    """Lay out the published and measured score of each method, in per cent."""
     table = Table(box=None, pad_edge=False)
     metric = found.metric
     for title in (
@@ -87,7 +87,7 @@ def reproduction_table(found: Reproduction) -> Table:
 
 
 def match_table(similarity: Sequence[Sequence[float]]) -> Table:
-    """How alike stages are."""
+    """Lay out the similarity of stages."""
     table = Table(box=None, pad_edge=False)
     table.add_column("student")
     for number in range(len(similarity[0])):
@@ -98,12 +98,12 @@ def match_table(similarity: Sequence[Sequence[float]]) -> Table:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """A plan in words: trainings, time, device-hours, money, memory, disk, and what is there already."""
+    """Describe a plan: trainings, time, device-hours, money, memory, disk, and what is cached."""
     counts, took = plan.trainings, {name: format_duration(seconds) for name, seconds in plan.phases.items()}
-    done = f", {counts['done']:.0f} are done already" if counts["done"] else ""
+    done = f", {counts['done']:.0f} are done" if counts["done"] else ""
     lines = [
         f"trainings  {counts['published']:.0f} published settings, {counts['sampled']:.0f} samples (about "
-        f"{counts['pruned']:.0f} of them stopped early), {counts['repeated']:.0f} again on fresh seeds{done}; "
+        f"{counts['pruned']:.0f} of them pruned), {counts['repeated']:.0f} confirmations on fresh seeds{done}; "
         f"{plan.parallel} at a time",
         f"time       about {format_estimate(plan.seconds, format_duration)}",
         f"           start {took['start']}, teacher {took['teacher']}, trials {took['search']}, "
@@ -115,9 +115,9 @@ def plan_lines(plan: Plan) -> list[str]:
     else:
         lines.append(f"money      about {format_estimate(plan.money, lambda value: f'{value:.2f}')} {plan.currency}")
     if plan.memory is not None:
-        lines.append(f"memory     {format_size(plan.memory)} for all processes together")
+        lines.append(f"memory     {format_size(plan.memory)} for all processes")
     if plan.gpu_memory is not None:
-        lines.append(f"           {format_size(plan.gpu_memory)} of a GPU for each trial")
+        lines.append(f"           {format_size(plan.gpu_memory)} of GPU memory per trial")
     lines.append(f"disk       about {format_estimate(plan.disk, format_size)}")
     teacher = "the teacher is ready" if plan.ready["teacher"] else "the teacher will be fitted"
     if plan.teachers > 1:
@@ -127,6 +127,6 @@ def plan_lines(plan: Plan) -> list[str]:
     whose = "its cache" if plan.teachers == 1 else "their caches"
     cache = "no cache is needed" if plan.ready["cache"] == 1 else f"{whose} will be built"
     if 0 < plan.ready["cache"] < 1:
-        cache = f"{plan.ready['cache']:.0%} of {whose} are there"
-    lines.append(f"there      {teacher}, {cache}")
-    return [*lines, *(f"left out   {reason}" for reason in plan.left_out.values())]
+        cache = f"{plan.ready['cache']:.0%} of {whose} is built"
+    lines.append(f"cached     {teacher}, {cache}")
+    return [*lines, *(f"excluded   {reason}" for reason in plan.left_out.values())]

@@ -129,7 +129,7 @@ def test_the_live_view_fits_a_small_screen(running: Callable[[int], TrialFolder]
     assert len(lines) < LINES, "the cursor has a line too"
     assert all(len(line) <= COLUMNS for line in lines)
     text = "\n".join(lines)
-    assert f"37 of 60: 21 complete, 9 pruned, 2 failed, 1 paused, 5 repeated; {count} running" in text
+    assert f"37 of 60: 21 complete, 9 pruned, 2 failed, 1 paused, 5 confirmed; {count} running" in text
     # One ended in a minute and 23 are to come.
     assert "1 min 30 s so far, about 22 min 30 s left" in text
     assert "spent    37 of 60 trials, 0.758 of 2 h, 2.8 of 12.5 money" in text
@@ -158,7 +158,7 @@ def test_before_the_first_result(running: Callable[[int], TrialFolder]) -> None:
     terminal = SearchTerminal(fabricated.experiment(training={"epochs": 60}))
     terminal("start", running(3), told)
     text = "\n".join(drawn(terminal.view(COLUMNS, LINES)))
-    assert "best     no trial has been trained to the end yet" in text
+    assert "best     no trial is complete yet" in text
     assert "left" not in text, "nothing is known of the pace"
     assert "running  0003 kd         epoch   3 of 60, rung at 6" in text
 
@@ -207,9 +207,9 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
     )
     lines = [line for text in file.getvalue().splitlines() for line in (text[:COLUMNS], text[COLUMNS:]) if line]
     assert len(lines) < LINES
-    assert "The gain is real: +0.0414 over scratch" in file.getvalue()
-    assert "more remarks are on the page" in file.getvalue()
-    assert ("and 4 more on the page" in file.getvalue()) == bool(front)
+    assert "The gain is significant: +0.0414 over scratch" in file.getvalue()
+    assert "more remarks are in the report" in file.getvalue()
+    assert ("and 4 more in the report" in file.getvalue()) == bool(front)
 
 
 def test_a_pipe_gets_whole_lines(running: Callable[[int], TrialFolder], capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +342,7 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
         text = first.text
     assert "interrupted: everything is kept in my runs/studies/tiny" in text
     assert "Traceback" not in text
-    said = re.search(r"go on with: (.+?--resume)", text.replace("\n", ""))
+    said = re.search(r"continue with: (.+?--resume)", text.replace("\n", ""))
     assert said, text
     again = shlex.split(said[1])
     assert again == ["heterokd", *given, "--resume"]

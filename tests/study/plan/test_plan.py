@@ -283,7 +283,7 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     assert not root.teachers.exists(), "nothing was fitted"
     # resnet18 is over the limit: neither counted nor timed.
     assert set(plan.left_out) == {"resnet18"}
-    assert plan_lines(plan)[-1].startswith("left out   resnet18: 11.2 M parameters, search.max_params_m allows 1")
+    assert plan_lines(plan)[-1].startswith("excluded   resnet18: 11.2 M parameters, search.max_params_m allows 1")
     assert planned(root.study("tiny")) == (plan, {})
     left, _ = within_limits(experiment, root)
     assert left.student.networks == ("test_efficientnet",)

@@ -1,0 +1,125 @@
+"""Build the teacher caches of an experiment: `heterokd cache EXPERIMENT`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from heterokd.cli.terminal.console import Terminal
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.errors import CacheError, ConfigError
+from heterokd.execution.cache_builders import CacheBuild, fill, plan_cache_build
+from heterokd.execution.check import check_experiment, check_files
+from heterokd.execution.placement import plan_cluster
+from heterokd.execution.ray_connection import connected
+from heterokd.formatting import format_duration, format_size
+from heterokd.storage.workspace import Workspace
+from heterokd.teachers.cache.maintenance import list_caches, mend_cache
+from heterokd.teachers.cache.shards import cache_bytes
+from heterokd.teachers.prepare import prepare_teachers
+
+
+@dataclass(frozen=True)
+class BuiltCache:
+    """A complete cache.
+
+    Attributes:
+        id: of the cache.
+        description: of its contents.
+        folder: that holds it.
+        bytes: of its shards.
+        views: records.
+        seconds: that building, or checking, took.
+        built: whether anything was missing.
+    """
+
+    id: str
+    description: str
+    folder: str
+    bytes: int
+    views: int
+    seconds: float
+    built: bool
+
+    def lines(self) -> list[str]:
+        """Describe it for a terminal."""
+        how = f"built in {format_duration(self.seconds)}" if self.built else "is complete; nothing was built"
+        return [f"cache {self.id} {how}: {self.views:,} views, {format_size(self.bytes)}", self.folder]
+
+
+def build_caches(
+    file: Path, overrides: Sequence[str], root: Workspace, address: str | None, terminal: Terminal
+) -> list[BuiltCache]:
+    """Complete the caches of an experiment's first seed, whose views its trials share: a cache for each teacher.
+
+    Args:
+        file: of the experiment.
+        overrides: `key=value` of it.
+        root: where state lives.
+        address: of a Ray cluster; None starts a local one.
+        terminal: shows progress.
+
+    Raises:
+        UserError: the experiment is wrong, caches nothing, or its cache cannot be completed.
+    """
+    experiment = load_experiment(file, list(overrides))
+    check_experiment(experiment)
+    if not experiment.cache.enabled:
+        raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
+    check_files(experiment)
+    prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
+    builds = {
+        network: plan_cache_build(experiment.for_teacher(network), root, teacher.weights, audited=False)
+        for network, teacher in prepared.items()
+    }
+    if not any(builds.values()):
+        raise ConfigError(
+            f"search space: methods: none of {', '.join(experiment.methods)} reads only what a cache holds of the "
+            "teacher; they run it live, and there is nothing to build"
+        )
+    return [
+        _complete(experiment.for_teacher(network), build, root, address, terminal)
+        for network, build in builds.items()
+        if build is not None
+    ]
+
+
+def _complete(
+    experiment: Experiment, build: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
+) -> BuiltCache:
+    for name in mend_cache(build.folder):
+        terminal.say(f"removed {build.folder}/{name}: damaged, or of an earlier cache")
+    if build.obstacle is not None:
+        raise CacheError(build.obstacle)
+    built, started = not build.is_complete, time.monotonic()
+    if built:
+        terminal.say(f"cache {build.key.id}: {build.key.describe()}")
+        with connected(address), _progress(cache_bytes(build.key), terminal) as on_shard:
+            fill(build, root, plan_cluster(experiment), on_shard)
+    plan_cache_build(experiment, root, build.weights)  # the audit
+    (card,) = (card for card in list_caches(root.cache_folder) if card.id == build.key.id)
+    seconds = round(time.monotonic() - started, 3)
+    return BuiltCache(card.id, card.description, str(build.folder), card.bytes, card.records, seconds, built)
+
+
+@contextmanager
+def _progress(size: int, terminal: Terminal) -> Iterator[Callable[[int, int], None]]:
+    """Show a build, as a bar on a terminal and a line each tenth in a pipe; yields a callback for complete shards."""
+    columns = (TextColumn("cache"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal.console, transient=True, disable=not terminal.is_live) as bar:
+        task, tenths = bar.add_task("cache", total=size), 0
+
+        def on_shard(done: int, shards: int) -> None:
+            nonlocal tenths
+            bar.update(task, completed=size * done / shards)
+            if not terminal.is_live and 10 * done // shards > tenths:
+                tenths = 10 * done // shards
+                terminal.say(f"shard {done}/{shards}, {format_size(size * done / shards)} of {format_size(size)}")
+
+        yield on_shard
