@@ -1,25 +1,93 @@
 """heterokd: search for the best way to distil a big vision model into a small one of another architecture.
 
-    from heterokd import load_experiment, search, distill, load_student
+    from heterokd import load_experiment, search, load_student
 
-    found = search(load_experiment("experiments/quickstart.yaml"), root="runs")
+    result = search(load_experiment("experiments/quickstart.yaml"), root="runs")
     student = load_student("studies/quickstart", root="runs")
 
-The names come from `heterokd.api`, which is imported when one of them is first asked for.
+Names are imported from `heterokd.api` when they are first used, so that `import heterokd` loads neither torch nor Ray.
 """
 
-import importlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heterokd.api import (
+        DATASETS,
+        METHODS,
+        CacheError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DistillResult,
+        Experiment,
+        ExportError,
+        HeterokdError,
+        Method,
+        MissingSignal,
+        NetworkError,
+        PairError,
+        PromotionError,
+        Recipe,
+        SearchError,
+        SearchResult,
+        StudyError,
+        TrackingError,
+        TrainingDiverged,
+        UserError,
+        distill,
+        export,
+        load_experiment,
+        load_student,
+        plan,
+        promote,
+        search,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "distill", "load_experiment", "load_student", "search"]
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "CacheError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DistillResult",
+    "Experiment",
+    "ExportError",
+    "HeterokdError",
+    "Method",
+    "MissingSignal",
+    "NetworkError",
+    "PairError",
+    "PromotionError",
+    "Recipe",
+    "SearchError",
+    "SearchResult",
+    "StudyError",
+    "TrackingError",
+    "TrainingDiverged",
+    "UserError",
+    "distill",
+    "export",
+    "load_experiment",
+    "load_student",
+    "plan",
+    "promote",
+    "search",
+]
 
-# MLflow's flavour for PyTorch sets the root logger to ERROR when it is imported: what heterokd warns of would be lost.
+# MLflow's flavour for PyTorch sets the root logger to ERROR when it is imported, which would hide our warnings.
 logging.getLogger(__name__).setLevel(logging.WARNING)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.api"), name)
+        from heterokd import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

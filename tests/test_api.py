@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +36,26 @@ def test_reading_an_experiment_imports_no_service() -> None:
     assert not loaded & {"ray", "optuna", "mlflow"}
 
 
+def test_the_names_are_shown_and_are_what_they_seem() -> None:
+    assert set(heterokd.__all__) <= set(dir(heterokd))
+    for name in heterokd.__all__:
+        value = getattr(heterokd, name)
+        if isinstance(value, type) or inspect.isfunction(value):
+            assert pickle.loads(pickle.dumps(value)) is value
+    parameters = list(inspect.signature(heterokd.search).parameters)
+    assert parameters == ["experiment", "root", "resume", "address", "listener", "teacher_progress"]
+
+
+def test_a_function_stays_a_function_when_the_modules_behind_it_are_imported() -> None:
+    code = (
+        "import heterokd, heterokd.execution.driver, heterokd.execution.planning.plan, "
+        "heterokd.students.promotion.promote, heterokd.students.export.export\n"
+        "assert all(callable(getattr(heterokd, name)) for name in ('search', 'plan', 'promote', 'export'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_its_names_are_explained() -> None:
-    assert heterokd.__all__ == sorted(heterokd.__all__)
     for name in heterokd.__all__:
         assert getattr(heterokd, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'serch'"):

@@ -38,12 +38,14 @@ def distill(
             )
             return True
 
-        trial, is_new = distill_once(asked, method, open_workspace(root), epoch, terminal.teacher_epoch)
-    metrics = trial.snapshot.metrics
+        result = distill_once(asked, method, open_workspace(root), epoch, terminal.teacher_epoch)
+    trial, metrics = result.trial, result.metrics
     if as_json:
-        print_json({"trial": str(trial.path), "metrics": metrics, "trained": is_new, "weights": str(trial.weights)})
+        print_json(
+            {"trial": str(trial.path), "metrics": metrics, "trained": result.trained, "weights": str(trial.weights)}
+        )
         return
-    if not is_new:
+    if not result.trained:
         terminal.say("this recipe was already trained; nothing to do")
     terminal.say(f"{method}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 

@@ -1,9 +1,9 @@
-"""distill_once(): one training, kept and logged like a trial of a study."""
+"""Single trainings, kept and logged like trials of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import dump_experiment
@@ -25,28 +25,41 @@ from heterokd.training.data import open_splits
 from heterokd.training.precision import default_device
 from heterokd.training.train import Metrics, Report, TrainResult
 
+
+@dataclass(frozen=True)
+class DistillResult:
+    """Result of one training.
+
+    Attributes:
+        trial: its folder: recipe.yaml, metrics.jsonl, student.safetensors.
+        metrics: metrics of the last epoch, on val.
+        trained: whether it was trained now; the same recipe is not trained twice.
+    """
+
+    trial: TrialFolder
+    metrics: Mapping[str, float]
+    trained: bool
+
+
 RESTARTS = 2
-"""Of workers that share the training, after one has died; as often as a search has patience with a trial."""
+"""Restarts of all workers after one has died, as in a search."""
 
 
 def distill_once(
     experiment: Experiment,
     method: str,
     root: Workspace,
-    on_epoch: Callable[[Metrics], bool],
+    on_epoch: Report,
     teacher_progress: Report | None = None,
-) -> tuple[TrialFolder, bool]:
+) -> DistillResult:
     """Train the published setting of a method; under `studies/<name>-distill`, which every such training shares.
 
     Args:
-        experiment: data, teacher, student and training, of lists the first; its search space names the method alone.
-        method: what to train.
+        experiment: data, teacher, student and training, the first of each list; its search space names only the method.
+        method: method to train with.
         root: where state lives.
-        on_epoch: told each epoch's metrics.
-        teacher_progress: told each epoch of the teacher's fit.
-
-    Returns:
-        The trial's folder, and whether it was trained now (the same recipe is not trained twice).
+        on_epoch: called with each epoch's metrics; False stops the training.
+        teacher_progress: called with the metrics of each epoch of the teacher's fit.
 
     Raises:
         UserError: the input is wrong; nothing has been trained then.
@@ -64,66 +77,66 @@ def distill_once(
     trial = trained_before(folder, recipe)
     if trial is not None and trial.status == TrialStatus.COMPLETE:
         tracker.sync(trial)
-        return trial, False
+        return DistillResult(trial, trial.snapshot.metrics, trained=False)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
-    trial, is_new = train_once(recipe, sample, folder, root, tracker, prepared, on_epoch)
-    tracker.finish({"winner": {"number": trial.number}})
+    result = StudyTrainer(root, folder, tracker, prepared).train(recipe, sample, on_epoch)
+    tracker.finish({"winner": {"number": result.trial.number}})
     root.mirror(folder.path).close(skip=("trials",))
-    return trial, is_new
+    return result
 
 
 def trained_before(folder: StudyFolder, recipe: Recipe) -> TrialFolder | None:
-    """The trial of a recipe in a study's folder, begun or complete; None when there is none."""
+    """Return the trial of a recipe in a study's folder, begun or complete, or None."""
     return next((trial for trial in folder.trials() if trial.recipe.hash == recipe.hash), None)
 
 
-def train_once(
-    recipe: Recipe,
-    sample: Sample,
-    folder: StudyFolder,
-    root: Workspace,
-    tracker: Tracker,
-    prepared: PreparedTeacher,
-    on_epoch: Callable[[Metrics], bool],
-) -> tuple[TrialFolder, bool]:
-    """Train a recipe in a study's folder, going on from a checkpoint that is there; a complete one is left alone.
+@dataclass(frozen=True)
+class StudyTrainer:
+    """Trains single recipes in a study's folder.
 
-    Args:
-        recipe: what to train.
-        sample: the values it was made of.
-        folder: of the study.
-        root: where state lives.
+    Attributes:
+        workspace: where state lives.
+        folder: the study's.
         tracker: shows the study, in MLflow and elsewhere.
-        prepared: the teacher.
-        on_epoch: told each epoch's metrics.
-
-    Returns:
-        The trial's folder, and whether it was trained now.
+        teacher: the prepared teacher.
     """
-    trial = trained_before(folder, recipe)
-    if trial is not None and trial.status == TrialStatus.COMPLETE:
-        tracker.sync(trial)
-        return trial, False
-    trial = trial or folder.trial(1 + max((one.number for one in folder.trials()), default=-1))
-    mirror = root.mirror(trial.path)
-    mirror.fetch()
-    mirror.follow()
-    snapshot = TrialSnapshot(origin="published", sample=dict(sample))
-    trial.start(recipe, snapshot)
 
-    def report(metrics: Metrics) -> bool:
-        tracker.sync(trial)
-        return on_epoch(metrics)
+    workspace: Workspace
+    folder: StudyFolder
+    tracker: Tracker
+    teacher: PreparedTeacher
 
-    device = default_device()
-    context = RunContext(root, prepared.weights, device)
-    run = _run_on_workers if recipe.training.is_shared else run_recipe
-    trained = run(recipe, trial, context, report)
-    trial.save(replace(snapshot, status=TrialStatus.COMPLETE, metrics=trained.metrics))
-    mirror.close()
-    tracker.sync(trial)
-    return trial, True
+    def train(self, recipe: Recipe, sample: Sample, on_epoch: Report) -> DistillResult:
+        """Train a recipe, from its checkpoint if there is one; a complete training is not repeated.
+
+        Args:
+            recipe: training to run.
+            sample: values that the recipe was made of.
+            on_epoch: called with each epoch's metrics; False stops the training.
+        """
+        trial = trained_before(self.folder, recipe)
+        if trial is not None and trial.status == TrialStatus.COMPLETE:
+            self.tracker.sync(trial)
+            return DistillResult(trial, trial.snapshot.metrics, trained=False)
+        trial = trial or self.folder.trial(1 + max((one.number for one in self.folder.trials()), default=-1))
+        mirror = self.workspace.mirror(trial.path)
+        mirror.fetch()
+        mirror.follow()
+        snapshot = TrialSnapshot(origin="published", sample=dict(sample))
+        trial.start(recipe, snapshot)
+
+        def report(metrics: Metrics) -> bool:
+            self.tracker.sync(trial)
+            return on_epoch(metrics)
+
+        context = RunContext(self.workspace, self.teacher.weights, default_device())
+        run = _run_on_workers if recipe.training.is_shared else run_recipe
+        trained = run(recipe, trial, context, report)
+        trial.save(replace(snapshot, status=TrialStatus.COMPLETE, metrics=trained.metrics))
+        mirror.close()
+        self.tracker.sync(trial)
+        return DistillResult(trial, trained.metrics, trained=True)
 
 
 def _run_on_workers(recipe: Recipe, trial: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:

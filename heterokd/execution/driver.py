@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search leaves.
 
     Attributes:
@@ -68,7 +68,7 @@ def search(
     address: str | None = None,
     listener: Listener | None = None,
     teacher_progress: TeacherReport | None = None,
-) -> Found:
+) -> SearchResult:
     """Answer an experiment: check it, prepare the teachers, run the study, register the best student, write the page.
 
     Args:
@@ -143,7 +143,7 @@ def search(
         tracker.finish(summary)
         plan_recorder.ended()
         keep(root, folder, patiently=True)
-    return Found(folder, summary, card, runs.uri, model)
+    return SearchResult(folder, summary, card, runs.uri, model)
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:

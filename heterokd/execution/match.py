@@ -136,8 +136,7 @@ def _student(
             recipe = trial.recipe
             if recipe.method == BASELINE and trial.weights.exists() and _fits(experiment, trial):
                 return trial
-    trial, _ = distill_once(experiment, BASELINE, root, on_epoch, teacher_progress)
-    return trial
+    return distill_once(experiment, BASELINE, root, on_epoch, teacher_progress).trial
 
 
 def _fits(experiment: Experiment, trial: TrialFolder) -> bool:

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,10 +23,10 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.reading import dump_experiment
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.execution.check import check_experiment, check_files
-from heterokd.execution.distill import train_once
+from heterokd.execution.distill import StudyTrainer
 from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
-from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.published import PublishedPair, published_results, published_samples, published_settings
 from heterokd.study.significance import Comparison, as_rows, compare
@@ -34,7 +35,7 @@ from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
-from heterokd.tracking.tracker import Tracker, with_others
+from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
 from heterokd.training.train import Metrics, Report
 
@@ -194,35 +195,20 @@ def reproduce(
     write_text(folder.experiment_file, dump_experiment(named))
     values: dict[str, list[float]] = {method: [] for method in chosen if method not in excluded}
     table = _table(experiment, folder, values, excluded, prepared)
+    trainer = StudyTrainer(root, folder, tracker, prepared)
     # Seed by seed, not method by method: a run that is cut short has still compared all of them.
     for seed in range(experiment.training.seed, experiment.training.seed + seeds):
         for method, found in values.items():
-            trial = _train(named, folder, root, tracker, prepared, method, seed, on_epoch)
-            found.append(100 * float(trial.snapshot.metrics[measured]))
+            sample = published_samples(named, method)[0]
+            report = partial(on_epoch, method, seed)
+            result = trainer.train(named.recipe(sample, seed=seed), sample, report)
+            found.append(100 * float(result.metrics[measured]))
             table = _table(experiment, folder, values, excluded, prepared)
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())
     root.mirror(folder.path).close(skip=("trials",))
     tracker.finish({"winner": None})
     return table
-
-
-def _train(
-    named: Experiment,
-    folder: StudyFolder,
-    root: Workspace,
-    tracker: Tracker,
-    prepared: PreparedTeacher,
-    method: str,
-    seed: int,
-    on_epoch: Callable[[str, int, Metrics], bool],
-) -> TrialFolder:
-    sample = published_samples(named, method)[0]
-    recipe = named.recipe(sample, seed=seed)
-    trial, _ = train_once(
-        recipe, sample, folder, root, tracker, prepared, lambda metrics: on_epoch(method, seed, metrics)
-    )
-    return trial
 
 
 def _table(

@@ -23,7 +23,7 @@ from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.errors import ConfigError, StudyError
 from heterokd.execution import driver
-from heterokd.execution.driver import Found, search
+from heterokd.execution.driver import SearchResult, search
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import TrialFolder
@@ -41,8 +41,8 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture
-def find(tiny_file: Write, shared_root: Workspace) -> Callable[..., Found]:
-    def run(name: str, *, resume: bool = False, listener: Any = None, **changes: Any) -> Found:
+def find(tiny_file: Write, shared_root: Workspace) -> Callable[..., SearchResult]:
+    def run(name: str, *, resume: bool = False, listener: Any = None, **changes: Any) -> SearchResult:
         experiment = load_experiment(tiny_file(name=name, **changes))
         return search(experiment, shared_root, resume=resume, listener=listener)
 
@@ -54,7 +54,7 @@ def states(root: Workspace, name: str) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
-def outcomes(found: Found) -> list[tuple[str, float]]:
+def outcomes(found: SearchResult) -> list[tuple[str, float]]:
     """Recipe and last validation loss of each trial: equal only if sampling and training are."""
     return [
         (trial.recipe.hash, trial.metrics()[-1]["val/loss"])
@@ -64,7 +64,7 @@ def outcomes(found: Found) -> list[tuple[str, float]]:
 
 
 def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
-    find: Callable[..., Found], shared_root: Workspace
+    find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
     events: list[tuple[str, int]] = []
 
@@ -116,14 +116,14 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
     assert float((wanted.argmax(1) == labels).float().mean()) == pytest.approx(reported, abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., Found]) -> None:
+def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., SearchResult]) -> None:
     first, second, other = find("twin"), find("twin-again"), find("cousin", search={"seed": 1})
     assert [value for _, value in outcomes(first)] == [value for _, value in outcomes(second)]
     assert outcomes(first) != outcomes(other)
 
 
 def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finished_one_trains_nothing(
-    find: Callable[..., Found], shared_root: Workspace
+    find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
     first = find("again")
     with pytest.raises(StudyError, match=r"exists already.*--resume"):
@@ -140,7 +140,7 @@ def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finishe
 
 
 def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_on(
-    find: Callable[..., Found], shared_root: Workspace
+    find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
     # Half of the learning rates make the loss overflow.
     changes = {"training.learning_rate": {"options": [0.05, 1e30]}}
@@ -160,7 +160,7 @@ def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_o
         assert any("error" in artifact.path for artifact in client.list_artifacts(run.info.run_id))
 
 
-def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[..., Found]) -> None:
+def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[..., SearchResult]) -> None:
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"options": [1e30, 1e31]}}}
     found = find("hopeless", search={"space": space, "trials": 2})
     assert found.model is None
@@ -169,7 +169,7 @@ def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[...
 
 
 def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
-    find: Callable[..., Found], shared_root: Workspace
+    find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.2, "log": True}}}
     settings = {"space": space, "trials": 10, "confirm_leaders": 0, "first_rung": 0.2}
@@ -192,7 +192,7 @@ def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
 
 
 def test_wrong_pairs_are_refused_before_anything_is_launched(
-    find: Callable[..., Found], shared_root: Workspace
+    find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
     space = {"methods": ["fbt"], "overrides": {"fbt.back_stage": 9}}
     with pytest.raises(ConfigError, match=r"fbt.*back_stage"):
@@ -244,7 +244,7 @@ def test_a_killed_driver_loses_nothing(tiny_file: Write, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., Found]) -> None:
+def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., SearchResult]) -> None:
     killed: list[int] = []
 
     def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:

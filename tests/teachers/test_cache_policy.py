@@ -22,7 +22,7 @@ from mounts import small_disk
 
 from heterokd.config import CachingSettings, Experiment, load_experiment
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
-from heterokd.execution.driver import Found, search
+from heterokd.execution.driver import SearchResult, search
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
@@ -266,8 +266,8 @@ def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[.
 
 
 @pytest.fixture
-def find(tiny_file: Write, root: Workspace, local_ray: None) -> Callable[..., Found]:
-    def run(name: str, listener: Any = None, **changes: Any) -> Found:
+def find(tiny_file: Write, root: Workspace, local_ray: None) -> Callable[..., SearchResult]:
+    def run(name: str, listener: Any = None, **changes: Any) -> SearchResult:
         settings = {"training": BATCH, "search": SEARCH, **changes}
         return search(load_experiment(tiny_file(name=name, **settings)), root, listener=listener)
 
@@ -297,7 +297,7 @@ def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any
     assert "cache.enabled: is false" in refused.err
 
 
-def outcomes(found: Found) -> list[tuple[str, str, float]]:
+def outcomes(found: SearchResult) -> list[tuple[str, str, float]]:
     """State, sample and last validation loss of each trial."""
     return [
         (trial.status, str(trial.snapshot.sample), trial.metrics()[-1]["val/loss"]) for trial in found.folder.trials()
@@ -320,7 +320,7 @@ class Mapped:
 
 @pytest.mark.slow
 def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
-    cli: Run, find: Callable[..., Found], root: Workspace
+    cli: Run, find: Callable[..., SearchResult], root: Workspace
 ) -> None:
     confirmed = {**SEARCH, "confirm_leaders": 1, "confirm_seeds": 1}
     first = find("first", search=confirmed)
@@ -350,7 +350,7 @@ def builders() -> Iterator[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_killed_builder_costs_nothing_but_its_shard(
-    find: Callable[..., Found], asked: Callable[..., Any], root: Workspace, caplog: pytest.LogCaptureFixture
+    find: Callable[..., SearchResult], asked: Callable[..., Any], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment, weights = asked(name="killed", search=SEARCH)
     filling = planned(experiment, root, weights)
@@ -382,7 +382,7 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
 
 @pytest.mark.slow
 def test_a_disk_that_is_too_small_costs_one_sentence(
-    find: Callable[..., Found], root: Workspace, caplog: pytest.LogCaptureFixture
+    find: Callable[..., SearchResult], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(root.caches, "16k"):
         found = find("full")
@@ -417,7 +417,7 @@ def test_two_searches_that_build_one_cache_at_once(
 
 
 @pytest.mark.slow
-def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., Found], root: Workspace) -> None:
+def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., SearchResult], root: Workspace) -> None:
     find("filling", **SCENES)
     reading = Mapped()
     cached = find("cached", reading, **SCENES)
