@@ -1,4 +1,4 @@
-"""Class against class, stage against stage: confusion matrices, IoU of every class, CKA. As a PNG or inside a page."""
+"""Draw confusion matrices, IoU per class and CKA between stages, as PNG or as SVG for a page."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from heterokd.methods import BASELINE
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 from heterokd.report.figures.samples import Target, figure, shortened
 
 MOST_BARS = 24
 MOST_CLASSES = 20
 NUMBERED = 12
-"""Up to so many classes a confusion matrix has numbers in its cells."""
+"""Most classes of a confusion matrix that has numbers in its cells."""
 
 
 def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names: Sequence[str]) -> None:
-    """Bars of the IoU of every class; of more than `MOST_BARS` those with the largest gains and losses.
+    """Draw bars of the IoU of each class; of more than `MOST_BARS` those with the largest gains and losses.
 
     Args:
-        target: a PNG file, or a chart of a page.
-        iou: [K] of each network in [0, 1], NaN where a class is not there: `teacher`, the student by its method's name,
-            and, if there is one, `scratch`.
+        target: a PNG file, or a chart of the page.
+        iou: [K] in [0, 1], NaN where a class is absent, of `teacher`, of the student by its method's name, and of the
+            baseline if there is one.
         class_names: of all K classes.
     """
     names = list(iou)
-    # A study of scratch alone has no other student.
-    student = next((name for name in names if name not in ("teacher", "scratch")), "scratch")
-    against = iou["scratch"] if "scratch" in iou and student != "scratch" else iou["teacher"]
+    # A study of the baseline alone has no other student.
+    student = next((name for name in names if name not in ("teacher", BASELINE)), BASELINE)
+    against = iou[BASELINE] if BASELINE in iou and student != BASELINE else iou["teacher"]
     gain = np.nan_to_num(iou[student] - against)
     seen = np.flatnonzero(~np.all([np.isnan(one) for one in iou.values()], axis=0))
     shown = seen[np.argsort(-gain[seen], kind="stable")]
@@ -37,7 +38,7 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
     looks = {
         "teacher": {"color": "#D9D9D9", "edgecolor": TEACHER},
         student: {"color": STUDENT, "edgecolor": STUDENT},
-        "scratch": {"color": "#FFFFFF", "edgecolor": "#B37400", "hatch": "/////"},
+        BASELINE: {"color": "#FFFFFF", "edgecolor": "#B37400", "hatch": "/////"},
     }
     thick = 0.8 / len(names)
     with figure(target, 0.75 + 0.3 * len(shown)) as made:
@@ -63,16 +64,16 @@ def draw_confusion(
     class_names: Sequence[str],
     scratch: NDArray[np.integer] | None = None,
 ) -> None:
-    """The confusion matrix, and beside it what each class gained over the student without a teacher.
+    """Draw the confusion matrix, and the gain of each class over the student without a teacher.
 
-    Of more than `MOST_CLASSES` classes those with most errors are shown; what is taken for another one of the rest
-    stands in the last column.
+    Of more than `MOST_CLASSES` classes those with most errors are shown; decisions for the rest are summed in the last
+    column.
 
     Args:
-        target: a PNG file, or a chart of a page.
+        target: a PNG file, or a chart of the page.
         confusion: [K, K] images, rows are labels and columns decisions.
         class_names: of all K classes.
-        scratch: the same of the student without a teacher.
+        scratch: confusion matrix of the student without a teacher.
     """
     from matplotlib.colors import PowerNorm
 
@@ -111,10 +112,10 @@ def draw_confusion(
 
 
 def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: str, student: str) -> None:
-    """How alike two networks' stages are, as a heat map with numbers.
+    """Draw the similarity of two networks' stages as a heat map with numbers.
 
     Args:
-        target: a PNG file, or a chart of a page.
+        target: a PNG file, or a chart of the page.
         similarity: [student's stage, teacher's stage], about 0 to 1.
         teacher: its name.
         student: its name.
@@ -137,7 +138,7 @@ def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: s
 def shown_confusion(
     confusion: NDArray[np.integer], class_names: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.intp]]:
-    """Column names, shares of each label's images [R, C], and the classes [R] that are shown, in their own order."""
+    """Column names, shares of each label's images [R, C], and the numbers [R] of the classes that are shown."""
     counts = confusion.astype(np.float64)
     kept = np.arange(len(counts))
     if len(kept) > MOST_CLASSES:

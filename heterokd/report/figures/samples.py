@@ -1,6 +1,6 @@
-"""Images and maps in, a PNG out: each function draws one picture and knows nothing of studies.
+"""Draw images and maps as PNG files; the functions take plain arrays.
 
-All are as wide as a column of a paper, so that letters keep their size in print and on a page of 420 pixels.
+All figures are one column wide, so that text keeps its size in print and on a page of 420 pixels.
 """
 
 from __future__ import annotations
@@ -16,20 +16,10 @@ from numpy.typing import NDArray
 from heterokd.method import Panel
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
-from heterokd.report.figures.svg import WIDTH, Vector
+from heterokd.report.figures.svg import STYLE, WIDTH, Vector
 
 DPI = 240
-"""Dots an inch: 420 pixels at a hundred dots, a thousand in print."""
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.5,
-}
+"""Dots per inch: about 1000 pixels a figure."""
 AGREEMENT = {
     "both right": "#E8E8E8",
     "student alone right": STUDENT,
@@ -39,12 +29,12 @@ AGREEMENT = {
 
 
 Target = Path | Vector
-"""Where a picture goes: a PNG file, or SVG text for the inside of a page."""
+"""A PNG file, or SVG text for a page."""
 
 
 @contextmanager
 def figure(target: Target, height: float) -> Iterator[Any]:
-    """A figure of `WIDTH` and `height` inches that is written to `target` on leaving; no window, no global state."""
+    """Give a matplotlib figure of `WIDTH` and `height` inches, and write it to `target` on exit."""
     if isinstance(target, Vector):
         target.height = height
         with target:
@@ -62,7 +52,7 @@ def figure(target: Target, height: float) -> Iterator[Any]:
         FigureCanvasAgg(made)
         yield made
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Without the version and date of the program: the same picture is the same file.
+        # Without version and date: the same figure is the same file.
         made.savefig(target, metadata={"Software": None})
 
 
@@ -74,7 +64,7 @@ def draw_samples(
     student: NDArray[np.integer],
     class_names: Sequence[str],
 ) -> None:
-    """Images beside their labels, both networks' decisions, and where these two part.
+    """Draw images, their labels, the decisions of both networks, and where these differ.
 
     Args:
         file: to write.
@@ -110,7 +100,7 @@ def draw_samples(
         for axis, title in zip(axes[0], ("image", "labels", "teacher", "student", "compared"), strict=True):
             axis.set_title(title, pad=2)
         for place, some, title in zip(legends, (classes, cases), ("classes", "compared"), strict=True):
-            # Taken from the left, each line from left to right, as one reads.
+            # Line by line, each from left to right.
             lines = -(-len(some) // 4)
             order = [
                 some[line * 4 + column] for column in range(4) for line in range(lines) if line * 4 + column < len(some)
@@ -141,7 +131,7 @@ def _patch(colour: str, name: str, hatch: str | None = None) -> Any:
 def agreement(
     labels: NDArray[np.integer], teacher: NDArray[np.integer], student: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
-    """Who is right at each pixel [H, W], in the colours of `AGREEMENT`; [H, W, 3], `IGNORE` striped."""
+    """Paint which network is right at each pixel [H, W] in the colours of `AGREEMENT`: [H, W, 3], `IGNORE` striped."""
     by_teacher, by_student = teacher == labels, student == labels
     cases = (by_teacher & by_student, by_student & ~by_teacher, by_teacher & ~by_student, ~by_teacher & ~by_student)
     image = paint(np.where(labels == IGNORE, IGNORE, 0), {0: "#FFFFFF"})
@@ -151,12 +141,12 @@ def agreement(
 
 
 def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) -> None:
-    """Maps that a method computed, next to the images.
+    """Draw maps that a method computed, next to the images.
 
     Args:
         file: to write.
         images: [N, H, W, 3].
-        panels: a column each, with its colour bar; positions without a value are striped.
+        panels: one column each, with a colour bar; positions without a value are striped.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -171,7 +161,7 @@ def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) 
         axes[count, 0].axis("off")
         for column, shown in enumerate(panels, start=1):
             values = shown.values.cpu().numpy()
-            # Maps are coarse: enlarged, stripes have room.
+            # Maps are coarse; stripes need room.
             enlarged = np.ones([max(1, images.shape[side] // values.shape[side]) for side in (1, 2)])
             ticks, labels = zip(*shown.ticks, strict=True)
             norm = Normalize(ticks[0], ticks[-1])
@@ -194,7 +184,7 @@ def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) 
 
 
 def _bare(axis: Any) -> None:
-    """No ticks, a thin frame."""
+    """Remove ticks, draw a thin frame."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(True)
@@ -202,5 +192,5 @@ def _bare(axis: Any) -> None:
 
 
 def shortened(name: str, length: int) -> str:
-    """A name of at most `length` letters."""
+    """Cut a name to at most `length` characters."""
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -35,9 +35,9 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "heterokd",
     "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.titlesize": 8.0,
-    "axes.labelsize": 8.0,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
     "axes.linewidth": 0.6,
     "axes.edgecolor": SOFT,
     "axes.spines.top": False,
@@ -51,7 +51,9 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.2,
+    "hatch.linewidth": 0.5,
 }
+"""Of all figures, PNG or SVG."""
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
