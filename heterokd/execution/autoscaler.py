@@ -1,8 +1,8 @@
-"""Which nodes Ray's autoscaler may add: what its launcher file says, read on the head, where the autoscaler runs.
+"""Find which nodes Ray's autoscaler may add, from its launcher file on the head node.
 
-Ray keeps what its autoscaler may add to itself: of the node types, nothing is told to drivers. The file is found by the
-autoscaler's command line, so on the head's machine alone; elsewhere, and where Kubernetes runs the autoscaler in a
-container of its own, nothing is known of nodes that are still to come.
+Ray does not expose the autoscaler's node types to drivers. The launcher file is found by the autoscaler's command
+line, which works only on the head node; elsewhere, and where Kubernetes runs the autoscaler in a separate container,
+future nodes are unknown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ ADDRESS = "--gcs-address="
 
 
 def addable(gcs_address: str) -> list[Mapping[str, float]]:
-    """Resources of each node that the autoscaler of a Ray may hold beside the head, the preferred ones first.
+    """Return the resources of each node that the autoscaler may add, preferred node types first.
 
     Args:
-        gcs_address: HOST:PORT of the Ray's head.
+        gcs_address: HOST:PORT of the head node.
     """
     file = _file(gcs_address)
     return [] if file is None else list(addable_by(file))
 
 
 def addable_by(file: Path) -> Iterator[Mapping[str, float]]:
-    """The same, of a launcher file; none where it cannot be read."""
+    """Yield the resources of the nodes that a launcher file allows; none if it cannot be read."""
     try:
         config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -38,13 +38,13 @@ def addable_by(file: Path) -> Iterator[Mapping[str, float]]:
     left = int(config.get("max_workers", 0))
     types: dict[str, dict[str, Any]] = config.get("available_node_types", {})
     by_priority = sorted(types.items(), key=lambda item: -float(item[1].get("priority", 0)))
-    for name, one in by_priority:
+    for name, node_type in by_priority:
         if name == config.get("head_node_type"):
             continue
-        count = min(left, int(one.get("max_workers", left)))
+        count = min(left, int(node_type.get("max_workers", left)))
         left -= count
         for _ in range(count):
-            yield one.get("resources", {})
+            yield node_type.get("resources", {})
 
 
 def _file(gcs_address: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Filling the teacher's cache in Ray actors: for `heterokd cache`, and beside the first trials of a search."""
+"""Build teacher caches in Ray actors, for `heterokd cache` and during the first trials of a search."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheBuild:
-    """A cache that a search fills.
+    """A teacher cache to build.
 
     Attributes:
         recipe: a training whose views the cache holds.
-        key: of the cache.
-        folder: where it lies.
-        weights: the prepared teacher's.
+        key: the cache's key.
+        folder: the cache's folder.
+        weights: file of the prepared teacher's weights; None: timm's published ones.
     """
 
     recipe: Recipe
@@ -48,17 +48,17 @@ class CacheBuild:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard is there."""
+        """Whether every shard exists."""
         return self.folder.exists("manifest.json")
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the shards that are still to be built."""
+        """Numbers of the missing shards."""
         return missing(self.folder, self.key)
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be completed here, in one sentence; None where nothing is known to stand in the way."""
+        """Reason it cannot be built, or None."""
         if self.is_complete:
             return None
         if not is_small_enough(self.recipe, self.key):
@@ -75,12 +75,12 @@ class CacheBuild:
 
 
 class Builder:
-    """One actor that builds what nobody else is building.
+    """An actor that builds the shards that no other builder is working on.
 
     Args:
-        work: recipes (as JSON) whose caches are built one after the other, each with its teacher's weights.
+        work: recipes (as JSON) whose caches are built in this order, each with its teacher's weights.
         root: where caches lie.
-        threads: of torch.
+        threads: number of torch's threads.
     """
 
     def __init__(self, work: Sequence[tuple[str, Path | None]], root: Workspace, threads: int) -> None:
@@ -92,7 +92,7 @@ class Builder:
         ]
 
     def build(self) -> str | None:
-        """Complete each cache together with the others; sentences where one cannot be completed."""
+        """Complete each cache together with the other builders; return error messages, or None."""
         problems = [problem for recipe, weights in self.work if (problem := self._complete(recipe, weights))]
         return "; ".join(problems) or None
 
@@ -110,16 +110,16 @@ class Builder:
 def plan_cache_build(
     experiment: Experiment, root: Workspace, weights: Path | None, *, audited: bool = True
 ) -> CacheBuild | None:
-    """The cache that an experiment's trials share before confirmation; None where no method reads one.
+    """Return the cache that an experiment's trials share before confirmation; None if no method reads a cache.
 
     Args:
-        experiment: the question; of several teachers the first one's cache is meant, see `Experiment.following`.
+        experiment: the experiment; of several teachers the first, see `Experiment.for_teacher`.
         root: caches lie under `caches/`.
         weights: the prepared teacher's weights.
-        audited: look at what is there of it, and run the teacher on a sample.
+        audited: verify the existing shards by running the teacher on a sample.
 
     Raises:
-        CacheError: the cache that is there is damaged, or disagrees with the teacher; nothing has been launched then.
+        CacheError: the existing cache is damaged, or disagrees with the teacher.
     """
     if not experiment.cache.enabled:
         return None
@@ -139,20 +139,20 @@ def plan_cache_build(
     return None
 
 
-def start_cache_builds(fillings: Sequence[CacheBuild], root: Workspace, cluster: Cluster, builders: int) -> list[Any]:
-    """Start actors on the Ray that is connected; what `Builder.build` returns, to come.
+def start_cache_builds(caches: Sequence[CacheBuild], root: Workspace, cluster: Cluster, builders: int) -> list[Any]:
+    """Start builders on the connected Ray; return (handle, future of `Builder.build`) pairs.
 
     Args:
-        fillings: what to build. With as many builders as caches each begins with another one; all help with all.
+        caches: caches to build. Each builder starts with a different cache; all help with all.
         root: where caches lie, on every node.
-        cluster: what one trial gets; a builder gets the same.
-        builders: how many, at most; no more than there are shards to build.
+        cluster: resources of a trial; a builder gets the same.
+        builders: maximum number of builders; never more than there are missing shards.
     """
     actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
-    # Relative paths begin where the driver runs.
+    # Relative paths are resolved where the driver runs.
     where = root if root.url else root.on_node()
-    work = [(one.recipe.model_dump_json(), one.weights.resolve() if one.weights else None) for one in fillings]
-    count = min(builders, sum(len(one.missing) for one in fillings) or 1)
+    work = [(one.recipe.model_dump_json(), one.weights.resolve() if one.weights else None) for one in caches]
+    count = min(builders, sum(len(one.missing) for one in caches) or 1)
     firsts = [number % len(work) for number in range(count)]
     handles = [actor.remote([*work[first:], *work[:first]], where, max(1, int(cluster.cpus))) for first in firsts]
     # An actor lives as long as its handle: the last reference goes with the answer.
@@ -160,23 +160,23 @@ def start_cache_builds(fillings: Sequence[CacheBuild], root: Workspace, cluster:
 
 
 def release(started: list[Any], *, wait: bool = False) -> list[Any]:
-    """Let builders that are done go, so that trials get their cores; those that are still at it."""
-    going = []
+    """Release finished builders' resources; return the builders that are still running."""
+    running = []
     for handle, answer in started:
         done, _ = ray.wait([answer], timeout=None if wait else 0)
         if not done:
-            going.append((handle, answer))
+            running.append((handle, answer))
             continue
         problem = _ended(handle, answer)
         if problem is not None:
             logger.warning(
                 "the teacher's cache is not complete (%s): trials run the teacher for what is missing", problem
             )
-    return going
+    return running
 
 
 def _ended(handle: Any, answer: Any) -> str | None:
-    """Let a builder go that is done; what kept it from its end."""
+    """Release a finished builder; return its error message, or None."""
     ray.kill(handle)
     try:
         problem: str | None = ray.get(answer)
@@ -186,30 +186,30 @@ def _ended(handle: Any, answer: Any) -> str | None:
 
 
 def fill(
-    filling: CacheBuild,
+    cache: CacheBuild,
     root: Workspace,
     cluster: Cluster,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Build a cache to its end on the Ray that is connected.
+    """Build a cache on the connected Ray.
 
     Args:
-        filling: what to build.
+        cache: cache to build.
         root: where caches lie.
-        cluster: how many builders at a time, and what each of them gets.
-        progress: told (shards done, shards in all).
+        cluster: number of builders and the resources of each.
+        progress: called with (finished shards, all shards).
 
     Raises:
         CacheError: it cannot be completed.
     """
-    started = start_cache_builds([filling], root, cluster, cluster.parallel)
+    started = start_cache_builds([cache], root, cluster, cluster.parallel)
     answers = [answer for _, answer in started]
-    shards, waiting = layout_of(filling.key).shards, list(answers)
-    folder = filling.folder
+    shards, waiting = layout_of(cache.key).shards, list(answers)
+    folder = cache.folder
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
         if progress is not None:
-            progress(shards - (len(missing(folder, filling.key)) if waiting else 0), shards)
+            progress(shards - (len(missing(folder, cache.key)) if waiting else 0), shards)
     problems = [problem for one in started if (problem := _ended(*one)) is not None]
-    if problems and not filling.is_complete:
+    if problems and not cache.is_complete:
         raise CacheError(problems[0])

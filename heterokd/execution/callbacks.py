@@ -1,4 +1,4 @@
-"""What the driver does while trials run: MLflow, the summary, the listener, the disk. Nothing of it delays a trial.
+"""What the driver does while trials run: MLflow, the summary, the listener, the disk. None of it delays a trial.
 
 Tune calls `TuneCallback` for each of its events; `MlflowSync` is a separate thread.
 """
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 Event = Literal["start", "report", "finish"]
 Listener = Callable[[Event, TrialFolder, Mapping[str, Any]], None]
-"""Told of each trial that starts, reports or finishes, with the study's summary; runs in the driver."""
+"""Called in the driver when a trial starts, reports or finishes, with the study's summary."""
 
 WATCH_SECONDS = 5.0
-"""Between two looks at the disk, and between two tries of a tracking server that does not answer."""
+"""Interval of the checks of the disk and of retries while a tracking server does not answer."""
 
 
 class MlflowSync:
@@ -39,7 +39,7 @@ class MlflowSync:
         self.waiting: dict[int, TrialFolder] = {}
         self.changed = threading.Condition()
         self.is_closing = self.is_stuck = False
-        self.looked = time.monotonic()
+        self.checked = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self.thread.start()
 
@@ -62,7 +62,7 @@ class MlflowSync:
                 self.changed.wait_for(lambda: self.waiting or self.is_closing, WATCH_SECONDS)
                 batch, self.waiting = self.waiting, {}
             missed = self._copy(batch)
-            self._look_at_the_disk()
+            self._check_disk()
             if missed and self.is_closing:
                 return  # `Tracker.finish` syncs every trial again
             if missed:
@@ -71,22 +71,22 @@ class MlflowSync:
                     self.changed.wait_for(lambda: self.is_closing, WATCH_SECONDS)
 
     def _copy(self, batch: dict[int, TrialFolder]) -> dict[int, TrialFolder]:
-        """Sync trials until one is not taken, as by a dead server; those that are left, that one last."""
+        """Sync trials until the server does not answer; return those that are left, the failed trial last."""
         for number, folder in list(batch.items()):
             del batch[number]
             if not self.tracker.sync(folder):
                 return {**batch, number: folder}
         return batch
 
-    def _look_at_the_disk(self) -> None:
-        if time.monotonic() - self.looked < WATCH_SECONDS:
+    def _check_disk(self) -> None:
+        if time.monotonic() - self.checked < WATCH_SECONDS:
             return
-        self.looked = time.monotonic()
+        self.checked = time.monotonic()
         reason = obstacle(self.folder.path)
         if reason is not None and not self.is_stuck:
             logger.warning("%s: cannot be written (%s); trials wait for the disk", self.folder.path, reason)
         elif reason is None and self.is_stuck:
-            logger.warning("%s: can be written again; trials go on", self.folder.path)
+            logger.warning("%s: can be written again; trials continue", self.folder.path)
         self.is_stuck = reason is not None
 
 
@@ -150,5 +150,5 @@ def _forget(trial: Any) -> bool:
     trial.config, trial.evaluated_params = {}, {}
     kept = trial.run_metadata.checkpoint_manager
     trial.run_metadata = type(trial.run_metadata)()
-    trial.run_metadata.checkpoint_manager = kept  # Tune's own result asks it; it is empty
+    trial.run_metadata.checkpoint_manager = kept  # Tune's result reads it; it is empty
     return True

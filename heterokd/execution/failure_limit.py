@@ -1,4 +1,4 @@
-"""Deaths of trials' processes, and when they say that no trial will ever get anywhere."""
+"""Stop a search in which every trial's process dies."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from heterokd.execution.ray_settings import tune
 from heterokd.storage.study_dir import StudyFolder
 
 FEWEST = 3
-"""Processes that died, before they say anything about those to come."""
+"""Minimum number of dead processes before the search is stopped."""
 
 EACH = 2
-"""Processes for each trial that runs at a time: a node that dies takes all of its trials, but not twice."""
+"""Dead processes per parallel trial: a node that dies takes all of its trials with it, but not twice."""
 
 
 class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully typed
-    """Ends a search whose trials all die before they have reported a single epoch.
+    """Stops a search whose trials' processes all die before any trial has reported an epoch.
 
-    Each of them would otherwise be started again `search.max_failures` times, to the last trial of the search. One
-    epoch of one trial is enough to see that trials can run here: from then on, deaths are the trials' own.
+    Otherwise each trial would be restarted `search.max_failures` times, up to the last trial of the search. A single
+    reported epoch proves that trials can run here: from then on, a process that dies is its trial's fault.
 
     Attributes:
-        count: processes that died before that.
+        count: number of processes that died before the first reported epoch.
     """
 
     def __init__(self, folder: StudyFolder, parallel: int) -> None:
-        """For a search in `folder` with so many trials at a time."""
+        """Count failures of a search in `folder` that runs `parallel` trials at a time."""
         self._folder = folder
         self._limit = max(FEWEST, EACH * parallel)
         self._reported: dict[int, int] = {}  # epochs of the trials that began here, when they did
@@ -32,39 +32,41 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
 
     @property
     def are_hopeless(self) -> bool:
-        """Whether the search ends."""
+        """Whether the search stops."""
         return not self._is_proven and self.count >= self._limit
 
     def begin(self, number: int) -> None:
-        """A trial is handed out; what it reported in an earlier search proves nothing of this one."""
+        """Register a trial that starts. Progress from an earlier run does not count."""
         if not self._has_proof():
             self._reported[number] = self._epochs(number)
 
     def add(self) -> None:
-        """A trial's process died, and its node had given no warning."""
+        """Count a trial's process that died without a preemption notice."""
         if not self._has_proof():
             self.count += 1
 
     def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        """Tune asks at each report whether the trial ends: never because of this."""
+        """Never stop a single trial (Tune asks at each report)."""
         return False
 
     def stop_all(self) -> bool:
-        """Tune asks whether all end."""
+        """Return whether Tune stops all trials."""
         return self.are_hopeless
 
     @property
     def sentence(self) -> str:
-        """What happened, where, and what to do."""
+        """Error message: what happened, where, and what to do."""
         return (
             f"{self._folder.path}: {self.count} trial processes died in a row (killed, or out of memory) before any "
             "trial had reported an epoch, so the search has stopped; see Ray's logs (/tmp/ray/session_latest/logs of "
-            "the node), make room or train less at a time (search.parallel, training.batch_size), and go on with "
+            "the node), free memory or train less at a time (search.parallel, training.batch_size), and continue with "
             "--resume"
         )
 
     def _has_proof(self) -> bool:
-        self._is_proven = self._is_proven or any(self._epochs(one) > before for one, before in self._reported.items())
+        self._is_proven = self._is_proven or any(
+            self._epochs(number) > before for number, before in self._reported.items()
+        )
         return self._is_proven
 
     def _epochs(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""What a request to end does: SIGTERM, of a job scheduler or a container, is to a search what Ctrl-C is."""
+"""Handle SIGTERM (from a job scheduler or a container) like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """While this runs, SIGTERM interrupts as SIGINT does. Only a main thread can ask for that; elsewhere all stays."""
+    """Make SIGTERM interrupt as SIGINT does. Only the main thread can install handlers; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -19,7 +19,7 @@ def ending_in_order() -> Iterator[None]:
     try:
         yield
     finally:
-        # One that was not set from Python cannot be put back.
+        # A handler that was not set from Python cannot be restored.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 

@@ -1,8 +1,8 @@
-"""A study whose root is a store: what the driver fetches of its trials, and what it keeps there of the study itself.
+"""Sync a study between the driver's disk and an object store.
 
-The study's database is SQLite and stays on the driver's disk; a consistent copy goes to the store at each trial's
-start and end. A driver that begins elsewhere takes the copy; one that begins where the last one ran takes whichever of
-the two knows more. What neither knows, the trial folders do.
+The study's database is SQLite and stays on the driver's disk; a consistent copy is stored at each trial's start and
+end. A driver that starts on another machine takes the copy; a driver that starts where the last one ran takes the
+newer of the two. Trials that are in neither are recovered from their folders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KNOWN = (
 
 
 def fetch(root: Workspace, folder: StudyFolder) -> None:
-    """Bring a study here before its search begins or goes on.
+    """Fetch a study from the store before its search starts or resumes.
 
     Raises:
         OSError: the store does not answer.
@@ -49,12 +49,12 @@ def fetch(root: Workspace, folder: StudyFolder) -> None:
 
 
 def keep(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> None:
-    """Copy what the driver writes of a study to the store.
+    """Copy the driver's files of a study to the store.
 
     Args:
         root: where state lives.
-        folder: of the study.
-        patiently: wait for a store that does not answer.
+        folder: the study's folder.
+        patiently: retry while the store does not answer.
 
     Raises:
         OSError: it did not answer in time; everything is kept on this machine.
@@ -76,7 +76,7 @@ def keep(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> No
 
 
 def known(database: Path) -> int:
-    """How much a study's database knows: it only grows, so of two copies the larger number is the later one."""
+    """Count the rows of a study's database: it only grows, so the larger count belongs to the newer copy."""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
             return int(connection.execute(_KNOWN).fetchone()[0])
@@ -85,13 +85,13 @@ def known(database: Path) -> int:
 
 
 class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
-    """Before others are told of an event: the trial's files come here, and the study's go to the store."""
+    """On each event, fetch the trial's files and store the study's, before other callbacks run."""
 
     def __init__(self, root: Workspace, folder: StudyFolder) -> None:
         self.root, self.folder = root, folder
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """A trial started, reached a rung, or finished."""
+        """Handle a trial that started, reached a rung, or finished."""
         if self.root.url is None:
             return
         mirror = self.root.mirror(self.folder.trial(int(result["number"])).path)

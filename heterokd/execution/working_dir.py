@@ -1,7 +1,7 @@
-"""Where relative paths begin: processes of a cluster stand in the driver's folder, where their node has it.
+"""Resolve relative paths on every node from the driver's working directory, where the node has it.
 
-A `data.root` or a checkpoint that is given by a relative path is looked for from where the command was typed; on nodes
-that mount the same folder at the same place it is found there as well.
+A relative `data.root` or checkpoint is resolved from the directory in which the command was typed; nodes that mount
+the same folder at the same path find it there as well.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 
 VARIABLE = "HETEROKD_DRIVER_FOLDER"
-"""Of the environment, that says it to the nodes' processes."""
+"""Environment variable that passes the driver's working directory to the nodes' processes."""
 
 
 def enter() -> None:
-    """Go there; stay where the folder does not exist. Ray calls it when a process starts."""
+    """Change to the driver's directory if it exists here. Ray calls this when a worker process starts."""
     folder = os.environ.get(VARIABLE)
     if folder and Path(folder).is_dir():
         os.chdir(folder)
