@@ -621,7 +621,7 @@ def test_images_that_may_not_be_read(refused: Callable[..., str], tmp_path: Path
 def test_in_a_process_of_its_own(tmp_path: Path, tiny_file: Callable[..., Path], arguments: list[str]) -> None:
     tiny_file()
     command = [sys.executable, "-m", "heterokd", *arguments]
-    path = os.pathsep.join([str(Path(heterokd.execution.driver.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(heterokd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2

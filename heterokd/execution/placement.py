@@ -24,14 +24,14 @@ from heterokd.training.student_costs import parameters_m
 logger = logging.getLogger(__name__)
 
 GPU_SECONDS = 60.0
-"""How long a node may take to say how large its GPUs are; a process that loads PyTorch has to start there."""
+"""Timeout for asking a node for its GPU memory; a process that loads PyTorch has to start there."""
 
 
 Node: TypeAlias = tuple[int, int]
-"""A node's cores and GPUs."""
+"""Number of cores and GPUs of a node."""
 
 MemoryEstimate: TypeAlias = Callable[[Recipe, Splits, int], int]
-"""Bytes that a training takes of a GPU with so many."""
+"""Estimates the bytes that a training takes of a GPU with the given memory."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Cluster:
     """Where trials run.
 
     Attributes:
-        parallel: trials at a time.
-        cpus: processor cores of one trial, or of each of its workers.
-        gpus: GPUs, likewise.
-        workers: the least and the most workers of a trial; (1, 1) trains in the trial's own process.
+        parallel: number of concurrent trials.
+        cpus: processor cores of each trial, or of each of its workers.
+        gpus: GPUs of each trial, or of each of its workers.
+        workers: minimum and maximum number of workers of a trial; (1, 1) trains in the trial's process.
     """
 
     parallel: int
@@ -52,16 +52,16 @@ class Cluster:
 
     @property
     def trial(self) -> dict[str, float]:
-        """What Ray Tune reserves for a trial's own process.
+        """Resources that Ray Tune reserves for a trial's process.
 
-        Where workers train, it waits for them and must hold nothing that they need, or trials that have begun could
-        keep each other from going on; since Ray wants something, it gets a byte of memory.
+        Where workers train, the trial's process only waits and must hold nothing that they need, or trials that have
+        started could deadlock; Ray needs a resource, so the process gets a byte of memory.
         """
         return {"cpu": self.cpus, "gpu": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:
-    """How many trials run at a time on the Ray that is connected, and what each of them gets; see `place_trials`."""
+    """Place an experiment's trials on the connected Ray, see `place_trials`."""
 
     def per_gpu() -> int | None:
         memory = gpu_bytes()
@@ -71,18 +71,18 @@ def plan_cluster(experiment: Experiment) -> Cluster:
 
 
 def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callable[[], int | None]) -> Cluster:
-    """How many trials run at a time on some nodes, and what each of them gets.
+    """Decide how many trials run concurrently on given nodes, and the resources of each.
 
-    With `search.gpus_per_trial: auto` as many trials share a GPU as its memory and the cores allow, and as there are.
+    With `search.gpus_per_trial: auto`, as many trials share a GPU as its memory and the cores allow.
 
     Args:
-        experiment: the question.
-        nodes: cores and GPUs of each.
-        per_gpu: how many trials a GPU has memory for, None if nothing is known of it; called only where it matters.
+        experiment: the experiment.
+        nodes: cores and GPUs of each node.
+        per_gpu: number of trials that fit into a GPU's memory, or None if unknown; called only where it matters.
 
     Raises:
-        ConfigError: not even one trial fits into a GPU's memory, a share of the GPUs that cannot be had, or more
-            workers for a training than there is room for.
+        ConfigError: no trial fits into a GPU's memory, the share of GPUs does not exist, or there is no room for a
+            training's workers.
     """
     if experiment.training.is_shared:
         search = experiment.search
@@ -91,7 +91,7 @@ def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callabl
     wanted, asked = experiment.search.parallel, experiment.search.gpus_per_trial
     if not gpus:
         parallel = wanted or max(cores, 1)
-        # Where no trial fits on what is there, it waits for nodes of which nothing is known: for what it asks.
+        # Without any cores the trials wait for future nodes, which are unknown: they ask for what the user set.
         share = asked if asked != "auto" and not cores else 0
         return Cluster(parallel, cpus=_cores_each(parallel, nodes), gpus=share)
     if asked == "auto":
@@ -105,8 +105,8 @@ def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callabl
     else:
         if asked > gpus or (asked > 1 and asked != int(asked)):
             raise ConfigError(
-                f"search.gpus_per_trial: {asked:g} GPUs for each trial cannot be had from {gpus}; "
-                "give a share of one GPU, or a whole number of them"
+                f"search.gpus_per_trial: {asked:g} GPUs for each trial are not available from {gpus}; "
+                "give a share of one GPU, or a whole number of GPUs"
             )
         room = gpus * int(1 / asked + 1e-9) if asked <= 1 else gpus // int(asked)
         parallel, share = max(1, min(wanted or room, room)), asked
@@ -114,7 +114,7 @@ def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callabl
 
 
 def _cores_each(parallel: int, nodes: Sequence[Node]) -> int:
-    """Cores of each trial: fewer where that many do not fit side by side on the nodes, none of which a trial spans."""
+    """Return the cores of each trial; a trial never spans nodes, so fewer where that many trials would not fit."""
     cpus = max(1, sum(cores for cores, _ in nodes) // parallel)
     while cpus > 1 and sum(held // cpus for held, _ in nodes) < parallel:
         cpus -= 1
@@ -122,8 +122,8 @@ def _cores_each(parallel: int, nodes: Sequence[Node]) -> int:
 
 
 def coming_nodes() -> list[Node]:
-    """Cores and GPUs of the nodes that the cluster's autoscaler may add, as far as it is known here."""
-    from ray._private.state import state  # Ray Train asks here too; there is no public way
+    """Return cores and GPUs of the nodes that the cluster's autoscaler may add, as far as this machine knows."""
+    from ray._private.state import state  # as Ray Train does; there is no public API
 
     if not ray.is_initialized():
         return []
@@ -131,7 +131,7 @@ def coming_nodes() -> list[Node]:
     groups = [] if config is None else config.node_group_configs
     addable: list[Mapping[str, float]] = [group.resources for group in groups for _ in range(max(0, group.max_count))]
     if not addable:
-        # Managed Rays tell their configuration; Ray's own autoscaler does not.
+        # Managed clusters expose their configuration; Ray's autoscaler does not.
         addable = autoscaling.addable(ray.get_runtime_context().gcs_address)
     there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     coming = []
@@ -148,7 +148,7 @@ def _held(resources: Mapping[str, float]) -> Node:
 
 
 def node_resources() -> list[Node]:
-    """Cores and GPUs of every node of the Ray that is connected, and of those that its autoscaler may add."""
+    """Return cores and GPUs of every node of the connected Ray, and of the nodes that its autoscaler may add."""
     return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *coming_nodes()]
 
 
@@ -159,17 +159,17 @@ def plan_workers(
     gpus_per_trial: float | Literal["auto"] = "auto",
     nodes: Sequence[Node] | None = None,
 ) -> Cluster:
-    """As many trainings at a time as the Ray that is connected has room for, each with all its workers.
+    """Decide how many sharded trainings run concurrently, each with all its workers.
 
     Args:
-        training: says how many workers share one; each of them needs a place on one node.
-        wanted: trainings at a time; None: as many as fit.
-        trials: no more than these.
-        gpus_per_trial: of all workers of one together, where `training.gpus_per_worker` leaves it open.
-        nodes: cores and GPUs of each; those of the Ray that is connected when left out.
+        training: number of workers; each worker needs a place on a single node.
+        wanted: number of concurrent trainings; None: as many as fit.
+        trials: maximum number of concurrent trainings.
+        gpus_per_trial: GPUs of all workers of a training, where `training.gpus_per_worker` is auto.
+        nodes: cores and GPUs of each node; None: those of the connected Ray.
 
     Raises:
-        ConfigError: not even one fits.
+        ConfigError: the workers of a single training do not fit.
     """
     nodes = node_resources() if nodes is None else nodes
     least, most = training.worker_range
@@ -182,7 +182,7 @@ def plan_workers(
     else:
         cores = sum(cores for cores, _ in nodes)
         cpus = max(1, cores // (most * (wanted or max(1, cores // most))))
-        # Fewer cores each where that many do not fit side by side on the nodes.
+        # Fewer cores each where that many workers do not fit on the nodes.
         while cpus > 1 and sum(cores // cpus for cores, _ in nodes) < most * (wanted or 1):
             cpus -= 1
         room = sum(cores // cpus for cores, _ in nodes)
@@ -205,30 +205,30 @@ def _gpus_per_worker(training: TrainingSettings, gpus_per_trial: float | Literal
 
 
 def _gpu_places(held: int, each: float) -> int:
-    """Workers with so many GPUs `each` that a node's GPUs are enough for."""
+    """Number of workers, with `each` GPUs, that fit on a node that has `held` GPUs."""
     return held * int(1 / each + 1e-9) if each <= 1 else held // int(each)
 
 
 def _fraction(trials_per_gpu: float) -> float:
-    """A GPU's share for each trial, rounded down to what Ray counts in: ten-thousandths."""
+    """Share of a GPU for each trial, rounded down to Ray's resolution of 1/10,000."""
     return 1.0 if trials_per_gpu <= 1 else int(10_000 / math.ceil(trials_per_gpu)) / 10_000
 
 
 def trials_per_gpu(experiment: Experiment, memory: int, estimate: MemoryEstimate = estimate_memory) -> int:
-    """How many trials of an experiment a GPU has memory for, whatever methods and students they have.
+    """Return how many trials fit into a GPU's memory, whatever their methods and students.
 
     Args:
-        experiment: the question.
-        memory: of the GPU, in bytes.
-        estimate: of a training's bytes.
+        experiment: the experiment.
+        memory: memory of the GPU, in bytes.
+        estimate: estimates a training's bytes.
 
     Raises:
-        ConfigError: not even one.
+        ConfigError: not a single trial fits.
     """
-    most, greediest = largest_training(experiment, memory, estimate=estimate)
+    most, largest_name = largest_training(experiment, memory, estimate=estimate)
     if most > memory:
         raise ConfigError(
-            f"training.batch_size: a training by {greediest} needs about {most / 2**30:.1f} GiB of a GPU that has "
+            f"training.batch_size: a training by {largest_name} needs about {most / 2**30:.1f} GiB of a GPU that has "
             f"{memory / 2**30:.1f}; raise training.accumulate, or lower training.batch_size"
         )
     return max(1, memory // max(most, 1))
@@ -241,26 +241,28 @@ def largest_training(
     methods: Sequence[str] | None = None,
     estimate: MemoryEstimate = estimate_memory,
 ) -> tuple[int, str]:
-    """Bytes of a GPU that the greediest training of an experiment takes, and which that is, in words.
+    """Return the GPU memory of an experiment's largest training, in bytes, and a description of that training.
 
-    A trial's process keeps the teachers that it has followed, so that all of them count.
+    A trial's process keeps the teachers of earlier trials, so all teachers count.
 
     Args:
-        experiment: the question.
-        memory: of the GPU, in bytes.
-        methods: some of the experiment's, with its first student; all of them with all students, when left out.
-        estimate: of a training's bytes.
+        experiment: the experiment.
+        memory: memory of the GPU, in bytes.
+        methods: methods to consider, with the first student; None: all methods with all students.
+        estimate: estimates a training's bytes.
     """
     splits = open_splits(experiment.data)
     shared = experiment.shared_domains() if methods is None else {}
     largest = {key: max(ends(shared[key])) for key in ("training.batch_size",) if key in shared}  # type: ignore[type-var]
     first, *others = experiment.teacher.networks
     held = {
-        one: round(4e6 * parameters_m(experiment.teacher.one(one), splits.num_classes, experiment.data.image_size))
-        for one in (experiment.teacher.networks if others else ())
+        teacher: round(
+            4e6 * parameters_m(experiment.teacher.one(teacher), splits.num_classes, experiment.data.image_size)
+        )
+        for teacher in (experiment.teacher.networks if others else ())
     }
     students = experiment.student.networks if methods is None else experiment.student.networks[:1]
-    most, greediest = 0, ""
+    most, largest_name = 0, ""
     for teacher, network, method in product(experiment.teacher.networks, students, methods or experiment.methods):
         if teacher != first and not reads_teacher(method):
             continue
@@ -272,21 +274,21 @@ def largest_training(
             continue
         needed += sum(held.values()) - held.get(teacher, 0)
         if needed > most:
-            most, greediest = needed, f"method {method!r} for student {network!r}"
-    return most, greediest
+            most, largest_name = needed, f"method {method!r} for student {network!r}"
+    return most, largest_name
 
 
 def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
-    """Memory of the smallest GPU of the Ray that is connected; None where none answers for itself.
+    """Return the memory of the smallest GPU of the connected Ray, in bytes; None if no node answers.
 
-    A GPU that others hold as a whole does not answer before they are done: whoever has answered by then counts.
+    A GPU that others hold completely does not answer until they are done; only answers within `patience` count.
 
     Args:
         patience: seconds to wait for answers.
     """
 
     def ask() -> int | None:
-        import torch  # a worker's, not the driver's
+        import torch  # in the worker, not in the driver
 
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
@@ -299,11 +301,11 @@ def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     ]
     answered, busy = ray.wait(asking, num_returns=len(asking), timeout=patience) if asking else ([], [])
-    for one in busy:
-        ray.cancel(one, force=True)
+    for task in busy:
+        ray.cancel(task, force=True)
     if busy:
         logger.warning(
-            "%d of %d nodes with GPUs did not say how large these are: others use them", len(busy), len(asking)
+            "%d of %d nodes with GPUs did not report their memory: others use the GPUs", len(busy), len(asking)
         )
     known = [memory for memory in ray.get(answered) if memory is not None]
     return min(known, default=None)

@@ -17,24 +17,24 @@ from heterokd.execution.ray_settings import ray
 from heterokd.execution.signals import ending_in_order
 
 OBJECT_STORE_BYTES = 128 * 1024**2
-"""Ray's shared memory on one machine: trials exchange small messages, their data comes from files."""
+"""Size of a local Ray's object store: trials exchange small messages, data comes from files."""
 
 CONNECT_SECONDS = 5.0
-"""How long a cluster may take to take a connection."""
+"""Timeout of the TCP connection to a cluster."""
 
 GREET_SECONDS = 20.0
-"""How long it may then take to answer as Ray does. Ray itself would wait for minutes, and ask anything that listens."""
+"""Timeout of the gRPC handshake that follows. Ray itself would wait for minutes, whatever listens there."""
 
 
 def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
-    """Ask whether a Ray answers at a cluster's address, before there is work that would be lost.
+    """Check that a Ray cluster answers at an address, before work begins.
 
     Args:
-        address: of the cluster.
-        patience: seconds to wait for an answer of what listens there.
+        address: address of the cluster; None, "auto" and "local" are not checked.
+        patience: seconds to wait for the gRPC handshake.
 
     Raises:
-        ConfigError: it is no address, nothing listens there, or something else than Ray.
+        ConfigError: it is not an address, nothing listens there, or what listens there is not Ray.
     """
     if address is None or address in ("auto", "local"):
         return
@@ -53,13 +53,13 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
         ) from None
     if not _greets(host, port, patience):
         raise ConfigError(
-            f"--address {address}: what listens there does not answer as Ray does; give the port that `ray start "
-            "--head` named (6379 unless it was given another)"
+            f"--address {address}: the server there is not Ray; give the port that `ray start --head` printed "
+            "(6379 by default)"
         )
 
 
 def _greets(host: str, port: int, patience: float) -> bool:
-    """Whether a server speaks gRPC, as every Ray does; one that encrypts is taken at its word."""
+    """Return whether a server speaks gRPC, as Ray does; with TLS this is not checked."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True
     import grpc
@@ -74,14 +74,15 @@ def _greets(host: str, port: int, patience: float) -> bool:
 
 @contextmanager
 def connected(address: str | None, cores: int | None = None, *, shared: bool = False) -> Iterator[None]:
-    """A Ray to run on: the cluster at `address`, one that this process is connected to already, or a local one.
+    """Connect to Ray: the cluster at `address`, the Ray that this process is already connected to, or a local Ray.
 
     Args:
-        address: of a cluster; None starts a local Ray.
-        cores: of a local one; the machine's when left out.
-        shared: several workers may share a training. Should its process be killed, Ray Train asks Ray's dashboard
-            whether it still lives before it frees the workers' places, so a local Ray has one then (on 127.0.0.1).
-            Where several Rays run on the machine, it does not find the right one, and a killed trial keeps its places.
+        address: address of a cluster; None starts a local Ray.
+        cores: cores of a local Ray; None: all cores of the machine.
+        shared: trainings may be sharded. When a trial's process is killed, Ray Train asks Ray's dashboard whether it
+            still lives before it frees the workers' resources, so a local Ray then starts a dashboard (on 127.0.0.1).
+            Where several Rays run on the machine, it does not find the right dashboard, and a killed trial keeps its
+            resources.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -89,12 +90,12 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
     if ray.is_initialized():
         yield
         return
-    # A new local Ray makes itself a token, which is as it should be, and says so in a warning, which is not needed.
+    # A new local Ray creates a token, as it should, and logs a warning about it, which is not needed.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
-            # No machine of a local Ray is taken away with a warning.
+            # A local Ray's machine is not preempted.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init(
                 address="local",
@@ -112,7 +113,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
             f"--address {address}: no Ray cluster answers ({reason}); start one, or leave it out"
         ) from None
     try:
-        # Ray has taken SIGTERM for itself, and would end this process wherever it is.
+        # Ray has installed a handler for SIGTERM that would end this process at once.
         with ending_in_order():
             yield
     finally:
@@ -120,25 +121,25 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
 
 
 def is_preempted(*, anywhere: bool = False) -> bool:
-    """Whether this process's node (or any node) was told to leave: the warning of a spot machine, or a drain.
+    """Return whether this process's node (or any node) is draining, for example after a spot instance's notice.
 
-    Ray gives no other answer than its internal one, which Ray Train asks as well.
+    Ray has no public API for this; Ray Train uses the same internal one.
     """
     draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
     return bool(draining) and (anywhere or ray.get_runtime_context().get_node_id() in draining)
 
 
 def code_for_nodes() -> dict[str, Any] | None:
-    """Ray's runtime environment for a driver that brings its own code: this heterokd, where it stands, where MLflow is.
+    """Return the runtime environment of a driver that brings its code: this heterokd, working directory, MLflow's URI.
 
-    None inside a submitted job (`ray job submit`), whose own environment all of its processes have. An address with a
-    password is not carried: Ray shows runtime environments to whoever sees the dashboard.
+    None inside a submitted job (`ray job submit`), whose environment all of its processes have. A URI with a password
+    is not passed on: Ray shows runtime environments on its dashboard.
     """
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         return None
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     carried = {"MLFLOW_TRACKING_URI": uri} if uri and "@" not in uri else {}
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return {
         "py_modules": [str(package)],
         "env_vars": {**carried, working_dir.VARIABLE: str(Path.cwd())},
