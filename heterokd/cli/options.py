@@ -81,11 +81,11 @@ def load_asked(file: Path, overrides: list[str]) -> Experiment:
 
 def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
     """Find a study; its folder and its experiment."""
-    from heterokd.config.reading import load_experiment
+    from heterokd.config.reading import load_study_experiment
     from heterokd.storage.workspace import open_workspace
 
     folder = open_workspace(root).existing_study(name)
-    return folder, load_experiment(folder.experiment_file)
+    return folder, load_study_experiment(folder.experiment_file)
 
 
 def print_json(content: object) -> None:

@@ -25,11 +25,18 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search: train students in parallel, confirm the leaders on fresh seeds, register the winner."""
-    asked = load_asked(experiment, [*overrides, *([f"search.trials={trials}"] if trials is not None else [])])
+    changes = [*overrides, *([f"search.trials={trials}"] if trials is not None else [])]
+    # What files and folders show to be wrong is said before the libraries of a search are imported.
+    from heterokd.config.reading import read_experiment
+    from heterokd.storage.workspace import open_workspace
+
+    workspace, name = open_workspace(root), read_experiment(experiment, changes).name
+    if not resume:
+        workspace.check_new(name)
+    asked = load_asked(experiment, changes)
     from heterokd.cli.terminal.live_search import SearchTerminal
     from heterokd.cli.terminal.search_summary import closing
     from heterokd.execution.driver import search as run
-    from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
@@ -37,7 +44,7 @@ def search(
         try:
             found = run(
                 asked,
-                open_workspace(root),
+                workspace,
                 resume=resume,
                 address=address,
                 listener=terminal,

@@ -73,7 +73,7 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
     source = Source(str(path), space_file, overrides)
     schema = _schema_number(content.pop("schema", schema), source.place("schema"))
     try:
-        experiment = Experiment.model_validate(SCHEMA.complete(content, schema))
+        experiment = Experiment.model_validate(SCHEMA.complete(Experiment, content, schema))
     except ValidationError as error:
         _refuse(faults(error, Experiment), source)
         raise
@@ -104,7 +104,7 @@ def at_schema(experiment: Experiment, schema: int) -> Experiment:
     """
     if schema >= SCHEMA.number:
         return experiment
-    content = SCHEMA.complete(experiment.model_dump(exclude_unset=True), schema)
+    content = SCHEMA.complete(Experiment, experiment.model_dump(exclude_unset=True), schema)
     try:
         older = Experiment.model_validate(content)
     except ValidationError as error:
@@ -133,8 +133,11 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     content = read_yaml(Path(path))
     schema = _schema_number(content.pop("schema", FIRST_SCHEMA), f"{path}: schema")
+    content = SCHEMA.complete(Recipe, content, schema)
+    if isinstance(content.get("params"), dict):
+        content["params"] = SCHEMA.parameters(str(content.get("method")), schema) | content["params"]
     try:
-        return Recipe.model_validate(SCHEMA.complete_recipe(content, schema))
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise ConfigError(sentences(error, Recipe, str(path))) from None
     except ConfigError as error:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from heterokd.config.data import DataSettings
 from heterokd.config.methods import method_params
 from heterokd.config.networks import NetworkSettings, TeacherSettings
-from heterokd.config.schema import SCHEMA
+from heterokd.config.schema import METHODS_SECTION, SCHEMA
 from heterokd.config.services import CachingSettings
 from heterokd.config.settings import Settings
 from heterokd.config.training import TrainingSettings
@@ -53,7 +53,7 @@ class Recipe(Settings):
                 "cache": {"max_gb"},
             },
         )
-        stable = SCHEMA.identity(self.method_params, f"methods.{self.method}")
+        stable = SCHEMA.identity(self.method_params, f"{METHODS_SECTION}.{self.method}")
         content["params"] = {name: value for name, value in self.params.items() if name in stable}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

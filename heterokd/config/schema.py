@@ -25,7 +25,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from heterokd.config.sentences import inner_model
 
 FIRST_SCHEMA = 1
-METHODS = "methods"
+METHODS_SECTION = "methods"
 REQUIRED = "(required)"
 """Stands in `schema_1.yaml` for the default of a key that has none."""
 
@@ -111,30 +111,27 @@ class Schema:
             holder = None if field is None else inner_model(field.annotation)
         return PydanticUndefined if holder is None else _default(holder, key)
 
-    def complete(self, content: Mapping[str, Any], schema: int) -> dict[str, Any]:
-        """Return an experiment's content with changed keys that it leaves out at the schema's defaults."""
+    def complete(self, model: type[BaseModel], content: Mapping[str, Any], schema: int) -> dict[str, Any]:
+        """Return the content of a file with changed keys that it leaves out at the defaults of its schema.
+
+        Args:
+            model: what the file holds, an experiment or a recipe.
+            content: as YAML has it.
+            schema: that the file was written for.
+        """
         completed = copy.deepcopy(dict(content))
         for path, old in self._changed(schema).items():
             place: Any = completed
             *sections, key = path.split(".")
-            if sections[0] == METHODS:
-                continue
-            for section in sections:
+            for section in sections if sections[0] in model.model_fields else ():
                 place = place.setdefault(section, {}) if isinstance(place, dict) else None
-            if isinstance(place, dict):
+            if isinstance(place, dict) and place is not completed:
                 place.setdefault(key, old)
-        return completed
-
-    def complete_recipe(self, content: Mapping[str, Any], schema: int) -> dict[str, Any]:
-        """Return a recipe's content with changed keys that it leaves out at the schema's defaults."""
-        completed = self.complete(content, schema)
-        if isinstance(completed.get("params"), dict):
-            completed["params"] = self.parameters(str(completed.get("method")), schema) | completed["params"]
         return completed
 
     def parameters(self, method: str, schema: int) -> dict[str, JsonValue]:
         """Return a method's parameters whose default differs from the schema's, with the schema's default."""
-        prefix = f"{METHODS}.{method}."
+        prefix = f"{METHODS_SECTION}.{method}."
         changed = self._changed(schema)
         return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
 

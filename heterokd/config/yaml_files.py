@@ -46,6 +46,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: missing or unreadable file, broken YAML (with its line), a key that stands twice, no mapping.
     """
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+        raise ConfigError(f"{file}: is a device or a pipe; give a YAML file")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -28,7 +28,8 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
-from heterokd.study.study import Study
+from heterokd.study.question import as_stored
+from heterokd.study.storage import Given, open_database
 from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.labels import dataset_inputs
@@ -85,12 +86,9 @@ def search(
     """
     folder = root.study(experiment.name)
     fetch(root, folder)
-    if folder.experiment_file.exists() and not resume:
-        raise StudyError(
-            f"{folder.path}: the study {experiment.name!r} exists already; "
-            "go on with it (--resume) or give another name (--set name=NEW)"
-        )
-    asked = experiment
+    if not resume:
+        root.check_new(experiment.name)
+    asked = as_stored(experiment, folder)
     experiment, candidates = within_limits(asked, root)
     excluded = check_experiment(experiment)
     check_files(experiment)
@@ -108,8 +106,8 @@ def search(
     caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        # The question first, as an object, so that a study of another experiment is refused before its file changes.
-        Study(asked, folder, excluded=excluded, left_out=candidates.left_out, facts=candidates.facts, warm=warm)
+        # The database first: a study that another process has begun meanwhile is refused before its file changes.
+        open_database(asked, folder, Given(excluded, candidates.left_out, candidates.facts, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(

@@ -128,6 +128,19 @@ class Workspace:
         for number in sorted(numbers):
             self.mirror(folder.trial(number).path).fetch(without=("checkpoint.pt",))
 
+    def check_new(self, name: str) -> None:
+        """Refuse the name of a study that has been started.
+
+        Raises:
+            StudyError: there is one.
+        """
+        folder = self.study(name)
+        if folder.experiment_file.exists():
+            raise StudyError(
+                f"{folder.path}: the study {name!r} exists already; "
+                "go on with it (--resume) or give another name (--set name=NEW)"
+            )
+
     def existing_study(self, name: str) -> StudyFolder:
         """The folder of a study that has been started.
 

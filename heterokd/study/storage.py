@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,24 +12,12 @@ from typing import Any, Literal
 import optuna
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.schema import SCHEMA
 from heterokd.errors import StudyError
-from heterokd.methods import METHODS
 from heterokd.storage.disk import when_writable
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.assignment import method_space
+from heterokd.study.question import check_question, question
 from heterokd.study.warm_start import WarmStart
-
-# What may change between two runs of one study: it decides where and for how long, never what is comparable.
-FREE_KEYS = {
-    "parallel",
-    "trials",
-    "budget",
-    "max_failures",
-    "confirm_share",
-    "confirm_leaders",
-    "confirm_seeds",
-    "prior_weight",
-}
 
 
 @dataclass(frozen=True)
@@ -148,15 +135,8 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
         if not methods:
             reasons = "; ".join(f"{method}: {reason}" for method, reason in told.excluded.items())
             raise StudyError(f"search.space.methods: no method is left to search ({reasons}); list others")
-    lost = [method for method in methods if method not in METHODS]
-    if lost:
-        raise StudyError(
-            f"{folder.database}: the study searches method {lost[0]!r}, which this version of heterokd does "
-            "not have; install the one that does, or give the experiment another name to begin a new study"
-        )
-    question = json.loads(json.dumps(_question(experiment, methods)))
     if "question" in stored:
-        _compare(stored["question"], question, folder)
+        check_question(stored, experiment, folder)
         return
     with warnings.catch_warnings():
         # Experimental in Optuna; what goes wrong with it is a name on optuna-dashboard's axes.
@@ -169,46 +149,5 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
     database.set_user_attr("facts", {network: dict(facts) for network, facts in told.facts.items()})
     database.set_user_attr("warm", asdict(told.warm))
     database.set_user_attr("averages", True)
-    database.set_user_attr("question", question)
-
-
-def _question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
-    """What decides a search, as plain values; the space by its domains, which the code may change as well."""
-    content = experiment.model_dump(
-        mode="json",
-        exclude={
-            "tracking": True,
-            "cluster": True,
-            "promotion": True,
-            "search": FREE_KEYS,
-            "training": {"workers", "gpus_per_worker"},
-        },
-    )
-    domains = experiment.shared_domains()
-    for method in methods:
-        domains |= method_space(experiment, method)
-    named = experiment.space.methods
-    listed = named if named == "all" else list(named)
-    content["search"]["space"] = {"methods": listed, **{key: str(domain) for key, domain in domains.items()}}
-    return content
-
-
-def _compare(stored: Mapping[str, Any], current: Mapping[str, Any], folder: StudyFolder) -> None:
-    before, now = dict(_leaves(stored)), dict(_leaves(current))
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
-        # A key that an older version did not know, left at what that version did.
-        is_newer = key not in before and now[key] in (None, [], {})
-        if old != new and not is_newer:
-            raise StudyError(
-                f"{folder.path}: {key} was {old} when this study began and is {new} now; set it back, or give the "
-                "experiment another name to begin a new study"
-            )
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
+    database.set_user_attr("schema", SCHEMA.number)
+    database.set_user_attr("question", question(experiment, methods))

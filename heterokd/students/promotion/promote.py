@@ -16,10 +16,9 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from torch import nn
 
-from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_study_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.services import PromotionSettings
-from heterokd.config.yaml_files import read_yaml
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, NetworkError, PromotionError
@@ -85,7 +84,7 @@ def promote(
         TrackingError: the store does not answer.
     """
     folder = root.existing_study(study_name)
-    experiment = Experiment.model_validate(read_yaml(folder.experiment_file))
+    experiment = load_study_experiment(folder.experiment_file)
     uri = open_store(root, uri or experiment.tracking.uri)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
     with FileLock(root.path / LOCK), answering(uri), quiet(), current(uri):

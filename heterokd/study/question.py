@@ -1,0 +1,178 @@
+"""The question of a study: what decides a search, kept in its database and compared whenever the study goes on."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.reading import at_schema
+from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
+from heterokd.domains import Choice, Domain
+from heterokd.errors import StudyError
+from heterokd.methods import METHODS
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.assignment import method_space
+
+# What may change between two runs of a study: it decides where and for how long, never what is comparable.
+FREE_KEYS = {
+    "parallel",
+    "trials",
+    "budget",
+    "max_failures",
+    "confirm_share",
+    "confirm_leaders",
+    "confirm_seeds",
+    "prior_weight",
+}
+SPACE = "search.space."
+LISTED = f"{SPACE}methods"
+
+
+def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
+    """What decides a search, as plain values; the space by its domains, which the code may change as well.
+
+    Args:
+        experiment: the question.
+        methods: that the study searches.
+    """
+    content = experiment.model_dump(
+        mode="json",
+        exclude={
+            "tracking": True,
+            "cluster": True,
+            "promotion": True,
+            "search": FREE_KEYS,
+            "training": {"workers", "gpus_per_worker"},
+        },
+    )
+    named = experiment.space.methods
+    domains = {key: str(domain) for key, domain in _domains(experiment, methods).items()}
+    content["search"]["space"] = {"methods": named if named == "all" else list(named), **domains}
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
+
+
+def _domains(experiment: Experiment, methods: Sequence[str]) -> dict[str, Domain]:
+    domains = experiment.shared_domains()
+    for method in methods:
+        domains |= method_space(experiment, method)
+    return domains
+
+
+def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
+    """Return the experiment as the study in a folder asks it; nothing is written there.
+
+    A study goes on with what it was begun with: the defaults of its schema, and the default of each parameter that a
+    method has gained since.
+
+    Args:
+        experiment: the question of now.
+        folder: of a study, which need not exist.
+
+    Raises:
+        StudyError: the study belongs to another experiment, or searches a method that this version does not have.
+    """
+    attributes = _read_attributes(folder)
+    if "question" not in attributes:
+        return experiment
+    experiment = at_schema(experiment, attributes.get("schema", FIRST_SCHEMA))
+    known, schema = attributes["question"]["search"]["space"], attributes.get("schema", FIRST_SCHEMA)
+    gained: dict[str, Any] = {}
+    for method in (method for method in attributes["methods"] if method in METHODS):
+        defaults = METHODS[method].Params().model_dump() | SCHEMA.parameters(method, schema)
+        for key in experiment.method_domains(method):
+            if key not in known:
+                gained[key] = defaults[key.partition(".")[2]]
+    if gained:
+        experiment = experiment.with_overrides({**gained, **experiment.space.overrides})
+    check_question(attributes, experiment, folder)
+    return experiment
+
+
+def _read_attributes(folder: StudyFolder) -> dict[str, Any]:
+    """The user attributes of a study; empty where there is none, or where its database has to be mended by a writer."""
+    if not folder.database.is_file():
+        return {}
+    address = f"file:{quote(str(folder.database.absolute()))}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=60)) as database:
+            rows = database.execute("SELECT key, value_json FROM study_user_attributes").fetchall()
+    except sqlite3.OperationalError:
+        return {}
+    except sqlite3.DatabaseError as error:
+        raise StudyError(
+            f"{folder.database}: cannot be used ({error}); restore it from a backup, or remove it"
+        ) from None
+    return {key: json.loads(value) for key, value in rows}
+
+
+def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder: StudyFolder) -> None:
+    """Compare an experiment with the question that a study was begun with.
+
+    Args:
+        attributes: of the study.
+        experiment: the question of now.
+        folder: of the study.
+
+    Raises:
+        StudyError: they differ, or a method of the study is missing here.
+    """
+    methods = attributes["methods"]
+    lost = [method for method in methods if method not in METHODS]
+    if lost:
+        raise StudyError(
+            f"{folder.database}: the study searches method {lost[0]!r}, which this version of heterokd does "
+            "not have; install the one that does, or give the experiment another name to begin a new study"
+        )
+    before, now = dict(_leaves(attributes["question"])), dict(_leaves(question(experiment, methods)))
+    added = _added(experiment, methods, before, now, attributes.get("schema", FIRST_SCHEMA))
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
+        if old != new and key not in added:
+            raise StudyError(
+                f"{folder.path}: {key} was {old} when this study began and is {new} now; set it back, or give the "
+                "experiment another name to begin a new study"
+            )
+
+
+def _added(
+    experiment: Experiment, methods: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any], schema: int
+) -> set[str]:
+    """Keys that only the code has added since a study began."""
+    domains, overrides = _domains(experiment, methods), experiment.space.overrides
+    added = set()
+    for key, value in now.items():
+        method, _, name = key.removeprefix(SPACE).partition(".")
+        if key in before:
+            if key == LISTED and _only_new_methods(experiment, before[key], value):
+                added.add(key)
+        elif key.startswith(SPACE) and method in METHODS:
+            default = SCHEMA.parameters(method, schema).get(name, METHODS[method].Params.model_fields[name].default)
+            domain = domains[f"{method}.{name}"]
+            is_pinned = isinstance(domain, Choice) and domain.options == (default,)
+            if is_pinned or f"{method}.{name}" not in overrides:
+                added.add(key)
+        elif value == SCHEMA.default(Experiment, key, schema):
+            added.add(key)
+    return added
+
+
+def _only_new_methods(experiment: Experiment, before: Sequence[str], now: Sequence[str]) -> bool:
+    """Whether `methods: all` names more methods now, since papers were added to the folder."""
+    first = keys_of_schema_1()
+    is_new = all(f"{METHODS_SECTION}.{method}" not in first for method in set(now) - set(before))
+    return is_new and set(before) <= set(now) and tuple(now) == methods_of(experiment.data.task)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
