@@ -17,7 +17,7 @@ from heterokd.networks.network import predict_spec
 from heterokd.outputs import OutputSpec
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
-from heterokd.teachers.prepare import _given_teacher
+from heterokd.teachers.prepare import given_teacher
 from heterokd.training.data import open_splits
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import Candidates, weigh_students
@@ -27,18 +27,20 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     """Everything that can be known before work begins: data, networks, and whether each method exists for each pair.
 
     Returns:
-        By method, why it cannot exist: left out when the experiment says `methods: all`, and an error when it names
-        them. Of several teachers, a method that exists for some is left out with the others alone, whoever named it,
-        and stands here as `pairing(method, teacher)`.
+        Reasons by method: excluded where the experiment says `methods: all`, an error where it names the methods. A
+        method that exists for some of several teachers is excluded only with the others, under
+        `pairing(method, teacher)`.
 
     Raises:
-        UserError: one sentence naming file or key.
+        UserError: names the file or key.
     """
     for network in experiment.teacher.networks:
         checkpoint = experiment.teacher.checkpoint_of(network)
         if checkpoint is not None and not checkpoint.is_file():
             key = f"teacher.checkpoint{f'.{network}' if isinstance(experiment.teacher.checkpoint, Mapping) else ''}"
-            raise CheckpointError(f"{key}: there is no file {checkpoint}; paths begin where heterokd is run")
+            raise CheckpointError(
+                f"{key}: there is no file {checkpoint}; relative paths start from the working directory"
+            )
     splits = open_splits(experiment.data)
     teachers, students = (
         {
@@ -62,13 +64,13 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
 
 
 def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str, OutputSpec]) -> dict[str, str]:
-    """The methods that cannot exist for one teacher and every student, with the reason.
+    """Return the methods that cannot exist for a teacher and some student, with the reasons.
 
     Raises:
         ConfigError: a value of the search space is impossible.
     """
     excluded: dict[str, str] = {}
-    # Without the overrides: a method that exists for the pair until a value is pinned is the pin's fault.
+    # Without the overrides first: if the method exists without a pinned value, the pinned value is the error.
     space = experiment.space.model_copy(update={"overrides": {}})
     plain = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
     for network, student in students.items():
@@ -93,7 +95,7 @@ def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str
 
 
 def within_limits(experiment: Experiment, root: Workspace) -> tuple[Experiment, Candidates]:
-    """The question about the students that keep `search.max_params_m` and `search.max_latency_ms`, and what each costs.
+    """Drop students that exceed `search.max_params_m` or `search.max_latency_ms`; also return the students' costs.
 
     Raises:
         NetworkError: a student that cannot be built.
@@ -107,10 +109,10 @@ def within_limits(experiment: Experiment, root: Workspace) -> tuple[Experiment, 
 
 
 def check_files(experiment: Experiment) -> None:
-    """Open what work begins with, so that damage is found before it: weights, and images of train and val.
+    """Open weights and images of train and val, so that damaged files are found before work begins.
 
     Raises:
-        UserError: one sentence naming file or key.
+        UserError: names the file or key.
     """
     splits = open_splits(experiment.data)
     splits.look()
@@ -120,7 +122,7 @@ def check_files(experiment: Experiment) -> None:
     size = experiment.data.image_size
     for teacher in map(experiment.teacher.one, experiment.teacher.networks):
         if teacher.checkpoint is not None:
-            _given_teacher(teacher, splits.num_classes, size)
+            given_teacher(teacher, splits.num_classes, size)
     starting: list[tuple[str, NetworkSettings]] = []
     for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
         starting += [(section, searched.one(network)) for network in searched.networks if searched.pretrained]
@@ -132,7 +134,7 @@ def check_files(experiment: Experiment) -> None:
 
 
 def with_key(section: str, error: NetworkError) -> str:
-    """A sentence about a network (`network 'x' ...`) that begins with its key."""
+    """Prefix an error message about a network (`network 'x' ...`) with its section's key."""
     text = str(error)
     return f"{section}.{text}" if text.startswith("network ") else f"{section}: {text}"
 
@@ -152,7 +154,7 @@ def _spec(section: str, settings: NetworkSettings, data: DataSettings, num_class
 
 
 def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | None:
-    """Why a method cannot exist for a pair; None when it can. On the meta device this costs no memory."""
+    """Return why a method cannot exist for a pair, or None. On the meta device this costs no memory."""
     try:
         with torch.device("meta"):
             METHODS[recipe.method](recipe.method_params, student, teacher)

@@ -1,17 +1,17 @@
-"""Before launch: would every node reach what a search needs? Each node is asked, and answers for itself.
+"""Check before launch that every node can reach what a search needs.
 
-answers     the node gives an answer at all, with this heterokd and its libraries
-storage     write, read and delete a file where state lives, and see the driver's
-secrets     where that fails: what lets the driver into the store, and is not set there
-tracking    an MLflow server answers; it lets the driver in
-data        the data set opens, and is the same everywhere; a given teacher's file too
-gpus        torch sees the GPUs that Ray counts there
+answers     the node runs this heterokd and its libraries
+storage     the node writes, reads and deletes a file in the workspace, and sees the driver's file
+secrets     where that fails: credentials that are set for the driver and not on the node
+tracking    the MLflow server answers, and accepts the driver
+data        the data set opens and is the same everywhere; so is the file of a given teacher
+gpus        torch sees the GPUs that Ray counts on the node
 versions    Python, Ray, torch and heterokd are the driver's
 clock       within CLOCK_SECONDS of the driver's
 disk        FREE_BYTES are free for working copies
 resources   the GPUs and cores that the experiment asks for exist, or can be added
 
-Nothing here waits for ever: all nodes are asked at once, and what does not answer in time fails under its name.
+All nodes are checked at once, with timeouts: what does not answer in time fails under its name.
 """
 
 from __future__ import annotations
@@ -48,36 +48,36 @@ from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
 
 ANSWER_SECONDS = 120.0
-"""A node that imports torch for the first time takes its time, and its answer up to DATA_SECONDS."""
+"""Timeout for a node's answer: the first import of torch is slow, and opening data takes up to DATA_SECONDS."""
 RESOURCE_SECONDS = 60.0
-"""GPUs are asked for their memory, and wait while another search has them."""
+"""Timeout for the GPUs' memory: GPUs that another search holds do not answer."""
 
 
 def examine(experiment: Experiment, root: Workspace, address: str | None = None) -> list[Check]:
-    """Ask the driver and every node of a Ray.
+    """Check the driver and every node of a Ray cluster.
 
     Args:
-        experiment: what would be searched.
-        root: where its state would live.
-        address: of the Ray cluster; None looks at a local one.
+        experiment: experiment to be searched.
+        root: workspace of the search.
+        address: address of the Ray cluster; None checks a local Ray.
 
     Returns:
         All checks, the driver's first.
 
     Raises:
-        UserError: the experiment itself is wrong, or no Ray answers.
+        UserError: the experiment is wrong, or no Ray answers.
     """
     checking = started(lambda: check_experiment(experiment))
     wrong = sentence(checking, ANSWER_SECONDS)
     if not checking.done():
-        return [Check(DRIVER, "data", False, str(wrong), "see whether the mount of data.root answers on this machine")]
+        return [Check(DRIVER, "data", False, str(wrong), "check that the mount of data.root answers on this machine")]
     checking.result()
     check_workers_root(experiment, root, address)
     check_address(address)
     tracking, checks = _tracking(experiment, root)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)
-    # Where it cannot be written, the driver's own answer says so.
+    # If it cannot be written, the driver's storage check fails.
     sentence(started(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
     questions = NodeProbe(
         root if root.url else root.on_node(),
@@ -89,8 +89,8 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     try:
         with connected(address):
             mine = answers(questions)
-            # What is said of its tracking server has been said.
-            checks += judge(DRIVER, {key: told for key, told in mine.items() if key != "tracking"}, mine)
+            # The driver's tracking server has been checked above.
+            checks += judge(DRIVER, {key: value for key, value in mine.items() if key != "tracking"}, mine)
             checks += _nodes(questions, mine)
             checks.append(_resources(experiment))
     finally:
@@ -102,7 +102,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
 
 
 def _checkpoints(experiment: Experiment) -> dict[str, Path]:
-    """The files of given teachers, by key."""
+    """Return the files of given teachers, by key."""
     given = experiment.teacher.checkpoint
     if isinstance(given, Mapping):
         return {f"teacher.checkpoint.{network}": file for network, file in given.items()}
@@ -110,7 +110,7 @@ def _checkpoints(experiment: Experiment) -> dict[str, Path]:
 
 
 def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
-    """Every node's checks; all are asked at once."""
+    """Check all nodes at once."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     addresses = [str(node["NodeManagerAddress"]) for node in nodes]
     names = [
@@ -125,7 +125,7 @@ def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
             checks += _judged(node, name, answer, mine)
             continue
         ray.cancel(answer, force=True)
-        told = f"gives no answer in {ANSWER_SECONDS:.0f} s"
+        told = f"no answer in {ANSWER_SECONDS:.0f} s"
         checks.append(Check(name, "answers", False, told, "see `ray status` and the node's logs"))
     return checks
 
@@ -133,7 +133,7 @@ def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
 def _judged(node: dict[str, Any], name: str, answer: Any, mine: dict[str, Any]) -> list[Check]:
     try:
         found = ray.get(answer)
-        # Again, now that everything is imported there: what passes between asking and answering blurs the clock.
+        # A second call, now that everything is imported there: a fast answer dates the node's clock.
         began = time.time()
         theirs = ray.get(_on(node, now).remote(), timeout=CHECK_SECONDS)
         ended = time.time()
@@ -146,7 +146,7 @@ def _judged(node: dict[str, Any], name: str, answer: Any, mine: dict[str, Any]) 
 
 
 def _on(node: dict[str, Any], function: Any) -> Any:
-    """A function that runs on one node, and takes no trial's place there."""
+    """Pin a function to a node, without taking a trial's resources."""
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=affinity, max_retries=0)
 
@@ -155,7 +155,7 @@ def _resources(experiment: Experiment) -> Check:
     planning = started(lambda: plan_cluster(experiment))
     wrong = sentence(planning, RESOURCE_SECONDS)
     if wrong is not None:
-        return Check("cluster", "resources", False, wrong, "add nodes, wait for those that are taken, or ask for less")
+        return Check("cluster", "resources", False, wrong, "add nodes, wait for busy nodes, or ask for less")
     coming, plan = coming_nodes(), planning.result()
     gpus = experiment.search.gpus_per_trial
     if gpus != "auto" and gpus > 0 and not plan.gpus:
@@ -163,19 +163,19 @@ def _resources(experiment: Experiment) -> Check:
         return Check("cluster", "resources", False, told, "add GPU nodes, or set search.gpus_per_trial: auto")
     told = f"{plan.parallel} trial(s) at a time, {plan.cpus:g} core(s) and {plan.gpus:g} GPU(s) each"
     if coming:
-        told += f"; up to {len(coming)} of the nodes are still to come, and cannot be asked yet"
+        told += f"; up to {len(coming)} of the nodes do not exist yet, and cannot be checked"
     return Check("cluster", "resources", True, told)
 
 
 def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list[Check]]:
-    """The tracking server that nodes are asked for (None where it is a file or a database), and the driver's check."""
+    """Return the tracking server that nodes must reach (None for a file or a database), and the driver's check."""
     from heterokd.tracking.store import check_access, open_store, shown
 
     asked = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     server = asked.rstrip("/") if asked.startswith(("http://", "https://")) else None
 
     if not asked and not root.mlflow_database.exists():
-        return None, [Check(DRIVER, "tracking", True, "a file on this machine, which the search makes")]
+        return None, [Check(DRIVER, "tracking", True, "a file on this machine, which the search creates")]
 
     def open_and_enter() -> None:
         opened = open_store(root, experiment.tracking.uri)
@@ -183,16 +183,16 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
             check_access(opened)
 
     opening = started(open_and_enter)
-    # A database may have to be brought up to date first.
+    # A database may have to be migrated first.
     wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
     told = wrong or (shown(server) if server else "a file on this machine")
-    known = opening.done() and isinstance(opening.exception(), TrackingError)  # whose sentences say what to do
+    known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"
     return server, [Check(DRIVER, "tracking", wrong is None, told, advice)]
 
 
 def table(checks: list[Check]) -> list[str]:
-    """Checks in lines, and under each that failed what to do."""
+    """Format checks as lines; under each failed check what to do."""
     width = max(len(check.node) for check in checks)
     lines = []
     for check in checks:
@@ -203,5 +203,5 @@ def table(checks: list[Check]) -> list[str]:
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
-    """Checks as JSON takes them."""
+    """Convert checks to JSON values."""
     return {"ok": all(check.passed for check in checks), "checks": [asdict(check) for check in checks]}

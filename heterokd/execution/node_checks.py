@@ -1,4 +1,4 @@
-"""What `heterokd doctor` asks a process of the driver or of a node, what it answers, and what that means."""
+"""Checks of a node: what `heterokd doctor` runs on the driver and on every node, and how the results are judged."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
 
 CLOCK_SECONDS = 5.0
-"""Clocks that differ by more mix up what is newer; object stores refuse signatures at 15 minutes."""
+"""Largest tolerated clock difference; object stores refuse signatures that are off by 15 minutes."""
 FREE_BYTES = 2 * 10**9
-"""Room for a few checkpoints and the copies of a small cache."""
+"""Minimum free disk space: a few checkpoints and the copies of a small cache."""
 CHECK_SECONDS = 20.0
-"""Longer, and a disk, a store or a server counts as one that does not answer."""
+"""Timeout for a disk, a store or a server."""
 DATA_SECONDS = 60.0
-"""To look through a data set: a million files on a slow mount take a while."""
+"""Timeout for opening a data set: a million files on a slow mount take a while."""
 DRIVER = "driver"
 SECRETS = {
     "s3": (
@@ -46,19 +46,19 @@ SECRETS = {
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
     "gcs": ("GOOGLE_APPLICATION_CREDENTIALS",),
 }
-"""By a store's kind, variables by which its client may be let in. Their names are compared, their values never."""
+"""By a store's scheme, variables that hold credentials. Their names are compared, never their values."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """Result of a single check.
 
     Attributes:
-        node: its address, or "driver".
-        name: see the head of `heterokd/execution/doctor.py`.
-        passed: whether the search would find it in order.
-        told: what was found.
-        advice: what to do, where it did not pass.
+        node: address of the node, or "driver".
+        name: name of the check, see `heterokd/execution/doctor.py`.
+        passed: whether a search can run with it.
+        told: finding in words (a key of `heterokd doctor --json`).
+        advice: what to do if the check failed.
     """
 
     node: str
@@ -70,14 +70,14 @@ class Check:
 
 @dataclass(frozen=True)
 class NodeProbe:
-    """What a node is asked, as plain values.
+    """Questions to a node, as plain values.
 
     Attributes:
-        root: as the driver sees it.
-        tracking: the server's address; None where MLflow writes a file of the driver's.
-        data: the experiment's, as JSON.
-        teachers: files that every node must have, by the key that names them.
-        probe: name of the driver's own file where state lives.
+        root: workspace, as the driver sees it.
+        tracking: address of the tracking server; None if MLflow writes a local file of the driver.
+        data: the experiment's data section, as JSON.
+        teachers: files that every node must have, by their keys in the experiment.
+        probe: name of a file that the driver wrote into the workspace.
     """
 
     root: Workspace
@@ -88,10 +88,10 @@ class NodeProbe:
 
 
 def answers(questions: NodeProbe) -> dict[str, Any]:
-    """What this process finds; runs on every node, and ends in time even where a disk or a server hangs.
+    """Run the checks on this node, with timeouts: a disk or a server may hang.
 
     Returns:
-        By name, plain values; where something went wrong, a sentence says what.
+        Plain values by name; error messages where something is wrong.
     """
     found: dict[str, Any] = {"host": socket.gethostname(), "versions": _versions(), "gpus": _gpus()}
     root, tracking = questions.root.on_node(), questions.tracking
@@ -118,14 +118,14 @@ def answers(questions: NodeProbe) -> dict[str, Any]:
 def judge(
     node: str, found: Mapping[str, Any], mine: Mapping[str, Any], offset: float = 0.0, gpus: int = 0
 ) -> list[Check]:
-    """Checks of what a node answered.
+    """Judge a node's answers.
 
     Args:
-        node: its name.
-        found: its answers.
-        mine: the driver's.
-        offset: seconds that its clock is ahead of the driver's.
-        gpus: that Ray counts on it.
+        node: name of the node.
+        found: the node's answers.
+        mine: the driver's answers.
+        offset: seconds by which the node's clock is ahead of the driver's.
+        gpus: number of GPUs that Ray counts on the node.
     """
     checks = _storage(node, found, mine)
     if "tracking" in found:
@@ -143,11 +143,11 @@ def judge(
         for name, wanted in mine["versions"].items()
         if found["versions"].get(name) != wanted
     ]
-    told = "; ".join(other) or ", ".join(f"{name} {one}" for name, one in found["versions"].items())
+    told = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     checks.append(Check(node, "versions", not other, told, "install requirements.lock and this heterokd on every node"))
     near = abs(offset) <= CLOCK_SECONDS
     told = "agrees" if near else f"is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the driver's"
-    checks.append(Check(node, "clock", near, told, "let the nodes' clocks be set by NTP (chrony)"))
+    checks.append(Check(node, "clock", near, told, "synchronise the nodes' clocks with NTP (chrony)"))
     enough = found["free"] >= FREE_BYTES
     told = f"{found['free'] / 1e9:.1f} GB free"
     checks.append(Check(node, "disk", enough, told, f"free {FREE_BYTES / 1e9:.0f} GB where working copies lie"))
@@ -174,23 +174,23 @@ def _data(node: str, found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[
         checks = [Check(node, "data", False, found["data"], advice)]
     else:
         same = found["fingerprint"] == mine.get("fingerprint")
-        told = "opens" if same else "is not the driver's data set: other files, or another version"
+        told = "opens" if same else "differs from the driver's data set: other files, or another version"
         checks = [Check(node, "data", same, told, "copy the driver's data set to this node")]
     for key, size in found.get("teachers", {}).items():
         same = size is not None and size == mine["teachers"][key]
-        told = "the teacher's file is there" if same else f"{key}: is missing here, or another file"
+        told = "the teacher's file exists" if same else f"{key}: missing on this node, or another file"
         checks.append(Check(node, "teacher", same, told, "copy it to the same path on every node"))
     return checks
 
 
 def started(attempt: Callable[[], Any]) -> Future[Any]:
-    """An attempt in a thread of its own, which nobody need wait for: what hangs in the system cannot be ended."""
+    """Run an attempt in a daemon thread: a call that hangs in the operating system cannot be cancelled."""
     future: Future[Any] = Future()
 
     def run() -> None:
         try:
             future.set_result(attempt())
-        except BaseException as error:  # noqa: BLE001  handed to the one who waits for it
+        except BaseException as error:  # noqa: BLE001  re-raised by `Future.result`
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -198,19 +198,19 @@ def started(attempt: Callable[[], Any]) -> Future[Any]:
 
 
 def sentence(future: Future[Any], seconds: float) -> str | None:
-    """What went wrong with an attempt, the time it takes included; None when nothing did."""
+    """Return an attempt's error message (or that it timed out), or None."""
     try:
         future.result(seconds)
     except TookTooLong:
         return f"no answer in {seconds:.0f} s"
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what this machine says
+    except Exception as error:  # noqa: BLE001  any error is a finding
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__
     return None
 
 
 def now() -> float:
-    """A process's clock."""
+    """Return the time of this process's clock."""
     return time.time()
 
 
@@ -219,11 +219,11 @@ def _write_and_read(folder: RemoteDir, probe: str) -> None:
     folder.write(name, b"node")
     try:
         if folder.read(name) != b"node":
-            raise OSError(f"{folder}/{name}: reads differently than it was written")
+            raise OSError(f"{folder}/{name}: was read differently than it was written")
     finally:
         folder.delete(name)
     if not folder.exists(probe):
-        raise OSError(f"{folder}: is not the folder that the driver sees (its file is not there)")
+        raise OSError(f"{folder}: is not the driver's folder (the driver's file is missing)")
 
 
 def _versions() -> dict[str, str]:

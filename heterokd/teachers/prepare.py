@@ -60,7 +60,7 @@ def _teacher(settings: str, num_classes: int, image_size: int, weights: Path | N
     return open_teacher(TeacherSettings.model_validate_json(settings), num_classes, image_size, weights)
 
 
-def _given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
+def given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
     """The teacher whose weights are given, or published: opened once.
 
     Raises:
@@ -128,7 +128,7 @@ def prepare_teacher(
     splits = open_splits(data)
     published = settings.pretrained and published_classes(settings.network) == splits.num_classes
     if settings.checkpoint is not None or published:
-        teacher = _given_teacher(settings, splits.num_classes, data.image_size)
+        teacher = given_teacher(settings, splits.num_classes, data.image_size)
         source = str(settings.checkpoint) if settings.checkpoint else "timm's published weights"
         card = _card(settings, teacher, data, splits, source, device)
         prepared = PreparedTeacher(settings, settings.checkpoint, card)

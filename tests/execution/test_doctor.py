@@ -62,7 +62,7 @@ def test_a_node_like_the_driver_passes() -> None:
         ({"storage": "denied", "secrets": ["AWS_ACCESS_KEY_ID"]}, "secrets", "AWS_SECRET_ACCESS_KEY is set for the"),
         ({"tracking": "does not answer"}, "tracking", "does not answer -> start it, or open its port to this node"),
         ({"data": "data.root: there is no folder x"}, "data", "no folder x -> put the data at data.root on every node"),
-        ({"fingerprint": "g"}, "data", "is not the driver's data set"),
+        ({"fingerprint": "g"}, "data", "differs from the driver's data set"),
         ({"teachers": {"teacher.checkpoint": None}}, "teacher", "copy it to the same path on every node"),
         ({"teachers": {"teacher.checkpoint": 11}}, "teacher", "or another file"),
         ({"gpus": 0}, "gpus", "torch sees 0 GPU(s), and Ray counts 1 -> install the GPU's driver"),
