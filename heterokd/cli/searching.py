@@ -126,7 +126,7 @@ def auto(
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
     from heterokd.datasets.io.inspect import look, use
-    from heterokd.execution.auto import Limits, propose
+    from heterokd.execution.auto import AutoRequest, propose
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.storage.workspace import open_workspace
 
@@ -137,20 +137,9 @@ def auto(
             terminal.say(sentence)
         state = open_workspace(root)
         folder = use(seen, state.path / "auto" / images.resolve().name)
-        limits = Limits(max_params_m, max_latency_ms, hours)
-        state = open_workspace(root)
-        made = propose(
-            seen,
-            folder,
-            teachers,
-            students,
-            limits,
-            state,
-            out,
-            fitting=not dry_run,
-            progress=terminal.teacher_epoch,
-        )
-        for sentence in made.said:
+        request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
+        made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
+        for sentence in made.reasons:
             terminal.say(sentence)
         study = state.study(made.experiment.name)
         if study.experiment_file.exists() and not dry_run:
@@ -165,7 +154,7 @@ def auto(
     if not dry_run:
         search(made.file, [], None, False, None, root, as_json)
     elif as_json:
-        said = [*seen.sentences(), *made.said]
+        said = [*seen.sentences(), *made.reasons]
         print_json({"experiment": str(made.file), "said": said, "plan": plan.to_json()})
     else:
         print(f"run it with: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")

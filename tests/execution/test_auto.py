@@ -15,7 +15,7 @@ from heterokd.datasets import load_dataset
 from heterokd.datasets.io.inspect import look, use
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, DataError
-from heterokd.execution.auto import FAMILIES, Limits, propose
+from heterokd.execution.auto import FAMILIES, AutoRequest, propose
 from heterokd.execution.check import check_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
@@ -120,8 +120,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
 def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
     root, seen = Workspace(tmp_path / "runs"), look(scans)
     images = use(seen, tmp_path / "links")
-    limits = Limits(max_params_m=1.0, hours=0.5)
-    made = propose(seen, images, ["vit_tiny_patch16_224"], [], limits, root, fitting=False)
+    request = AutoRequest(images, ["vit_tiny_patch16_224"], max_params_m=1.0, hours=0.5)
+    made = propose(seen, request, root, fit=False)
     assert made.file == root.path.resolve() / "auto" / "my-scans.yaml"
     assert made.experiment == load_experiment(made.file)
     experiment = made.experiment
@@ -134,13 +134,13 @@ def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -
     assert check_experiment(experiment) == {}
     assert open_splits(experiment.data).num_classes == 10
     text = made.file.read_text()
-    assert all(f"# {sentence}\n" in text for sentence in [*seen.sentences(), *made.said])
+    assert all(f"# {sentence}\n" in text for sentence in [*seen.sentences(), *made.reasons])
     # The published weights where they can be had; elsewhere one sentence says what happens instead.
-    said = next(sentence for sentence in made.said if sentence.startswith("vit_tiny_patch16_224: "))
+    said = next(sentence for sentence in made.reasons if sentence.startswith("vit_tiny_patch16_224: "))
     if experiment.teacher.pretrained:
         assert "fitted to your images" in said
     else:
-        assert "it learns your images from nothing" in said
+        assert "trained from random weights" in said
         assert experiment.teacher.options == {"img_size": 32, "patch_size": 4}
 
 
@@ -148,7 +148,7 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
     root, seen = Workspace(tmp_path / "runs"), look(scans)
 
     def proposed(*students: str, teacher: str = "test_vit", **limits: float) -> tuple[str, ...]:
-        made = propose(seen, scans, [teacher], students, Limits(**limits), root, fitting=False)
+        made = propose(seen, AutoRequest(scans, [teacher], students, **limits), root, fit=False)
         return made.experiment.student.networks
 
     assert proposed("test_resnet") == ("test_resnet",), "a named one needs no limit"
@@ -160,7 +160,7 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
             "--student test_resnet: has 0.37 M parameters, --max-params-m allows 0.2",
         ),
         (["test_resnet"], {"max_latency_ms": 1e-6}, "--student test_resnet: takes"),
-        ([], {"max_params_m": 0.001}, "--max-params-m 0.001: none of the students that are proposed"),
+        ([], {"max_params_m": 0.001}, "--max-params-m 0.001: none of the proposed students"),
         (["resnet81"], {}, "--student resnet81: timm has no such network; did you mean"),
     ):
         with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
