@@ -87,6 +87,7 @@ class Method(nn.Module, ABC):
         memories: names of the sub-modules whose buffers each data-parallel worker fills by itself. They are part of
             checkpoints; `Distiller` keeps them out of what the first worker sends to all at every step.
         has_figure: whether `figure` gives one.
+        has_initial_settings: whether `initial_settings` gives any.
     """
 
     student_needs: Signal = Signal.LOGITS
@@ -94,6 +95,7 @@ class Method(nn.Module, ABC):
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     memories: ClassVar[tuple[str, ...]] = ()
     has_figure: ClassVar[bool] = False
+    has_initial_settings: ClassVar[bool] = False
 
     Params: ClassVar[type[MethodParams]] = MethodParams
 

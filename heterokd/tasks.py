@@ -72,6 +72,11 @@ class Task(ABC):
     def size_words(self, view: Size) -> str:
         """What a model card adds to the size of image that a graph takes."""
 
+    @property
+    def labels_are_maps(self) -> bool:
+        """Whether every pixel has a label."""
+        return bool(self.label_shape((1, 1)))
+
     def logits_shape(self, num_classes: int, size: Size) -> tuple[int, ...]:
         """Shape of one image's logits at the size of its labels."""
         return (num_classes, *self.label_shape(size))

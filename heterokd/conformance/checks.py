@@ -150,7 +150,7 @@ def same_terms_at_every_progress(kind: type[Method], pair: Pair) -> Iterator[str
 def soft_labels(kind: type[Method], pair: Pair) -> Iterator[str]:
     """Labels may be shares of classes, as mixup makes them; in segmentation no pixel may have one."""
     method = build(kind, pair)
-    if task_of(STUDENTS[pair[0]]).name == "classification":
+    if not task_of(STUDENTS[pair[0]]).labels_are_maps:
         yield from wrong_terms(run(method, pair, soft=True))
         return
     student, teacher = both_outputs(pair)
@@ -242,10 +242,13 @@ def wrong_parameters(kind: type[Method]) -> Iterator[str]:
                 yield f"with {name} = {value!r}: {problem}"
 
 
+FIRST_PAIRS = (("cnn", "isotropic"), ("cnn", "cnn"))
+
+
 def _wrong_value(kind: type[Method], params: MethodParams) -> Iterator[str]:
     """On the first pair of each task that the parameters exist for."""
     for task in sorted(kind.tasks):
-        for pair in [("cnn", "isotropic"), ("cnn", "cnn")] if task == "classification" else pairs_of(task):
+        for pair in [pair for pair in FIRST_PAIRS if pair in pairs_of(task)] or pairs_of(task):
             try:
                 method = kind(params, STUDENTS[pair[0]], TEACHERS[pair[1]])
             except PairError:

@@ -173,7 +173,7 @@ def random_outputs(
 def random_batch(pair: Pair, seed: int = 2, soft: bool = False) -> Batch:
     """Labels of the pair's task: label maps have patches of one class, IGNORE in places and in all of one image."""
     generator = torch.Generator().manual_seed(seed)
-    if task_of(STUDENTS[pair[0]]).name == "segmentation":
+    if task_of(STUDENTS[pair[0]]).labels_are_maps:
         patches = torch.randint(0, NUM_CLASSES, (SCENES, CROP[0] // 16, CROP[1] // 16), generator=generator)
         labels = patches.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
         labels[torch.rand(labels.shape, generator=generator) < 0.2] = IGNORE

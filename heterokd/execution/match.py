@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
 from heterokd.datasets.io.loaders import open_split
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
@@ -83,9 +84,11 @@ def match(
     Raises:
         UserError: the input is wrong.
     """
-    if experiment.data.task != "classification":
+    task = experiment.data.task
+    if not any(METHODS[name].has_initial_settings for name in methods_of(task)):
         raise ConfigError(
-            "data.dataset: stages are matched in classification, whose methods pair them; name such a set"
+            f"data.dataset: no method of {task} has settings that follow from the similarity of stages; "
+            "name a data set of another task"
         )
     experiment = experiment.for_teacher(experiment.teacher.networks[0])
     trial = _student(experiment, root, on_epoch, teacher_progress)

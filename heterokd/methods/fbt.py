@@ -145,6 +145,7 @@ class FBT(Method):
             False, description="true finds negatives of InfoNCE in all workers' batches, false in each alone"
         )
 
+    has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL
     params: Params

@@ -173,6 +173,7 @@ class HCD(Method):
             "sum", description="how the terms of the stages become one: the paper adds them"
         )
 
+    has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.STAGES
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING
     params: Params

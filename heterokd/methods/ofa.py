@@ -94,6 +94,7 @@ class OFA(Method):
             "code", description="the loss of the authors' program, or the one that the paper prints"
         )
 
+    has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.STAGES
     params: Params
 

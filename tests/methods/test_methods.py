@@ -23,12 +23,12 @@ from heterokd.conformance.checks import ON_EVERY_PAIR, ON_UNLIKE_PAIRS, Check, c
 from heterokd.conformance.random_pairs import PAIRS, STUDENTS, TEACHERS, UNLIKE_PAIRS, Pair, pairs_of
 from heterokd.domains import Float, domains
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams, summary
-from heterokd.methods import METHODS
+from heterokd.method import Method, MethodParams, StageSimilarity, summary
+from heterokd.methods import BASELINE, METHODS, ONE_OF_EACH_KIND, VANILLA_KD
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 from heterokd.tasks import task_of
 
-BASELINES = {"scratch"}  # distils nothing: no equation, no paper, nothing to search
+BASELINES = {BASELINE}  # distils nothing: no equation, no paper, nothing to search
 DISTILLATIONS = [name for name in METHODS if name not in BASELINES]
 NEEDS_TERMS = {checks.gradients, checks.large_outputs, checks.learns}
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -180,6 +180,29 @@ def test_checks_find_what_is_wrong(method: type[Method], sentences: tuple[str, .
     assert bool(found) == bool(sentences), found
     for sentence in sentences:
         assert any(sentence in problem for problem in found), found
+
+
+# --- what drivers ask -----------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_what_a_method_says_of_itself_holds(name: str) -> None:
+    method = METHODS[name]
+    values = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    settings = method.initial_settings(StageSimilarity(values, "cnn", "attention"))
+    assert method.has_initial_settings is bool(settings)
+    for some in settings:
+        method.Params.model_validate(some)
+    assert method.has_figure is (method.figure is not Method.figure)
+    method.Params.model_validate(method.gather_settings())
+
+
+def test_named_methods_are_what_they_are_named_for() -> None:
+    assert [name for name in METHODS if METHODS[name].teacher_needs == Signal.NONE] == [BASELINE]
+    for task, name in VANILLA_KD.items():
+        assert task in METHODS[name].tasks
+        assert METHODS[name].teacher_needs == Signal.LOGITS
+    assert all("classification" in METHODS[name].tasks for name in ONE_OF_EACH_KIND)
 
 
 # --- the files -----------------------------------------------------------------------------------------------------
