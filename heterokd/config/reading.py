@@ -104,9 +104,8 @@ def at_schema(experiment: Experiment, schema: int) -> Experiment:
     """
     if schema >= SCHEMA.number:
         return experiment
-    content = SCHEMA.complete(Experiment, experiment.model_dump(exclude_unset=True), schema)
     try:
-        older = Experiment.model_validate(content)
+        older = SCHEMA.older(experiment, schema)
     except ValidationError as error:
         raise ConfigError(sentences(error, Experiment, f"{experiment.name} (schema {schema})")) from None
     return _with_parameters(older, schema)

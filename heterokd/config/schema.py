@@ -16,13 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from heterokd.config.sentences import inner_model
+
+Model = TypeVar("Model", bound=BaseModel)
 
 FIRST_SCHEMA = 1
 METHODS_SECTION = "methods"
@@ -128,6 +130,15 @@ class Schema:
             if isinstance(place, dict) and place is not completed:
                 place.setdefault(key, old)
         return completed
+
+    def older(self, settings: Model, schema: int) -> Model:
+        """Return settings with the keys that nobody set at the defaults of an older schema.
+
+        Raises:
+            ValidationError: a value that was set does not go with an older default.
+        """
+        model = type(settings)
+        return model.model_validate(self.complete(model, settings.model_dump(exclude_unset=True), schema))
 
     def parameters(self, method: str, schema: int) -> dict[str, JsonValue]:
         """Return a method's parameters whose default differs from the schema's, with the schema's default."""

@@ -158,7 +158,7 @@ def _added(
             is_pinned = isinstance(domain, Choice) and domain.options == (default,)
             if is_pinned or f"{method}.{name}" not in overrides:
                 added.add(key)
-        elif value == SCHEMA.default(Experiment, key, schema):
+        elif value == SCHEMA.default(type(experiment), key, schema):
             added.add(key)
     return added
 
