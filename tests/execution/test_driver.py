@@ -116,6 +116,7 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
     assert float((wanted.argmax(1) == labels).float().mean()) == pytest.approx(reported, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., SearchResult]) -> None:
     first, second, other = find("twin"), find("twin-again"), find("cousin", search={"seed": 1})
     assert [value for _, value in outcomes(first)] == [value for _, value in outcomes(second)]
@@ -139,6 +140,7 @@ def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finishe
     assert more.summary["standing"]["planned"] == 6
 
 
+@pytest.mark.thorough
 def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_on(
     find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_o
         assert any("error" in artifact.path for artifact in client.list_artifacts(run.info.run_id))
 
 
+@pytest.mark.thorough
 def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[..., SearchResult]) -> None:
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"options": [1e30, 1e31]}}}
     found = find("hopeless", search={"space": space, "trials": 2})
@@ -168,6 +171,7 @@ def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[...
     assert "No trial was trained to the end" in found.folder.report.read_text()
 
 
+@pytest.mark.thorough
 def test_pruned_trials_are_recorded_as_pruned_and_keep_their_checkpoint(
     find: Callable[..., SearchResult], shared_root: Workspace
 ) -> None:
