@@ -24,8 +24,10 @@ from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingEr
 from heterokd.networks.network import Network
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.promotion import promote as promoting
-from heterokd.students.promotion.decision import Decision, PairedComparison
+from heterokd.students.export.parity import Parity
+from heterokd.students.promotion.challenger import Candidate
+from heterokd.students.promotion.decision import Decision, PairedComparison, reason
+from heterokd.students.promotion.gates import export_gate
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register
@@ -258,19 +260,18 @@ def test_the_model_card_says_where_a_student_comes_from(root: Workspace, student
     assert "model_card.md" in {file.path for file in registry(root).list_artifacts(run.info.run_id)}
 
 
-def test_an_export_that_fails_is_a_gate(
-    root: Workspace, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_fails_is_a_gate(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     question = fabricated.experiment(promotion={"export_parity": True})
-    studied(root, question, students["good"], students["poor"])
+    folder = studied(root, question, students["good"])
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object) -> Parity:
         raise NetworkError("network 'test_resnet': ONNX cannot write it down (no such operator)")
 
-    monkeypatch.setattr(promoting, "try_export", refuse)
-    refused = promote(root, "tiny", dry_run=True)
-    assert not refused.promoted
-    assert refused.reason.endswith("ONNX: network 'test_resnet': ONNX cannot write it down (no such operator)")
+    candidate = Candidate(folder.trial(1), None, students["good"])
+    gate = export_gate(candidate, question.promotion, splits, export=refuse)
+    assert gate.passed is False
+    refused = reason([gate], None, "top1", 0.5)
+    assert refused.endswith("ONNX: network 'test_resnet': ONNX cannot write it down (no such operator)")
 
 
 def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None:

@@ -1,0 +1,147 @@
+"""Find the challenger of a promotion in the registry or the study, and load the model that would be served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow.pytorch
+from mlflow.exceptions import MlflowException
+from torch import nn
+
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import PromotionError
+from heterokd.networks.network import deployable
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialStatus
+from heterokd.students.promotion.served import ServingModel
+from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
+from heterokd.tracking.runs import StudyRuns
+from heterokd.tracking.store import first_line, pages
+from heterokd.training.student import open_student
+from heterokd.training.task_modules import Task, build_task
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The student to be promoted.
+
+    Attributes:
+        trial: that trained it.
+        version: in the registry; None if it is not registered.
+        model: that would be served.
+    """
+
+    trial: TrialFolder
+    version: str | None
+    model: nn.Module
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of its training."""
+        return self.trial.recipe
+
+
+def task_of(experiment: Experiment, splits: Splits) -> Task:
+    """Build the task of a study's students."""
+    return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window)
+
+
+def version_with(runs: StudyRuns, alias: str) -> Any | None:
+    """The version of the study's registered model that has an alias; None if no version has it."""
+    try:
+        return runs.client.get_model_version_by_alias(runs.experiment.registered_model, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, str | None]:
+    """Find the challenger and its version: the named trial, the version `challenger` of this study, or its winner.
+
+    Args:
+        runs: of the study.
+        number: of the trial that the user names, or None.
+
+    Raises:
+        PromotionError: the study has no trained student, or the named trial is not complete.
+    """
+    folder = runs.folder
+    if number is not None:
+        return _named_trial(runs, number)
+    version = version_with(runs, CHALLENGER)
+    if version is not None and version.tags.get("study_id") == runs.study_id:
+        return folder.trial(int(version.tags["trial"])), str(version.version)
+    winner = (folder.summary.get("winner") or {}).get("number")
+    if winner is None:
+        raise PromotionError(
+            f"{folder.path}: the study {folder.name!r} has no trained student and the registry no challenger of it; "
+            "run `heterokd search` first (with --resume, if it was interrupted)"
+        )
+    trial = folder.trial(int(winner))
+    if not trial.weights.exists():
+        raise PromotionError(f"{trial.weights}: the winner's weights are missing; run `heterokd search` again")
+    return trial, _newest_version(runs, trial)
+
+
+def _named_trial(runs: StudyRuns, number: int) -> tuple[TrialFolder, str | None]:
+    folder, trial = runs.folder, runs.folder.trial(number)
+    if trial.status != TrialStatus.COMPLETE or not trial.weights.exists():
+        leaders = ", ".join(str(leader["number"]) for leader in folder.summary.get("leaders", ())) or "none"
+        known = f"is {trial.status}" if trial.path.exists() else "does not exist"
+        raise PromotionError(
+            f"--trial {number}: trial {number} of study {folder.name!r} {known}, so there is no student of it to "
+            f"promote; its leaders are {leaders}"
+        )
+    return trial, _newest_version(runs, trial)
+
+
+def _newest_version(runs: StudyRuns, trial: TrialFolder) -> str | None:
+    """The newest registered version of a trial; None if it was not registered."""
+    chosen = f"name = '{runs.experiment.registered_model}'"
+    versions = [
+        int(version.version)
+        for version in pages(
+            lambda token: runs.client.search_model_versions(chosen, max_results=1000, page_token=token)
+        )
+        if version.tags.get("study_id") == runs.study_id
+        and version.tags.get("trial") == str(trial.number)
+        and version.tags.get("recipe") == trial.recipe.hash
+    ]
+    return str(max(versions)) if versions else None
+
+
+def open_challenger(
+    runs: StudyRuns, trial: TrialFolder, version: str | None, splits: Splits, *, dry_run: bool
+) -> Candidate:
+    """Load the challenger; register it first if it is not, unless this is a dry run."""
+    if version is None and dry_run:
+        student = open_student(trial.recipe, trial.weights, splits.num_classes)
+        return Candidate(trial, None, deployable(student))
+    if version is None:
+        version = register(runs, trial, log_student(runs, trial, splits), splits)
+        if runs.is_new:
+            # No search logs to this store, so nothing else would close the study's run.
+            runs.finish(runs.folder.summary)
+    return Candidate(trial, version, load_version(runs.experiment, version, splits))
+
+
+def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Module:
+    """Load a registered version as it would be served.
+
+    Raises:
+        PromotionError: its files are missing or damaged.
+    """
+    name = experiment.registered_model
+    uri = f"models:/{name}/{version}"
+    try:
+        graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
+    except (MlflowException, OSError, RuntimeError) as error:
+        raise PromotionError(
+            f"version {version} of {name!r} cannot be loaded ({first_line(error)}); "
+            "remove it from the registry, or restore its files"
+        ) from error
+    return ServingModel(graph, task_of(experiment, splits), size)

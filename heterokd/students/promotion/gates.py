@@ -1,0 +1,94 @@
+"""Gates of a promotion besides the gain: costs, parity with the trained student, export to ONNX, no rollback before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+from heterokd.config.services import PromotionSettings
+from heterokd.datasets.io.loaders import open_test
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import NetworkError
+from heterokd.networks.network import AnyNetwork
+from heterokd.networks.student_costs import STUDENT_COSTS
+from heterokd.students.export.export import try_export
+from heterokd.students.export.parity import Parity
+from heterokd.students.promotion.aliases import rolled_back_tag
+from heterokd.students.promotion.challenger import Candidate
+from heterokd.students.promotion.decision import Gate
+from heterokd.students.promotion.served import ServingModel
+from heterokd.tracking.runs import StudyRuns
+from heterokd.training.student import open_student
+from heterokd.training.task_modules import upsample
+
+PARITY = 1e-4
+"""Largest difference between a logit of the registered model and of the trained student."""
+PARITY_IMAGES = 8
+
+Export = Callable[[AnyNetwork, Splits, tuple[int, int], str], Parity]
+"""Exports a student to a format and compares the file with it; see `try_export`."""
+
+
+def cost_gates(candidate: Candidate, settings: PromotionSettings) -> Iterator[Gate]:
+    """Measure the candidate's costs and compare them with the limits."""
+    limits = {name: limit for name, (_, limit) in settings.cost_limits.items()}
+    size = candidate.recipe.data.view_size
+    for name in dict.fromkeys(("params_m", "latency_ms", *limits)):
+        cost = STUDENT_COSTS[name]()
+        yield _limited(cost.label(), limits.get(name), cost.measure(candidate.model, size), cost.conditions(size))
+    state = [*candidate.model.parameters(), *candidate.model.buffers()]
+    size_mb = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
+    yield _limited("weights in MB", settings.max_size_mb, size_mb)
+
+
+def _limited(name: str, limit: float | None, measured: float, note: str = "") -> Gate:
+    passed = None if limit is None else measured <= limit
+    return Gate(name, "-" if limit is None else f"<= {limit:g}", measured, passed, note)
+
+
+def parity_gate(candidate: Candidate, splits: Splits) -> Gate:
+    """Compare the model that would be served with the trained student."""
+    name, required = "largest difference of a logit", f"<= {PARITY:g}"
+    if not candidate.trial.weights.exists():
+        return Gate(name, required, None, None, "the trial's weights are missing")
+    student = open_student(candidate.recipe, candidate.trial.weights, splits.num_classes)
+    images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
+    if isinstance(candidate.model, ServingModel) and candidate.model.size is not None:
+        # Cut or padded to one window: the student would take a larger image at once.
+        height, width = candidate.model.size
+        images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+    with torch.inference_mode():
+        trained, served = student(images).logits, candidate.model(images)
+        if trained.dim() == 4:
+            trained = upsample(trained, served.shape[-2:])
+        difference = float((trained - served).abs().max())
+    return Gate(name, required, difference, difference <= PARITY, "registered model against trained student")
+
+
+def export_gate(candidate: Candidate, settings: PromotionSettings, splits: Splits, export: Export = try_export) -> Gate:
+    """Export the student to ONNX and compare the file with it."""
+    name = "largest difference of a logit after export to ONNX"
+    if not settings.export_parity:
+        return Gate(name, "-", None, None)
+    if not candidate.trial.weights.exists():
+        return Gate(name, "to agree", None, passed=False, note="the trial's weights are missing")
+    student = open_student(candidate.recipe, candidate.trial.weights, splits.num_classes)
+    try:
+        parity = export(student, splits, candidate.recipe.data.view_size, "onnx")
+    except NetworkError as error:
+        return Gate(name, "to agree", None, passed=False, note=str(error))
+    note = "images of val, batch 1 and 5, ONNX Runtime"
+    return Gate(name, f"<= {parity.tolerance:.3g}", parity.difference, parity.agrees, note)
+
+
+def rollback_gates(runs: StudyRuns, candidate: Candidate, alias: str) -> Iterator[Gate]:
+    """Refuse a version that was rolled back before."""
+    if candidate.version is None:
+        return
+    tag = rolled_back_tag(alias)
+    version = runs.client.get_model_version(runs.experiment.registered_model, candidate.version)
+    if (when := version.tags.get(tag)) is not None:
+        note = f"version {candidate.version} was rolled back at {when}; delete its tag {tag!r} to allow it again"
+        yield Gate("rolled back", "never", None, passed=False, note=note)

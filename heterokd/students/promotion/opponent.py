@@ -1,0 +1,85 @@
+"""Evaluate what the challenger is compared with on the test split: the champion, or the study's baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import torch
+
+from heterokd.datasets.io.loaders import open_test
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import CheckpointError, PromotionError
+from heterokd.methods import BASELINE
+from heterokd.students.promotion.challenger import load_version, task_of
+from heterokd.tasks import TASKS
+from heterokd.tracking.runs import StudyRuns
+from heterokd.training.data import open_splits
+from heterokd.training.evaluation import image_results
+from heterokd.training.paired_tests import ImageResults
+from heterokd.training.student import open_student
+
+
+def champion_results(
+    runs: StudyRuns, alias: str, champion: Any, splits: Splits, challenger: ImageResults
+) -> ImageResults:
+    """Evaluate the champion on the test images, at its input size if its task's networks resize every image.
+
+    Args:
+        runs: of the challenger's study.
+        alias: of the champion.
+        champion: its version in the registry.
+        splits: the data set of the study.
+        challenger: results of the challenger on the same images.
+
+    Raises:
+        PromotionError: it is of another task, data set or split, so the two cannot be compared.
+    """
+    data, name = runs.experiment.data, runs.experiment.registered_model
+    who = f"the {alias} of {name!r} (version {champion.version})"
+    other_model = "give this experiment another tracking.registered_model"
+    signature = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
+    if signature is None:
+        raise PromotionError(f"{who} has no signature, so heterokd did not register it; remove the alias")
+    size, logits = int(signature.inputs.inputs[0].shape[-1]), signature.outputs.inputs[0].shape
+    task = next(task for task in TASKS.values() if len(task.logits_shape(1, (1, 1))) == len(logits) - 1)
+    if task.name != data.task:
+        raise PromotionError(f"{who} does {task.name}, this study {data.task}; {other_model}")
+    if int(logits[1]) != splits.num_classes:
+        raise PromotionError(f"{who} knows {logits[1]} classes, {data.dataset} has {splits.num_classes}; {other_model}")
+    if champion.tags.get("dataset", data.dataset) != data.dataset:
+        raise PromotionError(
+            f"{who} is of data set {champion.tags['dataset']!r}, this study of {data.dataset!r}; {other_model}"
+        )
+    if champion.tags.get("data_seed", str(data.seed)) != str(data.seed):
+        raise PromotionError(
+            f"{who} was trained on another split (data.seed {champion.tags['data_seed']}, here {data.seed}) and "
+            "may have seen these test images; use the same data.seed, or another tracking.registered_model"
+        )
+    seen = splits
+    if task.resizes and size != data.image_size:
+        seen = open_splits(data.model_copy(update={"image_size": size}))
+    model = load_version(runs.experiment, str(champion.version), splits)
+    found = image_results(model, open_test(seen), task_of(runs.experiment, splits))
+    if not torch.equal(found.labels, challenger.labels):
+        raise PromotionError(f"{who} cannot be compared: the test split at {size} pixels has other labels")
+    return found
+
+
+def baseline_results(runs: StudyRuns, splits: Splits) -> tuple[int, ImageResults] | None:
+    """Evaluate the study's best scratch trial on the test images; its number and results, or None without one.
+
+    Raises:
+        CheckpointError: its weights are missing.
+    """
+    number = (runs.folder.summary.get("scratch") or {}).get("number")
+    if number is None:
+        return None
+    trial = runs.folder.trial(int(number))
+    if not trial.weights.exists():
+        raise CheckpointError(
+            f"{trial.weights}: the weights of the {BASELINE} baseline are missing; restore them, or run "
+            "`heterokd search` again"
+        )
+    student = open_student(trial.recipe, trial.weights, splits.num_classes)
+    return trial.number, image_results(student, open_test(splits), task_of(runs.experiment, splits))

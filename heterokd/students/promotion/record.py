@@ -1,0 +1,80 @@
+"""Record a decision: promotions.jsonl, tags and aliases of the registry, the model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from heterokd.datasets.io.split import Splits
+from heterokd.storage.files import write_text
+from heterokd.storage.workspace import Workspace
+from heterokd.students.promotion.aliases import CHAMPION, LINES, last_line, previous_alias
+from heterokd.students.promotion.challenger import Candidate
+from heterokd.students.promotion.decision import Decision
+from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
+from heterokd.students.registry import taken_size
+from heterokd.tracking.runs import StudyRuns
+
+
+def decision_tag(alias: str) -> str:
+    """Tag of a version that holds its decision."""
+    return "decision" if alias == CHAMPION else f"decision.{alias}"
+
+
+def record_decision(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
+    """Write the record first and the alias last: a promotion that is interrupted is repeated as a whole."""
+    name, version, client = decision.model, str(candidate.version), runs.client
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    if not _is_recorded(runs, decision):
+        with (runs.folder.path / LINES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, **asdict(decision)}) + "\n")
+    elif not decision.promoted:
+        return
+    tags = {
+        decision_tag(decision.alias): decision.to_json(),
+        "score": decision.metric,
+        "test_score": f"{decision.test_score:.4f}",
+        "test_digest": decision.test_digest,
+        "data": splits.fingerprint,
+    }
+    if decision.promoted:
+        tags["promoted_at"] = now
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    _write_card(runs, root, decision, candidate, splits)
+    if decision.promoted:
+        if decision.champion is not None:
+            client.set_registered_model_alias(name, previous_alias(decision.alias), decision.champion)
+        client.set_registered_model_alias(name, decision.alias, version)
+
+
+def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
+    """Write the model card to the version's description, the run's artifacts and the study's folder."""
+    client, summary = runs.client, runs.folder.summary
+    version = client.get_model_version(decision.model, str(candidate.version))
+    run = client.get_run(str(version.run_id))
+    logged = client.get_logged_model(str(version.source).removeprefix("models:/"))
+    teacher, winner = teacher_of(summary, candidate.recipe), summary.get("winner") or {}
+    lineage = Lineage(
+        teacher=teacher,
+        winner=winner if winner.get("number") == candidate.trial.number else {},
+        cache=cache_of(candidate.recipe, splits, teacher.get("weights"), root),
+        commit=run.data.tags.get("mlflow.source.git.commit"),
+        weights=logged.tags.get("heterokd.weights", "unknown"),
+    )
+    taken = taken_size(f"models:/{decision.model}/{version.version}")
+    card = model_card(decision, candidate.recipe, splits, taken, lineage)
+    write_text(runs.folder.path / "model_card.md", card)
+    client.log_text(run.info.run_id, card, "model_card.md")
+    client.update_model_version(decision.model, version.version, shortened(card))
+
+
+def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:
+    """Whether the last line holds the same decision, measured costs apart."""
+    last, new = last_line(runs.folder.path / LINES), asdict(decision)
+    keys = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
+    before, now = (
+        [(gate["name"], gate["required"], gate["passed"]) for gate in line.get("gates", ())] for line in (last, new)
+    )
+    return before == now and all(last.get(key) == new[key] for key in keys)
