@@ -1,0 +1,231 @@
+"""Runs of a study's trials in MLflow, brought up to the trials' folders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
+
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
+from heterokd.tracking.labels import TEXT_LIMIT, common_tags, process_tags, trial_description, trial_params
+
+SCALARS = ("student/", "teacher/", "test/")
+"""Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
+
+BATCH = 900
+"""Metrics of a call; MLflow takes a thousand, and a few scalars come on top."""
+
+_MLFLOW = {
+    TrialStatus.RUNNING: "RUNNING",
+    TrialStatus.COMPLETE: "FINISHED",
+    TrialStatus.PRUNED: "FINISHED",
+    TrialStatus.DIVERGED: "FAILED",
+    TrialStatus.FAILED: "FAILED",
+}
+"""MLflow's status of a run; that of a paused trial is left alone until the search ends."""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """The run of a study.
+
+    Attributes:
+        client: of the store.
+        experiment: of the study.
+        folder: of the study.
+        data: that its runs are trained and selected on.
+        study_id: names the study in a store that others share.
+        experiment_id: of the MLflow experiment.
+        id: of the run.
+    """
+
+    client: MlflowClient
+    experiment: Experiment
+    folder: StudyFolder
+    data: Sequence[DatasetInput]
+    study_id: str
+    experiment_id: str
+    id: str
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run of this study."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value[:TEXT_LIMIT]) for key, value in tags.items()])
+
+
+@dataclass
+class TrialRun:
+    """What the store has of a trial's run.
+
+    Attributes:
+        id: of the run.
+        status: that was logged last; None if it is to be logged again.
+        epoch: that was logged last.
+        keys: of metrics that were logged.
+    """
+
+    id: str
+    status: TrialStatus | None = None
+    epoch: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+class TrialRuns:
+    """The runs of a study's trials, below the run of the study.
+
+    Args:
+        study: its run.
+        found: by number of the trial, runs that the store has already.
+    """
+
+    def __init__(self, study: StudyRun, found: Mapping[int, Run]) -> None:
+        self.study, self.found = study, found
+        self.known: dict[int, TrialRun] = {}
+        self._is_running = False
+
+    def sync(self, trial: TrialFolder) -> None:
+        """Log what is new in a trial's folder."""
+        if not (trial.path / "recipe.yaml").exists():
+            return  # its process is creating the folder
+        snapshot = trial.snapshot
+        status = snapshot.status
+        run = self.open(trial)
+        reports = [report for report in trial.metrics() if report["epoch"] > run.epoch]
+        if run.status == status and not reports:
+            return
+        if not status.is_final and not self._is_running:
+            self._mark_running(self.study.id, {})
+            self._is_running = True
+        if run.status != status and not status.is_final:
+            # First seen, or continued after it was pruned or interrupted.
+            self._mark_running(run.id, {"heterokd.pruned": "false", "heterokd.state": status})
+            run.status = status
+        self._log(run, reports, _scalars(snapshot))
+        if run.status != status:
+            self._end(run, trial, snapshot)
+
+    def sync_all(self) -> None:
+        """Log what is new in all trials' folders."""
+        for trial in self.study.folder.trials():
+            self.sync(trial)
+
+    def kill_unfinished(self) -> None:
+        """Close, as KILLED, the runs of trials that have not ended."""
+        for run in self.known.values():
+            if run.status is None or not run.status.is_final:
+                self.study.client.set_terminated(run.id, "KILLED")
+                run.status = None
+        self._is_running = False
+
+    def _mark_running(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.study.client.update_run(run_id, status="RUNNING")
+        self.study.tag(run_id, {**process_tags(), **tags})
+
+    def open(self, trial: TrialFolder) -> TrialRun:
+        """Look a trial's run up, adopt it from the store, or create it."""
+        number = trial.number
+        if number in self.known:
+            return self.known[number]
+        recipe = trial.recipe
+        found = self.found.get(number)
+        if found is not None and found.data.tags.get("heterokd.recipe") != recipe.hash:
+            found = None  # the folder was removed and its number used again
+        run = self._create(trial, recipe) if found is None else self._adopt(found, trial)
+        if found is None or not found.data.params:
+            params = trial_params(recipe, trial.snapshot.sample)
+            self.study.client.log_batch(run.id, params=[Param(key, value) for key, value in params.items()])
+        if self.study.data and (found is None or not found.inputs or not found.inputs.dataset_inputs):
+            self.study.client.log_inputs(run.id, list(self.study.data))
+        self.known[number] = run
+        return run
+
+    def _adopt(self, found: Run, trial: TrialFolder) -> TrialRun:
+        """Read from the store how far an existing run has come."""
+        run_id, name = found.info.run_id, found.data.tags.get("heterokd.state")
+        status = next((one for one, of_run in _MLFLOW.items() if (one, of_run) == (name, found.info.status)), None)
+        reports = trial.metrics()
+        if status is not None and status.is_final and status == trial.status:
+            # The status was set last, so everything is there.
+            return TrialRun(run_id, status, int(reports[-1]["epoch"]) if reports else 0, set(found.data.metrics))
+        keys = {key for report in reports for key in report if key != "epoch" and not key.startswith(SCALARS)}
+        known = keys & set(found.data.metrics)
+        steps = [metric.step for key in known for metric in self.study.client.get_metric_history(run_id, key)]
+        return TrialRun(run_id, status, max(steps, default=0), set(found.data.metrics))
+
+    def _create(self, trial: TrialFolder, recipe: Recipe) -> TrialRun:
+        snapshot = trial.snapshot
+        confirms = snapshot.confirms
+        parent, name = self.study.id, f"{trial.number:03d}-{recipe.method}"
+        if len(self.study.experiment.student.networks) > 1:
+            name += f"-{recipe.student.network}"
+        if confirms is not None:
+            name += f"-seed{recipe.training.seed}"
+            confirmed = self.study.folder.trial(confirms)
+            if (confirmed.path / "recipe.yaml").exists():
+                parent = self.open(confirmed).id
+        tags = {
+            **common_tags("trial", self.study.experiment.name, self.study.study_id),
+            "mlflow.parentRunId": parent,
+            "heterokd.trial": str(trial.number),
+            "heterokd.method": recipe.method,
+            "heterokd.origin": snapshot.origin,
+            "heterokd.task": recipe.task,
+            "heterokd.dataset": recipe.data.dataset,
+            "heterokd.recipe": recipe.hash,
+            "heterokd.pruned": "false",
+            "heterokd.state": str(TrialStatus.RUNNING),
+            "mlflow.note.content": trial_description(recipe, snapshot)[:TEXT_LIMIT],
+        }
+        if confirms is not None:
+            tags["heterokd.confirms"] = str(confirms)
+        created = self.study.client.create_run(self.study.experiment_id, run_name=name, tags=tags)
+        return TrialRun(created.info.run_id, TrialStatus.RUNNING)
+
+    def _log(self, run: TrialRun, reports: Sequence[Mapping[str, float]], scalars: Mapping[str, float]) -> None:
+        """Log reports and new scalars in as few calls as MLflow takes, no epoch split between two calls."""
+        now = int(time.time() * 1000)
+        waiting: list[Metric] = []
+        for report in reports:
+            epoch, once = int(report["epoch"]), {key: value for key, value in report.items() if key.startswith(SCALARS)}
+            metrics = [
+                Metric(key, float(value), now, epoch)
+                for key, value in report.items()
+                if key != "epoch" and key not in once
+            ]
+            if len(waiting) + len(metrics) > BATCH:
+                self.study.client.log_batch(run.id, metrics=waiting)
+                waiting = []
+            waiting += metrics
+            run.epoch = epoch
+            scalars = {**once, **scalars}
+        for key, value in scalars.items():
+            if key.startswith(SCALARS) and key not in run.keys:
+                waiting.append(Metric(key, float(value), now, 0))
+                run.keys.add(key)
+        if waiting:
+            self.study.client.log_batch(run.id, metrics=waiting)
+
+    def _end(self, run: TrialRun, trial: TrialFolder, snapshot: TrialSnapshot) -> None:
+        """Log artifacts first and the status last, which marks the run as complete."""
+        status = snapshot.status
+        tags = {"heterokd.pruned": str(status == TrialStatus.PRUNED).lower(), "heterokd.state": str(status)}
+        if snapshot.reason:
+            tags["heterokd.reason"] = snapshot.reason  # behind, negative transfer, not finite
+        self.study.client.log_artifact(run.id, str(trial.path / "recipe.yaml"))
+        error = trial.error
+        if error and status.is_failure:
+            self.study.client.log_artifact(run.id, str(trial.path / "error.txt"))
+            tags["heterokd.error"] = next((line for line in reversed(error.splitlines()) if line.strip()), "")
+        self.study.tag(run.id, tags)
+        self.study.client.set_terminated(run.id, _MLFLOW[status])
+        run.status = status
+
+
+def _scalars(snapshot: TrialSnapshot) -> dict[str, float]:
+    """What trial.json has in addition to the reports: the last metrics, and facts about the student."""
+    return {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}
