@@ -17,7 +17,7 @@ import heterokd
 from heterokd.config import load_experiment
 from heterokd.errors import ConfigError, without_password
 from heterokd.storage.workspace import Workspace
-from heterokd.tracking.store import first_line, quiet, shown
+from heterokd.tracking.store import first_line, quiet
 from heterokd.tracking.ui_server import ui_command
 
 PACKAGE = Path(heterokd.__file__).parent
@@ -138,7 +138,7 @@ def test_an_experiment_holds_no_password(tiny_file: Write, override: bool) -> No
 
 def test_addresses_are_shown_without_passwords(tmp_path: Path) -> None:
     assert without_password("see http://me:canary@host/x and http://host") == "see http://***@host/x and http://host"
-    assert shown("http://host:5000") == "http://host:5000"
+    assert without_password("http://host:5000") == "http://host:5000"
     error = ValueError("API request to http://me:canary@host:5000/api failed.\nmore")
     assert first_line(error) == "API request to http://***@host:5000/api failed"
     # Arguments are seen by everybody on the machine.

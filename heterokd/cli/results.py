@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json
+from heterokd.errors import without_password
 
 
 def report(
@@ -70,7 +71,7 @@ def ui(
     """Serve MLflow's UI on 127.0.0.1, and print links to each study, its comparison chart and its model."""
     _check_port(port)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
-    from heterokd.tracking.store import existing_store, shown
+    from heterokd.tracking.store import existing_store
     from heterokd.tracking.ui_server import serve, ui_command
     from heterokd.tracking.ui_views import study_links
 
@@ -78,7 +79,7 @@ def ui(
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
     if uri.startswith("http"):
         # A browser asks for the password itself.
-        _print_links(study_links(state, uri, shown(uri).replace("***@", ""), study))
+        _print_links(study_links(state, uri, without_password(uri).replace("***@", ""), study))
         return
     base = f"http://127.0.0.1:{port}"
     links = study_links(state, uri, base, study)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
-from heterokd.errors import ConfigError, StudyError
+from heterokd.errors import ConfigError, StudyError, without_password
 from heterokd.formatting import PERIODS, parse_quantity
 
 
@@ -35,9 +35,8 @@ def search(
         workspace.check_new(name)
     asked = load_asked(experiment, changes)
     from heterokd.cli.terminal.live_search import SearchTerminal
-    from heterokd.cli.terminal.search_summary import closing
+    from heterokd.cli.terminal.search_summary import print_summary
     from heterokd.execution.driver import search as run
-    from heterokd.tracking.store import shown
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
@@ -60,20 +59,16 @@ def search(
         if as_json:
             model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
             print_json(
-                {**summary, "registered": model, "report": str(found.folder.report), "tracking": shown(found.uri)}
+                {
+                    **summary,
+                    "registered": model,
+                    "report": str(found.folder.report),
+                    "tracking": without_password(found.uri),
+                }
             )
             return
         terminal.live.stop()
-        closing(
-            terminal,
-            summary,
-            found.teacher,
-            asked.search.costs,
-            folder=found.folder.path,
-            page=found.folder.report,
-            store=shown(found.uri),
-            registered=_registered(found.model, summary, asked.name),
-        )
+        print_summary(terminal, found, asked.search.costs, _registered(found.model, summary, asked.name))
 
 
 def _same_again(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 from heterokd.config.experiment import Experiment
-from heterokd.errors import TrackingError
+from heterokd.errors import TrackingError, without_password
 from heterokd.execution.check import check_experiment
 from heterokd.execution.driver import check_workers_root
 from heterokd.execution.node_checks import (
@@ -169,7 +169,7 @@ def _resources(experiment: Experiment) -> Check:
 
 def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list[Check]]:
     """Return the tracking server that nodes must reach (None for a file or a database), and the driver's check."""
-    from heterokd.tracking.store import check_access, open_store, shown
+    from heterokd.tracking.store import check_access, open_store
 
     asked = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     server = asked.rstrip("/") if asked.startswith(("http://", "https://")) else None
@@ -185,7 +185,7 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
     opening = started(open_and_enter)
     # A database may have to be migrated first.
     wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
-    told = wrong or (shown(server) if server else "a file on this machine")
+    told = wrong or (without_password(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"
     return server, [Check(DRIVER, "tracking", wrong is None, told, advice)]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from heterokd import __version__
 from heterokd.config.experiment import Experiment
-from heterokd.errors import UserError
+from heterokd.errors import UserError, without_password
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import search_charts as charts
@@ -24,7 +24,6 @@ from heterokd.report.parameter_charts import value_charts
 from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.tracking.store import shown
 
 DEFAULT_ROOT = "runs"
 
@@ -138,7 +137,7 @@ def _loading(experiment: Experiment, folder: StudyFolder) -> str:
     """Python that opens the registered winner."""
     store = experiment.tracking.uri or f"sqlite:///{folder.path.parents[1] / 'mlflow.db'}"
     return (
-        f"import mlflow\n\nmlflow.set_tracking_uri({shown(store)!r})\n"
+        f"import mlflow\n\nmlflow.set_tracking_uri({without_password(store)!r})\n"
         f"student = mlflow.pytorch.load_model({f'models:/{experiment.registered_model}@challenger'!r})"
     )
 

@@ -1,4 +1,4 @@
-"""Students back out of MLflow: from the URI of a model to the files that are needed to build it."""
+"""Download students from MLflow: the weights, the recipe and student.json of a model URI."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@:]+)|/(?P<version
 
 @dataclass(frozen=True)
 class LoggedStudent:
-    """A student that was downloaded.
+    """A downloaded student.
 
     Attributes:
         folder: holds student.safetensors, recipe.yaml and student.json.
         weights: SHA-256 that its weights should have.
         name: of the registered model; None for a model that was logged alone.
-        version: likewise.
+        version: of the registered model; None for a model that was logged alone.
         tags: of the version.
     """
 
@@ -38,7 +38,7 @@ class LoggedStudent:
 
 
 def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
-    """Fetch the weights, the recipe and the card of a logged student.
+    """Download the weights, the recipe and student.json of a logged student.
 
     Args:
         uri: of the tracking store, what `open_store` returned.
@@ -52,7 +52,7 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
     parts = _URI.fullmatch(model_uri)
     if parts is None:
         raise TrackingError(
-            f"{model_uri}: is no URI of a model; write models:/NAME@ALIAS (models:/digits-student@champion) "
+            f"{model_uri}: is not a model URI; write models:/NAME@ALIAS (models:/digits-student@champion) "
             "or models:/NAME/VERSION"
         )
     client = MlflowClient(uri)
@@ -71,14 +71,14 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
             )
         except (MlflowException, OSError) as error:
             raise CheckpointError(
-                f"{model_uri}: its weights cannot be fetched ({first_line(error)}); heterokd logs them beside every "
-                "model that it registers, so restore the store's artifacts, or export the trial's own folder"
+                f"{model_uri}: its weights cannot be fetched ({first_line(error)}); heterokd logs them with every "
+                "model that it registers, so restore the store's artifacts, or export the trial's folder"
             ) from error
     return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version, tags)
 
 
 def find_version(client: MlflowClient, name: str, alias: str | None, version: str | None) -> Any:
-    """A version of a registered model, by alias or number. MLflow's current store holds it.
+    """Find a version of a registered model by alias or number, in MLflow's current store.
 
     Raises:
         TrackingError: there is no such model, alias or version.
@@ -88,7 +88,7 @@ def find_version(client: MlflowClient, name: str, alias: str | None, version: st
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = [one.name for one in pages(lambda token: client.search_registered_models(page_token=token))]
+        known = [model.name for model in pages(lambda token: client.search_registered_models(page_token=token))]
         hint = did_you_mean(name, known) if known else "a search registers its winner"
         raise TrackingError(f"models:/{name}: the registry has no model of that name; {hint}") from None
     if alias is not None and alias not in model.aliases:
@@ -109,6 +109,6 @@ def _existing_id(client: MlflowClient, model_id: str) -> str:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TrackingError(
-            f"models:/{model_id}: is no logged model; a registered one is written models:/{model_id}@champion or "
+            f"models:/{model_id}: is not a logged model; a registered model is written models:/{model_id}@champion or "
             f"models:/{model_id}/VERSION"
         ) from None

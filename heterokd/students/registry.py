@@ -1,4 +1,4 @@
-"""Trained students in MLflow: models without pickle, and versions of the registered model."""
+"""Log trained students in MLflow as models without pickle, and register their versions."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
 EXPORT_ERRORS = (RuntimeError, AssertionError, TypeError, ValueError)
-"""What torch.export and its saving raise for a network that they cannot write down; none of them is MLflow's own."""
+"""Raised by torch.export and its saving for a network that they cannot export; none is an exception of MLflow."""
 
 
 def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
-    """Log a trained student: a model without pickle; beside it its weights, recipe and student.json, to train on.
+    """Log a trained student as a model without pickle, with its weights, recipe and student.json.
 
     Args:
         runs: of the study.
@@ -48,7 +48,7 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
     Raises:
         TrackingError: the store does not answer.
         CheckpointError: the weights are missing or damaged.
-        NetworkError: torch.export cannot write the network down; weights, recipe and student.json are logged then.
+        NetworkError: torch.export cannot export the network; weights, recipe and student.json are logged anyway.
     """
     recipe = trial.recipe
     network = open_student(recipe, trial.weights, splits.num_classes)
@@ -66,21 +66,21 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
             logged = _log_graph(runs, run_id, network, trial, splits.num_classes, digest)
     if isinstance(logged, Exception):
         raise NetworkError(
-            f"{trial.path}: torch.export cannot write network {recipe.student.network!r} down "
+            f"{trial.path}: torch.export cannot export network {recipe.student.network!r} "
             f"({first_line(logged)[:200]}); use its weights, {trial.weights}, or search with another student"
         ) from logged
     return logged
 
 
 def graph_size(network: AnyNetwork, view: tuple[int, int]) -> tuple[int, int] | None:
-    """Height and width of the only images that a student's graph takes, those of its training views; None: any."""
+    """The only image size that a student's graph takes, that of its training views; None if it takes any."""
     return None if network.exports_any_size(view) else view
 
 
 def taken_size(model_uri: str) -> tuple[int, int] | None:
-    """Height and width of the only images that a logged student takes, or None where it takes any; by its signature.
+    """The only image size that a logged student takes by its signature; None if it takes any.
 
-    MLflow's current store holds it.
+    It is looked up in MLflow's current store.
     """
     signature = mlflow.models.get_model_info(model_uri).signature
     height, width = signature.inputs.inputs[0].shape[-2:]
@@ -88,7 +88,7 @@ def taken_size(model_uri: str) -> tuple[int, int] | None:
 
 
 def taken_words(size: tuple[int, int] | None) -> str:
-    """`taken_size` in words."""
+    """Describe `taken_size`."""
     if size is None:
         # The stride of the deepest map is 32 at most.
         return "any height and width over 32 pixels"
@@ -98,7 +98,7 @@ def taken_words(size: tuple[int, int] | None) -> str:
 def _log_graph(
     runs: StudyRuns, run_id: str, network: AnyNetwork, trial: TrialFolder, num_classes: int, digest: str
 ) -> str | Exception:
-    """The model's URI, or why there is none: raised inside the run, an exception would mark the whole run as failed."""
+    """Log the graph; the model's URI, or an exception, which would mark the whole run as failed if raised inside it."""
     recipe, size = trial.recipe, graph_size(network, trial.recipe.data.view_size)
     try:
         return _log_model(deployable(network), trial, size, num_classes, digest)
@@ -128,7 +128,7 @@ def _log_model(
     module: nn.Module, trial: TrialFolder, size: tuple[int, int] | None, num_classes: int, digest: str
 ) -> str:
     recipe = trial.recipe
-    # Two images, because torch.export makes a constant of a batch of one.
+    # Two images, because torch.export makes a batch size of 1 a constant.
     images = np.random.default_rng(0).random((2, 3, *(size or recipe.data.view_size)), dtype=np.float32)
     logged = mlflow.pytorch.log_model(
         module,
@@ -146,7 +146,7 @@ def _log_model(
 
 
 def _drop_unfinished(runs: StudyRuns, run_id: str) -> None:
-    """Models of a run whose logging broke off stay in the store as `pending` for ever."""
+    """Delete models whose logging failed, which would stay in the store as `pending`."""
     found = runs.client.search_logged_models([runs.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     for model in found:
         if str(model.status) != "READY":
@@ -160,13 +160,13 @@ def register(
 
     Args:
         runs: of the study.
-        trial: where the student comes from.
+        trial: that trained the student.
         model_uri: what `log_student` returned.
         splits: the data set it was trained on.
         alias: given to the version.
 
     Returns:
-        The version; the one made before if this model has one.
+        The version; an existing version of this model is reused.
 
     Raises:
         TrackingError: the store does not answer.
@@ -202,7 +202,7 @@ def register(
         versions = pages(
             lambda token: runs.client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
         )
-        version = next((one for one in versions if one.source == model_uri), None)
+        version = next((known for known in versions if known.source == model_uri), None)
         if version is None:
             found = f"; {metric} {values[-1]:.4f}" if values else ""
             version = runs.client.create_model_version(
@@ -220,7 +220,7 @@ def register(
 
 
 def describe_student(recipe: Recipe, splits: Splits) -> str:
-    """One line in words."""
+    """Describe a student in a line."""
     how = f"distilled from {recipe.teacher.network} by {recipe.method}"
     if recipe.method == BASELINE:
         how = "trained without a teacher"
@@ -231,7 +231,7 @@ def describe_student(recipe: Recipe, splits: Splits) -> str:
 
 
 def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, digest: str) -> str:
-    """student.json: all that is needed to build the network around its weights."""
+    """Write student.json, with all that is needed to build the network."""
     card = {
         "task": recipe.task,
         "network": recipe.student.network,

@@ -1,7 +1,7 @@
-"""MLflow as a projection of the study's folders: a run for the study, below it one for each trial and confirmation.
+"""MLflow as a copy of the study's folders: a run for the study, below it a run for each trial and confirmation.
 
-The folders are the truth (see `heterokd.storage`). The driver alone logs; whatever is missing in MLflow is filled in at
-the next call, nothing is logged twice, and a tracking server that goes away never stops a search.
+The folders are the truth (see `heterokd.storage`). Only the driver logs; what is missing in MLflow is filled in at the
+next call, nothing is logged twice, and an unreachable tracking server never stops a search.
 
     uri = open_store(root, None)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
@@ -10,9 +10,9 @@ the next call, nothing is logged twice, and a tracking server that goes away nev
     register(runs, trial, model, splits)         a version of the registered model, alias `challenger`
     runs.finish(summary)
 
-`tracker` is the interface of this and other trackers, `csv` another one. `store` opens the store, `runs` projects
-folders, `labels` names and describes runs, `students` logs models, `pages` makes views of MLflow's pages and links to
-them, `serving` serves those on this machine. Import from these modules.
+`tracker` is the interface of this and other trackers, `csv` an example. `store` opens the store, `runs` and
+`trial_runs` copy folders, `labels` names and describes runs, `ui_views` links to MLflow's pages, `ui_server` serves
+them on this machine. Import from these modules.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What runs are called and tagged with in MLflow, and which process they belong to."""
+"""Names, tags, parameters and descriptions of runs in MLflow, and the process that logs them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TRAINING_PARAMS = ("epochs", "batch_size", "optimizer", "learning_rate", "weigh
 
 
 def study_id(folder: StudyFolder) -> str:
-    """Names a study in a store that other machines may share; made once, kept in tracking.json."""
+    """Id of a study in a store that several machines may share, created once and kept in tracking.json."""
     file = folder.path / "tracking.json"
     known = read_json(file).get("study_id")
     if not known:
@@ -46,7 +46,7 @@ def study_id(folder: StudyFolder) -> str:
 
 
 def trial_params(recipe: Recipe, sample: Mapping[str, Any]) -> dict[str, str]:
-    """Few and short: MLflow shows every one of them as a column."""
+    """Parameters of a trial, few and short, since MLflow shows each as a column."""
     training = recipe.training.model_dump()
     chosen = [key.removeprefix("training.") for key in sample if key.startswith("training.")]
     params: dict[str, Any] = {
@@ -64,7 +64,7 @@ def trial_params(recipe: Recipe, sample: Mapping[str, Any]) -> dict[str, str]:
 
 
 def common_tags(kind: str, study: str, study_id: str) -> dict[str, str]:
-    """Tags of every run; MLflow's own client leaves its columns User, Source and Version empty otherwise."""
+    """Tags of every run, among them those of MLflow's columns User, Source and Version."""
     tags = {
         "heterokd.kind": kind,
         "heterokd.study": study,
@@ -79,7 +79,7 @@ def common_tags(kind: str, study: str, study_id: str) -> dict[str, str]:
 
 
 def process_tags() -> dict[str, str]:
-    """Who logs: when this process is gone, its runs are nobody's. The start tells it from a later one with its id."""
+    """Host, process id and start time of the logging process, by which runs of a dead driver are found."""
     started = psutil.Process().create_time()
     return {
         "heterokd.host": socket.gethostname(),
@@ -106,7 +106,7 @@ def _git_commit() -> str | None:
 
 
 def study_description(experiment: Experiment, result: str = "") -> str:
-    """Markdown for the study's page, the result first: MLflow folds what is long."""
+    """Markdown for the study's run, the result first, since MLflow folds long texts."""
     methods = ", ".join(experiment.methods)
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images a class" if labels else ""
@@ -123,7 +123,7 @@ def study_description(experiment: Experiment, result: str = "") -> str:
 
 
 def study_params(experiment: Experiment) -> dict[str, str]:
-    """What was asked for; none of these keys is a trial's, so that a chart over trials has no study among them."""
+    """Parameters of the study; no key is a trial's, so that charts over trials leave the study out."""
     search = experiment.search
     params = {
         "search.objectives": ", ".join(search.objectives) or experiment.metric,
@@ -136,14 +136,14 @@ def study_params(experiment: Experiment) -> dict[str, str]:
 
 
 def study_result(summary: Mapping[str, Any]) -> str:
-    """Markdown for the study's page once it has a winner; empty before."""
+    """Markdown for the study's run once it has a winner; empty before."""
     winner, scratch = summary.get("winner") or {}, summary.get("scratch") or {}
     if "method" not in winner:
         return ""
-    said = f"\n**{winner['method']}** won with trial {winner['number']}: {_score(winner, summary['metric'])}"
+    text = f"\n**{winner['method']}** won with trial {winner['number']}: {_score(winner, summary['metric'])}"
     if scratch and scratch["number"] != winner["number"]:
-        said += f"; labels alone (scratch): {_score(scratch, summary['metric'])}"
-    return f"{said}.\n"
+        text += f"; without a teacher (scratch): {_score(scratch, summary['metric'])}"
+    return f"{text}.\n"
 
 
 def _score(leader: Mapping[str, Any], metric: str) -> str:
@@ -154,7 +154,7 @@ def _score(leader: Mapping[str, Any], metric: str) -> str:
 
 
 def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
-    """Markdown for a trial's page: where its setting comes from, and what it is.
+    """Markdown for a trial's run: the origin of its setting, and its values.
 
     Args:
         recipe: what is trained.
@@ -173,7 +173,7 @@ def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
 
 
 def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ...]:
-    """What a run was trained and selected on, for MLflow's column Dataset. Test is not among it: no trial sees it."""
+    """Data that a run is trained and selected on, for MLflow's column Dataset; no trial sees test."""
     inputs = []
     for split, context in ((splits.train, "training"), (splits.val, "validation")):
         profile = {"images": len(split), "classes": splits.num_classes, "image_size": splits.image_size}
@@ -189,7 +189,7 @@ def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ..
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process that a run's tags name still exists on this machine."""
+    """Whether the process of a run's tags still exists on this machine."""
     try:
         process = psutil.Process(int(tags["heterokd.pid"]))
         # A minute of slack: setting the clock moves the start that the system reports.

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.config.experiment import Experiment
-from heterokd.errors import TrackingError, UserError
+from heterokd.errors import TrackingError, UserError, without_password
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.tracking.labels import (
     common_tags,
@@ -26,7 +26,7 @@ from heterokd.tracking.labels import (
     study_params,
     study_result,
 )
-from heterokd.tracking.store import answering, first_line, pages, probe, shown
+from heterokd.tracking.store import answering, first_line, pages, probe
 from heterokd.tracking.tracker import Status
 from heterokd.tracking.trial_runs import StudyRun, TrialRuns
 from heterokd.tracking.ui_views import write_view
@@ -34,7 +34,7 @@ from heterokd.tracking.ui_views import write_view
 logger = logging.getLogger(__name__)
 
 PATIENCE = 180.0
-"""Seconds that the end of a study waits for a server: one that is started again takes a minute or two."""
+"""Seconds that the end of a study waits for a server; a restart takes a minute or two."""
 
 
 class StudyRuns:
@@ -76,11 +76,11 @@ class StudyRuns:
 
     @cached_property
     def study_id(self) -> str:
-        """Names this study in a store that others share."""
+        """Id of this study in a store that several share."""
         return study_id(self.folder)
 
     def sync(self, trial: TrialFolder) -> bool:
-        """Bring a trial's run up to its folder; False if the store does not answer (the next call catches up)."""
+        """Log what is new in a trial's folder; False if the store does not answer (the next call catches up)."""
         return self._try(lambda trials: trials.sync(trial))
 
     def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
@@ -105,7 +105,7 @@ class StudyRuns:
         """Wait for a server that is restarted; whether it answers."""
         ends = time.monotonic() + seconds
         if not self.answers():
-            logger.warning("MLflow at %s does not answer; waiting %.0f s for it", shown(self.uri), seconds)
+            logger.warning("MLflow at %s does not answer; waiting %.0f s for it", without_password(self.uri), seconds)
         while not (there := self.answers()) and time.monotonic() < ends:
             time.sleep(1)
         return there
@@ -145,8 +145,8 @@ class StudyRuns:
                 self._trials = None
             if not self._is_silent:
                 logger.warning(
-                    "MLflow at %s is not up to date (%s); the results are safe in %s and logged as soon as it can be",
-                    shown(self.uri),
+                    "MLflow at %s is not up to date (%s); the results are kept in %s, and logged when it works again",
+                    without_password(self.uri),
                     first_line(error),
                     self.folder.path,
                 )
@@ -206,7 +206,7 @@ class StudyRuns:
                 experiment_id: str = self.client.create_experiment(name, artifact_location=location)
                 self.client.set_experiment_tag(experiment_id, "mlflow.note.content", study_description(self.experiment))
             except MlflowException:
-                # Another driver was first.
+                # Another driver created it first.
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise

@@ -1,4 +1,4 @@
-"""The tracking store: a SQLite file unless the user names another one."""
+"""The tracking store: a SQLite file by default."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from heterokd.errors import TrackingError, without_password
 from heterokd.storage.workspace import Workspace
 
 PROBE_SECONDS = 3.0
-"""How long a tracking server may take to say that it is there."""
+"""Timeout of a health check of a tracking server."""
 
 
 def open_store(root: Workspace, uri: str | None) -> str:
-    """Make the tracking store ready and return its URI. For the driver; may be called again and by several processes.
+    """Open the tracking store, create it if needed, and return its URI; safe to call again and from several processes.
 
     Args:
-        root: its `mlflow.db` is used when neither `uri` nor `MLFLOW_TRACKING_URI` names a store. (The default of
-            MLflow itself depends on what lies in the current folder, so it is never used.)
+        root: its `mlflow.db` is used if neither `uri` nor `MLFLOW_TRACKING_URI` names a store. (MLflow's default
+            depends on the current folder, so it is never used.)
         uri: `sqlite:///FILE`, another database, or a tracking server (`http://...`).
 
     Raises:
@@ -53,16 +53,16 @@ def open_store(root: Workspace, uri: str | None) -> str:
     if scheme == "databricks":
         return uri
     raise TrackingError(
-        f"tracking.uri: {shown(uri)} is not a database or a server (MLflow no longer keeps runs in plain folders); "
-        "give sqlite:///FILE or http://HOST:PORT"
+        f"tracking.uri: {without_password(uri)} is not a database or a server (MLflow no longer keeps runs in plain "
+        "folders); give sqlite:///FILE or http://HOST:PORT"
     )
 
 
 def existing_store(root: Workspace, uri: str | None) -> str:
-    """Open the store that is named, or the root's own, which must be there already.
+    """Open an existing store: the named one, or the root's.
 
     Args:
-        root: its `mlflow.db` is taken when neither `uri` nor `MLFLOW_TRACKING_URI` names a store.
+        root: its `mlflow.db` is used if neither `uri` nor `MLFLOW_TRACKING_URI` names a store.
         uri: of a study's experiment, or None.
 
     Returns:
@@ -99,27 +99,27 @@ def _may_be_sqlite(database: Path) -> bool:
 
 
 def _initialise(uri: str, lock: Path, database: Path | None = None) -> None:
-    """Create the tables, one process at a time: two at once leave a new database broken for good."""
+    """Create the tables under a lock: two processes at once would break a new database permanently."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock), quiet():
             MlflowClient(uri).search_experiments(max_results=1)
             if database is not None:
                 with closing(sqlite3.connect(database)) as connection:
-                    # A property of the file, so once is enough; readers (the UI) no longer block the writer.
+                    # A property of the file, set once; readers such as the UI then do not block the writer.
                     connection.execute("PRAGMA journal_mode=WAL")
     except (MlflowException, SQLAlchemyError, sqlite3.Error, ImportError) as error:
         raise TrackingError(
-            f"tracking.uri: {shown(uri)} cannot be used ({first_line(error)}); give another store, or, if an older "
-            f"MLflow wrote it, run `mlflow db upgrade {shown(uri)}`"
+            f"tracking.uri: {without_password(uri)} cannot be used ({first_line(error)}); give another store, or, if "
+            f"an older MLflow wrote it, run `mlflow db upgrade {without_password(uri)}`"
         ) from None
 
 
 def probe(uri: str) -> None:
-    """Ask a tracking server whether it is there.
+    """Check that a tracking server answers.
 
     Raises:
-        TrackingError: it is not, or does not say so in `PROBE_SECONDS`.
+        TrackingError: it does not answer within `PROBE_SECONDS`.
     """
     try:
         parts = urlsplit(uri)
@@ -135,7 +135,7 @@ def probe(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
     raise TrackingError(
-        f"tracking.uri: the MLflow server at {shown(uri)} does not answer ({reason}); start it, "
+        f"tracking.uri: the MLflow server at {without_password(uri)} does not answer ({reason}); start it, "
         "or leave tracking.uri and MLFLOW_TRACKING_URI out to log to a file"
     )
 
@@ -151,14 +151,14 @@ def check_access(uri: str) -> None:
             MlflowClient(uri).search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(
-            f"tracking.uri: the MLflow server at {shown(uri)} refused ({first_line(error)}); if it asks who you are, "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            f"tracking.uri: the MLflow server at {without_password(uri)} refused ({first_line(error)}); if it requires "
+            "a login, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         ) from None
 
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """MLflow asks a server once in this block, and not for minutes."""
+    """Within this block MLflow sends a request once, instead of retrying for minutes."""
     once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
     before = {name: os.environ.get(name) for name in once}
     os.environ.update(once)
@@ -171,22 +171,17 @@ def _impatient() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def shown(uri: str) -> str:
-    """A URI without its password."""
-    return without_password(uri)
-
-
 def first_line(error: BaseException) -> str:
-    """What goes into a sentence of an exception's many lines; MLflow's repeat the address, with its password."""
+    """First line of an exception without passwords, which MLflow's messages repeat."""
     lines = without_password(str(error)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep MLflow's, alembic's and torch.export's remarks off the terminal; errors still come through.
+    """Silence MLflow's, alembic's and torch.export's logs and warnings, except errors.
 
-    Only around slow, rare calls of the main thread: the filters of `warnings` belong to the whole process.
+    Only for rare calls of the main thread, because the filters of `warnings` are global.
     """
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
@@ -203,7 +198,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Run what needs the store; its exceptions become one sentence.
+    """Translate exceptions of the store into one sentence.
 
     Raises:
         TrackingError: the store does not answer or refuses.
@@ -214,15 +209,15 @@ def answering(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         raise TrackingError(
-            f"tracking.uri: MLflow at {shown(uri)} refused ({first_line(error)}); check the store and try again"
+            f"tracking.uri: MLflow at {without_password(uri)} refused ({first_line(error)}); check the store, try again"
         ) from error
 
 
 @contextmanager
 def current(uri: str) -> Iterator[None]:
-    """Make `uri` the store of MLflow's module-level functions, for this block only.
+    """Make `uri` the store of MLflow's module-level functions within this block.
 
-    MLflow keeps it in the process and in `MLFLOW_TRACKING_URI`; left there, it would pass for the user's own choice.
+    MLflow sets it in the process and in `MLFLOW_TRACKING_URI`, where it would be taken for the user's choice.
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -236,7 +231,7 @@ def current(uri: str) -> Iterator[None]:
 
 
 def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """Everything that a paged search of MLflow finds; `search` takes the token of the page."""
+    """Iterate over all results of a paged MLflow search; `search` takes the page token."""
     token: str | None = None
     while True:
         page = search(token)

@@ -11,9 +11,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from heterokd.errors import TrackingError
+from heterokd.errors import TrackingError, without_password
 from heterokd.storage.workspace import Workspace
-from heterokd.tracking.store import shown
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -33,7 +32,9 @@ def ui_command(root: Workspace, port: int, uri: str) -> tuple[list[str], dict[st
         TrackingError: the store is a server, which has its own pages.
     """
     if uri.startswith("http"):
-        raise TrackingError(f"tracking.uri: {shown(uri)} is a server and shows the runs itself; open it in a browser")
+        raise TrackingError(
+            f"tracking.uri: {without_password(uri)} is a server and shows the runs itself; open it in a browser"
+        )
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port)]
     command += ["--artifacts-destination", root.artifacts.resolve().as_uri()]
     environment = {

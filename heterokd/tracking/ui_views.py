@@ -134,7 +134,7 @@ def write_view(client: MlflowClient, study: Run) -> str | None:
 
 def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
     """The state of MLflow's page of runs: filter and order, columns, charts."""
-    shared, own = varied(trials)
+    shared, by_method = varied(trials)
     costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
     columns = [
         f"metrics.`{metric}`",
@@ -146,8 +146,8 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
     ]
     axes = {f"all settings, to {metric}": ["method", *shared]}
     for method in _leading(trials, metric)[:MOST_METHODS]:
-        if own.get(method):
-            axes[f"{method}, to {metric}"] = [*own[method], *shared]
+        if by_method.get(method):
+            axes[f"{method}, to {metric}"] = [*by_method[method], *shared]
     charts = [_axes(section, params, metric) for section, params in axes.items()]
     curves = f"{metric} by epoch"
     charts.append({**_chart(curves, "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
@@ -208,22 +208,19 @@ def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
 
     Constant ones make no axis, and neither do the seed, the recipe's hash and the method.
     """
-    values: dict[str, dict[str, set[str]]] = {}
+    values: dict[str, set[str]] = {}
     for trial in trials:
         for key, value in trial.data.params.items():
-            values.setdefault(key, {}).setdefault(trial.data.params.get("method", ""), set()).add(value)
+            values.setdefault(key, set()).add(value)
     shared: list[str] = []
-    own: dict[str, list[str]] = {}
-    for key, by_method in sorted(values.items()):
-        if key in ("method", "seed", "recipe", "teacher"):
-            continue
-        owner = key.split(".", 1)[0]
-        if owner in values.get("method", {}):
-            if len(by_method.get(owner, ())) > 1:
-                own.setdefault(owner, []).append(key)
-        elif len(set().union(*by_method.values())) > 1:
+    by_method: dict[str, list[str]] = {}
+    for key in sorted(key for key, found in values.items() if len(found) > 1):
+        method = key.split(".", 1)[0]
+        if method in values.get("method", ()):
+            by_method.setdefault(method, []).append(key)
+        elif key not in ("method", "seed", "recipe", "teacher"):
             shared.append(key)
-    return shared, own
+    return shared, by_method
 
 
 def _leading(trials: Iterable[Run], metric: str) -> list[str]:

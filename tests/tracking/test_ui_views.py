@@ -109,7 +109,7 @@ def test_runs_say_what_they_are(root: Workspace) -> None:
     said = study.data.tags["mlflow.note.content"]
     assert "what does test_resnet learn best from vit_tiny_patch16_224?" in said
     assert "**hcd** won with trial 5: val/top1 0.3500 (95 % interval 0.3000 to 0.4000, 2 fresh seeds)" in said
-    assert "labels alone (scratch): val/top1 0.3000" in said
+    assert "without a teacher (scratch): val/top1 0.3000" in said
     assert trial.data.tags["mlflow.note.content"] == (
         "A setting of **hcd** that the search proposed: learning_rate 0.1, temperature 6. "
         "vit_tiny_patch16_224 teaches test_resnet."

@@ -1,4 +1,4 @@
-"""What promotions and rollbacks have in common: the lock, the aliases, and the lines of promotions.jsonl."""
+"""Aliases, lock and promotions.jsonl, which promotions and rollbacks share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from heterokd.storage.workspace import Workspace
 
 CHAMPION = "champion"
 LOCK = "promotion.lock"
-"""In the root: whoever moves aliases holds it."""
+"""File in the root, locked while aliases are moved."""
 LINES = "promotions.jsonl"
 
 
 def previous_alias(alias: str) -> str:
-    """Who had an alias before: `previous` for the champion, `previous-ALIAS` for any other."""
+    """Alias of the version that had an alias before: `previous` for the champion, `previous-ALIAS` for any other."""
     return "previous" if alias == CHAMPION else f"previous-{alias}"
 
 
 def rolled_back_tag(alias: str) -> str:
-    """The tag of a version that a rollback took the alias from; likewise."""
+    """Tag of a version that a rollback took the alias from: `rolled_back`, or `rolled_back.ALIAS`."""
     return "rolled_back" if alias == CHAMPION else f"rolled_back.{alias}"
 
 
@@ -35,13 +35,13 @@ def lines_file(root: Workspace, tags: Mapping[str, str]) -> Path:
 
 
 def append_line(root: Workspace, tags: Mapping[str, str], content: Mapping[str, Any]) -> None:
-    """Add one line to it."""
+    """Append a line to `lines_file`."""
     with lines_file(root, tags).open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(content)) + "\n")
 
 
 def last_line(file: Path) -> dict[str, Any]:
-    """The last whole line; empty without one."""
+    """Read the last whole line; empty if there is none."""
     last: dict[str, Any] = {}
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Decision: what came of a promotion, for people, for programs and for the registry."""
+"""Decision: the result of a promotion, as text, as JSON and for the registry."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from heterokd.formatting import metric_name
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition of a promotion.
+    """A condition of a promotion.
 
     Attributes:
         name: what is measured, with its unit.
-        required: the bound; None when there is none.
-        measured: the figure; None when it was not measured.
-        passed: None when it was not checked, which does not stand in the way.
-        note: why not, or against whom.
+        required: the bound, or `-`.
+        measured: the value; None if it was not measured.
+        passed: None if it was not checked, which does not prevent the promotion.
+        note: reason, conditions or opponent.
     """
 
     name: str
@@ -33,16 +33,16 @@ class PairedComparison:
     """Two students on the same test images.
 
     Attributes:
-        against: who the other one is.
-        score: of the other one.
+        against: names the opponent.
+        score: of the opponent.
         gain: score of the challenger minus that.
         low: lower end of the gain's 95 % interval.
         high: upper end.
-        test: name of the paired test; the interval is Wald's for paired proportions beside McNemar's test, and the
-            percentiles of the resampled gains beside the bootstrap.
+        test: name of the paired test; the interval is Wald's for paired proportions with McNemar's test, and the
+            percentiles of the resampled gains with the bootstrap.
         p_value: of the test, two-sided.
         wins: images that only the challenger gets right; None in segmentation, where an image is right in part.
-        losses: images that only the other one gets right; likewise.
+        losses: images that only the opponent gets right; None in segmentation.
     """
 
     against: str
@@ -65,18 +65,18 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of a promotion, with its figures.
+    """The result of a promotion.
 
     Attributes:
         study: its name.
         model: the registered model.
-        alias: what was to be had.
+        alias: that is moved.
         promoted: whether every gate is passed (in a dry run: whether it would be promoted).
         changed: whether this call moved the alias.
-        reason: one sentence.
+        reason: a sentence.
         trial: number of the challenger's trial.
         method: that made it.
-        challenger: its version; None in a dry run before it was registered.
+        challenger: its version; None in a dry run if it is not registered.
         champion: version that held the alias before.
         metric: what the score is, as in metric keys: top1 or miou.
         test_score: of the challenger.
@@ -109,16 +109,16 @@ class Decision:
 
     @property
     def score_name(self) -> str:
-        """The score in words: top-1 or mIoU."""
+        """Name of the score: top-1 or mIoU."""
         return metric_name(self.metric)
 
     def to_json(self) -> str:
-        """One JSON object on one line."""
+        """Format as a JSON object on one line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Decision:
-        """What `to_json` wrote."""
+        """Parse what `to_json` wrote."""
         content = json.loads(text)
         comparison = content.pop("comparison")
         gates = tuple(Gate(**gate) for gate in content.pop("gates"))
@@ -126,13 +126,13 @@ class Decision:
 
     def table(self) -> list[tuple[str, str, str, str]]:
         """Rows (gate, required, measured, passed) of text."""
-        said = {True: "yes", False: "no", None: "not checked"}
+        words = {True: "yes", False: "no", None: "not checked"}
         return [
             (
                 f"{gate.name} ({gate.note})" if gate.note else gate.name,
                 gate.required,
                 "-" if gate.measured is None else f"{gate.measured:.4g}",
-                said[gate.passed],
+                words[gate.passed],
             )
             for gate in self.gates
         ]
@@ -141,16 +141,16 @@ class Decision:
 def reason(
     failed: Sequence[Gate], comparison: PairedComparison | None, metric: str, score: float, *, dry_run: bool = False
 ) -> str:
-    """The decision in one sentence."""
+    """Summarise the decision in a sentence."""
     refused, promoted = ("would be refused", "would be promoted") if dry_run else ("refused", "promoted")
     if failed:
-        said = [
+        causes = [
             f"{gate.name}: {gate.note}"
             if gate.measured is None
             else f"{gate.name} is {gate.measured:.4g}, required {gate.required}"
             for gate in failed
         ]
-        return f"{refused}: " + "; ".join(said)
+        return f"{refused}: " + "; ".join(causes)
     name = metric_name(metric)
     if comparison is None:
         return (

@@ -1,4 +1,4 @@
-"""The model card: what a version is, how good it is, where it comes from, and what it must not be used for."""
+"""The model card of a version: description, test results, origin, limits."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "mlf
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a student comes from, beside its recipe.
+    """Where a student comes from, in addition to its recipe.
 
     Attributes:
-        teacher: what the study's summary says of the teacher; empty when it says nothing.
-        winner: likewise of the configuration.
+        teacher: of the study's summary; empty if it has none.
+        winner: configuration of the study's summary; empty if it has none.
         cache: id of the teacher's cache that it was trained from, or why there is none.
         commit: of the checkout that trained it; None outside of one.
         weights: SHA-256 of the student's weights.
@@ -53,7 +53,7 @@ class Lineage:
 def model_card(
     decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None, lineage: Lineage
 ) -> str:
-    """Markdown, the whole card; `taken` is the only size of image that the graph takes, None if it takes any."""
+    """Write the card in Markdown; `taken` is the only image size that the graph takes, None if it takes any."""
     parts = [
         _what(decision, recipe, splits, taken),
         _figures(decision, lineage),
@@ -68,7 +68,7 @@ def model_card(
 
 
 def shortened(card: str) -> str:
-    """As much of a card as the registry takes: whole sections, and a line that says where the rest is."""
+    """Shorten a card to what the registry takes: whole sections, and a line about the rest."""
     if len(card) <= DESCRIPTION_LIMIT:
         return card
     rest = "\n\nThe rest (recipe and more) is model_card.md, among the run's artifacts and in the study's folder.\n"
@@ -81,14 +81,14 @@ def shortened(card: str) -> str:
 
 
 def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
-    """What a study's summary says of the teacher that a recipe follows; empty when it says nothing."""
+    """Find the teacher of a recipe in a study's summary; empty if it is not there."""
     named = recipe.teacher.network
-    own = next((card for card in summary.get("teachers") or () if card.get("network") == named), None)
-    return own or summary.get("teacher") or {}
+    known = next((card for card in summary.get("teachers") or () if card.get("network") == named), None)
+    return known or summary.get("teacher") or {}
 
 
 def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Workspace) -> str:
-    """The id of the cache that a recipe's training reads, or why it reads none."""
+    """Find the id of the cache that a recipe's training reads, or the reason why it reads none."""
     method = METHODS[recipe.method]
     if not method.teacher_needs:
         return "none: the method reads no teacher"
@@ -118,14 +118,14 @@ def _what(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, 
 
 def _figures(decision: Decision, lineage: Lineage) -> str:
     rows = "\n".join(f"| {' | '.join(row)} |" for row in decision.table())
-    said = decision.reason[0].upper() + decision.reason[1:]
+    reason = decision.reason[0].upper() + decision.reason[1:]
     interval = ""
     if decision.test_low is not None and decision.test_high is not None:
         interval = f" (95 % interval {decision.test_low:.4f} to {decision.test_high:.4f})"
     lines = [
         "## Figures",
         "",
-        f"Test {decision.score_name} {decision.test_score:.4f}{interval} over {decision.test_images} images. {said}.",
+        f"Test {decision.score_name} {decision.test_score:.4f}{interval} over {decision.test_images} images. {reason}.",
     ]
     if decision.comparison is not None:
         lines += ["", str(decision.comparison)]
@@ -145,7 +145,7 @@ def _method(recipe: Recipe) -> str:
     text = inspect.cleandoc((module.__doc__ if module else None) or "")
     source = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if "http" in part]
     values = ", ".join(f"{key} {value}" for key, value in recipe.params.items()) or "none"
-    found = source[0] if source else "of no paper; see the method's own file."
+    found = source[0] if source else "of no paper; see the method's file."
     block = re.search(r"(?:^    .*\n?)+", text, re.M)
     equation = "" if block is None else f"\n\n```text\n{inspect.cleandoc(block[0])}\n```"
     return (
@@ -159,7 +159,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     known = lineage.teacher
     score = f", {known['metric']} {known['val_score']:.4f}" if known.get("val_score") is not None else ""
     if teacher.checkpoint is not None:
-        whence, licence = "a checkpoint that was given", f"{UNKNOWN} (the checkpoint does not say)"
+        whence, licence = "a given checkpoint", f"{UNKNOWN} (the checkpoint does not say)"
     elif teacher.pretrained:
         whence, licence = "timm's published weights", published_licence(teacher.network)
     else:
@@ -186,10 +186,10 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
         "## Limits",
         "",
         f"- Trained on {len(splits.train)} images of {recipe.data.dataset}, tested on {decision.test_images} of the "
-        "same source: the figures say nothing of images from elsewhere.",
-        f"- It knows {splits.num_classes} classes and gives one of them for every {unit}, also for what is none.",
-        "- Its probabilities are not calibrated, and no group of images was looked at by itself.",
-        "- The test interval is that of the choice of test images; another seed of training gives another student.",
+        "same source; performance on images from other sources is unknown.",
+        f"- It predicts one of {splits.num_classes} classes for every {unit}, also where none of them is right.",
+        "- Its probabilities are not calibrated, and no subgroup of images was evaluated separately.",
+        "- The test interval covers the choice of test images, not the variance between training seeds.",
     ]
     return "\n".join(lines)
 

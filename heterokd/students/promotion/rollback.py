@@ -1,4 +1,4 @@
-"""rollback(): the champion steps back, and whoever was champion before it is in use again."""
+"""rollback(): undo the last promotion, so that the previous champion is champion again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from heterokd.tracking.store import answering, existing_store, quiet
 
 @dataclass(frozen=True)
 class Rollback:
-    """What came of a rollback.
+    """The result of a rollback.
 
     Attributes:
         model: the registered model.
@@ -35,7 +35,7 @@ class Rollback:
         champion: version that has the alias now.
         taken_back: version that had it.
         changed: whether this call moved it.
-        reason: one sentence.
+        reason: a sentence.
     """
 
     model: str
@@ -46,24 +46,24 @@ class Rollback:
     reason: str
 
     def to_json(self) -> str:
-        """One JSON object on one line."""
+        """Format as a JSON object on one line."""
         return json.dumps(asdict(self))
 
 
 def rollback(root: Workspace, model: str, *, alias: str = CHAMPION, uri: str | None = None) -> Rollback:
     """Give the alias back to the version that had it before the last promotion.
 
-    One step, once: there is no second step back, and calling it again changes nothing. The version that was taken back
-    keeps its figures, and is not promoted again while it has the tag `rolled_back`.
+    Only the last promotion can be undone, and a second call changes nothing. The version that was rolled back keeps its
+    tags, and is not promoted again while it has the tag `rolled_back`.
 
     Args:
         root: where state lives; its lock serialises rollbacks and promotions.
         model: name of the registered model, with or without `models:/`.
         alias: of the model in use.
-        uri: of the tracking store; `MLFLOW_TRACKING_URI` or the root's own when left out.
+        uri: of the tracking store; default: `MLFLOW_TRACKING_URI`, or the root's.
 
     Raises:
-        TrackingError: there is no such model, nobody has the alias, or the store does not answer.
+        TrackingError: there is no such model, no version has the alias, or the store does not answer.
         PromotionError: there is no earlier version to go back to.
     """
     name = model.removeprefix("models:/").partition("@")[0]
@@ -84,8 +84,8 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
     if previous is None or str(previous.version) == str(champion.version):
         if last.get("to") != str(champion.version):
             raise PromotionError(
-                f"models:/{name}: version {champion.version} was the first with alias {alias!r}, so there is none to "
-                "go back to; promote another study, or take the alias away in `heterokd ui`"
+                f"models:/{name}: version {champion.version} was the first with alias {alias!r}, so there is no "
+                "earlier version; promote another study, or remove the alias in `heterokd ui`"
             )
         if previous is not None:  # an earlier call was cut off before its last step
             client.delete_registered_model_alias(name, back)
@@ -103,9 +103,9 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
         reason=f"rolled back: version {previous.version} is {alias} again, version {champion.version} no longer",
     )
     # The record first, the alias after it, as in a promotion: a rollback that is cut off is repeated as a whole.
-    said = {"event": "rollback", **asdict(done)}
-    if {key: value for key, value in last_line(lines_file(root, champion.tags)).items() if key != "time"} != said:
-        append_line(root, champion.tags, {"time": now, **said})
+    line = {"event": "rollback", **asdict(done)}
+    if {key: value for key, value in last_line(lines_file(root, champion.tags)).items() if key != "time"} != line:
+        append_line(root, champion.tags, {"time": now, **line})
     move = {"time": now, "from": done.taken_back, "to": done.champion}
     client.set_registered_model_tag(name, tag, json.dumps(move))
     client.set_model_version_tag(name, done.taken_back, tag, now)

@@ -28,9 +28,10 @@ from rich.console import Console, RenderableType
 
 from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.live_search import SearchTerminal
-from heterokd.cli.terminal.search_summary import closing
+from heterokd.cli.terminal.search_summary import print_summary
 from heterokd.cli.terminal.tables import leader_table
-from heterokd.storage.study_dir import TrialFolder
+from heterokd.execution.driver import SearchResult
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.teacher import TeacherCard
 
@@ -194,17 +195,10 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
         negative_transfer=[{"number": 3, "method": "fitnet", "epoch": 20}],
     )
     card = TeacherCard("vit_tiny_patch16_224", {}, 10, 32, "0" * 64, "val/top1", 0.9917, "fitted")
-    place = Path("runs/studies/quickstart")
-    closing(
-        terminal,
-        told,
-        card,
-        ("params_m", "latency_ms"),
-        folder=place,
-        page=place / "report.html",
-        store="sqlite:////srv/experiments/vision/runs/mlflow.db",
-        registered="digits-student version 1, alias challenger   (next: heterokd promote quickstart)",
-    )
+    folder, store = StudyFolder(Path("runs/studies/quickstart")), "sqlite:////srv/experiments/vision/runs/mlflow.db"
+    found = SearchResult(folder, told, card, store, ("digits-student", "1"))
+    registered = "digits-student version 1, alias challenger   (next: heterokd promote quickstart)"
+    print_summary(terminal, found, ("params_m", "latency_ms"), registered)
     lines = [line for text in file.getvalue().splitlines() for line in (text[:COLUMNS], text[COLUMNS:]) if line]
     assert len(lines) < LINES
     assert "The gain is significant: +0.0414 over scratch" in file.getvalue()

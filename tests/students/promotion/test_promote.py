@@ -187,7 +187,7 @@ def test_champions_follow_one_another(root: Workspace, students: dict[str, Netwo
     ]
     held = promote(root, "good")
     assert (held.promoted, gates(held)["rolled back"]) == (False, False)
-    assert "version 2 was taken back at" in held.reason
+    assert "version 2 was rolled back at" in held.reason
     assert aliases(root) == {"challenger": "2", "champion": "1"}
     registry(root).delete_model_version_tag(NAME, "2", "rolled_back")
     assert promote(root, "good").changed
