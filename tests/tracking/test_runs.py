@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import fabricated
@@ -254,17 +254,21 @@ def test_runs_of_a_killed_driver_are_closed(root: Workspace) -> None:
     assert {run.info.status for run in all_runs(killed).values()} == {"KILLED"}
 
 
+def execute(root: Workspace, statement: str) -> None:
+    with closing(sqlite3.connect(root.mlflow_database)) as store:
+        store.execute(statement)
+
+
 @pytest.mark.parametrize("when", ["before a call", "during a call"])
 def test_a_store_that_goes_away_stops_nothing(root: Workspace, caplog: pytest.LogCaptureFixture, when: str) -> None:
     runs = project(root)
     made = fabricated.trial(runs.folder, runs.experiment, 0, status="running", epochs=1)
     assert runs.sync(made)
-    uri, client = runs.uri, runs.client
-    nobody = "http://127.0.0.1:9"
+    uri = runs.uri
     if when == "before a call":
-        runs.uri = nobody
+        runs.uri = "http://127.0.0.1:9"
     else:
-        runs.client = MlflowClient(nobody)
+        execute(root, "CREATE TRIGGER gone BEFORE INSERT ON metrics BEGIN SELECT RAISE(ABORT, 'no disk'); END")
     with caplog.at_level(logging.WARNING, "heterokd"):
         for epoch in (2, 3):
             fabricated.report(made, epoch)
@@ -276,7 +280,8 @@ def test_a_store_that_goes_away_stops_nothing(root: Workspace, caplog: pytest.Lo
     assert "is not up to date" in ours[0].getMessage()
     assert "\n" not in ours[0].getMessage()
 
-    runs.uri, runs.client = uri, client
+    runs.uri = uri
+    execute(root, "DROP TRIGGER IF EXISTS gone")
     assert runs.sync(made)
     assert steps(runs, all_runs(runs)["000-kd"], "train/loss") == [1, 2, 3]
 
