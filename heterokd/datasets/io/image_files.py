@@ -236,6 +236,14 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return names
 
 
+def image_names(folder: Path) -> tuple[list[str], int]:
+    """Sorted names of a folder's image files, and the number of its other files; hidden files do not count."""
+    with os.scandir(folder) as entries:  # knows files from folders without another access to the disk
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    images = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+    return images, len(names) - len(images)
+
+
 def list_classes(root: Path, subfolder: str, class_names: tuple[str, ...]) -> LabelledFiles:
     """The image files of ROOT/SUBFOLDER/CLASS, by class and then by name; "" lists ROOT/CLASS.
 
@@ -252,12 +260,7 @@ def list_classes(root: Path, subfolder: str, class_names: tuple[str, ...]) -> La
     found: list[bytes] = []
     counts: list[int] = []
     for name in class_names:
-        with os.scandir(folder / name) as entries:  # knows files from folders without asking the disk again
-            files = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-            )
+        files, _ = image_names(folder / name)
         if not files:
             kinds = ", ".join(sorted(SUFFIXES))
             raise DataError(f"{folder / name}: holds no images ({kinds}); add some or remove the folder")

@@ -19,7 +19,7 @@ from statistics import median
 
 from PIL import Image
 
-from heterokd.datasets.io.image_files import MAX_THREADS, SUFFIXES, class_folders, read_image
+from heterokd.datasets.io.image_files import MAX_THREADS, class_folders, image_names, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES
 from heterokd.errors import DataError
 
@@ -125,13 +125,9 @@ def look(folder: Path) -> Look:
     for split in splits or [""]:
         for label in classes:
             place = folder / split / label
-            for entry in sorted(os.scandir(place), key=lambda one: one.name) if place.is_dir() else ():
-                if not entry.is_file() or entry.name.startswith("."):
-                    continue
-                if not entry.name.lower().endswith(SUFFIXES):
-                    others += 1
-                    continue
-                found.append((Path(entry.path).relative_to(folder), split, label))
+            images, rest = image_names(place) if place.is_dir() else ([], 0)
+            found += [(Path(split, label, image), split, label) for image in images]
+            others += rest
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         files = tuple(pool.map(lambda one: _open(folder, *one), found))
     seen = Look(folder, classes, files, others, _left_out(files))
