@@ -154,7 +154,7 @@ def test_one_of_each_kind_trains(file: Path, tmp_path: Path) -> None:
     splits = load_dataset(data.dataset, data.root, data.image_size)
     splits = _cut(splits, steps * batch)
     loaders = make_loaders(splits, data.policy, batch, seed=0)
-    teacher = open_teacher(experiment.teacher.one(), splits.num_classes, data.image_size, None)
+    teacher = open_teacher(experiment.teacher.settings_of(), splits.num_classes, data.image_size, None)
     method = "hcd" if "hcd" in experiment.methods else "fbt"
     recipe = experiment.recipe(published_samples(experiment, method)[0])
     trained = train(recipe, teacher, loaders, lambda metrics: True)
@@ -185,7 +185,7 @@ def test_every_file_trains(number: int, file: Path, tmp_path: Path) -> None:
     tiny_datasets.TINY[data.dataset].write(tmp_path)
     splits = _cut(load_dataset(data.dataset, data.root, size), steps * batch)
     loaders = make_loaders(splits, data.policy, batch, seed=0, crop=data.crop)
-    teacher = open_teacher(experiment.teacher.one(), splits.num_classes, size, None)
+    teacher = open_teacher(experiment.teacher.settings_of(), splits.num_classes, size, None)
     # Not CIRKD: its queues of 150 classes are gigabytes.
     methods = [method for method in experiment.methods if method != "cirkd"]
     method = "heteroakd" if "heteroakd" in file.stem else methods[number % len(methods)]

@@ -15,7 +15,7 @@ STUDENT = "student/"
 
 
 class CostLimits(Settings):
-    """Most that a student may cost; what is left out has no limit."""
+    """Upper limits of what a student may cost; what is left out has no limit."""
 
     max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
     max_latency_ms: float | None = Field(

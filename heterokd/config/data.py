@@ -16,20 +16,22 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 class DataSettings(Settings):
-    """Which images."""
+    """The images of an experiment."""
 
-    dataset: str = Field(description="a name of `heterokd datasets`")
+    dataset: str = Field(description="a name that `heterokd datasets` lists")
     root: PathName | None = Field(None, description="folder of the data set, for those that are not embedded")
     image_size: int = Field(32, ge=8, le=2048, description="height = width of a view, in pixels")
     crop: tuple[Side, Side] | None = Field(
-        None, strict=False, description="segmentation: height and width of a view; image_size twice when left out"
+        None, strict=False, description="segmentation: height and width of a view; default: image_size twice"
     )
     evaluation: Literal["whole", "sliding"] = Field(
         "whole", description="segmentation: images as a whole, or by windows of the views' size"
     )
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
-    train_images: int | None = Field(None, ge=1, description="keep this many training images, whatever they show")
-    augment: str | AugmentPolicy | None = Field(None, description="a policy's name, its settings, or the data set's")
+    train_images: int | None = Field(None, ge=1, description="keep this many training images of all classes together")
+    augment: str | AugmentPolicy | None = Field(
+        None, description="name or settings of a policy; default: the data set's"
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the train / val / test split")
 
     @field_validator("dataset")
@@ -63,7 +65,7 @@ class DataSettings(Settings):
 
     @property
     def task(self) -> TaskName:
-        """What the data set's labels are."""
+        """The data set's task."""
         return DATASETS[self.dataset].tasks
 
     @property
@@ -73,12 +75,12 @@ class DataSettings(Settings):
 
     @property
     def view_crop(self) -> tuple[int, int] | None:
-        """Height and width of the crops that training views are; None where a view shows the whole image."""
+        """Height and width of the crops that training views are; None if a view shows the whole image."""
         return TASKS[self.task].crop(self.view_size)
 
     @property
     def window(self) -> tuple[int, int] | None:
-        """Height and width of the windows that slide over images in evaluation; None where they do not."""
+        """Height and width of the windows that slide over images in evaluation; None: images as a whole."""
         return self.view_size if self.evaluation == "sliding" else None
 
     @property

@@ -45,7 +45,7 @@ class Experiment(Settings):
     @model_validator(mode="before")
     @classmethod
     def _metric_named(cls, content: Any) -> Any:
-        """What is left out is filled in, so that a study's file says what it was selected by."""
+        """Fill in the metric, so that a study's file names what students are selected by."""
         if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping):
             return content
         search, dataset = content.get("search", {}), content["data"].get("dataset")
@@ -91,7 +91,7 @@ class Experiment(Settings):
 
     @property
     def metric(self) -> Metric:
-        """What the best student has most of."""
+        """The metric that students are selected by."""
         return self.search.metric or score_of(self.data.task)
 
     @property
@@ -111,11 +111,11 @@ class Experiment(Settings):
 
     @property
     def by_student(self) -> bool:
-        """Whether students are compared with their like only, since size or speed counts beside the metric."""
+        """Whether trials are compared within each student only, since costs count beside the metric."""
         return len(self.student.networks) > 1 and bool(self.search.costs)
 
     def without(self, networks: Collection[str]) -> Experiment:
-        """The same question about the other students."""
+        """Return the same experiment without some of its students."""
         left = tuple(network for network in self.student.networks if network not in networks)
         if left == self.student.networks:
             return self
@@ -140,14 +140,14 @@ class Experiment(Settings):
         return found
 
     def domains(self, method: str) -> dict[str, Domain]:
-        """All domains of a method's samples: its own and the shared ones; no teacher where the method reads none."""
+        """All domains of a method's samples: parameters and shared domains; no teacher if the method reads none."""
         found = self.method_domains(method) | self.shared_domains()
         if not reads_teacher(method):
             found.pop(TEACHER, None)
         return found
 
     def method_domains(self, method: str) -> dict[str, Domain]:
-        """Domains of one method, keyed `method.parameter`, after the search space's overrides."""
+        """Domains of a method, keyed `method.parameter`, after the search space's overrides."""
         found = {f"{method}.{name}": domain for name, domain in domains(METHODS[method].Params).items()}
         for key, value in self.space.overrides.items():
             if key.split(".", 1)[0] == method:
@@ -155,13 +155,13 @@ class Experiment(Settings):
         return found
 
     def published(self, method: str, settings: Sample = MappingProxyType({})) -> dict[str, Scalar]:
-        """The sample that is tried first: the method's defaults and the experiment's own training settings.
+        """The sample that is tried first: the method's defaults and the experiment's training settings.
 
-        Values that a narrowed domain no longer holds are replaced by its nearest one.
+        Values outside of a narrowed domain are replaced by its nearest value.
 
         Args:
             method: its name.
-            settings: values that stand in place of defaults, keys as in a sample; also of parameters and training
+            settings: values to use in place of defaults, keys as in a sample; also of parameters and training
                 settings that are not searched, unless the search space pins them.
         """
         defaults = METHODS[method].Params().model_dump()
@@ -176,12 +176,12 @@ class Experiment(Settings):
         return {**settings, **sample}
 
     def recipe(self, sample: Sample, *, seed: int | None = None) -> Recipe:
-        """The one training that a sample describes.
+        """Return the training that a sample describes.
 
         Args:
             sample: `method`, that method's `method.parameter` values, `training.*`, `student.network`,
-                `teacher.network`; what is left out keeps its default, which of networks is the first.
-            seed: of weights, order and views; the experiment's own when left out.
+                `teacher.network`; what is left out has its default, of networks the first.
+            seed: of weights, order and views; default: the experiment's.
 
         Raises:
             ConfigError: an unknown key, method or value.
@@ -210,7 +210,7 @@ class Experiment(Settings):
             elif key in ("student.network", TEACHER):
                 known = self.student.networks if section == "student" else self.teacher.networks
                 if value not in known:
-                    raise ConfigError(f"sample: {key}: {value!r} is not asked about; known: {', '.join(known)}")
+                    raise ConfigError(f"sample: {key}: {value!r} is not in the experiment; known: {', '.join(known)}")
                 if key == TEACHER and not reads_teacher(method):
                     raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
                 networks[section] = str(value)
@@ -223,8 +223,8 @@ class Experiment(Settings):
         return Recipe(
             name=self.name,
             data=self.data,
-            teacher=self.teacher.one(networks["teacher"]),
-            student=self.student.one(networks["student"]),
+            teacher=self.teacher.settings_of(networks["teacher"]),
+            student=self.student.settings_of(networks["student"]),
             method=method,
             params=method_params(method, params, "sample").model_dump(mode="json"),
             training=revised(self.training, training),
@@ -233,7 +233,7 @@ class Experiment(Settings):
 
 
 def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> TrainingSettings:
-    """`training` with some of its values replaced, checked anew."""
+    """Replace some values of a training and check the result."""
     try:
         return TrainingSettings.model_validate({**training.model_dump(), **changes})
     except ValidationError as error:

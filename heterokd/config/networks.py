@@ -1,4 +1,4 @@
-"""The sections `teacher` and `student`: networks by name, alone or in a list to be searched."""
+"""The sections `teacher` and `student`: networks by name, or lists of names to be searched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from heterokd.errors import did_you_mean
 class NetworkSettings(Settings):
     """A timm network."""
 
-    network: str = Field(description="a name of timm")
+    network: str = Field(description="name of a timm network")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to timm.create_model")
     pretrained: bool = Field(False, description="start from timm's published weights")
 
@@ -26,7 +26,7 @@ class NetworkSettings(Settings):
         if "num_classes" in options:
             raise ValueError("num_classes follows from the data set; take it out of the options")
         if "pretrained" in options:
-            raise ValueError("pretrained is a key of its own, beside options")
+            raise ValueError("pretrained is a key beside options: set it there")
         if "checkpoint_path" in options:
             raise ValueError("checkpoint_path is timm's; a teacher's weights are given as teacher.checkpoint")
         for key, value in options.items():
@@ -36,9 +36,9 @@ class NetworkSettings(Settings):
 
 
 class SearchedNetworks(NetworkSettings):
-    """One network, or a list to be searched."""
+    """A network, or a list of networks to be searched."""
 
-    network: str | Names = Field(description="a name of timm, or a list of names")  # type: ignore[assignment]
+    network: str | Names = Field(description="name of a timm network, or a list of names")  # type: ignore[assignment]
     options: dict[str, Any] = Field(
         default_factory=dict, description="passed to timm.create_model; of a list: for all, or {network: options}"
     )
@@ -55,33 +55,33 @@ class SearchedNetworks(NetworkSettings):
     @model_validator(mode="after")
     def _options_of_each(self) -> SearchedNetworks:
         named = [key for key in self.options if key in self.networks]
-        for key, own in self.options.items() if named else ():
+        for key, options in self.options.items() if named else ():
             if key not in self.networks:
-                raise ValueError(f"options: {key!r} stands beside {named[0]!r}; {did_you_mean(key, self.networks)}")
-            if not isinstance(own, dict):
+                raise ValueError(f"options: {key!r} is listed with {named[0]!r}; {did_you_mean(key, self.networks)}")
+            if not isinstance(options, dict):
                 raise ValueError(f"options.{key}: expected the options of this network, as in {{{key}: {{depth: 6}}}}")
-            self._not_ours(own)
+            self._not_ours(options)
         return self
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """All names."""
+        """Names of all networks."""
         return (self.network,) if isinstance(self.network, str) else self.network
 
     def options_of(self, network: str) -> dict[str, Any]:
-        """The options of one of them."""
+        """Return the options of one network."""
         if any(key in self.networks for key in self.options):
-            own: dict[str, Any] = self.options.get(network, {})
-            return own
+            options: dict[str, Any] = self.options.get(network, {})
+            return options
         return self.options
 
 
 class TeacherSettings(NetworkSettings):
-    """The frozen network that is followed."""
+    """The teacher: a frozen network."""
 
     checkpoint: PathName | None = Field(None, description="safetensors file of its weights; it is verified, not fitted")
     min_score: float | None = Field(
-        None, ge=0, le=1, description="refuse to distil from a worse one (val/top1; in segmentation val/miou)"
+        None, ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"
     )
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
@@ -93,13 +93,13 @@ class TeacherSettings(NetworkSettings):
 
 
 class TeachersSettings(SearchedNetworks):
-    """The frozen network that is followed: one name, or a list to be searched."""
+    """The teacher, a frozen network, or a list of teachers to be searched."""
 
     checkpoint: PathName | dict[str, PathName] | None = Field(
         None, description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}"
     )
     min_score: float | None = Field(
-        None, ge=0, le=1, description="refuse to distil from a worse one (val/top1; in segmentation val/miou)"
+        None, ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"
     )
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
@@ -114,7 +114,7 @@ class TeachersSettings(SearchedNetworks):
                 form = ", ".join(f"{network}: FILE" for network in self.networks)
                 raise ValueError(
                     f"checkpoint: one file cannot hold {len(self.networks)} teachers; write checkpoint: {{{form}}} "
-                    "(whoever is left out is fitted)"
+                    "(teachers that are left out are fitted)"
                 )
             return self
         for network in self.checkpoint:
@@ -123,11 +123,11 @@ class TeachersSettings(SearchedNetworks):
         return self
 
     def checkpoint_of(self, network: str) -> Path | None:
-        """The file of one teacher's weights; None: they are fitted, or published."""
+        """Return the file of a teacher's weights; None if the teacher is fitted, or has published weights."""
         return self.checkpoint.get(network) if isinstance(self.checkpoint, Mapping) else self.checkpoint
 
-    def one(self, network: str | None = None) -> TeacherSettings:
-        """The settings of one of them; of the first when none is named."""
+    def settings_of(self, network: str | None = None) -> TeacherSettings:
+        """Return the settings of one network; default: of the first."""
         network = network or self.networks[0]
         return TeacherSettings(
             network=network,
@@ -139,15 +139,15 @@ class TeachersSettings(SearchedNetworks):
         )
 
     def only(self, network: str) -> TeachersSettings:
-        """The same with one of them alone."""
-        own = {"network": network, "options": self.options_of(network), "checkpoint": self.checkpoint_of(network)}
-        return self if self.network == network else self.model_copy(update=own)
+        """Return the same settings with this teacher alone."""
+        alone = {"network": network, "options": self.options_of(network), "checkpoint": self.checkpoint_of(network)}
+        return self if self.network == network else self.model_copy(update=alone)
 
 
 class StudentSettings(SearchedNetworks):
-    """The network that is trained and kept: one name, or a list to be searched."""
+    """The student, the network that is trained, or a list of students to be searched."""
 
-    def one(self, network: str | None = None) -> NetworkSettings:
-        """The settings of one of them; of the first when none is named."""
+    def settings_of(self, network: str | None = None) -> NetworkSettings:
+        """Return the settings of one network; default: of the first."""
         network = network or self.networks[0]
         return NetworkSettings(network=network, options=self.options_of(network), pretrained=self.pretrained)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
-from heterokd.config.schema import FIRST_SCHEMA, SCHEMA
+from heterokd.config.schema import FIRST_SCHEMA, SCHEMA, Schema
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.space_faults import method_faults, name_faults
 from heterokd.config.yaml_files import plain_yaml, read_yaml
@@ -78,7 +78,7 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
         _refuse(faults(error, Experiment), source)
         raise
     _refuse(((f"{SPACE}.{key}", text) for key, text in name_faults(experiment)), source)
-    return _with_parameters(experiment, schema), source
+    return _with_parameters(experiment, schema, SCHEMA), source
 
 
 def _schema_number(number: Any, place: str) -> int:
@@ -96,29 +96,34 @@ def _completed(experiment: Experiment, source: Source) -> Experiment:
     return experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
 
 
-def at_schema(experiment: Experiment, schema: int) -> Experiment:
+def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) -> Experiment:
     """Return an experiment with the keys that nobody set at the defaults of an older schema.
+
+    Args:
+        experiment: with the defaults of now.
+        schema: of a study that was begun earlier.
+        versions: all schemas.
 
     Raises:
         ConfigError: a value that was set does not go with an older default.
     """
-    if schema >= SCHEMA.number:
+    if schema >= versions.number:
         return experiment
     try:
-        older = SCHEMA.older(experiment, schema)
+        older = versions.older(experiment, schema)
     except ValidationError as error:
         raise ConfigError(sentences(error, Experiment, f"{experiment.name} (schema {schema})")) from None
-    return _with_parameters(older, schema)
+    return _with_parameters(older, schema, versions)
 
 
-def _with_parameters(experiment: Experiment, schema: int) -> Experiment:
+def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> Experiment:
     """Pin parameters that are not searched and whose default has changed since `schema` to the old default."""
-    if schema >= SCHEMA.number:
+    if schema >= versions.number:
         return experiment
     pinned = {
         f"{method}.{name}": old
         for method in experiment.methods
-        for name, old in SCHEMA.parameters(method, schema).items()
+        for name, old in versions.parameters(method, schema).items()
         if name not in domains(METHODS[method].Params)
     }
     return experiment.with_overrides({**pinned, **experiment.space.overrides})
@@ -172,7 +177,7 @@ def _override(content: dict[str, Any], text: str) -> None:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML ({error.problem}); quote it") from None
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value holds characters that no text has") from None
+        raise ConfigError(f"--set {text}: the value holds control characters") from None
 
 
 def _inline_space(content: dict[str, Any], file: Path, source: Source) -> str | None:
@@ -181,7 +186,7 @@ def _inline_space(content: dict[str, Any], file: Path, source: Source) -> str | 
     space = search.get("space") if isinstance(search, dict) else None
     if not isinstance(search, dict) or not isinstance(space, str):
         return None
-    # As written, then beside the experiment, then beside its folder: `search_spaces/x.yaml` works from anywhere.
+    # As written, then in the experiment's folder, then in the folder above: `search_spaces/x.yaml` works from anywhere.
     places = [Path(space), *(folder / space for folder in file.resolve().parents[:2])]
     found = next((place for place in places if place.is_file()), None)
     if found is None:

@@ -77,7 +77,7 @@ class Schema:
 
         Args:
             settings: a section, or a recipe.
-            section: its name in `schema_1.yaml`, where `recipe` is a recipe's own.
+            section: its name in `schema_1.yaml`; of a whole recipe `recipe`.
             options: `include` or `exclude` of `model_dump`.
         """
         return self._identity(settings, settings.model_dump(mode="json", **options), section)
@@ -98,7 +98,7 @@ class Schema:
         return old[path] if path in old else _default(model, key)
 
     def _changed(self, schema: int) -> dict[str, JsonValue]:
-        """By key, the default of a schema where a later one has another."""
+        """By key, the default of a schema, for keys whose default a later schema has changed."""
         return {change.key: change.old for change in reversed(self.changes) if change.schema > schema}
 
     def default(self, model: type[BaseModel], path: str, schema: int) -> Any:

@@ -20,12 +20,12 @@ LEADERS = 3
 
 
 def score_of(task: TaskName) -> Metric:
-    """Return the metric on val that students of a task are chosen by, unless an experiment names another."""
+    """Return the metric on val that students of a task are selected by, unless an experiment names another."""
     return cast(Metric, f"val/{TASKS[task].score}")
 
 
 class SpaceSettings(Settings):
-    """What a search space file says."""
+    """Content of a search space file."""
 
     methods: Literal["all"] | Names = Field("all", description="all, or a list of methods")
     shared: dict[str, Any] = Field(default_factory=dict, description="domains of training.*, searched for every method")
@@ -35,7 +35,7 @@ class SpaceSettings(Settings):
 class BudgetSettings(Settings):
     """What a search may cost, confirmation included; what is left out has no limit."""
 
-    trials: int | None = Field(None, ge=1, description="trainings that are begun")
+    trials: int | None = Field(None, ge=1, description="trainings that are started")
     trainings: float | None = Field(None, gt=0, description="epochs of all trainings, in full trainings")
     hours: float | None = Field(None, gt=0, description="wall-clock time, from the start to the last training's end")
     gpu_hours: float | None = Field(None, gt=0, description="hours of GPUs that train; without any, of trainings")
@@ -45,27 +45,27 @@ class BudgetSettings(Settings):
     @model_validator(mode="after")
     def _money_has_a_price(self) -> BudgetSettings:
         if self.money is not None and self.price is None:
-            raise ValueError("money: says nothing without the price of a GPU hour; set search.budget.price")
+            raise ValueError("money: has no meaning without the price of a GPU hour; set search.budget.price")
         return self
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is any limit."""
+        """Whether any limit is set."""
         return any(getattr(self, key) is not None for key in type(self).model_fields if key != "price")
 
     def limits(self) -> str:
-        """In words."""
+        """Return all limits in words."""
         limits = {key: value for key, value in self.model_dump(exclude={"price"}).items() if value is not None}
         return " and ".join(f"{value:g} {key.replace('_', ' ')}" for key, value in limits.items())
 
     @property
     def is_timed(self) -> bool:
-        """Whether a limit is reached by the passing of time."""
+        """Whether a limit depends on time."""
         return any(value is not None for value in (self.hours, self.gpu_hours, self.money))
 
 
 class SearchSettings(CostLimits):
-    """How the study goes about it."""
+    """How the study samples, prunes and confirms."""
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
     trials: int = Field(
@@ -73,31 +73,31 @@ class SearchSettings(CostLimits):
     )
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     metric: Metric | None = Field(
-        None, description="what the best student has most of (val/loss: least); val/top1 or val/miou when left out"
+        None, description="metric to maximise (val/loss: to minimise); default: val/top1, in segmentation val/miou"
     )
     objectives: Names = Field(
         (), description="the metric and costs: student/params_m, student/latency_ms, student/flops_g; none: the metric"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
-    warm_start_from: Names = Field((), description="finished studies of similar pairs: begin with what won there")
+    warm_start_from: Names = Field((), description="finished studies of similar pairs; their best samples come first")
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"
     )
-    parallel: int | None = Field(None, ge=1, description="trials at a time; one per core (or GPU) when left out")
+    parallel: int | None = Field(None, ge=1, description="trials at a time; default: 1 per core (or per GPU)")
     gpus_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs, or a share of one, for each trial; auto shares a GPU where memory allows"
+        "auto", description="GPUs per trial, also a fraction; auto shares a GPU where memory allows"
     )
     match_starts: bool = Field(
         False, description="try what `heterokd match` proposes for methods that pair stages, after published settings"
     )
-    prune: bool = Field(True, description="end trials early that are behind at a rung")
+    prune: bool = Field(True, description="stop trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
-    reduction_factor: int = Field(4, ge=2, description="one in this many trials passes a rung; rungs grow by it")
+    reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; rungs grow by it")
     confirm_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="share of all training that repeats leaders on fresh seeds; auto: up to 0.4, by the budget"
     )
     confirm_leaders: int | None = Field(
-        None, ge=0, description="repeat this many leaders, each confirm_seeds times, whatever the share; 0: none"
+        None, ge=0, description="repeat this many leaders, each confirm_seeds times, regardless of the share; 0: none"
     )
     confirm_seeds: int = Field(2, ge=0, description="fresh seeds for each of confirm_leaders")
     max_failures: int = Field(2, ge=0, description="restarts of a trial whose process died")
@@ -109,7 +109,7 @@ class SearchSettings(CostLimits):
             raise ValueError(f"begin with the metric, as in [val/top1, {objectives[0]}]")
         for objective in objectives[1:]:
             if objective in get_args(Metric):
-                raise ValueError(f"{objective}: the list begins with the one metric, costs of the student follow")
+                raise ValueError(f"{objective}: after the metric come costs of the student only")
             check_cost(objective)
         if len(set(objectives)) != len(objectives):
             raise ValueError("the list names an objective twice")
@@ -117,7 +117,7 @@ class SearchSettings(CostLimits):
 
     @property
     def extent(self) -> str:
-        """How much is searched, in words: the trials, or what the budget pays for."""
+        """The number of trials, or the budget, in words."""
         return self.budget.limits() if self.trials == MOST_TRIALS else f"{self.trials} trials"
 
     @property
@@ -128,9 +128,9 @@ class SearchSettings(CostLimits):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, content: Any) -> Any:
-        """A budget without `trials` is spent, and not left after the number of trials that is usual without one.
+        """Spend a budget that does not name `trials`: the default number of trials does not end the search.
 
-        Fresh seeds that are counted are of a number of leaders.
+        A number of fresh seeds without `confirm_leaders` repeats the default number of leaders.
         """
         if not isinstance(content, Mapping):
             return content

@@ -1,4 +1,4 @@
-"""pydantic's faults as sentences: where, what was expected, what was given, the nearest right name."""
+"""Pydantic's faults as sentences: where, what was expected, what was given, the nearest right name."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Source:
     """Where the keys of an experiment were written.
 
     Attributes:
-        file: the experiment's own file.
-        space: the file of its search space, when that is another one.
+        file: the experiment's file.
+        space: the file of its search space, if that is a separate file.
         overrides: `a.b=value` texts on top; a later one hides an earlier one.
     """
 
@@ -50,7 +50,7 @@ class Source:
     overrides: Sequence[str] = ()
 
     def place(self, key: str) -> str:
-        """`FILE: key`, or the `--set` text that gave the key or one of the sections it stands in."""
+        """`FILE: key`, or the `--set` text that gave the key or a section that holds the key."""
         in_space = self.space is not None and _is_in(key, SPACE)
         for text in reversed(self.overrides):
             name = text.partition("=")[0]

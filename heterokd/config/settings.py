@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Strict
 from heterokd.domains import Scalar
 
 Sample = Mapping[str, Scalar]
-"""What a study proposes for one trial: `method`, that method's `method.parameter` values, `training.*`, networks."""
+"""What a study proposes for a trial: `method`, that method's `method.parameter` values, `training.*`, networks."""
 
 # YAML has names for neither: a path is written as a text, a tuple as a list.
 PathName = Annotated[Path, Strict(False)]
@@ -24,6 +24,6 @@ MOST = 1_000_000
 
 
 class Settings(BaseModel):
-    """One section of an experiment: frozen, unknown keys are errors, and `true` or "3" is not taken for a number."""
+    """A section of an experiment: frozen; unknown keys are errors; `true` and "3" are no numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

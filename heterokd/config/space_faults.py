@@ -1,4 +1,4 @@
-"""What is wrong with a search space of the right form: first by names alone, then by the methods' code."""
+"""Faults of a search space: those that names show, then those that the methods' code shows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
 
 NEVER_SEARCHED = {
-    "seed": "the best seed is luck, which confirmation takes out again",
+    "seed": "the best seed is luck, which confirmation removes",
     "workers": "it is about machines, not about results",
     "gpus_per_worker": "it is about machines, not about results",
 }
-"""Settings of a training that are no domain of a search, with the reason."""
+"""Settings of a training that cannot be searched, with the reason."""
 
 
 def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """What names alone show to be wrong with a space of the right form: key below `search.space`, and a sentence."""
+    """Find what names alone show to be wrong with a space: key below `search.space`, and a sentence."""
     space = experiment.space
     named = () if space.methods == "all" else space.methods
     if not named and space.methods != "all":
@@ -32,7 +32,7 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         if method not in METHODS:
             yield "methods", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
         if named.count(method) > 1:
-            yield "methods", f"{method!r} stands twice; remove one"
+            yield "methods", f"{method!r} is listed twice; remove one"
     for key, value in space.shared.items():
         name = key.removeprefix("training.")
         if name == key or name not in TrainingSettings.model_fields:
@@ -52,7 +52,7 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """What the code of the methods shows to be wrong with a space whose names are right."""
+    """Find what the methods' code shows to be wrong with a space whose names are right."""
     space, task = experiment.space, experiment.data.task
     for method in experiment.methods:
         if task not in METHODS[method].tasks:
@@ -68,7 +68,7 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _domain_faults(key: str, name: str, value: Any, settings: BaseModel) -> Iterator[tuple[str, str]]:
-    """What keeps `value` from being a domain of the field `name` of `settings`, its other fields as they are."""
+    """Find why a value cannot be the domain of a field of `settings`, given its other fields."""
     model = type(settings)
     try:
         found = read_domain(value, key, domains(model).get(name))

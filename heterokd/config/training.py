@@ -21,16 +21,16 @@ USUAL_OPTIMIZERS = (
 
 
 class TrainingSettings(Settings):
-    """How a student (or a teacher) is trained."""
+    """How a student, or a teacher, is trained."""
 
     epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(64, ge=1, le=MOST, description="images per optimizer update, over all workers")
-    optimizer: str = Field("sgd", description="a name of timm.optim")
-    learning_rate: float = Field(0.05, gt=0, description="at its peak, after warm-up")
+    optimizer: str = Field("sgd", description="name of an optimizer of timm.optim")
+    learning_rate: float = Field(0.05, gt=0, description="maximum, after warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="at the end of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have one")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have momentum")
     weight_decay: float = Field(5e-4, ge=0, description="not applied to norms and biases")
-    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field("cosine", description="timm.scheduler's")
+    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field("cosine", description="of timm.scheduler")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the learning rate rises from near zero")
     task_weight: float = Field(1.0, ge=0, description="multiplies the cross-entropy with the labels")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
@@ -41,8 +41,8 @@ class TrainingSettings(Settings):
     accumulate: int = Field(
         1,
         ge=1,
-        description="an update in this many parts, to save memory; batch norms, and methods that compare images, "
-        "see one part at a time",
+        description="split each update into this many parts, to save memory; batch norms, and methods that compare "
+        "images, see a part at a time",
     )
     compile: bool = Field(False, description="torch.compile the student; pays off in long trainings on a GPU")
     trainable: Literal["all", "head"] = Field("all", description="head: a linear classifier on the frozen encoder")
@@ -51,7 +51,7 @@ class TrainingSettings(Settings):
         description="data-parallel workers that share a training; [least, most] takes what the cluster has",
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs, or a share of one, for each of several workers; auto: one, where there are GPUs"
+        "auto", description="GPUs for each of several workers, also a fraction; auto: 1, where there are GPUs"
     )
     sync_batch_norm: bool = Field(False, description="batch norms take their statistics over the images of all workers")
     gather: bool = Field(
@@ -98,10 +98,10 @@ class TrainingSettings(Settings):
             )
         if self.gpus_per_worker != "auto" and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
-                f"gpus_per_worker: expected a share of one GPU or a whole number of them, got {self.gpus_per_worker:g}"
+                f"gpus_per_worker: expected a fraction of a GPU or a whole number of GPUs, got {self.gpus_per_worker:g}"
             )
         if self.sync_batch_norm and self.compile:
-            raise ValueError("sync_batch_norm: workers cannot exchange statistics inside compiled code; leave compile")
+            raise ValueError("sync_batch_norm: workers cannot exchange statistics in compiled code; leave compile out")
         return self
 
     @property
@@ -134,7 +134,7 @@ class TrainingSettings(Settings):
 
 
 class TeacherTraining(TrainingSettings):
-    """How a teacher that is neither given nor pretrained is fitted; it sees every training image."""
+    """How a teacher without checkpoint and without pretrained weights is fitted, on all training images."""
 
     epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
     optimizer: str = "adamw"

@@ -12,7 +12,7 @@ from heterokd.config.sentences import given
 from heterokd.errors import ConfigError, did_you_mean
 
 LARGEST = 2**64
-"""Whole numbers beyond it are slips of the pen; Python cannot even print those of thousands of digits."""
+"""Larger whole numbers are typing mistakes; Python does not print those of thousands of digits."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,7 +44,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        ConfigError: missing or unreadable file, broken YAML (with its line), a key that stands twice, no mapping.
+        ConfigError: missing or unreadable file, broken YAML (with its line), a repeated key, no mapping.
     """
     if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
         raise ConfigError(f"{file}: is a device or a pipe; give a YAML file")
@@ -65,7 +65,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         problem = "a tab cannot indent" if "'\\t'" in str(error.problem) else error.problem or error.context
         raise ConfigError(f"{file}{place}: is not valid YAML: {problem}") from None
     except yaml.YAMLError:
-        raise ConfigError(f"{file}: is not valid YAML: it holds characters that no text has") from None
+        raise ConfigError(f"{file}: is not valid YAML: it holds control characters") from None
     if content is None:
         raise ConfigError(f"{file}: is empty; write keys and values (`name: ...`)")
     if not isinstance(content, dict):
@@ -76,7 +76,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def plain_yaml(text: str) -> Any:
     """Return the value that a YAML text holds; a repeated key or an alias is an error of YAML here."""
     try:
-        _refuse_tricks(yaml.compose(text, Loader=_Loader), set())
+        _refuse_aliases(yaml.compose(text, Loader=_Loader), set())
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
@@ -85,18 +85,18 @@ def plain_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem=f"a value is not what it is tagged as ({error})") from None
 
 
-def _refuse_tricks(node: yaml.Node | None, visited: set[int]) -> None:
+def _refuse_aliases(node: yaml.Node | None, visited: set[int]) -> None:
     if id(node) in visited:  # an alias is composed as the very node that it refers to
         raise yaml.MarkedYAMLError(problem="anchors (&) and aliases (*) are not read; write the value out twice")
     visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_tricks(item, visited)
+            _refuse_aliases(item, visited)
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, value in node.value:
             if str(key.value) in keys:
-                problem = f"the key {key.value!r} stands twice; remove one"
+                problem = f"the key {key.value!r} appears twice; remove one"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys.add(str(key.value))
-            _refuse_tricks(value, visited)
+            _refuse_aliases(value, visited)

@@ -44,7 +44,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     splits = open_splits(experiment.data)
     teachers, students = (
         {
-            network: _spec(section, searched.one(network), experiment.data, splits.num_classes)
+            network: _spec(section, searched.settings_of(network), experiment.data, splits.num_classes)
             for network in searched.networks
         }
         for section, searched in (("teacher", experiment.teacher), ("student", experiment.student))
@@ -120,12 +120,12 @@ def check_files(experiment: Experiment) -> None:
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
     size = experiment.data.image_size
-    for teacher in map(experiment.teacher.one, experiment.teacher.networks):
+    for teacher in map(experiment.teacher.settings_of, experiment.teacher.networks):
         if teacher.checkpoint is not None:
             given_teacher(teacher, splits.num_classes, size)
     starting: list[tuple[str, NetworkSettings]] = []
     for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
-        starting += [(section, searched.one(network)) for network in searched.networks if searched.pretrained]
+        starting += [(section, searched.settings_of(network)) for network in searched.networks if searched.pretrained]
     for section, settings in starting:
         try:
             build_configured(settings, splits.num_classes, size, pretrained=True)

@@ -144,5 +144,5 @@ def _student(
 
 def _fits(experiment: Experiment, trial: TrialFolder) -> bool:
     recipe = trial.recipe
-    first = experiment.student.one()
+    first = experiment.student.settings_of()
     return recipe.student == first and recipe.data == experiment.data and trial.status == TrialStatus.COMPLETE

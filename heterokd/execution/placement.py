@@ -257,7 +257,7 @@ def largest_training(
     first, *others = experiment.teacher.networks
     held = {
         teacher: round(
-            4e6 * parameters_m(experiment.teacher.one(teacher), splits.num_classes, experiment.data.image_size)
+            4e6 * parameters_m(experiment.teacher.settings_of(teacher), splits.num_classes, experiment.data.image_size)
         )
         for teacher in (experiment.teacher.networks if others else ())
     }

@@ -106,4 +106,4 @@ def _kinds(experiment: Experiment) -> tuple[str, str]:
         except NetworkError:
             return ""
 
-    return kind(experiment.teacher.one()), kind(experiment.student.one())
+    return kind(experiment.teacher.settings_of()), kind(experiment.student.settings_of())

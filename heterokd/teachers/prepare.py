@@ -123,7 +123,7 @@ def prepare_teacher(
     """
     if device is None:
         device = default_device()
-    settings = experiment.teacher.one()
+    settings = experiment.teacher.settings_of()
     data = experiment.data.model_copy(update={"labels_per_class": None, "train_images": None})
     splits = open_splits(data)
     published = settings.pretrained and published_classes(settings.network) == splits.num_classes
@@ -144,7 +144,7 @@ def prepare_teacher(
 
 def teacher_recipe(experiment: Experiment) -> Recipe:
     """The training that fits an experiment's (first) teacher: it sees all training images."""
-    settings = experiment.teacher.one()
+    settings = experiment.teacher.settings_of()
     return Recipe(
         name=f"{experiment.name}-teacher",
         data=experiment.data.model_copy(update={"labels_per_class": None, "train_images": None}),
@@ -163,7 +163,7 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
     Raises:
         OSError: the store of the root does not answer.
     """
-    settings, recipe = experiment.teacher.one(), teacher_recipe(experiment)
+    settings, recipe = experiment.teacher.settings_of(), teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if settings.checkpoint is not None:
         return True, settings.checkpoint
@@ -183,7 +183,7 @@ def _fitted_teacher(
     device: torch.device | str,
     progress: Report | None,
 ) -> PreparedTeacher:
-    settings, recipe = experiment.teacher.one(), teacher_recipe(experiment)
+    settings, recipe = experiment.teacher.settings_of(), teacher_recipe(experiment)
     folder = root.teachers / teacher_hash(settings, recipe, splits.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)

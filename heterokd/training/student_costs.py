@@ -58,7 +58,7 @@ def weigh_students(experiment: Experiment, root: Workspace, num_classes: int) ->
     facts: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for network in experiment.student.networks:
-        settings, facts[network] = experiment.student.one(network), {}
+        settings, facts[network] = experiment.student.settings_of(network), {}
         # What is timed comes last: a network that is too large already is not timed.
         for name in sorted(costs, key=lambda name: STUDENT_COSTS[name].is_timed):
             value = student_cost(name, settings, num_classes, data.view_size, data.image_size, root)

@@ -47,7 +47,7 @@ def stored_recipe_hash(case: dict[str, Any], folder: Path) -> str:
 def fitted_teacher_hash(case: dict[str, Any], folder: Path) -> str:
     asked = question(case["experiment"], folder)
     alone = asked.for_teacher(case["network"])
-    return teacher_hash(alone.teacher.one(), teacher_recipe(alone), case["fingerprint"])
+    return teacher_hash(alone.teacher.settings_of(), teacher_recipe(alone), case["fingerprint"])
 
 
 def stored_key_id(case: dict[str, Any], folder: Path) -> str:

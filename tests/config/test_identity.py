@@ -16,7 +16,7 @@ from golden_files import GOLDEN, unpack
 from pydantic import BaseModel, Field, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
-from heterokd.config import Experiment, Recipe, load_experiment, load_recipe
+from heterokd.config import Experiment, Recipe, at_schema, load_experiment, load_recipe
 from heterokd.config.data import DataSettings
 from heterokd.config.networks import NetworkSettings, StudentSettings, TeacherSettings, TeachersSettings
 from heterokd.config.schema import CHANGED_DEFAULTS, REQUIRED, SCHEMA, ChangedDefault, Schema, keys_of_schema_1
@@ -136,7 +136,7 @@ def test_a_parameter_that_is_off_leaves_a_methods_recipes(recipe: Recipe) -> Non
 
 
 def test_a_key_that_is_off_leaves_fitted_teachers(experiment: Experiment) -> None:
-    fit, teacher = teacher_recipe(experiment), experiment.teacher.one()
+    fit, teacher = teacher_recipe(experiment), experiment.teacher.settings_of()
     folder = teacher_hash(teacher, fit, "data")
     content, settings = yaml.safe_load(fit.to_yaml()), teacher.model_dump(mode="json")
     assert teacher_hash(LaterTeacher.model_validate(settings), LaterRecipe.model_validate(content), "data") == folder
@@ -211,7 +211,8 @@ def test_a_study_searches_what_it_was_begun_with(tmp_path: Path) -> None:
 WARMUP = ChangedDefault("training.warmup_epochs", 2, 0.0, 1.0)
 AGAIN = ChangedDefault("training.warmup_epochs", 3, 1.0, 2.0)
 TEMPERATURE = ChangedDefault("methods.kd.temperature", 2, 1.0, 4.0)
-NEXT = Schema((WARMUP, TEMPERATURE, AGAIN))
+FORM = ChangedDefault("methods.ofa.form", 2, "paper", "code")
+NEXT = Schema((WARMUP, TEMPERATURE, FORM, AGAIN))
 NextTraining = create_model("NextTraining", __base__=TrainingSettings, warmup_epochs=(float, 2.0))
 NextRecipe = create_model("NextRecipe", __base__=Recipe, training=(NextTraining, ...))
 NextExperiment: Any = create_model(
@@ -240,6 +241,15 @@ def test_a_changed_default_leaves_older_studies(tiny_file: Write, tmp_path: Path
     check_question(before, NEXT.older(now, 1), folder)
     asked = NextExperiment.model_validate(changed(content, "training.warmup_epochs", 1.0))
     assert NEXT.older(asked, 1).training.warmup_epochs == 1.0, "what somebody set stays"
+
+
+def test_a_changed_default_of_a_method_leaves_older_studies(tiny_file: Write) -> None:
+    file = tiny_file(search={"space": {"methods": ["kd", "ofa"]}})
+    older = at_schema(load_experiment(file), 1, NEXT)
+    assert older.recipe({"method": "ofa"}).params["form"] == "paper"
+    assert older.space.overrides == {"ofa.form": "paper"}, "the temperature is searched; this is not"
+    asked = load_experiment(file, ["search.space.overrides.ofa.form=code"])
+    assert at_schema(asked, 1, NEXT).recipe({"method": "ofa"}).params["form"] == "code", "what somebody set stays"
 
 
 def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_what_one_teacher_names_is_named_as_before() -> None:
     experiment = load_experiment(QUICKSTART)
     hashes = {method: experiment.recipe(experiment.published(method)).hash for method in ("scratch", "kd")}
     assert hashes == {"scratch": "5a803b4808ab83c5", "kd": "8c2db8ce86f25ea6"}
-    settings = experiment.teacher.one()
+    settings = experiment.teacher.settings_of()
     assert teacher_hash(settings, teacher_recipe(experiment), "f") == "65d04185a8c10828"
     assert experiment.recipe(experiment.published("kd")).teacher == settings
 
@@ -94,7 +94,7 @@ def test_what_one_teacher_names_is_named_as_before() -> None:
         ({"network": [VIT, CNN], "checkpoint": "a.safetensors"}, r"one file cannot hold 2 teachers; write .*test_vit"),
         ({"network": [VIT, CNN], "checkpoint": {"test_vitt": "a"}}, "'test_vitt' is no teacher here; .*'test_vit'"),
         ({"network": [VIT, CNN], "checkpoint": {VIT: "a"}, "pretrained": True}, "not both"),
-        ({"network": [VIT, CNN], "options": {VIT: {"depth": 2}, "depth": 3}}, "'depth' stands beside 'test_vit'"),
+        ({"network": [VIT, CNN], "options": {VIT: {"depth": 2}, "depth": 3}}, "'depth' is listed with 'test_vit'"),
         ({"network": [VIT, CNN], "options": {VIT: 3}}, r"options\.test_vit: expected the options of this network"),
         ({"network": [VIT, CNN], "options": {VIT: {"num_classes": 3}}}, "num_classes follows from the data set"),
     ],
@@ -107,8 +107,8 @@ def test_teachers_that_make_no_sense_are_refused(teacher: dict[str, Any], senten
 def test_checkpoints_are_by_network_and_the_others_are_fitted(tiny_file: Write, tmp_path: Path) -> None:
     given = tmp_path / "vit.safetensors"
     experiment = load_experiment(tiny_file(teacher={**BOTH, "checkpoint": {VIT: str(given)}}))
-    assert [experiment.teacher.one(network).checkpoint for network in (VIT, CNN)] == [given, None]
-    assert experiment.for_teacher(VIT).teacher.one() == experiment.teacher.one(VIT)
+    assert [experiment.teacher.settings_of(network).checkpoint for network in (VIT, CNN)] == [given, None]
+    assert experiment.for_teacher(VIT).teacher.settings_of() == experiment.teacher.settings_of(VIT)
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
     with pytest.raises(Exception, match=r"teacher\.checkpoint\.test_vit: there is no file"):
         check_experiment(experiment)
@@ -132,7 +132,7 @@ def test_a_sample_says_whom_it_follows_and_scratch_follows_nobody() -> None:
     assert scratch.hash == asked(["scratch", "kd"], [VIT]).recipe({"method": "scratch"}).hash
     with pytest.raises(ConfigError, match="'scratch' reads no teacher"):
         experiment.recipe({"method": "scratch", "teacher.network": CNN})
-    with pytest.raises(ConfigError, match="'resnet18' is not asked about; known: test_vit, test_resnet"):
+    with pytest.raises(ConfigError, match="'resnet18' is not in the experiment; known: test_vit, test_resnet"):
         experiment.recipe({"method": "kd", "teacher.network": "resnet18"})
 
 
@@ -143,7 +143,7 @@ def test_options_are_for_all_or_by_network() -> None:
     assert each.options_of(VIT) == each.options_of(CNN) == {"drop_rate": 0.1}
     content["student"] = {"network": ["test_vit", "test_efficientnet"], "options": {VIT: {"patch_size": 8}}}
     student = Experiment.model_validate(content).student
-    assert [student.one(name).options for name in student.networks] == [{"patch_size": 8}, {}]
+    assert [student.settings_of(name).options for name in student.networks] == [{"patch_size": 8}, {}]
 
 
 def test_commands_for_one_pair_take_the_first_teacher_or_ask_for_one(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     if not ready_teacher(experiment, root)[0]:
         timed = time_training(recipe, training_splits(splits, root), None, root, device)
         return timed.begin + recipe.training.epochs * timed.epoch
-    if experiment.teacher.one().checkpoint is None and not experiment.teacher.pretrained:
+    if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted one: its weights are hashed
     live = teacher_like(recipe, splits.num_classes)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)

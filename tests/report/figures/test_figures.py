@@ -112,7 +112,7 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     student = fabricated.scene_student(splits, 0)
     for number, method in enumerate(("scratch", "heteroakd")):
         made = fabricated.trial(folder, question, number, method, student=student)
-    teacher = question.teacher.one()
+    teacher = question.teacher.settings_of()
     weights = tmp_path / "teacher.safetensors"
     save_weights(build_network(teacher.network, splits.num_classes, teacher.options, image_size=72), weights)
     distiller = build_distiller(made.recipe, open_teacher(teacher, splits.num_classes, 72, weights), splits.num_classes)
