@@ -39,7 +39,7 @@ class Share:
 
     Attributes:
         name: key of a sample, or `method`.
-        mean: share of the scatter, over the forests; those of a group sum to 1.
+        mean: share of the variance, over the forests; those of a group sum to 1.
         low: the smallest of the forests.
         high: the largest.
     """

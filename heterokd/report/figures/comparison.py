@@ -1,4 +1,4 @@
-"""Who won and by how much: a few students on one axis, every method's trials, and accuracy against cost."""
+"""Draw the compared students on one axis, the trials of every method, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Row:
     Attributes:
         label: its name.
         mean: of its metric.
-        low: lower end of the mean's interval; None where it has none.
+        low: lower end of the mean's interval; None if unknown.
         high: upper end.
         look: key of `LOOKS`.
-        note: what stands beside it.
+        note: text at the right.
     """
 
     label: str
@@ -39,10 +39,10 @@ class Strip:
     Attributes:
         method: its name.
         dots: its trials.
-        mean: of its best confirmed configuration on fresh seeds; None where none was confirmed.
+        mean: of its best confirmed configuration on fresh seeds; None if none was confirmed.
         low: lower end of the interval.
         high: upper end.
-        published: value of its published setting; None where that has none.
+        published: value of its published setting; None if unknown.
         look: key of `LOOKS`.
     """
 
@@ -63,7 +63,7 @@ class Member:
         label: its name.
         cost: parameters or latency.
         value: of the metric.
-        is_front: whether none is better in everything.
+        is_front: whether it is on the Pareto front.
         look: key of `LOOKS`.
     """
 
@@ -75,7 +75,7 @@ class Member:
 
 
 def draw_glance(title: str, description: str, rows: Sequence[Row], metric: str) -> str:
-    """The winner, what it is compared with and the teacher on one axis, with intervals and numbers."""
+    """Draw winner, references and teacher on one axis, with intervals and numbers."""
     values = [value for row in rows for value in (row.mean, row.low, row.high) if value is not None]
     shown = scale(values)
     with Vector("glance", title, description, 0.75 + 0.36 * len(rows)) as made:
@@ -101,7 +101,7 @@ def draw_glance(title: str, description: str, rows: Sequence[Row], metric: str) 
 
 
 def draw_strips(title: str, description: str, strips: Sequence[Strip], levels: Sequence[Level], metric: str) -> str:
-    """Every trial of each method a dot, the confirmed mean with its interval, the published setting marked."""
+    """Draw each method's trials as dots, its confirmed mean with interval, and its published setting."""
     values = [
         dot.value
         for strip in strips
@@ -149,21 +149,21 @@ def draw_strips(title: str, description: str, strips: Sequence[Strip], levels: S
 
 
 def draw_front(name: str, title: str, description: str, members: Sequence[Member], cost: str, metric: str) -> str:
-    """Students by what they cost and what they reach; the front is joined by steps, upper left is better.
+    """Draw students by cost and metric; the Pareto front is a step line, upper left is better.
 
     Args:
-        name: of the chart: one page may have one for each cost.
+        name: of the chart: a page has one per cost.
         title: see `Vector`.
         description: see `Vector`.
         members: the students.
-        cost: the horizontal axis.
-        metric: the vertical one.
+        cost: label of the horizontal axis.
+        metric: label of the vertical axis.
     """
     with Vector(name, title, description, 2.7) as made:
         axis = made.axis(grid="both")
-        front = sorted((one for one in members if one.is_front), key=lambda one: one.cost)
+        front = sorted((member for member in members if member.is_front), key=lambda member: member.cost)
         if len(front) > 1:
-            axis.step([one.cost for one in front], [one.value for one in front], where="post", color=STUDENT,
+            axis.step([member.cost for member in front], [member.value for member in front], where="post", color=STUDENT,
                       linewidth=1, alpha=0.6, zorder=2)  # fmt: skip
         for member in members:
             look = LOOKS.get(member.look, {"color": STUDENT if member.is_front else SOFT, "marker": "o"})
@@ -173,7 +173,7 @@ def draw_front(name: str, title: str, description: str, members: Sequence[Member
             )  # fmt: skip
             axis.annotate(member.label, (member.cost, member.value), xytext=(4, 5), textcoords="offset points",
                           fontsize=7, annotation_clip=False)  # fmt: skip
-        costs = [one.cost for one in members]
+        costs = [member.cost for member in members]
         if min(costs) > 0 and max(costs) / min(costs) > 20:
             axis.set_xscale("log")
         axis.margins(x=0.25, y=0.18)

@@ -1,4 +1,4 @@
-"""How a search went: the values of its trials in order, and each one's curve over epochs. Values in, SVG text out."""
+"""Draw the values of a search's trials in order, and their learning curves, as SVG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Dot:
         number: of the trial.
         mark: complete, pruned (whatever stopped it early) or failed.
         value: of the metric at its end; None where there is none.
-        tip: what is said of it when it is pointed at.
+        tip: tooltip.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Level:
-    """A value that others are compared with.
+    """A reference value.
 
     Attributes:
         label: its name.
@@ -51,9 +51,9 @@ class Curve:
     Attributes:
         epochs: finished epochs, counted from 1.
         values: of the metric.
-        look: key of `LOOKS` for those that stand out, `complete` or `pruned` for the others.
+        look: key of `LOOKS` for highlighted trials, `complete` or `pruned` for the others.
         label: in the legend; "" for the others.
-        tip: as for `Dot`.
+        tip: tooltip.
     """
 
     epochs: Sequence[float]
@@ -65,9 +65,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Scale:
-    """The part of an axis that is shown: all that was trained to the end and all that it is compared with.
+    """Range of an axis: all complete trials and all references.
 
-    Trials that were stopped early would squeeze it; they stand at its edge where they lie outside.
+    Pruned trials do not widen it; those outside are drawn at its edge.
 
     Attributes:
         low: its lower end.
@@ -78,17 +78,17 @@ class Scale:
     high: float
 
     def held(self, value: float) -> float:
-        """The value, or the nearest one on the axis."""
+        """Clip a value to the axis."""
         return min(max(value, self.low), self.high)
 
     def inside(self, value: float) -> float:
-        """The same, but so far from the ends that a mark there is seen whole."""
+        """Clip a value so far inside the axis that its mark is fully visible."""
         edge = 0.02 * (self.high - self.low)
         return min(max(value, self.low + edge), self.high - edge)
 
 
 def scale(values: Sequence[float], others: Sequence[float] = ()) -> Scale:
-    """A scale for `values`, with a margin; `others` count where there are no values."""
+    """Make a scale for `values` with a margin; `others` count if there are no values."""
     finite = (
         [one for one in values if math.isfinite(one)] or [one for one in others if math.isfinite(one)] or [0.0, 1.0]
     )
@@ -115,15 +115,15 @@ _BEYOND: dict[str, Any] = {"facecolors": "#A8A8A8", "edgecolors": "none", "s": 1
 def scatter(
     made: Vector, axis: Any, dots: Sequence[Dot], shown: Scale, places: Mapping[int, float], *, upright: bool = True
 ) -> None:
-    """Draw trials: filled where trained to the end, hollow where stopped early, a cross where failed.
+    """Draw trials: complete ones filled, pruned ones hollow, failed ones as a cross.
 
     Args:
         made: the chart, for the tips.
         axis: to draw on.
         dots: the trials.
-        shown: of the metric's axis; a value outside stands at its edge as a triangle.
-        places: of each trial on the other axis.
-        upright: whether the metric's axis is the vertical one.
+        shown: range of the metric's axis; a value outside is a triangle at its edge.
+        places: position of each trial on the other axis.
+        upright: whether the metric's axis is vertical.
     """
     kinds: dict[str, _Marks] = {}
     for dot in dots:
@@ -163,7 +163,7 @@ def scatter(
 def draw_history(
     title: str, description: str, dots: Sequence[Dot], levels: Sequence[Level], metric: str, *, maximise: bool
 ) -> str:
-    """The trials of a search in the order in which they began, and the best value so far."""
+    """Draw the trials of a search in order of their start, and the best value so far."""
     complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
     shown = scale(
         [dot.value for dot in complete if dot.value is not None] + [level.value for level in levels],
@@ -198,12 +198,12 @@ def draw_curves(
     *,
     maximise: bool = True,
 ) -> str:
-    """The metric of every trial over its epochs: those stopped early faint, those that are spoken of in their looks."""
+    """Draw the metric of every trial over its epochs; pruned trials are faint."""
     from matplotlib.collections import LineCollection
 
     ends = [curve.values[-1] for curve in curves if curve.look != "pruned"] + [level.value for level in levels]
     every = sorted(value for curve in curves for value in curve.values if math.isfinite(value))
-    # The first epochs of all and the worst of all say nothing of what leads: a tenth of the values may lie outside.
+    # First epochs and bad trials would hide the differences between leaders: a tenth of the values may lie outside.
     below, above = (len(every) // 10, len(every) // 50) if maximise else (len(every) // 50, len(every) // 10)
     low, high = (every[below], every[-1 - above]) if every else (0.0, 1.0)
     shown = scale([low, high, *ends])

@@ -1,4 +1,4 @@
-"""Colours that stay apart for colour-blind readers, and class maps painted in them."""
+"""Colours that colour-blind readers can tell apart, and class maps painted in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from heterokd.outputs import IGNORE
 
 STUDENT, TEACHER, SCRATCH = "#0072B2", "#7F7F7F", "#E69F00"
-"""Whose figure it is, in every picture."""
+"""The same in every figure."""
 
 PALETTE = (
     "#CCCCCC",
@@ -38,15 +38,15 @@ PALETTE = (
     "#242424",
     "#24FFB6",
 )
-"""A grey, the colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), and then, of an 8x8x8 grid in RGB, always
-the colour that is farthest from all before it for the eye that tells them apart worst: normal, without red or without
-green cones (simulated as Machado et al. do, IEEE TVCG 2009; distances in CIELAB)."""
+"""A grey, the colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), then colours of an 8x8x8 RGB grid, chosen
+greedily: each has the largest distance to all before it, in CIELAB and for the worst of normal, protanope and
+deuteranope vision (simulated after Machado et al., IEEE TVCG 2009)."""
 OTHERS = "#FFFFFF"
-"""Of classes beyond the palette."""
+"""For classes beyond the palette."""
 
 
 def class_colours(maps: Sequence[NDArray[np.integer]], num_classes: int) -> dict[int, str]:
-    """A colour for each class that the maps show; the classes that cover most come first in the palette.
+    """Assign a colour to each class in the maps, in the order of the area that the classes cover.
 
     Args:
         maps: class maps of any shape; `IGNORE` has no colour.
@@ -56,14 +56,14 @@ def class_colours(maps: Sequence[NDArray[np.integer]], num_classes: int) -> dict
         Class number to `#RRGGBB`, the most frequent class first.
     """
     counts = np.zeros(num_classes, np.int64)
-    for one in maps:
-        counts += np.bincount(one[one < num_classes].ravel(), minlength=num_classes)
+    for classes in maps:
+        counts += np.bincount(classes[classes < num_classes].ravel(), minlength=num_classes)
     shown = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
     return {number: PALETTE[place] if place < len(PALETTE) else OTHERS for place, number in enumerate(shown)}
 
 
 def paint(classes: NDArray[np.integer], colours: dict[int, str]) -> NDArray[np.uint8]:
-    """A class map [H, W] as an image [H, W, 3]; `IGNORE` is white with grey stripes."""
+    """Paint a class map [H, W] as an image [H, W, 3]; `IGNORE` is white with grey stripes."""
     table = np.full((256, 3), 255, np.uint8)
     for number, colour in colours.items():
         table[number] = rgb(colour)
@@ -76,6 +76,6 @@ def paint(classes: NDArray[np.integer], colours: dict[int, str]) -> NDArray[np.u
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """`#RRGGBB` as three levels of 0 to 255."""
+    """Convert `#RRGGBB` to three levels of 0 to 255."""
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""What the values of a search did: how much each mattered, and which of them met in good students."""
+"""Draw parameter importances, and parallel coordinates of a search's samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from heterokd.report.figures.svg import INK, SOFT, Vector
 
 @dataclass(frozen=True)
 class Bar:
-    """How much one value mattered.
+    """Importance of a parameter.
 
     Attributes:
         label: its name.
-        mean: share of the scatter that it explains, in [0, 1].
+        mean: share of the variance that it explains, in [0, 1].
         low: smallest of several estimates.
         high: largest.
     """
@@ -29,11 +29,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Axis:
-    """One value of a sample as an upright axis.
+    """A parameter as a vertical axis.
 
     Attributes:
         label: its name.
-        ticks: where on the axis, in [0, 1], and what stands there.
+        ticks: positions in [0, 1] and their labels.
     """
 
     label: str
@@ -42,13 +42,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """One trial across all axes.
+    """A trial across all axes.
 
     Attributes:
-        places: on each axis, in [0, 1]; the last one is the objective's, 1 is best. None where it has none.
-        value: of the objective; None where it was not reached.
-        is_best: whether it is the one that is pointed out.
-        tip: what is said of it when it is pointed at.
+        places: on each axis, in [0, 1]; the last is the objective's, 1 is best. None if the trial has no value.
+        value: of the objective; None if the trial was pruned.
+        is_best: whether it is highlighted.
+        tip: tooltip.
     """
 
     places: Sequence[float | None]
@@ -58,7 +58,7 @@ class Line:
 
 
 def draw_importance(name: str, title: str, description: str, bars: Sequence[Bar]) -> str:
-    """Bars with the range of several estimates, the largest on top; `name`: see `Vector`."""
+    """Draw bars with the range of several estimates, the largest on top; `name`: see `Vector`."""
     with Vector(name, title, description, 0.62 + 0.22 * len(bars)) as made:
         axis = made.axis(grid="x")
         for place, bar in enumerate(bars):
@@ -69,20 +69,20 @@ def draw_importance(name: str, title: str, description: str, bars: Sequence[Bar]
         axis.set_yticks(range(len(bars)), [bar.label for bar in bars])
         axis.tick_params(axis="y", length=0)
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        axis.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.5), xlabel="share of the scatter that it explains")
+        axis.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.5), xlabel="share of the variance that it explains")
     return made.text
 
 
 def draw_parallel(name: str, title: str, description: str, axes: Sequence[Axis], lines: Sequence[Line]) -> str:
-    """Trials as lines across the axes of their values, the objective last, coloured by it: the darker, the better.
+    """Draw trials as lines across the axes of their parameters, objective last; darker is better.
 
-    Those that were stopped early are faint and end before the objective, which they did not reach.
+    Pruned trials are faint and end before the objective.
 
     Args:
-        name: of the chart: one page may have one for each method.
+        name: of the chart: a page has one per method.
         title: see `Vector`.
         description: see `Vector`.
-        axes: the objective's is the last.
+        axes: of the parameters, then of the objective.
         lines: the trials.
     """
     import matplotlib as mpl

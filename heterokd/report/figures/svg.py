@@ -1,8 +1,8 @@
-"""Vector: a figure that becomes SVG text for the inside of a page, with a title, a description and tips on its marks.
+"""Vector: a matplotlib figure as SVG text for an HTML page, with a title, a description and tooltips.
 
-Text stays text: it can be read aloud, searched and copied, and a figure takes some ten kilobytes (a plotting library in
-the page would be four megabytes). A mark's tip is an SVG title, which browsers show without a script. All charts are a
-column wide, so letters keep their size on a phone, in a column of two, and in print.
+Text stays text: screen readers, search and copying work, and a figure takes about ten kilobytes (a plotting library in
+the page would be four megabytes). A tooltip is an SVG title, which browsers show without a script. All charts are one
+column wide, so that text keeps its size on a phone, in two columns and in print.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 
 WIDTH = 4.2
-"""Inches, as the pictures of `drawing`; an SVG's units are points, 72 an inch."""
+"""Inches. Units of an SVG are points, 72 per inch."""
 
 DEFAULT = "#009E73"
 FAILED = "#D55E00"
@@ -29,7 +29,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "default": {"color": DEFAULT, "marker": "^", "linestyle": ":"},
     "teacher": {"color": TEACHER, "marker": "P", "linestyle": "-."},
 }
-"""Whose figure it is: never by colour alone."""
+"""Colour, marker and line of a role: never told apart by colour alone."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -59,17 +59,17 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 class Vector:
-    """A chart in the making. Use as a context manager; `text` is there once it is left.
+    """A chart. Draw on `figure` inside the context manager; `text` is set on exit.
 
     Args:
-        name: of the chart; its ids begin with it, so that several charts live in one page.
-        title: what it shows.
-        description: what it says, for those who do not see it.
+        name: prefix of the ids, which are unique in a page with several charts.
+        title: what the chart shows.
+        description: alternative text.
         height: in inches.
 
     Attributes:
         figure: matplotlib's.
-        tips: by the `gid` of a collection of marks, a text for each of them.
+        tips: by the `gid` of a collection of marks, a tooltip for each mark.
         text: the SVG.
     """
 
@@ -95,14 +95,14 @@ class Vector:
         try:
             if kind is None:
                 file = BytesIO()
-                # Without date and version of the program: the same chart is the same text.
+                # Without date and version: the same chart is the same text.
                 self.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
                 self.text = _inline(file.getvalue(), self.name, self.title, self.description, self.tips)
         finally:
             self._context.__exit__(kind, value, traceback)
 
     def axis(self, *, grid: Literal["x", "y", "both"] = "y") -> Any:
-        """The figure's only axes, with a light grid behind what is drawn."""
+        """Create the only axes, with a light grid behind the data."""
         axis = self.figure.subplots()
         axis.grid(axis=grid, color=GRID, linewidth=0.6)
         axis.set_axisbelow(True)
@@ -111,10 +111,10 @@ class Vector:
 
 
 def _inline(content: bytes, name: str, title: str, description: str, tips: dict[str, Sequence[str]]) -> str:
-    """An SVG of matplotlib's as a part of a page: own ids, no global style, no address of any kind."""
+    """Convert matplotlib's SVG to a part of a page: unique ids, no global style, no URLs."""
     root = ElementTree.fromstring(content)
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # a page knows the namespaces of what it embeds
+        element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
         for key in list(element.attrib):
             if key.startswith("{"):
                 element.attrib[key.rpartition("}")[2]] = element.attrib.pop(key)
@@ -146,7 +146,7 @@ def _inline(content: bytes, name: str, title: str, description: str, tips: dict[
 
 
 def _tip(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
-    """Give each mark of a collection its text."""
+    """Add a tooltip to each mark of a collection."""
     for group in root.iter("g"):
         if group.get("id") == gid:
             marks = list(group.iter("use")) or list(group.iter("path"))  # a single mark is not defined apart
