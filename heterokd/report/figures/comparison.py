@@ -163,8 +163,8 @@ def draw_front(name: str, title: str, description: str, members: Sequence[Member
         axis = made.axis(grid="both")
         front = sorted((member for member in members if member.is_front), key=lambda member: member.cost)
         if len(front) > 1:
-            axis.step([member.cost for member in front], [member.value for member in front], where="post", color=STUDENT,
-                      linewidth=1, alpha=0.6, zorder=2)  # fmt: skip
+            steps = zip(*((member.cost, member.value) for member in front), strict=True)
+            axis.step(*steps, where="post", color=STUDENT, linewidth=1, alpha=0.6, zorder=2)
         for member in members:
             look = LOOKS.get(member.look, {"color": STUDENT if member.is_front else SOFT, "marker": "o"})
             axis.plot(
