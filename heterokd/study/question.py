@@ -150,7 +150,7 @@ def _added(
     for key, value in now.items():
         method, _, name = key.removeprefix(SPACE).partition(".")
         if key in before:
-            if key == LISTED and _only_new_methods(experiment, before[key], value):
+            if key == LISTED and only_new_methods(before[key], value, methods_of(experiment.data.task)):
                 added.add(key)
         elif key.startswith(SPACE) and method in METHODS:
             default = SCHEMA.parameters(method, schema).get(name, METHODS[method].Params.model_fields[name].default)
@@ -163,11 +163,17 @@ def _added(
     return added
 
 
-def _only_new_methods(experiment: Experiment, before: Sequence[str], now: Sequence[str]) -> bool:
-    """Whether `methods: all` names more methods now, since papers were added to the folder."""
+def only_new_methods(before: Sequence[str], now: Sequence[str], every: Sequence[str]) -> bool:
+    """Whether two lists of methods are both `all`, the later one with papers that were added to the folder.
+
+    Args:
+        before: methods that a study was begun with.
+        now: methods of the experiment.
+        every: all methods of the task.
+    """
     first = keys_of_schema_1()
-    is_new = all(f"{METHODS_SECTION}.{method}" not in first for method in set(now) - set(before))
-    return is_new and set(before) <= set(now) and tuple(now) == methods_of(experiment.data.task)
+    are_new = all(f"{METHODS_SECTION}.{method}" not in first for method in set(now) - set(before))
+    return are_new and set(before) <= set(now) and tuple(now) == tuple(every)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from golden_files import GOLDEN, unpack
 from pydantic import BaseModel, Field, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
-from heterokd.config import Experiment, Recipe, at_schema, load_experiment, load_recipe
+from heterokd.config import Experiment, Recipe, at_schema, load_experiment, load_recipe, methods_of
 from heterokd.config.data import DataSettings
 from heterokd.config.networks import NetworkSettings, StudentSettings, TeacherSettings, TeachersSettings
 from heterokd.config.schema import CHANGED_DEFAULTS, REQUIRED, SCHEMA, ChangedDefault, Schema, keys_of_schema_1
@@ -34,7 +34,7 @@ from heterokd.domains import Choice
 from heterokd.errors import ConfigError, StudyError
 from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.question import as_stored, check_question, question
+from heterokd.study.question import as_stored, check_question, only_new_methods, question
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.prepare import teacher_recipe
 from heterokd.training.teacher import teacher_hash
@@ -206,6 +206,14 @@ def test_a_study_searches_what_it_was_begun_with(tmp_path: Path) -> None:
     assert as_stored(pinned, folder) == pinned
     with pytest.raises(StudyError, match=r'search.space.dist.inter_weight was absent .* and is "2.0" now'):
         as_stored(asked.with_overrides({"dist.inter_weight": 2.0}), folder)
+
+
+def test_a_paper_that_is_added_leaves_studies_of_all_methods() -> None:
+    before = methods_of("segmentation")
+    now = (*before, "of_next_year")
+    assert only_new_methods(before, now, now)
+    assert not only_new_methods(before, now, (*now, "another")), "a list that somebody wrote"
+    assert not only_new_methods(before[1:], now, now), "a method that was there and not asked for"
 
 
 WARMUP = ChangedDefault("training.warmup_epochs", 2, 0.0, 1.0)
