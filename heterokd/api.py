@@ -125,7 +125,7 @@ def distill(
 
     Args:
         experiment: what `load_experiment` returned.
-        method: name of the method, see `METHODS`.
+        method: name of the method, see `METHODS`, or `FILE.py:Class`.
         root: workspace folder, or address of a store.
         on_epoch: called with each epoch's metrics; returning False ends the training early.
 
@@ -134,10 +134,10 @@ def distill(
     """
     from heterokd.execution.distill import distill_once
 
-    method_params(method, {}, "distill")
-    space = experiment.space.model_copy(update={"methods": (method,)})
-    alone = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
-    return distill_once(alone, method, open_workspace(str(root)), on_epoch or (lambda metrics: True))
+    alone = experiment.with_methods([method])
+    (name,) = alone.methods
+    method_params(name, {}, "distill", alone.space.extensions.get(name))
+    return distill_once(alone, name, open_workspace(str(root)), on_epoch or (lambda metrics: True))
 
 
 def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | None = None) -> Plan:

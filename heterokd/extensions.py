@@ -140,7 +140,10 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
         forms = ", ".join((*known, "package.module:Name", "./file.py:Name"))
         raise ConfigError(f"{key}: {reference!r} names nothing; give one of {forms}")
     if place.endswith(".py"):
-        module = _module_of_text(place, read_source(place, key), key)
+        try:
+            module = _module_of_text(place, read_source(place))
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
     else:
         try:
             module = importlib.import_module(place)
@@ -153,7 +156,7 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
     return getattr(module, name)
 
 
-def read_source(file: str, key: str) -> str:
+def read_source(file: str) -> str:
     """Read a Python file, from the current directory.
 
     Raises:
@@ -162,12 +165,12 @@ def read_source(file: str, key: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{key}: there is no file {file}; paths begin where heterokd is run") from None
+        raise ConfigError(f"there is no file {file}; paths begin where heterokd is run") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key}: {file} cannot be read ({error}); give a Python file") from None
+        raise ConfigError(f"{file}: cannot be read ({error}); give a Python file") from None
 
 
-def class_of_text(file: str, text: str, class_name: str, base: str, key: str) -> type:
+def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
     """Return the class that a Python file defines. The same text gives the same class within a process.
 
     Args:
@@ -175,22 +178,21 @@ def class_of_text(file: str, text: str, class_name: str, base: str, key: str) ->
         text: of the file.
         class_name: of the class.
         base: `package.module:Class` of which it must be a subclass.
-        key: of the experiment that names it, for errors.
 
     Raises:
         ConfigError: the text is not valid Python, fails when it is imported, or defines no such class.
     """
-    module = _module_of_text(file, text, key)
+    module = _module_of_text(file, text)
     found = vars(module).get(class_name)
     if not isinstance(found, type):
         classes = [name for name, value in vars(module).items() if _is_own_class(value, module)]
         hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
-        raise ConfigError(f"{key}: {file} defines no class {class_name!r}; {hint}")
+        raise ConfigError(f"{file}: defines no class {class_name!r}; {hint}")
     if not issubclass(found, _named(base)):
-        raise ConfigError(f"{key}: {class_name} of {file} is no subclass of {base.replace(':', '.')}; make it one")
+        raise ConfigError(f"{file}: {class_name} is no subclass of {base.replace(':', '.')}; make it one")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-        raise ConfigError(f"{key}: {class_name} of {file} does not define {missing}; add it")
+        raise ConfigError(f"{file}: {class_name} does not define {missing}; add it")
     return found
 
 
@@ -209,7 +211,7 @@ class _TextLoader(importlib.abc.SourceLoader):
         return self._text.encode()
 
 
-def _module_of_text(file: str, text: str, key: str) -> ModuleType:
+def _module_of_text(file: str, text: str) -> ModuleType:
     """Import a text once per process."""
     name = f"heterokd_file_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if name in sys.modules:
@@ -225,9 +227,9 @@ def _module_of_text(file: str, text: str, key: str) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         if isinstance(error, SyntaxError) and error.filename == file:
-            raise ConfigError(f"{key}: {file}:{error.lineno}: is not valid Python ({error.msg}); correct it") from None
+            raise ConfigError(f"{file}:{error.lineno}: is not valid Python ({error.msg}); correct it") from None
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ConfigError(f"{key}: {file} cannot be imported ({reason}); correct it") from error
+        raise ConfigError(f"{file}: cannot be imported ({reason}); correct it") from error
     return module
 
 

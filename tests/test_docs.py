@@ -7,12 +7,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from typer.main import get_command
 
 from heterokd.cli.app import app
 from heterokd.config import load_experiment
+from heterokd.config.extension import read_extension
+from heterokd.config.methods import method_class
+from heterokd.conformance.checks import check_method
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -72,6 +78,29 @@ def test_commands_exist(page: Path) -> None:
 def test_python_compiles(page: Path) -> None:
     for text in blocks(page, "python"):
         compile(text, page.name, "exec")
+
+
+def test_a_method_and_the_losses_of_its_page_work(tmp_path: Path) -> None:
+    (file, *loops) = blocks(REPOSITORY / "docs" / "your_method.md", "python")
+    (tmp_path / "my_method.py").write_text(file)
+    extension = read_extension(f"{tmp_path}/my_method.py:Logit", ())
+    assert not check_method(method_class("logit", extension))
+    names: dict[str, Any] = {}
+    for text in loops:
+        exec(text, names)
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(12, 10)) for _ in range(2))
+    images, labels = torch.rand(4, 3, 2, 2), torch.arange(4)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    losses = [names["train_step"](student, teacher, optimizer, images, labels) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    sides = (16, 8, 4, 2)
+    maps, teachers = (
+        tuple(torch.rand(4, width, side, side, requires_grad=True) for width, side in zip(widths, sides, strict=True))
+        for widths in ((16, 32, 64, 128), (64, 128, 256, 512))
+    )
+    loss = names["distillation"](maps, teachers, images, labels, torch.arange(4), 0.5)
+    loss.backward()
+    assert all(weight.grad is not None for weight in names["weights"])
 
 
 def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:

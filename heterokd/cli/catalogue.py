@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from heterokd.config.extension import is_reference, read_extension
+from heterokd.config.methods import method_class
 from heterokd.domains import domains
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import Method, summary
@@ -42,12 +44,13 @@ def describe_all() -> list[dict[str, Any]]:
 def describe(name: str) -> dict[str, Any]:
     """A method in full: its row, its paper and equation, its parameters with defaults and domains.
 
+    Args:
+        name: of `METHODS`, or `FILE.py:Class`.
+
     Raises:
         ConfigError: there is no such method.
     """
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; {did_you_mean(name, METHODS)}")
-    method = METHODS[name]
+    name, method = named_method(name)
     found = domains(method.Params)
     parameters = [
         {
@@ -60,7 +63,25 @@ def describe(name: str) -> dict[str, Any]:
     ]
     module = inspect.getmodule(method)
     text = inspect.cleandoc((module.__doc__ if module else None) or "")
-    return {**_row(name, method), "text": text, "parameters": parameters}
+    return {**_row(name, method), "text": text or summary(method), "parameters": parameters}
+
+
+def source_of(text: str) -> str:
+    """The first address that the text of a method's file names: that of its paper."""
+    link = re.search(r"https?://[^\s,;)]+", text)
+    return link[0] if link else "no published source"
+
+
+def named_method(name: str) -> tuple[str, type[Method]]:
+    """Name and class of a method: one of `METHODS`, or `FILE.py:Class`.
+
+    Raises:
+        ConfigError: there is no such method, or the file defines none that can be built.
+    """
+    extension = read_extension(name, METHODS) if is_reference(name) else None
+    if extension is None and name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}; {did_you_mean(name, METHODS)}")
+    return name if extension is None else extension.name, method_class(name, extension)
 
 
 def _row(name: str, method: type[Method]) -> dict[str, Any]:

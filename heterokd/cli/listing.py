@@ -10,10 +10,27 @@ from heterokd.cli.options import AsJson, print_json
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Describe this method in full.")] = None, as_json: AsJson = False
+    name: Annotated[
+        str | None, typer.Argument(help="Describe this method in full; FILE.py:Class is a file of yours.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check it on random pairs; exit with 1 on a fault.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the distillation methods, or describe a method."""
-    from heterokd.cli.catalogue import describe, describe_all
+    """List the distillation methods, or describe or check a method."""
+    from heterokd.cli.catalogue import describe, describe_all, named_method, source_of
+    from heterokd.errors import ConfigError
+
+    if check:
+        if name is None:
+            raise ConfigError("--check: name the method, as in heterokd methods ./my_method.py:MyKD --check")
+        from heterokd.conformance.checks import check_method
+
+        problems = check_method(named_method(name)[1])
+        if as_json:
+            print_json({"method": name, "problems": problems})
+        for problem in () if as_json else problems or ["every check passes"]:
+            print(problem)
+        raise typer.Exit(1 if problems else 0)
 
     if name is None:
         rows = describe_all()
@@ -30,11 +47,12 @@ def methods(
         return
     print(known["text"])
     print()
+    print(f"source: {source_of(known['text'])}")
     for key in ("tasks", "student_needs", "teacher_needs"):
         print(f"{key}: {known[key]}")
     for parameter in known["parameters"]:
         domain = f"; searched over {parameter['domain']}" if parameter["domain"] else ""
-        print(f"  {name}.{parameter['name']} = {parameter['default']}: {parameter['description']}{domain}")
+        print(f"  {known['name']}.{parameter['name']} = {parameter['default']}: {parameter['description']}{domain}")
 
 
 def datasets(as_json: AsJson = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -13,18 +14,20 @@ from heterokd.formatting import epoch_score, metric_name
 
 def distill(
     experiment: ExperimentFile,
-    method: Annotated[str, typer.Option(help="Name of the method; see `heterokd methods`.")],
+    method: Annotated[str, typer.Option(help="Name of the method (see `heterokd methods`), or FILE.py:Class.")],
     overrides: Overrides = [],  # noqa: B006
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Train a student once with the method's published settings, logged like a trial."""
+    from heterokd.config.extension import is_reference
     from heterokd.errors import ConfigError, did_you_mean
     from heterokd.methods import METHODS
 
-    if method not in METHODS:
+    if method not in METHODS and not is_reference(method):
         raise ConfigError(f"--method {method}: there is no such method; {did_you_mean(method, METHODS)}")
-    asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{method}]}}"])
+    asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{json.dumps(method)}]}}"])
+    (name,) = asked.methods
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.distill import distill_once
     from heterokd.storage.workspace import open_workspace
@@ -38,7 +41,7 @@ def distill(
             )
             return True
 
-        result = distill_once(asked, method, open_workspace(root), epoch, terminal.teacher_epoch)
+        result = distill_once(asked, name, open_workspace(root), epoch, terminal.teacher_epoch)
     trial, metrics = result.trial, result.metrics
     if as_json:
         print_json(
@@ -47,7 +50,7 @@ def distill(
         return
     if not result.trained:
         terminal.say("this recipe was already trained; nothing to do")
-    terminal.say(f"{method}: {epoch_score(metrics)} on val; weights in {trial.weights}")
+    terminal.say(f"{name}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 
 def reproduce(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heterokd.config.data import DataSettings
     from heterokd.config.experiment import TEACHER, Experiment, ends
-    from heterokd.config.methods import method_params, methods_of, pairing, reads_teacher
+    from heterokd.config.methods import method_params, methods_of, pairing
     from heterokd.config.networks import NetworkSettings, StudentSettings, TeacherSettings, TeachersSettings
     from heterokd.config.reading import (
         at_schema,
@@ -66,14 +66,13 @@ __all__ = [
     "pairing",
     "read_experiment",
     "read_yaml",
-    "reads_teacher",
     "score_of",
 ]
 
 _MODULES = {
     "data": ("DataSettings",),
     "experiment": ("Experiment", "TEACHER", "ends"),
-    "methods": ("method_params", "methods_of", "pairing", "reads_teacher"),
+    "methods": ("method_params", "methods_of", "pairing"),
     "networks": ("NetworkSettings", "StudentSettings", "TeacherSettings", "TeachersSettings"),
     "reading": (
         "at_schema",

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from heterokd.config.extension import Extension, is_none, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, PathName, Settings
 from heterokd.datasets import DATASETS
+from heterokd.datasets.io.split import Dataset
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
-from heterokd.errors import did_you_mean
+from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, TaskName
 
 Side = Annotated[int, Field(ge=8, le=4096)]
 
 
+def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset]:
+    """Look a data set up.
+
+    Args:
+        name: of the data set.
+        extension: the file that defines it, if it is neither heterokd's nor an installed package's.
+
+    Raises:
+        ConfigError: there is no such data set, or its file does not define one.
+    """
+    if extension is None:
+        if name not in DATASETS:
+            raise ConfigError(f"there is no data set {name!r}; {did_you_mean(name, DATASETS)}")
+        return DATASETS[name]
+    kind: type[Dataset] = extension.load("heterokd.datasets.io.split:Dataset")
+    if kind.tasks not in TASKS:
+        raise ConfigError(
+            f"{extension.file}: {extension.class_name}.tasks is {kind.tasks!r}; {did_you_mean(str(kind.tasks), TASKS)}"
+        )
+    return kind
+
+
+def task_named(content: Mapping[str, Any]) -> TaskName | None:
+    """The task of a section `data` that has not been checked yet; None where it names no data set."""
+    with suppress(ValidationError):
+        return DataSettings.model_validate(content).task
+    return None
+
+
 class DataSettings(Settings):
     """The images of an experiment."""
 
-    dataset: str = Field(description="a name that `heterokd datasets` lists")
+    extension: Extension | None = Field(
+        None, exclude_if=is_none, description="the file of a user's data set; filled in from `dataset`"
+    )
+    dataset: str = Field(description="a name that `heterokd datasets` lists, or FILE.py:Class")
     root: PathName | None = Field(None, description="folder of the data set, for those that are not embedded")
     image_size: int = Field(32, ge=8, le=2048, description="height = width of a view, in pixels")
     crop: tuple[Side, Side] | None = Field(
@@ -34,16 +70,31 @@ class DataSettings(Settings):
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the train / val / test split")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_file(cls, content: Any) -> Any:
+        """Read the file of a user's data set; the name then is that of its class."""
+        if not isinstance(content, Mapping) or not is_reference(content.get("dataset")):
+            return content
+        with suppress(ConfigError):  # which `_known_dataset` raises again, for its key
+            extension = read_extension(content["dataset"], DATASETS)
+            return {**content, "dataset": extension.name, "extension": extension}
+        return content
+
     @field_validator("dataset")
     @classmethod
-    def _known_dataset(cls, name: str) -> str:
-        if name not in DATASETS:
-            raise ValueError(f"there is no data set {name!r}; {did_you_mean(name, DATASETS)}")
+    def _known_dataset(cls, name: str, info: ValidationInfo) -> str:
+        try:
+            if is_reference(name):
+                read_extension(name, DATASETS)
+            dataset_class(name, info.data.get("extension"))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return name
 
     @model_validator(mode="after")
     def _root_when_needed(self) -> DataSettings:
-        if DATASETS[self.dataset].needs_root and self.root is None:
+        if self.dataset_class.needs_root and self.root is None:
             raise ValueError(f"data set {self.dataset!r} is read from a folder: set data.root to it")
         return self
 
@@ -64,9 +115,14 @@ class DataSettings(Settings):
         return policy
 
     @property
+    def dataset_class(self) -> type[Dataset]:
+        """The data set."""
+        return dataset_class(self.dataset, self.extension)
+
+    @property
     def task(self) -> TaskName:
         """The data set's task."""
-        return DATASETS[self.dataset].tasks
+        return self.dataset_class.tasks
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -89,5 +145,5 @@ class DataSettings(Settings):
         if isinstance(self.augment, AugmentPolicy):
             return self.augment
         if self.augment is None:
-            return DATASETS[self.dataset].policy_at(self.image_size)
+            return self.dataset_class.policy_at(self.image_size)
         return POLICIES[self.augment]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from heterokd.config.data import DataSettings
-from heterokd.config.methods import method_params, methods_of, reads_teacher
+from heterokd.config.data import DataSettings, task_named
+from heterokd.config.methods import method_class, method_params, methods_of
 from heterokd.config.networks import StudentSettings, TeachersSettings
 from heterokd.config.recipe import Recipe
 from heterokd.config.search import Metric, SearchSettings, SpaceSettings, score_of
@@ -18,11 +18,14 @@ from heterokd.config.sentences import sentences
 from heterokd.config.services import CachingSettings, ClusterSettings, PromotionSettings, TrackingSettings
 from heterokd.config.settings import Sample, Settings
 from heterokd.config.training import TrainingSettings
-from heterokd.datasets import DATASETS
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
+from heterokd.outputs import Signal
 from heterokd.tasks import TASKS
+
+if TYPE_CHECKING:
+    from heterokd.method import Method
 
 TEACHER = "teacher.network"
 """Key of a sample: the teacher, if several are searched."""
@@ -48,15 +51,15 @@ class Experiment(Settings):
         """Fill in the metric, so that a study's file names what students are selected by."""
         if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping):
             return content
-        search, dataset = content.get("search", {}), content["data"].get("dataset")
-        if not isinstance(search, Mapping) or not isinstance(dataset, str) or dataset not in DATASETS:
+        search, task = content.get("search", {}), task_named(content["data"])
+        if not isinstance(search, Mapping) or task is None:
             return content
         objectives = search.get("objectives")
         if isinstance(objectives, (list, tuple)) and objectives and search.get("metric") in (None, objectives[0]):
             return {**content, "search": {**search, "metric": objectives[0]}}
         if search.get("metric") is not None:
             return content
-        return {**content, "search": {**search, "metric": score_of(DATASETS[dataset].tasks)}}
+        return {**content, "search": {**search, "metric": score_of(task)}}
 
     @model_validator(mode="after")
     def _metric_of_the_task(self) -> Experiment:
@@ -88,6 +91,22 @@ class Experiment(Settings):
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that are searched."""
         return methods_of(self.data.task) if self.space.methods == "all" else self.space.methods
+
+    def knows(self, method: str) -> bool:
+        """Whether there is a method of that name: heterokd's, an installed package's, or one of the space's files."""
+        return method in METHODS or method in self.space.extensions
+
+    def method_class(self, method: str) -> type[Method]:
+        """Look a method up.
+
+        Raises:
+            ConfigError: there is no such method, or its file does not define one that can be built.
+        """
+        return method_class(method, self.space.extensions.get(method))
+
+    def reads_teacher(self, method: str) -> bool:
+        """Whether a method reads any output of the teacher; if not, its training is the same for every teacher."""
+        return self.method_class(method).teacher_needs != Signal.NONE
 
     @property
     def metric(self) -> Metric:
@@ -121,6 +140,21 @@ class Experiment(Settings):
             return self
         return self.model_copy(update={"student": self.student.model_copy(update={"network": left})})
 
+    def with_methods(self, methods: Sequence[str]) -> Experiment:
+        """Return the same experiment over other methods.
+
+        Args:
+            methods: names, or `FILE.py:Class`.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        try:
+            space = SpaceSettings.model_validate({**self.space.model_dump(), "methods": list(methods)})
+        except ValidationError as error:
+            raise ConfigError(sentences(error, SpaceSettings, "search.space")) from None
+        return self.model_copy(update={"search": self.search.model_copy(update={"space": space})})
+
     def with_overrides(self, overrides: Mapping[str, Any]) -> Experiment:
         """Return the same experiment with other overrides in its search space."""
         space = self.space.model_copy(update={"overrides": dict(overrides)})
@@ -142,13 +176,13 @@ class Experiment(Settings):
     def domains(self, method: str) -> dict[str, Domain]:
         """All domains of a method's samples: parameters and shared domains; no teacher if the method reads none."""
         found = self.method_domains(method) | self.shared_domains()
-        if not reads_teacher(method):
+        if not self.reads_teacher(method):
             found.pop(TEACHER, None)
         return found
 
     def method_domains(self, method: str) -> dict[str, Domain]:
         """Domains of a method, keyed `method.parameter`, after the search space's overrides."""
-        found = {f"{method}.{name}": domain for name, domain in domains(METHODS[method].Params).items()}
+        found = {f"{method}.{name}": domain for name, domain in domains(self.method_class(method).Params).items()}
         for key, value in self.space.overrides.items():
             if key.split(".", 1)[0] == method:
                 found[key] = read_domain(value, f"search space: overrides.{key}", found.get(key))
@@ -164,7 +198,7 @@ class Experiment(Settings):
             settings: values to use in place of defaults, keys as in a sample; also of parameters and training
                 settings that are not searched, unless the search space pins them.
         """
-        defaults = METHODS[method].Params().model_dump()
+        defaults = self.method_class(method).Params().model_dump()
         sample: dict[str, Scalar] = {"method": method}
         for key, domain in self.method_domains(method).items():
             sample[key] = _nearest(settings.get(key, defaults[key.split(".", 1)[1]]), domain)
@@ -187,8 +221,9 @@ class Experiment(Settings):
             ConfigError: an unknown key, method or value.
         """
         method = sample.get("method")
-        if not isinstance(method, str) or method not in METHODS:
+        if not isinstance(method, str) or not self.knows(method):
             raise ConfigError(f"sample: there is no method {method!r}; {did_you_mean(str(method), METHODS)}")
+        extension = self.space.extensions.get(method)
         params: dict[str, Scalar] = {}
         for key, value in self.space.overrides.items():
             owner, _, name = key.partition(".")
@@ -196,7 +231,7 @@ class Experiment(Settings):
             if isinstance(domain, Choice) and len(domain.options) == 1:
                 params[name] = domain.options[0]
         if self.training.gather:
-            params = METHODS[method].gather_settings() | params
+            params = self.method_class(method).gather_settings() | params
         training: dict[str, Scalar] = {}
         networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():
@@ -211,7 +246,7 @@ class Experiment(Settings):
                 known = self.student.networks if section == "student" else self.teacher.networks
                 if value not in known:
                     raise ConfigError(f"sample: {key}: {value!r} is not in the experiment; known: {', '.join(known)}")
-                if key == TEACHER and not reads_teacher(method):
+                if key == TEACHER and not self.reads_teacher(method):
                     raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
                 networks[section] = str(value)
             else:
@@ -226,9 +261,10 @@ class Experiment(Settings):
             teacher=self.teacher.settings_of(networks["teacher"]),
             student=self.student.settings_of(networks["student"]),
             method=method,
-            params=method_params(method, params, "sample").model_dump(mode="json"),
+            params=method_params(method, params, "sample", extension).model_dump(mode="json"),
             training=revised(self.training, training),
             cache=self.cache,
+            extension=extension,
         )
 
 

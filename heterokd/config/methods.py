@@ -1,39 +1,80 @@
-"""What configurations need of methods, by name: their parameters, their tasks, whether they read a teacher."""
+"""What configurations need of methods, by name: their classes and their parameters."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from heterokd.config.extension import Extension
 from heterokd.config.sentences import sentences
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
-from heterokd.outputs import Signal
 from heterokd.tasks import TaskName
 
 if TYPE_CHECKING:
+    from heterokd.method import Method, MethodParams
+
+
+def method_class(name: str, extension: Extension | None = None) -> type[Method]:
+    """Look a method up.
+
+    Args:
+        name: of the method.
+        extension: the file that defines it, if it is neither heterokd's nor an installed package's.
+
+    Raises:
+        ConfigError: there is no such method, or its file does not define one that can be built.
+    """
+    if extension is not None:
+        return _from_file(extension)
+    if name not in METHODS:
+        raise ConfigError(f"method: there is no method {name!r}; {did_you_mean(name, METHODS)}")
+    return METHODS[name]
+
+
+@lru_cache(maxsize=64)
+def _from_file(extension: Extension) -> type[Method]:
+    kind: type[Method] = extension.load("heterokd.method:Method")
     from heterokd.method import MethodParams
 
+    where = f"{extension.file}: {extension.class_name}"
+    try:
+        inspect.signature(kind).bind(None, None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where} cannot be made from (params, student, teacher) ({error}); leave __init__ to Method, and make "
+            "projectors in build"
+        ) from None
+    if not (isinstance(kind.Params, type) and issubclass(kind.Params, MethodParams)):
+        raise ConfigError(f"{where}.Params is no subclass of heterokd.method.MethodParams; make it one")
+    try:
+        kind.Params()
+    except ValidationError as error:
+        missing = ", ".join(str(fault["loc"][0]) for fault in error.errors() if fault["loc"])
+        raise ConfigError(f"{where}.Params: {missing or 'a parameter'} needs a default that is allowed") from None
+    return kind
 
-def method_params(method: str, values: Mapping[str, Any], where: str = "recipe") -> MethodParams:
+
+def method_params(
+    method: str, values: Mapping[str, Any], where: str = "recipe", extension: Extension | None = None
+) -> MethodParams:
     """Check plain values and return them as the method's parameters.
 
     Raises:
         ConfigError: an unknown method or parameter, or a value of the wrong type or out of bounds.
     """
-    if method not in METHODS:
-        raise ConfigError(f"{where}: method: there is no method {method!r}; {did_you_mean(method, METHODS)}")
     try:
-        return METHODS[method].Params.model_validate(dict(values), strict=True)
+        params = method_class(method, extension).Params
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
+        return params.model_validate(dict(values), strict=True)
     except ValidationError as error:
-        raise ConfigError(sentences(error, METHODS[method].Params, where, prefix=method)) from None
-
-
-def reads_teacher(method: str) -> bool:
-    """Whether a method reads any output of the teacher; if not, its training is the same for every teacher."""
-    return METHODS[method].teacher_needs != Signal.NONE
+        raise ConfigError(sentences(error, params, where, prefix=method)) from None
 
 
 def pairing(method: str, teacher: str) -> str:

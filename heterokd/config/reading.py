@@ -18,10 +18,9 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.schema import FIRST_SCHEMA, SCHEMA, Schema
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.space_faults import method_faults, name_faults
-from heterokd.config.yaml_files import plain_yaml, read_yaml
+from heterokd.config.yaml_files import dump_yaml, plain_yaml, read_yaml
 from heterokd.domains import domains
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.methods import METHODS
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -124,7 +123,7 @@ def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> E
         f"{method}.{name}": old
         for method in experiment.methods
         for name, old in versions.parameters(method, schema).items()
-        if name not in domains(METHODS[method].Params)
+        if name not in domains(experiment.method_class(method).Params)
     }
     return experiment.with_overrides({**pinned, **experiment.space.overrides})
 
@@ -151,7 +150,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def dump_experiment(experiment: Experiment) -> str:
     """Return the text of a study's experiment.yaml: every key of the resolved experiment."""
     content = SCHEMA.mark() | json.loads(experiment.model_dump_json())
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return dump_yaml(content)
 
 
 def _refuse(found: Iterable[tuple[str, str]], source: Source) -> None:

@@ -6,20 +6,21 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from heterokd.config.data import DataSettings
-from heterokd.config.methods import method_params
+from heterokd.config.extension import UNIDENTIFIED, Extension, is_none
+from heterokd.config.methods import method_class, method_params
 from heterokd.config.networks import NetworkSettings, TeacherSettings
 from heterokd.config.schema import METHODS_SECTION, SCHEMA
 from heterokd.config.services import CachingSettings
 from heterokd.config.settings import Settings
 from heterokd.config.training import TrainingSettings
+from heterokd.config.yaml_files import dump_yaml
 from heterokd.tasks import TaskName
 
 if TYPE_CHECKING:
-    from heterokd.method import MethodParams
+    from heterokd.method import Method, MethodParams
 
 
 class Recipe(Settings):
@@ -33,10 +34,14 @@ class Recipe(Settings):
     params: dict[str, Any] = Field(description="every parameter of the method")
     training: TrainingSettings
     cache: CachingSettings = Field(default_factory=CachingSettings)
+    extension: Extension | None = Field(
+        None, exclude_if=is_none, description="the file that defines the method, if it is a user's own"
+    )
 
     @model_validator(mode="after")
     def _known_method(self) -> Recipe:
-        method_params(self.method, self.params, "params")
+        if self.extension is None:  # a file is run when it is needed, not when its recipe is read
+            method_params(self.method, self.params, "params")
         return self
 
     @property
@@ -48,6 +53,8 @@ class Recipe(Settings):
             "recipe",
             exclude={
                 "name": True,
+                "data": {"extension": UNIDENTIFIED},
+                "extension": UNIDENTIFIED,
                 "teacher": {"min_score": True, "training": workers},
                 "training": workers,
                 "cache": {"max_gb"},
@@ -73,9 +80,14 @@ class Recipe(Settings):
     @property
     def method_params(self) -> MethodParams:
         """The method's parameters as an instance of its `Params`."""
-        return method_params(self.method, self.params)
+        return method_params(self.method, self.params, extension=self.extension)
+
+    @property
+    def method_class(self) -> type[Method]:
+        """The method."""
+        return method_class(self.method, self.extension)
 
     def to_yaml(self) -> str:
         """The text of recipe.yaml."""
         content = SCHEMA.mark() | self.model_dump(mode="json")
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return dump_yaml(content)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from heterokd.config.costs import STUDENT, CostLimits, check_cost
+from heterokd.config.extension import Extension, is_empty, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
+from heterokd.errors import ConfigError
+from heterokd.methods import METHODS
 from heterokd.tasks import TASKS, TaskName
 
 Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
@@ -27,9 +31,36 @@ def score_of(task: TaskName) -> Metric:
 class SpaceSettings(Settings):
     """Content of a search space file."""
 
-    methods: Literal["all"] | Names = Field("all", description="all, or a list of methods")
+    methods: Literal["all"] | Names = Field("all", description="all, or a list of methods; FILE.py:Class is the user's")
     shared: dict[str, Any] = Field(default_factory=dict, description="domains of training.*, searched for every method")
     overrides: dict[str, Any] = Field(default_factory=dict, description="narrow a method's domain or pin its value")
+    extensions: dict[str, Extension] = Field(
+        default_factory=dict, exclude_if=is_empty, description="files of methods, by name; filled in from `methods`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_files(cls, content: Any) -> Any:
+        """Read the files of a user's methods; the names then are those of their classes."""
+        methods = content.get("methods") if isinstance(content, Mapping) else None
+        if not isinstance(methods, (list, tuple)) or not any(map(is_reference, methods)):
+            return content
+        with suppress(ConfigError):  # which `_readable` raises again, for its key
+            found = {method: read_extension(method, METHODS) for method in methods if is_reference(method)}
+            named = [found[method].name if method in found else method for method in methods]
+            extensions = {extension.name: extension for extension in found.values()}
+            return {**content, "methods": named, "extensions": {**(content.get("extensions") or {}), **extensions}}
+        return content
+
+    @field_validator("methods")
+    @classmethod
+    def _readable(cls, methods: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for method in filter(is_reference, methods if isinstance(methods, tuple) else ()):
+            try:
+                read_extension(method, METHODS)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return methods
 
 
 class BudgetSettings(Settings):

@@ -25,12 +25,13 @@ NEVER_SEARCHED = {
 def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Find what names alone show to be wrong with a space: key below `search.space`, and a sentence."""
     space = experiment.space
+    known = (*METHODS, *space.extensions)
     named = () if space.methods == "all" else space.methods
     if not named and space.methods != "all":
         yield "methods", f"the list is empty; write all, or some of {', '.join(METHODS)}"
     for method in dict.fromkeys(named):
-        if method not in METHODS:
-            yield "methods", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
+        if not experiment.knows(method):
+            yield "methods", f"there is no method {method!r}; {did_you_mean(method, known)}"
         if named.count(method) > 1:
             yield "methods", f"{method!r} is listed twice; remove one"
     for key, value in space.shared.items():
@@ -45,8 +46,8 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for key in space.overrides:
         method, _, name = key.partition(".")
-        if method not in METHODS:
-            yield f"overrides.{key}", f"there is no method {method!r}; {did_you_mean(method, METHODS)}"
+        if not experiment.knows(method):
+            yield f"overrides.{key}", f"there is no method {method!r}; {did_you_mean(method, known)}"
         elif not name:
             yield f"overrides.{key}", f"expected METHOD.PARAMETER; see `heterokd methods {method}`"
 
@@ -55,12 +56,22 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Find what the methods' code shows to be wrong with a space whose names are right."""
     space, task = experiment.space, experiment.data.task
     for method in experiment.methods:
-        if task not in METHODS[method].tasks:
-            other = " and ".join(sorted(METHODS[method].tasks))
+        try:
+            tasks = experiment.method_class(method).tasks
+        except ConfigError as error:
+            yield "methods", str(error)
+            continue
+        if task not in tasks:
+            other = " and ".join(sorted(tasks))
             yield "methods", f"{method!r} is written for {other}, data set {experiment.data.dataset!r} is for {task}"
     for key, value in space.overrides.items():
         method, _, name = key.partition(".")
-        params = METHODS[method].Params
+        try:
+            params = experiment.method_class(method).Params
+        except ConfigError as error:
+            if method not in experiment.methods:
+                yield f"overrides.{key}", str(error)
+            continue
         if name in params.model_fields:
             yield from _domain_faults(f"overrides.{key}", name, value, params())
         else:

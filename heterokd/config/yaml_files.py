@@ -100,3 +100,20 @@ def _refuse_aliases(node: yaml.Node | None, visited: set[int]) -> None:
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys.add(str(key.value))
             _refuse_aliases(value, visited)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines, such as a method's file, are written as they are read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """Return plain values as YAML, in their order."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text

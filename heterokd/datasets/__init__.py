@@ -17,7 +17,7 @@ DATASETS: Implementations[Dataset] = Implementations(__name__, "heterokd.dataset
 
 
 def load_dataset(
-    name: str,
+    dataset: str | type[Dataset],
     root: str | Path | None = None,
     image_size: int = 32,
     seed: int = 0,
@@ -27,7 +27,7 @@ def load_dataset(
     """A data set, split; the same arguments give the same object within a process (a changed folder is not noticed).
 
     Args:
-        name: a key of `DATASETS`.
+        dataset: a key of `DATASETS`, or a class of your own.
         root: folder of the data set, for those that need one.
         image_size: height = width in pixels.
         seed: of the split and of the choice of labels.
@@ -37,20 +37,26 @@ def load_dataset(
     Raises:
         DataError: an unknown name, a missing root, or what the data set itself finds wrong.
     """
-    if name not in DATASETS:
-        raise DataError(f"there is no data set {name!r}; {did_you_mean(name, DATASETS)}")
-    if DATASETS[name].needs_root and root is None:
-        raise DataError(f"data set {name!r} is read from a folder: set data.root to it")
-    folder = Path(root) if root is not None and DATASETS[name].needs_root else None
-    return _load(name, folder, image_size, seed, labels_per_class, train_images)
+    if isinstance(dataset, str) and dataset not in DATASETS:
+        raise DataError(f"there is no data set {dataset!r}; {did_you_mean(dataset, DATASETS)}")
+    kind = DATASETS[dataset] if isinstance(dataset, str) else dataset
+    if kind.needs_root and root is None:
+        raise DataError(f"data set {dataset!r} is read from a folder: set data.root to it")
+    folder = Path(root) if root is not None and kind.needs_root else None
+    return _load(kind, folder, image_size, seed, labels_per_class, train_images)
 
 
 @lru_cache(maxsize=8)
 def _load(
-    name: str, root: Path | None, image_size: int, seed: int, labels_per_class: int | None, train_images: int | None
+    kind: type[Dataset],
+    root: Path | None,
+    image_size: int,
+    seed: int,
+    labels_per_class: int | None,
+    train_images: int | None,
 ) -> Splits:
     if train_images is not None:
-        return _load(name, root, image_size, seed, labels_per_class, None).with_train_images(train_images, seed)
+        return _load(kind, root, image_size, seed, labels_per_class, None).with_train_images(train_images, seed)
     if labels_per_class is not None:
-        return _load(name, root, image_size, seed, None, None).with_labels_per_class(labels_per_class, seed)
-    return DATASETS[name]().load(root, image_size, seed)
+        return _load(kind, root, image_size, seed, None, None).with_labels_per_class(labels_per_class, seed)
+    return kind().load(root, image_size, seed)

@@ -12,7 +12,6 @@ from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
-from heterokd.methods import METHODS
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import OutputSpec
 from heterokd.storage.workspace import Workspace
@@ -157,7 +156,16 @@ def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | 
     """Return why a method cannot exist for a pair, or None. On the meta device this costs no memory."""
     try:
         with torch.device("meta"):
-            METHODS[recipe.method](recipe.method_params, student, teacher)
+            recipe.method_class(recipe.method_params, student, teacher)
     except PairError as error:
         return str(error)
+    except Exception as error:
+        own = recipe.extension
+        if own is None:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(
+            f"{own.file}: {own.class_name} cannot be built for this pair ({reason}); "
+            f"`heterokd methods {own.file}:{own.class_name} --check` tries it on others"
+        ) from error
     return None

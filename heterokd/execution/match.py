@@ -8,7 +8,7 @@ follows from the similarity (`Method.initial_settings`). The proposals are start
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from heterokd.datasets.io.loaders import open_split
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
 from heterokd.execution.distill import distill_once
-from heterokd.method import StageSimilarity
+from heterokd.method import Method, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
@@ -104,7 +104,7 @@ def match(
             cka.add(*(network(batch.images, Signal.STAGES).stages for network in (student, teacher)))
     similarity = tuple(tuple(row) for row in cka.matrix().tolist())
     stages = StageSimilarity(similarity, student.spec.kind, teacher.spec.kind)
-    starts = propose_starts(stages, experiment.methods)
+    starts = propose_starts(stages, {method: experiment.method_class(method) for method in experiment.methods})
     folder = root.study(experiment.name)
     picture = folder.pictures / "match.png"
     draw_match(picture, similarity, experiment.teacher.networks[0], recipe.student.network)
@@ -121,12 +121,12 @@ def match(
     return found
 
 
-def propose_starts(similarity: StageSimilarity, methods: Sequence[str]) -> tuple[dict[str, Scalar], ...]:
+def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[dict[str, Scalar], ...]:
     """Samples to begin with, of those of `methods` that pair stages."""
     return tuple(
         {"method": method, **{f"{method}.{name}": value for name, value in settings.items()}}
-        for method in sorted(methods)
-        for settings in METHODS[method].initial_settings(similarity)
+        for method, kind in sorted(methods.items())
+        for settings in kind.initial_settings(similarity)
     )
 
 

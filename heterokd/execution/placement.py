@@ -10,7 +10,6 @@ from itertools import product
 from typing import Literal, TypeAlias
 
 from heterokd.config.experiment import Experiment, ends
-from heterokd.config.methods import reads_teacher
 from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits
@@ -264,7 +263,7 @@ def largest_training(
     students = experiment.student.networks if methods is None else experiment.student.networks[:1]
     most, largest_name = 0, ""
     for teacher, network, method in product(experiment.teacher.networks, students, methods or experiment.methods):
-        if teacher != first and not reads_teacher(method):
+        if teacher != first and not experiment.reads_teacher(method):
             continue
         asked = experiment.for_teacher(teacher)
         chosen = {"student.network": network} if len(experiment.student.networks) > 1 else {}

@@ -18,7 +18,6 @@ from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import CheckpointError
-from heterokd.methods import METHODS
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
@@ -96,7 +95,7 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         task = build_task("segmentation", splits.num_classes, window=experiment.data.window)
         assert isinstance(task, SegmentationTask)
         attempt("iou", lambda: _segmentation(made, folder, splits, task, weights, winner, scratch, device))
-    for method, number in _first_with_figure(summary).items():
+    for method, number in _first_with_figure(experiment, summary).items():
         if (trial := folder.trial(number)).checkpoint.exists():
             attempt(method, partial(_method_figure, folder, splits, weights, trial, device))
     attempt("cka", lambda: _cka(made, folder, splits, weights, winner, device))
@@ -106,11 +105,11 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
     return [folder.pictures / f"{name}.png" for name in captions]
 
 
-def _first_with_figure(summary: Mapping[str, Any]) -> dict[str, int]:
+def _first_with_figure(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, int]:
     """Number of the best trial of each method that has a figure."""
     found: dict[str, int] = {}
     for leader in summary["leaders"]:
-        if METHODS[leader["method"]].has_figure:
+        if experiment.method_class(leader["method"]).has_figure:
             found.setdefault(leader["method"], int(leader["number"]))
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from heterokd.config.experiment import TEACHER, Experiment
-from heterokd.config.methods import pairing, reads_teacher
+from heterokd.config.methods import pairing
 from heterokd.config.recipe import Recipe
 from heterokd.domains import Choice, Domain, Scalar
 from heterokd.methods import BASELINE, VANILLA_KD
@@ -79,7 +79,7 @@ def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -
         method: its name.
         excluded: methods, and methods with one of several teachers, that are left out; see `check_experiment`.
     """
-    if method in excluded or not reads_teacher(method):
+    if method in excluded or not experiment.reads_teacher(method):
         return ()
     return tuple(network for network in experiment.teacher.networks if pairing(method, network) not in excluded)
 

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.extension import UNIDENTIFIED
 from heterokd.config.methods import methods_of
 from heterokd.config.reading import at_schema
 from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.domains import Choice, Domain
 from heterokd.errors import StudyError
-from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import method_space
 
@@ -44,6 +44,7 @@ def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
     content = experiment.model_dump(
         mode="json",
         exclude={
+            "data": {"extension": UNIDENTIFIED},
             "tracking": True,
             "cluster": True,
             "promotion": True,
@@ -54,6 +55,9 @@ def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
     named = experiment.space.methods
     domains = {key: str(domain) for key, domain in _domains(experiment, methods).items()}
     content["search"]["space"] = {"methods": named if named == "all" else list(named), **domains}
+    files = {name: file.model_dump(exclude=UNIDENTIFIED) for name, file in experiment.space.extensions.items()}
+    if files:
+        content["search"]["space"]["extensions"] = files
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -84,8 +88,8 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     experiment = at_schema(experiment, attributes.get("schema", FIRST_SCHEMA))
     known, schema = attributes["question"]["search"]["space"], attributes.get("schema", FIRST_SCHEMA)
     gained: dict[str, Any] = {}
-    for method in (method for method in attributes["methods"] if method in METHODS):
-        defaults = METHODS[method].Params().model_dump() | SCHEMA.parameters(method, schema)
+    for method in filter(experiment.knows, attributes["methods"]):
+        defaults = experiment.method_class(method).Params().model_dump() | SCHEMA.parameters(method, schema)
         for key in experiment.method_domains(method):
             if key not in known:
                 gained[key] = defaults[key.partition(".")[2]]
@@ -124,11 +128,11 @@ def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder
         StudyError: they differ, or a method of the study is missing here.
     """
     methods = attributes["methods"]
-    lost = [method for method in methods if method not in METHODS]
+    lost = [method for method in methods if not experiment.knows(method)]
     if lost:
         raise StudyError(
-            f"{folder.database}: the study searches method {lost[0]!r}, which this version of heterokd does "
-            "not have; install the one that does, or give the experiment another name to begin a new study"
+            f"{folder.database}: the study searches method {lost[0]!r}, which neither the experiment nor this version "
+            "of heterokd has; install the one that does, or give the experiment another name to begin a new study"
         )
     before, now = dict(_leaves(attributes["question"])), dict(_leaves(question(experiment, methods)))
     added = _added(experiment, methods, before, now, attributes.get("schema", FIRST_SCHEMA))
@@ -152,8 +156,9 @@ def _added(
         if key in before:
             if key == LISTED and only_new_methods(before[key], value, methods_of(experiment.data.task)):
                 added.add(key)
-        elif key.startswith(SPACE) and method in METHODS:
-            default = SCHEMA.parameters(method, schema).get(name, METHODS[method].Params.model_fields[name].default)
+        elif key.startswith(SPACE) and experiment.knows(method):
+            field = experiment.method_class(method).Params.model_fields[name]
+            default = SCHEMA.parameters(method, schema).get(name, field.default)
             domain = domains[f"{method}.{name}"]
             is_pinned = isinstance(domain, Choice) and domain.options == (default,)
             if is_pinned or f"{method}.{name}" not in overrides:

@@ -17,7 +17,6 @@ from heterokd.config.services import CachingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.errors import CacheError
-from heterokd.methods import METHODS
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
 from heterokd.storage.workspace import Workspace
@@ -54,7 +53,7 @@ def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
     size = recipe.data.image_size
     student = predict_spec(recipe.student.network, splits.num_classes, recipe.student.options, size)
     with torch.device("meta"):
-        needs = METHODS[recipe.method](recipe.method_params, student, live.spec).teacher_needs
+        needs = recipe.method_class(recipe.method_params, student, live.spec).teacher_needs
     stored = stored_signals(recipe.task)
     return bool(needs & stored) and not needs & ~(stored | Signal.TAIL)
 

@@ -13,15 +13,28 @@ from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
 from heterokd.datasets.io.split import Splits
-from heterokd.errors import ConfigError
+from heterokd.errors import ConfigError, DataError, HeterokdError
 from heterokd.storage.workspace import Workspace
 
 
 @lru_cache(maxsize=4)
 def _splits(data: str) -> Splits:
     settings = DataSettings.model_validate_json(data)
+    extension = settings.extension
+    try:
+        return _loaded(settings)
+    except HeterokdError:
+        raise
+    except Exception as error:
+        if extension is None:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise DataError(f"{extension.file}: {extension.class_name} cannot load its images ({reason})") from error
+
+
+def _loaded(settings: DataSettings) -> Splits:
     return load_dataset(
-        settings.dataset,
+        settings.dataset_class,
         root=settings.root,
         image_size=settings.image_size,
         seed=settings.seed,

@@ -28,7 +28,6 @@ from heterokd import distributed
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
-from heterokd.methods import METHODS
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch
 from heterokd.storage.disk import when_writable
@@ -75,7 +74,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
     torch.manual_seed(recipe.training.seed)
     student = build_student(recipe, num_classes)
     teacher_spec = student.spec if teacher is None else teacher.spec
-    method = METHODS[recipe.method](recipe.method_params, student.spec, teacher_spec)
+    method = recipe.method_class(recipe.method_params, student.spec, teacher_spec)
     if recipe.training.trainable == "head":
         student.requires_grad_(requires_grad=False)
         student.head.requires_grad_(requires_grad=True)

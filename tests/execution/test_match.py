@@ -19,6 +19,7 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.errors import StudyError
 from heterokd.execution.match import match, propose_starts
 from heterokd.method import StageSimilarity
+from heterokd.methods import METHODS
 from heterokd.methods.fbt import FBT
 from heterokd.methods.hcd import HCD
 from heterokd.methods.ofa import OFA
@@ -104,7 +105,7 @@ SIMILARITY = ((0.9, 0.2, 0.1, 0.0), (0.3, 0.6, 0.2, 0.1), (0.1, 0.3, 0.8, 0.3), 
 
 def test_what_is_proposed() -> None:
     methods = ("scratch", "fbt", "hcd", "ofa")
-    starts = propose_starts(StageSimilarity(SIMILARITY, "cnn", "attention"), methods)
+    starts = propose_starts(StageSimilarity(SIMILARITY, "cnn", "attention"), {name: METHODS[name] for name in methods})
     assert starts == (
         {"method": "fbt", "fbt.front_stage": 1, "fbt.back_stage": 2},
         {"method": "fbt", "fbt.front_stage": 3, "fbt.back_stage": 4},
@@ -114,12 +115,12 @@ def test_what_is_proposed() -> None:
     lopsided = [[0.0] * 4 for _ in range(4)]
     lopsided[1][2] = 0.7  # the student's stage 2 and the teacher's stage 3
     student_front, teacher_front = (
-        propose_starts(StageSimilarity(lopsided, *kinds), ("fbt",))[0]
+        propose_starts(StageSimilarity(lopsided, *kinds), {"fbt": FBT})[0]
         for kinds in (("cnn", "attention"), ("mlp", "cnn"))
     )
     assert student_front == {"method": "fbt", "fbt.front_stage": 2, "fbt.back_stage": 4}
     assert teacher_front == {"method": "fbt", "fbt.front_stage": 3, "fbt.back_stage": 3}
-    assert propose_starts(StageSimilarity(SIMILARITY, "cnn", "cnn"), ("scratch", "kd")) == ()
+    assert propose_starts(StageSimilarity(SIMILARITY, "cnn", "cnn"), {"kd": METHODS["kd"]}) == ()
 
 
 def matched(tiny_file: Write, tmp_path: Path, **search: object) -> tuple[Experiment, Workspace, Path]:

@@ -24,7 +24,7 @@ from heterokd.execution.placement import gpu_bytes, largest_training, plan_clust
 from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
-from heterokd.methods import BASELINE, METHODS
+from heterokd.methods import BASELINE
 from heterokd.outputs import Signal
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import teachers_of
@@ -134,7 +134,7 @@ def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
     work: list[Work] = []
     for method in methods:
         teachers = teachers_of(experiment, method, excluded) or experiment.teacher.networks[:1]
-        is_live = bool(METHODS[method].teacher_needs & ~stored)
+        is_live = bool(experiment.method_class(method).teacher_needs & ~stored)
         work += [(method, first, teacher) for teacher in (teachers if is_live else teachers[:1])]
     for teacher in experiment.teacher.networks:
         known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]

@@ -13,11 +13,10 @@ from typing import Any
 
 import heterokd
 from heterokd.config.recipe import Recipe
-from heterokd.datasets import DATASETS
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CacheError
 from heterokd.method import summary as method_summary
-from heterokd.methods import BASELINE, METHODS
+from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_licence
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
@@ -89,7 +88,7 @@ def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
 
 def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Workspace) -> str:
     """Find the id of the cache that a recipe's training reads, or the reason why it reads none."""
-    method = METHODS[recipe.method]
+    method = recipe.method_class
     if not method.teacher_needs:
         return "none: the method reads no teacher"
     if not recipe.cache.enabled:
@@ -140,7 +139,7 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
 
 
 def _method(recipe: Recipe) -> str:
-    method = METHODS[recipe.method]
+    method = recipe.method_class
     module = inspect.getmodule(method)
     text = inspect.cleandoc((module.__doc__ if module else None) or "")
     source = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if "http" in part]
@@ -167,7 +166,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     student = "from random weights"
     if recipe.student.pretrained:
         student = f"from timm's published weights (licence: {published_licence(recipe.student.network)})"
-    dataset = DATASETS[recipe.data.dataset]
+    dataset = recipe.data.dataset_class
     lines = [
         "## Teacher, student, data",
         "",
