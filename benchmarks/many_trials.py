@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.study import Study
+from heterokd.study.summary import StudySummary
 from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
@@ -72,7 +72,7 @@ def whole_path(trials: int) -> dict[str, Any]:
     finished: set[int] = set()
     before = [time.monotonic(), time.process_time()]
 
-    def listener(event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
+    def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         if event == "start" and trial.number == 0:
             before[:] = time.monotonic(), time.process_time()  # Ray's own start is no trial's
         if event == "finish":
@@ -96,12 +96,12 @@ def whole_path(trials: int) -> dict[str, Any]:
             run.info.status
             for run in runs.client.search_runs([runs.experiment_id], max_results=min(50_000, trials + 2))
         ]
-        standing = summary["standing"]
+        progress = summary.progress
     return {
         "rows": rows,
         "finish_seconds": time.monotonic() - last,
-        "trials": standing["complete"] + standing["pruned"],
-        "failed": standing["failed"],
+        "trials": progress.complete + progress.pruned,
+        "failed": progress.failed,
         "runs": len(found),
         "runs_not_finished": sum(status != "FINISHED" for status in found),
         "threads": threading.active_count(),

@@ -13,9 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nothing import sleep_through
 
@@ -24,6 +22,7 @@ from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary
 from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"
@@ -54,7 +53,7 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
     experiment = load_experiment(EXPERIMENT, settings)
     marks: list[tuple[float, float]] = []
 
-    def listener(event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
+    def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         marks.append((time.time(), time.process_time()))
 
     with tempfile.TemporaryDirectory(prefix="hk") as name:

@@ -27,6 +27,7 @@ from heterokd.config import Experiment, load_experiment
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import read_summary
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 
@@ -111,7 +112,10 @@ def gain(experiment: Experiment, root: Workspace) -> dict[str, Any]:
     """val/top1 of the winner and of scratch at its best learning rate, on five fresh seeds each."""
     torch.set_num_threads(1)
     weights = prepare_teacher(experiment, root).weights
-    winner = root.study("quickstart").summary["winner"]
+    summary = read_summary(root.study("quickstart"))
+    assert summary is not None
+    winner = summary.winner
+    assert winner is not None
 
     def values(sample: dict[str, Any]) -> list[float]:
         found = []
@@ -124,14 +128,14 @@ def gain(experiment: Experiment, root: Workspace) -> dict[str, Any]:
             found.append(trained.metrics["val/top1"])
         return found
 
-    chosen = values(winner["sample"])
+    chosen = values(winner.sample)
     baselines = {rate: values({"method": "scratch", "training.learning_rate": rate}) for rate in SCRATCH_RATES}
     best_rate = max(baselines, key=lambda rate: statistics.fmean(baselines[rate]))
     scratch = baselines[best_rate]
     difference = statistics.fmean(chosen) - statistics.fmean(scratch)
     error = (statistics.variance(chosen) / len(chosen) + statistics.variance(scratch) / len(scratch)) ** 0.5
     return {
-        "winner": winner["method"],
+        "winner": winner.method,
         "winner on fresh seeds, mean and deviation": f"{statistics.fmean(chosen):.4f}, {statistics.stdev(chosen):.4f}",
         "scratch, best learning rate": best_rate,
         "scratch on the same seeds": f"{statistics.fmean(scratch):.4f}, {statistics.stdev(scratch):.4f}",

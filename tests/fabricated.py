@@ -18,6 +18,7 @@ import yaml
 
 from heterokd.config import Experiment
 from heterokd.datasets.io.split import Splits
+from heterokd.methods import BASELINE
 from heterokd.networks.network import AnyNetwork, Network, build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
@@ -25,7 +26,10 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 from heterokd.tasks import TASKS
+from heterokd.teachers.card import TeacherCard
 from heterokd.tracking.store import open_store
 from heterokd.training.task_modules import SegmentationTask
 
@@ -113,6 +117,44 @@ def trial(
 def change(made: TrialFolder, **changes: Any) -> None:
     """Change what trial.json says."""
     made.save(replace(made.snapshot, **changes))
+
+
+def ranked(
+    number: int = 1, method: str = "kd", mean: float | None = 0.3, half: float | None = None, **more: Any
+) -> RankedConfig:
+    """A configuration, on two fresh seeds unless `more` says otherwise."""
+    content: dict[str, Any] = {
+        "sample": {"method": method},
+        "origin": "sampled",
+        "search_value": mean,
+        "values": (mean, mean),
+        "seeds": (1000, 2000),
+        "numbers": (number + 100, number + 200),
+        "low": None if mean is None or half is None else mean - half,
+        "high": None if mean is None or half is None else mean + half,
+        "expected": mean,
+        "confirmed": True,
+        "student": "test_resnet",
+    }
+    return RankedConfig(number=number, method=method, mean=mean, **content | more)
+
+
+def summary(*leaders: RankedConfig, **more: Any) -> StudySummary:
+    """Of a study with these leaders, the first one the winner."""
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "metric": "val/top1",
+        "maximise": True,
+        "winner": leaders[0] if leaders else None,
+        "scratch": next((one for one in leaders if one.method == BASELINE), None),
+        "leaders": leaders,
+    }
+    return StudySummary(**content | more)
+
+
+def card(network: str = "vit_tiny_patch16_224", **more: Any) -> TeacherCard:
+    content = {"options": {}, "num_classes": 10, "image_size": 32, "weights": "5e1f", "metric": "val/top1"}
+    return TeacherCard(network=network, **{**content, "val_score": 0.9, "source": "fitted"} | more)
 
 
 def report(made: TrialFolder, epoch: int) -> None:

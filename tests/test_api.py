@@ -84,7 +84,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if cell["cell_type"] == "code":
             assert not cell["outputs"], "outputs are cleared before a notebook is committed"
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
-    assert names["found"].summary["standing"]["finished"]  # type: ignore[attr-defined]
+    assert names["found"].summary.progress.finished  # type: ignore[attr-defined]
     logits = names["logits"]
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (1, 10)

@@ -302,7 +302,7 @@ def test_the_search_repeats_its_leaders_within_the_budget(invented: Question) ->
     replay = Replay(invented.table, 2)
     strategy = Heterokd(invented, replay, 40, 2)
     found = replay.run(strategy)
-    standing = strategy.study.standing()
+    standing = strategy.study.progress()
     assert standing.finished
     assert standing.confirmations_done > 0
     assert invented.row(strategy.study.leaders()[0].sample) == found.row

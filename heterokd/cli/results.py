@@ -10,6 +10,7 @@ import typer
 
 from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json
 from heterokd.errors import without_password
+from heterokd.study.summary import read_summary
 
 
 def report(
@@ -26,8 +27,8 @@ def report(
     from heterokd.report.wording import verdict
 
     folder, asked = existing_study(study, root)
-    summary = folder.summary
-    if not summary:
+    summary = read_summary(folder)
+    if summary is None:
         raise StudyError(f"{folder.path}: no trial has finished yet, so there is nothing to report; try again later")
     if measure:
         from heterokd.report.measure import draw_pictures
@@ -39,7 +40,7 @@ def report(
         draw_pictures(folder, asked, state, weights)
     write_report(folder, asked, summary, root=root)
     if as_json:
-        print_json({**summary, "report": str(folder.report), "verdict": verdict(summary)})
+        print_json({**summary.to_json(), "report": str(folder.report), "verdict": verdict(summary)})
         return
     print(verdict(summary))
     print(folder.report)

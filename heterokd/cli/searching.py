@@ -6,13 +6,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
 from heterokd.errors import ConfigError, StudyError, without_password
 from heterokd.formatting import PERIODS, parse_quantity
+from heterokd.study.summary import StudySummary
 
 
 def search(
@@ -60,7 +61,7 @@ def search(
             model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}
             print_json(
                 {
-                    **summary,
+                    **summary.to_json(),
                     "registered": model,
                     "report": str(found.folder.report),
                     "tracking": without_password(found.uri),
@@ -85,9 +86,9 @@ def _same_again(file: Path, overrides: list[str], trials: int | None, address: s
     return shlex.join([*words, "--resume"])
 
 
-def _registered(model: tuple[str, str] | None, summary: dict[str, Any], study: str) -> str:
+def _registered(model: tuple[str, str] | None, summary: StudySummary, study: str) -> str:
     if model is None:
-        why = "no trial was complete" if summary["winner"] is None else "see the warning above"
+        why = "no trial was complete" if summary.winner is None else "see the warning above"
         return f"no student: {why}"
     name, version = model
     return f"{name} version {version}, alias challenger   (next: heterokd promote {study})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 from heterokd.execution.cache_builders import release
@@ -16,12 +16,13 @@ from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.study.summary import StudySummary
 from heterokd.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
 Event = Literal["start", "report", "finish"]
-Listener = Callable[[Event, TrialFolder, Mapping[str, Any]], None]
+Listener = Callable[[Event, TrialFolder, StudySummary], None]
 """Called in the driver when a trial starts, reports or finishes, with the study's summary."""
 
 WATCH_SECONDS = 5.0
@@ -122,9 +123,9 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
         self.sync.put(trial_folder)
         if event == "finish" or self.listener is not None:
-            summary = ray.get(self.actor.summary.remote())
+            summary: StudySummary = ray.get(self.actor.summary.remote())
             if event == "finish":
-                self.folder.write_summary(summary)
+                summary.write(self.folder)
             if self.listener is not None:
                 self.listener(event, trial_folder, summary)
 

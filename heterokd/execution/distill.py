@@ -81,7 +81,8 @@ def distill_once(
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))
     result = StudyTrainer(root, folder, tracker, prepared).train(recipe, sample, on_epoch)
-    tracker.finish({"winner": {"number": result.trial.number}})
+    runs.link(result.trial)
+    tracker.finish(None)
     root.mirror(folder.path).close(skip=("trials",))
     return result
 

@@ -6,9 +6,8 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,14 +29,15 @@ from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.study.question import as_stored
 from heterokd.study.storage import Given, open_database
+from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
+from heterokd.teachers.card import TeacherCard
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, open_store
 from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
-from heterokd.training.teacher import TeacherCard
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ class SearchResult:
 
     Attributes:
         folder: the study's files, report.html among them.
-        summary: standing, winner, scratch and leaders; see `Study.summary`.
+        summary: progress, winner, scratch and leaders.
         teacher: network, score on val and weights hash of the winner's teacher; of the first one where scratch won.
         uri: the MLflow store.
         model: name and version of the registered winner; None when there is none, or the store did not answer.
     """
 
     folder: StudyFolder
-    summary: dict[str, Any]
+    summary: StudySummary
     teacher: TeacherCard
     uri: str
     model: tuple[str, str] | None
@@ -125,12 +125,12 @@ def search(
             listener=listener,
         )
         card = prepared[_teacher_of_winner(experiment, summary)].card
-        summary |= {"teacher": asdict(card), "teachers": [asdict(one.card) for one in prepared.values()]}
-        folder.write_summary(summary)
+        summary = replace(summary, teacher=card, teachers=tuple(one.card for one in prepared.values()))
+        summary.write(folder)
         plan_recorder.ended()
         keep(root, folder, patiently=True)
-        root.fetch_leaders(folder, summary)
-        if not summary["standing"]["finished"]:
+        root.fetch_leaders(folder)
+        if not summary.progress.finished:
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             tracker.finish(summary, "KILLED")
             raise KeyboardInterrupt
@@ -157,20 +157,20 @@ def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str,
     return caches
 
 
-def _teacher_of_winner(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+def _teacher_of_winner(experiment: Experiment, summary: StudySummary) -> str:
     """The network that the winner followed; the first one where there is no winner, or it followed nobody."""
     first = experiment.teacher.networks[0]
-    return str(summary["winner"]["sample"].get(TEACHER, first)) if summary["winner"] else first
+    return first if summary.winner is None else str(summary.winner.sample.get(TEACHER, first))
 
 
 def _registered(
-    experiment: Experiment, folder: StudyFolder, summary: Mapping[str, Any], runs: StudyRuns
+    experiment: Experiment, folder: StudyFolder, summary: StudySummary, runs: StudyRuns
 ) -> tuple[str, str] | None:
     """Publish the winner as challenger; name and version, or None when there is none or it cannot be published."""
-    if summary["winner"] is None:
+    if summary.winner is None:
         return None
     splits = open_splits(experiment.data)
-    winner = folder.trial(int(summary["winner"]["number"]))
+    winner = folder.trial(summary.winner.number)
     try:
         version = register(runs, winner, log_student(runs, winner, splits), splits)
     except TrackingError as error:
@@ -191,7 +191,7 @@ def _draw(folder: StudyFolder, experiment: Experiment, root: Workspace, weights:
         logger.warning("the study's pictures are not drawn (%s)", first_line(error))
 
 
-def _write_page(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], root: Workspace) -> None:
+def _write_page(folder: StudyFolder, experiment: Experiment, summary: StudySummary, root: Workspace) -> None:
     """The study's page; likewise."""
     try:
         write_report(folder, experiment, summary, root=str(root))

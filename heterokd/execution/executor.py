@@ -23,6 +23,7 @@ from heterokd.execution.study_sync import FromStore
 from heterokd.execution.trial import StudyActor, TrialJob, run_trial
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache.locks import hold
 from heterokd.tracking.tracker import Tracker
 
@@ -74,7 +75,7 @@ def run_study(
     address: str | None = None,
     listener: Listener | None = None,
     run: RunRecipe = run_recipe,
-) -> dict[str, Any]:
+) -> StudySummary:
     """Run every trial that the study still wants; return the summary at the end.
 
     Args:
@@ -142,14 +143,14 @@ def run_study(
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
             tuner.fit()
             workspace.fetch_study(folder.name)
-            summary: dict[str, Any] = ray.get(actor.summary.remote())
+            summary: StudySummary = ray.get(actor.summary.remote())
             # In a Ray that outlives this search the actor would live until its handles are collected.
             ray.kill(actor)
     finally:
         sync.close()
         for lock in held:
             lock.release()
-    folder.write_summary(summary)
+    summary.write(folder)
     if failures.are_hopeless:
         tracker.finish(summary, "FAILED")
         raise SearchError(failures.sentence)

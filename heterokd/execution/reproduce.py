@@ -207,7 +207,7 @@ def reproduce(
             write_text(folder.path / "reproduction.json", json.dumps(table.to_json(), indent=1))
             write_text(folder.path / "reproduction.csv", table.to_csv())
     root.mirror(folder.path).close(skip=("trials",))
-    tracker.finish({"winner": None})
+    tracker.finish(None)
     return table
 
 

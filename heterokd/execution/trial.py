@@ -29,6 +29,7 @@ from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment, Stop
 from heterokd.study.study import Study
+from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.precision import default_device
 
@@ -105,8 +106,8 @@ class StudyActor:
         self.study.finish(number, status, metrics, error)
         self.running.pop(number, None)
 
-    def summary(self) -> dict[str, Any]:
-        """Standing and leaders."""
+    def summary(self) -> StudySummary:
+        """What has been found so far."""
         return self.study.summary()
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from heterokd.formatting import format_duration, format_estimate, format_percent, format_score, metric_name
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import Studied, Tried
-from heterokd.report.wording import half_width
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.record import planned
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.significance import Comparison
 
 
@@ -39,7 +37,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Side:
-    """What the winner is compared with.
+    """One side of a comparison.
 
     Attributes:
         mean: of its metric.
@@ -56,50 +54,51 @@ def cards(studied: Studied, measured: Measured | None, folder: StudyFolder) -> l
     """What a reader wants to know first; without a winner only what it cost."""
     winner = studied.winner
     found = []
-    if winner is not None and winner["mean"] is not None:
-        found = [_scratch(studied, winner), _default(studied, winner), _teacher(studied, winner, measured)]
+    if winner is not None and winner.mean is not None:
+        best = Side(winner.mean, winner.half_width if winner.confirmed else None, len(winner.seeds))
+        found = [_scratch(studied, best), _default(studied, winner, best), _teacher(studied, best, measured)]
     return [*found, _cost(studied, folder), *([] if measured is None else [_size(measured)])]
 
 
-def default_side(studied: Studied, winner: Mapping[str, Any]) -> tuple[Tried, Side] | None:
+def default_side(studied: Studied, winner: RankedConfig) -> tuple[Tried, Side] | None:
     """Distillation with default settings; None where the study did not try it, or it is the winner itself.
 
     Its own value, unlike that of a sample, is not the best of many: a single training is an honest, if noisy, figure.
     The noise is that of all repeated configurations together, from which the winner's interval comes too.
     """
     default = studied.default
-    if default is None or default.number == winner["number"] or default.value is None:
+    if default is None or default.number == winner.number or default.value is None:
         return None
-    confirmed = studied.confirmed(default.number)
-    if confirmed is not None and confirmed["mean"] is not None:
-        return default, Side(float(confirmed["mean"]), half_width(confirmed), len(confirmed["seeds"]))
-    half = half_width(winner) if winner["confirmed"] else None
-    single = None if half is None else half * math.sqrt(len(winner["seeds"]))
+    confirmed = studied.summary.confirmed(default.number)
+    if confirmed is not None and confirmed.mean is not None:
+        return default, Side(confirmed.mean, confirmed.half_width, len(confirmed.seeds))
+    half = winner.half_width if winner.confirmed else None
+    single = None if half is None else half * math.sqrt(len(winner.seeds))
     return default, Side(default.value, single, 1)
 
 
-def _against(studied: Studied, winner: Mapping[str, Any], other: Side) -> tuple[str, str, str, str]:
+def _against(studied: Studied, best: Side, other: Side) -> tuple[str, str, str, str]:
     """Difference, mark, tone and the sentence on how sure it is; better is positive."""
-    sign = 1 if studied.summary["maximise"] else -1
-    difference = sign * (winner["mean"] - other.mean)
-    figure, half = f"{difference:+.4f}", half_width(winner)
-    if not winner["confirmed"] or half is None or other.half is None:
+    sign = 1 if studied.summary.maximise else -1
+    difference = sign * (best.mean - other.mean)
+    figure = f"{difference:+.4f}"
+    if best.half is None or other.half is None:
         return figure, "one seed", "open", "One seed each: the difference may be noise."
-    width = math.hypot(half, other.half)
+    width = math.hypot(best.half, other.half)
     text = f"95 % interval {difference - width:+.4f} to {difference + width:+.4f}"
     if abs(difference) > width:
         return figure, "real" if difference > 0 else "worse", "good" if difference > 0 else "open", f"{text}."
     return figure, "a tie", "open", f"{text}: it may be noise."
 
 
-def _scratch(studied: Studied, winner: Mapping[str, Any]) -> Card:
+def _scratch(studied: Studied, best: Side) -> Card:
     title, scratch = "Over labels alone", studied.scratch
-    if winner["method"] == BASELINE:
+    if studied.winner is not None and studied.winner.method == BASELINE:
         return Card(title, "none", "no gain", "open", "The student trained on labels alone is the best one.")
-    if scratch is None or scratch["mean"] is None:
+    if scratch is None or scratch.mean is None:
         return Card(title, "unknown", "", "plain", "The study has no scratch trial that was trained to the end.")
-    side = Side(float(scratch["mean"]), half_width(scratch), len(scratch["seeds"]))
-    figure, mark, tone, sure = _against(studied, winner, side)
+    side = Side(scratch.mean, scratch.half_width, len(scratch.seeds))
+    figure, mark, tone, sure = _against(studied, best, side)
     if mark == "real" and paired_tie(studied) is not None:
         mark, tone = "likely", "plain"
     return Card(title, figure, mark, tone, f"Scratch reaches {format_score(side.mean)} ({_seeds(side.seeds)}). {sure}")
@@ -113,19 +112,19 @@ def paired_tie(studied: Studied) -> Comparison | None:
     winner, scratch = studied.winner, studied.scratch
     if winner is None or scratch is None:
         return None
-    names = [{str(one["method"]), f"{one['method']} (trial {one['number']})"} for one in (winner, scratch)]
+    names = [{one.method, f"{one.method} (trial {one.number})"} for one in (winner, scratch)]
     for one in studied.comparisons:
         if (one.first in names[0] and one.second in names[1]) or (one.first in names[1] and one.second in names[0]):
             return one if one.verdict in ("tie", "unknown") else None
     return None
 
 
-def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
+def _default(studied: Studied, winner: RankedConfig, best: Side) -> Card:
     found = default_side(studied, winner)
     title = "Over default settings"
     if found is None:
         default = studied.default
-        if default is not None and default.number == winner["number"]:
+        if default is not None and default.number == winner.number:
             return Card(title, "none", "no gain", "open", f"{default.method} with its published setting is the winner.")
         method = VANILLA_KD[studied.experiment.data.task]
         for one in studied.search:
@@ -138,30 +137,29 @@ def _default(studied: Studied, winner: Mapping[str, Any]) -> Card:
             title, "unknown", "", "plain", "Distillation with default settings was not trained to the end here."
         )
     default, side = found
-    figure, mark, tone, sure = _against(studied, winner, side)
-    where = "" if default.student == winner.get("student", default.student) else f" on {default.student}"
+    figure, mark, tone, sure = _against(studied, best, side)
+    where = "" if default.student == (winner.student or default.student) else f" on {default.student}"
     text = f"{default.method} as published{where} (trial {default.number}) reaches {format_score(side.mean)}"
     return Card(title, figure, mark, tone, f"{text} ({_seeds(side.seeds)}). {sure}")
 
 
-def _teacher(studied: Studied, winner: Mapping[str, Any], measured: Measured | None) -> Card:
+def _teacher(studied: Studied, best: Side, measured: Measured | None) -> Card:
     title, level = "Against the teacher", studied.levels.get("teacher")
     if level is None:
-        known = studied.summary.get("teacher") or {}
+        known = studied.summary.teacher
         text = "The teacher was not measured on this metric."
-        if known:
-            text += f" Its {metric_name(known['metric'])} is {format_percent(known['val_score'])}."
+        if known is not None:
+            text += f" Its {metric_name(known.metric)} is {format_percent(known.val_score)}."
         return Card(title, "unknown", "", "plain", text)
-    sign = 1 if studied.summary["maximise"] else -1
-    difference = sign * (winner["mean"] - level)
+    sign = 1 if studied.summary.maximise else -1
+    difference = sign * (best.mean - level)
     text = f"The teacher reaches {format_score(level)}; it is one network, measured once."
-    half = half_width(winner) if winner["confirmed"] else None
-    mark, tone = ("one seed", "open") if half is None else ("a tie", "plain")
-    if half is not None and abs(difference) > half:
+    mark, tone = ("one seed", "open") if best.half is None else ("a tie", "plain")
+    if best.half is not None and abs(difference) > best.half:
         mark, tone = ("ahead", "good") if difference > 0 else ("behind", "plain")
     ratio = None if measured is None else _ratio(measured, "params_m")
     if ratio is not None and level > 0 and sign > 0:
-        share = format_percent(winner["mean"] / level)
+        share = format_percent(best.mean / level)
         text = f"{share} of its {format_score(level)}, with {_times(ratio, 'the parameters')}."
     return Card(title, f"{difference:+.4f}", mark, tone, text)
 
@@ -169,7 +167,7 @@ def _teacher(studied: Studied, winner: Mapping[str, Any], measured: Measured | N
 def _cost(studied: Studied, folder: StudyFolder) -> Card:
     known = planned(folder)
     plan, actual = (None, {}) if known is None else known
-    spent = studied.summary.get("spent") or {}
+    spent = studied.summary.spent
     seconds = actual.get("seconds") or 3600 * (spent.get("hours") or 0.0)
     parts = []
     hours = actual.get("device_hours") or spent.get("gpu_hours")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from heterokd.report.measured import Measured
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary, read_summary
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
@@ -65,13 +65,13 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         `{method}.png` of each method that has a figure and whose best trial left its checkpoint, in both. A part that
         fails is left out: measured.json says why.
     """
-    summary = folder.summary
-    if not summary.get("winner"):
+    summary = read_summary(folder)
+    if summary is None or summary.winner is None:
         return []
     splits = open_splits(experiment.data)
     device = torch.device(default_device())
-    winner = folder.trial(int(summary["winner"]["number"]))
-    scratch = folder.trial(int(summary["scratch"]["number"])) if summary.get("scratch") else None
+    winner = folder.trial(summary.winner.number)
+    scratch = None if summary.scratch is None else folder.trial(summary.scratch.number)
     if scratch is not None and (scratch.number == winner.number or not scratch.weights.exists()):
         scratch = None
     made = Measured(
@@ -105,12 +105,12 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
     return [folder.pictures / f"{name}.png" for name in captions]
 
 
-def _first_with_figure(experiment: Experiment, summary: Mapping[str, Any]) -> dict[str, int]:
+def _first_with_figure(experiment: Experiment, summary: StudySummary) -> dict[str, int]:
     """Number of the best trial of each method that has a figure."""
     found: dict[str, int] = {}
-    for leader in summary["leaders"]:
-        if experiment.method_class(leader["method"]).has_figure:
-            found.setdefault(leader["method"], int(leader["number"]))
+    for leader in summary.leaders:
+        if experiment.method_class(leader.method).has_figure:
+            found.setdefault(leader.method, leader.number)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from heterokd.report.parameter_charts import value_charts
 from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
+from heterokd.teachers.card import TeacherCard
 
 DEFAULT_ROOT = "runs"
 
 
 def write_report(
-    folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], *, root: str | None = None
+    folder: StudyFolder, experiment: Experiment, summary: StudySummary, *, root: str | None = None
 ) -> None:
     """Write the page of a study into its folder. It is drawn from the study's own files, without data or networks.
 
@@ -51,7 +54,7 @@ def write_report(
 
 
 def page_content(
-    folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any], *, root: str | None = None
+    folder: StudyFolder, experiment: Experiment, summary: StudySummary, *, root: str | None = None
 ) -> dict[str, Any]:
     """Everything that the template shows; see `write_report`."""
     studied = read_study(folder, experiment, summary)
@@ -60,17 +63,17 @@ def page_content(
     option = _root_option(folder, root)
     trials, left_out = tables.trial_rows(studied)
     network_costs, networks = tables.network_rows(measured)
-    recipe_file = None if winner is None else folder.trial(int(winner["number"])).path / "recipe.yaml"
+    recipe_file = None if winner is None else folder.trial(winner.number).path / "recipe.yaml"
     return {
         "name": experiment.name,
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "teacher": summary.get("teacher") or {"network": experiment.teacher.networks[0]},
+        "teacher": summary.teacher or {"network": experiment.teacher.networks[0]},
         "teachers": _teachers(experiment, summary),
         "students": experiment.student.networks,
         "dataset": experiment.data.dataset,
-        "metric": summary["metric"],
-        "standing": {"diverged": 0, "paused": 0, "finished": True, **summary["standing"]},
+        "metric": summary.metric,
+        "standing": summary.progress,
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
         "verdict": wording.verdict(summary),
@@ -83,7 +86,7 @@ def page_content(
         "methods": tables.method_rows(studied),
         "method_chart": _with_markup(charts.methods(studied)),
         "fronts": [_with_markup(one) for one in student_charts.fronts(studied, measured)],
-        "front": tables.front_rows(experiment, summary.get("front") or ()),
+        "front": tables.front_rows(experiment, summary),
         "costs": [STUDENT_COSTS[key].label() for key in experiment.search.costs],
         "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
         "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
@@ -103,7 +106,7 @@ def page_content(
 
 
 def commands(
-    experiment: Experiment, winner: Mapping[str, Any] | None, folder: StudyFolder, option: str
+    experiment: Experiment, winner: RankedConfig | None, folder: StudyFolder, option: str
 ) -> list[dict[str, str]]:
     """What to do next, as commands to copy.
 
@@ -147,29 +150,30 @@ def _root_option(folder: StudyFolder, root: str | None) -> str:
     return "" if Path(shown) == Path(DEFAULT_ROOT) else f" --root {shlex.quote(shown)}"
 
 
-def _interval(leader: Mapping[str, Any]) -> str:
-    if not leader["confirmed"]:
+def _interval(leader: RankedConfig) -> str:
+    if not leader.confirmed:
         return ", one training, the best of its search: a fresh one will reach less"
-    count = len(leader["seeds"])
+    count = len(leader.seeds)
     seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
-    if leader["low"] is None:
+    if leader.low is None:
         return f", {seeds}"
-    return f" ({format_interval(leader['low'], leader['high'])}, {seeds})"
+    return f" ({format_interval(leader.low, leader.high)}, {seeds})"
 
 
-def _teachers(experiment: Experiment, summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _teachers(experiment: Experiment, summary: StudySummary) -> Sequence[TeacherCard | Mapping[str, str]]:
     """What is known of each teacher: its card, once there is one."""
-    cards = summary.get("teachers") or [card for card in (summary.get("teacher"),) if card]
-    return list(cards) or [{"network": network} for network in experiment.teacher.networks]
+    if summary.teacher is None:
+        return [{"network": network} for network in experiment.teacher.networks]
+    return summary.teachers or [summary.teacher]
 
 
-def _measured(folder: StudyFolder, winner: Mapping[str, Any] | None) -> Measured | None:
+def _measured(folder: StudyFolder, winner: RankedConfig | None) -> Measured | None:
     """What was measured of the winner; of another one, or in a damaged file, it counts as nothing."""
     try:
         found = Measured.read(folder)
     except (UserError, KeyError, TypeError, ValueError, IndexError):
         return None
-    return found if found is not None and winner is not None and found.winner == winner["number"] else None
+    return found if found is not None and winner is not None and found.winner == winner.number else None
 
 
 def _with_markup(made: charts.Chart) -> dict[str, Any]:

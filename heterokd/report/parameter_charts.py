@@ -91,7 +91,7 @@ def _importance(known: Importance | None, group: str, why: str) -> tuple[str, st
 
 
 def _parallel(studied: Studied, group: str) -> tuple[str, str]:
-    experiment, maximise = studied.experiment, bool(studied.summary["maximise"])
+    experiment, maximise = studied.experiment, bool(studied.summary.maximise)
     own = [
         one
         for one in studied.search
@@ -106,7 +106,7 @@ def _parallel(studied: Studied, group: str) -> tuple[str, str]:
     ordered = sorted(values, reverse=maximise)
     best, worst = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.9 * len(ordered)) - 1)]
     axes = [Axis(_short(key), _ticks(domain, experiment)) for key, domain in domains.items()]
-    axes.append(Axis(metric_name(studied.summary["metric"]), [(0.0, format_score(worst)), (1.0, format_score(best))]))
+    axes.append(Axis(metric_name(studied.summary.metric), [(0.0, format_score(worst)), (1.0, format_score(best))]))
     top = (max if maximise else min)(reached, key=lambda one: one.value or 0.0)
     shown = sorted(own, key=lambda one: (not one.is_complete, one.number))[:MOST_LINES]
     lines = [

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from heterokd.formatting import format_sample, format_score, join_words, metric_name
 from heterokd.methods import BASELINE
@@ -18,9 +17,9 @@ from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_str
 from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.tables import describe, methods_in_order
-from heterokd.report.wording import half_width
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import rungs
+from heterokd.study.ranked_config import RankedConfig
 
 MOST_CURVES = 150
 """Curves of a chart; of more trials those trained to the end are shown, and of the others every so many."""
@@ -66,24 +65,24 @@ def glance(studied: Studied) -> Chart:
     """Winner, default settings, scratch and teacher on one axis."""
 
     def draw() -> tuple[str, str]:
-        winner, metric = studied.winner, metric_name(studied.summary["metric"])
-        if winner is None or winner["mean"] is None:
+        winner, metric = studied.winner, metric_name(studied.summary.metric)
+        if winner is None or winner.mean is None:
             raise NothingToShow("No student was trained to the end, so there is nothing to compare.")
-        rows = [_leader_row(winner, f"winner: {winner['method']}", "winner")]
+        rows = [_leader_row(winner, winner.mean, f"winner: {winner.method}", "winner")]
         found = default_side(studied, winner)
         if found is not None:
             default, side = found
             low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
             rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
         scratch = studied.scratch
-        if scratch is not None and scratch["mean"] is not None:
-            rows.append(_leader_row(scratch, "labels alone", "scratch"))
+        if scratch is not None and scratch.mean is not None:
+            rows.append(_leader_row(scratch, scratch.mean, "labels alone", "scratch"))
         if "teacher" in studied.levels:
             level = studied.levels["teacher"]
             rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
-        rows.sort(key=lambda row: -row.mean if studied.summary["maximise"] else row.mean)
+        rows.sort(key=lambda row: -row.mean if studied.summary.maximise else row.mean)
         caption = f"{metric} on val. Bars are 95 % intervals of a mean over seeds; the teacher is one network."
-        if not winner["confirmed"]:
+        if not winner.confirmed:
             caption = f"{metric} on val. One seed each: nothing says how far these values scatter."
         title = "The winner and what it is compared with"
         said = "; ".join(f"{row.label} {row.note}" for row in rows)
@@ -92,9 +91,9 @@ def glance(studied: Studied) -> Chart:
     return chart("glance", "The winner and what it is compared with", draw)
 
 
-def _leader_row(leader: Mapping[str, Any], label: str, look: str) -> Row:
-    low, high = (leader["low"], leader["high"]) if half_width(leader) is not None else (None, None)
-    return Row(label, float(leader["mean"]), low, high, look, format_score(leader["mean"]))
+def _leader_row(leader: RankedConfig, mean: float, label: str, look: str) -> Row:
+    low, high = (leader.low, leader.high) if leader.half_width is not None else (None, None)
+    return Row(label, mean, low, high, look, format_score(mean))
 
 
 def methods(studied: Studied) -> Chart:
@@ -107,22 +106,21 @@ def methods(studied: Studied) -> Chart:
         strips = []
         for method in methods_in_order(studied):
             own = [one for one in studied.search if one.method == method]
-            leaders = [one for one in studied.summary["leaders"] if one["method"] == method and one["confirmed"]]
-            best = leaders[0] if leaders and leaders[0]["mean"] is not None else None
+            best = next((one for one in studied.summary.leaders if one.method == method and one.confirmed), None)
             published = next((one.value for one in own if one.origin == "published" and one.is_complete), None)
-            look = "winner" if winner is not None and method == winner["method"] else method
+            look = "winner" if winner is not None and method == winner.method else method
             strips.append(
                 Strip(
                     method=method,
                     dots=[_dot(one, studied) for one in own],
-                    mean=None if best is None else float(best["mean"]),
-                    low=None if best is None else best["low"],
-                    high=None if best is None else best["high"],
+                    mean=None if best is None else best.mean,
+                    low=None if best is None else best.low,
+                    high=None if best is None else best.high,
                     published=published,
                     look=look,
                 )
             )
-        metric = metric_name(studied.summary["metric"])
+        metric = metric_name(studied.summary.metric)
         caption = _method_sentence(studied, strips)
         title = "Every trial of every method"
         return draw_strips(title, caption, strips, _levels(studied, ("teacher",)), f"{metric} on val"), caption
@@ -136,7 +134,7 @@ def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
     tried = [(strip, values) for strip, values in tried if values]
     if not tried:
         return "No trial was trained to the end."
-    pick = max if studied.summary["maximise"] else min
+    pick = max if studied.summary.maximise else min
     strip, values = pick(tried, key=lambda one: pick(one[1]))
     confirmed = [strip for strip in strips if strip.mean is not None]
     said = f"The best single value, {format_score(pick(values))}, is {strip.method}'s"
@@ -165,14 +163,14 @@ def history(studied: Studied) -> Chart:
             f"{counts[TrialStatus.FAILED]} failed."
         )
         if complete:
-            pick = max if studied.summary["maximise"] else min
+            pick = max if studied.summary.maximise else min
             best = pick(complete, key=lambda dot: dot.value or 0.0)
             rank = 1 + sum(dot.number < best.number for dot in dots)
             first = f"The best value of the search, {format_score(best.value)}, came with trial {best.number}"
             caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
-        metric = f"{metric_name(studied.summary['metric'])} on val"
+        metric = f"{metric_name(studied.summary.metric)} on val"
         title = "Best value so far"
-        drawn = draw_history(title, caption, dots, _levels(studied), metric, maximise=studied.summary["maximise"])
+        drawn = draw_history(title, caption, dots, _levels(studied), metric, maximise=studied.summary.maximise)
         return drawn, caption
 
     return chart("history", "Best value so far", draw)
@@ -210,9 +208,9 @@ def curves(studied: Studied) -> Chart:
         caption += f"; {join_words(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
         if len(shown) < len(others):
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
-        metric = f"{metric_name(studied.summary['metric'])} on val"
+        metric = f"{metric_name(studied.summary.metric)} on val"
         title, levels = "Learning curves", _levels(studied, ("teacher",))
-        return draw_curves(title, caption, lines, levels, at, metric, maximise=studied.summary["maximise"]), caption
+        return draw_curves(title, caption, lines, levels, at, metric, maximise=studied.summary.maximise), caption
 
     return chart("curves", "Learning curves", draw)
 
@@ -224,9 +222,9 @@ def _pointed_out(studied: Studied) -> dict[int, tuple[str, str]]:
     if default is not None:
         found[default.number] = ("default", f"{default.method}, defaults")
     if studied.scratch is not None:
-        found[int(studied.scratch["number"])] = ("scratch", "labels alone")
+        found[int(studied.scratch.number)] = ("scratch", "labels alone")
     if studied.winner is not None:
-        found[int(studied.winner["number"])] = ("winner", f"winner: {studied.winner['method']}")
+        found[int(studied.winner.number)] = ("winner", f"winner: {studied.winner.method}")
     return found
 
 

@@ -14,6 +14,7 @@ from heterokd.report.figures.svg import Vector
 from heterokd.report.measured import Measured
 from heterokd.report.search_charts import Chart, NothingToShow, chart
 from heterokd.report.study_data import Studied
+from heterokd.study.ranked_config import RankedConfig
 
 
 def fronts(studied: Studied, measured: Measured | None) -> list[Chart]:
@@ -26,22 +27,25 @@ def fronts(studied: Studied, measured: Measured | None) -> list[Chart]:
 
 
 def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, str]:
-    members, facts = studied.summary.get("front") or (), studied.summary.get("students") or {}
+    members, facts = studied.summary.front, studied.summary.students
     if not members:
         raise NothingToShow("No student was trained to the end, so there is no front.")
-    on_front = {one["student"] for one in members}
-    shown = [Member(one["student"], one[key], one["expected"], True, "") for one in members if key in one]
-    for leader in studied.summary["leaders"]:
-        student = leader["student"]
-        if student not in on_front and key in facts.get(student, {}):
-            on_front.add(student)
-            shown.append(Member(student, facts[student][key], leader["expected"], False, ""))
+    on_front = {one.student for one in members}
+    others: dict[str, RankedConfig] = {}
+    for leader in studied.summary.leaders:
+        if leader.student not in on_front:
+            others.setdefault(leader.student, leader)
+    shown = [
+        Member(one.student, facts[one.student][key], one.expected, one in members, "")
+        for one in (*members, *others.values())
+        if key in facts.get(one.student, {}) and one.expected is not None
+    ]
     teacher = (measured.networks.get("teacher") or {}).get(key) if measured is not None else None
     if teacher and "teacher" in studied.levels:
         shown.append(Member("teacher", teacher, studied.levels["teacher"], False, "teacher"))
     cost = STUDENT_COSTS[key].label()
-    metric = f"{metric_name(studied.summary['metric'])} to expect on val"
-    names = join_words([one["student"] for one in members])
+    metric = f"{metric_name(studied.summary.metric)} to expect on val"
+    names = join_words([one.student for one in members])
     none = (
         "is the only student that none beats in everything" if len(members) == 1 else "are beaten by none in everything"
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.significance import Comparison, compare_study
+from heterokd.study.summary import StudySummary
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class Studied:
 
     Attributes:
         experiment: the question.
-        summary: what `Study.summary` says.
+        summary: what it has found.
         trials: by number.
         comparisons: of every pair of configurations that were trained on fresh seeds.
     """
 
     experiment: Experiment
-    summary: Mapping[str, Any]
+    summary: StudySummary
     trials: tuple[Tried, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
 
@@ -90,50 +91,43 @@ class Studied:
         return next((one for one in self.trials if one.number == number), None)
 
     @property
-    def winner(self) -> Mapping[str, Any] | None:
-        """The best leader."""
-        found: Mapping[str, Any] | None = self.summary.get("winner")
-        return found
+    def winner(self) -> RankedConfig | None:
+        """The best configuration."""
+        return self.summary.winner
 
     @property
-    def scratch(self) -> Mapping[str, Any] | None:
+    def scratch(self) -> RankedConfig | None:
         """The best student on labels alone, where it is not the winner."""
-        found: Mapping[str, Any] | None = self.summary.get("scratch")
-        winner = self.winner
-        return None if found is not None and winner is not None and found["method"] == winner["method"] else found
+        winner, scratch = self.summary.winner, self.summary.scratch
+        return None if scratch is not None and winner is not None and scratch.method == winner.method else scratch
 
     @property
     def default(self) -> Tried | None:
         """Hinton's distillation at its published setting, on the winner's student where it was tried there."""
         method = VANILLA_KD[self.experiment.data.task]
         found = [one for one in self.search if one.method == method and one.origin == "published" and one.is_complete]
-        winner = self.winner
-        wanted = "" if winner is None else str(winner.get("student", ""))
+        wanted = "" if self.winner is None else self.winner.student
         return next((one for one in found if one.student == wanted), found[0] if found else None)
-
-    def confirmed(self, number: int) -> Mapping[str, Any] | None:
-        """The leader of that trial, if it was repeated on fresh seeds."""
-        return next((one for one in self.summary["leaders"] if one["number"] == number and one["confirmed"]), None)
 
     @property
     def levels(self) -> dict[str, float]:
         """Teacher and scratch on the searched metric, where they are known on it."""
         found = {}
-        teacher = self.summary.get("teacher") or {}
-        if teacher.get("metric") == self.summary["metric"]:
-            found["teacher"] = float(teacher["val_score"])
-        if self.scratch is not None and self.scratch["mean"] is not None:
-            found[BASELINE] = float(self.scratch["mean"])
+        teacher = self.summary.teacher
+        if teacher is not None and teacher.metric == self.summary.metric:
+            found["teacher"] = teacher.val_score
+        if self.scratch is not None and self.scratch.mean is not None:
+            found[BASELINE] = self.scratch.mean
         return found
 
 
-def read_study(folder: StudyFolder, experiment: Experiment, summary: Mapping[str, Any]) -> Studied:
+def read_study(folder: StudyFolder, experiment: Experiment, summary: StudySummary) -> Studied:
     """Read every trial of a study; one whose files are damaged is left out."""
     found = []
     for trial in folder.trials():
         if (trial.path / "recipe.yaml").exists():
             found.append(_tried(trial, experiment.metric))
-    comparisons = compare_study(folder, summary["metric"], maximise=summary["maximise"])
+    comparisons = compare_study(folder, summary.metric, maximise=summary.maximise)
     return Studied(experiment, summary, tuple(found), tuple(comparisons))
 
 

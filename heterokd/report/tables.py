@@ -19,6 +19,8 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
 from heterokd.study.plan.record import planned
 from heterokd.study.published import published_results
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 
 MOST_TRIALS = 400
 """Rows of the table of all trials; of more, the best are shown."""
@@ -32,8 +34,8 @@ PICTURES = {"samples": "Images of val", "match": "Stages before distillation"}
 
 def leader_rows(studied: Studied) -> list[dict[str, Any]]:
     """The leading configurations with where their interval lies on a common scale of 0 to 100."""
-    leaders = studied.summary["leaders"]
-    ends = [value for one in leaders for value in (one["low"], one["high"], one["mean"]) if value is not None]
+    leaders = studied.summary.leaders
+    ends = [value for one in leaders for value in (one.low, one.high, one.mean) if value is not None]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
 
     def place(value: float | None) -> float | None:
@@ -41,28 +43,28 @@ def leader_rows(studied: Studied) -> list[dict[str, Any]]:
 
     rows = []
     for leader in leaders:
-        tried = studied.find(int(leader["number"]))
-        is_sure = leader["confirmed"] and leader["low"] is not None
+        tried = studied.find(leader.number)
+        is_sure = leader.confirmed and leader.low is not None
         rows.append(
             {
-                **leader,
+                **vars(leader),
                 "kind": _kind(studied, leader),
                 "seconds": "" if tried is None or tried.seconds is None else format_duration(tried.seconds),
-                "interval": format_interval(leader["low"], leader["high"]) if is_sure else "",
-                "from": place(leader["low"]) if is_sure else None,
-                "to": place(leader["high"]) if is_sure else None,
-                "at": place(leader["mean"]),
-                "settings": format_sample(leader["sample"]),
+                "interval": format_interval(leader.low, leader.high) if is_sure else "",
+                "from": place(leader.low) if is_sure else None,
+                "to": place(leader.high) if is_sure else None,
+                "at": place(leader.mean),
+                "settings": format_sample(leader.sample),
             }
         )
     return rows
 
 
-def _kind(studied: Studied, leader: Mapping[str, Any]) -> str:
+def _kind(studied: Studied, leader: RankedConfig) -> str:
     winner = studied.winner
-    if winner is not None and leader["number"] == winner["number"]:
+    if winner is not None and leader.number == winner.number:
         return "winner"
-    return "baseline" if leader["method"] == BASELINE else ""
+    return "baseline" if leader.method == BASELINE else ""
 
 
 def method_rows(studied: Studied) -> list[dict[str, Any]]:
@@ -71,11 +73,9 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
     for method in methods_in_order(studied):
         own = [one for one in studied.search if one.method == method]
         values = [one.value for one in own if one.is_complete and one.value is not None]
-        confirmed = next(
-            (one for one in studied.summary["leaders"] if one["method"] == method and one["confirmed"]), None
-        )
+        confirmed = next((one for one in studied.summary.leaders if one.method == method and one.confirmed), None)
         seconds = [one.seconds for one in studied.trials if one.method == method and one.seconds is not None]
-        best = (max if studied.summary["maximise"] else min)(values) if values else None
+        best = (max if studied.summary.maximise else min)(values) if values else None
         rows.append(
             {
                 "method": method,
@@ -83,8 +83,8 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
                 "pruned": sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in own),
                 "failed": sum(one.status.is_failure for one in own),
                 "best": "" if best is None else format_score(best),
-                "mean": "" if confirmed is None else format_score(confirmed["mean"]),
-                "seeds": 0 if confirmed is None else len(confirmed["seeds"]),
+                "mean": "" if confirmed is None else format_score(confirmed.mean),
+                "seeds": 0 if confirmed is None else len(confirmed.seeds),
                 "time": format_duration(sum(seconds)) if seconds else "",
                 "seconds": sum(seconds),
             }
@@ -95,9 +95,9 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
 def methods_in_order(studied: Studied) -> list[str]:
     """Methods as they lead: by their first leader, then by their best value, then those without any."""
     first: dict[str, int] = {}
-    for leader in studied.summary["leaders"]:
-        first.setdefault(str(leader["method"]), len(first))
-    sign = 1 if studied.summary["maximise"] else -1
+    for leader in studied.summary.leaders:
+        first.setdefault(leader.method, len(first))
+    sign = 1 if studied.summary.maximise else -1
 
     def rank(method: str) -> tuple[int, float]:
         values = [sign * one.value for one in studied.search if one.method == method and one.value is not None]
@@ -108,7 +108,7 @@ def methods_in_order(studied: Studied) -> list[str]:
 
 def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
     """Every trial, by number; of too many the best, and how many are left out."""
-    sign = 1 if studied.summary["maximise"] else -1
+    sign = 1 if studied.summary.maximise else -1
     trials: Sequence[Tried] = studied.trials
     if len(trials) > MOST_TRIALS:
         ranked = sorted(trials, key=lambda one: (one.value is None, -sign * (one.value or 0.0), one.number))
@@ -150,9 +150,12 @@ def failure_rows(studied: Studied) -> list[dict[str, Any]]:
     ]
 
 
-def front_rows(experiment: Experiment, front: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def front_rows(experiment: Experiment, summary: StudySummary) -> list[dict[str, Any]]:
     """The Pareto front, each student with the costs that count."""
-    return [{**member, "costs": _figures(member, experiment.search.costs)} for member in front]
+    return [
+        {**vars(member), "costs": _figures(summary.students.get(member.student, {}), experiment.search.costs)}
+        for member in summary.front
+    ]
 
 
 def network_rows(measured: Measured | None) -> tuple[list[str], list[dict[str, Any]]]:
@@ -232,7 +235,7 @@ def plan_table(folder: StudyFolder) -> dict[str, Any] | None:
     return {"rows": rows, "source": plan.source, "parallel": plan.parallel, "device": plan.device}
 
 
-def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def published_tables(experiment: Experiment, summary: StudySummary) -> list[dict[str, Any]]:
     """What papers print of the experiment's pairs, beside this study's best of each method; one table a pair.
 
     Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
@@ -244,10 +247,11 @@ def published_tables(experiment: Experiment, summary: Mapping[str, Any]) -> list
         if pair is None:
             continue
         ours: dict[str, float] = {}
-        for leader in summary["leaders"] if summary["metric"] == f"val/{pair.metric}" else ():
-            sample = leader["sample"]
-            if sample.get("student.network", student) == student and sample.get(TEACHER, teacher) == teacher:
-                ours.setdefault(leader["method"], 100 * leader["mean"])  # the leaders come best first
+        for leader in summary.leaders if summary.metric == f"val/{pair.metric}" else ():
+            sample = leader.sample
+            is_ours = sample.get("student.network", student) == student and sample.get(TEACHER, teacher) == teacher
+            if is_ours and leader.mean is not None:
+                ours.setdefault(leader.method, 100 * leader.mean)  # the leaders come best first
         tables.append(
             {
                 "teacher": pair.teacher_name,

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from heterokd.config.reading import load_recipe
 from heterokd.config.recipe import Recipe
@@ -159,13 +158,9 @@ class StudyFolder:
         return self.path / "pictures"
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """summary.json: standing and leaders."""
-        return read_json(self.path / "summary.json")
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace summary.json."""
-        write_text(self.path / "summary.json", json.dumps(dict(summary), indent=1))
+    def summary_file(self) -> Path:
+        """What the study has found so far: its progress and the leaders."""
+        return self.path / "summary.json"
 
     def trial(self, number: int) -> TrialFolder:
         """The folder of one trial, which need not exist yet."""

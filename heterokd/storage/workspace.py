@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from heterokd.errors import ConfigError, StudyError, did_you_mean
+from heterokd.storage.files import read_json
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.sync import FolderSync
@@ -111,10 +110,10 @@ class Workspace:
         folder = self.study(name)
         mirror = self.mirror(folder.path)
         mirror.fetch(without=(*HEAVY, *DATABASES), skip=OF_TUNE)
-        self.fetch_leaders(folder, folder.summary)
+        self.fetch_leaders(folder)
         return folder
 
-    def fetch_leaders(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def fetch_leaders(self, folder: StudyFolder) -> None:
         """Bring here the weights of a study's leaders, winner and baseline.
 
         Raises:
@@ -122,6 +121,7 @@ class Workspace:
         """
         if self.url is None:
             return
+        summary = read_json(folder.summary_file)
         leaders = [*(summary.get("leaders") or ()), summary.get("winner") or {}, summary.get("scratch") or {}]
         numbers = {int(one["number"]) for one in leaders if "number" in one}
         numbers |= {trial.number for trial in folder.trials() if trial.snapshot.confirms in numbers}

@@ -4,61 +4,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from heterokd.config.experiment import Experiment
-from heterokd.domains import Scalar
 from heterokd.methods import BASELINE
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.assignment import Origin
 from heterokd.study.posterior import Belief, Population, foreseen, population
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trials import TrialRecord, Trials
 
 LOWER = 1.0
 """Deviations below its expected value at which a configuration's lower confidence bound stands."""
-
-
-@dataclass(frozen=True)
-class Leader:
-    """One configuration that was trained to the end: the trial that found it and its confirmations.
-
-    Attributes:
-        number: the trial that found it.
-        method: its method.
-        sample: its values.
-        origin: how it came up.
-        search_value: the metric of the trial that found it. The best of many noisy values overstates its
-            configuration, so a confirmed leader's mean leaves it out.
-        values: the metric on each fresh seed; the search value alone as long as it is not confirmed.
-        seeds: of `values`.
-        numbers: trials of `values`.
-        mean: of `values`.
-        low: lower end of the mean's 95 % interval; None without two confirmations of any one configuration.
-        high: upper end.
-        expected: the value to expect of one more training: all values, shrunk towards what the better configurations
-            of the study reach (those whose first epochs were like its own) by as much as seeds scatter. The best of
-            several means overstates it; this does not.
-        expected_deviation: how sure that is; None when nothing can be said.
-        student: the network.
-        confirmed: whether `values` are fresh.
-    """
-
-    number: int
-    method: str
-    sample: dict[str, Scalar]
-    origin: Origin
-    search_value: float
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
-    numbers: tuple[int, ...]
-    mean: float
-    low: float | None
-    high: float | None
-    expected: float
-    expected_deviation: float | None
-    confirmed: bool
-    student: str
 
 
 class Standings:
@@ -82,7 +39,7 @@ class Standings:
             number: [self.sign * self._value(one) for one in group] for number, group in self.repeats.items()
         }
         # Students of other sizes reach other values: where size counts, each is believed in among its like.
-        self._ranked: dict[int | None, list[Leader]] = {}
+        self._ranked: dict[int | None, list[RankedConfig]] = {}
         self._populations: dict[str, Population | None] = {}
         self._foreseen: dict[int, float] = {}
         for group in {self.group(one) for one in self.complete.values()}:
@@ -132,7 +89,7 @@ class Standings:
             chosen |= {one.number for one in best}
         return [self.complete[number] for number in sorted(chosen)]
 
-    def leaders(self, most: int | None = None) -> list[Leader]:
+    def leaders(self, most: int | None = None) -> list[RankedConfig]:
         """Configurations that were trained to the end, best first (the order: `Study.leaders`).
 
         The interval is a t-interval of the mean with the seed standard deviation pooled over all confirmed
@@ -173,7 +130,7 @@ class Standings:
 
     def _leader(
         self, found: TrialRecord, repeats: list[TrialRecord], half_width: Callable[[int], float | None]
-    ) -> Leader:
+    ) -> RankedConfig:
         measured = repeats or [found]
         values = tuple(self._value(one) for one in measured)
         mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else -self.sign * math.inf
@@ -181,58 +138,43 @@ class Standings:
         belief = self.belief(found.number)
         # A share lies between 0 and 1, and two or three values far apart would reach beyond.
         least, most = (-math.inf, math.inf) if self.experiment.metric == "val/loss" else (0.0, 1.0)
-        return Leader(
+        return RankedConfig(
             number=found.number,
             method=found.method,
             sample=found.sample,
             origin=found.origin,
-            search_value=metric(found),
-            values=values,
+            search_value=_finite(metric(found)),
+            values=tuple(map(_finite, values)),
             seeds=tuple(one.seed for one in measured),
             numbers=tuple(one.number for one in measured),
-            mean=mean,
+            mean=_finite(mean),
             low=None if half is None else max(least, mean - half),
             high=None if half is None else min(most, mean + half),
-            expected=mean if belief is None else self.sign * belief.mean,
+            expected=_finite(mean if belief is None else self.sign * belief.mean),
             expected_deviation=None if belief is None else belief.deviation,
             confirmed=bool(repeats),
             student=found.student,
         )
 
-    def _rank(self, leader: Leader, are_repeated: bool) -> tuple[bool, float, float, bool, int]:
+    def _rank(self, leader: RankedConfig, are_repeated: bool) -> tuple[bool, float, float, bool, int]:
         is_unsure = are_repeated and not leader.confirmed
-        value = self.sign * leader.expected - LOWER * (leader.expected_deviation or 0.0)
-        return is_unsure, -value, -self.sign * leader.mean, leader.method == BASELINE, leader.number
+        expected, mean = (-math.inf if value is None else self.sign * value for value in (leader.expected, leader.mean))
+        lower = expected - LOWER * (leader.expected_deviation or 0.0)
+        return is_unsure, -lower, -mean, leader.method == BASELINE, leader.number
 
     def _value(self, training: TrialRecord) -> float:
         """A repetition that diverged counts as the worst there is."""
         return metric(training) if training.value is not None else -self.sign * math.inf
 
 
-def front(leaders: Sequence[Leader], facts: Mapping[str, Mapping[str, float]], costs: Sequence[str]) -> list[Leader]:
-    """The best of each student, without those that another one beats or equals in everything; best metric first.
-
-    Args:
-        leaders: best first.
-        facts: by student, what it costs.
-        costs: keys of the facts that count.
-    """
-    members: list[Leader] = []
-    for leader in leaders:
-        # Whoever comes later has no better metric: it must cost less of something than each who came before.
-        mine = facts.get(leader.student, {})
-        if leader.student not in [member.student for member in members] and all(
-            any(mine.get(cost, math.inf) < facts.get(member.student, {}).get(cost, math.inf) for cost in costs)
-            for member in members
-        ):
-            members.append(leader)
-    return members
-
-
 def metric(training: TrialRecord) -> float:
     """The searched metric of a trial that was trained to the end."""
     assert training.value is not None  # complete trials have one
     return training.value
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _is_measured(training: TrialRecord) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyProgress:
     """How far a study is. `planned = complete + pruned + failed + paused +` those still running or to come.
 
     Attributes:
@@ -23,14 +23,24 @@ class Standing:
         finished: nothing runs and nothing is left, or the budget is spent.
     """
 
-    planned: int
-    running: int
-    complete: int
-    pruned: int
-    diverged: int
-    negative_transfer: int
-    paused: int
-    failed: int
-    confirmations_done: int
-    confirmations_planned: int
-    finished: bool
+    planned: int = 0
+    running: int = 0
+    complete: int = 0
+    pruned: int = 0
+    diverged: int = 0
+    negative_transfer: int = 0
+    paused: int = 0
+    failed: int = 0
+    confirmations_done: int = 0
+    confirmations_planned: int = 0
+    finished: bool = False
+
+    @property
+    def done(self) -> int:
+        """Trainings that have ended, confirmations included."""
+        return self.complete + self.pruned + self.failed + self.confirmations_done
+
+    @property
+    def total(self) -> int:
+        """Trainings in all, confirmations included."""
+        return self.planned + self.confirmations_planned

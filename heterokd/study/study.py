@@ -6,7 +6,8 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 from optuna.trial import TrialState, create_trial
 
@@ -21,12 +22,13 @@ from heterokd.study.assignment import Assignment, Origin, Stop, assignment_attrs
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
 from heterokd.study.initial_trials import matched_samples, published_starts
-from heterokd.study.leaderboard import Leader, Standings, front
+from heterokd.study.leaderboard import Standings
 from heterokd.study.priors import expected_ranks, method_prior
-from heterokd.study.progress import Standing
+from heterokd.study.progress import StudyProgress
+from heterokd.study.ranked_config import RankedConfig, pareto_front
 from heterokd.study.sampler import STOP_AFTER, Prior, distributions, end_like, has_freedom, propose
 from heterokd.study.storage import Given, averages, given, open_database
-from heterokd.study.summary import SUMMARY_LEADERS, summarise
+from heterokd.study.summary import SUMMARY_LEADERS, HarmfulTrial, StudySummary, summarise
 from heterokd.study.trials import TrialRecord, Trials
 from heterokd.study.warm_start import WarmStart
 
@@ -189,7 +191,7 @@ class Study:
         # A pruned one without a value: Optuna takes its last report, from which the sampler learns.
         self._trials.end(number, status, self._value(metrics) if status == TrialStatus.COMPLETE else None)
 
-    def standing(self) -> Standing:
+    def progress(self) -> StudyProgress:
         """How far the study is."""
         repeats = [one for group in self._trials.confirmations.values() for one in group]
         states, stopped = Counter[TrialStatus](), Counter[str | None]()
@@ -199,7 +201,7 @@ class Study:
         waiting = states[TrialStatus.RUNNING] + sum(one.is_running for one in repeats)
         step = self._next_step()
         planned, repetitions = self._planned(step)
-        return Standing(
+        return StudyProgress(
             planned=planned,
             running=waiting,
             complete=states[TrialStatus.COMPLETE],
@@ -213,7 +215,7 @@ class Study:
             finished=step is None and not waiting,
         )
 
-    def leaders(self) -> list[Leader]:
+    def leaders(self) -> list[RankedConfig]:
         """Configurations that were trained to the end, best first.
 
         Where leaders were repeated, those that were come first. All are ordered by the lower confidence bound of what
@@ -222,16 +224,16 @@ class Study:
         """
         return self._read().leaders()
 
-    def summary(self) -> dict[str, Any]:
-        """What summary.json holds: standing, the first leaders, winner, best scratch; plain values, no NaN."""
-        return summarise(
-            self.experiment,
-            self.methods,
-            self.told,
-            self.standing(),
-            self._read().leaders(SUMMARY_LEADERS),
-            self.spending,
-            [one for one in self._trials.search if one.stopped == "negative transfer"],
+    def summary(self) -> StudySummary:
+        """What has been found so far."""
+        found = summarise(self.experiment, self.told, self._read().leaders(SUMMARY_LEADERS))
+        harmful = [one for one in self._trials.search if one.stopped == "negative transfer"]
+        return replace(
+            found,
+            methods=self.methods,
+            progress=self.progress(),
+            spent=self.spending.as_dict(),
+            negative_transfer=tuple(HarmfulTrial(one.number, one.method, one.reached) for one in harmful),
         )
 
     # --- what comes next
@@ -308,7 +310,9 @@ class Study:
         """Students on the Pareto front so far; empty where the metric alone counts."""
         if not self.experiment.by_student:
             return []
-        return [one.student for one in front(self._read().leaders(1), self.told.facts, self.experiment.search.costs)]
+        return [
+            one.student for one in pareto_front(self._read().leaders(1), self.told.facts, self.experiment.search.costs)
+        ]
 
     def _list_starts(self, methods: Sequence[str]) -> list[tuple[Origin, dict[str, Scalar]]]:
         """Scratch, what led in other studies, every other teacher once, each method's published settings."""

@@ -1,75 +1,175 @@
-"""What a study says of itself to others: the content of summary.json."""
+"""StudySummary: what a study has found, read from and written to summary.json."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from heterokd.config.experiment import Experiment
+from pydantic import TypeAdapter, ValidationError
+
+from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
-from heterokd.study.budget import Spending
-from heterokd.study.leaderboard import Leader, front
-from heterokd.study.progress import Standing
-from heterokd.study.storage import Given
-from heterokd.study.trials import TrialRecord
+from heterokd.storage.files import read_json, write_text
+from heterokd.storage.study_dir import StudyFolder
+from heterokd.study.progress import StudyProgress
+from heterokd.study.ranked_config import RankedConfig, pareto_front
+from heterokd.teachers.card import TeacherCard
+
+if TYPE_CHECKING:
+    from heterokd.config.experiment import Experiment
+    from heterokd.study.storage import Given
 
 SUMMARY_LEADERS = 20
 """How many leaders a summary holds; it is rewritten after each trial."""
 
 
-def summarise(
-    experiment: Experiment,
-    methods: Sequence[str],
-    told: Given,
-    standing: Standing,
-    leaders: Sequence[Leader],
-    spending: Spending,
-    harmful: Sequence[TrialRecord],
-) -> dict[str, Any]:
-    """Standing, the first leaders, winner, best scratch; plain values, no NaN.
+@dataclass(frozen=True)
+class HarmfulTrial:
+    """A trial that was clearly worse than the same student trained on labels alone.
+
+    Attributes:
+        number: of the trial.
+        method: its method.
+        epoch: at which it was stopped.
+    """
+
+    number: int
+    method: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What a study has found so far; summary.json, which is rewritten after each trial.
+
+    Attributes:
+        name: of the study.
+        metric: that is searched.
+        maximise: whether a larger one is better.
+        methods: that are searched.
+        excluded: methods that cannot exist for the pair, with the reason.
+        left_out: students that are over a limit, with the reason.
+        students: by name, what each costs.
+        objectives: metric and costs, where costs count.
+        progress: how far the study is.
+        budget: limits, by the names of `search.budget`; None: no limit.
+        spent: by the same names.
+        negative_transfer: trials that did harm.
+        winner: the best configuration; None before any was trained to the end.
+        scratch: the best one without a teacher.
+        front: the best of each student on the Pareto front; empty where the metric alone counts.
+        leaders: the first configurations, best first.
+        teacher: the winner's, or the first one; known once the search has ended.
+        teachers: all of them.
+    """
+
+    name: str
+    metric: str
+    maximise: bool
+    methods: tuple[str, ...] = ()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    students: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    objectives: tuple[str, ...] = ()
+    progress: StudyProgress = field(default_factory=StudyProgress)
+    budget: Mapping[str, int | float | None] = field(default_factory=dict)
+    spent: Mapping[str, int | float | None] = field(default_factory=dict)
+    negative_transfer: tuple[HarmfulTrial, ...] = ()
+    winner: RankedConfig | None = None
+    scratch: RankedConfig | None = None
+    front: tuple[RankedConfig, ...] = ()
+    leaders: tuple[RankedConfig, ...] = ()
+    teacher: TeacherCard | None = None
+    teachers: tuple[TeacherCard, ...] = ()
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of the budget that are set."""
+        return {key: limit for key, limit in self.budget.items() if limit is not None and key != "price"}
+
+    def confirmed(self, number: int) -> RankedConfig | None:
+        """The leader that a trial found, if it was repeated on fresh seeds."""
+        return next((one for one in self.leaders if one.number == number and one.confirmed), None)
+
+    def teacher_of(self, network: str) -> TeacherCard | None:
+        """The card of a teacher; the winner's where there is none of that name."""
+        return next((card for card in self.teachers if card.network == network), self.teacher)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of summary.json: plain values, no NaN."""
+        content = {("standing" if key == "progress" else key): value for key, value in asdict(self).items()}
+        content["front"] = [{**asdict(member), **self.students.get(member.student, {})} for member in self.front]
+        if self.teacher is None:
+            del content["teacher"], content["teachers"]
+        plain: dict[str, Any] = _plain(content)
+        return plain
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> StudySummary:
+        """Read the content of summary.json, also of an older version; unknown keys are left out.
+
+        Raises:
+            pydantic.ValidationError: a value is of another kind.
+        """
+        known = {key: value for key, value in content.items() if value is not None}
+        return _reader().validate_python({**known, "progress": content.get("standing", {})})
+
+    def write(self, folder: StudyFolder) -> None:
+        """Replace a study's summary.json."""
+        write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
+
+
+def read_summary(folder: StudyFolder) -> StudySummary | None:
+    """Read a study's summary; None before its first trial has ended.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    content = read_json(folder.summary_file)
+    if not content:
+        return None
+    try:
+        return StudySummary.from_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StudyError(
+            f"{folder.summary_file}: is damaged ({place}: {first['msg']}); remove it, or restore it from a backup"
+        ) from None
+
+
+def summarise(experiment: Experiment, given: Given, ranked: Sequence[RankedConfig]) -> StudySummary:
+    """Say what an experiment's configurations have shown.
 
     Args:
         experiment: the question.
-        methods: of the study.
-        told: methods and students that are left out, and what students cost.
-        standing: how far it is.
-        leaders: best first.
-        spending: what it has cost.
-        harmful: trials that were clearly worse than the same student trained on labels alone.
+        given: methods and students that are left out, and what students cost.
+        ranked: configurations, best first.
     """
-    baseline = next((leader for leader in leaders if leader.method == BASELINE), None)
-    summary: dict[str, Any] = _plain(
-        {
-            "name": experiment.name,
-            "metric": experiment.metric,
-            "maximise": experiment.maximise,
-            "methods": methods,
-            "excluded": told.excluded,
-            "left_out": told.left_out,
-            "students": told.facts,
-            "objectives": experiment.search.objectives,
-            "standing": asdict(standing),
-            "budget": experiment.search.budget.model_dump(),
-            "spent": spending.as_dict(),
-            "negative_transfer": [
-                {"number": one.number, "method": one.method, "epoch": one.reached} for one in harmful
-            ],
-            "winner": asdict(leaders[0]) if leaders else None,
-            "scratch": asdict(baseline) if baseline else None,
-            "front": _front(experiment, told, leaders),
-            "leaders": [asdict(leader) for leader in leaders[:SUMMARY_LEADERS]],
-        }
-    )
-    return summary
-
-
-def _front(experiment: Experiment, told: Given, leaders: Sequence[Leader]) -> list[dict[str, Any]]:
-    """Students of which none is better in everything, with what they cost; empty where the metric alone counts."""
     costs = experiment.search.costs
-    members = front(leaders, told.facts, costs) if costs else []
-    return [{**asdict(member), **told.facts.get(member.student, {})} for member in members]
+    return StudySummary(
+        name=experiment.name,
+        metric=experiment.metric,
+        maximise=experiment.maximise,
+        excluded=given.excluded,
+        left_out=given.left_out,
+        students=given.facts,
+        objectives=tuple(experiment.search.objectives),
+        budget=experiment.search.budget.model_dump(),
+        winner=ranked[0] if ranked else None,
+        scratch=next((config for config in ranked if config.method == BASELINE), None),
+        front=tuple(pareto_front(ranked, given.facts, costs)) if costs else (),
+        leaders=tuple(ranked[:SUMMARY_LEADERS]),
+    )
+
+
+@cache
+def _reader() -> TypeAdapter[StudySummary]:
+    return TypeAdapter(StudySummary)
 
 
 def _plain(value: Any) -> Any:

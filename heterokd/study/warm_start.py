@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
 from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary, read_summary
 
 LEADERS = 3
 """Leaders taken from each study."""
@@ -30,7 +30,7 @@ class WarmStart:
     ranks: Mapping[str, float] = field(default_factory=dict)
 
 
-def finished_summaries(experiment: Experiment, root: Workspace) -> list[dict[str, Any]]:
+def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySummary]:
     """Read the summaries of the studies that `search.warm_start_from` names.
 
     Raises:
@@ -41,10 +41,10 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[dict[str
         if name == experiment.name:
             raise StudyError(f"search.warm_start_from: {name!r} is this study itself; name others")
         try:
-            summary = root.existing_study(name).summary
+            summary = read_summary(root.existing_study(name))
         except StudyError as error:
             raise StudyError(f"search.warm_start_from: {error}") from None
-        if not summary.get("standing", {}).get("finished"):
+        if summary is None or not summary.progress.finished:
             raise StudyError(
                 f"search.warm_start_from: the study {name!r} is not finished; go on with it (heterokd search ... "
                 "--resume), or take it off the list"
@@ -53,23 +53,23 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[dict[str
     return summaries
 
 
-def warm_starts(experiment: Experiment, summaries: Sequence[Mapping[str, Any]]) -> WarmStart:
+def warm_starts(experiment: Experiment, summaries: Sequence[StudySummary]) -> WarmStart:
     """Derive starts from other studies, each of which counts the same.
 
     Args:
         experiment: values outside its domains are replaced by the nearest ones in them, unknown keys are left out.
-        summaries: of the studies, as `Study.summary` gives them.
+        summaries: of the studies.
     """
     columns = []
     ranks: dict[str, list[float]] = {}
     for summary in summaries:
-        leaders = [leader for leader in summary["leaders"] if leader["method"] in experiment.methods]
-        teacher = (summary.get("teacher") or {}).get("network")
-        followed = {TEACHER: teacher} if teacher in experiment.teacher.networks else {}
-        first = list(dict.fromkeys(leader["method"] for leader in leaders))
+        leaders = [leader for leader in summary.leaders if leader.method in experiment.methods]
+        teacher = summary.teacher.network if summary.teacher else ""
+        followed: dict[str, Scalar] = {TEACHER: teacher} if teacher in experiment.teacher.networks else {}
+        first = list(dict.fromkeys(leader.method for leader in leaders))
         for place, method in enumerate(first):
             ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
-        found = [leader["sample"] for leader in leaders if leader["method"] != BASELINE][:LEADERS]
+        found = [leader.sample for leader in leaders if leader.method != BASELINE][:LEADERS]
         columns.append([{**followed, **sample} for sample in found])
     samples: list[dict[str, Scalar]] = []
     # The best of each study, then the second of each.

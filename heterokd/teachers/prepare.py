@@ -26,12 +26,13 @@ from heterokd.networks.weights import save_weights, weights_hash
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.workspace import Workspace
+from heterokd.teachers.card import TeacherCard
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import default_device
 from heterokd.training.setup import measured_precision
 from heterokd.training.task_modules import build_task
-from heterokd.training.teacher import LiveTeacher, TeacherCard, open_teacher, teacher_hash
+from heterokd.training.teacher import LiveTeacher, open_teacher, teacher_hash
 from heterokd.training.train import Metrics, Report, train
 
 TeacherReport = Callable[[Metrics, str], bool]

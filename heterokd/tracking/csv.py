@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.study.summary import StudySummary
 from heterokd.tracking.tracker import Status
 
 COLUMNS = ("trial", "method", "seed", "epoch", "metric", "value")
@@ -38,6 +37,6 @@ class CsvTracker:
             self.epochs[trial.number] = epoch
         return True
 
-    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
         """Append what is missing of all trials."""
         return all(self.sync(trial) for trial in self.folder.trials())

@@ -19,9 +19,12 @@ from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
+from heterokd.formatting import format_interval
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 
 TEXT_LIMIT = 5000
 """MLflow takes 6000 characters a parameter and 8000 a tag."""
@@ -135,22 +138,23 @@ def study_params(experiment: Experiment) -> dict[str, str]:
     return {key: value[:TEXT_LIMIT] for key, value in params.items()}
 
 
-def study_result(summary: Mapping[str, Any]) -> str:
+def study_result(summary: StudySummary) -> str:
     """Markdown for the study's run once it has a winner; empty before."""
-    winner, scratch = summary.get("winner") or {}, summary.get("scratch") or {}
-    if "method" not in winner:
+    winner, scratch = summary.winner, summary.scratch
+    if winner is None:
         return ""
-    text = f"\n**{winner['method']}** won with trial {winner['number']}: {_score(winner, summary['metric'])}"
-    if scratch and scratch["number"] != winner["number"]:
-        text += f"; without a teacher (scratch): {_score(scratch, summary['metric'])}"
+    text = f"\n**{winner.method}** won with trial {winner.number}: {_score(winner, summary.metric)}"
+    if scratch is not None and scratch.number != winner.number:
+        text += f"; without a teacher (scratch): {_score(scratch, summary.metric)}"
     return f"{text}.\n"
 
 
-def _score(leader: Mapping[str, Any], metric: str) -> str:
-    value = f"{metric} {leader['mean']:.4f}" if leader.get("mean") is not None else "no finite value"
-    if not leader.get("confirmed") or leader.get("low") is None:
+def _score(config: RankedConfig, metric: str) -> str:
+    value = f"{metric} {config.mean:.4f}" if config.mean is not None else "no finite value"
+    if not config.confirmed or config.low is None:
         return value
-    return f"{value} (95 % interval {leader['low']:.4f} to {leader['high']:.4f}, {len(leader['seeds'])} fresh seeds)"
+    interval = format_interval(config.low, config.high)
+    return f"{value} (95 % interval {interval}, {len(config.seeds)} fresh seeds)"
 
 
 def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import TrackingError, UserError, without_password
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 from heterokd.tracking.labels import (
     common_tags,
     is_alive,
@@ -83,14 +84,18 @@ class StudyRuns:
         """Log what is new in a trial's folder; False if the store does not answer (the next call catches up)."""
         return self._try(lambda trials: trials.sync(trial))
 
-    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
         """Sync all trials, then close the study's run and, as KILLED, those of trials that have not ended.
 
         Args:
-            summary: of the study; its `winner.number` and `winner.mean` are read.
+            summary: of the study; None if its trials are not a search.
             status: of the study's run.
         """
         return self._try(lambda trials: self._finish(trials, summary, status))
+
+    def link(self, trial: TrialFolder) -> bool:
+        """Link the study's run to a trial that no search has chosen."""
+        return self._try(lambda trials: self._link(trials.study, trials.open(trial).id, trial.number))
 
     def answers(self) -> bool:
         """Whether the tracking server answers; a database always does."""
@@ -221,17 +226,18 @@ class StudyRuns:
         self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         return experiment_id
 
-    def _finish(self, trials: TrialRuns, summary: Mapping[str, Any], status: Status) -> None:
+    def _finish(self, trials: TrialRuns, summary: StudySummary | None, status: Status) -> None:
         trials.sync_all()
         trials.kill_unfinished()
         study = trials.study
-        winner = summary.get("winner") or {}
-        if winner.get("number") in trials.known:
-            self._log_winner(study.id, trials.known[winner["number"]].id, winner)
-        result = study_result(summary)
+        winner = None if summary is None else summary.winner
+        if winner is not None and winner.number in trials.known:
+            self._log_best(study.id, winner)
+            self._link(study, trials.known[winner.number].id, winner.number)
+        result = "" if summary is None else study_result(summary)
         if result:
             study.tag(study.id, {"mlflow.note.content": study_description(self.experiment, result)})
-        for file in (self.folder.experiment_file, self.folder.report, self.folder.path / "summary.json"):
+        for file in (self.folder.experiment_file, self.folder.report, self.folder.summary_file):
             if file.exists():
                 self.client.log_artifact(study.id, str(file))
         if self.folder.pictures.is_dir():
@@ -239,13 +245,14 @@ class StudyRuns:
         self.client.set_terminated(study.id, status)
         write_view(self.client, self.client.get_run(study.id))
 
-    def _log_winner(self, run_id: str, best_run_id: str, winner: Mapping[str, Any]) -> None:
+    def _log_best(self, run_id: str, winner: RankedConfig) -> None:
         """Log the study's best value: the mean over the winner's fresh seeds if it was confirmed."""
-        key, mean = f"best/{self.experiment.metric}", winner.get("mean")
-        if mean is not None and self.client.get_run(run_id).data.metrics.get(key) != mean:
-            self.client.log_metric(run_id, key, mean, step=winner["number"])
-        tags = {"heterokd.best_run_id": best_run_id, "heterokd.best_trial": str(winner["number"])}
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        key = f"best/{self.experiment.metric}"
+        if winner.mean is not None and self.client.get_run(run_id).data.metrics.get(key) != winner.mean:
+            self.client.log_metric(run_id, key, winner.mean, step=winner.number)
+
+    def _link(self, study: StudyRun, best_run_id: str, number: int) -> None:
+        study.tag(study.id, {"heterokd.best_run_id": best_run_id, "heterokd.best_trial": str(number)})
 
 
 def _close_zombies(client: MlflowClient) -> list[str]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import ConfigError
 from heterokd.extensions import load_named
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.study.summary import StudySummary
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Tracker(Protocol):
         """Copy what is new of a trial, which started, reported or ended; whether all of it was taken."""
         ...
 
-    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
         """Copy what is new of all trials, then close the study; whether all of it was taken."""
         ...
 
@@ -60,7 +61,7 @@ class Trackers:
             self._try_others(lambda tracker: tracker.sync(trial))
         return self.first.sync(trial)
 
-    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
         """See `Tracker`."""
         self._try_others(lambda tracker: tracker.finish(summary, status))
         return self.first.finish(summary, status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -73,24 +72,6 @@ class LiveTeacher:
             # The split is kept so that its id cannot be given to another one.
             self._classes[id(split)] = (split, predict_classes(self.network.to(device), loader, device))
         return self._classes[id(split)][1]
-
-
-@dataclass(frozen=True)
-class TeacherCard:
-    """teacher.json: what is known of a teacher beside its weights."""
-
-    network: str
-    options: dict[str, object]
-    num_classes: int
-    image_size: int
-    weights: str
-    metric: str
-    val_score: float
-    source: str
-
-    def to_json(self) -> str:
-        """The text of teacher.json."""
-        return json.dumps(self.__dict__, indent=1)
 
 
 def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 from own_ray import HEAD_ID, STORE_BYTES, ray_head
 
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import read_summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
@@ -110,8 +111,8 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["standing"]["complete"] == len(trials) == 4
     assert outcomes(grown, "grown") == outcomes(alone, "grown")
-    summaries = [root.study("grown").summary for root in (grown, alone)]
-    ranked = [[(one["method"], one["sample"], one["values"]) for one in summary["leaders"]] for summary in summaries]
+    summaries = [read_summary(root.study("grown")) for root in (grown, alone)]
+    ranked = [[(one.method, one.sample, one.values) for one in summary.leaders] for summary in summaries]
     assert ranked[0] == ranked[1]
     assert summaries[0]["winner"]["values"] == summaries[1]["winner"]["values"]
 

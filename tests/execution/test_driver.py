@@ -28,6 +28,7 @@ from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary
 from heterokd.training.evaluation import predict
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -68,14 +69,14 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
 ) -> None:
     events: list[tuple[str, int]] = []
 
-    def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:
+    def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         events.append((event, trial.number))
 
     found = find("whole", listener=listener)
-    standing = found.summary["standing"]
-    assert standing["finished"]
-    assert standing["complete"] + standing["pruned"] == standing["planned"] == 4
-    assert standing["failed"] == 0
+    progress = found.summary.progress
+    assert progress.finished
+    assert progress.complete + progress.pruned == progress.planned == 4
+    assert progress.failed == 0
     assert "RUNNING" not in states(shared_root, "whole")
     trials = found.folder.trials()
     assert sorted(number for event, number in events if event == "finish") == [trial.number for trial in trials]
@@ -92,7 +93,7 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
         assert [point.step for point in history] == [int(report["epoch"]) for report in trial.metrics()]
 
     page = found.folder.report.read_text()
-    assert found.summary["winner"]["method"] in page
+    assert found.summary.winner.method in page
     assert "http://" not in page
     assert "https://" not in page
     for chart in ("glance", "methods", "history", "curves", "confusion", "cka"):
@@ -105,7 +106,7 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
     assert str(client.get_model_version_by_alias(name, "challenger").version) == version
     mlflow.set_tracking_uri(found.uri)
     loaded = mlflow.pytorch.load_model(f"models:/{name}@challenger")
-    winner = found.folder.trial(found.summary["winner"]["number"])
+    winner = found.folder.trial(found.summary.winner.number)
     student = build_network(winner.recipe.student.network, 10, image_size=32)
     load_weights(student, winner.weights)
     splits = load_dataset("digits", image_size=32)
@@ -137,7 +138,7 @@ def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finishe
     with pytest.raises(StudyError, match=r"training\.epochs|epochs"):
         find("again", resume=True, training={"epochs": 4})
     more = find("again", resume=True, search={"trials": 6})
-    assert more.summary["standing"]["planned"] == 6
+    assert more.summary.progress.planned == 6
 
 
 @pytest.mark.thorough
@@ -149,8 +150,8 @@ def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_o
     found = find("failing", search={"space": {"methods": ["scratch", "kd"], "shared": changes}, "trials": 6})
     failed = [trial for trial in found.folder.trials() if trial.status == "failed"]
     assert failed
-    assert found.summary["standing"]["failed"] == len(failed)
-    assert found.summary["standing"]["complete"] > 0
+    assert found.summary.progress.failed == len(failed)
+    assert found.summary.progress.complete > 0
     assert states(shared_root, "failing").count("FAIL") == len(failed)
     assert all("TrainingDiverged" in (trial.error or "") for trial in failed)
     assert "TrainingDiverged" in found.folder.report.read_text()
@@ -167,7 +168,7 @@ def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[...
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"options": [1e30, 1e31]}}}
     found = find("hopeless", search={"space": space, "trials": 2})
     assert found.model is None
-    assert found.summary["winner"] is None
+    assert found.summary.winner is None
     assert "No trial was trained to the end" in found.folder.report.read_text()
 
 
@@ -251,7 +252,7 @@ def test_a_killed_driver_loses_nothing(tiny_file: Write, tmp_path: Path) -> None
 def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., SearchResult]) -> None:
     killed: list[int] = []
 
-    def listener(event: str, trial: TrialFolder, summary: dict[str, Any]) -> None:
+    def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         if event == "report" and not killed:
             killed.append(trial.number)
             os.kill(trial.snapshot.pid, signal.SIGKILL)
@@ -267,10 +268,12 @@ def test_a_killed_trial_process_goes_on_from_its_rung(find: Callable[..., Search
 def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
-    folder.write_summary({"winner": {"number": "damaged"}})
+    folder.summary_file.write_text('{"name": "tiny", "metric": "val/top1", "maximise": "damaged"}')
+    folder.report.mkdir()
     driver._draw(folder, question, root, {})
-    driver._write_page(folder, question, {}, root)
+    driver._write_page(folder, question, fabricated.summary(), root)
     # Warned of, whatever MLflow makes of the root logger's level when it is imported.
-    assert "the study's pictures are not drawn (invalid literal for int() with base 10: 'damaged')" in caplog.text
+    assert "the study's pictures are not drawn (" in caplog.text
+    assert "summary.json: is damaged (maximise: Input should be a valid boolean" in caplog.text
     assert "the study's page is not written (" in caplog.text
     assert "`heterokd report tiny` writes it anew" in caplog.text

@@ -25,6 +25,7 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.study import Study
+from heterokd.study.summary import read_summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -74,9 +75,7 @@ def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any
                 break
         study.finish(number, status, metrics)
         made.save(replace(snapshot, status=status, metrics=metrics, ended=1010.0 + number, reason=study.why(number)))
-    summary = study.summary()
-    summary["teacher"] = {**TEACHER, **teacher}
-    folder.write_summary(summary)
+    replace(study.summary(), teacher=fabricated.card(**{**TEACHER, **teacher})).write(folder)
     return folder
 
 
@@ -100,6 +99,12 @@ def changed(question: Experiment, **search: Any) -> Experiment:
     return Experiment.model_validate({**content, "search": {**content["search"], **search}})
 
 
+def summary_of(folder: StudyFolder) -> Any:
+    summary = read_summary(folder)
+    assert summary is not None
+    return summary
+
+
 def measure(folder: StudyFolder, winner: int, classes: int = 10) -> None:
     generator = np.random.default_rng(0)
     confusion = np.diag(np.full(classes, 30)) + generator.integers(0, 3, (classes, classes))
@@ -115,7 +120,7 @@ def measure(folder: StudyFolder, winner: int, classes: int = 10) -> None:
 
 
 def page_of(folder: StudyFolder, question: Experiment) -> str:
-    write_report(folder, question, folder.summary)
+    write_report(folder, question, summary_of(folder))
     return folder.report.read_text(encoding="utf-8")
 
 
@@ -141,8 +146,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Experi
     folder = searched(
         Workspace(tmp_path_factory.mktemp("whole")), question, lambda one: None if one.number == 7 else by_method(one)
     )
-    measure(folder, folder.summary["winner"]["number"])
-    write_report(folder, question, folder.summary)
+    measure(folder, summary_of(folder).winner.number)
+    write_report(folder, question, summary_of(folder))
     return folder, question
 
 
@@ -150,10 +155,10 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
     folder, question = whole
     page = folder.report.read_text(encoding="utf-8")
     check(page)
-    summary = folder.summary
-    assert summary["standing"]["pruned"] > 0
-    assert summary["winner"]["confirmed"]
-    assert f"made the best student:\n top-1 <strong>{summary['winner']['mean']:.4f}</strong>" in page
+    summary = summary_of(folder)
+    assert summary.progress.pruned > 0
+    assert summary.winner.confirmed
+    assert f"made the best student:\n top-1 <strong>{summary.winner.mean:.4f}</strong>" in page
     for title in (
         "Over labels alone",
         "Over default settings",
@@ -175,28 +180,28 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
         assert re.search(rf'<figure id="{name}">', page), f"{name} is not drawn"
     assert "importance-hcd" in page
     assert "&lt;out&gt; of memory" in page, "a failure is told, escaped"
-    number = summary["winner"]["number"]
+    number = summary.winner.number
     assert folder.trial(number).recipe.to_yaml().splitlines()[0] in page
     for command in (f"heterokd promote {question.name} --root", f"heterokd export studies/{question.name}", "--resume"):
         assert command in page
     tips = re.findall(r"<title>(trial \d+, [^<]+)</title>", page)
-    assert any(f"trial {number}, {summary['winner']['method']}" in tip for tip in tips)
+    assert any(f"trial {number}, {summary.winner.method}" in tip for tip in tips)
 
 
 def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFolder, Experiment]) -> None:
     folder, question = whole
-    page, summary = folder.report.read_text(encoding="utf-8"), folder.summary
-    gain = summary["winner"]["mean"] - summary["scratch"]["mean"]
+    page, summary = folder.report.read_text(encoding="utf-8"), summary_of(folder)
+    gain = summary.winner.mean - summary.scratch.mean
     assert f'<p class="figure">{gain:+.4f}' in page
-    assert f'<p class="figure">{summary["winner"]["mean"] - 0.9:+.4f}' in page
+    assert f'<p class="figure">{summary.winner.mean - 0.9:+.4f}' in page
     assert "14 % of what the teacher has" in page
     default = next(one for one in folder.trials() if one.recipe.method == "kd" and one.snapshot.origin == "published")
     if default.status == "pruned":
         assert f"kd as published (trial {default.number}) fell behind and was stopped" in page
         return
-    leader = next((one for one in summary["leaders"] if one["number"] == default.number), None)
-    reached = leader["mean"] if leader is not None else default.snapshot.metrics[question.metric]
-    assert f'<p class="figure">{summary["winner"]["mean"] - reached:+.4f}' in page
+    leader = next((one for one in summary.leaders if one.number == default.number), None)
+    reached = leader.mean if leader is not None else default.snapshot.metrics[question.metric]
+    assert f'<p class="figure">{summary.winner.mean - reached:+.4f}' in page
 
 
 @pytest.mark.parametrize(
@@ -239,10 +244,10 @@ def test_every_kind_of_study_has_its_page(
 def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
     question = fabricated.scenes(search={"space": {"methods": ["scratch", "pixel_kd"]}, "trials": 6})
     folder = searched(Workspace(tmp_path), question, by_method, metric="val/miou")
-    winner = folder.summary["winner"]
-    made = Measured(winner["number"], 0, 20, ("background", "zero", "one"))
+    winner = summary_of(folder).winner
+    made = Measured(winner.number, 0, 20, ("background", "zero", "one"))
     iou = np.array([0.9, 0.5, np.nan])
-    made.iou = {"teacher": iou, winner["method"]: iou - 0.1, "scratch": iou - 0.2}
+    made.iou = {"teacher": iou, winner.method: iou - 0.1, "scratch": iou - 0.2}
     made.missing = {"cka": "RuntimeError: out of memory"}
     made.write(folder)
     page = page_of(folder, question)
@@ -257,9 +262,8 @@ def test_a_study_that_runs_is_shown_as_far_as_it_is(whole: tuple[StudyFolder, Ex
     shutil.copytree(whole[0].path, folder.path)
     folder.database.unlink()  # as on another machine
     folder.measured_file.write_text("{")
-    summary = {key: value for key, value in folder.summary.items() if key != "teacher"}
-    summary["standing"]["finished"] = False
-    folder.write_summary(summary)
+    summary = summary_of(folder)
+    replace(summary, teacher=None, progress=replace(summary.progress, finished=False)).write(folder)
     page = page_of(folder, whole[1])
     check(page)
     assert "This search has not finished." in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from heterokd.report.tables import published_tables
 from heterokd.report.wording import verdict
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 
 
-def leader(method: str, mean: float, half: float | None, *, confirmed: bool = True) -> dict[str, Any]:
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return {"method": method, "mean": mean, "low": low, "high": high, "confirmed": confirmed}
+def leader(method: str, mean: float, half: float | None, **more: Any) -> RankedConfig:
+    return fabricated.ranked(0, method, mean, half, **more)
 
 
 @pytest.mark.parametrize(
@@ -37,39 +39,24 @@ def leader(method: str, mean: float, half: float | None, *, confirmed: bool = Tr
     ],
 )
 def test_the_verdict_says_how_sure_the_study_is(winner: Any, scratch: Any, maximise: bool, said: str) -> None:
-    assert said in verdict({"winner": winner, "scratch": scratch, "maximise": maximise})
+    assert said in verdict(fabricated.summary(winner=winner, scratch=scratch, maximise=maximise))
 
 
 def test_the_interval_of_the_difference_is_that_of_two_independent_means() -> None:
-    sentence = verdict({"winner": leader("kd", 0.9, 0.03), "scratch": leader("scratch", 0.8, 0.04), "maximise": True})
+    sentence = verdict(fabricated.summary(leader("kd", 0.9, 0.03), leader("scratch", 0.8, 0.04)))
     assert "+0.0500 to +0.1500" in sentence
 
 
 SWIN = "swin_tiny_patch4_window7_224"
 
 
-def summary(*leaders: dict[str, Any], metric: str = "val/top1") -> dict[str, Any]:
-    full = [
-        {
-            "number": number,
-            "sample": {"method": one["method"]},
-            "search_value": one["mean"],
-            "seeds": [1, 2],
-            "student": "test_resnet",
-            **one,
-        }
-        for number, one in enumerate(leaders)
-    ]
-    return {
-        "metric": metric,
-        "maximise": True,
-        "winner": full[0],
-        "scratch": full[-1],
-        "leaders": full,
-        "excluded": {},
-        "standing": {"complete": 2, "pruned": 0, "failed": 0, "confirmations_done": 0, "planned": 2},
-        "teacher": {"network": SWIN, "val_score": 0.9, "metric": metric},
-    }
+def summary(*leaders: RankedConfig, metric: str = "val/top1", **more: Any) -> StudySummary:
+    """The last leader counts as scratch."""
+    full = [replace(one, number=number) for number, one in enumerate(leaders)]
+    return fabricated.summary(
+        *full,
+        **{"metric": metric, "scratch": full[-1], "teacher": fabricated.card(SWIN, metric=metric), **more},
+    )
 
 
 def question(**student: Any) -> Any:
@@ -89,13 +76,13 @@ def test_published_numbers_stand_beside_ours() -> None:
     assert rows["kd"]["ours"] == pytest.approx(79.0)
     assert rows["rsd"]["ours"] is None
     assert table["rows"][0]["method"] == "rsd", "best published first"
-    assert published_tables(question(), {**found, "metric": "val/top5"})[0]["rows"][0]["ours"] is None
+    assert published_tables(question(), replace(found, metric="val/top5"))[0]["rows"][0]["ours"] is None
 
 
 def test_each_student_has_its_own_table() -> None:
     found = summary(
-        {**leader("hcd", 0.82, 0.01), "sample": {"method": "hcd", "student.network": "resnet18"}},
-        {**leader("hcd", 0.81, 0.01), "sample": {"method": "hcd", "student.network": "mobilenetv2_100"}},
+        leader("hcd", 0.82, 0.01, sample={"method": "hcd", "student.network": "resnet18"}),
+        leader("hcd", 0.81, 0.01, sample={"method": "hcd", "student.network": "mobilenetv2_100"}),
     )
     tables = published_tables(question(network=["resnet18", "mobilenetv2_100", "test_resnet"]), found)
     ours = [next(row["ours"] for row in table["rows"] if row["method"] == "hcd") for table in tables]
@@ -143,12 +130,10 @@ def test_metrics_have_names(metric: str, name: str) -> None:
     assert metric_name(metric) == name
 
 
-def shown_cards(folder: Path, winner: dict[str, Any], scratch: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+def shown_cards(folder: Path, winner: RankedConfig, scratch: RankedConfig | None, **changes: Any) -> dict[str, Any]:
     """The cards of a study without trials, by title."""
     asked = fabricated.experiment()
-    found = {**summary(winner, *([] if scratch is None else [scratch])), "scratch": scratch, **changes}
-    if scratch is not None:
-        found["scratch"] = found["leaders"][-1]
+    found = summary(winner, scratch, **changes) if scratch else summary(winner, scratch=None, **changes)
     studied = Studied(asked, found)
     return {card.title: card for card in cards(studied, None, fabricated.study(Workspace(folder), asked))}
 
@@ -195,7 +180,7 @@ def test_the_teacher_is_compared_on_the_searched_metric_alone(tmp_path: Path) ->
     winner, scratch = leader("hcd", 0.87, 0.01), leader("scratch", 0.8, 0.01)
     card = shown_cards(tmp_path, winner, scratch)["Against the teacher"]
     assert (card.figure, card.mark) == ("-0.0300", "behind")
-    other = {"network": SWIN, "val_score": 0.9, "metric": "val/miou"}
+    other = fabricated.card(SWIN, metric="val/miou")
     card = shown_cards(tmp_path, winner, scratch, teacher=other)["Against the teacher"]
     assert card.figure == "unknown"
     assert "Its mIoU is 90.00 %" in card.text

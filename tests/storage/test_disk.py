@@ -70,7 +70,7 @@ def test_a_study_decides_once_the_disk_is_back(shared: Path) -> None:
     assert finishing > SHUT_SECONDS
     asking = while_shut(shared, study.next)
     assert asking > SHUT_SECONDS
-    standing = Study(question, Workspace(shared).study("waiting")).standing()
+    standing = Study(question, Workspace(shared).study("waiting")).progress()
     assert (standing.complete, standing.running) == (1, 1)
 
 

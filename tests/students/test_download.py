@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import pytest
 
 from heterokd.config import Experiment
@@ -16,6 +17,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.priors import method_prior
+from heterokd.study.progress import StudyProgress
 from heterokd.study.study import Study
 from heterokd.study.warm_start import finished_summaries, warm_starts
 
@@ -65,7 +67,7 @@ def test_a_study_remembers_who_was_left_out(tmp_path: Path) -> None:
     done = run(study)
     assert "poor" not in {one.recipe.student.network for one in done}
     again = Study(experiment, folder)
-    assert again.summary()["left_out"] == {"poor": "poor is too slow"}
+    assert again.summary().left_out == {"poor": "poor is too slow"}
     assert "Excluded: poor is too slow." in notes(again.summary())
 
 
@@ -75,17 +77,18 @@ def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:
     )
     study = Study(experiment, StudyFolder(Path("nowhere")), facts=FACTS, storage="memory", clock=lambda: 0.0)
     done = run(study)
-    front = study.summary()["front"]
+    summary = study.summary()
     # `poor` is smaller and faster than `large`, but `middle` beats it in everything.
-    assert [member["student"] for member in front] == ["large", "middle", "small"]
-    assert [member["params_m"] for member in front] == [9.0, 2.0, 1.0]
-    assert study.summary()["winner"]["student"] == "large"
+    assert [member.student for member in summary.front] == ["large", "middle", "small"]
+    assert [member["params_m"] for member in summary.to_json()["front"]] == [9.0, 2.0, 1.0]
+    assert summary.winner is not None
+    assert summary.winner.student == "large"
     searched = [one.recipe.student.network for one in done if one.origin != "confirm"]
     counts = [searched.count(student) for student in STUDENTS]
     assert max(counts) - min(counts) <= 1
     repeated = {one.recipe.student.network for one in done if one.origin == "confirm"}
     assert {"large", "middle", "small"} <= repeated
-    assert all(member["confirmed"] for member in front)
+    assert all(member.confirmed for member in summary.front)
     assert {one.recipe.student.network for one in done if one.recipe.method == BASELINE} == set(STUDENTS)
 
 
@@ -126,10 +129,12 @@ def finished(root: Workspace, name: str, methods: list[str]) -> None:
     folder.path.mkdir(parents=True)
     folder.experiment_file.write_text("name: other\n")
     leaders = [
-        {"method": method, "sample": {"method": method, f"{method}.temperature": 100.0, "training.momentum": 0.8}}
-        for method in methods
+        fabricated.ranked(
+            number, method, sample={"method": method, f"{method}.temperature": 100.0, "training.momentum": 0.8}
+        )
+        for number, method in enumerate(methods)
     ]
-    folder.write_summary({"standing": {"finished": True}, "leaders": leaders})
+    fabricated.summary(*leaders, progress=StudyProgress(finished=True)).write(folder)
 
 
 def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
@@ -167,6 +172,6 @@ def test_studies_that_cannot_be_begun_from_are_refused(tmp_path: Path) -> None:
         finished_summaries(make_experiment(warm_start_from=["othre"]), root)
     with pytest.raises(StudyError, match="this study itself"):
         finished_summaries(make_experiment(warm_start_from=["students"]), root)
-    root.study("other").write_summary({"standing": {"finished": False}, "leaders": []})
+    fabricated.summary().write(root.study("other"))
     with pytest.raises(StudyError, match="'other' is not finished"):
         finished_summaries(make_experiment(warm_start_from=["other"]), root)

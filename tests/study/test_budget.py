@@ -84,7 +84,7 @@ def test_a_limit_is_reached_and_not_passed(tmp_path: Path, budget: dict[str, flo
         if key != "price":
             assert spent[key] is not None
             assert spent[key] <= limit * 1.0001
-    standing = study.standing()
+    standing = study.progress()
     assert standing.finished
     assert standing.paused == 0  # nothing was begun that could not end
     assert standing.complete + standing.confirmations_done == len(begun)
@@ -104,20 +104,20 @@ def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path:
     folder.trial(first.number).start(first.recipe, TrialSnapshot(TrialStatus.PAUSED, reason="budget"))
     study.finish(first.number, "pruned", {"val/top1": 0.5, "epoch": 3})
     assert study.next() is None
-    standing = study.standing()
+    standing = study.progress()
     assert (standing.paused, standing.pruned, standing.running, standing.finished) == (1, 0, 0, True)
 
     # The same budget again: the hour is over, whatever the clock says.
     again = Study(make_experiment({"hours": 1.0}), folder, clock=Clock())
     assert again.next() is None
     assert again.spending.seconds == pytest.approx(3601.0)
-    assert again.summary()["spent"]["hours"] == pytest.approx(3601 / 3600)
+    assert again.summary().spent["hours"] == pytest.approx(3601 / 3600)
 
     later = Study(make_experiment({"hours": 2.0}), folder, clock=Clock())
     assert later.next() == first
     assert later.report(first.number, 4, {"val/top1": 0.5})
     later.finish(first.number, "complete", {"val/top1": 0.6})
-    assert later.standing().complete == 1
+    assert later.progress().complete == 1
 
 
 def test_time_in_which_nothing_runs_costs_nothing(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_time_in_which_nothing_runs_costs_nothing(tmp_path: Path) -> None:
     clock.now = 1200.0
     study.finish(second.number, "complete", {"val/top1": 0.5})
     clock.now = 9000.0
-    study.standing()
+    study.progress()
     assert study.next() is not None
     assert study.spending.seconds == 200.0
     assert study.spending.device_seconds == (100 * 2 + 100) * 0.5
@@ -147,7 +147,7 @@ def test_failures_at_once_are_not_free(tmp_path: Path) -> None:
         study.finish(step.number, "failed", {}, "out of memory")
         count += 1
     assert count < 25
-    assert study.standing().finished
+    assert study.progress().finished
 
 
 def test_a_budget_alone_decides_how_many_trials_there_are() -> None:

@@ -209,7 +209,7 @@ def test_a_budget_of_trainings_is_spent_and_never_passed() -> None:
         assert budget - 1.01 < spent.trainings <= budget + 1e-6
         assert spent.confirmation <= LARGEST_SHARE * budget + 1
         assert (spent.confirmation > 0) == (budget > 12)
-        assert study.standing().finished
+        assert study.progress().finished
         assert len(done) == spent.begun
 
 
@@ -268,8 +268,8 @@ def test_a_summary_looks_at_few_configurations_and_says_the_same() -> None:
         everyone, standings = study.leaders(), Standings(study._trials, experiment)
         assert standings.leaders(1)[0] == everyone[0]
         assert standings.leaders(5)[:5] == everyone[:5]
-        said = study.summary()["leaders"]
-        assert [leader["number"] for leader in said] == [leader.number for leader in everyone[: len(said)]]
+        said = study.summary().leaders
+        assert [leader.number for leader in said] == [leader.number for leader in everyone[: len(said)]]
         scratch = [next(all_ for all_ in some if all_.method == BASELINE) for some in (everyone, standings.leaders(1))]
         assert scratch[0] == scratch[1]
         lengths.append((len(standings.foremost(5)), len(everyone)))
@@ -293,7 +293,7 @@ def test_repetitions_that_fail_are_given_up() -> None:
             study.finish(step.number, "complete", {"val/top1": noisy(step)})
     assert step is None
     assert begun < 40 + 40
-    assert study.standing().finished
+    assert study.progress().finished
 
 
 def test_a_repetition_that_diverges_puts_its_configuration_last() -> None:

@@ -143,7 +143,7 @@ def train(study: Study, assignment: Assignment, clock: Clock) -> dict[str, Any]:
     ended = "diverged" if state == "complete" and math.isnan(curve[-1]["val/top1"]) else state
     why = study.why(assignment.number)
     study.finish(assignment.number, ended, curve[-1], "made up" if ended in ("failed", "diverged") else None)
-    standing = study.standing()
+    standing = study.progress()
     return {
         "number": assignment.number,
         "origin": assignment.origin,
@@ -175,8 +175,8 @@ def decisions(name: str, folder: Path) -> dict[str, Any]:
     trials = []
     while isinstance(assignment := study.next(), Assignment):
         trials.append(train(study, assignment, clock))
-    found = {"trials": trials, "rows": rows(study.folder), "summary": study.summary()}
-    found["opened_again"] = open_study(name, folder, clock).summary()
+    found = {"trials": trials, "rows": rows(study.folder), "summary": study.summary().to_json()}
+    found["opened_again"] = open_study(name, folder, clock).summary().to_json()
     plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda _: None)  # no NaN, no tuples
     return plain
 

@@ -13,6 +13,7 @@ from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
 from heterokd.study.study import Study
+from heterokd.study.summary import HarmfulTrial
 
 SPACE = {"methods": ["scratch", "dkd", "dist", "ofa", "rsd", "fitnet"]}
 
@@ -54,9 +55,8 @@ def test_clearly_below_scratch_is_harm_and_within_noise_is_not(tmp_path: Path, l
         assert study.why(harmful.number) == "negative transfer"
         study.finish(harmful.number, "pruned", {"val/top1": last, "epoch": 9})
         summary = study.summary()
-        (told,) = summary["negative_transfer"]
-        assert (told["number"], told["method"], told["epoch"]) == (harmful.number, harmful.recipe.method, 9)
-        assert summary["standing"]["negative_transfer"] == summary["standing"]["pruned"] == 1
+        assert summary.negative_transfer == (HarmfulTrial(harmful.number, harmful.recipe.method, 9),)
+        assert summary.progress.negative_transfer == summary.progress.pruned == 1
         assert any(f"trial {harmful.number} ({harmful.recipe.method}, epoch 9)" in note for note in notes(summary))
 
 
@@ -95,7 +95,7 @@ def test_a_loss_that_diverged_counts_as_failed_and_teaches_the_sampler(tmp_path:
     first = study.next()
     assert isinstance(first, Assignment)
     study.finish(first.number, "diverged", {"epoch": 2}, "TrainingDiverged: train/kd is not finite")
-    standing = study.standing()
+    standing = study.progress()
     assert (standing.failed, standing.diverged, standing.pruned) == (1, 1, 0)
     (learned,) = study._trials.memory.get_trials(deepcopy=False)
     assert learned.state == optuna.trial.TrialState.PRUNED

@@ -220,12 +220,7 @@ def test_the_command_and_the_page(cli: Run, tmp_path: Path) -> None:
         else:
             assert "scratch                 val/top1 0.7" in out
             assert all(one.sentence() in out for one in found)
-    winner = {"number": 1, "method": "kd", "sample": {"method": "kd"}, "origin": "sampled", "confirmed": True}
-    winner |= {"search_value": 0.9, "values": [0.8], "seeds": [1000], "mean": 0.8, "low": 0.79, "high": 0.81}
-    teacher = {"network": "vit", "metric": "val/top1", "val_score": 0.9}
-    standing = {"complete": 4, "pruned": 0, "failed": 0, "confirmations_done": 9, "planned": 4}
-    summary = {"metric": "val/top1", "maximise": True, "winner": winner, "scratch": None, "leaders": [winner]}
-    write_report(study, fabricated.experiment(), {**summary, "teacher": teacher, "standing": standing, "excluded": {}})
+    write_report(study, fabricated.experiment(), fabricated.summary(fabricated.ranked(1, "kd", 0.8, 0.01)))
     page = study.report.read_text()
     assert "Which differences are real" in page
     for one in found:

@@ -158,7 +158,7 @@ def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
     spared = [one.number for one in done if one.origin != "sampled"]
     assert len(spared) == 2 + 3 * 2
     assert not {trial.number for trial in pruned} & set(spared)
-    assert study.standing().pruned == len(pruned)
+    assert study.progress().pruned == len(pruned)
 
 
 def test_references_are_never_stopped_and_other_published_settings_are_like_samples(folder):
@@ -265,7 +265,7 @@ def test_a_trial_that_was_told_to_stop_is_told_so_again(folder):
 def test_without_pruning_every_report_goes_on(folder):
     study = Study(make_experiment(prune=False), folder)
     run(study)
-    assert study.standing().pruned == 0
+    assert study.progress().pruned == 0
     assert all(set(trial.intermediate_values) in ({3, 9}, set()) for trial in database(folder))
 
 
@@ -288,7 +288,7 @@ def test_a_metric_that_is_no_number_counts_as_worst(folder, value):
     study.finish(odd.number, "complete", metrics)
     assert study.leaders()[-1].number == odd.number
     run(study)
-    assert json.loads(json.dumps(study.summary(), allow_nan=False))["standing"]["finished"]
+    assert json.loads(json.dumps(study.summary().to_json(), allow_nan=False))["standing"]["finished"]
 
 
 def test_failed_trials_count_towards_the_budget(folder):
@@ -298,17 +298,17 @@ def test_failed_trials_count_towards_the_budget(folder):
         assert isinstance(assignment, Assignment)
         study.finish(assignment.number, "failed", {}, "out of memory")
     assert study.next() is None
-    assert study.standing().failed == 6
+    assert study.progress().failed == 6
     assert database(folder)[0].user_attrs["error"] == "out of memory"
     assert study.leaders() == []
-    assert study.summary()["winner"] is None
+    assert study.summary().winner is None
 
 
 def test_a_second_end_changes_nothing(folder):
     study = Study(make_experiment(), folder)
     first = run(study, 1)[0]
     study.finish(first.number, "failed", {}, "late")
-    assert study.standing().complete == 1
+    assert study.progress().complete == 1
     assert not study.report(first.number, 3, {"val/top1": 1.0})
 
 
@@ -316,7 +316,7 @@ def test_no_recipe_is_trained_twice_and_a_tiny_space_ends(folder):
     study = Study(make_experiment(space=TINY_SPACE, trials=50, confirm_leaders=0), folder)
     done = run(study)
     assert len({one.recipe.hash for one in done}) == len(done) == 1 + 4
-    standing = study.standing()
+    standing = study.progress()
     assert standing.finished
     assert (standing.planned, standing.complete + standing.pruned) == (5, 5)
     known = [trial for trial in database(folder) if trial.user_attrs["assignment"]["duplicate_of"] is not None]
@@ -341,7 +341,7 @@ def test_methods_without_freedom_only_start(folder):
     study = Study(make_experiment(space={"methods": ["scratch"]}, confirm_leaders=1), folder)
     origins = [one.origin for one in run(study)]
     assert origins == ["published", "confirm", "confirm"]
-    assert study.standing().finished
+    assert study.progress().finished
 
 
 def test_confirmations_wait_for_the_search_and_use_fresh_seeds(folder):
@@ -359,7 +359,7 @@ def test_confirmations_wait_for_the_search_and_use_fresh_seeds(folder):
     assert len(repeats) == 2 * len(expected)
     found = {one.number: one for one in running if isinstance(one, Assignment)}
     assert all(one.sample == found[one.confirms].sample for one in repeats)
-    standing = study.standing()
+    standing = study.progress()
     assert (standing.confirmations_done, standing.confirmations_planned) == (len(repeats), len(repeats))
     assert standing.finished
 
@@ -369,7 +369,7 @@ def test_without_confirmations_nothing_waits(folder):
     study.next()
     study.next()
     assert study.next() is None
-    assert not study.standing().finished
+    assert not study.progress().finished
 
 
 def test_a_confirmed_mean_leaves_the_lucky_search_value_out(folder):
@@ -394,9 +394,11 @@ def test_a_confirmed_mean_leaves_the_lucky_search_value_out(folder):
     assert second.low == pytest.approx(0.81 - half)
     assert second.high == pytest.approx(0.81 + half)
     summary = study.summary()
-    assert summary["winner"]["number"] == 2
-    assert summary["scratch"]["number"] == 0
-    assert [leader["number"] for leader in summary["leaders"]] == [2, 1, 0]
+    assert summary.winner is not None
+    assert summary.winner.number == 2
+    assert summary.scratch is not None
+    assert summary.scratch.number == 0
+    assert [leader.number for leader in summary.leaders] == [2, 1, 0]
 
 
 def confirm_with(study: Study, search: list[float], repeats: dict[int, list[float]]) -> None:
@@ -443,7 +445,7 @@ def test_a_loss_is_minimised(folder):
     leaders = [leader for leader in study.leaders() if leader.confirmed]
     assert [leader.high for leader in leaders] == sorted(leader.high for leader in leaders if leader.high is not None)
     assert leaders[0].method == "kd"
-    assert study.summary()["maximise"] is False
+    assert study.summary().maximise is False
 
 
 @pytest.mark.parametrize("cut", [11, 18])
@@ -459,7 +461,7 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been(tmp_path, cut):
     again = run(study)
     assert again[0] == lost
     assert done + again == whole
-    assert study.standing().finished
+    assert study.progress().finished
 
 
 def test_the_same_seed_gives_the_same_trials_and_another_does_not(tmp_path):
@@ -492,7 +494,7 @@ def test_a_result_that_the_database_missed_is_adopted_from_the_folder(folder):
     (folder.trial(1).path / "error.txt").write_text("Traceback\nMemoryError: too large\n")
     study = reopen(experiment, folder)
     assert study.next() == lost[3]
-    standing = study.standing()
+    standing = study.progress()
     assert (standing.complete, standing.failed, standing.pruned, standing.running) == (1, 1, 1, 1)
     assert study.leaders()[0].search_value == 0.7
     assert database(folder)[1].user_attrs["error"] == "MemoryError: too large"
@@ -504,7 +506,7 @@ def test_a_trial_that_somebody_else_asked_for_costs_no_budget(folder):
     optuna.load_study(study_name="study", storage=f"sqlite:///{folder.database}").ask()
     study = reopen(experiment, folder)
     assert len(run(study)) == 2
-    assert study.standing().failed == 0
+    assert study.progress().failed == 0
 
 
 @pytest.mark.parametrize(
@@ -529,10 +531,10 @@ def test_another_question_is_refused_by_the_key_that_differs(folder, changes, ke
 def test_trials_confirmations_and_parallelism_may_change(folder):
     run(Study(make_experiment(trials=5), folder))
     study = reopen(make_experiment(trials=8, parallel=2, confirm_seeds=3, max_failures=0), folder)
-    assert not study.standing().finished
+    assert not study.progress().finished
     later = run(study)
     assert [one.origin for one in later].count("sampled") == 3
-    standing = study.standing()
+    standing = study.progress()
     assert (standing.planned, standing.complete + standing.pruned + standing.failed) == (8, 8)
     assert standing.finished
 
@@ -540,7 +542,7 @@ def test_trials_confirmations_and_parallelism_may_change(folder):
 def test_excluded_methods_are_remembered_with_their_reason(folder):
     study = Study(make_experiment(), folder, excluded={"kd": "no logits"})
     assert study.methods == ("scratch",)
-    assert reopen(make_experiment(), folder).summary()["excluded"] == {"kd": "no logits"}
+    assert reopen(make_experiment(), folder).summary().excluded == {"kd": "no logits"}
 
 
 def test_no_method_left_is_an_error(folder):
@@ -569,7 +571,7 @@ def test_a_search_over_all_methods_in_parallel_ends(folder):
             assert assignment is None
             break
         run_one(study, running.pop(0))
-    standing = study.standing()
+    standing = study.progress()
     assert standing.finished
     assert standing.planned == len(METHODS) + 12
     assert count == standing.planned + standing.confirmations_done

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache.maintenance import list_caches, verify_cache
 from heterokd.teachers.cache_policy import CacheUse, open_cache
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
@@ -310,7 +311,7 @@ class Mapped:
     def __init__(self) -> None:
         self.seen: dict[int, bool] = {}
 
-    def __call__(self, event: str, trial: TrialFolder, summary: Mapping[str, Any]) -> None:
+    def __call__(self, event: str, trial: TrialFolder, summary: StudySummary) -> None:
         try:
             maps = Path(f"/proc/{trial.snapshot.pid}/maps").read_text()
         except OSError:  # after its last report a trial's process may be gone
@@ -332,7 +333,7 @@ def test_a_search_fills_its_cache_and_finds_what_one_without_a_cache_finds(
     assert reading.seen == {trial.number: True for trial in second.folder.trials()}
     live = find("live", search=confirmed, cache={"enabled": False})
     assert outcomes(first) == outcomes(second) == outcomes(live)
-    assert first.summary["winner"]["number"] == live.summary["winner"]["number"]
+    assert first.summary.winner.number == live.summary.winner.number
     done = cli("cache", "tiny.yaml", "--set", "cache.enabled=true", "--root", "runs")
     assert done.code == 0
     assert "is complete; nothing was built" in done.out

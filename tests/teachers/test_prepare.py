@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import mlflow
 import pytest
 
@@ -26,11 +27,11 @@ from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.promotion.model_card import teacher_of
 from heterokd.study.assignment import Assignment
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks
 from heterokd.study.study import Study
+from heterokd.study.summary import read_summary
 from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches
 from heterokd.teachers.cache_policy import cache_key
@@ -183,7 +184,7 @@ def test_every_teacher_is_seen_early_and_the_better_one_is_followed_more() -> No
     assert [one.recipe.teacher.network for one in starts] == [VIT, CNN, VIT, VIT, VIT]
     late = [one.recipe.teacher.network for one in done[30:] if one.recipe.method != BASELINE]
     assert late.count(CNN) > 2 * late.count(VIT)
-    assert study.summary()["winner"]["sample"]["teacher.network"] == CNN
+    assert study.summary().winner.sample["teacher.network"] == CNN
 
 
 def test_studies_go_on_with_the_same_samples_after_a_restart(tmp_path: Path) -> None:
@@ -199,16 +200,15 @@ def test_studies_go_on_with_the_same_samples_after_a_restart(tmp_path: Path) -> 
         value = 0.5 if step.recipe.method == BASELINE else {VIT: 0.8, CNN: 0.7}[step.recipe.teacher.network]
         value += random.Random(step.recipe.hash).gauss(0, 0.005)
         study.finish(step.number, "complete", {"val/top1": value, "epoch": 9})
-    assert Study(experiment, StudyFolder(tmp_path / "cut")).summary()["excluded"] == excluded
+    assert Study(experiment, StudyFolder(tmp_path / "cut")).summary().excluded == excluded
 
 
 def test_what_led_with_another_teacher_is_tried_with_that_teacher() -> None:
     experiment = asked(["scratch", "kd", "dkd"])
-    leaders = [{"method": "dkd", "sample": {"method": "dkd"}}]
-    summary = {"leaders": leaders, "teacher": {"network": CNN}}
+    summary = fabricated.summary(fabricated.ranked(1, "dkd"), teacher=fabricated.card(CNN))
     (sample,) = warm_starts(experiment, [summary]).samples
     assert sample["teacher.network"] == CNN
-    (other,) = warm_starts(experiment, [{**summary, "teacher": {"network": "resnet50"}}]).samples
+    (other,) = warm_starts(experiment, [replace(summary, teacher=fabricated.card("resnet50"))]).samples
     assert other["teacher.network"] == VIT
 
 
@@ -272,12 +272,10 @@ def test_doctor_asks_for_every_checkpoint(local_ray: None, tiny_file: Write, tmp
 
 
 def test_the_card_of_a_model_is_of_its_own_teacher() -> None:
-    cards = [{"network": name, "weights": name * 2} for name in (VIT, CNN)]
-    summary = {"teacher": cards[0], "teachers": cards}
-    experiment = asked(["kd"])
-    assert teacher_of(summary, experiment.recipe({"method": "kd", "teacher.network": CNN})) == cards[1]
-    assert teacher_of({"teacher": cards[0]}, experiment.recipe({"method": "kd"})) == cards[0], "an older study's"
-    assert teacher_of({}, experiment.recipe({"method": "kd"})) == {}
+    first, second = fabricated.card(VIT), fabricated.card(CNN)
+    assert fabricated.summary(teacher=first, teachers=(first, second)).teacher_of(CNN) == second
+    assert fabricated.summary(teacher=first).teacher_of(CNN) == first, "an older study's"
+    assert fabricated.summary().teacher_of(CNN) is None
 
 
 # --- the whole path
@@ -303,10 +301,13 @@ def test_a_search_over_two_teachers_ends_with_a_registered_student_of_one(
     assert pairs[:2] == [("scratch", VIT), ("kd", CNN)]
     assert {name for _, name in pairs[1:]} == {VIT, CNN}
 
-    summary = found.folder.summary
-    assert [card["network"] for card in summary["teachers"]] == [VIT, CNN]
-    winner = found.folder.trial(summary["winner"]["number"])
-    assert summary["teacher"]["network"] == found.teacher.network == winner.recipe.teacher.network
+    summary = read_summary(found.folder)
+    assert summary is not None
+    assert summary.winner is not None
+    assert summary.teacher is not None
+    assert [card.network for card in summary.teachers] == [VIT, CNN]
+    winner = found.folder.trial(summary.winner.number)
+    assert summary.teacher.network == found.teacher.network == winner.recipe.teacher.network
     page = found.folder.report.read_text()
     assert VIT in page
     assert CNN in page
@@ -336,8 +337,8 @@ def test_a_search_over_two_teachers_ends_with_a_registered_student_of_one(
     assert found.model is not None
     more = run_search(load_experiment(file, ["search.trials=7"]), root, resume=True, teacher_progress=progress)
     assert fitted == [VIT, VIT, CNN, CNN], "nothing was fitted again"
-    assert more.summary["standing"]["planned"] == 7
+    assert more.summary.progress.planned == 7
     again = more.folder.trials()
     assert [trial.recipe.hash for trial in again[: len(trials)]] == [trial.recipe.hash for trial in trials]
-    assert json.loads((more.folder.path / "summary.json").read_text())["teachers"] == summary["teachers"]
+    assert more.summary.teachers == summary.teachers
     assert more.model is not None

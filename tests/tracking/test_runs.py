@@ -146,7 +146,7 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Workspace) ->
     confirmation = fabricated.trial(runs.folder, runs.experiment, 31, "kd", seed=2000, confirms=7)
     assert runs.sync(confirmation)
     assert all(runs.sync(trial) for trial in runs.folder.trials())
-    assert runs.finish({"winner": {"number": 7, "mean": 0.25}})
+    assert runs.finish(fabricated.summary(fabricated.ranked(7, mean=0.25)))
 
     found = all_runs(runs)
     assert set(found) == {"tiny", "000-scratch", "007-kd", "031-kd-seed2000"}
@@ -187,8 +187,8 @@ def test_syncing_twice_and_resuming_log_nothing_twice(root: Workspace) -> None:
     assert resumed.sync(made)
     again = project(root)
     assert again.sync(made)
-    assert again.finish({})
-    assert again.finish({})
+    assert again.finish(None)
+    assert again.finish(None)
 
     found = all_runs(again)
     assert set(found) == {"tiny", "003-kd"}
@@ -250,7 +250,7 @@ def test_runs_of_a_killed_driver_are_closed(root: Workspace) -> None:
 
     assert killed.sync(killed.folder.trial(0))
     assert {run.info.status for run in all_runs(killed).values()} == {"RUNNING"}
-    assert killed.finish({}, "KILLED")
+    assert killed.finish(None, "KILLED")
     assert {run.info.status for run in all_runs(killed).values()} == {"KILLED"}
 
 
@@ -301,7 +301,7 @@ def test_an_answer_that_is_lost_doubles_nothing(root: Workspace, monkeypatch: py
         patch.setattr(runs.client, call, unanswered)
         assert not runs.sync(made)
     assert runs.sync(made)
-    assert runs.finish({})
+    assert runs.finish(None)
     found = runs.client.search_runs([runs.experiment_id])
     assert sorted(str(run.info.run_name) for run in found) == ["000-kd", "tiny"]
     assert {run.info.status for run in found} == {"FINISHED"}
@@ -353,7 +353,7 @@ def test_a_segmentation_is_logged_and_registered(root: Workspace) -> None:
     (runs.folder.pictures / "iou.png").write_bytes(b"a picture")
     uri = log_student(runs, made, splits)
     register(runs, made, uri, splits)
-    assert runs.finish({"winner": {"number": 3, "mean": 0.31}})
+    assert runs.finish(fabricated.summary(fabricated.ranked(3, mean=0.31)))
 
     with current(runs.uri):
         model = mlflow.pytorch.load_model(uri)
@@ -428,7 +428,7 @@ def test_a_student_that_cannot_be_exported_ends_no_search(
     with pytest.raises(NetworkError, match=r"torch.export cannot export network 'segformer-test_resnet' \(.+\); use"):
         log_student(runs, made, splits)
     caplog.clear()
-    summary = {"winner": {"number": 3, "mean": 0.31}}
+    summary = fabricated.summary(fabricated.ranked(3, mean=0.31))
     assert _registered(runs.experiment, runs.folder, summary, runs) is None
     assert "the best student, a segformer-test_resnet, is not registered (" in caplog.text
     assert runs.finish(summary)
@@ -473,7 +473,7 @@ def test_the_pages_answer_and_take_runs_over_http(root: Workspace) -> None:
         runs = StudyRuns(question, folder, uri, root.artifacts)
         assert runs.sync(made)
         fabricated.change(made, status="complete")
-        assert runs.finish({"winner": {"number": 0, "mean": 0.1}})
+        assert runs.finish(fabricated.summary(fabricated.ranked(0, mean=0.1)))
     started = time.monotonic()
     assert not runs.sync(made)
     assert time.monotonic() - started < 10

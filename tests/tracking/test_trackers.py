@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import fabricated
 import pytest
@@ -15,6 +13,7 @@ from heterokd.config import Experiment
 from heterokd.errors import ConfigError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.summary import StudySummary
 from heterokd.tracking.csv import CsvTracker
 from heterokd.tracking.tracker import Status, with_others
 
@@ -32,7 +31,7 @@ class Lists:
             raise RuntimeError("service is down")
         return True
 
-    def finish(self, summary: Mapping[str, Any], status: Status = "FINISHED") -> bool:
+    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
         self.calls.append(status)
         return True
 
@@ -62,7 +61,7 @@ def test_every_report_is_in_the_table_once(study: StudyFolder) -> None:
     unseen = fabricated.trial(study, question, 3, epochs=1)
     resumed = with_others(mlflow, question, study)
     assert resumed.sync(made)
-    assert resumed.finish({}, "KILLED")
+    assert resumed.finish(None, "KILLED")
     metrics = ("train/loss", "val/top1", "val/loss")
     reports = ((0, 1), (0, 2), (unseen.number, 1))
     assert rows(study) == [(str(trial), str(epoch), metric) for trial, epoch in reports for metric in metrics]
@@ -86,7 +85,7 @@ def test_a_tracker_of_a_file_that_raises_costs_a_warning(
         assert trackers.sync(made)
         assert trackers.sync(made)
     assert [record.message.split(" failed ")[1] for record in caplog.records] == ["(ConnectionError: nobody listens)"]
-    assert trackers.finish({})
+    assert trackers.finish(None)
     assert (study.path / "mine").read_text() == "FINISHED"
     assert {trial for trial, _, _ in rows(study)} == {"0"}
     assert mlflow.calls == [0, 0, "FINISHED"]
@@ -111,5 +110,5 @@ def test_an_unknown_tracker_is_refused(study: StudyFolder, name: str, sentence: 
 def test_trackers_change_no_recipe(study: StudyFolder) -> None:
     sample = {"method": "kd"}
     assert asked("csv").recipe(sample).hash == fabricated.experiment().recipe(sample).hash
-    assert CsvTracker(asked("csv"), study).finish({})
+    assert CsvTracker(asked("csv"), study).finish(None)
     assert not (study.path / "metrics.csv").exists()

@@ -55,7 +55,7 @@ def test_the_champion_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     student = fabricated.fitted_student(splits, 200)
     folder = fabricated.study(root, question)
     fabricated.trial(folder, question, 1, student=student)
-    folder.write_summary({"winner": {"number": 1}})
+    fabricated.summary(fabricated.ranked(1)).write(folder)
     assert promote(root, "tiny").changed
 
     # Images as a client has them: PNG files.

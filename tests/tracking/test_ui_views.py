@@ -16,6 +16,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -71,9 +72,9 @@ def fill(root: Workspace, *, is_registered: bool = False) -> StudyRuns:
         winner = folder.trial(5)
         version = register(runs, winner, log_student(runs, winner, splits), splits)
         runs.client.set_registered_model_alias(MODEL, "champion", version)
-    winner = {"number": 5, "method": "hcd", "mean": 0.35, "low": 0.3, "high": 0.4, "seeds": [1, 2], "confirmed": True}
-    scratch = {**winner, "number": 0, "method": "scratch", "mean": 0.3}
-    assert runs.finish({"winner": winner, "scratch": scratch, "metric": "val/top1"})
+    winner = fabricated.ranked(5, "hcd", 0.35, 0.05)
+    scratch = replace(winner, number=0, method="scratch", mean=0.3)
+    assert runs.finish(fabricated.summary(winner, scratch))
     return runs
 
 
@@ -165,7 +166,7 @@ def test_a_view_shows_what_was_searched(root: Workspace) -> None:
 def test_a_view_of_a_study_without_trials(root: Workspace) -> None:
     question = fabricated.experiment("early")
     runs = StudyRuns(question, fabricated.study(root, question), open_store(root, None), root.artifacts)
-    assert runs.finish({})
+    assert runs.finish(None)
     (study,) = runs.client.search_runs([runs.experiment_id])
     assert write_view(runs.client, study).startswith("early-")
     assert varied([]) == ([], {})

@@ -77,7 +77,7 @@ def test_flops_are_an_objective_and_a_limit_by_their_file_alone(tmp_path: Path) 
     reason = weigh_students(limited, Workspace(tmp_path), 10).left_out["resnet10t"]
     assert re.fullmatch(r"resnet10t: 0\.\d+ G FLOPs, search\.limits\.student/flops_g allows 0\.\d+", reason)
     study = Study(experiment, StudyFolder(tmp_path), facts=facts)
-    assert study.summary()["objectives"] == objectives
+    assert list(study.summary().objectives) == objectives
     sample = {"method": "kd", "student.network": "test_resnet"}
     assert experiment.recipe(sample).hash == make_experiment(students).recipe(sample).hash
 

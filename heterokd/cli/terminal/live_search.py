@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -18,7 +18,9 @@ from heterokd.errors import HeterokdError
 from heterokd.formatting import format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.progress import StudyProgress
 from heterokd.study.pruner import compared, rungs
+from heterokd.study.summary import StudySummary
 
 FEWEST_LEADERS = 3
 """Rows of the live table when many trials run in parallel."""
@@ -46,7 +48,7 @@ class SearchTerminal(Terminal):
         self.started = self.heard = seconds()
         self.done_at_start: int | None = None
         self.running: dict[int, TrialFolder] = {}
-        self.summary: Mapping[str, Any] | None = None
+        self.summary: StudySummary | None = None
         self.live = Live(self, console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SearchTerminal:
@@ -55,13 +57,11 @@ class SearchTerminal(Terminal):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def __call__(
-        self, event: Literal["start", "report", "finish"], trial: TrialFolder, summary: Mapping[str, Any]
-    ) -> None:
+    def __call__(self, event: Literal["start", "report", "finish"], trial: TrialFolder, summary: StudySummary) -> None:
         """A trial started, reached a rung or finished."""
         self.heard = self.seconds()
         if self.done_at_start is None:
-            self.started, self.done_at_start = self.heard, _done(summary["standing"]) - (event == "finish")
+            self.started, self.done_at_start = self.heard, summary.progress.done - (event == "finish")
         self.summary = summary
         if event == "finish":
             self.running.pop(trial.number, None)
@@ -76,8 +76,7 @@ class SearchTerminal(Terminal):
             self.live.start()
 
     def _finished(self, trial: TrialFolder) -> str:
-        standing = self.summary["standing"] if self.summary else {}
-        planned = standing.get("planned", 0) + standing.get("confirmations_planned", 0)
+        progress = self.summary.progress if self.summary else StudyProgress()
         snapshot = trial.snapshot
         status, value = snapshot.status, snapshot.metrics.get(self.metric)
         reached = "" if value is None else f"{self.metric} {format_score(value)}"
@@ -95,7 +94,7 @@ class SearchTerminal(Terminal):
             what.append(f"after {teacher}")
         if repeated is not None:
             what.append(f"seed {trial.recipe.training.seed} of trial {repeated}")
-        place = f"[{_done(standing):>3}/{planned}] {trial.number:04d}"
+        place = f"[{progress.done:>3}/{progress.total}] {trial.number:04d}"
         return f"{place} {trial.recipe.method:<8} {status:<8} {reached}  {', '.join(what)}".rstrip()
 
     # --- the live view
@@ -135,14 +134,13 @@ class SearchTerminal(Terminal):
 
     def _numbers(self) -> str:
         assert self.summary is not None
-        standing = self.summary["standing"]
-        parts = [f"{standing[key]} {key}" for key in ("complete", "pruned", "failed")]
-        if standing.get("paused"):
-            parts.append(f"{standing['paused']} paused")
-        if standing["confirmations_done"]:
-            parts.append(f"{standing['confirmations_done']} confirmed")
-        planned = standing["planned"] + standing["confirmations_planned"]
-        return f"{_done(standing)} of {planned}: {', '.join(parts)}; {len(self.running)} running"
+        progress = self.summary.progress
+        parts = [f"{progress.complete} complete", f"{progress.pruned} pruned", f"{progress.failed} failed"]
+        if progress.paused:
+            parts.append(f"{progress.paused} paused")
+        if progress.confirmations_done:
+            parts.append(f"{progress.confirmations_done} confirmed")
+        return f"{progress.done} of {progress.total}: {', '.join(parts)}; {len(self.running)} running"
 
     def _time(self) -> str:
         """Elapsed time, and the remaining time at the pace so far."""
@@ -155,39 +153,38 @@ class SearchTerminal(Terminal):
 
     def _left(self, now: float) -> float | None:
         assert self.summary is not None
-        standing = self.summary["standing"]
-        planned = standing["planned"] + standing["confirmations_planned"]
-        done = _done(standing) - (self.done_at_start or 0)
+        progress = self.summary.progress
+        done = progress.done - (self.done_at_start or 0)
         limits = self._limits()
         left = None
         if done > 0:
-            left = (self.heard - self.started) / done * max(planned - _done(standing), 0) - (now - self.heard)
+            left = (self.heard - self.started) / done * max(progress.total - progress.done, 0) - (now - self.heard)
         if "hours" in limits:
-            by_clock = 3600 * (limits["hours"] - self.summary["spent"]["hours"]) - (now - self.heard)
+            by_clock = 3600 * (limits["hours"] - (self.summary.spent.get("hours") or 0.0)) - (now - self.heard)
             left = by_clock if left is None else min(left, by_clock)
         return None if left is None else max(left, 0.0)
 
     def _limits(self) -> dict[str, float]:
-        budget = (self.summary or {}).get("budget") or {}
-        return {key: float(budget[key]) for key in NUMBERS if budget.get(key) is not None}
+        limits = {} if self.summary is None else self.summary.limits
+        return {key: float(limits[key]) for key in NUMBERS if key in limits}
 
     def _spent(self) -> list[str]:
         """A line of what is spent of each limit; none without a budget."""
         assert self.summary is not None
-        spent = dict(self.summary.get("spent") or {})
+        spent = {key: value or 0.0 for key, value in self.summary.spent.items()}
         if self.running and "hours" in spent:
             spent["hours"] += (self.seconds() - self.heard) / 3600
         limits = self._limits()
-        parts = [f"{spent[key] or 0:.3g} of {limit:g} {NUMBERS[key]}" for key, limit in limits.items() if key in spent]
+        parts = [f"{spent[key]:.3g} of {limit:g} {NUMBERS[key]}" for key, limit in limits.items() if key in spent]
         return [", ".join(parts)] if parts else []
 
     def _best(self) -> str:
         assert self.summary is not None
-        winner = self.summary["winner"]
+        winner = self.summary.winner
         if winner is None:
             return "best     no trial is complete yet"
-        value = format_score(winner["mean"]) if winner["mean"] is not None else "no number"
-        return f"best     {winner['number']:04d} {winner['method']} {self.metric} {value} ({sureness(winner)})"
+        value = format_score(winner.mean) if winner.mean is not None else "no number"
+        return f"best     {winner.number:04d} {winner.method} {self.metric} {value} ({sureness(winner)})"
 
     def _where(self, trial: TrialFolder) -> str:
         """A trial's line; its number alone if its folder cannot be read, since the view must not end the search."""
@@ -211,10 +208,6 @@ class SearchTerminal(Terminal):
             f"{self.metric} {format_score(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
         )
         return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
-
-
-def _done(standing: Mapping[str, Any]) -> int:
-    return sum(standing.get(key, 0) for key in ("complete", "pruned", "failed", "confirmations_done"))
 
 
 def _line(text: str, style: str = "") -> Text:

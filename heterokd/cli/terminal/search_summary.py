@@ -29,16 +29,17 @@ def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str],
         registered: describes the registered model.
     """
     summary, teacher = found.summary, found.teacher
-    front, notices = summary["front"], notes(summary)
-    failed = summary["standing"]["failed"]
+    front, notices = summary.front, notes(summary)
+    failed = summary.progress.failed
     if failed:
         notices.insert(0, f"{failed} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
     terminal.say("")
     terminal.show(leader_table(summary, 6 if not front else 4))
     terminal.say(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
     for member in front[:MOST_FRONT]:
-        spent = ", ".join(STUDENT_COSTS[key].figure(member[key]) for key in costs)
-        terminal.say(f"front    {member['student']}: {member['method']} {format_score(member['expected'])}, {spent}")
+        facts = summary.students.get(member.student, {})
+        spent = ", ".join(STUDENT_COSTS[key].figure(facts[key]) for key in costs)
+        terminal.say(f"front    {member.student}: {member.method} {format_score(member.expected)}, {spent}")
     if len(front) > MOST_FRONT:
         terminal.say(f"         and {len(front) - MOST_FRONT} more in the report")
     terminal.tell(verdict(summary))

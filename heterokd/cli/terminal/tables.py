@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -18,12 +17,14 @@ from heterokd.formatting import (
     format_size,
 )
 from heterokd.study.plan.estimate import Plan
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import StudySummary
 
 SHOWN_LEADERS = 6
 """Rows of the leaderboard that fit a small terminal."""
 
 
-def leader_table(summary: Mapping[str, Any], rows: int = SHOWN_LEADERS) -> Table:
+def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
     """Lay out the leading students with their intervals; the scratch baseline is always among them.
 
     Args:
@@ -31,32 +32,32 @@ def leader_table(summary: Mapping[str, Any], rows: int = SHOWN_LEADERS) -> Table
         rows: leaders at most, without the baseline.
     """
     table = Table(box=None, pad_edge=False, expand=True)
-    for title, width in (("trial", 5), ("method", 8), (summary["metric"], 10), ("95 % interval of the mean", 25)):
+    for title, width in (("trial", 5), ("method", 8), (summary.metric, 10), ("95 % interval of the mean", 25)):
         table.add_column(title, min_width=width, no_wrap=True)
     # What does not fit is cut here, never in the figures.
     table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
-    shown = list(summary["leaders"][:rows])
-    scratch = summary["scratch"]
-    if scratch is not None and all(leader["number"] != scratch["number"] for leader in shown):
+    shown = list(summary.leaders[:rows])
+    scratch = summary.scratch
+    if scratch is not None and all(leader.number != scratch.number for leader in shown):
         shown.append(scratch)
     for leader in shown:
         table.add_row(
-            f"{leader['number']:04d}",
-            leader["method"],
-            format_score(leader["mean"]),
+            f"{leader.number:04d}",
+            leader.method,
+            format_score(leader.mean),
             sureness(leader),
-            format_sample(leader["sample"]),
+            format_sample(leader.sample),
         )
     return table
 
 
-def sureness(leader: Mapping[str, Any]) -> str:
+def sureness(leader: RankedConfig) -> str:
     """Format the interval of a leader's mean and its number of fresh seeds: `0.9565 to 0.9827, 3 fresh seeds`."""
-    if not leader["confirmed"]:
+    if not leader.confirmed:
         return "one seed"
-    count = len(leader["seeds"])
+    count = len(leader.seeds)
     seeds = f"{count} fresh seed{'s' if count > 1 else ''}"
-    return seeds if leader["low"] is None else f"{format_interval(leader['low'], leader['high'])}, {seeds}"
+    return seeds if leader.low is None else f"{format_interval(leader.low, leader.high)}, {seeds}"
 
 
 def reproduction_table(found: Reproduction) -> Table:

@@ -17,6 +17,7 @@ from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.download import download_student
+from heterokd.study.summary import read_summary
 from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
 from heterokd.training.student import open_student
@@ -104,7 +105,7 @@ def _trial(root: Workspace, source: str) -> TrialFolder:
 
 
 def _winner(folder: StudyFolder) -> TrialFolder:
-    number = (folder.summary.get("winner") or {}).get("number")
-    if number is None:
+    summary = read_summary(folder)
+    if summary is None or summary.winner is None:
         raise StudyError(f"{folder.path}: the study has no winner; run `heterokd search` to its end, or name a trial")
-    return folder.trial(int(number))
+    return folder.trial(summary.winner.number)

@@ -18,6 +18,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
+from heterokd.study.summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, pages
 from heterokd.training.student import open_student
@@ -75,13 +76,13 @@ def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, s
     version = version_with(runs, CHALLENGER)
     if version is not None and version.tags.get("study_id") == runs.study_id:
         return folder.trial(int(version.tags["trial"])), str(version.version)
-    winner = (folder.summary.get("winner") or {}).get("number")
-    if winner is None:
+    summary = read_summary(folder)
+    if summary is None or summary.winner is None:
         raise PromotionError(
             f"{folder.path}: the study {folder.name!r} has no trained student and the registry no challenger of it; "
             "run `heterokd search` first (with --resume, if it was interrupted)"
         )
-    trial = folder.trial(int(winner))
+    trial = folder.trial(summary.winner.number)
     if not trial.weights.exists():
         raise PromotionError(f"{trial.weights}: the winner's weights are missing; run `heterokd search` again")
     return trial, _newest_version(runs, trial)
@@ -90,7 +91,8 @@ def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, s
 def _named_trial(runs: StudyRuns, number: int) -> tuple[TrialFolder, str | None]:
     folder, trial = runs.folder, runs.folder.trial(number)
     if trial.status != TrialStatus.COMPLETE or not trial.weights.exists():
-        leaders = ", ".join(str(leader["number"]) for leader in folder.summary.get("leaders", ())) or "none"
+        summary = read_summary(folder)
+        leaders = ", ".join(str(leader.number) for leader in (summary.leaders if summary else ())) or "none"
         known = f"is {trial.status}" if trial.path.exists() else "does not exist"
         raise PromotionError(
             f"--trial {number}: trial {number} of study {folder.name!r} {known}, so there is no student of it to "
@@ -125,7 +127,7 @@ def open_challenger(
         version = register(runs, trial, log_student(runs, trial, splits), splits)
         if runs.is_new:
             # No search logs to this store, so nothing else would close the study's run.
-            runs.finish(runs.folder.summary)
+            runs.finish(read_summary(runs.folder))
     return Candidate(trial, version, load_version(runs.experiment, version, splits))
 
 

@@ -6,10 +6,8 @@ import inspect
 import os
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import heterokd
 from heterokd.config.recipe import Recipe
@@ -21,8 +19,10 @@ from heterokd.networks.bodies import published_licence
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.registry import describe_student, taken_words
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.tasks import TASKS
 from heterokd.teachers.cache.key import CacheKey
+from heterokd.teachers.card import TeacherCard
 
 DESCRIPTION_LIMIT = 5000
 """Characters of a version's description in MLflow's database."""
@@ -35,15 +35,15 @@ class Lineage:
     """Where a student comes from, in addition to its recipe.
 
     Attributes:
-        teacher: of the study's summary; empty if it has none.
-        winner: configuration of the study's summary; empty if it has none.
+        teacher: its card in the study's summary; None if it has none.
+        winner: the student's configuration, if it won its study.
         cache: id of the teacher's cache that it was trained from, or why there is none.
         commit: of the checkout that trained it; None outside of one.
         weights: SHA-256 of the student's weights.
     """
 
-    teacher: Mapping[str, Any]
-    winner: Mapping[str, Any]
+    teacher: TeacherCard | None
+    winner: RankedConfig | None
     cache: str
     commit: str | None
     weights: str
@@ -77,13 +77,6 @@ def shortened(card: str) -> str:
             break
         kept += part
     return kept + rest
-
-
-def teacher_of(summary: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
-    """Find the teacher of a recipe in a study's summary; empty if it is not there."""
-    named = recipe.teacher.network
-    known = next((card for card in summary.get("teachers") or () if card.get("network") == named), None)
-    return known or summary.get("teacher") or {}
 
 
 def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Workspace) -> str:
@@ -129,12 +122,11 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
     if decision.comparison is not None:
         lines += ["", str(decision.comparison)]
     winner = lineage.winner
-    if winner.get("mean") is not None:
-        low, high = winner.get("low"), winner.get("high")
+    if winner is not None and winner.mean is not None:
+        low, high = winner.low, winner.high
         between = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
-        seeds = len(winner.get("values") or [0])
-        kind = "fresh seed(s)" if winner.get("confirmed") else "seed, not repeated"
-        lines += ["", f"On val {winner['mean']:.4f}{between}, mean over {seeds} {kind}."]
+        kind = "fresh seed(s)" if winner.confirmed else "seed, not repeated"
+        lines += ["", f"On val {winner.mean:.4f}{between}, mean over {len(winner.values)} {kind}."]
     return "\n".join([*lines, "", "| gate | required | measured | passed |", "|---|---|---|---|", rows])
 
 
@@ -156,7 +148,7 @@ def _method(recipe: Recipe) -> str:
 def _origins(recipe: Recipe, lineage: Lineage) -> str:
     teacher = recipe.teacher
     known = lineage.teacher
-    score = f", {known['metric']} {known['val_score']:.4f}" if known.get("val_score") is not None else ""
+    score = "" if known is None else f", {known.metric} {known.val_score:.4f}"
     if teacher.checkpoint is not None:
         whence, licence = "a given checkpoint", f"{UNKNOWN} (the checkpoint does not say)"
     elif teacher.pretrained:
@@ -196,7 +188,7 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
 def _lineage(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage) -> str:
     rows = {
         "student's weights (SHA-256)": lineage.weights,
-        "teacher's weights (SHA-256)": str(lineage.teacher.get("weights") or UNKNOWN),
+        "teacher's weights (SHA-256)": UNKNOWN if lineage.teacher is None else lineage.teacher.weights,
         "teacher's cache": lineage.cache,
         "data and split (SHA-256)": splits.fingerprint,
         "test images and labels (SHA-256)": decision.test_digest,

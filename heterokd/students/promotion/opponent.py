@@ -12,6 +12,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, PromotionError
 from heterokd.methods import BASELINE
 from heterokd.students.promotion.challenger import load_version, task_of
+from heterokd.study.summary import read_summary
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
 from heterokd.training.data import open_splits
@@ -72,10 +73,10 @@ def baseline_results(runs: StudyRuns, splits: Splits) -> tuple[int, ImageResults
     Raises:
         CheckpointError: its weights are missing.
     """
-    number = (runs.folder.summary.get("scratch") or {}).get("number")
-    if number is None:
+    summary = read_summary(runs.folder)
+    if summary is None or summary.scratch is None:
         return None
-    trial = runs.folder.trial(int(number))
+    trial = runs.folder.trial(summary.scratch.number)
     if not trial.weights.exists():
         raise CheckpointError(
             f"{trial.weights}: the weights of the {BASELINE} baseline are missing; restore them, or run "

@@ -12,8 +12,9 @@ from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.aliases import CHAMPION, LINES, last_line, previous_alias
 from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Decision
-from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened, teacher_of
+from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
 from heterokd.students.registry import taken_size
+from heterokd.study.summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 
 
@@ -51,15 +52,16 @@ def record_decision(runs: StudyRuns, root: Workspace, decision: Decision, candid
 
 def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
     """Write the model card to the version's description, the run's artifacts and the study's folder."""
-    client, summary = runs.client, runs.folder.summary
+    client, summary = runs.client, read_summary(runs.folder)
     version = client.get_model_version(decision.model, str(candidate.version))
     run = client.get_run(str(version.run_id))
     logged = client.get_logged_model(str(version.source).removeprefix("models:/"))
-    teacher, winner = teacher_of(summary, candidate.recipe), summary.get("winner") or {}
+    teacher = None if summary is None else summary.teacher_of(candidate.recipe.teacher.network)
+    winner = None if summary is None else summary.winner
     lineage = Lineage(
         teacher=teacher,
-        winner=winner if winner.get("number") == candidate.trial.number else {},
-        cache=cache_of(candidate.recipe, splits, teacher.get("weights"), root),
+        winner=winner if winner is not None and winner.number == candidate.trial.number else None,
+        cache=cache_of(candidate.recipe, splits, None if teacher is None else teacher.weights, root),
         commit=run.data.tags.get("mlflow.source.git.commit"),
         weights=logged.tags.get("heterokd.weights", "unknown"),
     )

@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from heterokd.cli.terminal.tables import leader_table
 from heterokd.execution.driver import SearchResult
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.training.teacher import TeacherCard
+from heterokd.study.progress import StudyProgress
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.summary import HarmfulTrial, StudySummary
 
 COLUMNS, LINES = 80, 24
 PATIENCE = 900.0
@@ -41,53 +44,33 @@ PATIENCE = 900.0
 LONG = "efficientformerv2_s0.snap_dist_in1k"
 
 
-def leader(number: int, method: str = "hcd", **more: Any) -> dict[str, Any]:
-    content = {
-        "number": number,
-        "method": method,
+def leader(number: int, method: str = "hcd", **more: Any) -> RankedConfig:
+    """What a summary says of a configuration."""
+    content: dict[str, Any] = {
         "sample": {"method": method, f"{method}.sub_kl_weight": 1.39612345, "training.learning_rate": 0.05},
         "mean": 0.9696,
         "low": 0.9565,
         "high": 0.9827,
         "expected": 0.9683,
-        "seeds": [1000, 2000, 3000],
-        "confirmed": True,
+        "seeds": (1000, 2000, 3000),
         "student": LONG,
         "search_value": 0.97,
     }
-    return {**content, **more}
+    return fabricated.ranked(number, method, **content | more)
 
 
-def summary(**more: Any) -> dict[str, Any]:
-    leaders = [leader(number) for number in range(21, 41)]
-    standing = {
-        "planned": 48,
-        "running": 2,
-        "complete": 21,
-        "pruned": 9,
-        "diverged": 1,
-        "paused": 1,
-        "failed": 2,
-        "confirmations_done": 5,
-        "confirmations_planned": 12,
-        "finished": False,
-    }
-    content = {
+PROGRESS = StudyProgress(48, 2, 21, 9, 1, 0, 1, 2, 5, 12)
+
+
+def summary(**more: Any) -> StudySummary:
+    content: dict[str, Any] = {
         "name": "quickstart",
-        "metric": "val/top1",
-        "maximise": True,
-        "standing": standing,
+        "progress": PROGRESS,
         "budget": {"trials": 60, "trainings": None, "hours": 2.0, "gpu_hours": None, "money": 12.5, "price": 2.0},
         "spent": {"trials": 37, "trainings": 22.5, "hours": 0.75, "gpu_hours": 1.4, "money": 2.8},
-        "winner": leaders[0],
         "scratch": leader(0, "scratch", mean=0.9282, low=0.9121, high=0.9442),
-        "leaders": leaders,
-        "front": [],
-        "excluded": {},
-        "left_out": {},
-        "negative_transfer": [],
     }
-    return {**content, **more}
+    return fabricated.summary(*(leader(number) for number in range(21, 41)), **content | more)
 
 
 @pytest.fixture
@@ -106,13 +89,13 @@ def drawn(what: RenderableType) -> list[str]:
     return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 
-def watching(trials: Callable[[int], TrialFolder], count: int, told: dict[str, Any]) -> SearchTerminal:
+def watching(trials: Callable[[int], TrialFolder], count: int, told: StudySummary) -> SearchTerminal:
     """A terminal that has heard of `count` trials in a minute, and of one that ended."""
     now = [0.0]
     question = fabricated.experiment(training={"epochs": 60})
     terminal = SearchTerminal(question, seconds=lambda: now[0])
     terminal.console = Console(file=StringIO(), width=COLUMNS, height=LINES)
-    before = {**told, "standing": {**told["standing"], "complete": told["standing"]["complete"] - 1}}
+    before = replace(told, progress=replace(told.progress, complete=told.progress.complete - 1))
     for number in range(count):
         terminal("start", trials(number), before)
     now[0] = 60.0
@@ -153,9 +136,8 @@ def test_time_left_follows_the_clock_and_a_budget(running: Callable[[int], Trial
 
 
 def test_before_the_first_result(running: Callable[[int], TrialFolder]) -> None:
-    told = summary(winner=None, scratch=None, leaders=[], budget={"trials": 60})
-    for key in ("complete", "pruned", "failed", "confirmations_done"):
-        told["standing"][key] = 0
+    none = replace(PROGRESS, complete=0, pruned=0, failed=0, confirmations_done=0)
+    told = summary(winner=None, scratch=None, leaders=(), budget={"trials": 60}, progress=none)
     terminal = SearchTerminal(fabricated.experiment(training={"epochs": 60}))
     terminal("start", running(3), told)
     text = "\n".join(drawn(terminal.view(COLUMNS, LINES)))
@@ -175,9 +157,9 @@ def test_a_folder_that_is_away_for_a_moment_ends_no_view(running: Callable[[int]
 
 
 def test_what_is_known_of_a_leader() -> None:
-    unsure = leader(1, low=None, high=None, seeds=[1000])
-    single = leader(2, confirmed=False, seeds=[0])
-    lines = drawn(leader_table(summary(leaders=[leader(3), unsure, single], scratch=None)))
+    unsure = leader(1, low=None, high=None, seeds=(1000,))
+    single = leader(2, confirmed=False, seeds=(0,))
+    lines = drawn(leader_table(summary(leaders=(leader(3), unsure, single), scratch=None)))
     assert "0.9565 to 0.9827, 3 fresh seeds" in lines[1]
     assert re.search(r"0\.9696 +1 fresh seed ", lines[2]), "no comma without an interval"
     assert re.search(r"0\.9696 +one seed ", lines[3])
@@ -188,13 +170,13 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
     terminal = Terminal("val/top1")
     file = StringIO()
     terminal.console = Console(file=file, width=COLUMNS, height=LINES, force_terminal=True, color_system=None)
-    members = [leader(number, student=f"resnet{number}", params_m=1.5, latency_ms=3.25) for number in range(front)]
     told = summary(
-        front=members,
+        front=tuple(leader(number, student=f"resnet{number}") for number in range(front)),
+        students={f"resnet{number}": {"params_m": 1.5, "latency_ms": 3.25} for number in range(front)},
         left_out={name: f"{name} has 30.1 M parameters, more than search.max_params_m allows" for name in ("a", "b")},
-        negative_transfer=[{"number": 3, "method": "fitnet", "epoch": 20}],
+        negative_transfer=(HarmfulTrial(3, "fitnet", 20),),
     )
-    card = TeacherCard("vit_tiny_patch16_224", {}, 10, 32, "0" * 64, "val/top1", 0.9917, "fitted")
+    card = fabricated.card(val_score=0.9917)
     folder, store = StudyFolder(Path("runs/studies/quickstart")), "sqlite:////srv/experiments/vision/runs/mlflow.db"
     found = SearchResult(folder, told, card, store, ("digits-student", "1"))
     registered = "digits-student version 1, alias challenger   (next: heterokd promote quickstart)"

@@ -117,8 +117,7 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     save_weights(build_network(teacher.network, splits.num_classes, teacher.options, image_size=72), weights)
     distiller = build_distiller(made.recipe, open_teacher(teacher, splits.num_classes, 72, weights), splits.num_classes)
     torch.save({"distiller": distiller.state_dict(), "epoch": 2}, made.checkpoint)
-    leaders = [{"number": 1, "method": "heteroakd"}, {"number": 0, "method": "scratch"}]
-    folder.write_summary({"winner": leaders[0], "scratch": leaders[1], "leaders": leaders})
+    fabricated.summary(fabricated.ranked(1, "heteroakd"), fabricated.ranked(0, "scratch")).write(folder)
 
     files = draw_pictures(folder, question, root, {teacher.network: weights})
     assert sorted(file.stem for file in files) == ["cka", "heteroakd", "iou", "samples"]
@@ -136,10 +135,10 @@ def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
 def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
-    folder.write_summary({"winner": None})
+    fabricated.summary().write(folder)
     assert draw_pictures(folder, question, root, {}) == []
     fabricated.trial(folder, question, 0, "kd", student=fabricated.random_student())
-    folder.write_summary({"winner": {"number": 0}, "scratch": None, "leaders": []})
+    fabricated.summary(fabricated.ranked(0)).write(folder)
     assert [file.name for file in draw_pictures(folder, question, root, {})] == ["confusion.png"]
     found = Measured.read(folder)
     assert found is not None

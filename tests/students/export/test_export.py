@@ -68,7 +68,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def studied(root: Workspace, question: Experiment, network: AnyNetwork) -> StudyFolder:
     folder = fabricated.study(root, question)
     fabricated.trial(folder, question, 1, student=network)
-    folder.write_summary({"winner": {"number": 1, "mean": 0.3}})
+    fabricated.summary(fabricated.ranked(1)).write(folder)
     return folder
 
 

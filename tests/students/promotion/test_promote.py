@@ -68,12 +68,12 @@ def students(splits: Splits) -> dict[str, Network]:
 def studied(root: Workspace, question: Experiment, winner: Network, scratch: Network | None = None) -> StudyFolder:
     """A finished study: trial 0 is scratch, trial 1 the winner."""
     folder = fabricated.study(root, question)
-    summary = {"winner": {"number": 1, "mean": 0.3}, "scratch": None}
+    leaders = [fabricated.ranked(1)]
     if scratch is not None:
         fabricated.trial(folder, question, 0, "scratch", student=scratch)
-        summary["scratch"] = {"number": 0}
+        leaders.append(fabricated.ranked(0, "scratch", 0.2))
     fabricated.trial(folder, question, 1, "kd", student=winner)
-    folder.write_summary(summary)
+    fabricated.summary(*leaders).write(folder)
     return folder
 
 
@@ -229,9 +229,8 @@ def test_a_rollback_that_was_cut_off_is_finished(
 def test_the_model_card_says_where_a_student_comes_from(root: Workspace, students: dict[str, Network]) -> None:
     question = fabricated.experiment(promotion={"export_parity": True})
     folder = studied(root, question, students["good"], students["poor"])
-    teacher = {"network": "vit_tiny_patch16_224", "weights": "5e1f", "metric": "val/top1", "val_score": 0.97}
-    winner = {"number": 1, "mean": 0.31, "low": 0.29, "high": 0.33, "values": [0.3, 0.32], "confirmed": True}
-    folder.write_summary({**folder.summary, "teacher": teacher, "winner": winner})
+    winner, scratch = fabricated.ranked(1, "kd", 0.31, 0.02), fabricated.ranked(0, "scratch", 0.2)
+    fabricated.summary(winner, scratch, teacher=fabricated.card(val_score=0.97)).write(folder)
     decision = promote(root, "tiny")
     assert gates(decision)["largest difference of a logit after export to ONNX"] is True
     card = (folder.path / "model_card.md").read_text()
@@ -371,7 +370,7 @@ def test_nothing_to_promote(root: Workspace) -> None:
     with pytest.raises(PromotionError, match="run `heterokd search` first"):
         promote(root, "tiny")
     fabricated.trial(folder, question, 1)
-    folder.write_summary({"winner": {"number": 1}})
+    fabricated.summary(fabricated.ranked(1)).write(folder)
     with pytest.raises(PromotionError, match="the winner's weights are missing"):
         promote(root, "tiny")
 

@@ -244,10 +244,7 @@ def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
     assert float(rows["EUR"]["taken"]) == pytest.approx(0.6, abs=0.02)
     assert float(rows["EUR"]["planned"]) == pytest.approx(36 / 60 * float(rows["minutes"]["planned"]), rel=0.1)
     assert rows["trainings"]["planned"] == "6"
-    standing = {"complete": 2, "pruned": 0, "failed": 0, "confirmations_done": 0, "planned": 6}
-    summary = {"metric": "val/top1", "maximise": True, "winner": None, "scratch": None, "leaders": [], "excluded": {}}
-    teacher = {"network": "vit", "metric": "val/top1", "val_score": 0.9}
-    write_report(folder, question, {**summary, "teacher": teacher, "standing": standing})
+    write_report(folder, question, fabricated.summary())
     assert "Planned and taken" in folder.report.read_text()
 
 
