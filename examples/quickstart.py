@@ -18,7 +18,7 @@ SMALL += ["search.confirm_leaders=1", "search.confirm_seeds=1", "teacher.trainin
 def main(root: str = "runs") -> None:
     """Search, then use what was found."""
     found = search(load_experiment(EXPERIMENT, SMALL), root, resume=True)
-    print(f"the best student: trial {found.summary['winner']['number']}, page {found.folder.report}")
+    print(f"the best student: trial {found.best_trial.number}, page {found.report}")
     student = load_student("studies/example", root)
     logits = student(torch.rand(1, 3, 32, 32))  # images in [0, 1]
     print(f"its guess: {int(logits.argmax())}")

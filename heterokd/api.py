@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from heterokd.execution.callbacks import Listener
     from heterokd.execution.distill import DistillResult
-    from heterokd.execution.driver import SearchResult
     from heterokd.students.export.export import Exported
     from heterokd.students.promotion.decision import Decision
     from heterokd.study.plan.estimate import Plan
+    from heterokd.study.search_result import SearchResult
     from heterokd.teachers.prepare import TeacherReport
     from heterokd.training.train import Report
 
@@ -100,7 +100,8 @@ def search(
         teacher_progress: called with the metrics of each epoch of a teacher's fit, and the teacher's network.
 
     Returns:
-        The study's result; `result.finished` is False where the search was interrupted.
+        The winner, the trials as a data frame, the Optuna study, the report and the registered model;
+        `result.finished` is False where the search was interrupted.
 
     Raises:
         UserError: the input is wrong; nothing has been started then.
@@ -225,7 +226,7 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
 def __getattr__(name: str) -> object:
     """Import the result types, whose modules load Ray and MLflow, when they are asked for."""
     if name == "SearchResult":
-        from heterokd.execution.driver import SearchResult
+        from heterokd.study.search_result import SearchResult
 
         return SearchResult
     if name == "DistillResult":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,8 @@ def search(
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
         terminal.say(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
-        try:
+        found = None
+        with suppress(KeyboardInterrupt):  # before trials run; later Tune ends them in order
             found = run(
                 asked,
                 workspace,
@@ -50,12 +52,12 @@ def search(
                 listener=terminal,
                 teacher_progress=terminal.teacher_epoch,
             )
-        except KeyboardInterrupt:
+        if found is None or not found.finished:
             terminal.live.stop()
             again = _same_again(experiment, overrides, trials, address, root)
             print(f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
             print(f"continue with: {again}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(130)
         summary = found.summary
         if as_json:
             model = None if found.model is None else {"name": found.model[0], "version": found.model[1]}

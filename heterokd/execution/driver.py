@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,10 +28,10 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.study.question import as_stored
+from heterokd.study.search_result import SearchResult
 from heterokd.study.storage import Given, open_database
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
-from heterokd.teachers.card import TeacherCard
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.labels import dataset_inputs
 from heterokd.tracking.runs import StudyRuns
@@ -40,25 +40,6 @@ from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search leaves.
-
-    Attributes:
-        folder: the study's files, report.html among them.
-        summary: progress, winner, scratch and leaders.
-        teacher: network, score on val and weights hash of the winner's teacher; of the first one where scratch won.
-        uri: the MLflow store.
-        model: name and version of the registered winner; None when there is none, or the store did not answer.
-    """
-
-    folder: StudyFolder
-    summary: StudySummary
-    teacher: TeacherCard
-    uri: str
-    model: tuple[str, str] | None
 
 
 def search(
@@ -130,10 +111,11 @@ def search(
         plan_recorder.ended()
         keep(root, folder, patiently=True)
         root.fetch_leaders(folder)
-        if not summary.progress.finished:
+        result = SearchResult(folder, summary, card, runs.uri)
+        if not result.finished:
             # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
             tracker.finish(summary, "KILLED")
-            raise KeyboardInterrupt
+            return result
         _draw(folder, experiment, root, weights)
         _write_page(folder, experiment, summary, root)
         runs.wait()
@@ -141,7 +123,7 @@ def search(
         tracker.finish(summary)
         plan_recorder.ended()
         keep(root, folder, patiently=True)
-    return SearchResult(folder, summary, card, runs.uri, model)
+    return replace(result, model=model)
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:

@@ -226,11 +226,13 @@ class Study:
 
     def summary(self) -> StudySummary:
         """What has been found so far."""
-        found = summarise(self.experiment, self.told, self._read().leaders(SUMMARY_LEADERS))
+        found = summarise(self.experiment, self._read().leaders(SUMMARY_LEADERS), self.told.facts)
         harmful = [one for one in self._trials.search if one.stopped == "negative transfer"]
         return replace(
             found,
             methods=self.methods,
+            excluded=self.told.excluded,
+            left_out=self.told.left_out,
             progress=self.progress(),
             spent=self.spending.as_dict(),
             negative_transfer=tuple(HarmfulTrial(one.number, one.method, one.reached) for one in harmful),

@@ -21,7 +21,6 @@ from heterokd.teachers.card import TeacherCard
 
 if TYPE_CHECKING:
     from heterokd.config.experiment import Experiment
-    from heterokd.study.storage import Given
 
 SUMMARY_LEADERS = 20
 """How many leaders a summary holds; it is rewritten after each trial."""
@@ -142,27 +141,27 @@ def read_summary(folder: StudyFolder) -> StudySummary | None:
         ) from None
 
 
-def summarise(experiment: Experiment, given: Given, ranked: Sequence[RankedConfig]) -> StudySummary:
+def summarise(
+    experiment: Experiment, ranked: Sequence[RankedConfig], students: Mapping[str, Mapping[str, float]]
+) -> StudySummary:
     """Say what an experiment's configurations have shown.
 
     Args:
         experiment: the question.
-        given: methods and students that are left out, and what students cost.
         ranked: configurations, best first.
+        students: by name, what each costs.
     """
     costs = experiment.search.costs
     return StudySummary(
         name=experiment.name,
         metric=experiment.metric,
         maximise=experiment.maximise,
-        excluded=given.excluded,
-        left_out=given.left_out,
-        students=given.facts,
+        students=students,
         objectives=tuple(experiment.search.objectives),
         budget=experiment.search.budget.model_dump(),
         winner=ranked[0] if ranked else None,
         scratch=next((config for config in ranked if config.method == BASELINE), None),
-        front=tuple(pareto_front(ranked, given.facts, costs)) if costs else (),
+        front=tuple(pareto_front(ranked, students, costs)) if costs else (),
         leaders=tuple(ranked[:SUMMARY_LEADERS]),
     )
 

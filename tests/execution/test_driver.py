@@ -23,11 +23,12 @@ from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.errors import ConfigError, StudyError
 from heterokd.execution import driver
-from heterokd.execution.driver import SearchResult, search
+from heterokd.execution.driver import search
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import StudySummary
 from heterokd.training.evaluation import predict
 

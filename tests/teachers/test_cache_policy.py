@@ -22,11 +22,12 @@ from mounts import small_disk
 
 from heterokd.config import CachingSettings, Experiment, load_experiment
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
-from heterokd.execution.driver import SearchResult, search
+from heterokd.execution.driver import search
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
+from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache.maintenance import list_caches, verify_cache
 from heterokd.teachers.cache_policy import CacheUse, open_cache

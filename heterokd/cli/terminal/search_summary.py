@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.errors import without_password
-from heterokd.execution.driver import SearchResult
 from heterokd.formatting import format_score, metric_name
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.wording import notes, verdict
+from heterokd.study.search_result import SearchResult
 
 MOST_NOTES = 2
 """Sentences about exclusions, early ends and the budget; the report has all of them."""

@@ -31,11 +31,11 @@ from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.live_search import SearchTerminal
 from heterokd.cli.terminal.search_summary import print_summary
 from heterokd.cli.terminal.tables import leader_table
-from heterokd.execution.driver import SearchResult
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.progress import StudyProgress
 from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import HarmfulTrial, StudySummary
 
 COLUMNS, LINES = 80, 24
