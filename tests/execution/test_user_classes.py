@@ -34,7 +34,7 @@ def test_files_travel_to_the_processes_of_a_search(
     (tmp_path / "my_data.py").unlink()
     root = Workspace(tmp_path / "runs")
     found = search(experiment, root)
-    assert found.summary["standing"]["failed"] == 0
+    assert found.summary.progress.failed == 0
     trials = [trial for trial in found.folder.trials() if trial.recipe.method == "mykd"]
     assert trials
     assert all("train/logit" in trial.metrics()[-1] for trial in trials)
@@ -51,6 +51,6 @@ def test_files_travel_to_the_processes_of_a_search(
     assert "mykd" in found.folder.report.read_text()
 
     again = search(load_study_experiment(found.folder.experiment_file), root, resume=True)
-    assert again.summary["standing"] == found.summary["standing"], "the study's file alone goes on with it"
+    assert again.summary.progress == found.summary.progress, "the study's file alone goes on with it"
     with find_student(root, str(trials[0].path)) as student:
         assert export_student(student, "safetensors", tmp_path / "out").parity.agrees
