@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from heterokd.cli.terminal.console import Terminal
 from heterokd.datasets.io.shared_pixels import unused_pixels
@@ -77,7 +76,7 @@ class Answer:
     """
 
     lines: Sequence[str]
-    content: dict[str, Any]
+    content: dict[str, object]
     problems: Sequence[str] = field(default_factory=tuple)
 
 
@@ -141,7 +140,7 @@ def table(cards: Sequence[CacheCard]) -> list[str]:
     return [*lines, f"{len(cards)} cache(s), {format_size(sum(card.bytes for card in cards))}"]
 
 
-def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, Any]]:
+def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, object]]:
     """List caches for `--json`."""
     return [{**asdict(card), "last_used": card.last_used.isoformat()} for card in cards]
 

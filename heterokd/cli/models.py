@@ -20,7 +20,10 @@ def promote(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Compare the study's winner with the champion on the test split; move the alias if it passes every gate."""
+    """Promote a study's winner if it passes every gate.
+
+    It is compared with the champion on the test split, which nothing else reads.
+    """
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.promote import promote as decide
 
@@ -46,7 +49,7 @@ def rollback(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Undo the last promotion: the previous champion becomes champion again."""
+    """Undo the last promotion."""
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.rollback import rollback as take_back
 
@@ -63,7 +66,10 @@ def export(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Export a student to a file that runs without heterokd, verified on real images against the trained weights."""
+    """Export a student to a file that runs without heterokd.
+
+    The file is verified on real images against the trained weights.
+    """
     format_named(format_name)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.export.export import export_student

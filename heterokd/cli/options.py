@@ -6,12 +6,13 @@ import errno
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from heterokd.config.experiment import Experiment
+    from heterokd.storage.study_dir import StudyFolder
 
 READING = ("cache", "compare", "doctor", "plan")
 """Commands that do not write to the root; `cache` checks it itself where it writes."""
@@ -79,7 +80,7 @@ def load_asked(file: Path, overrides: list[str]) -> Experiment:
     return load_experiment(file, overrides)
 
 
-def existing_study(name: str, root: str) -> tuple[Any, Experiment]:
+def existing_study(name: str, root: str) -> tuple[StudyFolder, Experiment]:
     """Find a study; its folder and its experiment."""
     from heterokd.config.reading import load_study_experiment
     from heterokd.storage.workspace import open_workspace

@@ -17,7 +17,10 @@ def plan(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the time, device-hours, money, memory and disk of a search, by timing a few steps of each method."""
+    """Estimate the time, money, memory and disk of a search.
+
+    A few steps of each method are timed where trials would run.
+    """
     began = program_began()
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
@@ -44,7 +47,10 @@ def match(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Compare the stages of teacher and student by CKA, and propose initial settings for methods that pair stages."""
+    """Compare the stages of teacher and student (CKA).
+
+    Proposes initial settings for methods that pair stages.
+    """
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import match_table
@@ -75,7 +81,10 @@ def doctor(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Check before a search that every node reaches the storage, the MLflow server, the data and its GPUs."""
+    """Check a cluster before a search.
+
+    Every node is asked for the storage, the MLflow server, the data and its GPUs.
+    """
     asked = load_asked(experiment, overrides)
     from heterokd.execution.doctor import as_json as plain
     from heterokd.execution.doctor import examine, table

@@ -21,7 +21,7 @@ def report(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Regenerate the report, also during a search, and print its path."""
+    """Regenerate the report of a study, also during a search."""
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
     from heterokd.report.wording import verdict
@@ -47,7 +47,10 @@ def report(
 
 
 def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
-    """Test which differences between a study's configurations are significant, paired by fresh seeds."""
+    """Test which differences in a study are significant.
+
+    Configurations are paired by their fresh seeds.
+    """
     folder, asked = existing_study(study, root)
     from heterokd.study.significance import as_rows, compare_study, study_values
 
@@ -69,7 +72,10 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     root: RootFolder = "runs",
 ) -> None:
-    """Serve MLflow's UI on 127.0.0.1, and print links to each study, its comparison chart and its model."""
+    """Serve MLflow's UI on 127.0.0.1, with links to studies.
+
+    Each study has links to its trials, its comparison chart and its model.
+    """
     _check_port(port)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import existing_store

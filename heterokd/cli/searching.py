@@ -26,7 +26,10 @@ def search(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Search: train students in parallel, confirm the leaders on fresh seeds, register the winner."""
+    """Search for the best student of an experiment.
+
+    Trains students in parallel, confirms the leaders on fresh seeds and registers the winner.
+    """
     changes = [*overrides, *([f"search.trials={trials}"] if trials is not None else [])]
     # What files and folders show to be wrong is said before the libraries of a search are imported.
     from heterokd.config.reading import read_experiment
@@ -119,7 +122,10 @@ def auto(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Inspect a folder of images, write an experiment for it, show its plan, and run it."""
+    """Search for a student for a folder of images.
+
+    Inspects the images, writes an experiment for them, shows its plan and runs it.
+    """
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines

@@ -19,7 +19,10 @@ def distill(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Train a student once with the method's published settings, logged like a trial."""
+    """Train a student once with published settings.
+
+    The training is logged like a trial.
+    """
     from heterokd.config.extension import is_reference
     from heterokd.errors import ConfigError, did_you_mean
     from heterokd.methods import METHODS
@@ -61,7 +64,10 @@ def reproduce(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Train published settings over several seeds and compare the results with the published numbers."""
+    """Reproduce a published table over several seeds.
+
+    Trains published settings and compares the results with the published numbers.
+    """
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import reproduction_table
@@ -102,7 +108,10 @@ def teacher(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Fit the teacher, or verify a given checkpoint (for a list: all); searches reuse fitted teachers."""
+    """Fit the teachers, or verify given checkpoints.
+
+    Searches reuse fitted teachers.
+    """
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.check import check_experiment, check_files
@@ -149,7 +158,7 @@ def cache(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Build the cache of a teacher's outputs; list, verify or prune caches."""
+    """Build, list, verify or prune teacher caches."""
     from heterokd.cli.cache import CacheRequest, run
     from heterokd.errors import CacheError
     from heterokd.storage.workspace import open_workspace

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlflow.artifacts
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from heterokd.errors import CheckpointError, TrackingError, did_you_mean
@@ -77,7 +77,7 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
     return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version, tags)
 
 
-def find_version(client: MlflowClient, name: str, alias: str | None, version: str | None) -> Any:
+def find_version(client: MlflowClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
     """Find a version of a registered model by alias or number, in MLflow's current store.
 
     Raises:

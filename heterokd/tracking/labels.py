@@ -10,7 +10,6 @@ import subprocess
 import uuid
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -48,11 +47,11 @@ def study_id(folder: StudyFolder) -> str:
     return str(known)
 
 
-def trial_params(recipe: Recipe, sample: Mapping[str, Any]) -> dict[str, str]:
+def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]:
     """Parameters of a trial, few and short, since MLflow shows each as a column."""
     training = recipe.training.model_dump()
     chosen = [key.removeprefix("training.") for key in sample if key.startswith("training.")]
-    params: dict[str, Any] = {
+    params: dict[str, object] = {
         "method": recipe.method,
         "student": recipe.student.network,
         "teacher": recipe.teacher.network,

@@ -11,18 +11,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.errors import TrackingError, without_password
 from heterokd.storage.workspace import Workspace
+
+T = TypeVar("T")
 
 PROBE_SECONDS = 3.0
 """Timeout of a health check of a tracking server."""
@@ -230,7 +233,7 @@ def current(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
     """Iterate over all results of a paged MLflow search; `search` takes the page token."""
     token: str | None = None
     while True:

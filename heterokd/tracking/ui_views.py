@@ -14,7 +14,6 @@ import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
@@ -101,7 +100,7 @@ def _trials_of(study: Run) -> str:
     return f"tags.`heterokd.study_id` = '{study.data.tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'"
 
 
-def _order(chosen: str, metric: str) -> dict[str, Any]:
+def _order(chosen: str, metric: str) -> dict[str, object]:
     """What both a shared view and an address say: which runs, the best first."""
     return {
         "searchFilter": chosen,
@@ -132,7 +131,7 @@ def write_view(client: MlflowClient, study: Run) -> str | None:
     return key
 
 
-def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
+def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, object]:
     """The state of MLflow's page of runs: filter and order, columns, charts."""
     shared, by_method = varied(trials)
     costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
@@ -181,7 +180,7 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _chart(section: str, kind: str) -> dict[str, Any]:
+def _chart(section: str, kind: str) -> dict[str, object]:
     """A chart alone in a section, whose title serves it: MLflow gives parallel coordinates no other."""
     return {
         "uuid": f"chart of {section}",
@@ -193,7 +192,7 @@ def _chart(section: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, Any]:
+def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, object]:
     """Parallel coordinates that end at the study's metric."""
     return {
         **_chart(section, "PARALLEL"),

@@ -34,7 +34,7 @@ def lines_file(root: Workspace, tags: Mapping[str, str]) -> Path:
     return root.path / LINES
 
 
-def append_line(root: Workspace, tags: Mapping[str, str], content: Mapping[str, Any]) -> None:
+def append_line(root: Workspace, tags: Mapping[str, str], content: Mapping[str, object]) -> None:
     """Append a line to `lines_file`."""
     with lines_file(root, tags).open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(content)) + "\n")

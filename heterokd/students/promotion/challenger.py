@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import mlflow.pytorch
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch import nn
 
@@ -50,7 +50,7 @@ def task_of(experiment: Experiment, splits: Splits) -> Task:
     return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window)
 
 
-def version_with(runs: StudyRuns, alias: str) -> Any | None:
+def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:
     """The version of the study's registered model that has an alias; None if no version has it."""
     try:
         return runs.client.get_model_version_by_alias(runs.experiment.registered_model, alias)

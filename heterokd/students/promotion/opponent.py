@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlflow
 import torch
+from mlflow.entities.model_registry import ModelVersion
 
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
@@ -22,7 +21,7 @@ from heterokd.training.student import open_student
 
 
 def champion_results(
-    runs: StudyRuns, alias: str, champion: Any, splits: Splits, challenger: ImageResults
+    runs: StudyRuns, alias: str, champion: ModelVersion, splits: Splits, challenger: ImageResults
 ) -> ImageResults:
     """Evaluate the champion on the test images, at its input size if its task's networks resize every image.
 

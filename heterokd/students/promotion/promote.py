@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
 
 from filelock import FileLock
+from mlflow.entities.model_registry import ModelVersion
 
 from heterokd.config.reading import load_study_experiment
 from heterokd.datasets.io.loaders import open_test
@@ -78,7 +78,7 @@ def promote(
 
 
 def _decide(
-    runs: StudyRuns, candidate: Candidate, champion: Any | None, splits: Splits, alias: str, *, dry_run: bool
+    runs: StudyRuns, candidate: Candidate, champion: ModelVersion | None, splits: Splits, alias: str, *, dry_run: bool
 ) -> Decision:
     experiment, settings = runs.experiment, runs.experiment.promotion
     task = task_of(experiment, splits)
@@ -125,7 +125,7 @@ def _decide(
 
 
 def _comparison(
-    runs: StudyRuns, alias: str, champion: Any | None, splits: Splits, results: ImageResults
+    runs: StudyRuns, alias: str, champion: ModelVersion | None, splits: Splits, results: ImageResults
 ) -> PairedComparison | None:
     """Compare the challenger with the champion, or with the baseline if there is no champion."""
     if champion is not None:

@@ -173,7 +173,7 @@ def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: P
         ("models:/digits-student@champ", TrackingError, r"no version has that alias \(there are: champion\)"),
         ("models:/digits-student/7", TrackingError, "the registry has no such version"),
         ("models:/digit-student@champion", TrackingError, "did you mean 'digits-student'"),
-        ("models:/digits-student", TrackingError, "a registered one is written models:/digits-student@champion"),
+        ("models:/digits-student", TrackingError, "a registered model is written models:/digits-student@champion"),
         ("models:/a/b/c", TrackingError, "is not a model URI"),
         ("studies/tny", StudyError, "did you mean 'tiny'"),
         ("some/folder", StudyError, "is neither a study's nor a trial's folder"),
