@@ -1,4 +1,4 @@
-"""What is said of a method, read from its own file; `python -m heterokd.catalogue > docs/methods.md` says all of it."""
+"""Describe methods from their files; `python -m heterokd.cli.catalogue > docs/methods.md` describes all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
@@ -19,16 +19,46 @@ from heterokd.methods import METHODS, VANILLA_KD
 from heterokd.outputs import Signal
 
 CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.TAIL
-"""What stored outputs serve; the tail comes from the teacher's last stages, which stay loaded."""
-
+"""Signals that a cache serves; the tail comes from the teacher's last stages, which stay loaded."""
 
 STEP_COSTS = Path(__file__).with_name("step_costs.yaml")
 """Written by `python benchmarks/steps.py --keep`: each method's step over the plain student's, by pair."""
 
+MethodRow = TypedDict(
+    "MethodRow",
+    {
+        "name": str,
+        "class": str,
+        "title": str,
+        "tasks": str,
+        "student_needs": str,
+        "teacher_needs": str,
+        "cacheable": bool,
+        "step_cost": dict[str, float],
+    },
+)
+"""A method in a line: its title, the signals that it reads, whether a cache serves it, its measured step by pair."""
+
+
+class ParameterCard(TypedDict):
+    """A parameter of a method; the domain is None if it is not searched."""
+
+    name: str
+    default: object
+    description: str
+    domain: str | None
+
+
+class MethodCard(MethodRow):
+    """A method in full: the text of its file, and its parameters."""
+
+    text: str
+    parameters: list[ParameterCard]
+
 
 @lru_cache(maxsize=1)
 def step_costs() -> dict[str, dict[str, float]]:
-    """By pair (`"224"`: ResNet18 from Swin-T at 224 pixels), each method's measured step over `kd`'s."""
+    """Read each method's measured step over `kd`'s, by pair (`"224"`: ResNet18 from Swin-T at 224 pixels)."""
     pairs: dict[str, dict[str, dict[str, float]]] = yaml.safe_load(STEP_COSTS.read_text(encoding="utf-8"))["pairs"]
     return {
         pair: {name: found["time"] / methods[VANILLA_KD["classification"]]["time"] for name, found in methods.items()}
@@ -36,13 +66,13 @@ def step_costs() -> dict[str, dict[str, float]]:
     }
 
 
-def describe_all() -> list[dict[str, Any]]:
-    """One row a method: name, class, one line, what it reads of student and teacher, whether a cache can serve it."""
+def describe_all() -> list[MethodRow]:
+    """Describe every method in a line."""
     return [_row(name, method) for name, method in METHODS.items()]
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A method in full: its row, its paper and equation, its parameters with defaults and domains.
+def describe(name: str) -> MethodCard:
+    """Describe a method in full.
 
     Args:
         name: of `METHODS`, or `FILE.py:Class`.
@@ -52,7 +82,7 @@ def describe(name: str) -> dict[str, Any]:
     """
     name, method = named_method(name)
     found = domains(method.Params)
-    parameters = [
+    parameters: list[ParameterCard] = [
         {
             "name": key,
             "default": field.default,
@@ -67,13 +97,13 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def source_of(text: str) -> str:
-    """The first address that the text of a method's file names: that of its paper."""
+    """Find the address of the paper, the first in the text of a method's file."""
     link = re.search(r"https?://[^\s,;)]+", text)
     return link[0] if link else "no published source"
 
 
 def named_method(name: str) -> tuple[str, type[Method]]:
-    """Name and class of a method: one of `METHODS`, or `FILE.py:Class`.
+    """Find name and class of a method of `METHODS`, or of `FILE.py:Class`.
 
     Raises:
         ConfigError: there is no such method, or the file defines none that can be built.
@@ -84,7 +114,7 @@ def named_method(name: str) -> tuple[str, type[Method]]:
     return name if extension is None else extension.name, method_class(name, extension)
 
 
-def _row(name: str, method: type[Method]) -> dict[str, Any]:
+def _row(name: str, method: type[Method]) -> MethodRow:
     return {
         "name": name,
         "class": method.__name__,
@@ -98,16 +128,16 @@ def _row(name: str, method: type[Method]) -> dict[str, Any]:
 
 
 def signals(needs: Signal) -> str:
-    """The names of signals, or `nothing`."""
+    """Name signals, or `nothing`."""
     return ", ".join(str(signal.name).lower() for signal in needs) or "nothing"
 
 
 def method_page() -> str:
-    """docs/methods.md: every method with its paper, equation, needs, parameters and domains."""
+    """Write docs/methods.md: every method with its paper, equation, signals, parameters and domains."""
     lines = [
         "# Methods",
         "",
-        "Written by `make docs` from the methods' own files; `heterokd methods NAME` says the same of one.",
+        "Written by `make docs` from the methods' files; `heterokd methods NAME` describes a single method.",
         "Cacheable: a teacher's stored outputs can stand in for the teacher. Step: a training step's time over that of",
         "`kd` when the teacher's outputs are given (ResNet18 from Swin-T at 224 pixels; `python benchmarks/steps.py`).",
         "",
@@ -129,7 +159,7 @@ def method_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(known: dict[str, Any]) -> list[str]:
+def _section(known: MethodCard) -> list[str]:
     title, *paragraphs = re.split(r"\n\s*\n", known["text"])
     lines = [f"## {known['name']}", "", f"**{_prose(_joined(title))}**"]
     for paragraph in paragraphs:
@@ -152,18 +182,18 @@ def _section(known: dict[str, Any]) -> list[str]:
 
 
 def _joined(paragraph: str) -> str:
-    """A paragraph in one line, unless it is a list."""
+    """Join a paragraph's lines, unless it is a list."""
     return paragraph if re.search(r"^\s*[-*\d]", paragraph, re.M) else " ".join(paragraph.split())
 
 
 def _prose(text: str) -> str:
-    """Text whose stars, underscores and angle brackets stay what they are; code and addresses are left alone."""
+    """Escape Markdown's special characters, except in code and addresses."""
     parts = re.split(r"(`[^`]*`|https?://[^\s,;)]+)", text)
     return "".join(part if number % 2 else re.sub(r"([*_<>|\[\]])", r"\\\1", part) for number, part in enumerate(parts))
 
 
 def _cell(text: str) -> str:
-    """Text inside a table."""
+    """Escape the text of a table's cell."""
     return _prose(" ".join(text.split()))
 
 

@@ -48,8 +48,9 @@ def methods(
     print(known["text"])
     print()
     print(f"source: {source_of(known['text'])}")
-    for key in ("tasks", "student_needs", "teacher_needs"):
-        print(f"{key}: {known[key]}")
+    print(f"tasks: {known['tasks']}")
+    print(f"student_needs: {known['student_needs']}")
+    print(f"teacher_needs: {known['teacher_needs']}")
     for parameter in known["parameters"]:
         domain = f"; searched over {parameter['domain']}" if parameter["domain"] else ""
         print(f"  {known['name']}.{parameter['name']} = {parameter['default']}: {parameter['description']}{domain}")

@@ -17,7 +17,7 @@ from heterokd.formatting import PERIODS, parse_quantity
 from heterokd.study.summary import StudySummary
 
 
-def search(
+def search(  # its parameters are the command's options
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default: a local Ray.")] = None,
@@ -106,7 +106,7 @@ def _hours(budget: str) -> float:
     return hours
 
 
-def auto(
+def auto(  # its parameters are the command's options
     images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a subfolder for each class.")],
     teachers: Annotated[list[str], typer.Option("--teacher", help="timm name; of several, the best on val is used.")],
     students: Annotated[list[str], typer.Option("--student", help="timm name; proposed if left out.")] = [],  # noqa: B006

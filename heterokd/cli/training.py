@@ -135,7 +135,7 @@ def teacher(
         terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
 
 
-def cache(
+def cache(  # its parameters are the command's options
     names: Annotated[
         list[str],
         typer.Argument(metavar="EXPERIMENT | [ID]...", help="Experiment to cache, or ids of caches."),

@@ -18,7 +18,7 @@ from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
-from heterokd.formatting import format_interval
+from heterokd.formatting import format_interval, format_sample
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
@@ -161,18 +161,14 @@ def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
 
     Args:
         recipe: what is trained.
-        snapshot: what trial.json says.
+        snapshot: of its trial.json.
     """
-    origin, sample = _ORIGINS.get(snapshot.origin, "A setting of **{}**"), snapshot.sample
+    origin = _ORIGINS.get(snapshot.origin, "A setting of **{}**")
     if snapshot.confirms is not None:
         origin = f"Trial {snapshot.confirms} of **{{}}** again, on seed {recipe.training.seed}"
-    values = [
-        f"{key.split('.', 1)[-1]} {f'{value:.4g}' if isinstance(value, float) else value}"
-        for key, value in sample.items()
-        if key != "method"
-    ]
-    setting = f": {', '.join(values)}" if values else ""
-    return f"{origin.format(recipe.method)}{setting}. {recipe.teacher.network} teaches {recipe.student.network}."
+    values = format_sample(snapshot.sample)
+    setting = f"{origin.format(recipe.method)}: {values}" if values else origin.format(recipe.method)
+    return f"{setting}. {recipe.teacher.network} teaches {recipe.student.network}."
 
 
 def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ...]:

@@ -12,14 +12,19 @@ from heterokd.methods import METHODS
 FILE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
-def test_the_page_is_current() -> None:
-    assert FILE.read_text(encoding="utf-8") == method_page(), "run: make docs"
+@pytest.fixture(scope="module")
+def page() -> str:
+    return method_page()
+
+
+def test_the_page_is_current(page: str) -> None:
+    assert FILE.read_text(encoding="utf-8") == page, "run: make docs"
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_section_has_everything(method: str) -> None:
+def test_a_section_has_everything(page: str, method: str) -> None:
     known = describe(method)
-    section = method_page().split(f"\n## {method}\n")[1].split("\n## ")[0]
+    section = page.split(f"\n## {method}\n")[1].split("\n## ")[0]
     for parameter in known["parameters"]:
         (row,) = [line for line in section.splitlines() if line.startswith(f"| `{parameter['name']}` |")]
         assert f"| {parameter['default']} |".replace("_", "\\_") in row
