@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,25 @@ def test_names_are_found_without_importing_anything() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_methods_and_data_sets_of_an_installed_package_are_searched(
+    tiny_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In a process that finds the package, by the names of its entry points; `methods: all` does not change."""
+    install(tmp_path, "[heterokd.methods]\nother = plug_module:Other\n[heterokd.datasets]\nmine = plug_module:Mine\n")
+    with (tmp_path / "plug_module.py").open("a") as module:
+        module.write("from heterokd.datasets.digits import Digits\n\n\nclass Mine(Digits):\n    pass\n")
+    file = tiny_file(data={"dataset": "mine"}, search={"space": {"methods": ["kd", "other"]}})
+    code = (
+        "import sys\n"
+        "from heterokd.config import load_experiment\n"
+        "experiment = load_experiment(sys.argv[1])\n"
+        "recipe = experiment.recipe({'method': 'other', 'other.temperature': 2.0})\n"
+        "print(recipe.method_class.__module__, recipe.data.dataset_class.__module__, recipe.extension)\n"
+        "print('other' in load_experiment(sys.argv[1], ['search.space.methods=all']).methods)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines() == ["plug_module plug_module None", "False"], done.stderr

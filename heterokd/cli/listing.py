@@ -13,7 +13,7 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(help="Describe this method in full; FILE.py:Class is a file of yours.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check it on random pairs; exit with 1 on a fault.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check it on random pairs; exit with 2 on a fault.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the distillation methods, or describe or check a method."""
@@ -30,7 +30,7 @@ def methods(
             print_json({"method": name, "problems": problems})
         for problem in () if as_json else problems or ["every check passes"]:
             print(problem)
-        raise typer.Exit(1 if problems else 0)
+        raise typer.Exit(2 if problems else 0)
 
     if name is None:
         rows = describe_all()

@@ -8,11 +8,10 @@ from types import MappingProxyType
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
-from heterokd.datasets import DATASETS
 from heterokd.errors import NetworkError
 from heterokd.networks.network import predict_spec
 from heterokd.study.published import PublishedPair, published_pairs
-from heterokd.tasks import TASKS
+from heterokd.tasks import TASKS, TaskName
 
 UNRANKED = 0.5
 """Mean rank of a method in no table: the middle."""
@@ -24,7 +23,9 @@ WARM_WEIGHT = 0.5
 """Share of the first samples whose method is drawn by ranks, in a search with a warm start."""
 
 
-def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[str, float]:
+def method_ranking(
+    dataset: str, teacher_kind: str, student_kind: str, task: TaskName = "classification"
+) -> dict[str, float]:
     """Mean rank of every method on similar pairs, best first: 0 is the best of each pair, 1 the worst.
 
     Similar pairs have the same data set and kinds (cnn, attention, mlp); if there are none, the same kinds on any data
@@ -32,7 +33,7 @@ def method_ranking(dataset: str, teacher_kind: str, student_kind: str) -> dict[s
     pair, so that easy pairs count as much as hard ones; ties share their mean rank. A method that the similar pairs
     leave out takes its rank from the next wider group.
     """
-    score = TASKS[DATASETS[dataset].tasks].score
+    score = TASKS[task].score
     pairs = [pair for pair in published_pairs() if pair.metric == score]
     groups = (
         lambda pair: (pair.dataset, pair.teacher_kind, pair.student_kind) == (dataset, teacher_kind, student_kind),
@@ -52,7 +53,7 @@ def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, 
 
     Methods in no table are in the middle; ties keep their order.
     """
-    ranking = method_ranking(experiment.data.dataset, *_kinds(experiment))
+    ranking = method_ranking(experiment.data.dataset, *_kinds(experiment), experiment.data.task)
     expected = {method: ranking.get(method, UNRANKED) for method in methods}
     return dict(sorted(expected.items(), key=lambda item: item[1]))
 

@@ -204,6 +204,6 @@ def test_methods_explains_and_checks_a_file(cli: Run, tmp_path: Path) -> None:
     assert (passed.code, passed.out) == (0, "every check passes\n")
     (tmp_path / "my_method.py").write_text(user_classes.METHOD.replace("teacher.detach()", "teacher"))
     failed = cli("methods", METHOD, "--check", "--json")
-    assert failed.code == 1
+    assert failed.code == 2
     (problem,) = json.loads(failed.out)["problems"]
     assert problem.endswith("a gradient reaches the teacher's LOGITS; detach it")

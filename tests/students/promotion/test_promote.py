@@ -274,13 +274,20 @@ def test_an_export_that_fails_is_a_gate(root: Workspace, splits: Splits, student
 
 
 def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None:
-    limits = {"min_gain": 0.01, "max_params_m": 0.5, "max_latency_ms": 1e-6, "max_size_mb": 0.1}
+    limits = {
+        "min_gain": 0.01,
+        "max_params_m": 0.5,
+        "max_latency_ms": 1e-6,
+        "max_size_mb": 0.1,
+        "limits": {"student/flops_g": 1e-6},
+    }
     studied(root, fabricated.experiment(promotion=limits), students["good"], students["poor"])
     decision = promote(root, "tiny", dry_run=True)
     assert gates(decision) == {
         "gain in test top-1": True,
         "parameters in millions": True,
         "latency in ms": False,
+        "FLOPs in billions": False,
         "weights in MB": False,
         "largest difference of a logit": True,
         "largest difference of a logit after export to ONNX": None,
