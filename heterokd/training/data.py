@@ -44,7 +44,7 @@ def _loaded(settings: DataSettings) -> Splits:
 
 
 def open_splits(settings: DataSettings) -> Splits:
-    """The splits that `settings` describe, opened once per process.
+    """Open the splits that `settings` describe, once per process.
 
     Raises:
         DataError: missing or damaged files; a class with too few images.
@@ -54,19 +54,19 @@ def open_splits(settings: DataSettings) -> Splits:
 
 @lru_cache(maxsize=4)
 def training_splits(splits: Splits, root: Workspace) -> Splits:
-    """The same splits as trainings read them: images that lie in files are decoded once for all of this machine.
+    """Return the splits as trainings read them: images in files are decoded once per machine, and shared.
 
     Raises:
-        DataError: an image is damaged or has gone.
+        DataError: an image is damaged or missing.
     """
     return share_splits(root.pixels, splits)
 
 
 def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:
-    """The views and the validation images of a recipe, made where they are wanted; a worker's part of the views.
+    """Make the loaders of a recipe on a device: this rank's shard of the training views, and the validation images.
 
     Raises:
-        ConfigError: a worker would have fewer images of a step than `training.accumulate` makes parts of them.
+        ConfigError: a rank has fewer images per step than `training.accumulate`.
     """
     training = recipe.training
     images = min(training.batch_size, len(splits.train)) // distributed.size()

@@ -1,8 +1,8 @@
-"""Distiller: student and method as one trainable module, the thing that DDP wraps. It never holds the teacher.
+"""The distiller: student and method as a single trainable module, which DDP wraps. It never holds the teacher.
 
-A method's memories (`Method.memories`: hundreds of MiB in some) are in its state, but DDP does not copy them from the
-first worker, neither when it wraps nor at every step: each worker builds them from the same seed and fills them itself.
-Who wraps a method in a module of another kind, and wants that too, sets the attribute that is set here.
+A method's memories (`Method.memories`: hundreds of MiB in some) are in its state, but DDP does not broadcast them from
+rank 0, neither when it wraps nor at every step: each rank builds them from the same seed and fills them itself. A
+module of another kind that wraps a method needs the same attribute for that.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from heterokd.training.task_modules import Task
 
 
 class Distiller(nn.Module):
-    """One distillation step: the student's forward, the task loss (added here, once) and the method's terms.
+    """Computes a distillation step: the student's forward, the task loss (added only here) and the method's terms.
 
     Args:
-        student: the network that is trained and kept.
-        method: the loss, with its projectors.
-        task: the task loss.
-        task_weight: multiplies the task loss.
+        student: network to train.
+        method: distillation loss, with its projectors.
+        task: task loss.
+        task_weight: multiplier of the task loss.
     """
 
     def __init__(self, student: AnyNetwork, method: Method, task: Task, task_weight: float = 1.0) -> None:
@@ -31,7 +31,7 @@ class Distiller(nn.Module):
         self.method = method
         self.task = task
         self.task_weight = task_weight
-        # The name under which DDP looks for what it shall leave alone.
+        # DDP reads this attribute: names of parameters and buffers that it does not synchronise.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{memory}.{name}"
             for memory in method.memories
@@ -40,11 +40,11 @@ class Distiller(nn.Module):
 
     @property
     def teacher_needs(self) -> Signal:
-        """What the teacher must give for one step."""
+        """Signals of the teacher that a step reads."""
         return self.method.teacher_needs
 
     def forward(self, batch: Batch, teacher: Outputs, progress: float) -> tuple[Tensor, Losses]:
-        """The loss to differentiate, and its named terms (`task` and the method's own), which sum to it."""
+        """Return the total loss and its named terms (`task` and the method's)."""
         outputs = self.student(batch.images, self.method.student_needs | Signal.LOGITS)
         losses: Losses = {"task": self.task_weight * self.task(outputs.logits, batch.labels)}
         losses.update(

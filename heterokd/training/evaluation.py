@@ -1,4 +1,4 @@
-"""How good a network is on one split."""
+"""Evaluate a network on a split."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from heterokd.outputs import Batch
 from heterokd.training.paired_tests import ImageResults
 from heterokd.training.task_modules import Logits, Task, upsample
 
-# The teacher's decisions on a split are kept, a byte a pixel, unless they would take more than this.
+# The teacher's predictions on a split are kept, one byte per pixel, up to this size.
 CLASSES_BYTES = 2**30
 
 
 @contextmanager
 def deciding(network: nn.Module) -> Iterator[Logits]:
-    """The network as a function from images to logits, in evaluation mode and without gradient while open."""
+    """Give the network as a function from images to logits, in evaluation mode and without gradients."""
 
     def logits(images: Tensor) -> Tensor:
         outputs = network(images)
@@ -35,12 +35,12 @@ def deciding(network: nn.Module) -> Iterator[Logits]:
 
 
 def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Logits [N, K] in float32 and labels [N] of a whole split of classification, in its order.
+    """Return logits [N, K] in float32 and labels [N] of a classification split, in its order.
 
     Args:
-        network: maps images [B, 3, H, W] in [0, 1] to `Outputs` or to logits [B, K]; left in the mode it came in.
+        network: maps images [B, 3, H, W] in [0, 1] to `Outputs` or to logits [B, K]; its mode is restored afterwards.
         loader: batches of plain (not augmented) images.
-        device: where `network` is.
+        device: device of `network`.
     """
     logits, labels = [], []
     with deciding(network) as decide:
@@ -51,7 +51,7 @@ def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | 
 
 
 def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu") -> Tensor | None:
-    """Decisions on a whole split, in its order: class numbers [N], or [N, H, W] in bytes in segmentation.
+    """Return predicted classes on a split, in its order: [N], or [N, H, W] uint8 in segmentation.
 
     Returns:
         None where the maps would take more than `CLASSES_BYTES`.
@@ -83,9 +83,9 @@ def evaluate(
         network: see `predict`.
         loader: batches of plain images.
         task: names the metrics.
-        teacher_classes: [N] or [N, H, W] the teacher's decisions on the same split; `agreement` is the share that
-            coincides.
-        device: where `network` is.
+        teacher_classes: [N] or [N, H, W] the teacher's predictions on the same split; `agreement` is the share on
+            which student and teacher agree.
+        device: device of `network`.
     """
     meter, seen = task.meter(), 0
     with deciding(network) as decide:
@@ -101,13 +101,13 @@ def evaluate(
 def image_results(
     network: nn.Module, loader: Iterable[Batch], task: Task, device: torch.device | str = "cpu"
 ) -> ImageResults:
-    """What a network decides on each image of a split, for paired tests.
+    """Return a network's results on each image of a split, for paired tests.
 
     Args:
         network: see `predict`.
         loader: batches of plain images.
-        task: says how an image is decided on.
-        device: where `network` is.
+        task: how logits become predictions.
+        device: device of `network`.
     """
     with deciding(network) as logits:
         return task.image_results(

@@ -1,4 +1,4 @@
-"""How much memory of a GPU one training takes: estimated on the CPU, from one step with a few images.
+"""Estimate the GPU memory of a training on the CPU, from a single step with a few images.
 
 What grows with the batch (what autograd keeps, the largest maps) is measured and scaled; what does not (weights,
 gradients, the optimizer's state) is counted after the step.
@@ -25,30 +25,30 @@ from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
 
 CONTEXT_BYTES = 600 * 2**20
-"""What a process takes of a GPU before its first tensor: CUDA's context, cuDNN's and cuBLAS's kernels and handles."""
+"""GPU memory of a process before its first tensor: CUDA's context, cuDNN's and cuBLAS's kernels and handles."""
 
 SLACK = 1.25
-"""The allocator's rounding."""
+"""Factor for the allocator's rounding and fragmentation."""
 
 WORKSPACE_BYTES = 3 * 2**29
-"""What cuDNN's fastest algorithms take to work in, at most: 1.5 GiB for ResNet18's fp32 convolutions at 128 pixels and
-batch 64 on an H200, twice what the step itself keeps (`WORKSPACE_STEPS`); tiny networks take next to nothing."""
+"""Largest workspace of cuDNN's fastest algorithms: 1.5 GiB for ResNet18's fp32 convolutions at 128 pixels and
+batch 64 on an H200, twice what the step itself keeps (`WORKSPACE_STEPS`); tiny networks need almost none."""
 WORKSPACE_STEPS = 2
 
 IMAGES = 2
-"""Images of the step that is measured."""
+"""Images of the measured step."""
 
 MAPS_AT_A_TIME = 3
-"""Maps of the largest size that exist at once where nothing is kept: a layer's input, its output and a shortcut."""
+"""Maps of the largest size that exist at once without autograd: a layer's input, its output and a shortcut."""
 
 
 def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
-    """Bytes of a GPU that the training of a recipe takes, an upper bound by intention.
+    """Estimate the GPU memory of a recipe's training, in bytes; meant as an upper bound.
 
     Args:
         recipe: the training.
-        splits: its data: the number of classes, and whether the images stay on the device.
-        gpu_bytes: the GPU's memory; images stay there as a whole when they take a small share of it.
+        splits: its data: number of classes, size of the images.
+        gpu_bytes: memory of the GPU; images that take a small share of it stay there.
 
     Raises:
         PairError: the method cannot exist for the pair.
@@ -111,7 +111,7 @@ def _images(recipe: Recipe, num_classes: int) -> Batch:
 
 
 def _resident(split: Split, gpu_bytes: int) -> int:
-    """Bytes of a split that stays on the device; 0 for one that is read batch by batch."""
+    """Return the bytes of a split that stays on the device; 0 if it is read batch by batch."""
     some = np.zeros(1, np.int64)
     image = split.images.read(some).nbytes
     if len(split) * image > RESIDENT_SHARE * gpu_bytes:
@@ -129,7 +129,7 @@ def _bytes(values: Iterable[object]) -> int:
 
 @contextmanager
 def _saved(modules: list[nn.Module]) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps while open, weights and statistics apart."""
+    """Record the bytes of each storage that autograd saves, except weights and buffers."""
     own = {
         tensor.untyped_storage().data_ptr()
         for module in modules
@@ -138,7 +138,7 @@ def _saved(modules: list[nn.Module]) -> Iterator[dict[int, int]]:
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        # A detached alias: a tensor that keeps its own node would keep the whole graph for ever.
+        # A detached alias: a tensor that refers to its node would keep the whole graph alive.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
@@ -150,7 +150,7 @@ def _saved(modules: list[nn.Module]) -> Iterator[dict[int, int]]:
 
 @contextmanager
 def _largest(module: nn.Module) -> Iterator[list[int]]:
-    """One number: the bytes of the largest tensor that a layer gives while open."""
+    """Record the bytes of the largest tensor that a layer returns, as a list with one entry."""
     found = [0]
 
     def look(layer: nn.Module, inputs: object, output: object) -> None:

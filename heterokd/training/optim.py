@@ -17,19 +17,19 @@ from timm.scheduler.step_lr import StepLRScheduler
 from timm.scheduler.tanh_lr import TanhLRScheduler
 from torch import Tensor, nn
 
-# Where one kernel updates all weights: torch's own optimizers offer it on these.
+# Devices on which torch's optimizers have fused kernels.
 FUSED_DEVICES = ("cpu", "cuda", "xpu")
 
 
 def build_optimizer(
     module: nn.Module, name: str, learning_rate: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """Timm's optimizer over the trainable parameters of `module`; norms and biases are not decayed.
+    """Build timm's optimizer of the trainable parameters of `module`; norms and biases are not decayed.
 
-    Optimizers that have a fused form use it: one kernel for all weights, where a loop starts several for each.
+    Optimizers with a fused implementation use it: a single kernel updates all weights.
     """
     on = {parameter.device.type for parameter in module.parameters()}
-    own: dict[str, Any] = {"fused": True} if has_fused(name) and on <= set(FUSED_DEVICES) else {}
+    fused: dict[str, Any] = {"fused": True} if has_fused(name) and on <= set(FUSED_DEVICES) else {}
     optimizer: torch.optim.Optimizer = timm_optim.create_optimizer_v2(  # type: ignore[attr-defined]
         module,
         opt=name,
@@ -37,18 +37,18 @@ def build_optimizer(
         weight_decay=weight_decay,
         momentum=momentum,
         filter_bias_and_bn=True,
-        **own,
+        **fused,
     )
-    if own and isinstance(optimizer, torch.optim.SGD):
+    if fused and isinstance(optimizer, torch.optim.SGD):
         _start_momentum(optimizer)
     return optimizer
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Momentum of zero for every weight from the start.
+    """Initialise the momentum of every weight with zeros.
 
-    The fused kernel refuses weights with and without momentum side by side, as they are when a weight gets its first
-    gradient later than others. The first update is the same: 0 times the momentum, plus the gradient.
+    The fused kernel refuses weights with and without momentum in the same update, as happens when a weight gets its
+    first gradient later than others. The first update is the same: 0 times the momentum, plus the gradient.
     """
     for group in optimizer.param_groups:
         if group["momentum"] and not group["dampening"]:
@@ -58,7 +58,7 @@ def _start_momentum(optimizer: torch.optim.SGD) -> None:
 
 @lru_cache(maxsize=64)
 def has_fused(name: str) -> bool:
-    """Whether an optimizer has a fused form."""
+    """Return whether an optimizer has a fused implementation."""
     return (
         "fused"
         in inspect.signature(
@@ -68,14 +68,14 @@ def has_fused(name: str) -> bool:
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights and statistics, in one kernel an update.
+    """Exponential moving average of a network's weights and buffers, updated by a single fused kernel.
 
     Args:
-        network: the one that is trained.
-        decay: share of the average that an update leaves.
+        network: network in training.
+        decay: decay of the average per update.
 
     Attributes:
-        network: a copy that holds the average.
+        network: copy of the network with the averaged weights.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -84,8 +84,8 @@ class WeightAverage:
         self._means: list[Tensor] = []
         self._values: list[Tensor] = []
         self._counts: list[tuple[Tensor, Tensor]] = []
-        own = chain(self.network.parameters(), self.network.buffers())
-        for mean, value in zip(own, chain(network.parameters(), network.buffers()), strict=True):
+        averaged = chain(self.network.parameters(), self.network.buffers())
+        for mean, value in zip(averaged, chain(network.parameters(), network.buffers()), strict=True):
             if mean.is_floating_point():
                 self._means.append(mean.detach())
                 self._values.append(value.detach())
@@ -94,7 +94,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, *, first: bool) -> None:
-        """Move towards the network's present weights; the first update takes them as they are."""
+        """Move the average towards the current weights; the first update copies them."""
         torch._foreach_lerp_(self._means, self._values, 1.0 if first else 1 - self.decay)
         for mean, value in self._counts:
             mean.copy_(value)
@@ -110,9 +110,9 @@ def build_schedule(
     learning_rate: float,
     min_learning_rate: float,
 ) -> Scheduler | None:
-    """Timm's schedule, stepped once per optimizer update; None keeps the learning rate where it is.
+    """Build timm's schedule, stepped once per optimizer update; None for a constant learning rate.
 
-    The warm-up lies inside the epochs and starts at a hundredth of the peak.
+    The warm-up is part of the epochs and starts at a hundredth of the peak.
     """
     updates = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), updates - 1)

@@ -1,8 +1,8 @@
-"""Which number format and memory format makes a step fastest on this device: measured once, remembered in a file.
+"""Find the number format and memory format with the fastest step on this device; measured once, stored in a file.
 
 bf16 autocast and channels_last pay off for large convolutions and lose on tiny ones (ResNet18 at 224 pixels on a CPU
 with bf16 units: 2.5 times faster; at 32 pixels: half as fast), so `precision: auto` measures. Candidates take turns, so
-that what disturbs one disturbs all, and fp32 is left only for what is clearly faster, twice.
+that other load disturbs all of them alike, and fp32 is replaced only by a format that is clearly faster, twice.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from filelock import FileLock
 from heterokd.config.recipe import Recipe
 
 MARGIN = 0.9
-"""Another format must take at most this share of fp32's time: closer calls are noise, and fp32 reproduces best."""
+"""Another format must take at most this share of fp32's time: smaller differences are noise, and fp32 reproduces best."""
 
 ROUNDS = 5
-"""Steps of each candidate; the median of as many ratios decides."""
+"""Timed steps of each candidate; the median of the ratios decides."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Precision:
     channels_last: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         if self.dtype == "fp32":
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -46,19 +46,19 @@ class Precision:
 FP32 = Precision()
 
 MeasureStep = Callable[[Precision], float]
-"""Seconds of one training step in a precision, warmed up; asked again and again, the candidates in turn."""
+"""Measures the seconds of a training step in a precision, after warm-up; called repeatedly, candidates in turn."""
 
 
 def resolve_precision(
     recipe: Recipe, device: torch.device | str, measure: MeasureStep, memory: Path | None
 ) -> Precision:
-    """The precision that a recipe asks for; `auto` parts are measured once per device and shape, then remembered.
+    """Return the precision of a recipe; `auto` is measured once per device and shape, and stored.
 
     Args:
-        recipe: `training.precision` and `training.channels_last`; explicit values are obeyed.
-        device: where the training runs.
-        measure: seconds of one step, see `time_step`.
-        memory: JSON file of earlier measurements; None forgets.
+        recipe: recipe with `training.precision` and `training.channels_last`.
+        device: device of the training.
+        measure: measures a step, see `time_step`.
+        memory: JSON file of earlier measurements; None stores nothing.
     """
     forbid_tf32(device)
     settings = recipe.training
@@ -96,21 +96,21 @@ def resolve_precision(
 
 
 def _fastest(candidates: list[Precision], measure: MeasureStep) -> Precision:
-    """The candidate with the least median of its time over that of the first, which wins close calls."""
+    """Return the candidate with the smallest median ratio of its time to the first's, which wins close calls."""
     first, *others = candidates
     try:
         ratios = _ratios(first, others, measure)
         fastest = min(others, key=lambda candidate: ratios[candidate])
         if ratios[fastest] > MARGIN:
             return first
-        # A second look: a disturbed first one must not cost the whole training.
+        # Measure twice: a disturbed measurement must not decide for the whole training.
         return fastest if _ratios(first, [fastest], measure)[fastest] <= MARGIN else first
     except torch.OutOfMemoryError:
-        return first  # the training itself has one candidate in memory, and says what to do if that is too much
+        return first  # the training, which holds a single candidate, reports if memory is still too small
 
 
 def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> dict[Precision, float]:
-    """Medians over rounds, in each of which every candidate is measured once, of time over that of the first."""
+    """Return the median over rounds of each candidate's time divided by the first's."""
     found: dict[Precision, list[float]] = {candidate: [] for candidate in others}
     for _ in range(ROUNDS):
         reference = measure(first)
@@ -120,7 +120,7 @@ def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> 
 
 
 def time_step(step: Callable[[], object], device: torch.device | str) -> float:
-    """Seconds of one run of `step`, until the device is done with it."""
+    """Return the seconds of a call of `step`, until the device has finished."""
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.synchronize()
@@ -132,19 +132,19 @@ def time_step(step: Callable[[], object], device: torch.device | str) -> float:
 
 
 def forbid_tf32(device: torch.device | str) -> None:
-    """Let fp32 mean fp32 on a GPU: cuDNN's convolutions otherwise round their inputs to 10 bits without asking."""
+    """Disable TF32 on a GPU: cuDNN's convolutions otherwise round fp32 inputs to 10 bits of mantissa."""
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def default_device() -> str:
-    """The GPU if there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name(device: torch.device | str) -> str:
-    """The device in words: a GPU's product name, or the processor's."""
+    """Return the product name of the GPU or the processor."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

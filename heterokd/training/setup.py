@@ -22,7 +22,7 @@ WARM_UP = 2  # steps before a precision is timed
 def measured_precision(
     recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Workspace
 ) -> Precision:
-    """The recipe's precision; when it says auto, a few steps are timed once per device and shape, by one worker."""
+    """Return the recipe's precision; rank 0 resolves `auto` by timing a few steps once per device and shape."""
     steps: dict[Precision, Callable[[], object]] = {}
 
     def step_in(precision: Precision) -> Callable[[], object]:
@@ -55,5 +55,5 @@ def measured_precision(
         with distributed.alone():
             chosen = resolve_precision(part, device, seconds, root.path / "precision.json")
     agreed = distributed.broadcast(chosen)
-    assert agreed is not None  # the first worker has one
+    assert agreed is not None  # rank 0 has chosen
     return agreed

@@ -1,4 +1,4 @@
-"""Updates: from a batch to new weights. Nothing in here waits for the device: no number is read back."""
+"""Optimizer updates. Nothing here synchronises with the device: no value is read back."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 class Updates:
-    """The optimizer's side of one training.
+    """Applies optimizer updates: forward, backward, clipping, schedule, weight average.
 
     Args:
         distiller: student and method.
-        step: the distiller, or its data-parallel form.
-        teacher: who answers for the teacher; None for methods that need nothing of it.
-        settings: of the training.
-        steps_per_epoch: updates of an epoch.
+        step: the distiller, or its data-parallel wrapper.
+        teacher: the teacher, live or cached; None for methods that do not read it.
+        settings: settings of the training.
+        steps_per_epoch: updates per epoch.
         precision: number format of the forward pass.
 
     Attributes:
-        optimizer: over the distiller's trainable parameters.
-        average: of the student's weights, when `settings.ema` is set.
+        optimizer: optimizer of the distiller's trainable parameters.
+        average: exponential moving average of the student's weights, if `settings.ema` is set.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Updates:
 
     @property
     def kept(self) -> AnyNetwork:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved."""
         return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.network)
 
     def apply(self, batch: Batch, update: int, share: float = 1.0) -> Losses:
-        """One optimizer update, the `update`-th of the training, counted from 0.
+        """Apply one optimizer update.
 
         Args:
-            batch: on the distiller's device.
-            update: its number.
-            share: of the workers' mean image count that this one's batch has: its loss weighs as much in the mean.
+            batch: batch on the distiller's device.
+            update: number of the update in the training, counted from 0.
+            share: image count of this rank's batch divided by the mean over ranks: the weight of its loss.
 
         Returns:
-            `loss` and its terms, means over this worker's batch, without gradient, still on the device.
+            `loss` and its terms, means over this rank's batch, detached, on the device.
         """
         for parameter in self.parameters:
             parameter.grad = None
@@ -98,7 +98,7 @@ class Updates:
         return losses
 
     def _accumulate(self, batch: Batch, progress: float, weight: float) -> Losses:
-        """`weight` times the gradients of the whole batch, from one part of it after the other."""
+        """Accumulate `weight` times the gradients of the batch, part by part."""
         if self.settings.accumulate == 1:
             return self._differentiate(batch, progress, weight)
         sums: Losses = {}
@@ -111,7 +111,7 @@ class Updates:
         return sums
 
     def _differentiate(self, batch: Batch, progress: float, share: float) -> Losses:
-        """Add `share` of the gradients of one part's loss."""
+        """Add `share` times the gradients of a part's loss."""
         shared = shared_batch_norms(asked=self.settings.sync_batch_norm)
         with self.precision.autocast(self.device), shared:
             outputs = Outputs(owner="teacher")
@@ -122,14 +122,14 @@ class Updates:
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
-        """Workers exchange gradients once an update, after its last part."""
+        """Skip the gradient all-reduce: it happens once per update, in the last part."""
         if isinstance(self.step, DistributedDataParallel):
             return cast(AbstractContextManager[None], self.step.no_sync())
         return nullcontext()
 
 
 def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
-    """A batch in `parts` of nearly equal size, in order; fewer where it has fewer images."""
+    """Split a batch into `parts` of nearly equal size, in order; fewer if it has fewer images."""
     images = len(batch)
     edges = sorted({images * part // parts for part in range(parts + 1)})
     for start, end in pairwise(edges):
@@ -143,9 +143,9 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def compile_student(student: nn.Module, device: torch.device) -> bool:
-    """Let torch.compile make kernels of the student's forward; whether it can.
+    """Compile the student's forward with torch.compile; return whether that works here.
 
-    Where it cannot (no compiler, no Triton), one sentence is logged and the student stays as it is.
+    Where it does not (no compiler, no Triton), a warning is logged and the student stays as it is.
     """
 
     def twice(x: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ def compile_student(student: nn.Module, device: torch.device) -> bool:
 
     try:
         torch.compile(twice)(torch.ones(8, device=device))
-    except Exception as error:  # noqa: BLE001  every backend has errors of its own
+    except Exception as error:  # noqa: BLE001  every backend raises different errors
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        logger.warning("training.compile: torch.compile does not work here (%s); training goes on without it", reason)
+        logger.warning("training.compile: torch.compile does not work here (%s); training continues without it", reason)
         return False
-    # A training has a few batch sizes and keeps them: kernels for each, none for sizes that vary.
+    # A training has a few fixed batch sizes: compile for each of them, not for dynamic sizes.
     student.compile(dynamic=False)
     return True

@@ -26,19 +26,20 @@ LIVE = EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS
 
 
 class Teacher(Protocol):
-    """Who answers for the teacher: a live network, or a cache of its outputs."""
+    """Source of the teacher's outputs: a live network, or a cache."""
 
     spec: OutputSpec
     serves: Signal
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
-        """The teacher's outputs for exactly these views, without gradient (the tail is differentiable)."""
+        """Return the teacher's outputs for these views, without gradient (the tail is differentiable)."""
         ...
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
-        """The teacher's decisions on a split of plain images; computed once per split.
+        """Return the teacher's predicted classes on a split of plain images; computed once per split.
 
-        [N], or [N, H, W] in segmentation; None where those would take too much memory.
+        Returns:
+            [N], or [N, H, W] in segmentation; None if these would take too much memory.
         """
         ...
 
@@ -47,7 +48,7 @@ class LiveTeacher:
     """A frozen network that runs at every step.
 
     Args:
-        network: put into evaluation mode; its parameters stop asking for gradients.
+        network: set to evaluation mode; its parameters no longer require gradients.
     """
 
     def __init__(self, network: AnyNetwork) -> None:
@@ -69,7 +70,7 @@ class LiveTeacher:
         """See `Teacher`."""
         split = loader.split
         if id(split) not in self._classes:
-            # The split is kept so that its id cannot be given to another one.
+            # The split is stored so that its id is not reused.
             self._classes[id(split)] = (split, predict_classes(self.network.to(device), loader, device))
         return self._classes[id(split)][1]
 
@@ -91,7 +92,7 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
 
 
 def open_teacher(settings: TeacherSettings, num_classes: int, image_size: int, weights: Path | None) -> LiveTeacher:
-    """A live teacher with the weights of a file, or with timm's published ones (`weights` None).
+    """Open a live teacher with the weights of a file, or with timm's published weights (`weights` None).
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another network or number of classes.

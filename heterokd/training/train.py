@@ -1,14 +1,13 @@
-"""train(): one recipe becomes one student. Plain torch; knows neither Ray, Optuna nor MLflow.
+"""Train one student in plain PyTorch; knows neither Ray, Optuna nor MLflow.
 
-    train(recipe, teacher, loaders, report) -> Trained
+    train(recipe, teacher, loaders, report) -> TrainResult
 
-`report(metrics) -> bool` is called after each epoch and answers "go on?"; told to stop, training writes its checkpoint
-and returns by itself. Everything random is a pure function of (seed, epoch), so that a training that goes on from a
-checkpoint gives the same weights as one that was never interrupted.
+`report(metrics) -> bool` is called after each epoch and returns whether to continue; otherwise the training writes its
+checkpoint and returns. Everything random is a pure function of (seed, epoch), so that a resumed training gives the
+same weights as an uninterrupted one.
 
-Where several workers share a training (`heterokd.distributed`), each calls `train` with its part of every batch; the
-first
-one evaluates, reports and writes, and its `report` decides for all, so that all return from the same epoch.
+In a sharded training (`heterokd.distributed`) each rank calls `train` with its shard of every batch; rank 0 evaluates,
+reports and writes, and its `report` decides for all ranks, so that all return from the same epoch.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training returns.
+    """Result of a training.
 
     Attributes:
-        student: the network that is kept (its averaged weights when `training.ema` is set), in evaluation mode.
-        metrics: the last report.
-        epochs: epochs done.
-        stopped: whether `report` asked for an early end.
+        student: the trained network (with averaged weights when `training.ema` is set), in evaluation mode.
+        metrics: metrics of the last epoch.
+        epochs: number of finished epochs.
+        stopped: whether `report` ended the training early.
     """
 
     student: AnyNetwork
@@ -65,7 +64,7 @@ class TrainResult:
 
 
 def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -> Distiller:
-    """The untrained student with its method, as `recipe.training.seed` makes them.
+    """Build the untrained student and its method, seeded by `recipe.training.seed`.
 
     Raises:
         PairError: the method cannot exist for this pair.
@@ -98,18 +97,18 @@ def train(
     """Train one student.
 
     Args:
-        recipe: the training, with no freedom left.
-        teacher: the frozen network that is followed; None only for methods that need nothing of it.
+        recipe: training to run.
+        teacher: the frozen teacher; None only for methods that do not read it.
         loaders: training views and validation images.
-        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Of
-            several workers the first one calls it.
+        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Only
+            rank 0 calls it.
         checkpoint: file to resume from when it exists, and to write at checkpoint epochs; it may have been written by
             another number of workers.
         checkpoint_epochs: epochs after which a checkpoint is written.
         save_now: asked after each epoch whether a checkpoint is wanted: the machine may be about to be taken away.
-        device: where to train.
+        device: device to train on.
         precision: number format and memory format of the forward pass.
-        wrap: makes the distiller a data-parallel one (several workers).
+        wrap: wraps the distiller for data-parallel training.
 
     Raises:
         TrainingDiverged: a loss that is not finite; names the terms and the epoch.
@@ -208,7 +207,7 @@ class _Loop:
         return metrics
 
     def _arrive(self, batch: Batch) -> Batch:
-        """The batch on the device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+        """Move a batch to the device; copies to a GPU start from pinned memory, so that they are asynchronous."""
         if self.device.type == "cuda" and not batch.images.is_cuda:
             batch = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
         return batch.to(self.device)
