@@ -23,7 +23,7 @@ from filelock import FileLock
 from heterokd.config.recipe import Recipe
 
 MARGIN = 0.9
-"""Another format must take at most this share of fp32's time: smaller differences are noise, and fp32 reproduces best."""
+"""Another format must take at most this share of fp32's time: smaller gains are noise, and fp32 reproduces best."""
 
 ROUNDS = 5
 """Timed steps of each candidate; the median of the ratios decides."""
