@@ -31,15 +31,15 @@ from torch import Tensor
 from heterokd.config import TrainingSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import TrainLoader
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
 from heterokd.storage.filesystem import open_folder
 from heterokd.teachers.cache.build import build_shards, finish
-from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
+from heterokd.teachers.cache.cached_teacher import CacheAccess, CachedTeacher, open_or_build
 from heterokd.teachers.cache.compute import view_outputs
-from heterokd.teachers.cache.key import CacheKey, Dtype, make_key
+from heterokd.teachers.cache.key import CacheKey, CacheSettings, Dtype, make_key
 from heterokd.teachers.cache.records import open_records
 from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.training.distiller import Distiller
@@ -118,16 +118,17 @@ def build(pair: Pair, images: int, rounds: int) -> dict[str, float | None]:
     rates: dict[str, list[float]] = {"build": [], "forward": []}
     opened = []
     settings, clock = CacheSettings(STORED, "fp32"), clock_of(device)
-    key = make_key(splits, policy, 0, 1, network, dtype=settings.dtype)
+    views, access = ViewSpec(policy, 0, 1), CacheAccess("complete", device)
+    key = make_key(splits, views, network, CacheSettings(dtype=settings.dtype))
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = open_folder(Path(name)).at(key.id)
             started = clock()
-            build_shards(folder, key, view_outputs(splits.train, policy, 0, live, device=device))
+            build_shards(folder, key, view_outputs(splits.train, views, live, device=device))
             finish(folder, key)
             rates["build"].append(key.records / (clock() - started))
             started = time.perf_counter()
-            open_or_build(Path(name), splits, policy, 0, 1, live, settings, build=False, device=device)
+            open_or_build(Path(name), splits, views, live, settings, access)
             opened.append(time.perf_counter() - started)
         repeats = -(-len(splits.train) // pair.batch)
         started = clock()

@@ -28,12 +28,13 @@ import torch
 from heterokd.config import TrainingSettings, methods_of
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import TrainLoader
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Signal
-from heterokd.teachers.cache.cached_teacher import CacheSettings, open_or_build
+from heterokd.teachers.cache.cached_teacher import CacheAccess, open_or_build
+from heterokd.teachers.cache.key import CacheSettings
 from heterokd.training.distiller import Distiller
 from heterokd.training.precision import Precision, forbid_tf32
 from heterokd.training.step import Updates
@@ -106,7 +107,14 @@ def measure_pair(pair: Pair, methods: list[str], rounds: int, precision: Precisi
     print(f"  {'method':<14} {'floor':>9} {'teacher':>9} {'live':>9} {'ratio':>6} {'cached':>9} {'ratio':>6}")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as caches:
-        cached = open_or_build(Path(caches), splits, policy, 0, 1, live, CacheSettings(STORED, "fp16"), device=device)
+        cached = open_or_build(
+            Path(caches),
+            splits,
+            ViewSpec(policy, 0, 1),
+            live,
+            CacheSettings(STORED, "fp16"),
+            CacheAccess(device=device),
+        )
         floor = updates_of("scratch", pair, live, precision, device)
         for method in methods:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -118,3 +119,20 @@ POLICIES: dict[str, AugmentPolicy] = {
     # Photographs of 32 pixels: a crop of the image padded by 4 black pixels is a shift by up to 4 of 32; and flip.
     "cifar": AugmentPolicy(translate=4 / 32, flip=0.5),
 }
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Which views of the training images a training sees.
+
+    Attributes:
+        policy: augmentation policy.
+        seed: seed of the views and of their order.
+        views: number of views of each image; None draws a new view every epoch.
+        crop: height and width of a view in segmentation, in pixels; None: the size of the image.
+    """
+
+    policy: AugmentPolicy
+    seed: int = 0
+    views: int | None = None
+    crop: tuple[int, int] | None = None

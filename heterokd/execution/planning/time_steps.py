@@ -17,6 +17,7 @@ from torch import Tensor
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
 from heterokd.datasets.io.split import Splits
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import MethodCost
@@ -157,9 +158,8 @@ def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -
 def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
     """Seconds of the teacher for one view, made as the builder of a cache makes it."""
     signals = stored_signals(recipe.task)
-    compute = view_outputs(
-        splits.train, recipe.data.policy, 0, live, signals=signals, crop=recipe.data.view_crop, device=device
-    )
+    views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop)
+    compute = view_outputs(splits.train, views, live, signals=signals, device=device)
     index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
 
     def some(images: int = VIEWS) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Splits
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, Tail
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import Progress, begin, build_shards, finish, missing, write
 from heterokd.teachers.cache.compute import NetworkTeacher, SteadyTeacher, view_outputs
-from heterokd.teachers.cache.key import SHARD_BYTES, STORABLE, Dtype, make_key
+from heterokd.teachers.cache.key import DEFAULT, STORABLE, CacheSettings, make_key
 from heterokd.teachers.cache.locks import Hold, hold
 from heterokd.teachers.cache.maintenance import LAST_USED, nearest
 from heterokd.teachers.cache.records import Records, Verify, open_records
@@ -103,88 +104,64 @@ class CachedTeacher:
 
 
 @dataclass(frozen=True)
-class CacheSettings:
-    """How outputs are stored.
+class CacheAccess:
+    """How a cache is opened.
 
     Attributes:
-        signals: LOGITS, EMBEDDING or both.
-        dtype: of a record; fp32 is bit equal to the live teacher on a CPU, fp16 takes half the space.
-        top_k: keep this many logits of each view; None keeps all.
-        shard_bytes: largest shard.
+        mode: "build" computes what is missing first; "partial" opens an incomplete cache and computes what is missing
+            live, step by step; "complete" requires a complete cache.
+        device: where the teacher runs.
+        verify: which checksums are verified, see `open_records`.
+        copies: folder for copies of an object store's shards; None: the machine's folder for temporary files.
+        progress: called after each built shard.
     """
 
-    signals: Signal = STORABLE
-    dtype: Dtype = "fp16"
-    top_k: int | None = None
-    shard_bytes: int = SHARD_BYTES
+    mode: Literal["build", "partial", "complete"] = "build"
+    device: torch.device | str = "cpu"
+    verify: Verify = "sample"
+    copies: Path | None = None
+    progress: Progress | None = None
 
 
-DEFAULT = CacheSettings()
+BUILD = CacheAccess()
 
 
 def open_or_build(
     caches: RemoteDir | Path | str,
     splits: Splits,
-    policy: AugmentPolicy,
-    seed: int,
-    views: int,
+    views: ViewSpec,
     live: NetworkTeacher,
     settings: CacheSettings = DEFAULT,
-    *,
-    build: bool = True,
-    partial: bool = False,
-    crop: tuple[int, int] | None = None,
-    device: torch.device | str = "cpu",
-    verify: Verify = "sample",
-    copies: Path | None = None,
-    progress: Progress | None = None,
+    access: CacheAccess = BUILD,
 ) -> CachedTeacher:
-    """A cached teacher for the views of the train split: opened, and first completed when asked to.
+    """Open a cached teacher for views of the train split.
 
     Args:
-        caches: the folder of all caches.
+        caches: folder of all caches.
         splits: the data set.
-        policy: how views differ.
-        seed: of the views, that of `TrainLoader`.
-        views: K, that of `TrainLoader`.
-        live: the teacher; computes what is built, and a sample for the audit.
+        views: views of the training images.
+        live: the teacher; computes missing outputs, and a sample for the audit.
         settings: how outputs are stored.
-        build: compute in this process what is missing.
-        partial: open a cache that is not complete; what is missing is then computed live, step by step.
-        crop: see `make_key`.
-        device: where to compute.
-        verify: see `open_records`.
-        copies: where shards of an object store are copied to; None: the machine's folder for temporary files.
-        progress: told after each shard.
+        access: whether missing outputs are built, and how the cache is verified.
 
     Raises:
-        CacheError: damaged, of something else, too large for the disk; or missing and not to be built.
+        CacheError: the cache is damaged, of something else, too large for the disk, or incomplete.
     """
-    key = make_key(
-        splits,
-        policy,
-        seed,
-        views,
-        live.network,
-        signals=settings.signals,
-        dtype=settings.dtype,
-        top_k=settings.top_k,
-        crop=crop,
-        shard_bytes=settings.shard_bytes,
-    )
+    key = make_key(splits, views, live.network, settings)
     root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     folder = root.at(key.id)
-    compute = view_outputs(splits.train, policy, seed, live, signals=key.serves, crop=crop, device=device)
-    held = hold(folder) if build or partial or folder.exists("manifest.json") else None
-    if build and (not folder.exists("manifest.json") or missing(folder, key)):
-        build_shards(folder, key, compute, progress=progress)
+    compute = view_outputs(splits.train, views, live, signals=key.serves, device=access.device)
+    complete = folder.exists("manifest.json")
+    held = hold(folder) if access.mode != "complete" or complete else None
+    if access.mode == "build" and (not complete or missing(folder, key)):
+        build_shards(folder, key, compute, progress=access.progress)
         finish(folder, key)
-    elif partial and not folder.exists("key.json"):
+    elif access.mode == "partial" and not folder.exists("key.json"):
         begin(folder, key)
-    elif not partial and not folder.exists("manifest.json"):
+    elif access.mode == "complete" and not complete:
         raise CacheError(f"{root}: there is no finished cache of {key.describe()}; {nearest(root, key)}")
-    copies = copies or Path(tempfile.gettempdir()) / "heterokd-caches"
-    records = open_records(folder, key, verify=verify, copies=copies)
+    copies = access.copies or Path(tempfile.gettempdir()) / "heterokd-caches"
+    records = open_records(folder, key, verify=access.verify, copies=copies)
     records.audit(compute)
     folder.touch(LAST_USED)
     tail = live.network.tail if Signal.TAIL in live.serves else None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
 from heterokd.datasets.io.split import Split
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal
 from heterokd.teachers.cache.key import STORABLE
 
@@ -93,27 +93,24 @@ class SteadyTeacher:
 
 def view_outputs(
     split: Split,
-    policy: AugmentPolicy,
-    seed: int,
+    views: ViewSpec,
     live: NetworkTeacher,
     *,
     signals: Signal = STORABLE,
-    crop: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Compute:
-    """What a live teacher says of any view of a split: made from the pixels as `TrainLoader` makes it.
+    """Return a function that computes a live teacher's outputs for any view of a split, made as `TrainLoader` makes it.
 
     Args:
         split: the images.
-        policy: how views differ.
-        seed: of the views.
-        live: runs in blocks, see `SteadyTeacher`.
+        views: policy, seed and crop of the views.
+        live: teacher; runs in blocks, see `SteadyTeacher`.
         signals: LOGITS, EMBEDDING or both.
-        crop: height and width of a view of a split with label maps.
         device: where the views are made and the teacher runs.
     """
     steady = SteadyTeacher(live)
-    loader = TrainLoader(split, policy, 1, seed, crop=crop, num_classes=live.spec.num_classes, device=device)
+    classes = live.spec.num_classes
+    loader = TrainLoader(split, views.policy, 1, views.seed, crop=views.crop, num_classes=classes, device=device)
 
     def compute(index: NDArray[np.int64], view: NDArray[np.int64]) -> Mapping[str, Tensor]:
         return steady.tensors(loader.views_of(index, view), signals)

@@ -11,8 +11,9 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from heterokd.datasets.io.split import Splits
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError
+from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.outputs import OutputSpec, Signal
 
@@ -182,49 +183,54 @@ class CacheKey:
         return cls(**values)
 
 
-def make_key(
-    splits: Splits,
-    policy: AugmentPolicy,
-    seed: int,
-    views: int,
-    network: Any,
-    *,
-    signals: Signal = STORABLE,
-    dtype: Dtype = "fp16",
-    top_k: int | None = None,
-    crop: tuple[int, int] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> CacheKey:
-    """The key of a teacher's outputs on the train split.
+@dataclass(frozen=True)
+class CacheSettings:
+    """How outputs are stored.
+
+    Attributes:
+        signals: LOGITS, EMBEDDING or both.
+        dtype: number format of a record; fp32 is bit-equal to the live teacher on a CPU, fp16 takes half the space.
+        top_k: number of logits stored of each view; None stores all.
+        shard_bytes: maximum size of a shard.
+    """
+
+    signals: Signal = STORABLE
+    dtype: Dtype = "fp16"
+    top_k: int | None = None
+    shard_bytes: int = SHARD_BYTES
+
+
+DEFAULT = CacheSettings()
+
+
+def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: CacheSettings = DEFAULT) -> CacheKey:
+    """Return the key of a teacher's outputs on the train split.
 
     Args:
-        splits: the data set; its train split is what `Batch.index` counts in.
-        policy: how views differ.
-        seed: of the views, that of `TrainLoader`.
-        views: K; `min(epochs, 50)`.
-        network: the teacher's (`heterokd.networks`).
-        signals: LOGITS, EMBEDDING or both.
-        dtype: of a record.
-        top_k: keep this many logits, see `CacheKey`.
-        crop: height and width of a view where that is not the image's size.
-        shard_bytes: see `CacheKey`.
+        splits: the data set; `Batch.index` is a position in its train split.
+        views: views of the training images, as many as `views.views`.
+        network: network of the teacher.
+        settings: how outputs are stored.
 
     Raises:
         CacheError: nothing to store, another signal, or an impossible `top_k`.
     """
+    signals = settings.signals
     if signals & ~STORABLE:
         raise CacheError(f"a cache stores LOGITS and EMBEDDING; {signals & ~STORABLE} needs the live teacher")
-    size = crop or (splits.image_size, splits.image_size)
-    spec: OutputSpec = network.spec
+    if views.views is None:
+        raise CacheError("a cache stores a fixed number of views of each image; give ViewSpec.views")
+    size = views.crop or (splits.image_size, splits.image_size)
+    spec = network.spec
     shapes = signal_shapes(spec, size)
     return CacheKey(
         data=splits.fingerprint,
         split=splits.train.name,
         images=len(splits.train),
         size=size,
-        policy=policy.hash,
-        seed=seed,
-        views=views,
+        policy=views.policy.hash,
+        seed=views.seed,
+        views=views.views,
         teacher=weights_hash(network),
         network=str(network.name),
         options=json.dumps(network.options, sort_keys=True, default=str),
@@ -232,11 +238,11 @@ def make_key(
         mean=tuple(network.mean.flatten().tolist()),
         std=tuple(network.std.flatten().tolist()),
         libraries=tuple(f"{name} {'.'.join(version(name).split('.')[:2])}" for name in LIBRARIES),
-        dtype=dtype,
+        dtype=settings.dtype,
         logits=shapes["logits"] if Signal.LOGITS in signals else None,
         embedding=shapes["embedding"] if Signal.EMBEDDING in signals else None,
-        top_k=top_k,
-        shard_bytes=shard_bytes,
+        top_k=settings.top_k,
+        shard_bytes=settings.shard_bytes,
     )
 
 

@@ -16,15 +16,16 @@ from heterokd.config import Recipe, load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.split import Splits
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.storage.filesystem import open_folder
 from heterokd.teachers.cache.build import build_shards, finish, missing
-from heterokd.teachers.cache.cached_teacher import CachedTeacher, CacheSettings, open_or_build
+from heterokd.teachers.cache.cached_teacher import CacheAccess, CachedTeacher, open_or_build
 from heterokd.teachers.cache.compute import SteadyTeacher, view_outputs
+from heterokd.teachers.cache.key import CacheSettings
 from heterokd.training.teacher import LiveTeacher, Teacher
 from heterokd.training.train import build_distiller, train
 
@@ -60,7 +61,8 @@ def trained(recipe: Recipe, teacher: Teacher, splits: Splits, views: int = 3) ->
 
 
 def cached(caches: Path, splits: Splits, live: LiveTeacher, views: int = 3, **more: Any) -> CachedTeacher:
-    return open_or_build(caches, splits, POLICY, 0, views, live, more.pop("settings", FP32), **more)
+    settings = more.pop("settings", FP32)
+    return open_or_build(caches, splits, ViewSpec(POLICY, 0, views), live, settings, CacheAccess(**more))
 
 
 FOLLOWED = [("kd", "test_vit"), ("kd", "test_resnet"), ("fbt", "test_vit")]
@@ -95,17 +97,17 @@ def test_a_partial_cache_trains_the_same_student(
 ) -> None:
     recipe, live = recipe_of(tiny_file, "kd", 16), live_teacher()
     whole = trained(recipe, cached(tmp_path / "whole", splits, live), splits)
-    empty = cached(tmp_path / "partial", splits, live, build=False, partial=True)
+    empty = cached(tmp_path / "partial", splits, live, mode="partial")
     assert trained(recipe, empty, splits) == whole
     folder = empty.records.folder
     full = tmp_path / "whole" / folder.path.rsplit("/", 1)[1]
     for name in ("000001", "000004"):
         folder.write(f"shards/{name}.arrow", (full / f"shards/{name}.arrow").read_bytes())
-    part = cached(tmp_path / "partial", splits, live, build=False, partial=True)
+    part = cached(tmp_path / "partial", splits, live, mode="partial")
     assert trained(recipe, part, splits) == whole
     assert sorted(part.records._mapped) == [1, 4]
     with pytest.raises(CacheError, match=r"no finished cache of logits \[10\].*the nearest, \w+, is not finished"):
-        cached(tmp_path / "partial", splits, live, build=False)
+        cached(tmp_path / "partial", splits, live, mode="complete")
     completed = cached(tmp_path / "partial", splits, live)
     assert completed.records.manifest is not None
 
@@ -147,20 +149,20 @@ def test_what_changes_makes_another_cache_or_is_refused(splits: Splits, tmp_path
     live = live_teacher()
     teacher = cached(tmp_path, splits, live)
     with pytest.raises(CacheError, match=r"the nearest, \w+, differs: the teacher's weights is"):
-        cached(tmp_path, splits, live_teacher(seed=1), build=False)
+        cached(tmp_path, splits, live_teacher(seed=1), mode="complete")
     with pytest.raises(CacheError, match="differs: the augmentation policy is"):
-        open_or_build(tmp_path, splits, POLICIES["cifar"], 0, 3, live, FP32, build=False)
+        open_or_build(tmp_path, splits, ViewSpec(POLICIES["cifar"], 0, 3), live, FP32, CacheAccess("complete"))
     # A cache that calls itself that of another teacher is found out by running that teacher.
     other = live_teacher(seed=1)
     stolen = cached(tmp_path / "other", splits, other)
     for file in stolen.records.folder.files():
         if file.name.startswith("shards/"):
             stolen.records.folder.delete(file.name)
-    wrong = view_outputs(splits.train, POLICY, 0, live)
+    wrong = view_outputs(splits.train, ViewSpec(POLICY), live)
     build_shards(stolen.records.folder, stolen.records.key, wrong)
     finish(stolen.records.folder, stolen.records.key)
     with pytest.raises(CacheError, match="made from something else"):
-        cached(tmp_path / "other", splits, other, build=False)
+        cached(tmp_path / "other", splits, other, mode="complete")
     assert open_folder(tmp_path).at(teacher.records.key.id).exists("last_used")
 
 
@@ -168,7 +170,7 @@ def test_views_do_not_depend_on_the_batch(splits: Splits) -> None:
     index, view = np.arange(40), np.arange(40) % 3
     order = np.random.default_rng(0).permutation(40)
     for name in NETWORKS:
-        compute = view_outputs(splits.train, POLICY, 0, live_teacher(name))
+        compute = view_outputs(splits.train, ViewSpec(POLICY), live_teacher(name))
         whole = compute(index, view)["logits"]
         assert torch.equal(compute(index[order], view[order])["logits"], whole[order])
         assert torch.equal(compute(index[5:6], view[5:6])["logits"], whole[5:6])
