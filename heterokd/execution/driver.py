@@ -51,18 +51,18 @@ def search(
     listener: Listener | None = None,
     teacher_progress: TeacherReport | None = None,
 ) -> SearchResult:
-    """Answer an experiment: check it, prepare the teachers, run the study, register the best student, write the page.
+    """Search an experiment: check it, prepare the teachers, run the study, register the winner, write the report.
 
     Args:
         experiment: what `load_experiment` returned.
         root: where state lives.
-        resume: go on with (or just show) a study of the same name.
-        address: of a Ray cluster; None starts a local one.
-        listener: told of every event of a trial.
-        teacher_progress: told the metrics of each epoch of a teacher's fit, and its network.
+        resume: resume a study of the same name, or return the result of a finished one.
+        address: address of a Ray cluster; None starts a local Ray.
+        listener: called with every event of a trial.
+        teacher_progress: called with the metrics of each epoch of a teacher's fit, and the teacher's network.
 
     Raises:
-        UserError: the input is wrong; nothing has been launched then.
+        UserError: the input is wrong; nothing has been started then.
         SearchError: no trial can run here; what was computed is kept.
     """
     folder = root.study(experiment.name)
@@ -87,7 +87,7 @@ def search(
     caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        # The database first: a study that another process has begun meanwhile is refused before its file changes.
+        # The database first: a study that another process has started meanwhile is refused before its file changes.
         open_database(asked, folder, Given(excluded, candidates.left_out, candidates.facts, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
@@ -113,7 +113,7 @@ def search(
         root.fetch_leaders(folder)
         result = SearchResult(folder, summary, card, runs.uri)
         if not result.finished:
-            # Tune answers an interrupt by ending its loop in good order: what runs is kept at its last rung.
+            # Tune ends its loop in order on an interrupt: running trials keep their last checkpoint.
             tracker.finish(summary, "KILLED")
             return result
         _draw(folder, experiment, root, weights)
@@ -127,7 +127,7 @@ def search(
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
-    """The caches that trials share, one a teacher; a teacher whose cache cannot be completed runs live."""
+    """Return the caches to build, one per teacher; a teacher whose cache cannot be built runs live."""
     caches = []
     for network in experiment.teacher.networks:
         build = plan_cache_build(experiment.for_teacher(network), root, weights[network])
@@ -140,7 +140,7 @@ def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str,
 
 
 def _teacher_of_winner(experiment: Experiment, summary: StudySummary) -> str:
-    """The network that the winner followed; the first one where there is no winner, or it followed nobody."""
+    """Return the winner's teacher; the first teacher if there is no winner, or it has none."""
     first = experiment.teacher.networks[0]
     return first if summary.winner is None else str(summary.winner.sample.get(TEACHER, first))
 
@@ -148,7 +148,7 @@ def _teacher_of_winner(experiment: Experiment, summary: StudySummary) -> str:
 def _registered(
     experiment: Experiment, folder: StudyFolder, summary: StudySummary, runs: StudyRuns
 ) -> tuple[str, str] | None:
-    """Publish the winner as challenger; name and version, or None when there is none or it cannot be published."""
+    """Register the winner as challenger; return name and version, or None."""
     if summary.winner is None:
         return None
     splits = open_splits(experiment.data)
@@ -166,30 +166,28 @@ def _registered(
 
 
 def _draw(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:
-    """The study's pictures; what cannot be drawn costs a warning, not the study."""
+    """Draw the study's figures; log a warning on failure."""
     try:
         draw_pictures(folder, experiment, root, weights)
-    except Exception as error:  # noqa: BLE001  hours of training are behind it
-        logger.warning("the study's pictures are not drawn (%s)", first_line(error))
+    except Exception as error:  # noqa: BLE001  the trainings must not be lost
+        logger.warning("the study's figures are not drawn (%s)", first_line(error))
 
 
 def _write_page(folder: StudyFolder, experiment: Experiment, summary: StudySummary, root: Workspace) -> None:
-    """The study's page; likewise."""
+    """Write report.html; log a warning on failure."""
     try:
         write_report(folder, experiment, summary, root=str(root))
     except Exception as error:  # noqa: BLE001
-        again = f"`heterokd report {experiment.name}` writes it anew"
-        logger.warning(
-            "the study's page is not written (%s); everything else is kept, and %s", first_line(error), again
-        )
+        again = f"`heterokd report {experiment.name}` regenerates it"
+        logger.warning("the report is not written (%s); everything else is kept, and %s", first_line(error), again)
 
 
 @contextmanager
 def _alone(folder: StudyFolder) -> Iterator[None]:
-    """One search at a time in a study's folder.
+    """Hold the lock of a study's folder.
 
     Raises:
-        StudyError: another process is searching here.
+        StudyError: another process runs this study.
     """
     try:
         with FileLock(folder.path / ".lock", timeout=0):
@@ -199,23 +197,23 @@ def _alone(folder: StudyFolder) -> Iterator[None]:
 
 
 def check_workers_root(experiment: Experiment, root: Workspace, address: str | None) -> None:
-    """Refuse trainings whose workers would each write into a copy of their own.
+    """Refuse sharded trainings whose workers would each write into a different copy of the workspace.
 
-    Workers of one training share its trial's folder: the first one writes checkpoints that all go on from. On one
-    machine they do so in its working copy of a store; the nodes of a cluster have one each.
+    The workers of a training share its trial's folder: rank 0 writes checkpoints from which all resume. On a single
+    machine that is the working copy of a store; on a cluster each node has a different working copy.
 
     Raises:
-        ConfigError: the trainings of a cluster are shared, and the root is a store.
+        ConfigError: trainings are sharded on a cluster, and the workspace is a store.
     """
     if root.url is not None and experiment.training.is_shared and address is not None:
         raise ConfigError(
-            f"training.workers: the workers of a training share its folder, and of {root} each node has a copy of its "
-            "own; give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
+            f"training.workers: workers share a trial's folder, but each node has a separate copy of {root}; "
+            "give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
         )
 
 
 def open_runs(experiment: Experiment, folder: StudyFolder, root: Workspace) -> StudyRuns:
-    """A study's projection in MLflow.
+    """Open the MLflow runs of a study.
 
     Raises:
         TrackingError: the tracking server does not answer.

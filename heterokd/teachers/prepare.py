@@ -36,17 +36,17 @@ from heterokd.training.teacher import LiveTeacher, open_teacher, teacher_hash
 from heterokd.training.train import Metrics, Report, train
 
 TeacherReport = Callable[[Metrics, str], bool]
-"""Told the metrics of an epoch of a teacher's fit, and its network; False ends the fit."""
+"""Called with the metrics of an epoch of a teacher's fit, and the teacher's network; False ends the fit."""
 
 
 @dataclass(frozen=True)
 class PreparedTeacher:
-    """A teacher whose weights lie in a file that every worker can open.
+    """A teacher whose weights are in a file that every worker can open.
 
     Attributes:
-        settings: the network.
+        settings: network of the teacher.
         weights: its safetensors file; None: timm's published weights.
-        card: what is known of it.
+        card: network, weights hash and score.
         fitted: whether this call trained it.
     """
 
@@ -62,10 +62,10 @@ def _teacher(settings: str, num_classes: int, image_size: int, weights: Path | N
 
 
 def given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
-    """The teacher whose weights are given, or published: opened once.
+    """Open a teacher with given or published weights, once per process.
 
     Raises:
-        CheckpointError: they are missing, damaged or of another network or number of classes.
+        CheckpointError: the weights are missing, damaged or of another network or number of classes.
     """
     try:
         return _teacher(settings.model_dump_json(), num_classes, image_size, settings.checkpoint)
@@ -83,10 +83,10 @@ def prepare_teachers(
     """Fit or verify every teacher of an experiment, see `prepare_teacher`; by network, in the experiment's order.
 
     Args:
-        experiment: `teacher` says which.
-        root: fitted teachers are kept under `teachers/`.
-        device: where to fit.
-        progress: told the metrics of each epoch of a fit, and the network that is fitted.
+        experiment: experiment with the `teacher` section.
+        root: fitted teachers are stored under `teachers/`.
+        device: device to fit on; None: a GPU if there is one.
+        progress: called with the metrics of each epoch of a fit, and the network.
 
     Raises:
         CheckpointError: see `prepare_teacher`.
@@ -109,17 +109,17 @@ def _report_of(progress: TeacherReport, network: str, metrics: Metrics) -> bool:
 def prepare_teacher(
     experiment: Experiment, root: Workspace, *, device: torch.device | str | None = None, progress: Report | None = None
 ) -> PreparedTeacher:
-    """Fit the teacher (once; it is reused by hash), or verify the one that is given.
+    """Fit the teacher (once; it is reused by hash), or verify a given teacher.
 
     Args:
-        experiment: `teacher` says which, the first of several; it sees all training images, whatever
-            `data.labels_per_class` says.
-        root: fitted teachers are kept under `teachers/`.
-        device: where to fit; a GPU when there is one, if left out.
-        progress: told the metrics of each epoch of a fit.
+        experiment: experiment with the `teacher` section (the first of several teachers); the fit sees all training
+            images, whatever `data.labels_per_class` says.
+        root: fitted teachers are stored under `teachers/`.
+        device: device to fit on; None: a GPU if there is one.
+        progress: called with the metrics of each epoch of the fit.
 
     Raises:
-        CheckpointError: weights that are missing, damaged, of another network or number of classes, or worse than
+        CheckpointError: the weights are missing, damaged, of another network or number of classes, or worse than
             `teacher.min_score`.
     """
     if device is None:
@@ -144,7 +144,7 @@ def prepare_teacher(
 
 
 def teacher_recipe(experiment: Experiment) -> Recipe:
-    """The training that fits an experiment's (first) teacher: it sees all training images."""
+    """Return the recipe that fits an experiment's (first) teacher on all training images."""
     settings = experiment.teacher.settings_of()
     return Recipe(
         name=f"{experiment.name}-teacher",
@@ -159,10 +159,10 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
 
 
 def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path | None]:
-    """Whether the (first) teacher is there and need not be fitted, and its weights' file (None: timm's, or to be).
+    """Return whether the (first) teacher exists, and its weights' file (None: timm's weights, or not fitted yet).
 
     Raises:
-        OSError: the store of the root does not answer.
+        OSError: the store of the workspace does not answer.
     """
     settings, recipe = experiment.teacher.settings_of(), teacher_recipe(experiment)
     splits = open_splits(recipe.data)
@@ -190,7 +190,7 @@ def _fitted_teacher(
     mirror = root.mirror(folder)
     mirror.fetch(without=("checkpoint.pt",))
     weights, card_file = folder / "teacher.safetensors", folder / "teacher.json"
-    # Two searches that want the same teacher at once: the second waits and finds it.
+    # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
             loaders = recipe_loaders(recipe, training_splits(splits, root), device)
@@ -223,7 +223,7 @@ def _fitted_teacher(
     card = TeacherCard(**read_json(card_file))
     teacher = _teacher(settings.model_dump_json(), splits.num_classes, data.image_size, weights)
     if weights_hash(teacher.network) != card.weights:
-        raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); remove {folder}")
+        raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); delete {folder}")
     return PreparedTeacher(settings, weights, card)
 
 
@@ -251,5 +251,5 @@ def _card(
 
 
 def open_prepared(recipe: Recipe, prepared_weights: Path | None, num_classes: int) -> LiveTeacher:
-    """The teacher of a recipe in this process, opened once."""
+    """Open the teacher of a recipe, once per process."""
     return _teacher(recipe.teacher.model_dump_json(), num_classes, recipe.data.image_size, prepared_weights)

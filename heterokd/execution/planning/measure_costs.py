@@ -1,7 +1,7 @@
-"""The costs of a search where it will run: a few steps of each method, timed as many at a time as trials will run.
+"""Measure the costs of a search on the Ray that will run it: a few steps of each method, timed concurrently.
 
-Trials share processors, their caches and memory, so a step alone is faster than a step in a search. So what is timed
-runs where trials would: in processes of the Ray that the search would use, as many at a time, with as many threads.
+Trials share cores, caches and memory bandwidth, so a step alone is faster than a step in a search. The steps are
+therefore timed as trials run: in Ray processes, as many at a time, with as many threads.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from heterokd.training.precision import default_device, device_name
 from heterokd.training.task_modules import build_task
 
 END_SHARE = 0.75
-"""What comes after the last trial (pictures, page, the winner's registration, Ray's end) as a share of the start-up,
-which loads about as much: 13 of 18 seconds in a quickstart on two busy cores."""
+"""Time after the last trial (figures, report, registration, Ray's shutdown) as a share of the start-up, which loads
+about as much: 13 of 18 seconds in a quickstart on two busy cores."""
 
 Work = tuple[str, str, str]
 """Method, student, teacher."""
@@ -58,12 +58,12 @@ def measure(
     """Measure what a plan of an experiment needs; nothing is trained, and no weights are loaded.
 
     Args:
-        experiment: the question.
-        root: remembers measured precisions; decoded images are shared there.
+        experiment: the experiment.
+        root: holds measured precisions and decoded images.
         excluded: methods that do not exist for the pair.
-        address: of a Ray cluster; None starts a local one.
-        began: when this process began (`time.time`), as far as a search would do the same; now, when left out.
-        say: told what is being measured.
+        address: address of a Ray cluster; None starts a local Ray.
+        began: start time of this process (`time.time`), if it started as a search does; None: now.
+        say: called with what is being measured.
     """
     began = time.time() if began is None else began
     loaded = time.time() - began
@@ -86,7 +86,7 @@ def measure(
         process = time.perf_counter() - before
         work = _work(experiment, excluded)
         say(f"timing {len(work)} kinds of training, {places} at a time")
-        # Who has few takes some of the first ones again, so that the last of the others is not timed alone.
+        # Processes with less work repeat some, so that the last measurement of the others is not timed alone.
         shares = [work[place::places] for place in range(places)]
         longest = max(map(len, shares))
         shares = [[*share, *work[: longest - len(share)]] for share in shares]
@@ -124,9 +124,9 @@ def measure(
 
 
 def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
-    """Every method with the first student, one method with the others.
+    """List what is timed: every method with the first student, a single method with the other students.
 
-    Methods that run their teacher are timed with each teacher; where a cache serves them, whose it is costs nothing.
+    Methods that run their teacher live are timed with each teacher; with a cache the teacher makes no difference.
     """
     methods = [method for method in experiment.methods if method not in excluded]
     first, *others = experiment.student.networks
@@ -145,7 +145,7 @@ def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
 
 
 def _reference(experiment: Experiment, work: list[Work]) -> dict[str, Work]:
-    """By student, the one of `work` that all students have."""
+    """Return, by student, the entry of `work` whose method all students have."""
     known = {network: [one for one in work if one[1] == network] for network in experiment.student.networks}
     last = known[experiment.student.networks[-1]][-1]
     if len(known) == 1:
@@ -154,7 +154,7 @@ def _reference(experiment: Experiment, work: list[Work]) -> dict[str, Work]:
 
 
 def _mean(costs: list[MethodCost]) -> MethodCost:
-    """Of a method that was timed with several teachers: samples follow each of them as often."""
+    """Average the costs of a method over teachers, which are sampled equally often."""
     return replace(
         costs[0],
         begin=statistics.fmean(cost.begin for cost in costs),
@@ -164,8 +164,8 @@ def _mean(costs: list[MethodCost]) -> MethodCost:
 
 
 def _measure(described: str, root: Workspace, work: list[Work], threads: int) -> tuple[Timings, dict[str, float]]:
-    """In a process of its own, on its node's copy of the root: what trainings cost, and a view by each teacher."""
-    import heterokd.execution.trial  # noqa: F401  what a trial's process loads
+    """Time trainings, and a view of each teacher, in a Ray process on its node's copy of the workspace."""
+    import heterokd.execution.trial  # noqa: F401  loaded by a trial's process
 
     here = root.on_node()
     torch.set_num_threads(threads)
@@ -185,7 +185,7 @@ def _measure(described: str, root: Workspace, work: list[Work], threads: int) ->
 
 
 def _shared(cost: MethodCost, workers: int) -> MethodCost:
-    """A training that workers share: each takes its part of every batch; what they exchange is not measured."""
+    """Divide the cost of a training among its workers; their communication is not measured."""
     return replace(cost, epoch=cost.epoch / workers, live=cost.live / workers)
 
 
@@ -196,14 +196,14 @@ def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> 
 
 
 def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> float:
-    """Seconds to fit the teacher, or to look at the one that is there."""
+    """Return the seconds to fit the teacher, or to verify an existing teacher."""
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:
         timed = time_training(recipe, training_splits(splits, root), None, root, device)
         return timed.begin + recipe.training.epochs * timed.epoch
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
-        return 0.0  # a fitted one: its weights are hashed
+        return 0.0  # a fitted teacher: only its weights are hashed
     live = teacher_like(recipe, splits.num_classes)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     loader = open_split(splits.val, splits.num_classes, device=device)
@@ -211,7 +211,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
 
 
 def _store_seconds() -> float:
-    """What it takes to make a new MLflow store."""
+    """Return the seconds to create an MLflow store."""
     with tempfile.TemporaryDirectory() as folder:
         before = time.perf_counter()
         open_store(Workspace(Path(folder)), None)
@@ -219,7 +219,7 @@ def _store_seconds() -> float:
 
 
 def _held(process: Any) -> int:
-    """Bytes of a process; pages that several share count once."""
+    """Return the memory of a process in bytes; shared pages are divided among processes."""
     try:
         return int(process.memory_full_info().pss)
     except (psutil.NoSuchProcess, psutil.AccessDenied):

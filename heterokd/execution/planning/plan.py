@@ -37,11 +37,11 @@ def plan_experiment(
     """Plan the search of an experiment, or what is left of it; nothing is trained.
 
     Args:
-        experiment: the question.
-        root: where its state lies.
-        address: of a Ray cluster to measure on; None starts a local one.
-        began: when this process began (`time.time`), if it began as a search does.
-        say: told what is being measured.
+        experiment: the experiment.
+        root: where state lives.
+        address: address of a Ray cluster to measure on; None starts a local Ray.
+        began: start time of this process (`time.time`), if it started as a search does.
+        say: called with what is being measured.
 
     Raises:
         UserError: the input is wrong, as in a search.
@@ -54,7 +54,7 @@ def plan_experiment(
     costs = measure(experiment, root, excluded, address=address, began=began, say=say)
     found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
     if not folder.experiment_file.exists():
-        # A search that has begun keeps the plan it began with.
+        # A search that has started keeps its plan.
         keep(folder, experiment, found, costs)
     return found
 
@@ -62,7 +62,7 @@ def plan_experiment(
 def plan_with(
     experiment: Experiment, root: Workspace, excluded: Mapping[str, str], costs: Costs, folder: StudyFolder | None
 ) -> Plan:
-    """The plan of what is left of a search, at these costs."""
+    """Plan what remains of a search, at given costs."""
     cluster = experiment.cluster
     counts = count(experiment, excluded, folder, affordable(experiment, costs))
     stock = look_around(experiment, root, excluded)
@@ -71,7 +71,7 @@ def plan_with(
 
 
 def affordable(experiment: Experiment, costs: Costs) -> float | None:
-    """Whole trainings that the budgets of time and money pay for at these costs; None without such a budget."""
+    """Return the number of trainings that the budgets of time and money allow; None without such a budget."""
     budget = experiment.search.budget
     each = fmean(cost.begin + experiment.training.epochs * cost.epoch for cost in costs.methods.values())
     devices, found = costs.gpus or 1.0, []
@@ -85,7 +85,7 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
 
 
 def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
-    """What is there already of a search's teachers and caches."""
+    """Return what already exists of a search's teachers and caches."""
     each = [_look_at(experiment.for_teacher(network), root, excluded) for network in experiment.teacher.networks]
     views = sum(one.views for one in each)
     return Stock(
@@ -98,7 +98,7 @@ def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, 
 
 
 def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
-    """The same of an experiment with one teacher."""
+    """Return the stock of an experiment with a single teacher."""
     splits = open_splits(experiment.data)
     is_ready, weights = ready_teacher(experiment, root)
     size = None
@@ -130,13 +130,13 @@ def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str
 
 
 def keep(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
-    """Write a plan into its study's folder; what a search took before stays beside it."""
+    """Write a plan into its study's folder, keeping the record of what the search took."""
     known = read_json(plan_file(folder))
     content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": costs.to_json()}
     write_text(plan_file(folder), json.dumps(content, indent=1))
 
 
 def question_of(experiment: Experiment) -> str:
-    """Names what a plan depends on: two experiments with the same one have the same plan."""
+    """Hash what a plan depends on: experiments with equal hashes have the same plan."""
     content = experiment.model_dump_json(exclude={"name", "tracking", "promotion"})
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -17,11 +17,11 @@ from heterokd.study.plan.record import plan_file
 
 
 class PlanRecorder:
-    """Writes into a study's plan what its search takes.
+    """Records in a study's plan what its search takes.
 
     Args:
-        experiment: the question; a plan of another one is removed where the search has not begun.
-        folder: of the study.
+        experiment: the experiment; the plan of another experiment is removed if the search has not started.
+        folder: the study's folder.
     """
 
     def __init__(self, experiment: Experiment, folder: StudyFolder) -> None:
@@ -34,11 +34,11 @@ class PlanRecorder:
             plan_file(folder).unlink()
 
     def prepared(self, seconds: float) -> None:
-        """Note how long the teachers took, on all that trials share afterwards."""
+        """Record how long the teachers took, on all devices of the search."""
         self.teacher_seconds = seconds
 
     def ended(self) -> None:
-        """Write what the search has taken so far, earlier runs of it included; one that trained nothing is none."""
+        """Write what the search has taken so far, including earlier runs; nothing if no trial has ended since."""
         known: Mapping[str, Any] = read_json(plan_file(self.folder))
         if "plan" not in known or self._finished() == self.done:
             return

@@ -1,4 +1,4 @@
-"""Seconds of one training's parts: some of its real updates, and some of its evaluation."""
+"""Time the parts of a training: some of its updates, and some of its evaluation."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from heterokd.training.train import build_distiller
 
 ROUNDS = 3
 STEPS, SECONDS = 4, 0.25
-"""A round is at least so many updates, and so long."""
+"""Minimum number of updates, and of seconds, of a round."""
 MOST_SECONDS = 10.0
-"""But it ends after this long: on a processor one update of a large network may take many seconds."""
+"""Maximum length of a round: on a CPU an update of a large network may take many seconds."""
 VIEWS = 64
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One training.
+    """Measured costs of a training.
 
     Attributes:
-        begin: seconds before the first update, and of that update.
+        begin: seconds until the end of the first update.
         epoch: seconds of an epoch with its evaluation.
-        spread: deviation of the rounds, as a share of their mean.
+        spread: standard deviation of the rounds divided by their mean.
         disk: bytes of a checkpoint and of the student.
     """
 
@@ -59,7 +59,7 @@ class Timed:
 
 
 class _Replayed:
-    """A teacher whose outputs were computed before: costs a step what a cache costs it."""
+    """A teacher that replays computed outputs, at the cost of a cache."""
 
     def __init__(self, live: LiveTeacher) -> None:
         self.live, self.spec, self.serves = live, live.spec, live.serves
@@ -69,13 +69,13 @@ class _Replayed:
         if len(batch) not in self._known:
             self._known[len(batch)] = self.live.outputs(batch, needs & ~Signal.TAIL)
         known = self._known[len(batch)]
-        own = {
+        stored = {
             name: getattr(known, name)
             for name, signal in (("logits", Signal.LOGITS), ("embedding", Signal.EMBEDDING))
             if signal in needs
         }
         tail: Any = self.live.network.tail if Signal.TAIL in needs else None
-        return Outputs(**own, tail=tail, owner="teacher")
+        return Outputs(**stored, tail=tail, owner="teacher")
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
         return None
@@ -84,15 +84,15 @@ class _Replayed:
 def time_method(
     recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: str, view: float
 ) -> MethodCost:
-    """The cost of one training by a method.
+    """Measure the cost of a training with a method.
 
     Args:
         recipe: the training.
         splits: its data.
         live: a teacher of the right shape.
-        root: remembers measured precisions.
-        device: where to train.
-        view: seconds of the teacher for one view.
+        root: holds measured precisions.
+        device: device of the training.
+        view: seconds of the teacher per view.
 
     Raises:
         PairError: the method does not exist for the pair.
@@ -111,7 +111,7 @@ def time_method(
 
 
 def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root: Workspace, device: str) -> Timed:
-    """Make some of a training's updates; see `Timed`."""
+    """Time some of a training's updates."""
     loaders = recipe_loaders(recipe, splits, device)
     precision = measured_precision(recipe, teacher, loaders, device, root)
     began = time.perf_counter()
@@ -141,7 +141,7 @@ def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root:
 
 
 def time_evaluation(network: torch.nn.Module, loader: EvalLoader, task: Task, device: str) -> float:
-    """Seconds of a pass over a split, from as many of its steps as fit into a round."""
+    """Return the seconds of a pass over a split, extrapolated from a round of steps."""
     seen, seconds = 0, 0.0
     for batch in loader:
         seconds += time_step(partial(_evaluate, network, batch, task, device), device)
@@ -156,7 +156,7 @@ def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -
 
 
 def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
-    """Seconds of the teacher for one view, made as the builder of a cache makes it."""
+    """Return the teacher's seconds per view, computed as a cache builder does."""
     signals = stored_signals(recipe.task)
     views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop)
     compute = view_outputs(splits.train, views, live, signals=signals, device=device)
@@ -172,13 +172,12 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
 
 
 def teacher_like(recipe: Recipe, num_classes: int) -> LiveTeacher:
-    """The recipe's teacher without its weights: it takes its time whatever it has learned."""
-
+    """Build the recipe's teacher with random weights, which do not change its speed."""
     return LiveTeacher(build_configured(recipe.teacher, num_classes, recipe.data.image_size))
 
 
 def _round(update: object, device: str) -> float:
-    """Seconds of an update, over a round of them."""
+    """Return the seconds of an update, averaged over a round."""
     assert callable(update)
     done, seconds, each = 0, 0.0, STEPS
 
