@@ -1,4 +1,4 @@
-"""Classes that are looked up by name: of heterokd's folders, of installed packages, `module:Name`, of a user's file.
+"""Look classes up by name: in heterokd's folders, installed packages, `module:Name`, or a user's file.
 
 Names are found without importing anything, so that a help text can list them; a class is imported when it is asked for.
 The class of a user's file (`./my_method.py:MyKD`) is made from the file's text, which travels with the settings that
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Implementations(Mapping[str, type[T]], Generic[T]):
-    """The subclasses of one class by name: one a module of a folder, in the order of the alphabet, then entry points.
+    """The subclasses of a class by name: a subclass per module of a folder, sorted, then entry points.
 
     Args:
         package: dotted name of the folder; its modules without a leading underscore are the names.
@@ -74,7 +74,7 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
         return self._loaded[name]
 
     def _load(self, name: str) -> type[T]:
-        """Import one class.
+        """Import a class.
 
         Raises:
             KeyError: the name is not known.
@@ -109,14 +109,14 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
 
 
 def the_subclass(module: ModuleType, base: type) -> type:
-    """The one concrete subclass of `base` that a module defines."""
+    """Return the only concrete subclass of `base` that a module defines."""
     found: list[type] = [
         value
         for value in vars(module).values()
-        if _is_own_class(value, module) and issubclass(value, base) and not inspect.isabstract(value)
+        if _is_defined_in(value, module) and issubclass(value, base) and not inspect.isabstract(value)
     ]
     if len(found) != 1:
-        raise ImportError(f"{module.__file__} must define exactly one {base.__name__}, found {len(found)}")
+        raise ImportError(f"{module.__file__} must define exactly 1 {base.__name__}, found {len(found)}")
     return found[0]
 
 
@@ -185,11 +185,11 @@ def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
     module = _module_of_text(file, text)
     found = vars(module).get(class_name)
     if not isinstance(found, type):
-        classes = [name for name, value in vars(module).items() if _is_own_class(value, module)]
+        classes = [name for name, value in vars(module).items() if _is_defined_in(value, module)]
         hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
         raise ConfigError(f"{file}: defines no class {class_name!r}; {hint}")
     if not issubclass(found, _named(base)):
-        raise ConfigError(f"{file}: {class_name} is no subclass of {base.replace(':', '.')}; make it one")
+        raise ConfigError(f"{file}: {class_name} is no subclass of {base.replace(':', '.')}; derive it from that class")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{file}: {class_name} does not define {missing}; add it")
@@ -233,7 +233,7 @@ def _module_of_text(file: str, text: str) -> ModuleType:
     return module
 
 
-def _is_own_class(value: object, module: ModuleType) -> TypeGuard[type]:
+def _is_defined_in(value: object, module: ModuleType) -> TypeGuard[type]:
     return isinstance(value, type) and value.__module__ == module.__name__
 
 

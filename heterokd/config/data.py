@@ -27,7 +27,7 @@ def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset
         extension: the file that defines it, if it is neither heterokd's nor an installed package's.
 
     Raises:
-        ConfigError: there is no such data set, or its file does not define one.
+        ConfigError: there is no such data set, or the class in its file is none.
     """
     if extension is None:
         if name not in DATASETS:

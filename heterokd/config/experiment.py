@@ -100,7 +100,7 @@ class Experiment(Settings):
         """Look a method up.
 
         Raises:
-            ConfigError: there is no such method, or its file does not define one that can be built.
+            ConfigError: there is no such method, or the class in its file cannot be built.
         """
         return method_class(method, self.space.extensions.get(method))
 

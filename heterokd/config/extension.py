@@ -1,4 +1,4 @@
-"""Extension: a class of a user's own Python file, as the settings that name it keep it.
+"""Extension: a class in a user's Python file, as kept by the settings that name it.
 
     methods: [kd, ./my_method.py:MyKD]   ->  methods: [kd, mykd], extensions: {mykd: {file, class_name, sha256, text}}
     dataset: ./my_data.py:MyData         ->  dataset: mydata,     extension: {file, class_name, sha256, text}

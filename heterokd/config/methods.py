@@ -27,7 +27,7 @@ def method_class(name: str, extension: Extension | None = None) -> type[Method]:
         extension: the file that defines it, if it is neither heterokd's nor an installed package's.
 
     Raises:
-        ConfigError: there is no such method, or its file does not define one that can be built.
+        ConfigError: there is no such method, or the class in its file cannot be built.
     """
     if extension is not None:
         return _from_file(extension)
@@ -50,7 +50,7 @@ def _from_file(extension: Extension) -> type[Method]:
             "projectors in build"
         ) from None
     if not (isinstance(kind.Params, type) and issubclass(kind.Params, MethodParams)):
-        raise ConfigError(f"{where}.Params is no subclass of heterokd.method.MethodParams; make it one")
+        raise ConfigError(f"{where}.Params is no subclass of heterokd.method.MethodParams; derive it from that class")
     try:
         kind.Params()
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The checks of a method: each yields sentences about what is wrong with it for one pair."""
+"""Checks of a method: each yields a sentence per fault that it finds for a pair."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def same_terms_at_every_progress(kind: type[Method], pair: Pair) -> Iterator[str
 
 
 def soft_labels(kind: type[Method], pair: Pair) -> Iterator[str]:
-    """Labels may be shares of classes, as mixup makes them; in segmentation no pixel may have one."""
+    """Labels may be shares of classes, as mixup makes them; in segmentation a batch may have none at all."""
     method = build(kind, pair)
     if not task_of(STUDENTS[pair[0]]).labels_are_maps:
         yield from wrong_terms(run(method, pair, soft=True))
@@ -297,6 +297,6 @@ def _sentences(name: str, check: Callable[[], Iterator[str]]) -> list[str]:
     try:
         return [f"{name}: {problem}" for problem in check()]
     except PairError:
-        return []  # it says itself that it does not exist for this pair
+        return []  # the method refuses this pair
     except Exception as error:  # noqa: BLE001  whatever a method raises
         return [f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"]

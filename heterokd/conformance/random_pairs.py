@@ -20,9 +20,9 @@ SIGNALS = list(EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS)
 
 
 def spec(kind: Structure, widths: tuple[int, ...], image_size: int) -> OutputSpec:
-    """Three structures: a pyramid of maps (cnn, hierarchical), or one token grid throughout (isotropic, mlp).
+    """Build a spec of a structure: a pyramid of maps (cnn, hierarchical), or a single token grid (isotropic, mlp).
 
-    The isotropic one reads its class token (no class maps); BatchNorm and ReLU end the stages of the cnn alone.
+    `isotropic` reads its class token (no class maps); only the stages of `cnn` end in BatchNorm and ReLU.
     """
     strides = (4, 8, 16, 32) if kind in ("cnn", "hierarchical") else (16, 16, 16, 16)
     serves = EVERY_NETWORK
@@ -187,7 +187,7 @@ def random_batch(pair: Pair, seed: int = 2, soft: bool = False) -> Batch:
 
 
 def leaves(outputs: Outputs, signal: Signal) -> list[Tensor]:
-    """Every tensor, or the tail's every weight, of one signal."""
+    """Every tensor of a signal; of the tail, every weight."""
     value = getattr(outputs, str(signal.name).lower())
     if isinstance(value, nn.Module):
         return list(value.parameters())

@@ -160,12 +160,12 @@ def _refusal(recipe: Recipe, student: OutputSpec, teacher: OutputSpec) -> str | 
     except PairError as error:
         return str(error)
     except Exception as error:
-        own = recipe.extension
-        if own is None:
+        extension = recipe.extension
+        if extension is None:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(
-            f"{own.file}: {own.class_name} cannot be built for this pair ({reason}); "
-            f"`heterokd methods {own.file}:{own.class_name} --check` tries it on others"
+            f"{extension.file}: {extension.class_name} cannot be built for this pair ({reason}); "
+            f"`heterokd methods {extension.file}:{extension.class_name} --check` tries it on others"
         ) from error
     return None

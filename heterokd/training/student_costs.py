@@ -1,4 +1,4 @@
-"""What students cost whoever uses them, known before they are trained, and which of an experiment's exceed a limit.
+"""Costs of students, known before training, and which students of an experiment exceed a limit.
 
 What depends on the machine is timed in torch, once per architecture, image size and processor, and remembered in
 `ROOT/students.json`.
@@ -77,7 +77,7 @@ def weigh_students(experiment: Experiment, root: Workspace, num_classes: int) ->
 def student_cost(
     name: str, settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int, root: Workspace
 ) -> float:
-    """Measure one cost of a network with random weights, which do not change it; what is timed is remembered.
+    """Measure a cost of a network with random weights, which do not change it; what is timed is remembered.
 
     Args:
         name: of `STUDENT_COSTS`.

@@ -1,4 +1,4 @@
-"""Every cost of a student, one a file: the folder is the list. `search.objectives` names them `student/<file name>`."""
+"""Costs of a student, one file each: the folder is the list. `search.objectives` names them `student/<file name>`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class FlopsG(StudentCost):
     name, unit, symbol = "FLOPs", "billions", "G"
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
-        """Count those of matrix products, convolutions and attention, beside which the others are few."""
+        """Count those of matrix products, convolutions and attention; other operations are negligible."""
         device = next(network.parameters()).device
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, 3, *size, device=device))

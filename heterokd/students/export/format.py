@@ -65,7 +65,7 @@ class ExportFormat(ABC):
     """One kind of file. Subclasses are final; an exporter may raise whatever it trips over.
 
     Attributes:
-        files: names of the files, the one that holds the weights first.
+        files: names of the files; the first holds the weights.
         libraries: distributions whose versions the record names: those that write the file and run it.
         runtime: what runs it, in words.
         is_graph: whether the file holds the computation, as followed on an example; False: the weights alone.

@@ -1,4 +1,4 @@
-"""Every export format, one a file: the folder is the list, and installed packages add entry points `heterokd.exports`.
+"""Export formats, one file each: the folder is the list; installed packages add entry points `heterokd.exports`.
 
 onnx          student.onnx       images [B, 3, H, W] in [0, 1] to logits; normalisation is inside
 pt2           student.pt2        the same as a graph of torch.export

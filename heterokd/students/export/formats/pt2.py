@@ -17,7 +17,7 @@ class PT2(ExportFormat):
     libraries = ("torch",)
 
     def write(self, student: ToWrite, folder: Path) -> None:
-        """Write the graph; the card lies beside it in the archive, as student.json."""
+        """Write the graph; the card is student.json in the archive."""
         axes = dict.fromkeys(student.open_axes, torch.export.Dim.AUTO)
         program = torch.export.export(deployable(student.network), (student.example,), dynamic_shapes=[axes])
         torch.export.save(program, folder / self.files[0], extra_files={"student.json": student.card_text})

@@ -34,7 +34,7 @@ class Safetensors(ExportFormat):
         config = timm_config(student.network, student.card["class_names"])
         if config is not None:
             write_text(folder / CONFIG, json.dumps({**config, **ours}, indent=1))
-            # Mixer and ResMLP refuse their own options in timm, so it is tried, not assumed.
+            # timm refuses the options of Mixer and ResMLP, so whether it opens the folder is tried, not assumed.
             with suppress(Exception):
                 open_timm_folder(folder)
                 return
