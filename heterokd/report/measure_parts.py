@@ -1,0 +1,194 @@
+"""The parts of measured.json and their pictures; each function fills its fields and returns captions by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heterokd.datasets.io.loaders import EvalLoader, open_split
+from heterokd.errors import CheckpointError
+from heterokd.methods import BASELINE
+from heterokd.networks.student_costs import STUDENT_COSTS
+from heterokd.outputs import Signal
+from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
+from heterokd.report.figures.samples import draw_method, draw_samples
+from heterokd.report.measured import Measured
+from heterokd.report.study_networks import StudyNetworks, describe_trial
+from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Workspace
+from heterokd.tasks import TaskName
+from heterokd.training.cka import MinibatchCKA
+from heterokd.training.evaluation import deciding, image_results, predict
+from heterokd.training.precision import time_step
+from heterokd.training.student import build_configured
+from heterokd.training.student_costs import student_cost
+from heterokd.training.task_modules import Task, build_task, iou_per_class
+from heterokd.training.train import build_distiller
+
+SAMPLES = 6
+METHOD_SAMPLES = 4
+
+CKA_IMAGES, CKA_BATCH = 512, 32
+CKA_SIDE = 16
+"""Images of val for CKA, how many of them at a time, and the side that larger maps are averaged down to."""
+
+SLOW = 0.5
+"""Seconds of one forward from which a network is not timed: a figure takes dozens of forwards."""
+
+Captions = Mapping[str, str]
+Part = Callable[[StudyNetworks, Measured], Captions]
+
+
+def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Captions:
+    """Measure the costs of teacher and student; a slow network is not timed."""
+    data, recipe = study.experiment.data, study.winner.recipe
+    for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
+        network = build_configured(settings, study.num_classes, data.image_size).eval()
+        is_slow = time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
+        made.networks[name] = {"network": settings.network}
+        for cost, kind in STUDENT_COSTS.items():
+            known = None
+            if not (kind.is_timed and is_slow):
+                known = student_cost(cost, settings, study.num_classes, data.view_size, data.image_size, root)
+            made.networks[name][cost] = known
+    return {}
+
+
+def _forward(network: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        network(images)
+
+
+def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:
+    """Compare the stages of teacher and winner by CKA."""
+    teacher, student = study.teacher(study.winner).network, study.student(study.winner)
+    cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
+    seen = 0
+    with torch.inference_mode():
+        for batch in EvalLoader(study.splits.val, CKA_BATCH, device=study.device):
+            images = batch.images.to(study.device)
+            cka.add(*([_pooled(maps) for maps in net(images, Signal.STAGES).stages] for net in (student, teacher)))
+            seen += len(batch)
+            if seen >= CKA_IMAGES:
+                break
+    made.similarity, made.compared = tuple(map(tuple, cka.matrix().tolist())), seen
+    recipe = study.winner.recipe
+    picture = study.folder.pictures / "cka.png"
+    draw_match(picture, made.similarity, recipe.teacher.network, recipe.student.network)
+    winner = describe_trial(study.winner)
+    return {"cka": f"Similarity of the stages of teacher and best student ({winner}) on val: CKA, 1 is the same."}
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """Maps [B, C, H, W] of at most `CKA_SIDE` a side: larger ones would take gigabytes in float64."""
+    height, width = maps.shape[-2:]
+    return F.adaptive_avg_pool2d(maps, (min(height, CKA_SIDE), min(width, CKA_SIDE)))
+
+
+def measure_confusion(study: StudyNetworks, made: Measured) -> Captions:
+    """Count the decisions of the winner and of the baseline on val, by label."""
+    made.confusion = _confusion(study, study.winner)
+    caption = f"Confusion matrix of the best student ({describe_trial(study.winner)}) on val"
+    others = []
+    if study.scratch is not None:
+        made.scratch_confusion = _confusion(study, study.scratch)
+        others = [made.scratch_confusion]
+        caption += f", and the gain of each class over the student without a teacher ({describe_trial(study.scratch)})"
+    draw_confusion(study.folder.pictures / "confusion.png", made.confusion, study.splits.class_names, *others)
+    return {"confusion": f"{caption}."}
+
+
+def _confusion(study: StudyNetworks, trial: TrialFolder) -> NDArray[np.int64]:
+    loader, classes = open_split(study.splits.val, study.num_classes, device=study.device), study.num_classes
+    logits, labels = predict(study.student(trial), loader, study.device)
+    counts = torch.bincount(labels.cpu() * classes + logits.argmax(dim=1).cpu(), minlength=classes**2)
+    confusion: NDArray[np.int64] = counts.view(classes, classes).numpy()
+    return confusion
+
+
+def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
+    """Measure the IoU of each class on val, and draw the decisions of teacher and winner on some images."""
+    loader = open_split(study.splits.val, study.num_classes, device=study.device)
+    data, method = study.experiment.data, study.winner.recipe.method
+    task = build_task(data.task, study.num_classes, window=data.window)
+    teacher, student = study.teacher(study.winner).network, study.student(study.winner)
+    networks: dict[str, nn.Module] = {"teacher": teacher, method: student}
+    if study.scratch is not None:
+        networks[BASELINE] = study.student(study.scratch)
+    counts = {name: image_results(network, loader, task, study.device).images for name, network in networks.items()}
+    made.iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
+    pictures, names = study.folder.pictures, study.splits.class_names
+    draw_iou(pictures / "iou.png", made.iou, names)
+    pixels, images, labels = study.images(_spread(counts[method]))
+    decisions = (_decisions(network, images, task, study.device) for network in (teacher, student))
+    draw_samples(pictures / "samples.png", pixels, labels.numpy(), *decisions, names)
+    winner = describe_trial(study.winner)
+    others = " and the student without a teacher" if study.scratch is not None else ""
+    return {
+        "iou": f"Intersection over union of each class on val: the best student ({winner}), its teacher{others}; the "
+        "class that distillation improves most is first.",
+        "samples": f"Images of val, from the one that the best student ({winner}) labels worst to the one that it "
+        "labels best, at even steps between.",
+    }
+
+
+def _spread(counts: Tensor) -> NDArray[np.int64]:
+    """`SAMPLES` images at even steps from the least to the most accurate one; counts [N, K, K] of each image."""
+    accuracy = counts.diagonal(dim1=1, dim2=2).sum(dim=1) / counts.sum(dim=(1, 2)).clamp(min=1)
+    order = torch.argsort(accuracy, stable=True).numpy()
+    places = np.unique(np.linspace(0, len(order) - 1, SAMPLES).round().astype(np.int64))
+    chosen: NDArray[np.int64] = order[places]
+    return chosen
+
+
+def _decisions(network: nn.Module, images: Tensor, task: Task, device: torch.device) -> NDArray[np.int64]:
+    """Class numbers [B, H, W], one image at a time: a score for every class and pixel takes much memory."""
+    with deciding(network) as decide:
+        maps = [task.decide(decide, image[None].to(device)).argmax(dim=1).cpu() for image in images]
+    decided: NDArray[np.int64] = torch.cat(maps).numpy()
+    return decided
+
+
+PARTS: dict[TaskName, tuple[str, Part]] = {
+    "classification": ("confusion", measure_confusion),
+    "segmentation": ("iou", measure_iou),
+}
+"""By task, its part of measured.json."""
+
+
+def measure_method(study: StudyNetworks, made: Measured, trial: TrialFolder) -> Captions:
+    """Draw what the method of a trial computes for some images, from its last checkpoint, which has its projectors.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    name, teacher = trial.recipe.method, study.teacher(trial)
+    distiller = build_distiller(trial.recipe, teacher, study.num_classes)
+    try:
+        content = torch.load(trial.checkpoint, map_location="cpu", weights_only=True)
+        distiller.load_state_dict(content["distiller"])
+        epoch = int(content["epoch"])
+    except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged file
+        kind = type(error).__name__
+        raise CheckpointError(f"{trial.checkpoint}: is damaged ({kind}); remove it to do without its picture") from None
+    method = distiller.to(study.device).eval().method
+    count = len(study.splits.val)
+    index = np.unique(np.linspace(0, count - 1, METHOD_SAMPLES).round().astype(np.int64))
+    pixels, images, labels = study.images(index)
+    images = images.to(study.device)
+    with torch.inference_mode():
+        student_outputs = distiller.student(images, method.student_needs)
+        teacher_outputs = teacher.network(images, method.teacher_needs)
+        figure = method.figure(student_outputs, teacher_outputs, labels.to(study.device))
+    if figure is None:
+        return {}
+    draw_method(study.folder.pictures / f"{name}.png", pixels, figure.panels)
+    epochs = trial.recipe.training.epochs
+    where = f"on images of val after {epoch} of {epochs} epochs of trial {trial.number}"
+    return {name: f"{type(method).__name__} {where}, {figure.caption}."}
