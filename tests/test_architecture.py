@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import heterokd
+from heterokd.methods import METHODS
+from heterokd.tasks import TASKS
 
 PACKAGE = Path(heterokd.__file__).parent
 
@@ -62,6 +64,15 @@ DOORS = {
     "ray": {"execution"},
 }
 WITHOUT_SERVICES = "teachers"  # up to this room, everything also runs where ray, optuna and mlflow are not installed
+
+# Names of methods that mean something else in some file ("*": in all).
+OTHER_MEANINGS = {
+    "*": {"at"},
+    "datasets/views/policy.py": {"ofa"},  # an augmentation policy
+    "storage/workspace.py": {"scratch"},  # a key of summary.json
+}
+# Where the names of tasks may decide something: a task is a class, everybody else asks it.
+OF_TASKS = {"tasks", "networks", "datasets", "report", "heterokd.training.task_modules"}
 
 LONGEST_FILE = 350
 MOST_PARAMETERS = 6
@@ -149,6 +160,33 @@ def test_training_runs_without_ray_optuna_and_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@every_file
+def test_no_driver_knows_a_method(file: Path) -> None:
+    if room_of(file) == "methods":
+        return
+    path = file.relative_to(PACKAGE).as_posix()
+    known = {name for name in METHODS.builtin if name not in OTHER_MEANINGS.get(path, set()) | OTHER_MEANINGS["*"]}
+    tree = parse(file)
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert not [text for text in strings if text.partition(".")[0] in known], "ask the method, see heterokd.method"
+    modules = {name for name in imported(tree) if name.startswith("heterokd.methods.")}
+    assert not [name for name in modules if name.split(".")[2] in METHODS.builtin]
+
+
+@every_file
+def test_no_branch_on_a_task(file: Path) -> None:
+    if room_of(file) in OF_TASKS or module_of(file) in OF_TASKS:
+        return
+    compared = [
+        value.value
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.Compare)
+        for value in (node.left, *node.comparators)
+        if isinstance(value, ast.Constant)
+    ]
+    assert not set(compared) & set(TASKS), "ask the task, see heterokd.tasks"
 
 
 @every_file

@@ -126,8 +126,8 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     pictures, names = study.folder.pictures, study.splits.class_names
     draw_iou(pictures / "iou.png", made.iou, names)
     pixels, images, labels = study.images(_spread(counts[method]))
-    decisions = (_decisions(network, images, task, study.device) for network in (teacher, student))
-    draw_samples(pictures / "samples.png", pixels, labels.numpy(), *decisions, names)
+    by_teacher, by_student = (_decisions(network, images, task, study.device) for network in (teacher, student))
+    draw_samples(pictures / "samples.png", pixels, labels.numpy(), by_teacher, by_student, names)
     winner = describe_trial(study.winner)
     others = " and the student without a teacher" if study.scratch is not None else ""
     return {

@@ -76,7 +76,7 @@ def glance(studied: Studied) -> Chart:
             rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
         scratch = studied.scratch
         if scratch is not None and scratch.mean is not None:
-            rows.append(_leader_row(scratch, scratch.mean, "labels alone", "scratch"))
+            rows.append(_leader_row(scratch, scratch.mean, "labels alone", BASELINE))
         if "teacher" in studied.levels:
             level = studied.levels["teacher"]
             rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
@@ -222,7 +222,7 @@ def _pointed_out(studied: Studied) -> dict[int, tuple[str, str]]:
     if default is not None:
         found[default.number] = ("default", f"{default.method}, defaults")
     if studied.scratch is not None:
-        found[int(studied.scratch.number)] = ("scratch", "labels alone")
+        found[int(studied.scratch.number)] = (BASELINE, "labels alone")
     if studied.winner is not None:
         found[int(studied.winner.number)] = ("winner", f"winner: {studied.winner.method}")
     return found

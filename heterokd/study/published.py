@@ -240,7 +240,7 @@ def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
 def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
     """Method, score and top-5 of a row, the student from scratch first."""
     student = row.content["student"]
-    if student.get("scratch", True):
+    if student.get(BASELINE, True):
         yield BASELINE, student[row.metric], student.get("top5")
     for method, value in row.content["results"].items():
         if isinstance(value, Mapping):

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+from heterokd.methods import BASELINE
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 
 WIDTH = 4.2
@@ -25,7 +26,7 @@ INK, SOFT, FAINT, GRID = "#1A1A1A", "#5A5A5A", "#BDBDBD", "#E4E4E4"
 
 LOOKS: dict[str, dict[str, Any]] = {
     "winner": {"color": STUDENT, "marker": "D", "linestyle": "-"},
-    "scratch": {"color": SCRATCH, "marker": "s", "linestyle": "--"},
+    BASELINE: {"color": SCRATCH, "marker": "s", "linestyle": "--"},
     "default": {"color": DEFAULT, "marker": "^", "linestyle": ":"},
     "teacher": {"color": TEACHER, "marker": "P", "linestyle": "-."},
 }

@@ -146,4 +146,4 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     assert found.confusion.sum() == found.images == len(open_splits(question.data).val)
     assert found.networks["student"]["params_m"] == pytest.approx(0.37, abs=0.01)
     assert found.networks["teacher"]["latency_ms"] > 0
-    assert "the teacher's weights are not here" in found.missing["cka"]
+    assert "the teacher's weights are missing" in found.missing["cka"]
