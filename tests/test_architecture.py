@@ -27,7 +27,6 @@ ROOMS = (
     "outputs",
     "method",
     "tasks",
-    "conformance",
     "distributed",
     "networks",
     "datasets",

@@ -13,9 +13,9 @@ from processes import start_group
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heterokd.conformance.random_pairs import STUDENTS, TEACHERS, FakeTail
 from heterokd.distributed import gathered
 from heterokd.methods import METHODS
+from heterokd.methods.conformance.random_pairs import STUDENTS, TEACHERS, FakeTail
 from heterokd.outputs import Batch, Outputs
 
 BATCH_SIZE, STEPS = 12, 2

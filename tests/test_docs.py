@@ -18,7 +18,7 @@ from heterokd.cli.app import app
 from heterokd.config import load_experiment
 from heterokd.config.extension import read_extension
 from heterokd.config.methods import method_class
-from heterokd.conformance.checks import check_method
+from heterokd.methods.conformance.checks import check_method
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))

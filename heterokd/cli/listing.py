@@ -23,7 +23,7 @@ def methods(
     if check:
         if name is None:
             raise ConfigError("--check: name the method, as in heterokd methods ./my_method.py:MyKD --check")
-        from heterokd.conformance.checks import check_method
+        from heterokd.methods.conformance.checks import check_method
 
         problems = check_method(named_method(name)[1])
         if as_json:

@@ -1,6 +1,6 @@
 """What every method owes its callers, checked on every file of `heterokd/methods/`: a new file needs no edit here.
 
-The checks are those of `heterokd.conformance`; each runs once for every task that a method declares, on pairs of it.
+The checks are those of `heterokd.methods.conformance`; each runs once for every task of a method, on pairs of that task.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pytest
 import torch
 from pydantic import Field
 
-from heterokd.conformance import checks
-from heterokd.conformance.checks import ON_EVERY_PAIR, ON_UNLIKE_PAIRS, Check, check_method
-from heterokd.conformance.random_pairs import PAIRS, STUDENTS, TEACHERS, UNLIKE_PAIRS, Pair, pairs_of
 from heterokd.domains import Float, domains
 from heterokd.errors import PairError
 from heterokd.method import Method, MethodParams, StageSimilarity, summary
 from heterokd.methods import BASELINE, METHODS, ONE_OF_EACH_KIND, VANILLA_KD
+from heterokd.methods.conformance import checks
+from heterokd.methods.conformance.checks import ON_EVERY_PAIR, ON_UNLIKE_PAIRS, Check, check_method
+from heterokd.methods.conformance.random_pairs import PAIRS, STUDENTS, TEACHERS, UNLIKE_PAIRS, Pair, pairs_of
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 from heterokd.tasks import task_of
 

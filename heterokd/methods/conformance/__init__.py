@@ -1,6 +1,6 @@
 """What every method owes its callers, checked on random outputs of tiny teacher-student pairs.
 
-    from heterokd.conformance.checks import check_method
+    from heterokd.methods.conformance.checks import check_method
 
     assert not check_method(MyKD)
 

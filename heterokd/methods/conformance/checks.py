@@ -10,7 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from heterokd.conformance.random_pairs import (
+from heterokd.domains import Choice, domains
+from heterokd.errors import MissingSignal, PairError
+from heterokd.method import Method, MethodParams
+from heterokd.methods.conformance.random_pairs import (
     SIGNALS,
     STUDENTS,
     TEACHERS,
@@ -21,9 +24,6 @@ from heterokd.conformance.random_pairs import (
     pairs_of,
     random_batch,
 )
-from heterokd.domains import Choice, domains
-from heterokd.errors import MissingSignal, PairError
-from heterokd.method import Method, MethodParams
 from heterokd.outputs import IGNORE, Losses
 from heterokd.tasks import task_of
 
