@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import cases
 
 from benchmarks.search_efficiency import digits, table, teachers
 from benchmarks.search_efficiency.build import Build
@@ -36,7 +37,7 @@ from heterokd.methods.kd import kd_loss
 from heterokd.methods.ofa import ofa_loss
 
 
-@pytest.fixture(scope="module", params=PAIRS)
+@pytest.fixture(scope="module", params=cases(PAIRS, quick={"cnn_mlp"}))
 def pair(request: pytest.FixtureRequest) -> Pair:
     return PAIRS[request.param]
 
@@ -47,7 +48,7 @@ def shown(pair: Pair) -> Shown:
     return teachers.show(pair.teacher, pair.teacher.init(torch.Generator().manual_seed(1)), digits.load())
 
 
-@pytest.fixture(params=table.stored())
+@pytest.fixture(params=cases(table.stored(), quick={"cnn_mlp"}))
 def built(request: pytest.FixtureRequest) -> str:
     """Every table that lies in the repository."""
     return request.param

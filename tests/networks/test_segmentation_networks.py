@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from quick import cases
 
 from heterokd.errors import CheckpointError, NetworkError, PairError
 from heterokd.networks.bodies import network_names, published_classes
@@ -52,7 +54,18 @@ def sides(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
-@pytest.mark.parametrize(("name", "options", "stride", "strides", "kinds"), NETWORKS)
+QUICK = {  # every architecture, dilated encoders, attention
+    "deeplabv3-mobilenet_v2",
+    "deeplabv3plus-test_resnet",
+    "segformer-pvt_v2_b0",
+    "upernet-test_convnext",
+    "fpn-swin_tiny_patch4_window7_224",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stride", "strides", "kinds"), cases(NETWORKS, quick=QUICK, names=itemgetter(0))
+)
 def test_network(name: str, options: dict[str, Any], stride: int, strides: tuple[int, ...], kinds: str) -> None:
     network = build(name, options)
     spec = predict_spec(name, 5, options, 64)
