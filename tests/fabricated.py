@@ -24,12 +24,12 @@ from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 from heterokd.tasks import TASKS
-from heterokd.teachers.card import TeacherCard
 from heterokd.tracking.store import open_store
 from heterokd.training.task_modules import SegmentationTask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import pickle
@@ -38,6 +39,7 @@ def test_reading_an_experiment_imports_no_service() -> None:
 
 def test_the_names_are_shown_and_are_what_they_seem() -> None:
     assert set(heterokd.__all__) <= set(dir(heterokd))
+    assert heterokd.__all__ == importlib.import_module("heterokd.api").__all__
     for name in heterokd.__all__:
         value = getattr(heterokd, name)
         if isinstance(value, type) or inspect.isfunction(value):

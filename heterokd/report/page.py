@@ -24,9 +24,9 @@ from heterokd.report.parameter_charts import value_charts
 from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
-from heterokd.teachers.card import TeacherCard
 
 DEFAULT_ROOT = "runs"
 

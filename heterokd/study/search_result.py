@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from heterokd.domains import Scalar
 from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 from heterokd.study.trial_view import read_trials
-from heterokd.teachers.card import TeacherCard
 
 if TYPE_CHECKING:
     import optuna

@@ -15,9 +15,9 @@ from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.progress import StudyProgress
 from heterokd.study.ranked_config import RankedConfig, pareto_front
-from heterokd.teachers.card import TeacherCard
 
 if TYPE_CHECKING:
     from heterokd.config.experiment import Experiment

@@ -25,8 +25,8 @@ from heterokd.networks.bodies import published_classes
 from heterokd.networks.weights import save_weights, weights_hash
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.workspace import Workspace
-from heterokd.teachers.card import TeacherCard
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import default_device

@@ -1,6 +1,6 @@
 """What every method owes its callers, checked on every file of `heterokd/methods/`: a new file needs no edit here.
 
-The checks are those of `heterokd.methods.conformance`; each runs once for every task of a method, on pairs of that task.
+The checks are those of `heterokd.methods.conformance`; each runs once for every task of a method, on pairs of it.
 """
 
 from __future__ import annotations

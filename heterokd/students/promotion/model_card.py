@@ -16,13 +16,13 @@ from heterokd.errors import CacheError
 from heterokd.method import summary as method_summary
 from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_licence
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.registry import describe_student, taken_words
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.tasks import TASKS
 from heterokd.teachers.cache.key import CacheKey
-from heterokd.teachers.card import TeacherCard
 
 DESCRIPTION_LIMIT = 5000
 """Characters of a version's description in MLflow's database."""
