@@ -94,12 +94,12 @@ def _complete(
     experiment: Experiment, build: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
 ) -> BuiltCache:
     for name in mend_cache(build.folder):
-        terminal.say(f"removed {build.folder}/{name}: damaged, or of an earlier cache")
+        terminal.print_line(f"removed {build.folder}/{name}: damaged, or of an earlier cache")
     if build.obstacle is not None:
         raise CacheError(build.obstacle)
     built, started = not build.is_complete, time.monotonic()
     if built:
-        terminal.say(f"cache {build.key.id}: {build.key.describe()}")
+        terminal.print_line(f"cache {build.key.id}: {build.key.describe()}")
         with connected(address), _progress(cache_bytes(build.key), terminal) as on_shard:
             fill(build, root, plan_cluster(experiment), on_shard)
     plan_cache_build(experiment, root, build.weights)  # the audit
@@ -120,6 +120,8 @@ def _progress(size: int, terminal: Terminal) -> Iterator[Callable[[int, int], No
             bar.update(task, completed=size * done / shards)
             if not terminal.is_live and 10 * done // shards > tenths:
                 tenths = 10 * done // shards
-                terminal.say(f"shard {done}/{shards}, {format_size(size * done / shards)} of {format_size(size)}")
+                terminal.print_line(
+                    f"shard {done}/{shards}, {format_size(size * done / shards)} of {format_size(size)}"
+                )
 
         yield on_shard

@@ -31,14 +31,14 @@ def plan(
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        terminal.say(f"{asked.name}: timing a few steps of each method; no trial is trained")
-        found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.say)
+        terminal.print_line(f"{asked.name}: timing a few steps of each method; no trial is trained")
+        found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.print_line)
         if as_json:
             print_json(found.to_json())
             return
-        terminal.say("")
+        terminal.print_line("")
         for line in plan_lines(found):
-            terminal.say(line)
+            terminal.print_line(line)
 
 
 def match(
@@ -60,7 +60,7 @@ def match(
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
-            terminal.say(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
+            terminal.print_line(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
             return True
 
         found = run(asked, open_workspace(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
@@ -68,10 +68,12 @@ def match(
             content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
             print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
             return
-        terminal.show(match_table(found.similarity))
-        terminal.say(f"picture  {found.picture}")
-        terminal.say("initial settings (search.match_starts: true tries them; or restrict a search space to them:)")
-        terminal.say(found.to_yaml().rstrip())
+        terminal.print_table(match_table(found.similarity))
+        terminal.print_line(f"picture  {found.picture}")
+        terminal.print_line(
+            "initial settings (search.match_starts: true tries them; or restrict a search space to them:)"
+        )
+        terminal.print_line(found.to_yaml().rstrip())
 
 
 def doctor(

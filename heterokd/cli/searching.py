@@ -44,7 +44,7 @@ def search(  # its parameters are the command's options
     from heterokd.execution.driver import search as run
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
-        terminal.say(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
+        terminal.print_line(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
         found = None
         with suppress(KeyboardInterrupt):  # before trials run; later Tune ends them in order
             found = run(
@@ -138,23 +138,23 @@ def auto(  # its parameters are the command's options
     with Terminal("val/top1", quiet=as_json) as terminal:
         seen = look(images)
         for sentence in seen.sentences():
-            terminal.say(sentence)
+            terminal.print_line(sentence)
         state = open_workspace(root)
         folder = use(seen, state.path / "auto" / images.resolve().name)
         request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
         made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
         for sentence in made.reasons:
-            terminal.say(sentence)
+            terminal.print_line(sentence)
         study = state.study(made.experiment.name)
         if study.experiment_file.exists() and not dry_run:
             raise StudyError(
                 f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
                 f"(heterokd search {made.file} --resume), or rename the folder of images"
             )
-        terminal.say(f"experiment {made.file}")
-        plan = plan_experiment(made.experiment, state, began=began, say=terminal.say)
+        terminal.print_line(f"experiment {made.file}")
+        plan = plan_experiment(made.experiment, state, began=began, say=terminal.print_line)
         for line in plan_lines(plan):
-            terminal.say(line)
+            terminal.print_line(line)
     if not dry_run:
         search(made.file, [], None, False, None, root, as_json)
     elif as_json:

@@ -38,7 +38,7 @@ def distill(
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(metrics: dict[str, float]) -> bool:
-            terminal.say(
+            terminal.print_line(
                 f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
                 f"{epoch_score(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
             )
@@ -52,8 +52,8 @@ def distill(
         )
         return
     if not result.trained:
-        terminal.say("this recipe was already trained; nothing to do")
-    terminal.say(f"{name}: {epoch_score(metrics)} on val; weights in {trial.weights}")
+        terminal.print_line("this recipe was already trained; nothing to do")
+    terminal.print_line(f"{name}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 
 def reproduce(
@@ -78,7 +78,7 @@ def reproduce(
     with Terminal(asked.metric, quiet=as_json) as terminal:
 
         def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
-            terminal.say(
+            terminal.print_line(
                 f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}  "
                 f"{metrics['time/images_per_second']:.0f} images/s"
             )
@@ -95,11 +95,11 @@ def reproduce(
     if as_json:
         print_json({**found.to_json(), "folder": str(found.folder.path)})
         return
-    terminal.say("")
-    terminal.show(reproduction_table(found))
+    terminal.print_line("")
+    terminal.print_table(reproduction_table(found))
     for sentence in found.sentences():
-        terminal.say(sentence)
-    terminal.say(f"table    {found.folder.path / 'reproduction.csv'}")
+        terminal.print_line(sentence)
+    terminal.print_line(f"table    {found.folder.path / 'reproduction.csv'}")
 
 
 def teacher(
@@ -131,8 +131,10 @@ def teacher(
         return
     for prepared in found:
         card, how = prepared.card, "fitted now" if prepared.fitted else "ready"
-        terminal.say(f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})")
-        terminal.say(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
+        terminal.print_line(
+            f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})"
+        )
+        terminal.print_line(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
 
 
 def cache(  # its parameters are the command's options

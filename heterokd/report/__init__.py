@@ -1,9 +1,8 @@
-"""report.html: one offline page per study that says which student won, by how much, how sure that is, and what it cost.
+"""report.html: an offline page per study with the winner, its gain and interval, and the cost of the search.
 
-`reading` reads a study's files, `words` and `answers` say what they mean, `tables` and the charts of `charts`, `values`
-and `students` show it, `page` puts it together.
+`study_data` reads a study's files, `wording` and `cards` put results into words, `tables`, `search_charts`,
+`parameter_charts` and `student_charts` show them, `page` writes the page.
 
-Charts are SVG inside the page: a plotting library that draws in the browser would add four megabytes to each page and
-run a program where the reader only looks; what a mark is, its tip says without one. The page asks for nothing of any
-network, and its own policy (Content-Security-Policy) has the browser refuse that.
+Charts are SVG inside the page, with tooltips: a plotting library in the browser would add four megabytes to each page.
+The page loads nothing from the network, and its Content-Security-Policy makes the browser refuse to.
 """

@@ -33,15 +33,15 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         """Nothing to release."""
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line without wrapping it, so that paths and commands can be copied."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def tell(self, text: str) -> None:
+    def print_sentence(self, text: str) -> None:
         """Print a sentence, wrapped on a screen."""
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
-    def show(self, table: RenderableType) -> None:
+    def print_table(self, table: RenderableType) -> None:
         """Print a table."""
         self.console.print(table)
 
@@ -50,5 +50,5 @@ class Terminal:
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
             named = f"the teacher {network}".rstrip()
-            self.say(f"fitting {named}: epoch {epoch}, {epoch_score(metrics)} on val")
+            self.print_line(f"fitting {named}: epoch {epoch}, {epoch_score(metrics)} on val")
         return True

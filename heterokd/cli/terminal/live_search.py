@@ -67,9 +67,9 @@ class SearchTerminal(Terminal):
             self.running.pop(trial.number, None)
             line = self._finished(trial)
             if self.is_live:
-                self.show(_line(line))
+                self.print_table(_line(line))
             else:
-                self.say(line)
+                self.print_line(line)
             return
         self.running[trial.number] = trial
         if self.is_live and not self.live.is_started:

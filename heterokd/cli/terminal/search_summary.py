@@ -33,20 +33,20 @@ def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str],
     failed = summary.progress.failed
     if failed:
         notices.insert(0, f"{failed} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
-    terminal.say("")
-    terminal.show(leader_table(summary, 6 if not front else 4))
-    terminal.say(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
+    terminal.print_line("")
+    terminal.print_table(leader_table(summary, 6 if not front else 4))
+    terminal.print_line(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
     for member in front[:MOST_FRONT]:
         facts = summary.students.get(member.student, {})
         spent = ", ".join(STUDENT_COSTS[key].figure(facts[key]) for key in costs)
-        terminal.say(f"front    {member.student}: {member.method} {format_score(member.expected)}, {spent}")
+        terminal.print_line(f"front    {member.student}: {member.method} {format_score(member.expected)}, {spent}")
     if len(front) > MOST_FRONT:
-        terminal.say(f"         and {len(front) - MOST_FRONT} more in the report")
-    terminal.tell(verdict(summary))
+        terminal.print_line(f"         and {len(front) - MOST_FRONT} more in the report")
+    terminal.print_sentence(verdict(summary))
     for notice in notices[:MOST_NOTES]:
-        terminal.tell(notice)
+        terminal.print_sentence(notice)
     if len(notices) > MOST_NOTES:
-        terminal.say(f"{len(notices) - MOST_NOTES} more remarks are in the report.")
-    terminal.say(f"report   {found.folder.report}")
-    terminal.say(f"MLflow   {without_password(found.uri)}   (heterokd ui)")
-    terminal.say(f"registry {registered}")
+        terminal.print_line(f"{len(notices) - MOST_NOTES} more remarks are in the report.")
+    terminal.print_line(f"report   {found.folder.report}")
+    terminal.print_line(f"MLflow   {without_password(found.uri)}   (heterokd ui)")
+    terminal.print_line(f"registry {registered}")
