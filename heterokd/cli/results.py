@@ -10,7 +10,6 @@ import typer
 
 from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json
 from heterokd.errors import without_password
-from heterokd.study.summary import read_summary
 
 
 def report(
@@ -25,6 +24,7 @@ def report(
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
     from heterokd.report.wording import verdict
+    from heterokd.study.summary import read_summary
 
     folder, asked = existing_study(study, root)
     summary = read_summary(folder)
