@@ -290,7 +290,7 @@ COMMANDS = [
     ("search no/such/tiny.yaml", "no/such/tiny.yaml: there is no such file", None),
     ("search tiny.yaml/x", "tiny.yaml/x: cannot be read", None),
     ("search .", ".: cannot be read (Is a directory)", None),
-    ("search /dev/null", "/dev/null: is empty", None),
+    ("search /dev/null", "/dev/null: is a device or a pipe", None),
     (f"search {'x' * 300}.yaml", "cannot be read", None),
     ("searhc tiny.yaml", "No such command", None),
     ("search tiny.yaml --resum", "No such option", None),

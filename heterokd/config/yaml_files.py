@@ -46,9 +46,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: missing or unreadable file, broken YAML (with its line), a repeated key, no mapping.
     """
-    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
-        raise ConfigError(f"{file}: is a device or a pipe; give a YAML file")
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):  # reading might wait for ever
+            raise ConfigError(f"{file}: is a device or a pipe; give a YAML file")
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
