@@ -14,7 +14,7 @@ from heterokd.formatting import format_sample, format_score, join_words, metric_
 from heterokd.methods import BASELINE
 from heterokd.report.cards import default_side
 from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
-from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
+from heterokd.report.figures.history import Curve, Dot, Level, Metric, draw_curves, draw_history
 from heterokd.report.study_data import Studied, Tried
 from heterokd.report.tables import describe, methods_in_order
 from heterokd.storage.trial_status import TrialStatus
@@ -170,7 +170,7 @@ def history(studied: Studied) -> Chart:
             caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
         metric = f"{metric_name(studied.summary.metric)} on val"
         title = "Best value so far"
-        drawn = draw_history(title, caption, dots, _levels(studied), metric, maximise=studied.summary.maximise)
+        drawn = draw_history(title, caption, dots, _levels(studied), Metric(metric, studied.summary.maximise))
         return drawn, caption
 
     return chart("history", "Best value so far", draw)
@@ -210,7 +210,7 @@ def curves(studied: Studied) -> Chart:
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
         metric = f"{metric_name(studied.summary.metric)} on val"
         title, levels = "Learning curves", _levels(studied, ("teacher",))
-        return draw_curves(title, caption, lines, levels, at, metric, maximise=studied.summary.maximise), caption
+        return draw_curves(title, caption, lines, levels, at, Metric(metric, studied.summary.maximise)), caption
 
     return chart("curves", "Learning curves", draw)
 

@@ -5,11 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heterokd.report.figures.palette import STUDENT
 from heterokd.report.figures.svg import FAILED, FAINT, INK, LOOKS, SOFT, Vector
 from heterokd.storage.trial_status import TrialStatus
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the vertical axis shows.
+
+    Attributes:
+        label: of the axis.
+        maximise: whether larger is better.
+    """
+
+    label: str
+    maximise: bool
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ _BEYOND: dict[str, Any] = {"facecolors": "#A8A8A8", "edgecolors": "none", "s": 1
 
 
 def scatter(
-    made: Vector, axis: Any, dots: Sequence[Dot], shown: Scale, places: Mapping[int, float], *, upright: bool = True
+    made: Vector, axis: Axes, dots: Sequence[Dot], shown: Scale, places: Mapping[int, float], *, upright: bool = True
 ) -> None:
     """Draw trials: complete ones filled, pruned ones hollow, failed ones as a cross.
 
@@ -160,10 +176,10 @@ def scatter(
             made.tips[gid] = marks.tips
 
 
-def draw_history(
-    title: str, description: str, dots: Sequence[Dot], levels: Sequence[Level], metric: str, *, maximise: bool
-) -> str:
+def draw_history(title: str, description: str, dots: Sequence[Dot], levels: Sequence[Level], metric: Metric) -> str:
     """Draw the trials of a search in order of their start, and the best value so far."""
+    from matplotlib.ticker import MaxNLocator
+
     complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
     shown = scale(
         [dot.value for dot in complete if dot.value is not None] + [level.value for level in levels],
@@ -174,7 +190,7 @@ def draw_history(
         best: list[float] = []
         for dot in complete:
             assert dot.value is not None
-            better = max if maximise else min
+            better = max if metric.maximise else min
             best.append(better(best[-1], dot.value) if best else dot.value)
         if best:
             last = max(dot.number for dot in dots)
@@ -182,8 +198,10 @@ def draw_history(
                       label="best so far", zorder=2)  # fmt: skip
         scatter(made, axis, dots, shown, {dot.number: dot.number for dot in dots})
         _levels(axis, levels)
-        axis.set(xlabel="trial", ylabel=metric, ylim=(shown.low, shown.high))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel="trial", ylabel=metric.label, ylim=(shown.low, shown.high))
+        locator = axis.xaxis.get_major_locator()
+        assert isinstance(locator, MaxNLocator)
+        locator.set_params(integer=True)
         _legend(made)
     return made.text
 
@@ -194,9 +212,7 @@ def draw_curves(
     curves: Sequence[Curve],
     levels: Sequence[Level],
     rungs: Sequence[int],
-    metric: str,
-    *,
-    maximise: bool = True,
+    metric: Metric,
 ) -> str:
     """Draw the metric of every trial over its epochs; pruned trials are faint."""
     from matplotlib.collections import LineCollection
@@ -204,7 +220,7 @@ def draw_curves(
     ends = [curve.values[-1] for curve in curves if curve.look != "pruned"] + [level.value for level in levels]
     every = sorted(value for curve in curves for value in curve.values if math.isfinite(value))
     # First epochs and bad trials would hide the differences between leaders: a tenth of the values may lie outside.
-    below, above = (len(every) // 10, len(every) // 50) if maximise else (len(every) // 50, len(every) // 10)
+    below, above = (len(every) // 10, len(every) // 50) if metric.maximise else (len(every) // 50, len(every) // 10)
     low, high = (every[below], every[-1 - above]) if every else (0.0, 1.0)
     shown = scale([low, high, *ends])
     with Vector("curves", title, description, 2.9) as made:
@@ -240,12 +256,12 @@ def draw_curves(
                 )
         _levels(axis, levels)
         last = max((curve.epochs[-1] for curve in curves), default=1)
-        axis.set(xlabel="epoch", ylabel=metric, ylim=(shown.low, shown.high), xlim=(0, last * 1.02))
+        axis.set(xlabel="epoch", ylabel=metric.label, ylim=(shown.low, shown.high), xlim=(0, last * 1.02))
         _legend(made)
     return made.text
 
 
-def _levels(axis: Any, levels: Sequence[Level]) -> None:
+def _levels(axis: Axes, levels: Sequence[Level]) -> None:
     for level in levels:
         look = LOOKS[level.look]
         axis.axhline(level.value, color=look["color"], linestyle=look["linestyle"], linewidth=1, label=level.label)

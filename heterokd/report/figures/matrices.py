@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
     shown = seen[np.argsort(-gain[seen], kind="stable")]
     if len(shown) > MOST_BARS:
         shown = np.concatenate((shown[: MOST_BARS // 2], shown[-(MOST_BARS // 2) :]))
-    looks = {
+    looks: dict[str, dict[str, Any]] = {
         "teacher": {"color": "#D9D9D9", "edgecolor": TEACHER},
         student: {"color": STUDENT, "edgecolor": STUDENT},
         BASELINE: {"color": "#FFFFFF", "edgecolor": "#B37400", "hatch": "/////"},

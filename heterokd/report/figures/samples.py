@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,11 @@ from heterokd.method import Panel
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
 from heterokd.report.figures.svg import STYLE, WIDTH, Vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 DPI = 240
 """Dots per inch: about 1000 pixels a figure."""
@@ -33,7 +38,7 @@ Target = Path | Vector
 
 
 @contextmanager
-def figure(target: Target, height: float) -> Iterator[Any]:
+def figure(target: Target, height: float) -> Iterator[Figure]:
     """Give a matplotlib figure of `WIDTH` and `height` inches, and write it to `target` on exit."""
     if isinstance(target, Vector):
         target.height = height
@@ -84,7 +89,7 @@ def draw_samples(
     count, panel = len(images), WIDTH / 5 * images.shape[1] / images.shape[2]
     heights = (0.2 + count * panel, *(LEGEND_LINE * (1.6 + -(-len(some) // 4)) for some in (classes, cases)))
     with figure(file, sum(heights)) as made:
-        grid, *legends = made.subfigures(3, 1, height_ratios=heights)
+        grid, *legends = made.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
         axes = grid.subplots(count, 5, squeeze=False)
         for row in range(count):
             parts = (
@@ -122,7 +127,7 @@ _TIGHT: dict[str, Any] = {
 }
 
 
-def _patch(colour: str, name: str, hatch: str | None = None) -> Any:
+def _patch(colour: str, name: str, hatch: str | None = None) -> Patch:
     from matplotlib.patches import Patch
 
     return Patch(facecolor=colour, edgecolor="#7F7F7F", hatch=hatch, linewidth=0.4, label=shortened(name, 20))
@@ -183,7 +188,7 @@ def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) 
             _bare(axis)
 
 
-def _bare(axis: Any) -> None:
+def _bare(axis: Axes) -> None:
     """Remove ticks, draw a thin frame."""
     axis.set_xticks([])
     axis.set_yticks([])

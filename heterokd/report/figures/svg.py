@@ -11,11 +11,14 @@ import re
 from collections.abc import Sequence
 from io import BytesIO
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from heterokd.methods import BASELINE
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH = 4.2
 """Inches. Units of an SVG are points, 72 per inch."""
@@ -102,7 +105,7 @@ class Vector:
         finally:
             self._context.__exit__(kind, value, traceback)
 
-    def axis(self, *, grid: Literal["x", "y", "both"] = "y") -> Any:
+    def axis(self, *, grid: Literal["x", "y", "both"] = "y") -> Axes:
         """Create the only axes, with a light grid behind the data."""
         axis = self.figure.subplots()
         axis.grid(axis=grid, color=GRID, linewidth=0.6)
