@@ -7,14 +7,16 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
 from heterokd.errors import ConfigError, StudyError, without_password
 from heterokd.formatting import PERIODS, parse_quantity
-from heterokd.study.summary import StudySummary
+
+if TYPE_CHECKING:
+    from heterokd.study.summary import StudySummary
 
 
 def search(  # its parameters are the command's options
