@@ -9,7 +9,7 @@ from __future__ import annotations
 from layout import WIDTH, comment, deviations, flow, published_table, teacher_head
 
 from heterokd.methods import METHODS
-from heterokd.study.priors import PublishedPair, published_pairs
+from heterokd.study.published import PublishedPair, published_pairs
 
 SHORT = {
     "swin_tiny_patch4_window7_224": "swin_tiny",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import wrap
 
-from heterokd.study.priors import PublishedPair
+from heterokd.study.published import PublishedPair
 
 WIDTH = 120
 

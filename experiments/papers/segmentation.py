@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from layout import comment, deviations, flow, published_table, teacher_head
 
 from heterokd.datasets import ade20k, cityscapes, voc2012
-from heterokd.study.priors import PublishedPair, published_pairs
+from heterokd.study.published import PublishedPair, published_pairs
 
 IMAGES = {"cityscapes": 2975, "voc2012": 10582, "ade20k": 20210}
 """Training images of the sets."""
