@@ -144,7 +144,7 @@ def probe(uri: str) -> None:
 
 
 def check_access(uri: str) -> None:
-    """Ask a tracking server for something that it gives to those alone whom it knows.
+    """Check that a tracking server accepts the credentials.
 
     Raises:
         TrackingError: it refuses, or does not answer.

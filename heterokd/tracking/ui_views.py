@@ -101,7 +101,7 @@ def _trials_of(study: Run) -> str:
 
 
 def _order(chosen: str, metric: str) -> dict[str, object]:
-    """What both a shared view and an address say: which runs, the best first."""
+    """Filter and order of the runs, which a shared view and a plain link have in common."""
     return {
         "searchFilter": chosen,
         "orderByKey": f"metrics.`{metric}`",  # by any key but the date, trials are not listed below their study
