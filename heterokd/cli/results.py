@@ -23,6 +23,7 @@ def report(
     """Regenerate the report of a study, also during a search."""
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
+    from heterokd.report.study_data import read_study
     from heterokd.report.wording import verdict
     from heterokd.study.summary import read_summary
 
@@ -38,7 +39,7 @@ def report(
         state = open_workspace(root)
         weights = {name: ready_teacher(asked.for_teacher(name), state)[1] for name in asked.teacher.networks}
         draw_pictures(folder, asked, state, weights)
-    write_report(folder, asked, summary, root=root)
+    write_report(read_study(folder, asked), root=root)
     if as_json:
         print_json({**summary.to_json(), "report": str(folder.report), "verdict": verdict(summary)})
         return
@@ -52,10 +53,11 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
     Configurations are paired by their fresh seeds.
     """
     folder, asked = existing_study(study, root)
-    from heterokd.study.significance import as_rows, compare_study, study_values
+    from heterokd.study.significance import as_rows, compare_trials, fresh_values
+    from heterokd.study.trial_view import read_trials
 
-    values = study_values(folder, asked.metric)
-    found = compare_study(folder, asked.metric, maximise=asked.maximise)
+    trials = read_trials(folder, asked.metric)
+    values, found = fresh_values(trials), compare_trials(trials, maximise=asked.maximise)
     if as_json:
         print_json({"study": study, "metric": asked.metric, "values": values, "comparisons": as_rows(found)})
         return

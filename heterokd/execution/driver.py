@@ -23,6 +23,7 @@ from heterokd.execution.ray_connection import check_address
 from heterokd.execution.study_sync import fetch, keep
 from heterokd.report.measure import draw_pictures
 from heterokd.report.page import write_report
+from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
@@ -117,7 +118,7 @@ def search(
             tracker.finish(summary, "KILLED")
             return result
         _draw(folder, experiment, root, weights)
-        _write_page(folder, experiment, summary, root)
+        _write_page(folder, experiment, root)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
         tracker.finish(summary)
@@ -173,10 +174,10 @@ def _draw(folder: StudyFolder, experiment: Experiment, root: Workspace, weights:
         logger.warning("the study's figures are not drawn (%s)", first_line(error))
 
 
-def _write_page(folder: StudyFolder, experiment: Experiment, summary: StudySummary, root: Workspace) -> None:
+def _write_page(folder: StudyFolder, experiment: Experiment, root: Workspace) -> None:
     """Write report.html; log a warning on failure."""
     try:
-        write_report(folder, experiment, summary, root=str(root))
+        write_report(read_study(folder, experiment), root=str(root))
     except Exception as error:  # noqa: BLE001
         again = f"`heterokd report {experiment.name}` regenerates it"
         logger.warning("the report is not written (%s); everything else is kept, and %s", first_line(error), again)

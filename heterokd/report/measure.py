@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from heterokd.config.experiment import Experiment
-from heterokd.methods import METHODS
 from heterokd.report.measure_parts import PARTS, Part, measure_costs, measure_method, measure_similarity
 from heterokd.report.measured import Measured
 from heterokd.report.study_networks import StudyNetworks, Weights
@@ -68,6 +67,10 @@ def _parts(study: StudyNetworks, summary: StudySummary, root: Workspace) -> dict
     parts: dict[str, Part] = {"networks": partial(measure_costs, root=root), name: of_the_task}
     for leader in summary.leaders:
         trial = study.folder.trial(leader.number)
-        if leader.method not in parts and METHODS[leader.method].has_figure and trial.checkpoint.exists():
+        if (
+            leader.method not in parts
+            and study.experiment.method_class(leader.method).has_figure
+            and trial.checkpoint.exists()
+        ):
             parts[leader.method] = partial(measure_method, trial=trial)
     return {**parts, "cka": measure_similarity}

@@ -18,7 +18,7 @@ from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.samples import draw_method, draw_samples
-from heterokd.report.measured import Measured
+from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.study_networks import StudyNetworks, describe_trial
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -51,12 +51,12 @@ def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Capt
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
         network = build_configured(settings, study.num_classes, data.image_size).eval()
         is_slow = time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
-        made.networks[name] = {"network": settings.network}
+        costs: dict[str, float | None] = {}
         for cost, kind in STUDENT_COSTS.items():
-            known = None
+            costs[cost] = None
             if not (kind.is_timed and is_slow):
-                known = student_cost(cost, settings, study.num_classes, data.view_size, data.image_size, root)
-            made.networks[name][cost] = known
+                costs[cost] = student_cost(cost, settings, study.num_classes, data.view_size, data.image_size, root)
+        made.networks[name] = MeasuredNetwork(settings.network, costs)
     return {}
 
 

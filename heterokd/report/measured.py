@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """What a network costs.
+
+    Attributes:
+        network: its name.
+        costs: by the name of the cost; None where it was not measured.
+    """
+
+    network: str
+    costs: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -29,7 +41,7 @@ class Measured:
             method, `scratch`; in segmentation.
         similarity: CKA, [student's stage, teacher's stage].
         compared: images that CKA was computed on.
-        networks: `student` and `teacher`: network, `params_m`, `latency_ms`.
+        networks: `student` and `teacher`.
         missing: by part, why it could not be measured.
     """
 
@@ -42,8 +54,12 @@ class Measured:
     iou: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     similarity: tuple[tuple[float, ...], ...] = ()
     compared: int = 0
-    networks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    networks: dict[str, MeasuredNetwork] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    def cost(self, name: str, key: str) -> float | None:
+        """What `student` or `teacher` costs; None where it was not measured."""
+        return self.networks[name].costs.get(key) if name in self.networks else None
 
     def write(self, folder: StudyFolder) -> None:
         """Replace the study's measured.json."""
@@ -52,6 +68,7 @@ class Measured:
             "confusion": _sparse(self.confusion),
             "scratch_confusion": _sparse(self.scratch_confusion),
             "iou": {name: [None if np.isnan(one) else float(one) for one in iou] for name, iou in self.iou.items()},
+            "networks": {name: {"network": one.network, **one.costs} for name, one in self.networks.items()},
         }
         write_text(folder.measured_file, json.dumps(content))
 
@@ -74,6 +91,10 @@ class Measured:
                 "scratch_confusion": _dense(content["scratch_confusion"], size),
                 "iou": {name: np.array(iou, dtype=np.float64) for name, iou in content["iou"].items()},
                 "similarity": tuple(map(tuple, content["similarity"])),
+                "networks": {
+                    name: MeasuredNetwork(one["network"], {key: cost for key, cost in one.items() if key != "network"})
+                    for name, one in content["networks"].items()
+                },
             }
         )
 

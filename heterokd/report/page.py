@@ -6,22 +6,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from heterokd import __version__
 from heterokd.config.experiment import Experiment
-from heterokd.errors import UserError, without_password
+from heterokd.errors import without_password
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import search_charts as charts
 from heterokd.report import student_charts, tables, wording
 from heterokd.report.cards import cards, paired_tie
-from heterokd.report.measured import Measured
 from heterokd.report.parameter_charts import value_charts
-from heterokd.report.study_data import read_study
+from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
@@ -31,15 +29,11 @@ from heterokd.study.summary import StudySummary
 DEFAULT_ROOT = "runs"
 
 
-def write_report(
-    folder: StudyFolder, experiment: Experiment, summary: StudySummary, *, root: str | None = None
-) -> None:
+def write_report(report: StudyReport, *, root: str | None = None) -> None:
     """Write the page of a study into its folder. It is drawn from the study's own files, without data or networks.
 
     Args:
-        folder: of the study.
-        experiment: its question.
-        summary: what `Study.summary` says, with the teacher's card under `teacher` once there is one.
+        report: what `read_study` read.
         root: what the reader gives as `--root`; the folder's own root when left out.
     """
     loader = PackageLoader("heterokd.report", "template")
@@ -47,22 +41,18 @@ def write_report(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"show": format_score, "percent": format_percent, "metric_name": metric_name}
-    content = page_content(folder, experiment, summary, root=root)
+    content = page_content(report, root=root)
     for name in ("style.css", "page.js"):  # both are this package's own, and stand in the page as they are
         content[name.replace(".", "_")] = Markup(loader.get_source(environment, name)[0])
-    write_text(folder.report, environment.get_template("page.html.j2").render(content))
+    write_text(report.folder.report, environment.get_template("page.html.j2").render(content))
 
 
-def page_content(
-    folder: StudyFolder, experiment: Experiment, summary: StudySummary, *, root: str | None = None
-) -> dict[str, Any]:
+def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, object]:
     """Everything that the template shows; see `write_report`."""
-    studied = read_study(folder, experiment, summary)
-    winner = studied.winner
-    measured = _measured(folder, winner)
+    folder, experiment, summary, winner = report.folder, report.experiment, report.summary, report.winner
     option = _root_option(folder, root)
-    trials, left_out = tables.trial_rows(studied)
-    network_costs, networks = tables.network_rows(measured)
+    trials, left_out = tables.trial_rows(report)
+    network_costs, networks = tables.network_rows(report.measured)
     recipe_file = None if winner is None else folder.trial(winner.number).path / "recipe.yaml"
     return {
         "name": experiment.name,
@@ -77,26 +67,26 @@ def page_content(
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
         "verdict": wording.verdict(summary),
-        "paired_tie": paired_tie(studied),
-        "cards": cards(studied, measured, folder),
-        "glance": _with_markup(charts.glance(studied)),
-        "leaders": tables.leader_rows(studied),
-        "comparisons": studied.comparisons,
-        "published": tables.published_tables(experiment, summary),
-        "methods": tables.method_rows(studied),
-        "method_chart": _with_markup(charts.methods(studied)),
-        "fronts": [_with_markup(one) for one in student_charts.fronts(studied, measured)],
-        "front": tables.front_rows(experiment, summary),
+        "paired_tie": paired_tie(report),
+        "cards": cards(report),
+        "glance": _with_markup(charts.glance(report)),
+        "leaders": tables.leader_rows(report),
+        "comparisons": report.comparisons,
+        "published": tables.published_tables(report),
+        "methods": tables.method_rows(report),
+        "method_chart": _with_markup(charts.methods(report)),
+        "fronts": [_with_markup(one) for one in student_charts.fronts(report)],
+        "front": tables.front_rows(report),
         "costs": [STUDENT_COSTS[key].label() for key in experiment.search.costs],
-        "search_charts": [_with_markup(one) for one in (charts.history(studied), charts.curves(studied))],
-        "value_charts": [_with_markup(one) for one in value_charts(studied, folder)],
-        "seen": [_with_markup(one) for one in student_charts.seen(studied, measured)],
-        "pictures": tables.embedded_pictures(folder, tables.DRAWN if measured is not None else ("cka",)),
-        "plan": tables.plan_table(folder),
+        "search_charts": [_with_markup(one) for one in (charts.history(report), charts.curves(report))],
+        "value_charts": [_with_markup(one) for one in value_charts(report)],
+        "seen": [_with_markup(one) for one in student_charts.seen(report)],
+        "pictures": tables.embedded_pictures(report),
+        "plan": tables.plan_table(report.plan),
         "network_costs": network_costs,
         "networks": networks,
         "notes": wording.notes(summary),
-        "failures": tables.failure_rows(studied),
+        "failures": tables.failure_rows(report),
         "trials": trials,
         "trials_left_out": left_out,
         "recipe": "" if recipe_file is None or not recipe_file.exists() else recipe_file.read_text(encoding="utf-8"),
@@ -167,15 +157,6 @@ def _teachers(experiment: Experiment, summary: StudySummary) -> Sequence[Teacher
     return summary.teachers or [summary.teacher]
 
 
-def _measured(folder: StudyFolder, winner: RankedConfig | None) -> Measured | None:
-    """What was measured of the winner; of another one, or in a damaged file, it counts as nothing."""
-    try:
-        found = Measured.read(folder)
-    except (UserError, KeyError, TypeError, ValueError, IndexError):
-        return None
-    return found if found is not None and winner is not None and found.winner == winner.number else None
-
-
-def _with_markup(made: charts.Chart) -> dict[str, Any]:
+def _with_markup(made: charts.Chart) -> dict[str, object]:
     """A chart whose SVG the template does not escape: ElementTree has escaped every text in it."""
     return {**made.__dict__, "svg": Markup(made.svg)}

@@ -13,11 +13,11 @@ from heterokd.domains import Choice, Domain
 from heterokd.formatting import format_score, metric_name
 from heterokd.report.figures.parameters import Axis, Bar, Line, draw_importance, draw_parallel
 from heterokd.report.search_charts import Chart, NothingToShow, chart, tip
-from heterokd.report.study_data import Studied, Tried
+from heterokd.report.study_data import StudyReport
 from heterokd.report.tables import methods_in_order
-from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.importance import ALL, Importance, importances
+from heterokd.study.trial_view import TrialView
 
 MOST_METHODS = 6
 """Methods with charts of their own: those with most trials that were trained to the end."""
@@ -27,18 +27,18 @@ MOST_LINES = 200
 MOST_AXES = 8
 
 
-def value_charts(studied: Studied, folder: StudyFolder) -> list[Chart]:
+def value_charts(report: StudyReport) -> list[Chart]:
     """Pairs of importance and parallel coordinates: all methods first, then each method that has enough trials."""
     try:
-        known = {one.group: one for one in importances(folder)}
-        why = "" if folder.database.exists() else "the study's database is not here"
+        known = {one.group: one for one in importances(report.folder)}
+        why = "" if report.folder.database.exists() else "the study's database is not here"
     except Exception as error:  # noqa: BLE001  a database that cannot be read costs these charts, not the page
         known, why = {}, f"{type(error).__name__}: {error}".splitlines()[0]
     found: list[Chart] = []
-    names = [one for one in methods_in_order(studied) if _varied(studied.experiment, one)]
-    counts = {name: sum(one.method == name and one.is_complete for one in studied.search) for name in names}
+    names = [one for one in methods_in_order(report) if _varied(report.experiment, one)]
+    counts = {name: sum(one.method == name and one.is_complete for one in report.search) for name in names}
     chosen = sorted(names, key=lambda name: -counts[name])[:MOST_METHODS]
-    groups = [ALL] if len(methods_in_order(studied)) > 1 else []
+    groups = [ALL] if len(methods_in_order(report)) > 1 else []
     groups += [name for name in names if name in chosen and (counts[name] >= FEWEST_LINES or _says(known.get(name)))]
     for group in groups:
         label = group.replace(" ", "-")
@@ -46,7 +46,7 @@ def value_charts(studied: Studied, folder: StudyFolder) -> list[Chart]:
         if known or not found:  # what is missing for all of them is said once
             found.append(chart(f"importance-{label}", title, lambda g=group: _importance(known.get(g), g, why)))  # type: ignore[misc]
         title = f"Which values met: {group}"
-        found.append(chart(f"parallel-{label}", title, lambda g=group: _parallel(studied, g)))  # type: ignore[misc]
+        found.append(chart(f"parallel-{label}", title, lambda g=group: _parallel(report, g)))  # type: ignore[misc]
     return found
 
 
@@ -90,11 +90,11 @@ def _importance(known: Importance | None, group: str, why: str) -> tuple[str, st
     return draw_importance(f"importance-{group.replace(' ', '-')}", title, caption, bars), caption
 
 
-def _parallel(studied: Studied, group: str) -> tuple[str, str]:
-    experiment, maximise = studied.experiment, bool(studied.summary.maximise)
+def _parallel(report: StudyReport, group: str) -> tuple[str, str]:
+    experiment, maximise = report.experiment, bool(report.summary.maximise)
     own = [
         one
-        for one in studied.search
+        for one in report.search
         if group in (ALL, one.method) and one.status != TrialStatus.RUNNING and not one.status.is_failure
     ]
     reached = [one for one in own if one.is_complete]
@@ -106,7 +106,7 @@ def _parallel(studied: Studied, group: str) -> tuple[str, str]:
     ordered = sorted(values, reverse=maximise)
     best, worst = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.9 * len(ordered)) - 1)]
     axes = [Axis(_short(key), _ticks(domain, experiment)) for key, domain in domains.items()]
-    axes.append(Axis(metric_name(studied.summary.metric), [(0.0, format_score(worst)), (1.0, format_score(best))]))
+    axes.append(Axis(metric_name(report.summary.metric), [(0.0, format_score(worst)), (1.0, format_score(best))]))
     top = (max if maximise else min)(reached, key=lambda one: one.value or 0.0)
     shown = sorted(own, key=lambda one: (not one.is_complete, one.number))[:MOST_LINES]
     lines = [
@@ -125,7 +125,7 @@ def _parallel(studied: Studied, group: str) -> tuple[str, str]:
     return draw_parallel(f"parallel-{group.replace(' ', '-')}", title, caption, axes, lines), caption
 
 
-def _reached(one: Tried, best: float, worst: float) -> float | None:
+def _reached(one: TrialView, best: float, worst: float) -> float | None:
     if not one.is_complete or one.value is None:
         return None
     return 1.0 if best == worst else min(max((one.value - worst) / (best - worst), 0.0), 1.0)

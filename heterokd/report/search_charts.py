@@ -15,11 +15,12 @@ from heterokd.methods import BASELINE
 from heterokd.report.cards import default_side
 from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
 from heterokd.report.figures.history import Curve, Dot, Level, Metric, draw_curves, draw_history
-from heterokd.report.study_data import Studied, Tried
+from heterokd.report.study_data import StudyReport
 from heterokd.report.tables import describe, methods_in_order
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import rungs
 from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.trial_view import TrialView
 
 MOST_CURVES = 150
 """Curves of a chart; of more trials those trained to the end are shown, and of the others every so many."""
@@ -61,26 +62,26 @@ def chart(name: str, title: str, draw: Callable[[], tuple[str, str]]) -> Chart:
     return Chart(name, title, svg, caption)
 
 
-def glance(studied: Studied) -> Chart:
+def glance(report: StudyReport) -> Chart:
     """Winner, default settings, scratch and teacher on one axis."""
 
     def draw() -> tuple[str, str]:
-        winner, metric = studied.winner, metric_name(studied.summary.metric)
+        winner, metric = report.winner, metric_name(report.summary.metric)
         if winner is None or winner.mean is None:
             raise NothingToShow("No student was trained to the end, so there is nothing to compare.")
         rows = [_leader_row(winner, winner.mean, f"winner: {winner.method}", "winner")]
-        found = default_side(studied, winner)
+        found = default_side(report, winner)
         if found is not None:
             default, side = found
             low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
             rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
-        scratch = studied.scratch
+        scratch = report.scratch
         if scratch is not None and scratch.mean is not None:
             rows.append(_leader_row(scratch, scratch.mean, "labels alone", BASELINE))
-        if "teacher" in studied.levels:
-            level = studied.levels["teacher"]
+        if "teacher" in report.levels:
+            level = report.levels["teacher"]
             rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
-        rows.sort(key=lambda row: -row.mean if studied.summary.maximise else row.mean)
+        rows.sort(key=lambda row: -row.mean if report.summary.maximise else row.mean)
         caption = f"{metric} on val. Bars are 95 % intervals of a mean over seeds; the teacher is one network."
         if not winner.confirmed:
             caption = f"{metric} on val. One seed each: nothing says how far these values scatter."
@@ -96,23 +97,23 @@ def _leader_row(leader: RankedConfig, mean: float, label: str, look: str) -> Row
     return Row(label, mean, low, high, look, format_score(mean))
 
 
-def methods(studied: Studied) -> Chart:
+def methods(report: StudyReport) -> Chart:
     """Every trial of every method."""
 
     def draw() -> tuple[str, str]:
-        if not any(one.value is not None for one in studied.search):
+        if not any(one.value is not None for one in report.search):
             raise NothingToShow("No trial has reported a value yet.")
-        winner = studied.winner
+        winner = report.winner
         strips = []
-        for method in methods_in_order(studied):
-            own = [one for one in studied.search if one.method == method]
-            best = next((one for one in studied.summary.leaders if one.method == method and one.confirmed), None)
+        for method in methods_in_order(report):
+            own = [one for one in report.search if one.method == method]
+            best = next((one for one in report.summary.leaders if one.method == method and one.confirmed), None)
             published = next((one.value for one in own if one.origin == "published" and one.is_complete), None)
             look = "winner" if winner is not None and method == winner.method else method
             strips.append(
                 Strip(
                     method=method,
-                    dots=[_dot(one, studied) for one in own],
+                    dots=[_dot(one, report) for one in own],
                     mean=None if best is None else best.mean,
                     low=None if best is None else best.low,
                     high=None if best is None else best.high,
@@ -120,21 +121,21 @@ def methods(studied: Studied) -> Chart:
                     look=look,
                 )
             )
-        metric = metric_name(studied.summary.metric)
-        caption = _method_sentence(studied, strips)
+        metric = metric_name(report.summary.metric)
+        caption = _method_sentence(report, strips)
         title = "Every trial of every method"
-        return draw_strips(title, caption, strips, _levels(studied, ("teacher",)), f"{metric} on val"), caption
+        return draw_strips(title, caption, strips, _levels(report, ("teacher",)), f"{metric} on val"), caption
 
     return chart("methods", "Every trial of every method", draw)
 
 
-def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
+def _method_sentence(report: StudyReport, strips: Sequence[Strip]) -> str:
     complete = [(strip, [dot.value for dot in strip.dots if dot.mark == TrialStatus.COMPLETE]) for strip in strips]
     tried = [(strip, [value for value in values if value is not None]) for strip, values in complete]
     tried = [(strip, values) for strip, values in tried if values]
     if not tried:
         return "No trial was trained to the end."
-    pick = max if studied.summary.maximise else min
+    pick = max if report.summary.maximise else min
     strip, values = pick(tried, key=lambda one: pick(one[1]))
     confirmed = [strip for strip in strips if strip.mean is not None]
     said = f"The best single value, {format_score(pick(values))}, is {strip.method}'s"
@@ -149,11 +150,11 @@ def _method_sentence(studied: Studied, strips: Sequence[Strip]) -> str:
     return f"{said}. Dots of the search are the luckier, the more there are: compare diamonds."
 
 
-def history(studied: Studied) -> Chart:
+def history(report: StudyReport) -> Chart:
     """Trials in their order, and the best so far."""
 
     def draw() -> tuple[str, str]:
-        dots = [_dot(one, studied) for one in studied.search if one.status != TrialStatus.RUNNING]
+        dots = [_dot(one, report) for one in report.search if one.status != TrialStatus.RUNNING]
         complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
         if not dots:
             raise NothingToShow("No trial has ended yet.")
@@ -163,27 +164,27 @@ def history(studied: Studied) -> Chart:
             f"{counts[TrialStatus.FAILED]} failed."
         )
         if complete:
-            pick = max if studied.summary.maximise else min
+            pick = max if report.summary.maximise else min
             best = pick(complete, key=lambda dot: dot.value or 0.0)
             rank = 1 + sum(dot.number < best.number for dot in dots)
             first = f"The best value of the search, {format_score(best.value)}, came with trial {best.number}"
             caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
-        metric = f"{metric_name(studied.summary.metric)} on val"
+        metric = f"{metric_name(report.summary.metric)} on val"
         title = "Best value so far"
-        drawn = draw_history(title, caption, dots, _levels(studied), Metric(metric, studied.summary.maximise))
+        drawn = draw_history(title, caption, dots, _levels(report), Metric(metric, report.summary.maximise))
         return drawn, caption
 
     return chart("history", "Best value so far", draw)
 
 
-def curves(studied: Studied) -> Chart:
+def curves(report: StudyReport) -> Chart:
     """The metric of every trial over its epochs."""
 
     def draw() -> tuple[str, str]:
-        trials = [one for one in studied.trials if len(one.curve) > 0]
+        trials = [one for one in report.trials if len(one.curve) > 0]
         if not trials:
             raise NothingToShow("No trial has reported an epoch yet.")
-        pointed = _pointed_out(studied)
+        pointed = _pointed_out(report)
         others = [one for one in trials if one.number not in pointed]
         shown = _some(others)
         lines = [
@@ -200,7 +201,7 @@ def curves(studied: Studied) -> Chart:
                 look, label = pointed[one.number]
                 lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
         stopped = sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in trials)
-        at = rungs(studied.experiment, studied.experiment.training.epochs) if studied.experiment.search.prune else ()
+        at = rungs(report.experiment, report.experiment.training.epochs) if report.experiment.search.prune else ()
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
         if at:
             caption += f", at rungs after epoch {join_words(list(map(str, at)))}"
@@ -208,27 +209,27 @@ def curves(studied: Studied) -> Chart:
         caption += f"; {join_words(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
         if len(shown) < len(others):
             caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
-        metric = f"{metric_name(studied.summary.metric)} on val"
-        title, levels = "Learning curves", _levels(studied, ("teacher",))
-        return draw_curves(title, caption, lines, levels, at, Metric(metric, studied.summary.maximise)), caption
+        metric = f"{metric_name(report.summary.metric)} on val"
+        title, levels = "Learning curves", _levels(report, ("teacher",))
+        return draw_curves(title, caption, lines, levels, at, Metric(metric, report.summary.maximise)), caption
 
     return chart("curves", "Learning curves", draw)
 
 
-def _pointed_out(studied: Studied) -> dict[int, tuple[str, str]]:
+def _pointed_out(report: StudyReport) -> dict[int, tuple[str, str]]:
     """By number, look and label of the trials that are spoken of."""
     found: dict[int, tuple[str, str]] = {}
-    default = studied.default
+    default = report.default
     if default is not None:
         found[default.number] = ("default", f"{default.method}, defaults")
-    if studied.scratch is not None:
-        found[int(studied.scratch.number)] = (BASELINE, "labels alone")
-    if studied.winner is not None:
-        found[int(studied.winner.number)] = ("winner", f"winner: {studied.winner.method}")
+    if report.scratch is not None:
+        found[report.scratch.number] = (BASELINE, "labels alone")
+    if report.winner is not None:
+        found[report.winner.number] = ("winner", f"winner: {report.winner.method}")
     return found
 
 
-def _some(trials: Sequence[Tried]) -> list[Tried]:
+def _some(trials: Sequence[TrialView]) -> list[TrialView]:
     """At most `MOST_CURVES` of them, those trained to the end first."""
     ordered = sorted(trials, key=lambda one: (one.status != TrialStatus.COMPLETE, one.number))
     if len(ordered) <= MOST_CURVES:
@@ -240,23 +241,23 @@ def _some(trials: Sequence[Tried]) -> list[Tried]:
     return kept + (rest[:: math.ceil(len(rest) / room)] if room > 0 and rest else [])
 
 
-def _dot(one: Tried, studied: Studied) -> Dot:
+def _dot(one: TrialView, report: StudyReport) -> Dot:
     mark = TrialStatus.FAILED if one.status.is_failure else TrialStatus.PRUNED
     if one.is_complete:
         mark = TrialStatus.COMPLETE
-    return Dot(one.number, mark, None if one.status.is_failure else one.value, tip(one, len(studied.trials)))
+    return Dot(one.number, mark, None if one.status.is_failure else one.value, tip(one, len(report.trials)))
 
 
-def tip(one: Tried, count: int) -> str:
+def tip(one: TrialView, count: int) -> str:
     """What is said of a trial that is pointed at: its values too, unless `count` trials of a chart are too many."""
     value = "no value" if one.value is None else format_score(one.value)
     values = f" {format_sample(one.sample)}" if count <= MOST_SETTINGS else ""
     return f"trial {one.number}, {one.method}: {value} ({describe(one)}){values}"
 
 
-def _levels(studied: Studied, names: Sequence[str] = ("teacher", BASELINE)) -> list[Level]:
+def _levels(report: StudyReport, names: Sequence[str] = ("teacher", BASELINE)) -> list[Level]:
     labels = {"teacher": "teacher", BASELINE: "labels alone"}
-    return [Level(labels[name], value, name) for name, value in studied.levels.items() if name in names]
+    return [Level(labels[name], value, name) for name, value in report.levels.items() if name in names]
 
 
 def _th(rank: int) -> str:

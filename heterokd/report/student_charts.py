@@ -13,26 +13,26 @@ from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_matc
 from heterokd.report.figures.svg import Vector
 from heterokd.report.measured import Measured
 from heterokd.report.search_charts import Chart, NothingToShow, chart
-from heterokd.report.study_data import Studied
+from heterokd.report.study_data import StudyReport
 from heterokd.study.ranked_config import RankedConfig
 
 
-def fronts(studied: Studied, measured: Measured | None) -> list[Chart]:
+def fronts(report: StudyReport) -> list[Chart]:
     """Accuracy against each cost, where costs count; the teacher stands beside the students if it was weighed."""
     found = []
-    for key in studied.experiment.search.costs:
+    for key in report.experiment.search.costs:
         name = STUDENT_COSTS[key].name
-        found.append(chart(f"front-{name.lower()}", f"Accuracy and {name}", partial(_front, studied, measured, key)))
+        found.append(chart(f"front-{name.lower()}", f"Accuracy and {name}", partial(_front, report, key)))
     return found
 
 
-def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, str]:
-    members, facts = studied.summary.front, studied.summary.students
+def _front(report: StudyReport, key: str) -> tuple[str, str]:
+    members, facts = report.summary.front, report.summary.students
     if not members:
         raise NothingToShow("No student was trained to the end, so there is no front.")
     on_front = {one.student for one in members}
     others: dict[str, RankedConfig] = {}
-    for leader in studied.summary.leaders:
+    for leader in report.summary.leaders:
         if leader.student not in on_front:
             others.setdefault(leader.student, leader)
     shown = [
@@ -40,11 +40,11 @@ def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, 
         for one in (*members, *others.values())
         if key in facts.get(one.student, {}) and one.expected is not None
     ]
-    teacher = (measured.networks.get("teacher") or {}).get(key) if measured is not None else None
-    if teacher and "teacher" in studied.levels:
-        shown.append(Member("teacher", teacher, studied.levels["teacher"], False, "teacher"))
+    teacher = None if report.measured is None else report.measured.cost("teacher", key)
+    if teacher and "teacher" in report.levels:
+        shown.append(Member("teacher", teacher, report.levels["teacher"], False, "teacher"))
     cost = STUDENT_COSTS[key].label()
-    metric = f"{metric_name(studied.summary.metric)} to expect on val"
+    metric = f"{metric_name(report.summary.metric)} to expect on val"
     names = join_words([one.student for one in members])
     none = (
         "is the only student that none beats in everything" if len(members) == 1 else "are beaten by none in everything"
@@ -54,15 +54,15 @@ def _front(studied: Studied, measured: Measured | None, key: str) -> tuple[str, 
     return draw_front(f"front-{STUDENT_COSTS[key].name.lower()}", title, caption, shown, cost, metric), caption
 
 
-def seen(studied: Studied, measured: Measured | None) -> list[Chart]:
+def seen(report: StudyReport) -> list[Chart]:
     """What the winner sees: confusion matrix or IoU of every class, and CKA with its teacher."""
-    if studied.winner is None:
+    if report.winner is None:
         return []
-    is_classes = studied.experiment.data.task == "classification"
-    first = chart("confusion", "What is taken for what", lambda: _confusion(measured))
+    is_classes = report.experiment.data.task == "classification"
+    first = chart("confusion", "What is taken for what", lambda: _confusion(report.measured))
     if not is_classes:
-        first = chart("iou", "IoU of every class", lambda: _iou(measured))
-    return [first, chart("cka", "Teacher and student, stage by stage", lambda: _cka(measured))]
+        first = chart("iou", "IoU of every class", lambda: _iou(report.measured))
+    return [first, chart("cka", "Teacher and student, stage by stage", lambda: _cka(report.measured))]
 
 
 def _known(measured: Measured | None, part: str, is_there: bool) -> Measured:
@@ -120,7 +120,7 @@ def _cka(measured: Measured | None) -> tuple[str, str]:
         f"{known.similarity[-1][-1]:.2f}."
     )
     networks = known.networks
-    names = [str(networks.get(one, {}).get("network", one)) for one in ("teacher", "student")]
+    names = [networks[one].network if one in networks else one for one in ("teacher", "student")]
     made = Vector("cka", "CKA between the stages of teacher and winner", caption, 1.0)
     draw_match(made, known.similarity, *names)
     return made.text, caption

@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
-from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.config.experiment import TEACHER
 from heterokd.formatting import format_duration, format_interval, format_sample, format_score
 from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
-from heterokd.report.study_data import Studied, Tried
+from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import read_json
-from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
-from heterokd.study.plan.record import planned
+from heterokd.study.plan.record import PlanRecord
 from heterokd.study.published import published_results
 from heterokd.study.ranked_config import RankedConfig
-from heterokd.study.summary import StudySummary
+from heterokd.study.trial_view import TrialView
+
+Row = dict[str, object]
+"""What a line of a table shows, by the names that the page's template uses."""
 
 MOST_TRIALS = 400
 """Rows of the table of all trials; of more, the best are shown."""
@@ -32,9 +33,9 @@ PICTURES = {"samples": "Images of val", "match": "Stages before distillation"}
 """Headings of the other pictures, in their order; then those of methods."""
 
 
-def leader_rows(studied: Studied) -> list[dict[str, Any]]:
+def leader_rows(report: StudyReport) -> list[Row]:
     """The leading configurations with where their interval lies on a common scale of 0 to 100."""
-    leaders = studied.summary.leaders
+    leaders = report.summary.leaders
     ends = [value for one in leaders for value in (one.low, one.high, one.mean) if value is not None]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
 
@@ -43,12 +44,12 @@ def leader_rows(studied: Studied) -> list[dict[str, Any]]:
 
     rows = []
     for leader in leaders:
-        tried = studied.find(leader.number)
+        tried = report.find(leader.number)
         is_sure = leader.confirmed and leader.low is not None
         rows.append(
             {
                 **vars(leader),
-                "kind": _kind(studied, leader),
+                "kind": _kind(report, leader),
                 "seconds": "" if tried is None or tried.seconds is None else format_duration(tried.seconds),
                 "interval": format_interval(leader.low, leader.high) if is_sure else "",
                 "from": place(leader.low) if is_sure else None,
@@ -60,22 +61,22 @@ def leader_rows(studied: Studied) -> list[dict[str, Any]]:
     return rows
 
 
-def _kind(studied: Studied, leader: RankedConfig) -> str:
-    winner = studied.winner
+def _kind(report: StudyReport, leader: RankedConfig) -> str:
+    winner = report.winner
     if winner is not None and leader.number == winner.number:
         return "winner"
     return "baseline" if leader.method == BASELINE else ""
 
 
-def method_rows(studied: Studied) -> list[dict[str, Any]]:
+def method_rows(report: StudyReport) -> list[Row]:
     """Every method: its trials, its best value of the search, its mean on fresh seeds, the time that it took."""
     rows = []
-    for method in methods_in_order(studied):
-        own = [one for one in studied.search if one.method == method]
+    for method in methods_in_order(report):
+        own = [one for one in report.search if one.method == method]
         values = [one.value for one in own if one.is_complete and one.value is not None]
-        confirmed = next((one for one in studied.summary.leaders if one.method == method and one.confirmed), None)
-        seconds = [one.seconds for one in studied.trials if one.method == method and one.seconds is not None]
-        best = (max if studied.summary.maximise else min)(values) if values else None
+        confirmed = next((one for one in report.summary.leaders if one.method == method and one.confirmed), None)
+        seconds = [one.seconds for one in report.trials if one.method == method and one.seconds is not None]
+        best = (max if report.summary.maximise else min)(values) if values else None
         rows.append(
             {
                 "method": method,
@@ -92,28 +93,28 @@ def method_rows(studied: Studied) -> list[dict[str, Any]]:
     return rows
 
 
-def methods_in_order(studied: Studied) -> list[str]:
+def methods_in_order(report: StudyReport) -> list[str]:
     """Methods as they lead: by their first leader, then by their best value, then those without any."""
     first: dict[str, int] = {}
-    for leader in studied.summary.leaders:
+    for leader in report.summary.leaders:
         first.setdefault(leader.method, len(first))
-    sign = 1 if studied.summary.maximise else -1
+    sign = 1 if report.summary.maximise else -1
 
     def rank(method: str) -> tuple[int, float]:
-        values = [sign * one.value for one in studied.search if one.method == method and one.value is not None]
+        values = [sign * one.value for one in report.search if one.method == method and one.value is not None]
         return first.get(method, len(first)), -max(values, default=float("-inf"))
 
-    return sorted({one.method for one in studied.search}, key=rank)
+    return sorted({one.method for one in report.search}, key=rank)
 
 
-def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
+def trial_rows(report: StudyReport) -> tuple[list[Row], int]:
     """Every trial, by number; of too many the best, and how many are left out."""
-    sign = 1 if studied.summary.maximise else -1
-    trials: Sequence[Tried] = studied.trials
+    sign = 1 if report.summary.maximise else -1
+    trials: Sequence[TrialView] = report.trials
     if len(trials) > MOST_TRIALS:
         ranked = sorted(trials, key=lambda one: (one.value is None, -sign * (one.value or 0.0), one.number))
         trials = sorted(ranked[:MOST_TRIALS], key=lambda one: one.number)
-    rows = [
+    rows: list[Row] = [
         {
             "number": one.number,
             "method": one.method,
@@ -128,10 +129,10 @@ def trial_rows(studied: Studied) -> tuple[list[dict[str, Any]], int]:
         }
         for one in trials
     ]
-    return rows, len(studied.trials) - len(rows)
+    return rows, len(report.trials) - len(rows)
 
 
-def describe(one: Tried) -> str:
+def describe(one: TrialView) -> str:
     """A trial's end in words."""
     said = {TrialStatus.PRUNED: "stopped early", TrialStatus.PAUSED: "paused by the budget"}.get(
         one.status, str(one.status)
@@ -141,49 +142,50 @@ def describe(one: Tried) -> str:
     return said if one.confirms is None else f"{said}, seed {one.seed} of trial {one.confirms}"
 
 
-def failure_rows(studied: Studied) -> list[dict[str, Any]]:
+def failure_rows(report: StudyReport) -> list[Row]:
     """Trials that failed, with what."""
     return [
         {"number": one.number, "method": one.method, "error": one.error}
-        for one in studied.trials
+        for one in report.trials
         if one.status.is_failure or (one.error and one.status != TrialStatus.COMPLETE)
     ]
 
 
-def front_rows(experiment: Experiment, summary: StudySummary) -> list[dict[str, Any]]:
+def front_rows(report: StudyReport) -> list[Row]:
     """The Pareto front, each student with the costs that count."""
+    costs = report.experiment.search.costs
     return [
-        {**vars(member), "costs": _figures(summary.students.get(member.student, {}), experiment.search.costs)}
-        for member in summary.front
+        {**vars(member), "costs": _figures(report.summary.students.get(member.student, {}), costs)}
+        for member in report.summary.front
     ]
 
 
-def network_rows(measured: Measured | None) -> tuple[list[str], list[dict[str, Any]]]:
+def network_rows(measured: Measured | None) -> tuple[list[str], list[Row]]:
     """Labels of the costs that were measured, and teacher and student with theirs; both empty where neither was."""
     if measured is None or "teacher" not in measured.networks:
         return [], []
     networks = measured.networks
-    costs = [key for key in STUDENT_COSTS if any(own.get(key) is not None for own in networks.values())]
-    rows = [{"name": name, "network": own["network"], "costs": _figures(own, costs)} for name, own in networks.items()]
+    costs = [key for key in STUDENT_COSTS if any(one.costs.get(key) is not None for one in networks.values())]
+    rows: list[Row] = [
+        {"name": name, "network": one.network, "costs": _figures(one.costs, costs)} for name, one in networks.items()
+    ]
     return [STUDENT_COSTS[key].label() for key in costs], rows
 
 
-def _figures(known: Mapping[str, Any], costs: Sequence[str]) -> list[str]:
+def _figures(known: Mapping[str, float | None], costs: Sequence[str]) -> list[str]:
     """Costs of a student with as many digits as each is shown; empty where one is not known."""
-    return ["" if known.get(key) is None else f"{known[key]:.{STUDENT_COSTS[key].digits}g}" for key in costs]
+    values = [(STUDENT_COSTS[key].digits, known.get(key)) for key in costs]
+    return ["" if value is None else f"{value:.{digits}g}" for digits, value in values]
 
 
-def embedded_pictures(folder: StudyFolder, drawn: Sequence[str] = DRAWN) -> list[dict[str, str]]:
+def embedded_pictures(report: StudyReport) -> list[dict[str, str]]:
     """The PNGs of a study's pictures with name, caption and base64 text; the page then needs no other file.
 
     A caption is what captions.json says of the file's stem, and the stem itself where it says nothing.
-
-    Args:
-        folder: of the study.
-        drawn: stems of those that the page draws itself.
     """
-    captions = read_json(folder.pictures / "captions.json")
-    files = {file.stem: file for file in sorted(folder.pictures.glob("*.png"))}
+    pictures, drawn = report.folder.pictures, DRAWN if report.measured is not None else ("cka",)
+    captions = read_json(pictures / "captions.json")
+    files = {file.stem: file for file in sorted(pictures.glob("*.png"))}
     ordered = sorted(files, key=lambda stem: list(PICTURES).index(stem) if stem in PICTURES else len(PICTURES))
     return [
         {
@@ -201,47 +203,47 @@ def _heading(stem: str) -> str:
     return f"Maps of {stem}" if stem in METHODS else stem.replace("_", " ")
 
 
-def plan_table(folder: StudyFolder) -> dict[str, Any] | None:
+def plan_table(record: PlanRecord | None) -> dict[str, object] | None:
     """A study's plan beside what it took; None where it has none."""
-    known = planned(folder)
-    if known is None:
+    if record is None:
         return None
-    plan, actual = known
-    counts = plan.trainings
-    ranges: list[tuple[str, str, Range, str]] = [
-        ("minutes", "seconds", plan.seconds.times(1 / 60), "%.1f"),
-        (plan.device_unit, "device_hours", plan.device_hours, "%.2f"),
-        ("MB on disk (the study's own folder, when taken)", "disk", plan.disk.times(1e-6), "%.0f"),
+    plan, taken, counts = record.plan, record.taken, record.plan.trainings
+    rows = [
+        _range_row("minutes", plan.seconds.times(1 / 60), None if taken is None else taken.seconds / 60, "%.1f"),
+        _range_row(plan.device_unit, plan.device_hours, None if taken is None else taken.device_hours, "%.2f"),
     ]
     if plan.money is not None:
-        ranges.insert(2, (plan.currency, "money", plan.money, "%.2f"))
-    scale = {"seconds": 1 / 60, "disk": 1e-6}
-    rows = [
-        {
-            "name": name,
-            "planned": form % value.expected,
-            "range": f"{form % value.low} to {form % value.high}",
-            "taken": "" if actual.get(key) is None else form % (actual[key] * scale.get(key, 1.0)),
-        }
-        for name, key, value, form in ranges
-    ]
-    numbers = {
-        "trainings": ("trainings", counts["published"] + counts["sampled"]),
-        "pruned": ("of them stopped early", counts["pruned"]),
-        "repeated": ("again on fresh seeds", counts["repeated"]),
-    }
-    for key, (name, value) in numbers.items():
-        rows.append({"name": name, "planned": f"{value:.0f}", "range": "", "taken": str(actual.get(key, ""))})
+        rows.append(_range_row(plan.currency, plan.money, None if taken is None else taken.money, "%.2f"))
+    disk = None if taken is None else 1e-6 * taken.disk
+    rows.append(_range_row("MB on disk (the study's own folder, when taken)", plan.disk.times(1e-6), disk, "%.0f"))
+    for name, planned, count in (
+        ("trainings", counts["published"] + counts["sampled"], taken and taken.trainings),
+        ("of them stopped early", counts["pruned"], taken and taken.pruned),
+        ("again on fresh seeds", counts["repeated"], taken and taken.repeated),
+    ):
+        rows.append(
+            {"name": name, "planned": f"{planned:.0f}", "range": "", "taken": "" if count is None else str(count)}
+        )
     return {"rows": rows, "source": plan.source, "parallel": plan.parallel, "device": plan.device}
 
 
-def published_tables(experiment: Experiment, summary: StudySummary) -> list[dict[str, Any]]:
+def _range_row(name: str, planned: Range, taken: float | None, form: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "planned": form % planned.expected,
+        "range": f"{form % planned.low} to {form % planned.high}",
+        "taken": "" if taken is None else form % taken,
+    }
+
+
+def published_tables(report: StudyReport) -> list[Row]:
     """What papers print of the experiment's pairs, beside this study's best of each method; one table a pair.
 
     Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
     there.
     """
-    tables = []
+    experiment, summary = report.experiment, report.summary
+    tables: list[Row] = []
     for teacher, student in product(experiment.teacher.networks, experiment.student.networks):
         pair = published_results(experiment.data.dataset, teacher, student)
         if pair is None:

@@ -15,7 +15,6 @@ Glass's Estimator of Effect Size, 1981). How many seeds would settle a tie follo
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.trial_view import TrialView
 
 Values = Mapping[str, Mapping[int, float]]
 """By configuration and seed, the metric."""
@@ -263,44 +261,36 @@ def _rounding(values: NDArray[np.float64]) -> float:
     return 1e-12 * max(1.0, float(np.abs(values).max(initial=0)))
 
 
-def study_values(folder: StudyFolder, metric: str) -> dict[str, dict[int, float]]:
-    """What each configuration of a study reached on each fresh seed; only those with two seeds or more.
+def fresh_values(trials: Iterable[TrialView]) -> dict[str, dict[int, float]]:
+    """Collect what each configuration reached on each fresh seed; only those with two seeds or more.
 
-    A configuration is a recipe whatever its seed, named after its method, and after the trial that found it where the
-    method has several. The training that found a leader is left out: the best of many is better than it is.
+    A configuration is named after its method, and after the trial that found it where the method has several. The
+    training that found a leader is left out: the best of many is better than it is.
     """
-    groups: dict[str, list[tuple[int, int, Any, str, float]]] = {}
-    for trial in folder.trials():
-        snapshot = trial.snapshot
-        value = snapshot.metrics.get(metric)
-        if snapshot.status != TrialStatus.COMPLETE or value is None:
-            continue
-        recipe = trial.recipe
-        training = recipe.training.model_dump(mode="json", exclude={"seed"})
-        content = recipe.model_dump(mode="json", exclude={"training", "name"}) | {"training": training}
-        key = json.dumps(content, sort_keys=True)
-        row = (trial.number, recipe.training.seed, snapshot.confirms, recipe.method, float(value))
-        groups.setdefault(key, []).append(row)
+    groups: dict[str, list[TrialView]] = {}
+    for trial in trials:
+        if trial.is_complete:
+            groups.setdefault(trial.configuration, []).append(trial)
     fresh = []
     for group in groups.values():
-        repeats = [row for row in group if row[2] is not None] or group
-        if len({row[1] for row in repeats}) > 1:
-            fresh.append((min(row[0] for row in group), repeats))
-    methods = [repeats[0][3] for _, repeats in fresh]
+        repeats = [trial for trial in group if trial.confirms is not None] or group
+        if len({trial.seed for trial in repeats}) > 1:
+            fresh.append((min(trial.number for trial in group), repeats))
+    methods = [repeats[0].method for _, repeats in fresh]
     return {
-        repeats[0][3] if methods.count(repeats[0][3]) == 1 else f"{repeats[0][3]} (trial {number})": {
-            row[1]: row[4] for row in repeats
+        repeats[0].method if methods.count(repeats[0].method) == 1 else f"{repeats[0].method} (trial {number})": {
+            trial.seed: trial.value for trial in repeats if trial.value is not None
         }
         for number, repeats in sorted(fresh, key=lambda one: one[0])
     }
 
 
-def compare_study(folder: StudyFolder, metric: str, *, maximise: bool = True) -> list[Comparison]:
-    """All pairs of a study's configurations that were trained on fresh seeds, the better one of each pair first.
+def compare_trials(trials: Iterable[TrialView], *, maximise: bool = True) -> list[Comparison]:
+    """Compare all pairs of a study's configurations on fresh seeds, the better one of each pair first.
 
     Noise is pooled: a study repeats few configurations on few seeds.
     """
-    values = study_values(folder, metric)
+    values = fresh_values(trials)
     sign = -1 if maximise else 1
     ranked = dict(sorted(values.items(), key=lambda item: sign * fmean(item[1].values())))
     return compare(ranked, pooled=True, maximise=maximise)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from heterokd.config.recipe import Recipe
 from heterokd.domains import Scalar
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialStatus
@@ -32,6 +35,7 @@ class TrialView:
         seconds: that it took; None where its files do not say.
         reason: why it was stopped.
         error: last line of a failure.
+        configuration: names its recipe whatever the seed; the same for a trial and its repetitions.
         path: its folder.
     """
 
@@ -50,6 +54,7 @@ class TrialView:
     seconds: float | None
     reason: str
     error: str
+    configuration: str
     path: Path
 
     @property
@@ -94,5 +99,12 @@ def _view(trial: TrialFolder, metric: str) -> TrialView:
         seconds=snapshot.seconds,
         reason=snapshot.reason or "",
         error=error.strip().splitlines()[-1] if error and error.strip() else "",
+        configuration=_configuration(recipe),
         path=trial.path,
     )
+
+
+def _configuration(recipe: Recipe) -> str:
+    training = recipe.training.model_dump(mode="json", exclude={"seed"})
+    content = recipe.model_dump(mode="json", exclude={"training", "name"}) | {"training": training}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

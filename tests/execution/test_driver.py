@@ -272,7 +272,8 @@ def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, ca
     folder.summary_file.write_text('{"name": "tiny", "metric": "val/top1", "maximise": "damaged"}')
     folder.report.mkdir()
     driver._draw(folder, question, root, {})
-    driver._write_page(folder, question, fabricated.summary(), root)
+    fabricated.summary().write(folder)
+    driver._write_page(folder, question, root)
     # Warned of, whatever MLflow makes of the root logger's level when it is imported.
     assert "the study's pictures are not drawn (" in caplog.text
     assert "summary.json: is damaged (maximise: Input should be a valid boolean" in caplog.text

@@ -18,8 +18,9 @@ from quick import cases
 
 from heterokd.config import Experiment
 from heterokd.report import search_charts
-from heterokd.report.measured import Measured
+from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.page import write_report
+from heterokd.report.study_data import read_study
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
@@ -116,14 +117,14 @@ def measure(folder: StudyFolder, winner: int, classes: int = 10) -> None:
     made.similarity = tuple(tuple(row) for row in generator.random((4, 4)).tolist())
     made.compared = 64
     made.networks = {
-        "student": {"network": "test_resnet", "params_m": 0.37, "latency_ms": 0.6},
-        "teacher": {"network": "vit_tiny_patch16_224", "params_m": 2.7, "latency_ms": None},
+        "student": MeasuredNetwork("test_resnet", {"params_m": 0.37, "latency_ms": 0.6}),
+        "teacher": MeasuredNetwork("vit_tiny_patch16_224", {"params_m": 2.7, "latency_ms": None}),
     }
     made.write(folder)
 
 
 def page_of(folder: StudyFolder, question: Experiment) -> str:
-    write_report(folder, question, summary_of(folder))
+    write_report(read_study(folder, question))
     return folder.report.read_text(encoding="utf-8")
 
 
@@ -150,7 +151,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Experi
         Workspace(tmp_path_factory.mktemp("whole")), question, lambda one: None if one.number == 7 else by_method(one)
     )
     measure(folder, summary_of(folder).winner.number)
-    write_report(folder, question, summary_of(folder))
+    write_report(read_study(folder, question))
     return folder, question
 
 

@@ -13,10 +13,11 @@ import pytest
 from heterokd.formatting import metric_name
 from heterokd.report.cards import cards, paired_tie
 from heterokd.report.page import write_report
-from heterokd.report.study_data import Studied, read_study
+from heterokd.report.study_data import StudyReport, read_study
 from heterokd.report.tables import published_tables
 from heterokd.report.wording import verdict
 from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
@@ -48,6 +49,7 @@ def test_the_interval_of_the_difference_is_that_of_two_independent_means() -> No
 
 
 SWIN = "swin_tiny_patch4_window7_224"
+NOWHERE = StudyFolder(Path("nowhere"))
 
 
 def summary(*leaders: RankedConfig, metric: str = "val/top1", **more: Any) -> StudySummary:
@@ -69,14 +71,17 @@ def question(**student: Any) -> Any:
 
 def test_published_numbers_stand_beside_ours() -> None:
     found = summary(leader("hcd", 0.8123, 0.01), leader("kd", 0.79, None, confirmed=False), leader("hcd", 0.78, 0.01))
-    (table,) = published_tables(question(), found)
+    (table,) = published_tables(StudyReport(NOWHERE, question(), found))
     rows = {row["method"]: row for row in table["rows"]}
     assert rows["hcd"]["published"] == 82.78
     assert rows["hcd"]["ours"] == pytest.approx(81.23), "the best of its configurations"
     assert rows["kd"]["ours"] == pytest.approx(79.0)
     assert rows["rsd"]["ours"] is None
     assert table["rows"][0]["method"] == "rsd", "best published first"
-    assert published_tables(question(), replace(found, metric="val/top5"))[0]["rows"][0]["ours"] is None
+    assert (
+        published_tables(StudyReport(NOWHERE, question(), replace(found, metric="val/top5")))[0]["rows"][0]["ours"]
+        is None
+    )
 
 
 def test_each_student_has_its_own_table() -> None:
@@ -84,7 +89,8 @@ def test_each_student_has_its_own_table() -> None:
         leader("hcd", 0.82, 0.01, sample={"method": "hcd", "student.network": "resnet18"}),
         leader("hcd", 0.81, 0.01, sample={"method": "hcd", "student.network": "mobilenetv2_100"}),
     )
-    tables = published_tables(question(network=["resnet18", "mobilenetv2_100", "test_resnet"]), found)
+    students = question(network=["resnet18", "mobilenetv2_100", "test_resnet"])
+    tables = published_tables(StudyReport(NOWHERE, students, found))
     ours = [next(row["ours"] for row in table["rows"] if row["method"] == "hcd") for table in tables]
     assert ours == pytest.approx([82.0, 81.0])
 
@@ -95,7 +101,8 @@ def test_the_page_has_the_table_when_there_is_one(tmp_path: Path, published: boo
     folder = fabricated.study(Workspace(tmp_path), asked)
     for number, method in enumerate(("kd", "scratch")):
         fabricated.trial(folder, asked, number, method)
-    write_report(folder, asked, summary(leader("kd", 0.8123, 0.01), leader("scratch", 0.7, 0.01)))
+    summary(leader("kd", 0.8123, 0.01), leader("scratch", 0.7, 0.01)).write(folder)
+    write_report(read_study(folder, asked))
     page = folder.report.read_text()
     assert ("Published for this pair" in page) == published
     assert ("81.23" in page) == published
@@ -111,7 +118,8 @@ def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Pat
         (folder.pictures / f"{name}.png").write_bytes(name.encode())
     (folder.pictures / "captions.json").write_text('{"iou": "Classes <that> gained."}')
     found = summary(leader("pixel_kd", 0.4512, 0.01), leader("scratch", 0.4, 0.01), metric="val/miou")
-    write_report(folder, asked, found)
+    found.write(folder)
+    write_report(read_study(folder, asked))
     page = folder.report.read_text()
     assert "mIoU <strong>0.4512</strong>" in page
     assert "mIoU 90.00 % on val" in page
@@ -134,8 +142,8 @@ def shown_cards(folder: Path, winner: RankedConfig, scratch: RankedConfig | None
     """The cards of a study without trials, by title."""
     asked = fabricated.experiment()
     found = summary(winner, scratch, **changes) if scratch else summary(winner, scratch=None, **changes)
-    studied = Studied(asked, found)
-    return {card.title: card for card in cards(studied, None, fabricated.study(Workspace(folder), asked))}
+    report = StudyReport(fabricated.study(Workspace(folder), asked), asked, found)
+    return {card.title: card for card in cards(report)}
 
 
 @pytest.mark.parametrize(
@@ -166,13 +174,14 @@ def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
         write_text(made.path / "recipe.yaml", asked.recipe(sample, seed=seed).to_yaml())
         fabricated.change(made, metrics={"val/top1": value})
     found = summary(leader("hcd", 0.98, 0.01), leader("scratch", 0.94, 0.01))
-    studied = read_study(folder, asked, found)
-    tie = paired_tie(studied)
+    found.write(folder)
+    report = read_study(folder, asked)
+    tie = paired_tie(report)
     assert tie is not None
     assert len(tie.seeds) == 2
-    card = next(card for card in cards(studied, None, folder) if card.title == "Over labels alone")
+    card = next(card for card in cards(report) if card.title == "Over labels alone")
     assert card.mark == "likely"
-    write_report(folder, asked, found)
+    write_report(report)
     assert "Paired on the 2 seeds that both were trained on" in folder.report.read_text()
 
 

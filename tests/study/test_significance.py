@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from heterokd.report.page import write_report
+from heterokd.report.study_data import read_study
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
-from heterokd.study.significance import Comparison, compare, compare_study, holm, power_of, seeds_needed, study_values
+from heterokd.study.significance import Comparison, compare, compare_trials, fresh_values, holm, power_of, seeds_needed
+from heterokd.study.trial_view import read_trials
 
 SEEDS = range(7)
 
@@ -195,20 +197,20 @@ def made_study(folder: Path) -> StudyFolder:
 
 def test_a_studys_fresh_seeds(tmp_path: Path) -> None:
     study = made_study(tmp_path)
-    values = study_values(study, "val/top1")
+    values = fresh_values(read_trials(study, "val/top1"))
     assert list(values) == ["scratch", "kd (trial 1)", "kd (trial 2)"]  # trial 3 was found by luck, and never repeated
     assert all(sorted(own) == [1000, 2000, 3000] for own in values.values())  # seed 0, on which they were found, is out
-    found = compare_study(study, "val/top1")
+    found = compare_trials(read_trials(study, "val/top1"))
     assert [(one.first, one.second) for one in found] == list(
         itertools.combinations(["kd (trial 1)", "kd (trial 2)", "scratch"], 2)
     )
     assert [one.verdict for one in found] == ["better"] * 3
-    assert study_values(study, "val/loss") == {}
+    assert fresh_values(read_trials(study, "val/loss")) == {}
 
 
 def test_the_command_and_the_page(cli: Run, tmp_path: Path) -> None:
     study = made_study(tmp_path)
-    found = compare_study(study, "val/top1")
+    found = compare_trials(read_trials(study, "val/top1"))
     for more in ([], ["--json"]):
         code, out, _ = cli("compare", "tiny", "--root", tmp_path / "runs", *more)
         assert code == 0
@@ -220,7 +222,8 @@ def test_the_command_and_the_page(cli: Run, tmp_path: Path) -> None:
         else:
             assert "scratch                 val/top1 0.7" in out
             assert all(one.sentence() in out for one in found)
-    write_report(study, fabricated.experiment(), fabricated.summary(fabricated.ranked(1, "kd", 0.8, 0.01)))
+    fabricated.summary(fabricated.ranked(1, "kd", 0.8, 0.01)).write(study)
+    write_report(read_study(study, fabricated.experiment()))
     page = study.report.read_text()
     assert "Which differences are real" in page
     for one in found:

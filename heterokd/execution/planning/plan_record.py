@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from heterokd.config.experiment import Experiment
@@ -13,7 +14,7 @@ from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Plan
-from heterokd.study.plan.record import plan_file
+from heterokd.study.plan.record import Taken, plan_file
 
 
 class PlanRecorder:
@@ -55,18 +56,18 @@ class PlanRecorder:
         at_work = teacher * (1.0 if costs["gpus"] else costs["cpus"] * costs["parallel"])
         device_hours = (sum(spans) * share + at_work) / 3600
         money = None if by_device is None else device_hours * by_device
-        actual = {
-            "seconds": seconds,
-            "teacher_seconds": teacher,
-            "device_hours": device_hours,
-            "money": money if price is None else seconds / 3600 * price,
-            "trainings": len(trials) - len(repeated),
-            "pruned": sum(one.status == TrialStatus.PRUNED for one in trials),
-            "repeated": len(repeated),
-            "disk": sum(file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()),
-            "ratio": seconds / plan.seconds.expected,
-        }
-        write_text(plan_file(self.folder), json.dumps({**known, "actual": actual}, indent=1))
+        taken = Taken(
+            seconds=seconds,
+            teacher_seconds=teacher,
+            device_hours=device_hours,
+            money=money if price is None else seconds / 3600 * price,
+            trainings=len(trials) - len(repeated),
+            pruned=sum(one.status == TrialStatus.PRUNED for one in trials),
+            repeated=len(repeated),
+            disk=sum(file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()),
+            ratio=seconds / plan.seconds.expected,
+        )
+        write_text(plan_file(self.folder), json.dumps({**known, "actual": asdict(taken)}, indent=1))
 
     def _finished(self) -> int:
         return sum(trial.status != TrialStatus.RUNNING for trial in self.folder.trials())

@@ -144,6 +144,6 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     assert found is not None
     assert found.confusion is not None
     assert found.confusion.sum() == found.images == len(open_splits(question.data).val)
-    assert found.networks["student"]["params_m"] == pytest.approx(0.37, abs=0.01)
-    assert found.networks["teacher"]["latency_ms"] > 0
+    assert found.cost("student", "params_m") == pytest.approx(0.37, abs=0.01)
+    assert found.cost("teacher", "latency_ms") > 0
     assert "the teacher's weights are missing" in found.missing["cka"]

@@ -20,6 +20,7 @@ from heterokd.execution.check import within_limits
 from heterokd.execution.planning.plan import keep, plan_experiment, plan_with
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.report.page import write_report
+from heterokd.report.study_data import read_study
 from heterokd.report.tables import plan_table
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
@@ -27,7 +28,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
 from heterokd.study.plan.estimate import Plan, Stock, estimate
-from heterokd.study.plan.record import planned
+from heterokd.study.plan.record import PlanRecord, planned
 from heterokd.study.plan.simulation import BETWEEN_TRIALS, _Rungs, play
 from heterokd.study.study import Study
 
@@ -214,14 +215,15 @@ def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
     recorder.ended()
     known = planned(folder)
     assert known is not None
-    assert not known[1], "nothing has been trained"
+    assert known.taken is None, "nothing has been trained"
     made_search(root)
     recorder.ended()
     known = planned(folder)
     assert known is not None
-    assert 60 < known[1]["seconds"] < time.time() - recorder.began
-    assert known[1]["device_hours"] == pytest.approx((12 * COSTS.cpus + 20 * COSTS.cpus * COSTS.parallel) / 3600)
-    assert known[1]["trainings"] == 2
+    assert known.taken is not None
+    assert 60 < known.taken.seconds < time.time() - recorder.began
+    assert known.taken.device_hours == pytest.approx((12 * COSTS.cpus + 20 * COSTS.cpus * COSTS.parallel) / 3600)
+    assert known.taken.trainings == 2
     resumed = PlanRecorder(question, folder)
     resumed.ended()
     assert planned(folder) == known, "a run that trains nothing takes nothing"
@@ -229,7 +231,7 @@ def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
     resumed.ended()
     again = planned(folder)
     assert again is not None
-    assert again[1]["device_hours"] == known[1]["device_hours"], "the teacher was there"
+    assert again.taken.device_hours == known.taken.device_hours, "the teacher was there"
 
 
 def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
@@ -238,13 +240,14 @@ def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
     question, folder, recorder = planned_search(root, cluster=prices)
     made_search(root)
     recorder.ended()
-    table = plan_table(folder)
+    table = plan_table(planned(folder))
     assert table is not None
     rows = {row["name"]: row for row in table["rows"]}
     assert float(rows["EUR"]["taken"]) == pytest.approx(0.6, abs=0.02)
     assert float(rows["EUR"]["planned"]) == pytest.approx(36 / 60 * float(rows["minutes"]["planned"]), rel=0.1)
     assert rows["trainings"]["planned"] == "6"
-    write_report(folder, question, fabricated.summary())
+    fabricated.summary().write(folder)
+    write_report(read_study(folder, question))
     assert "Planned and taken" in folder.report.read_text()
 
 
@@ -281,7 +284,7 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     # resnet18 is over the limit: neither counted nor timed.
     assert set(plan.left_out) == {"resnet18"}
     assert plan_lines(plan)[-1].startswith("excluded   resnet18: 11.2 M parameters, search.max_params_m allows 1")
-    assert planned(root.study("tiny")) == (plan, {})
+    assert planned(root.study("tiny")) == PlanRecord(plan, None)
     left, _ = within_limits(experiment, root)
     assert left.student.networks == ("test_efficientnet",)
     PlanRecorder(left, root.study("tiny"))
