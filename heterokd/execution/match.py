@@ -1,7 +1,7 @@
 """match(): compare the stages of teacher and student by CKA, and propose where methods that pair stages might start.
 
-The student is trained on labels alone, as papers compare networks that never saw each other. Each method says what
-follows from the similarity (`Method.initial_settings`). The proposals are starting points, not results
+The student is trained on labels alone, as papers compare independently trained networks. Each method derives settings
+from the similarity (`Method.initial_settings`). The proposals are starting points, not results
 (benchmarks/match.py measures them); with `search.match_starts` a search tries them after the published settings.
 """
 
@@ -37,18 +37,18 @@ from heterokd.training.student import open_student
 from heterokd.training.train import Metrics, Report
 
 BATCH = 64
-"""Images per batch: Gram matrices of this size are fast, and more batches average their noise out."""
+"""Images per batch: Gram matrices of this size are fast, and averaging over batches reduces their noise."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Similarity of a pair's stages, and the samples that follow from it.
+    """Similarity of a pair's stages, and samples derived from it.
 
     Attributes:
         similarity: CKA, [student's stage, teacher's stage], shallow to deep.
         starts: samples to begin with.
         student_score: score on val of the student that was compared.
-        picture: the heat map.
+        picture: file of the heat map.
     """
 
     similarity: tuple[tuple[float, ...], ...]

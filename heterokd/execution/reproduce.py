@@ -1,10 +1,10 @@
-"""reproduce(): the published settings of a pair, trained over seeds, beside the published numbers.
+"""reproduce(): train the published settings of a pair over seeds, and compare with the published numbers.
 
-    studies/<name>-reproduce/trials/NNNN/   one training each, as in a study: resumed from its checkpoint, done once
+    studies/<name>-reproduce/trials/NNNN/   a training each, as in a study: resumed from its checkpoint, run once
                              reproduction.json, reproduction.csv     the table, rewritten after each training
 
-Published numbers are of test splits that were also selected on. Measured ones are of val, as everywhere before
-promotion: they tell whether a method works here as there, not who wins by a tenth of a per cent.
+Published numbers are from test splits that were also used for selection. Measured ones are from val, as always before
+promotion: they show whether a method works here as published, not which method wins by a tenth of a per cent.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from heterokd.training.train import Metrics, Report
 
 @dataclass(frozen=True)
 class ReproducedMethod:
-    """One method: what is published and what was measured, in per cent.
+    """Published and measured scores of a method, in per cent.
 
     Attributes:
-        method: its name.
-        published: the task's score (top-1 or mIoU); None when no table has it.
-        source: of `published`; empty without one.
-        settings: where the hyper-parameters are from.
-        values: the score on val, one for each finished seed.
-        mean: of `values`; None before the first.
-        deviation: sample standard deviation of `values`; None below two.
-        difference: mean minus published; None when either is missing.
+        method: name of the method.
+        published: the task's score (top-1 or mIoU); None if no table has it.
+        source: source of `published`; empty without it.
+        settings: source of the hyper-parameters.
+        values: score on val for each finished seed.
+        mean: mean of `values`; None before the first.
+        deviation: sample standard deviation of `values`; None with fewer than two.
+        difference: mean minus published; None if either is missing.
     """
 
     method: str
@@ -67,15 +67,15 @@ class ReproducedMethod:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The table of a pair.
+    """Table of published and measured scores of a pair.
 
     Attributes:
-        folder: its files.
-        pair: what tables say of it; None when none does.
-        rows: in the order of the published numbers, best first; methods of no table last.
+        folder: folder of the trainings and the table's files.
+        pair: published results of the pair; None if there are none.
+        rows: a row per method, by published score, best first; methods without one last.
         excluded: methods that cannot exist for the pair, with the reason.
-        metric: what every number is, for people.
-        teacher_value: of our teacher on val, per cent.
+        metric: name of the score in texts.
+        teacher_value: score of our teacher on val, in per cent.
     """
 
     folder: StudyFolder
@@ -86,32 +86,32 @@ class Reproduction:
     teacher_value: float
 
     def sentences(self) -> list[str]:
-        """What the table alone does not say."""
-        said = []
+        """Explain the table: the teachers, missing numbers, comparisons and excluded methods."""
+        lines = []
         if self.pair is None:
-            said.append("Nothing is published for this data set, teacher and student: measured values stand alone.")
+            lines.append("Nothing is published for this data set, teacher and student: measured values stand alone.")
         else:
             missing = [row.method for row in self.rows if row.published is None]
             if missing:
-                said.append(f"No table has {', '.join(missing)} for this pair.")
+                lines.append(f"No table has {', '.join(missing)} for this pair.")
             known = self.pair.teacher_value
-            said.append(
+            lines.append(
                 f"Teacher: {'unknown' if known is None else f'{known:.2f}'} published, "
                 f"{self.teacher_value:.2f} measured; all numbers are {self.metric} in per cent. "
                 "Published: test split, selected on it; measured: val."
             )
         if all(len(row.values) > 1 for row in self.rows):
-            said += [one.sentence(digits=2) for one in self.comparisons]
-        return said + list(self.excluded.values())
+            lines += [comparison.sentence(digits=2) for comparison in self.comparisons]
+        return lines + list(self.excluded.values())
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Every method with scratch, seed by seed, in per cent; none where scratch was not trained."""
+        """Compare each method with scratch, paired by seed, in per cent; empty if scratch was not trained."""
         values = {row.method: dict(enumerate(row.values)) for row in self.rows}
         return compare(values, [(name, BASELINE) for name in values if name != BASELINE and BASELINE in values])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to JSON values."""
         pair = None if self.pair is None else {"teacher": self.pair.teacher_value, "notes": list(self.pair.notes)}
         return {
             "name": self.folder.name,
@@ -125,22 +125,22 @@ class Reproduction:
         }
 
     def to_csv(self) -> str:
-        """One line a method."""
+        """Format as CSV, a line per method."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["method", "published", "mean", "deviation", "seeds", "difference", "source", "settings"])
         for row in self.rows:
             numbers = [row.published, row.mean, row.deviation, len(row.values), row.difference]
-            cells = ["" if one is None else f"{one:.2f}" if isinstance(one, float) else one for one in numbers]
+            cells = ["" if n is None else f"{n:.2f}" if isinstance(n, float) else n for n in numbers]
             writer.writerow([row.method, *cells, row.source, row.settings])
         return text.getvalue()
 
 
 def chosen_methods(experiment: Experiment, methods: Sequence[str] | None) -> tuple[str, ...]:
-    """The methods to run: those given, or those of the experiment that a table has for its pair, or all of its own.
+    """Return the given methods, or the experiment's methods with published results for its pair, or all of them.
 
     Raises:
-        ConfigError: a given one is not among the experiment's.
+        ConfigError: a given method is not among the experiment's.
     """
     for method in methods or ():
         if method not in experiment.methods:
@@ -163,18 +163,18 @@ def reproduce(
     on_epoch: Callable[[str, int, Metrics], bool],
     teacher_progress: Report | None = None,
 ) -> Reproduction:
-    """Train the published settings of each method over seeds; what was trained before is not trained again.
+    """Train the published settings of each method over seeds; finished trainings are reused.
 
     Args:
         experiment: data, one teacher, one student, training.
-        root: where state lives.
-        methods: some of the experiment's; see `chosen_methods`.
-        seeds: trainings of each method, from the experiment's own seed upwards.
-        on_epoch: told the method, the seed and each epoch's metrics.
-        teacher_progress: told each epoch of the teacher's fit.
+        root: workspace.
+        methods: methods of the experiment; see `chosen_methods`.
+        seeds: number of trainings per method, with seeds from the experiment's seed upwards.
+        on_epoch: called with the method, the seed and the metrics of each epoch.
+        teacher_progress: called with the metrics of each epoch of the teacher's fit.
 
     Raises:
-        UserError: the input is wrong; nothing has been trained then.
+        UserError: the input is wrong; raised before any training.
     """
     for section, networks in (("student", experiment.student.networks), ("teacher", experiment.teacher.networks)):
         if len(networks) > 1:
@@ -196,7 +196,7 @@ def reproduce(
     values: dict[str, list[float]] = {method: [] for method in chosen if method not in excluded}
     table = _table(experiment, folder, values, excluded, prepared)
     trainer = StudyTrainer(root, folder, tracker, prepared)
-    # Seed by seed, not method by method: a run that is cut short has still compared all of them.
+    # Seed by seed, not method by method: an interrupted run has still compared all methods.
     for seed in range(experiment.training.seed, experiment.training.seed + seeds):
         for method, found in values.items():
             sample = published_samples(named, method)[0]

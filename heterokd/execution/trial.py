@@ -1,6 +1,6 @@
-"""What runs in a search's own processes: the study (the study, in one actor) and the trials.
+"""What runs in a search's Ray processes: the actor that holds the study, and the trials.
 
-Apart from `search`, so that a trial's process loads neither MLflow nor what else only the driver needs.
+Separate from `driver`, so that a trial's process does not import MLflow and other libraries of the driver.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from heterokd.training.precision import default_device
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What every trial of a search gets.
+    """Arguments that all trials of a search share.
 
     Attributes:
-        workspace: where state lives, as the driver sees it.
+        workspace: the driver's workspace.
         study: name of the study.
-        weights: by network, files of the prepared teachers' weights, as the driver sees them.
+        weights: files of the prepared teachers' weights on the driver's node, by network.
         threads: number of torch's threads.
-        shared_views: by teacher, seed and number of the views whose cache the search's builders fill. A trial completes
-            other caches of these teachers itself, and builds none of other teachers.
+        shared_views: seed and number of the views whose cache the search's builders fill, by teacher. A trial builds
+            other caches of these teachers itself, and no caches of other teachers.
     """
 
     workspace: Workspace
@@ -54,7 +54,7 @@ class TrialJob:
     shared_views: Mapping[str, tuple[int, int | None]]
 
     def cache_use(self, recipe: Recipe) -> CacheUse:
-        """How a trial uses its teacher's cache."""
+        """Return how a trial uses its teacher's cache."""
         teacher = recipe.teacher.network
         if teacher not in self.shared_views:
             return "found"
@@ -62,7 +62,7 @@ class TrialJob:
 
 
 class StudyActor:
-    """The study, for those who reach it through Ray."""
+    """Ray actor that holds the study."""
 
     def __init__(
         self, experiment: str, folder: Path, excluded: dict[str, str], devices: float = 1.0, before: float = 0.0
@@ -70,11 +70,11 @@ class StudyActor:
         """Open the study.
 
         Args:
-            experiment: as JSON.
-            folder: of the study.
+            experiment: the experiment, as JSON.
+            folder: folder of the study.
             excluded: methods that cannot exist for the pair, with the reason.
-            devices: that one trial keeps busy.
-            before: seconds that this search has already taken, on one device (its teacher's fit).
+            devices: number of devices per trial.
+            before: seconds that this search has already taken on a device (its teacher's fit).
         """
         self.study = Study(
             Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded, devices=devices
@@ -83,22 +83,22 @@ class StudyActor:
         self.running: dict[int, Assignment] = {}
 
     def next(self) -> Assignment | Literal["wait"] | None:
-        """The next training to run."""
+        """Return the next training to run."""
         following = self.study.next()
         if isinstance(following, Assignment):
             self.running[following.number] = following
         return following
 
     def assignment(self, number: int) -> Assignment | None:
-        """What a trial that was handed out is to do; None when it has told its end already."""
+        """Return the assignment of a running trial; None if the trial has already finished."""
         return self.running.get(number)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
-        """Whether a trial at a rung goes on."""
+        """Record a trial's metrics at a rung; return whether it continues."""
         return self.study.report(number, epoch, metrics, curve)
 
     def why(self, number: int) -> Stop | None:
-        """Why a trial was told to stop."""
+        """Return why a trial was stopped."""
         return self.study.why(number)
 
     def finish(self, number: int, status: TrialStatus, metrics: dict[str, float], error: str | None) -> None:
@@ -107,19 +107,19 @@ class StudyActor:
         self.running.pop(number, None)
 
     def summary(self) -> StudySummary:
-        """What has been found so far."""
+        """Summarise the study so far."""
         return self.study.summary()
 
 
 def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:
-    """Bring a trial's files here, wherever it ran before.
+    """Download a trial's files from an earlier run on another node.
 
     Raises:
-        OSError: the store does not answer.
+        OSError: the store does not respond.
     """
     mirror.replace()
     if mirror.store is not None and (folder.path / "recipe.yaml").exists() and folder.recipe.hash != recipe.hash:
-        # Of a trial that the study forgot when its driver's machine went: the number was given anew.
+        # Files of a trial that the study lost with its driver's node: its number was assigned again.
         mirror.store.delete_everything()
         mirror.replace()
     return mirror
@@ -129,16 +129,16 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
     """Run one trial in its Tune process: train, ask the study at each rung, return.
 
     Args:
-        config: holds the trial's number.
+        config: Tune's config, with the trial's number.
         actor: handle of the `StudyActor`.
-        job: what all trials of the search share.
-        run: trains the recipe.
+        job: arguments that all trials share.
+        run: function that trains the recipe.
     """
     torch.set_num_threads(job.threads)
     number: int = config["number"]
     assignment: Assignment | None = ray.get(actor.assignment.remote(number))
     if assignment is None:
-        # Its process died between telling the study and telling Tune.
+        # Its process died after it reported its end to the study and before it reported to Tune.
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
     recipe = assignment.recipe
@@ -185,7 +185,7 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
         )
         trained = when_writable(
             folder.path,
-            # From its checkpoint where something else than a report met a disk that cannot be written.
+            # Called again, from the checkpoint, after a write to a full disk failed.
             lambda: run(recipe, folder, context, on_epoch),
         )
         metrics = trained.metrics
@@ -195,12 +195,12 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
             student = {**assignment.facts, "params_m": parameters / 1e6}
-    except Exception as raised:  # noqa: BLE001  whatever a trial raises is recorded, and the search goes on
+    except Exception as raised:  # noqa: BLE001  a trial's exception is recorded, and the search continues
         status, error = TrialStatus.FAILED, traceback.format_exc()
         if isinstance(raised, TrainingDiverged):
             status, reason = TrialStatus.DIVERGED, NOT_FINITE
         write_text(folder.path / "error.txt", error)
-    # The folder first: if this process dies before the study hears of it, the study adopts what the folder says.
+    # The folder first: if this process dies before it reports to the study, the study reads the result from the folder.
     folder.save(replace(snapshot, status=status, reason=reason, metrics=metrics, student=student, ended=time.time()))
     mirror.close()
     ray.get(actor.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))

@@ -1,5 +1,6 @@
 """Teacher outputs on disk, keyed by view: computed once, shared by all trials through the page cache.
 
-`key` names a cache, `shards` lays records out, `computing` makes them, `building` writes them, `reading` maps and
-audits them, `teacher` serves them, `use` says who is at it, `upkeep` lists, verifies and prunes.
+`key` identifies a cache, `shards` defines the file format, `compute` runs the teacher, `build` writes the shards,
+`records` maps and audits them, `cached_teacher` serves them, `locks` guards a cache in use, `maintenance` lists,
+verifies and prunes caches.
 """

@@ -1,4 +1,4 @@
-"""Building: shard by shard, by any number of processes at once, going on where an earlier build ended."""
+"""Build a cache shard by shard, in any number of concurrent processes; an interrupted build is resumed."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from heterokd.teachers.cache.shards import (
 )
 
 AT_ONCE = 256
-"""Views that are computed together: what bounds a builder's memory beside its shard."""
+"""Views per call of the teacher: bounds a builder's memory in addition to its shard."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MANIFEST = "manifest.json"
 Progress = Callable[[int, int], None]
-"""Told (shards done, shards in all) after each."""
+"""Callback after each shard, called with the number of finished shards and of all."""
 
 
 def missing(folder: RemoteDir, key: CacheKey) -> list[int]:
-    """Numbers of the shards that are not there, or not whole: what is to be built.
+    """Return the numbers of the missing or incomplete shards.
 
     Args:
-        folder: of the cache, `caches.at(key.id)`.
-        key: of the cache.
+        folder: folder of the cache, `caches.at(key.id)`.
+        key: key of the cache.
     """
     layout = layout_of(key)
     if folder.local is None:
@@ -54,16 +54,16 @@ def missing(folder: RemoteDir, key: CacheKey) -> list[int]:
 
 
 def build_shard(folder: RemoteDir, key: CacheKey, number: int, compute: Compute) -> None:
-    """Compute and write one shard; a file that is there is replaced.
+    """Compute and write a shard; an existing file is replaced.
 
     Args:
-        folder: of the cache.
-        key: says which views belong to the shard.
-        number: of the shard.
-        compute: the teacher's outputs for any views.
+        folder: folder of the cache.
+        key: key of the cache, which determines the views of the shard.
+        number: number of the shard.
+        compute: function that returns the teacher's outputs for any views.
 
     Raises:
-        CacheError: the disk is full or cannot be written; outputs of another shape or with a value that does not fit.
+        CacheError: the disk is full or not writable; outputs of another shape or with a value that does not fit.
     """
     index, view = layout_of(key).records(number)
     arrays: Arrays = {name: np.empty((len(index), *shape), dtype) for name, (dtype, shape) in columns(key).items()}
@@ -81,32 +81,32 @@ def build_shards(
     numbers: Collection[int] | None = None,
     progress: Progress | None = None,
 ) -> list[int]:
-    """Build the missing ones of some shards; several processes may do so at once and share the work.
+    """Build missing shards; concurrent processes share the work.
 
     Args:
-        folder: of the cache.
-        key: of the cache.
-        compute: the teacher's outputs for any views.
-        numbers: which shards; None: all.
-        progress: told after each.
+        folder: folder of the cache.
+        key: key of the cache.
+        compute: function that returns the teacher's outputs for any views.
+        numbers: numbers of the shards; None: all.
+        progress: called after each shard.
 
     Returns:
-        The shards that this call built.
+        Numbers of the shards that this call built.
 
     Raises:
-        CacheError: too little free space for what is missing, or see `build_shard`; finished shards stay.
+        CacheError: too little free space for the missing shards, or see `build_shard`; finished shards are kept.
     """
     wanted = sorted(set(range(layout_of(key).shards) if numbers is None else numbers))
     todo = [number for number in wanted if _is_missing(folder, key, number)]
     if folder.local is None and todo:
-        # Nobody can claim a shard of an object store: builders that begin at other places seldom do the same twice.
+        # Object stores have no locks: a random start makes it rare that two builders compute the same shard.
         begin_at = random.randrange(len(todo))
         todo = todo[begin_at:] + todo[:begin_at]
     check_space(folder, key, len(todo))
     begin(folder, key)
     built: list[int] = []
     done = len(wanted) - len(todo)
-    # First what nobody else is at; then what others had begun, of which a dead builder's is still to be done.
+    # First the shards that no other builder has claimed; then wait for the claimed ones, whose builder may have died.
     for timeout in (0.0, -1.0):
         left = []
         for number in todo:
@@ -125,10 +125,10 @@ def build_shards(
 
 
 def begin(folder: RemoteDir, key: CacheKey) -> None:
-    """Write key.json where there is none, and remove what dead builders left.
+    """Write key.json if it is missing, and remove partial files of dead builders.
 
     Raises:
-        CacheError: the disk is full or cannot be written.
+        CacheError: the disk is full or not writable.
     """
     try:
         folder.sweep()
@@ -139,7 +139,7 @@ def begin(folder: RemoteDir, key: CacheKey) -> None:
 
 
 def finish(folder: RemoteDir, key: CacheKey) -> None:
-    """Write manifest.json: from now on the cache counts as complete.
+    """Write manifest.json, which marks the cache as complete.
 
     Raises:
         CacheError: shards are missing or damaged, or the disk is full.
@@ -159,10 +159,10 @@ def finish(folder: RemoteDir, key: CacheKey) -> None:
 
 
 def check_space(folder: RemoteDir, key: CacheKey, shards: int) -> None:
-    """Refuse to build `shards` of a cache where they do not fit.
+    """Check that a number of shards of a cache fits on the disk.
 
     Raises:
-        CacheError: says what is needed and what is free.
+        CacheError: they do not fit; the message states the needed and the free bytes.
     """
     layout = layout_of(key)
     whole = cache_bytes(key)
@@ -179,7 +179,7 @@ def write(folder: RemoteDir, name: str, content: bytes | memoryview) -> None:
     """Write a file of a cache.
 
     Raises:
-        CacheError: the disk is full, or the place cannot be written.
+        CacheError: the disk is full, or the folder is not writable.
     """
     try:
         folder.write(name, content)
@@ -206,13 +206,13 @@ def _is_whole(folder: Path, key: CacheKey, number: int) -> bool:
         arrays, claimed = read_shard(key, number, str(path))
     except CacheError:
         return False
-    # A shard that a manifest vouches for is checked by who opens it; one of a broken-off build is checked here.
+    # Shards of a complete cache are verified when it is opened; those of an interrupted build are verified here.
     return (folder / MANIFEST).exists() or checksum(arrays) == claimed
 
 
 @contextmanager
 def _claim(folder: RemoteDir, number: int, timeout: float) -> Iterator[bool]:
-    """Hold a shard for this process; the system lets go of it when the process dies. Object stores have no claims."""
+    """Lock a shard for this process; the system releases it when the process dies. Object stores have no locks."""
     if folder.local is None:
         yield True
         return

@@ -1,4 +1,4 @@
-"""CachedTeacher: the stored outputs as a teacher; `open_or_build` is how to get one."""
+"""CachedTeacher: a teacher that serves stored outputs; `open_or_build` opens it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class CachedTeacher:
     """A teacher whose logits and embedding come from a cache.
 
     Args:
-        records: the opened cache.
+        records: opened cache.
         spec: shapes of the teacher's outputs.
-        live: computes batches of which a partial cache lacks a view, and decisions on plain images that are not stored.
-        tail: the teacher's last stages, where they are loaded; served as it is.
-        held: keeps the cache from being deleted while this teacher is there.
+        live: live teacher, for batches with a view that a partial cache lacks, and for predictions on plain images
+            that are not stored.
+        tail: the teacher's last stages, if they are loaded.
+        held: lock that protects the cache from deletion as long as this object exists.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class CachedTeacher:
         """See `Teacher`.
 
         Raises:
-            MissingSignal: `needs` holds a signal that is not served.
+            MissingSignal: `needs` contains a signal that is not served.
             CacheError: a damaged shard; a view that is neither stored nor computable.
         """
         if needs & ~self.serves:
@@ -66,7 +67,7 @@ class CachedTeacher:
         return outputs.only(needs, "teacher")
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
-        """See `Teacher`; decisions on a split are stored beside the shards once they are known.
+        """See `Teacher`; predictions on a split are stored next to the shards once computed.
 
         Raises:
             CacheError: they are neither stored nor computable.
@@ -85,12 +86,12 @@ class CachedTeacher:
         if classes is not None and classes.dim() == 1:
             content = io.BytesIO()
             np.save(content, classes.cpu().numpy().astype(np.int64))
-            with suppress(CacheError):  # a folder that may only be read serves all the same
+            with suppress(CacheError):  # a read-only cache can still be used
                 write(folder, name, content.getvalue())
         return classes
 
     def _stored(self, batch: Batch) -> dict[str, Tensor]:
-        """Every stored signal of a batch, read, or computed as a whole and rounded as if it had been read."""
+        """Return all stored signals of a batch: read, or else computed for the whole batch and rounded alike."""
         device, key = batch.images.device, self.records.key
         if batch.shown is None:
             raise CacheError("a cached teacher knows views of training images; these batches name none (Batch.shown)")
@@ -110,8 +111,8 @@ class CacheAccess:
     Attributes:
         mode: "build" computes what is missing first; "partial" opens an incomplete cache and computes what is missing
             live, step by step; "complete" requires a complete cache.
-        device: where the teacher runs.
-        verify: which checksums are verified, see `open_records`.
+        device: device of the teacher.
+        verify: checksums to verify, see `open_records`.
         copies: folder for copies of an object store's shards; None: the machine's folder for temporary files.
         progress: called after each built shard.
     """
@@ -145,7 +146,7 @@ def open_or_build(
         access: whether missing outputs are built, and how the cache is verified.
 
     Raises:
-        CacheError: the cache is damaged, of something else, too large for the disk, or incomplete.
+        CacheError: the cache is damaged, has another key, is too large for the disk, or is incomplete.
     """
     key = make_key(splits, views, live.network, settings)
     root = caches if isinstance(caches, RemoteDir) else open_folder(caches)

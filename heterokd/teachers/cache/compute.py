@@ -1,9 +1,10 @@
 """Teacher outputs that depend on the view alone, not on what else is in the batch.
 
 Matrix products and convolutions choose their kernels by batch size, so the last bits of a view's logits differ between
-batches of 1 and of 64 (on a CPU, in six of seven networks tried); the place within a batch of one size that is a
-multiple of 16 changed nothing in any of them. So on a CPU both the builder of a cache and who stands in for it run the
-teacher in blocks of one fixed size. On a GPU, where bit equality is not promised, blocks only bound memory.
+batches of 1 and of 64 (on a CPU, in six of seven networks tried); the position within a batch whose size is a fixed
+multiple of 16 changed nothing in any of them. So on a CPU both the builder of a cache and the live teacher that
+replaces it run the network in blocks of a fixed size. On a GPU, where bit equality is not promised, blocks only bound
+memory.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ from heterokd.outputs import Batch, Outputs, OutputSpec, Signal
 from heterokd.teachers.cache.key import STORABLE
 
 BLOCK = 32
-"""Images of a block on a CPU; a multiple of 16, see above."""
+"""Images per block on a CPU; a multiple of 16, see above."""
 BLOCK_PIXELS = BLOCK * 64 * 64
-"""Larger views come in smaller blocks: at most this many pixels, at least one view."""
+"""Maximum number of pixels per block, so that larger views have smaller blocks; at least one view."""
 GPU_BLOCK = 256
 
 Compute = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, Tensor]]
-"""`logits` and `embedding` of the views named by index and view [B]."""
+"""Function from index [B] and view [B] to `logits` and `embedding` of these views."""
 
 
 class NetworkTeacher(Protocol):
-    """A live teacher: see `heterokd.training.teacher.LiveTeacher`."""
+    """Protocol of a live teacher: see `heterokd.training.teacher.LiveTeacher`."""
 
     network: Any
     spec: OutputSpec
     serves: Signal
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
-        """The teacher's outputs for these views."""
+        """Return the teacher's outputs for these views."""
         ...
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
-        """[N] its decisions on plain images."""
+        """Return its predictions on plain images, [N]."""
         ...
 
 
 class SteadyTeacher:
-    """A live teacher in fp32 whose logits and embedding of a view are the same in any batch.
+    """A live teacher in fp32 whose logits and embedding of a view do not depend on the batch.
 
     Args:
-        live: the network that runs.
+        live: teacher to run.
     """
 
     def __init__(self, live: NetworkTeacher) -> None:
@@ -61,14 +62,14 @@ class SteadyTeacher:
         self.network, self.spec, self.serves = live.network, live.spec, live.serves
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
-        """See `Teacher`; signals other than logits, embedding and tail come from one pass of the whole batch."""
+        """See `Teacher`; signals other than logits, embedding and tail come from a single forward of the batch."""
         if needs & ~(STORABLE | Signal.TAIL):
             return self.live.outputs(batch, needs)
         found: dict[str, Any] = self.tensors(batch, needs & STORABLE) if needs & STORABLE else {}
         return Outputs(**found, tail=self.network.tail if Signal.TAIL in needs else None, owner="teacher")
 
     def tensors(self, batch: Batch, needs: Signal) -> dict[str, Tensor]:
-        """`logits` and `embedding` of a batch, as far as `needs` asks for them."""
+        """Compute those of `logits` and `embedding` of a batch that `needs` contains."""
         device = batch.images.device
         size = _block(batch.images)
         parts: dict[str, list[Tensor]] = {}
@@ -102,11 +103,11 @@ def view_outputs(
     """Return a function that computes a live teacher's outputs for any view of a split, made as `TrainLoader` makes it.
 
     Args:
-        split: the images.
+        split: split with the images.
         views: policy, seed and crop of the views.
         live: teacher; runs in blocks, see `SteadyTeacher`.
         signals: LOGITS, EMBEDDING or both.
-        device: where the views are made and the teacher runs.
+        device: device of the views and of the teacher.
     """
     steady = SteadyTeacher(live)
     classes = live.spec.num_classes

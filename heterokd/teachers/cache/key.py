@@ -1,4 +1,4 @@
-"""CacheKey: everything that stored teacher outputs depend on, and the name of their folder."""
+"""CacheKey: all that stored teacher outputs depend on, and the name of their folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from heterokd.networks.weights import weights_hash
 from heterokd.outputs import OutputSpec, Signal
 
 CACHE_VERSION = 1
-"""Part of every key: raise it when the same teacher and view give other bytes."""
+"""Part of every key; to be raised when the same teacher and view give other bytes."""
 
 SHARD_BYTES = 2**27
-"""Largest shard: few enough files that a batch touches few of them, small enough to be built in one piece of memory."""
+"""Maximum size of a shard: large, so that a batch reads few files; small enough to be built in memory."""
 
 STORABLE = Signal.LOGITS | Signal.EMBEDDING
 LIBRARIES = ("torch", "torchvision", "timm")
@@ -57,12 +57,12 @@ WORDS = {
     "shard_bytes": "the size of a shard",
     "version": "the version of the cache's code",
 }
-"""Each field of a key in words, for the sentence that says which differs."""
+"""Description of each field, for messages about the difference of two keys."""
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What makes two caches the same.
+    """Identity of a cache.
 
     Attributes:
         data: fingerprint of the data set.
@@ -70,20 +70,20 @@ class CacheKey:
         images: N of that split.
         size: height and width of a view, in pixels.
         policy: hash of the augmentation policy.
-        seed: of the views.
+        seed: seed of the views.
         views: K, the number of views of each image.
         teacher: SHA-256 of the teacher's weights.
-        network: its name.
-        options: its options, as sorted JSON.
-        input_size: height = width of what the network itself sees, in pixels.
-        mean, std: what it normalises with, per channel.
-        libraries: `name major.minor` of those that compute.
+        network: name of the teacher's network.
+        options: options of the network, as sorted JSON.
+        input_size: height = width of the network's input, in pixels.
+        mean, std: normalisation of the input, per channel.
+        libraries: `name major.minor` of the libraries in `LIBRARIES`.
         dtype: number format of a record.
         logits: shape of an image's logits, [K] or [K, h, w]; None: not stored.
         embedding: shape of an image's embedding, [D] or [D, h, w]; None: not stored.
-        top_k: keep this many of the logits, largest first; None keeps all.
-        shard_bytes: a shard holds at most this much, or one record.
-        version: of the code that computes and stores.
+        top_k: number of logits stored of each view, the largest; None: all.
+        shard_bytes: maximum size of a shard, which holds at least one record.
+        version: version of the code that computes and stores, `CACHE_VERSION`.
     """
 
     data: str
@@ -106,7 +106,7 @@ class CacheKey:
     top_k: int | None = None
     shard_bytes: int = SHARD_BYTES
     version: int = CACHE_VERSION
-    # A field that is added here has a default that changes nothing: it counts only where it is set, see `to_json`.
+    # A field added here needs a default that changes nothing: at its default it is no part of the id, see `to_json`.
 
     def __post_init__(self) -> None:
         if self.logits is None and self.embedding is None:
@@ -129,17 +129,17 @@ class CacheKey:
 
     @property
     def serves(self) -> Signal:
-        """The signals that are stored."""
+        """Stored signals."""
         logits = Signal.LOGITS if self.logits is not None else Signal.NONE
         return logits | (Signal.EMBEDDING if self.embedding is not None else Signal.NONE)
 
     @property
     def records(self) -> int:
-        """How many views are stored."""
+        """Number of views in a complete cache."""
         return self.images * self.views
 
     def describe(self) -> str:
-        """The cache in one line."""
+        """Describe the cache in a line."""
         kept = [] if self.logits is None else [f"logits {list(self.logits)}"]
         if self.top_k is not None:
             kept = [f"the {self.top_k} largest of logits {list(self.logits or ())}"]
@@ -152,26 +152,26 @@ class CacheKey:
         )
 
     def differences(self, other: CacheKey) -> list[str]:
-        """What differs, in words: `the dtype is fp16 there, fp32 here`, with `other` here."""
-        told = []
+        """List the differences in words, with `other` as here: `the number format is fp16 there and fp32 here`."""
+        found = []
         for field in fields(self):
             there, here = getattr(self, field.name), getattr(other, field.name)
             if there != here:
-                told.append(f"{WORDS[field.name]} is {_short(there)} there and {_short(here)} here")
-        return told
+                found.append(f"{WORDS[field.name]} is {_short(there)} there and {_short(here)} here")
+        return found
 
     def to_json(self) -> str:
-        """The text of key.json: the fields of the first keys, and later ones that are not at their default."""
+        """Return the text of key.json: the fields of `FIRST_FIELDS`, and others that differ from their default."""
         later = {field.name: field.default for field in fields(self) if field.name not in FIRST_FIELDS}
         content = {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
         return json.dumps(content, sort_keys=True, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> CacheKey:
-        """A key from the text of key.json.
+        """Parse the text of key.json.
 
         Raises:
-            ValueError: it is no key.
+            ValueError: the text is not a key.
         """
         content: Any = json.loads(text)
         known = {field.name for field in fields(cls)}
@@ -247,7 +247,7 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
 
 
 def signal_shapes(spec: OutputSpec, size: tuple[int, int]) -> Mapping[str, tuple[int, ...]]:
-    """The shape of one image's logits and embedding, for views of `size`; in segmentation at the decoder's stride."""
+    """Return the shapes of a view's logits and embedding for views of `size`; segmentation: at the decoder's stride."""
     stride = spec.logits_stride
     grid = () if stride is None else tuple(math.ceil(side / stride) for side in size)
     return {"logits": (spec.num_classes, *grid), "embedding": (spec.embedding_dim, *grid)}

@@ -1,7 +1,7 @@
-"""Who uses a cache: a lock that everybody who reads or builds it shares, and that it is deleted under.
+"""Lock a cache against deletion: readers and builders share the lock, deletion takes it exclusively.
 
-The lock is the system's own (flock): it ends with the process that holds it, however that ends. An object store has
-no locks: there, whoever deletes must know.
+The lock is the operating system's (flock), which releases it when the process ends in any way. An object store has no
+locks: there, the user must make sure that a cache is unused before deleting it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ USE_LOCK = "locks/use.lock"
 
 
 class Hold:
-    """Keeps a cache from being deleted until it is let go, by `release` or by nobody needing it any more.
+    """A shared lock of a cache against deletion, released by `release` or on garbage collection.
 
     Args:
-        descriptor: of the lock's file, locked.
+        descriptor: file descriptor of the locked file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -30,13 +30,13 @@ class Hold:
 
 
 def hold(folder: RemoteDir) -> Hold | None:
-    """Share the use of a cache; waits while it is being deleted.
+    """Take a shared lock of a cache; waits while it is being deleted.
 
     Args:
-        folder: of the cache; it is made if it is missing.
+        folder: folder of the cache; created if it is missing.
 
     Returns:
-        None in an object store, and where the folder may not be written: nobody deletes it from here then.
+        None in an object store, and if the folder is not writable, so that this user cannot delete it either.
     """
     if folder.local is None:
         return None
@@ -50,12 +50,12 @@ def hold(folder: RemoteDir) -> Hold | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if _is_still_there(place, descriptor):
             return Hold(descriptor)
-        os.close(descriptor)  # the cache was deleted in the meantime: this lock guards nothing
+        os.close(descriptor)  # the cache was deleted in the meantime: this lock protects nothing
 
 
 @contextmanager
 def alone(folder: RemoteDir) -> Iterator[bool]:
-    """Whether nobody uses a cache; if so, nobody can begin to until the end of the block."""
+    """Try to lock a cache exclusively until the end of the block; gives whether it is unused."""
     place = None if folder.local is None else folder.local / USE_LOCK
     if place is None or not place.exists():
         yield True

@@ -1,4 +1,4 @@
-"""Upkeep: which caches there are, whether they are sound, and which may go."""
+"""List, verify, repair and delete caches."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LAST_USED = "last_used"
 
 @dataclass(frozen=True)
 class CacheCard:
-    """What is known of a cache without opening its shards.
+    """Description of a cache, without opening its shards.
 
     Attributes:
         id: name of its folder.
-        description: its key in one line, or what is wrong with it.
-        bytes: on the disk.
-        records: views that are stored.
-        complete: whether every shard is there.
-        last_used: when it was last opened, or else written.
-        in_use: whether a process reads or builds it now; unknown, and False, in an object store.
+        description: its key in a line, or the reason why it is damaged.
+        bytes: size on the disk.
+        records: number of stored views.
+        complete: whether all shards exist.
+        last_used: time of the last opening, or else of the last write.
+        in_use: whether a process reads or builds it now; False (unknown) in an object store.
     """
 
     id: str
@@ -44,17 +44,17 @@ class CacheCard:
 
 
 def list_caches(caches: RemoteDir | Path | str) -> list[CacheCard]:
-    """The caches of a folder, the last used first; damaged ones too."""
+    """List the caches of a folder, including damaged ones, most recently used first."""
     root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     cards = [_card(root.at(name), name) for name in root.folders()]
     return sorted((card for card in cards if card is not None), key=lambda card: card.last_used, reverse=True)
 
 
 def verify_cache(folder: RemoteDir | Path | str, copies: Path | None = None) -> list[str]:
-    """What is wrong with one cache, a sentence each; every checksum is checked. An empty list: it is sound.
+    """Verify a cache with all its checksums; return a sentence per problem, an empty list if there is none.
 
     Args:
-        folder: of the cache, below the folder of all caches.
+        folder: folder of the cache, below the folder of all caches.
         copies: see `Records`.
     """
     folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
@@ -67,17 +67,17 @@ def verify_cache(folder: RemoteDir | Path | str, copies: Path | None = None) -> 
 
 
 def mend_cache(folder: RemoteDir | Path | str) -> list[str]:
-    """Delete what is damaged of a cache that was complete, so that building it again computes that and nothing else.
+    """Delete the damaged files of a complete cache, so that the next build computes only those.
 
     Args:
-        folder: of the cache, below the folder of all caches.
+        folder: folder of the cache, below the folder of all caches.
 
     Returns:
-        Names of the files that went; none where there is no cache, and where it is sound or was never complete: a
-        build looks after partial ones by itself.
+        Names of the deleted files; empty if there is no cache, or if it is intact or was never complete: a build
+        verifies the shards of a partial cache itself.
 
     Raises:
-        CacheError: its key is damaged, so that nothing in it can be trusted.
+        CacheError: its key is damaged, so that none of its files can be trusted.
     """
     folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
     if not folder.exists(MANIFEST):
@@ -95,7 +95,7 @@ def mend_cache(folder: RemoteDir | Path | str) -> list[str]:
             removed.append(shard_name(number))
     if removed and MANIFEST not in removed:
         removed.append(MANIFEST)
-    for name in reversed(removed):  # without its manifest first, it is not taken for complete
+    for name in reversed(removed):  # the manifest first: without it the cache does not count as complete
         folder.delete(name)
     return removed
 
@@ -108,22 +108,22 @@ def prune_caches(
     ids: Collection[str] | None = None,
     dry_run: bool = False,
 ) -> list[CacheCard]:
-    """Delete caches: those named, those not used for long, and then the least recently used until the rest is small.
+    """Delete caches by id, by age of the last use, and least recently used ones until the rest fits a size.
 
     A cache that a process reads or builds now is kept.
 
     Args:
-        caches: the folder of all caches.
-        unused_for: delete what was last used longer ago.
-        max_bytes: keep at most this much.
-        ids: delete these.
-        dry_run: delete nothing.
+        caches: folder of all caches.
+        unused_for: age of the last use beyond which a cache is deleted.
+        max_bytes: maximum total size of the caches to keep.
+        ids: ids of caches to delete.
+        dry_run: whether to delete nothing.
 
     Returns:
-        What was deleted, or would be.
+        The deleted caches, or with `dry_run` those that would be.
 
     Raises:
-        CacheError: there is no cache of a given id, it is in use, or one cannot be deleted.
+        CacheError: a given id is unknown or in use, or a cache cannot be deleted.
     """
     root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
     cards = list_caches(root)
@@ -150,15 +150,15 @@ def prune_caches(
 
 
 def _delete(folder: RemoteDir) -> bool:
-    """Delete a cache that nobody uses; whether it is gone."""
-    with suppress(OSError):  # of an earlier version it has no lock yet, by which others can be kept away
+    """Delete a cache if it is unused; return whether it was deleted."""
+    with suppress(OSError):  # a cache of an earlier version has no lock file yet
         if folder.local is not None:
             (folder.local / USE_LOCK).parent.mkdir(exist_ok=True)
             (folder.local / USE_LOCK).touch()
     with alone(folder) as is_ours:
         try:
             if is_ours:
-                # Without its manifest it is not taken for complete, should the rest be interrupted.
+                # The manifest first: if the rest is interrupted, the cache does not count as complete.
                 folder.delete(MANIFEST)
                 folder.delete_everything()
         except OSError as error:
@@ -167,17 +167,17 @@ def _delete(folder: RemoteDir) -> bool:
 
 
 def nearest(root: RemoteDir, key: CacheKey) -> str:
-    """The tail of an error sentence: how the most similar cache differs from the one that is asked for."""
-    told: list[tuple[int, str, list[str]]] = []
+    """Describe how the most similar cache differs from a key, as the end of an error message."""
+    others: list[tuple[int, str, list[str]]] = []
     for name in root.folders():
         try:
             found = read_key(root.at(name)).differences(key)
         except CacheError:
             continue
-        told.append((len(found), name, found))
-    if not told:
+        others.append((len(found), name, found))
+    if not others:
         return "there are no others; build it"
-    _, name, found = min(told)
+    _, name, found = min(others)
     return f"the nearest, {name}, {'is not finished' if not found else 'differs: ' + '; '.join(found)}; build it"
 
 

@@ -1,4 +1,4 @@
-"""Records: a cache opened for reading, its audits, and the gathering of random batches from mapped shards."""
+"""Records: a cache opened for reading, its audit, and random batches from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SAMPLED_SHARDS = 4
 SAMPLED_VIEWS = 32
 
 TOLERANCES = {"fp32": 5e-3, "fp16": 1e-2}
-"""Largest difference between stored and computed outputs, as a share of a view's largest value: room for another
-device's arithmetic (TF32, other kernels), far below what another teacher, policy or data set does."""
+"""Maximum difference between stored and computed outputs, relative to a view's largest value: above the differences
+between devices (TF32, other kernels), far below those of another teacher, policy or data set."""
 MASS_TOLERANCE = 2e-2
-"""The same for top-k logits, whose classes may swap where they are close: difference of softmax masses."""
+"""Maximum difference of softmax masses of top-k logits, whose classes may swap if their values are close."""
 
 OURS = re.compile(r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/(\d{6}|use)\.lock|classes/\w+\.npy)")
 MEND = "delete it and build the cache again: only what is missing is computed"
@@ -37,19 +37,19 @@ MEND = "delete it and build the cache again: only what is missing is computed"
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json: bytes and checksum of every shard; a checksum is None where an object store holds the shards."""
+    """Content of manifest.json: bytes and checksum of every shard; in an object store the checksums are None."""
 
     shards: tuple[tuple[int, str | None], ...]
 
 
 class Records:
-    """A cache that is read. A shard is mapped at its first use, and checked against its checksum then.
+    """A cache opened for reading. A shard is mapped and verified against its checksum at its first use.
 
     Args:
-        folder: of the cache.
-        key: of the cache.
-        manifest: None while it is partial.
-        copies: where shards of an object store are copied to, shared by the processes of a machine.
+        folder: folder of the cache.
+        key: key of the cache.
+        manifest: manifest of a complete cache; None if it is partial.
+        copies: folder for copies of an object store's shards, shared by the processes of a node.
     """
 
     def __init__(self, folder: RemoteDir, key: CacheKey, manifest: Manifest | None, copies: Path | None = None) -> None:
@@ -59,10 +59,10 @@ class Records:
         self._mapped: dict[int, Arrays] = {}
 
     def gather(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Arrays | None:
-        """The records [B] of some views, as new arrays; None when a partial cache lacks one of them.
+        """Return the records [B] of some views, as new arrays; None if a partial cache lacks any of them.
 
         Raises:
-            CacheError: a view or image that the cache does not have; a damaged shard.
+            CacheError: a view or image outside the cache's range; a damaged shard.
         """
         if len(index) == 0:
             return {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self._columns.items()}
@@ -86,7 +86,7 @@ class Records:
         return out
 
     def shard(self, number: int) -> Arrays | None:
-        """A shard's records, mapped; None when a partial cache does not have it yet.
+        """Return a shard's records, memory-mapped; None if a partial cache lacks the shard.
 
         Raises:
             CacheError: it is damaged, or missing from a complete cache.
@@ -103,14 +103,14 @@ class Records:
         return self._mapped[number]
 
     def has(self, number: int) -> bool:
-        """Whether a shard's file is there."""
+        """Return whether a shard's file exists."""
         return number in self._mapped or self.folder.exists(shard_name(number))
 
     def audit(self, compute: Compute, views: int = SAMPLED_VIEWS) -> float:
-        """Compare a sample of stored views with what the teacher says now; the largest relative difference.
+        """Compare a sample of stored views with the teacher's outputs now; return the largest relative difference.
 
         Raises:
-            CacheError: they disagree by more than number formats and devices do.
+            CacheError: the difference is larger than number formats and devices explain.
         """
         there = [number for number in range(self.layout.shards) if self.has(number)]
         worst = 0.0
@@ -143,7 +143,7 @@ class Records:
         return worst
 
     def _path(self, number: int) -> Path | None:
-        """A shard's local file, copied from the object store at first use."""
+        """Return the path of a shard's local file, copied from an object store at first use; None if not stored."""
         if self.folder.local is not None:
             path = self.folder.local / shard_name(number)
             return path if self.manifest is not None or path.exists() else None
@@ -162,10 +162,10 @@ class Records:
 
 
 def read_key(folder: RemoteDir) -> CacheKey:
-    """The key of a cache's folder.
+    """Read the key of a cache's folder.
 
     Raises:
-        CacheError: there is no key.json, or it is damaged.
+        CacheError: key.json is missing or damaged.
     """
     try:
         return CacheKey.from_json(folder.read("key.json").decode())
@@ -176,7 +176,7 @@ def read_key(folder: RemoteDir) -> CacheKey:
 
 
 def read_manifest(folder: RemoteDir, key: CacheKey) -> Manifest | None:
-    """The manifest of a complete cache; None: it is partial.
+    """Read the manifest of a cache; None if it is partial.
 
     Raises:
         CacheError: it is damaged or belongs to another cache.
@@ -199,16 +199,17 @@ def read_manifest(folder: RemoteDir, key: CacheKey) -> Manifest | None:
 
 
 def open_records(folder: RemoteDir, key: CacheKey, *, verify: Verify = "sample", copies: Path | None = None) -> Records:
-    """Open a cache, whole or partial, after its audit: key, manifest, foreign files, sizes, checksums.
+    """Open a complete or partial cache and verify its key, manifest, files, sizes and checksums.
 
     Args:
-        folder: of the cache.
-        key: what is asked for; it must be what is there.
-        verify: check the checksums of a few shards, or of all; every other one is checked at its first use.
+        folder: folder of the cache.
+        key: expected key.
+        verify: whether to verify the checksums of a sample of the shards or of all; other shards are verified at their
+            first use.
         copies: see `Records`.
 
     Raises:
-        CacheError: one sentence saying what differs or is damaged.
+        CacheError: the key differs, or a file is damaged.
     """
     found = read_key(folder)
     if found != key:
@@ -221,20 +222,20 @@ def open_records(folder: RemoteDir, key: CacheKey, *, verify: Verify = "sample",
 
 
 def problems(records: Records, verify: Verify) -> list[str]:
-    """What is wrong with a cache's files, one sentence each."""
-    folder, layout, told = records.folder, records.layout, []
+    """Return a sentence for each problem of a cache's files."""
+    folder, layout, found = records.folder, records.layout, []
     sizes = {}
     for file in folder.files():
         sizes[file.name] = file.size
         if not OURS.fullmatch(file.name) and not file.name.endswith(PARTIAL):
-            told.append(f"{folder}/{file.name}: is no file of a cache; move it away")
+            found.append(f"{folder}/{file.name}: is no file of a cache; move it away")
     damaged = set()
     for number, (size, _) in enumerate(records.manifest.shards if records.manifest else ()):
         there = sizes.get(shard_name(number))
         if there != size:
             damaged.add(number)
             have = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            told.append(f"{folder}/{shard_name(number)}: {have}; {MEND}")
+            found.append(f"{folder}/{shard_name(number)}: {have}; {MEND}")
     present = [n for n in range(layout.shards) if shard_name(n) in sizes and n not in damaged]
     if verify == "sample":
         present = [present[at] for at in permutation(len(present), 0, "verify", records.key.id)[:SAMPLED_SHARDS]]
@@ -242,5 +243,5 @@ def problems(records: Records, verify: Verify) -> list[str]:
         try:
             records.shard(number)
         except CacheError as error:
-            told.append(str(error))
-    return told
+            found.append(str(error))
+    return found

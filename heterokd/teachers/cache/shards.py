@@ -1,11 +1,11 @@
-"""Shards: Arrow IPC files of fixed-size records. Where the record of (index, view) lies is computed, never searched.
+"""Shards: Arrow IPC files of fixed-size records. The position of the record of (index, view) follows from the key.
 
 CACHES/<id>/key.json              what the outputs depend on
-            shards/000000.arrow   one block of images in one block of views; its header holds key, number, checksum
-            manifest.json         size and checksum of every shard; written last: its existence means complete
-            classes/val.npy       the teacher's decisions on plain images
-            last_used             its time is that of the last opening
-            locks/                claims of builders, and use.lock of everybody who uses it
+            shards/000000.arrow   a block of images in a block of views; its header holds key, number, checksum
+            manifest.json         size and checksum of every shard; written last, marks a complete cache
+            classes/val.npy       the teacher's predictions on plain images
+            last_used             empty; its modification time is that of the last opening
+            locks/                locks of builders, and use.lock against deletion
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from heterokd.errors import CacheError
 from heterokd.teachers.cache.key import CacheKey
 
 GROUPED_BYTES = 2**22
-"""Views of a small data set share a shard until it is this large: a file per view would be nothing but files."""
+"""Size up to which views of a small data set share a shard, to avoid a small file per view."""
 
 FOOTPRINT = 4096
-"""Bytes that a shard takes beside its records, at most: schema, header and the rest of the last page."""
+"""Maximum overhead of a shard in bytes: schema, header and padding of the last page."""
 
 Arrays = dict[str, NDArray[np.generic]]
 """Records by column: `logits`, `embedding`; or `logits_values`, `logits_classes`, `logits_rest` of top-k logits."""
@@ -36,12 +36,12 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Which shard and row hold the record of (index, view).
+    """Assignment of records (index, view) to shards and rows.
 
     Attributes:
-        key: of the cache.
-        block_images: images of a shard (the last block of images may hold fewer).
-        block_views: views of a shard (the last block of views may hold fewer).
+        key: key of the cache.
+        block_images: images per shard (the last block of images may have fewer).
+        block_views: views per shard (the last block of views may have fewer).
     """
 
     key: CacheKey
@@ -50,23 +50,23 @@ class ShardLayout:
 
     @property
     def image_blocks(self) -> int:
-        """Shards side by side in one block of views."""
+        """Number of shards per block of views."""
         return math.ceil(self.key.images / self.block_images)
 
     @property
     def shards(self) -> int:
-        """How many there are; shards of early views come first."""
+        """Number of shards; those of early views come first."""
         return self.image_blocks * math.ceil(self.key.views / self.block_views)
 
     def locate(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shard and row [B] of each record."""
+        """Return shard [B] and row [B] of each record."""
         image_block, image = np.divmod(index, self.block_images)
         view_block, inner = np.divmod(view, self.block_views)
         width = np.minimum(self.block_images, self.key.images - image_block * self.block_images)
         return view_block * self.image_blocks + image_block, inner * width + image
 
     def records(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Index and view [R] of a shard's records, in the order of its rows."""
+        """Return index [R] and view [R] of a shard's records, in the order of its rows."""
         view_block, image_block = divmod(number, self.image_blocks)
         first, start = image_block * self.block_images, view_block * self.block_views
         images = np.arange(first, min(first + self.block_images, self.key.images))
@@ -74,12 +74,12 @@ class ShardLayout:
         return np.tile(images, len(views)), np.repeat(views, len(images))
 
     def length(self, number: int) -> int:
-        """R of a shard."""
+        """Return the number of rows R of a shard."""
         return len(self.records(number)[0])
 
 
 def layout_of(key: CacheKey) -> ShardLayout:
-    """The layout that follows from a key alone, so that every builder and reader has the same."""
+    """Return the layout of a key; it depends only on the key, so that all builders and readers agree."""
     most = max(key.shard_bytes // record_bytes(key), 1)
     blocks = math.ceil(key.images / most)
     block_images = math.ceil(key.images / blocks)
@@ -88,7 +88,7 @@ def layout_of(key: CacheKey) -> ShardLayout:
 
 
 def columns(key: CacheKey) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:
-    """Name, number format and shape of each column of a record."""
+    """Return dtype and shape of each column of a record, by name."""
     number: np.dtype[np.generic] = np.dtype(np.float16 if key.dtype == "fp16" else np.float32)
     found: dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}
     if key.logits is not None and key.top_k is None:
@@ -104,24 +104,24 @@ def columns(key: CacheKey) -> dict[str, tuple[np.dtype[np.generic], tuple[int, .
 
 
 def record_bytes(key: CacheKey) -> int:
-    """Bytes of one record."""
+    """Return the bytes per record."""
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns(key).values())
 
 
 def cache_bytes(key: CacheKey) -> int:
-    """Bytes that a whole cache takes on the disk, at most."""
+    """Return the maximum size of a complete cache on the disk, in bytes."""
     return key.records * record_bytes(key) + (layout_of(key).shards + 4) * FOOTPRINT
 
 
 def encode(key: CacheKey, outputs: Mapping[str, Tensor]) -> Arrays:
-    """Teacher outputs as records.
+    """Convert teacher outputs to records.
 
     Args:
-        key: which signals, number format and top-k.
-        outputs: `logits` [B, K, ...] and `embedding` [B, D, ...], as far as the key stores them.
+        key: signals, number format and top-k.
+        outputs: `logits` [B, K, ...] and `embedding` [B, D, ...], those that the key stores.
 
     Raises:
-        CacheError: a shape that the key does not announce, a value that is not finite or does not fit fp16.
+        CacheError: a shape that differs from the key's, a value that is not finite or does not fit fp16.
     """
     arrays: Arrays = {}
     for name, shape in (("logits", key.logits), ("embedding", key.embedding)):
@@ -150,10 +150,10 @@ def encode(key: CacheKey, outputs: Mapping[str, Tensor]) -> Arrays:
 
 
 def decode(key: CacheKey, arrays: Arrays, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Records as teacher outputs in float32: `logits` and `embedding`.
+    """Convert records to teacher outputs in float32: `logits` and `embedding`.
 
-    The mass of logits that were left out is spread evenly over their classes, so that softmax keeps the mass of each
-    class that was kept.
+    The mass of the logits that are not stored is distributed evenly over their classes, so that softmax preserves the
+    mass of each stored class.
     """
     if key.top_k is None or key.logits is None:
         return {name: _on(device, array).float() for name, array in arrays.items()}
@@ -167,7 +167,7 @@ def decode(key: CacheKey, arrays: Arrays, device: torch.device | str = "cpu") ->
 
 
 def _on(device: torch.device | str, array: NDArray[np.generic]) -> Tensor:
-    """An array on a device; a copy to a GPU starts from pinned memory, so that nobody waits for it."""
+    """Copy an array to a device; copies to a GPU use pinned memory and are asynchronous."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -175,12 +175,12 @@ def _on(device: torch.device | str, array: NDArray[np.generic]) -> Tensor:
 
 
 def shard_name(number: int) -> str:
-    """A shard's file, below the cache's folder."""
+    """Return the name of a shard's file in the cache's folder."""
     return f"shards/{number:06d}.arrow"
 
 
 def checksum(arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """CRC-32 of the records, column after column: 8 hexadecimal digits."""
+    """Return the CRC-32 of the records, column by column, as 8 hexadecimal digits."""
     value = 0
     for array in arrays.values():
         value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
@@ -188,7 +188,7 @@ def checksum(arrays: Mapping[str, NDArray[np.generic]]) -> str:
 
 
 def write_shard(key: CacheKey, number: int, arrays: Arrays) -> memoryview:
-    """The content of a shard's file: the same bytes for the same records."""
+    """Serialise a shard; the same records give the same bytes."""
     stored, shown = [], []
     for name, array in arrays.items():
         shape = list(array.shape[1:])
@@ -204,14 +204,14 @@ def write_shard(key: CacheKey, number: int, arrays: Arrays) -> memoryview:
 
 
 def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
-    """The records of a shard, mapped into memory and read-only, and the checksum that its header claims.
+    """Return the records of a shard, memory-mapped and read-only, and the checksum in its header.
 
     Raises:
-        CacheError: the file is missing, truncated, no shard, or one of another cache or place.
+        CacheError: the file is missing, truncated, not a shard, or belongs to another cache or number.
     """
     again = "delete it and build the cache again: only what is missing is computed"
     try:
-        # The mapping lives as long as the arrays; closing gives the file descriptor back.
+        # The mapping lives as long as the arrays; closing releases the file descriptor.
         with pa.memory_map(path) as mapped:
             reader = pa.ipc.open_file(mapped)
             batch = reader.get_batch(0)
