@@ -1,7 +1,7 @@
-"""Networks of the papers' tables that timm lacks, registered with timm, so that they are built and listed like its own.
+"""Networks of the papers' tables that timm lacks, registered with timm, so that timm builds and lists them.
 
     swin_pico, swin_nano    Swin-P and Swin-N of OFA-KD: Swin-T with 2-2-2-2 blocks and 48 or 64 channels
-    vgg8, resnet20          the small networks of CRD's comparison, made for 32 pixels
+    vgg8, resnet20          the small networks of CRD's comparison, designed for 32 pixels
     shufflenet_v2           ShuffleNetV2 1.0x, torchvision's
 
 Sources: Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation, NeurIPS
@@ -9,7 +9,7 @@ Sources: Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architect
 https://arxiv.org/abs/1910.10699. Ma et al., ShuffleNet V2, ECCV 2018, https://arxiv.org/abs/1807.11164.
 
 None has published weights here. vgg8, resnet20 and shufflenet_v2 average the last map over its positions and apply one
-linear layer. resnet20 and shufflenet_v2 have three stages of blocks: their first stage is what stands before those.
+linear layer. resnet20 and shufflenet_v2 have three stages of blocks: their first stage is what precedes those.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from torchvision.models import shufflenetv2
 
 
 class _Averaging(nn.Module, ABC):
-    """timm's manner of a network whose head is the mean over positions, then one linear layer `fc`."""
+    """Base class with timm's interface; the head is the mean over positions and the linear layer `fc`."""
 
     num_features: int
     fc: nn.Linear
 
     @property
     def head_hidden_size(self) -> int:
-        """D of the embedding."""
+        """Number of channels D of the embedding."""
         return self.num_features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [B, K], or the embedding [B, D], of the last map [B, D, H, W]."""
+        """Compute logits [B, K], or the embedding [B, D], from the last map [B, D, H, W]."""
         embedding = x.mean(dim=(2, 3))
         return embedding if pre_logits else self.fc(embedding)
 
     def get_classifier(self) -> nn.Linear:
-        """The last linear layer."""
+        """Return the last linear layer."""
         return self.fc
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to the last map [B, D, h, w]."""
+        """Compute the last map [B, D, h, w] of images [B, 3, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, K]."""
+        """Compute logits [B, K]."""
         return self.forward_head(self.forward_features(x))
 
 
 def _initialise(network: nn.Module) -> None:
-    """Convolutions as He et al. 2015 (fan out), norms 1 and 0."""
+    """Initialise convolutions as He et al. 2015 (fan out); norms keep 1 and 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -70,7 +70,7 @@ class VGG8(_Averaging):
 
     Args:
         num_classes: K of the logits.
-        img_size: height = width of the images; below 64 pixels the fourth pooling is left out, as in CRD's program.
+        img_size: height = width of the images; below 64 pixels the fourth pooling is omitted, as in CRD's code.
         widths: channels of the five convolutions.
     """
 
@@ -97,7 +97,7 @@ class VGG8(_Averaging):
         nn.init.zeros_(self.fc.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to the last map [B, D, h, w]."""
+        """Compute the last map [B, D, h, w] of images [B, 3, H, W]."""
         features: Tensor = self.features(x)
         return features
 
@@ -133,7 +133,7 @@ class ResNet20(_Averaging):
         _initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to the last map [B, D, H / 4, W / 4]."""
+        """Compute the last map [B, D, H / 4, W / 4] of images [B, 3, H, W]."""
         for part in (self.stem, self.layer1, self.layer2, self.layer3):
             x = part(x)
         return x
@@ -148,7 +148,7 @@ def _residual_stage(before: int, width: int, blocks: int, stride: int) -> nn.Seq
 
 
 class ShuffleNetV2(_Averaging):
-    """The parts of torchvision's ShuffleNetV2, under its names: the weights of either load in the other.
+    """The modules of torchvision's ShuffleNetV2 under the same names, so that weights are interchangeable.
 
     Args:
         num_classes: K of the logits.
@@ -179,7 +179,7 @@ class ShuffleNetV2(_Averaging):
         ]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to the last map [B, D, H / 32, W / 32]."""
+        """Compute the last map [B, D, H / 32, W / 32] of images [B, 3, H, W]."""
         for name in ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"):
             x = self.get_submodule(name)(x)
         return x
@@ -200,7 +200,7 @@ def _config(**changes: Any) -> dict[str, Any]:
 _swin_config = partial(_config, fixed_input_size=True, first_conv="patch_embed.proj", classifier="head.fc")
 _tiny_config = partial(_config, input_size=(3, 32, 32))
 
-default_cfgs = generate_default_cfgs(  # timm reads the name
+default_cfgs = generate_default_cfgs(  # timm reads this name
     {
         "swin_pico.untrained": _swin_config(),
         "swin_nano.untrained": _swin_config(),

@@ -1,4 +1,4 @@
-"""timm's networks by name: this file alone asks timm for one; `architectures` adds some to timm's list."""
+"""Build timm's networks by name, only in this module; `architectures` adds networks to timm's list."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
 
 PATIENCE = 5.0
-"""Seconds to wait for where weights are kept."""
+"""Timeout of a connection to the host of the weights, in seconds."""
 
 
 def network_names(pattern: str = "") -> list[str]:
-    """The names timm knows and those of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
+    """List names of timm's and of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
     return timm.list_models(pattern) + segmentation_names(pattern)
 
 
 def no_weights(name: str) -> str | None:
-    """Why timm's weights for a name cannot be had here, in a few words, known within seconds; None where they can."""
+    """Return within seconds why timm's weights of a name are unavailable here, in a few words; None if available."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     config = timm.get_pretrained_cfg(name)
@@ -44,7 +44,7 @@ def no_weights(name: str) -> str | None:
     if getproxies().get(address.scheme) or constants.HF_HUB_OFFLINE:
         return "downloads are switched off" if constants.HF_HUB_OFFLINE else None
     try:
-        # Asked first: a download tries again and again for a minute before it says the same.
+        # Checked first: a download retries for a minute before it fails.
         socket.create_connection((address.hostname or "", address.port or 443), PATIENCE).close()
     except OSError as error:
         return f"no connection: {error.strerror or error}"
@@ -52,10 +52,10 @@ def no_weights(name: str) -> str | None:
 
 
 def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False) -> Any:
-    """The plain timm module.
+    """Build the plain timm module.
 
     Raises:
-        NetworkError: unknown name, unknown or impossible option, or pretrained weights that cannot be fetched.
+        NetworkError: unknown name, unknown or impossible option, or pretrained weights that cannot be downloaded.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -80,8 +80,8 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
     except TypeError as error:
         if "multiple values for keyword argument" not in str(error):
             raise
-    # Some of timm's entry points (Mixer, ResMLP) write `dict(patch_size=16, **kwargs)` and so refuse their own options.
-    # Run a copy of the entry point's module functions in which the last step, building the class, takes ours.
+    # Some of timm's entry points (Mixer, ResMLP) call `dict(patch_size=16, **kwargs)`, which fails for such an option.
+    # Run copies of the functions of the entry point's module in which the last step, building the class, takes ours.
     architecture, _, tag = name.partition(".")
     entry = model_entrypoint(architecture)
     namespace = vars(sys.modules[entry.__module__])
@@ -99,7 +99,7 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
 
 
 def timm_options(name: str) -> list[str]:
-    """What timm's class of a network takes beside the number of classes."""
+    """List the arguments of timm's class of a network, without the number of classes."""
     with torch.device("meta"):
         classes = type(timm.create_model(name)).__mro__
     known = {key: None for cls in classes if cls.__module__ != nn.Module.__module__ for key in _parameters(cls)}
@@ -107,7 +107,7 @@ def timm_options(name: str) -> list[str]:
 
 
 def _parameters(cls: type) -> list[str]:
-    """The named parameters of a class's own constructor, without self."""
+    """List the named parameters of the constructor that a class itself defines, without self."""
     if "__init__" not in vars(cls):
         return []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -116,19 +116,19 @@ def _parameters(cls: type) -> list[str]:
 
 
 def published_licence(name: str) -> str:
-    """The licence that timm states for the published weights of a name, or of a segmentation network's encoder."""
+    """Return timm's licence of the published weights of a name, or of a segmentation network's encoder."""
     encoder = name.partition("-")[2] if is_segmentation(name) else name
     config = timm.get_pretrained_cfg(encoder, allow_unregistered=True)
     return str(getattr(config, "license", None) or "unknown (timm states none)")
 
 
 def published_classes(name: str) -> int:
-    """How many classes timm's published weights of a network tell apart; 0 for a segmentation network.
+    """Return the number of classes of timm's published weights of a network; 0 for a segmentation network.
 
-    Those weights are its encoder's alone: a network to train from, none to follow as it is.
+    A segmentation network's weights are only the encoder's: they initialise a training, but are no trained teacher.
 
     Raises:
-        NetworkError: timm publishes none for it.
+        NetworkError: timm publishes no weights for it.
     """
     if is_segmentation(name):
         return 0

@@ -1,4 +1,4 @@
-"""Network: a timm classifier that gives `Outputs`; its tail; the two functions that build and predict it."""
+"""Network: a timm classifier that gives `Outputs`, with its tail; `build_network` and `predict_spec`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from heterokd.outputs import Outputs, OutputSpec, PreActivations, Signal
 
 
 class Network(nn.Module):
-    """A timm classifier, taken apart into a stem, four stages, a finish and a head.
+    """A timm classifier, split into a stem, four stages, a finish and a head.
 
     Attributes:
         body: the plain timm module; its state dict loads in timm.
         spec: shapes of the outputs.
         name: timm's name.
-        options: what was given to timm beside the name.
-        mean, std: [1, 3, 1, 1], what images are normalised with; not part of the state dict.
+        options: timm's arguments in addition to the name.
+        mean, std: normalisation of the images, [1, 3, 1, 1]; not part of the state dict.
     """
 
     body: Any  # an nn.Module with timm's methods
@@ -59,12 +59,12 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
-        """One pass that gives what `needs` asks for.
+        """Run a single forward and return the signals in `needs`.
 
         Args:
-            images: [B, 3, H, W] float in [0, 1], of any size; resized only when it is not the network's own.
-            needs: stage maps are raw (before the final norm) and without class tokens. Two-headed networks
-                (distilled DeiT) give the mean of both heads' logits, in training mode too.
+            images: [B, 3, H, W] float in [0, 1], of any size; resized only if it differs from the network's size.
+            needs: signals to return. Stage maps are raw (before the final norm) and without class tokens. Two-headed
+                networks (distilled DeiT) return the mean of both heads' logits, in training mode too.
         """
         split = self.split
         self.require_stage(1)
@@ -101,28 +101,28 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def margins(self) -> tuple[Tensor, ...]:
-        """Four vectors [C]: see `heterokd.outputs.PreActivations`."""
+        """Return four vectors [C]: see `heterokd.outputs.PreActivations`."""
         norms = [self.body.get_submodule(norm) for _, norm in self.split.activations]
         return tuple(expected_negative(norm.bias.float(), norm.weight.float()) for norm in norms)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] as the body wants them: [B, 3, image_size, image_size], mean 0, deviation 1."""
+        """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, 3, image_size, image_size], mean 0, deviation 1."""
         size = (self.spec.image_size, self.spec.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
-        """False: every image is resized to one size, which an exported graph takes alone."""
+        """Return False: images are resized to a fixed size, the only input size of an exported graph."""
         return False
 
     @property
     def tail(self) -> NetworkTail:
-        """The network from stage j to its logits, without a forward before it."""
+        """The network from stage j to its logits, not bound to a forward."""
         return NetworkTail(self)
 
     def trim_to_tail(self, j: int) -> None:
-        """Drop what runs before stage `j` (2 to 5), in place, to free its memory: only the tail from j on stays."""
+        """Remove the modules before stage `j` (2 to 5) in place, to free their memory; the tail from j on is kept."""
         for name in chain(self.split.stem, *self.split.stages[: j - 1]):
             parent, _, child = name.rpartition(".")
             if isinstance(attrgetter(name)(self.body), nn.Module):
@@ -130,7 +130,7 @@ class Network(nn.Module):
         self.first_stage = max(self.first_stage, j)
 
     def require_stage(self, j: int) -> None:
-        """Raise PairError when stage `j` was dropped by `trim_to_tail`."""
+        """Raise PairError if stage `j` was removed by `trim_to_tail`."""
         if j < self.first_stage:
             raise PairError(
                 f"network {self.name!r} was trimmed to its tail from {self.first_stage} on: stage {j} is not there"
@@ -138,12 +138,12 @@ class Network(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last classifier (both of them in a two-headed network), apart from the encoder below it."""
+        """The last classifier (both in a two-headed network), without the encoder."""
         classifier = self.body.get_classifier()
         return nn.ModuleList(classifier) if isinstance(classifier, tuple) else classifier
 
     def _head(self, x: Tensor, needs: Signal) -> tuple[Tensor | None, Tensor | None]:
-        """Logits and embedding; each is None when nobody needs it. The head runs once, so its dropout acts once."""
+        """Compute logits and embedding, None if not needed. The head runs once, so its dropout acts once."""
         if not needs & (Signal.LOGITS | Signal.EMBEDDING):
             return None, None
         if Signal.EMBEDDING not in needs:
@@ -154,13 +154,13 @@ class Network(nn.Module):
         return (self.body.get_classifier()(embedding) if self.split.one_head else self.body.forward_head(x)), embedding
 
     def _to_map(self, x: Tensor, layout: MapLayout) -> Tensor:
-        """What runs between two stages as a map [B, C, H, W] without class tokens."""
+        """Convert the body's tensor between two stages to a map [B, C, H, W] without class tokens."""
         if layout == "NCHW":
             return x
         return x.permute(0, 3, 1, 2) if layout == "NHWC" else _square(x[:, self.spec.prefix_tokens :])
 
     def _from_map(self, x: Tensor, layout: MapLayout, prefix: Tensor | None) -> Tensor:
-        """The inverse of `_to_map`; without a `prefix` fresh class tokens come from the network's own parameters."""
+        """Invert `_to_map`; without a `prefix` the class tokens are the network's parameters."""
         if layout == "NCHW":
             return x
         if layout == "NHWC":
@@ -174,7 +174,7 @@ class Network(nn.Module):
 
 @contextmanager
 def _before_activations(network: Network, active: bool) -> Iterator[list[Tensor]]:
-    """While open, what enters the last ReLU of each stage is kept; the list is filled on leaving."""
+    """Record the input of the last ReLU of each stage; the list is filled on exit."""
     kept: dict[str, Tensor] = {}
     maps: list[Tensor] = []
 
@@ -193,13 +193,13 @@ def _before_activations(network: Network, active: bool) -> Iterator[list[Tensor]
 
 
 def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
-    """E[x | x < 0] of x ~ N(mean, std^2), elementwise: OFD's margins.
+    """Compute E[x | x < 0] of x ~ N(mean, std^2), elementwise: OFD's margins.
 
-    Where less than a thousandth of the responses is negative, it is -3 standard deviations, as in the authors' program.
+    If less than a thousandth of the responses is negative, it is -3 standard deviations, as in the authors' code.
 
     Args:
-        mean: [C], the shift of a BatchNorm.
-        std: [C], its scale; the sign does not matter.
+        mean: [C], shift of a BatchNorm.
+        std: [C], its scale; the sign is ignored.
     """
     std = std.abs()
     ratio = mean / std.clamp(min=torch.finfo(std.dtype).tiny)  # a scale of 0 gives min(mean, 0)
@@ -211,24 +211,24 @@ def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
 class NetworkTail:
     """A network from stage j to its logits: see `heterokd.outputs.Tail`.
 
-    The network's weights and mode (train, eval) are used as they are; gradient reaches `x` also when they are frozen.
+    The network's weights and mode (train, eval) are not changed; the gradient reaches `x` also if they are frozen.
     """
 
     def __init__(self, network: Network, own: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
-        """`own` holds the maps, with their class tokens, of the forward that this tail belongs to."""
+        """Bind the tail to a forward: `own` holds its maps with their class tokens."""
         self.network = network
         self._own = list(own) if network.split.prefix else []
 
     def __call__(self, x: Tensor, j: int) -> Tensor:
-        """Logits [B, K] of what stage j - 1 gives."""
+        """Compute logits [B, K] from the output of stage j - 1."""
         return self._finish(x, j, Signal.LOGITS).logits
 
     def outputs(self, x: Tensor, j: int) -> Outputs:
-        """Logits [B, K] and embedding [B, D] of what stage j - 1 gives."""
+        """Compute logits [B, K] and embedding [B, D] from the output of stage j - 1."""
         return self._finish(x, j, Signal.LOGITS | Signal.EMBEDDING)
 
     def step(self, x: Tensor, j: int, like: Tensor | None = None) -> Tensor:
-        """The map of stage j alone, see `heterokd.outputs.Tail`."""
+        """Run only stage j and return its map, see `heterokd.outputs.Tail`."""
         network = self.network
         if j not in (1, 2, 3, 4):
             raise PairError(f"network {network.name!r}: tail.step(x, j={j}): j is 1, 2, 3 or 4, one of the four stages")
@@ -258,7 +258,7 @@ class NetworkTail:
 
     @contextmanager
     def _size_matters(self, x: Tensor, j: int, whole: bool) -> Iterator[None]:
-        """Say what a network that takes one size alone says of another."""
+        """Raise PairError if a stage with a fixed input size fails on a map of another size."""
         try:
             yield
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -271,7 +271,7 @@ class NetworkTail:
             ) from error
 
     def _enter(self, x: Tensor, j: int, call: str, like: Tensor | None = None) -> tuple[Tensor, bool]:
-        """`x` as the body holds it between stages j - 1 and j, class tokens included; whether it has their size."""
+        """Convert `x` to the body's input of stage j, with class tokens; return also whether its size is usual."""
         network, spec = self.network, self.network.spec
         where = f"network {network.name!r}: {call}"
         network.require_stage(j)
@@ -300,7 +300,7 @@ class NetworkTail:
 
 
 class Deployable(nn.Module):
-    """Images [B, 3, S, S] in [0, 1], at the network's own size, to logits [B, K]: normalisation and body."""
+    """Normalisation and body: images [B, 3, S, S] in [0, 1], at the network's size, to logits [B, K]."""
 
     mean: Tensor
     std: Tensor
@@ -312,7 +312,7 @@ class Deployable(nn.Module):
         self.register_buffer("std", std.clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K]."""
+        """Compute logits [B, K]."""
         logits: Tensor = self.body((images - self.mean) / self.std)
         return logits
 
@@ -321,7 +321,7 @@ AnyNetwork = Network | SegmentationNetwork
 
 
 def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:
-    """A copy in eval mode, without resize of the images, that torch.export and ONNX take."""
+    """Copy a network for torch.export and ONNX: in eval mode, without resizing of the images."""
     if isinstance(network, SegmentationNetwork):
         return DeployableSegmentation(network).eval()
     return Deployable(copy.deepcopy(network.body), network.mean, network.std).eval()
@@ -330,7 +330,7 @@ def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:
 def predict_spec(
     name: str, num_classes: int, options: Mapping[str, Any] | None = None, image_size: int | None = None
 ) -> OutputSpec:
-    """The shapes that `build_network` with the same arguments will give: no weights, no memory, cached.
+    """Return the output shapes of `build_network` with the same arguments; cached, without weights or memory.
 
     Raises:
         NetworkError: as `build_network`.
@@ -352,14 +352,14 @@ def build_network(
 
     Args:
         name: timm's name, with or without a tag (`vit_small_patch16_224.augreg_in21k`); a segmentation network is
-            `{architecture}-{encoder}`, and `build_segmentation` says what the other arguments mean for it.
+            `{architecture}-{encoder}`, and `build_segmentation` documents the other arguments for it.
         num_classes: K of the logits.
-        options: what timm takes beside the name: `{"img_size": 32, "patch_size": 4, "depth": 6}`.
-        pretrained: load timm's weights for the name.
-        image_size: pixels; networks with a fixed size are built for it unless `options` hold `img_size`, which wins.
-            None takes the size of the name's pretrained weights.
-        mean: per channel, of images in [0, 1]; None takes that of the name's pretrained weights.
-        std: likewise.
+        options: timm's arguments in addition to the name: `{"img_size": 32, "patch_size": 4, "depth": 6}`.
+        pretrained: whether to load timm's weights for the name.
+        image_size: pixels; networks with a fixed size are built for it, unless `options` contain `img_size`. None: the
+            size of the name's pretrained weights.
+        mean: mean per channel, of images in [0, 1]; None: that of the name's pretrained weights.
+        std: standard deviation, as `mean`.
 
     Raises:
         NetworkError: the name or an option is unknown, the network cannot be split into stages, or weights are missing.

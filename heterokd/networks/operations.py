@@ -1,4 +1,4 @@
-"""What a network does, operation by operation: recorded on the meta device, to compare two ways of running it."""
+"""Record a network's operations on the meta device, to compare two ways of running it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def same_operations(native: list[tuple[str, ...]], body: Any, given: Tensor, run: Callable[[], Any]) -> bool:
-    """Whether `run` does the operations `native`."""
+    """Return whether `run` performs exactly the operations `native`."""
     try:
         return native == operations(body, given, run)
-    except Exception:  # noqa: BLE001 - parts that do not fit together fail in their own ways
+    except Exception:  # noqa: BLE001 - mismatched parts raise any exception
         return False
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every operation: its name, and which weight or which earlier operation each operand comes from."""
+    """Dispatch mode that records each operation: its name, and the weight or earlier operation of each operand."""
 
     def __init__(self, body: Any, given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = {id(given): "given"}
         self.labels |= {id(t): key for key, t in [*body.named_parameters(), *body.named_buffers()]}
         self.calls: list[tuple[str, ...]] = []
-        self.kept: list[Tensor] = []  # an id names a tensor only while the tensor lives
+        self.kept: list[Tensor] = []  # an id is unique only while its tensor is alive
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Record one operation and do it."""
+        """Record and execute an operation."""
         operands = _flat((args, kwargs or {}))
         self.calls.append((str(func), *(self._label(operand) for operand in operands)))
         result = func(*args, **(kwargs or {}))
@@ -60,7 +60,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def operations(body: Any, given: Tensor, run: Callable[[], Any]) -> list[tuple[str, ...]]:
-    """The operations of `run`, in order: each its name and its operands."""
+    """Return the operations of `run` in order, each with its name and operands."""
     recorder = Recorder(body, given)
     with torch.no_grad(), recorder:
         run()

@@ -27,17 +27,17 @@ from heterokd.outputs import Outputs, OutputSpec, Signal
 
 
 class SegmentationNetwork(nn.Module):
-    """A network that classifies every pixel: LOGITS, EMBEDDING and STAGES.
+    """A network for semantic segmentation with LOGITS, EMBEDDING and STAGES.
 
     Attributes:
         body: the plain smp module; its state dict loads in smp.
-        spec: shapes of the outputs; `image_size` is what the network is trained at, not the only size it takes.
+        spec: shapes of the outputs; `image_size` is the training size, other sizes are possible too.
         name: `{architecture}-{encoder}`.
-        options: what was given to smp beside the name.
-        mean, std: [1, 3, 1, 1], what images are normalised with; not part of the state dict.
-        multiple: what sides of images are padded to, in pixels.
-        any_size: whether one exported graph serves every size of image: not where timm builds the encoder for a size,
-            as it does for Swin, whose windows torch.export does not follow with sides unknown.
+        options: smp's arguments in addition to the name.
+        mean, std: normalisation of the images, [1, 3, 1, 1]; not part of the state dict.
+        multiple: number of pixels to whose multiples the sides of images are padded.
+        any_size: whether an exported graph takes images of any size: not if timm builds the encoder for a fixed size,
+            as for Swin, whose windows torch.export cannot trace with dynamic sides.
     """
 
     body: Any  # an nn.Module with smp's encoder, decoder and segmentation_head
@@ -64,14 +64,14 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
-        """One pass that gives what `needs` asks for.
+        """Run a single forward and return the signals in `needs`.
 
         Args:
-            images: [B, 3, H, W] float in [0, 1], of any size. Sides that are no multiple of the encoder's stride are
-                padded with zeros at the right and bottom (the mean colour, since it happens after normalising), and
-                what lies in the padding alone is cut off again: maps of stride s are [ceil(H / s), ceil(W / s)].
-            needs: logits are at the decoder's stride, without smp's upsampling to the image; the embedding is what
-                enters the last convolution; stages are the encoder's last four maps.
+            images: [B, 3, H, W] float in [0, 1], of any size. Sides that are not a multiple of the encoder's stride are
+                padded with zeros at the right and bottom (the mean colour, since the images are normalised before), and
+                positions entirely in the padding are cropped: maps of stride s are [ceil(H / s), ceil(W / s)].
+            needs: signals to return. Logits are at the decoder's stride, without smp's upsampling to the image; the
+                embedding is the input of the last convolution; stages are the encoder's last four maps.
         """
         if needs & ~self.spec.serves:
             raise PairError(
@@ -98,28 +98,28 @@ class SegmentationNetwork(nn.Module):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] with mean 0 and deviation 1, at their own size."""
+        """Normalise images [B, 3, H, W] in [0, 1] to mean 0 and deviation 1, without resizing."""
         return (images - self.mean) / self.std
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
-        """Whether a graph exported for images of a size serves others: not from a map of one pixel, see `any_size`."""
+        """Return whether a graph exported at a size takes others: not if a map has a single pixel; see `any_size`."""
         return self.any_size and min(size) > self.multiple
 
     @property
     def head(self) -> nn.Module:
-        """The last classifier, a convolution over the embedding, apart from the encoder and decoder below it."""
+        """The last classifier, a convolution over the embedding, without encoder and decoder."""
         classifier: nn.Module = self.body.segmentation_head[0]
         return classifier
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """[B, C, H, W] with zeros at the right and bottom, so that both sides are multiples."""
+    """Pad [B, C, H, W] with zeros at the right and bottom, so that both sides are multiples."""
     right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
     return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
 
 class DeployableSegmentation(nn.Module):
-    """Images [B, 3, H, W] in [0, 1], of any size, to logits [B, K, H, W]; a graph of it takes any size too."""
+    """Images [B, 3, H, W] in [0, 1], of any size, to logits [B, K, H, W]; can be exported with dynamic size."""
 
     mean: Tensor
     std: Tensor
@@ -134,26 +134,26 @@ class DeployableSegmentation(nn.Module):
         self.register_buffer("std", network.std.clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K, H, W], brought to the images' size bilinearly."""
+        """Compute logits [B, K, H, W], upsampled bilinearly to the images' size."""
         height, width = images.shape[-2:]
-        # Integers alone, and padding even where nothing is to pad: a branch or a rounding on the images' size would
-        # stay in an exported graph as a guard, or could not be stored at all.
+        # Integer arithmetic only, and padding also by zero pixels: a branch or a rounding on the images' size would
+        # become a guard of the exported graph, or could not be stored at all.
         rows, columns = (height + self.multiple - 1) // self.multiple, (width + self.multiple - 1) // self.multiple
         bottom, right = rows * self.multiple - height, columns * self.multiple - width
         features = self.body.encoder(F.pad((images - self.mean) / self.std, (0, right, 0, bottom)))
         logits, _ = classify(self.body, features)
         for side, size in ((2, height), (3, width)):
-            # By index: a slice leaves a guard that tells sizes with something to cut off from those without.
+            # By index: a slice would add a guard that separates sizes with and without cropping.
             seen = torch.arange((size + self.stride - 1) // self.stride, device=logits.device)
             logits = logits.index_select(side, seen)
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def _pad_alike(module: nn.Module) -> None:
-    """Give pools with TensorFlow's padding a constant one, in place.
+    """Replace TensorFlow's padding of pooling layers by a constant padding, in place.
 
-    timm computes it from the map's size, with a ceil that torch.export cannot store. It is the same for every map whose
-    sides are multiples of the stride, and `DeployableSegmentation` makes no others.
+    timm computes it from the map's size, with a ceil that torch.export cannot store. It is the same for all maps whose
+    sides are multiples of the stride, and `DeployableSegmentation` has no others.
     """
     for name, child in module.named_children():
         if isinstance(child, AvgPool2dSame):
@@ -183,15 +183,15 @@ def build_segmentation(
         name: `{architecture}-{encoder}`: see `segmentation_names`.
         num_classes: K of the logits.
         options: arguments of smp's class, such as `{"encoder_output_stride": 8, "decoder_channels": 64}`, and for
-            timm's encoders what timm takes too. DeepLabV3 and V3+ dilate their encoder as smp does by default (to a
-            stride of 8 and 16) where it can be dilated; attention encoders, MiT's and PVT's among them, keep their 32.
-        pretrained: load the encoder's ImageNet weights; the decoder starts from scratch.
-        image_size: pixels of the training crops; None is 512.
-        mean: per channel, of images in [0, 1]; None takes that of the encoder's weights.
-        std: likewise.
+            timm's encoders also timm's arguments. DeepLabV3 and V3+ dilate their encoder as smp does by default (to a
+            stride of 8 and 16) if it can be dilated; attention encoders, including MiT and PVT, keep a stride of 32.
+        pretrained: whether to load the encoder's ImageNet weights; the decoder starts from random weights.
+        image_size: pixels of the training crops; None: 512.
+        mean: mean per channel, of images in [0, 1]; None: that of the encoder's weights.
+        std: standard deviation, as `mean`.
 
     Raises:
-        NetworkError: architecture, encoder or option is unknown, they do not fit, or weights are missing.
+        NetworkError: architecture, encoder or option is unknown, they are incompatible, or weights are missing.
     """
     layout = lay_out(name, num_classes, options, image_size)
     body = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
@@ -200,7 +200,7 @@ def build_segmentation(
 
 
 def _statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of the images that the encoder's weights were trained on."""
+    """Return mean and deviation of the training images of the encoder's weights."""
     _, encoder = split_name(name)
     config = None if encoder in smp_encoders() else timm.get_pretrained_cfg(encoder, allow_unregistered=True)
     return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if config is None else (config.mean, config.std)

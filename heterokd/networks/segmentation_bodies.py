@@ -1,4 +1,4 @@
-"""smp's segmentation networks by name and options, and the shapes of what they give; `bodies` does it for timm's."""
+"""Build smp's segmentation networks by name and options, and determine their output shapes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from heterokd.networks.segmentation_names import UNDILATED, smp_class, smp_encod
 from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 
 SERVES = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
-DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no size of their own
+DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no default size
 STAGES = 4
-DILATED = ("deeplabv3", "deeplabv3plus")  # the architectures that ask their encoder for a smaller stride
+DILATED = ("deeplabv3", "deeplabv3plus")  # architectures that reduce the stride of their encoder
 _INITIAL = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
-# smp's arguments that the name, the data set or this package decides
+# smp's arguments that the name, the data set or this package determines
 _DECIDED = {
     "self",
     "encoder_name",
@@ -41,12 +41,12 @@ _DECIDED = {
 
 @dataclass(frozen=True)
 class SegmentationLayout:
-    """One segmentation network, known before it is built.
+    """Structure of a segmentation network, before it is built.
 
     Attributes:
-        arguments: what smp builds it from beside the name.
-        multiple: height and width of the images that the body takes are multiples of it.
-        spec: the shapes of its outputs.
+        arguments: smp's arguments in addition to the name.
+        multiple: number of pixels of which height and width of the body's input are multiples.
+        spec: shapes of the outputs.
     """
 
     arguments: Mapping[str, Any]
@@ -55,9 +55,9 @@ class SegmentationLayout:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Inside `torch.device("meta")`: initial values are not computed, which takes seconds in a deep Transformer.
+    """Skip the computation of initial values on the meta device, which takes seconds in a deep Transformer.
 
-    A linspace is, since MiT's constructor reads its numbers.
+    A linspace is computed on the CPU, since MiT's constructor reads its numbers.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,10 +69,10 @@ class _WithoutValues(TorchFunctionMode):
 def lay_out(
     name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None
 ) -> SegmentationLayout:
-    """What the network will be, from its structure alone: no weights, no memory; cached.
+    """Determine arguments and output shapes of a network from its structure; cached, without weights or memory.
 
     Raises:
-        NetworkError: architecture, encoder or option is unknown, or they do not fit each other.
+        NetworkError: architecture, encoder or option is unknown, or they are incompatible.
     """
     if num_classes < 1 or (image_size is not None and image_size < 1):
         key, value = ("num_classes", num_classes) if num_classes < 1 else ("image_size", image_size)
@@ -93,7 +93,7 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
         if key not in known:
             raise NetworkError(f"network {name!r} has no option {key!r}: {did_you_mean(key, known)}")
     if encoder not in smp_encoders():
-        if "strict_img_size" in known:  # Swin: images of any size, not only of the one it is built for
+        if "strict_img_size" in known:  # Swin: images of any size, not only the size it is built for
             arguments.setdefault("strict_img_size", False)
         if "img_size" in known:
             arguments.setdefault("img_size", -(-image_size // UNDILATED) * UNDILATED)
@@ -112,10 +112,10 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
 def create_segmentation_body(
     name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False
 ) -> Any:
-    """The plain smp module.
+    """Build the plain smp module.
 
     Raises:
-        NetworkError: an option is impossible, or the encoder's pretrained weights cannot be fetched.
+        NetworkError: an option is impossible, or the encoder's pretrained weights cannot be downloaded.
     """
     try:
         return _create(name, num_classes, arguments, pretrained)
@@ -156,23 +156,23 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
         if key.startswith("decoder_")
     }
     decoder["out_channels"] = decoder.pop("channels")
-    from heterokd.networks.segmentation_undilated import UndilatedDeepLab  # smp, which classifiers never load
+    from heterokd.networks.segmentation_undilated import UndilatedDeepLab  # imports smp, which classifiers never need
 
     return UndilatedDeepLab(architecture, encoder_name, weights, num_classes, arguments, decoder)
 
 
 def _options_of(architecture: str, encoder: str) -> list[str]:
-    """Names of the options: those of smp, for an encoder of timm's with timm's own after them."""
+    """List the names of the options: smp's, and for an encoder from timm also timm's."""
     known = [key for key in inspect.signature(smp_class(architecture).__init__).parameters if key not in _DECIDED]
     return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
 
 
 def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_size: int) -> tuple[int, OutputSpec]:
-    """The multiple of the image's sides, and the spec, from a forward without memory."""
+    """Determine the multiple of the image's sides and the spec by a forward on the meta device."""
     with torch.device("meta"), _WithoutValues():
         body = create_segmentation_body(name, num_classes, arguments).eval()
     multiple = int(body.encoder.output_stride)
-    attention: set[int] = set()  # channels of what enters an attention layer
+    attention: set[int] = set()  # channels of the inputs of attention layers
 
     def attend(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
         attention.update(given[0].shape[1:])
@@ -192,7 +192,7 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_si
             for hook in hooks:
                 hook.remove()
             classify(body, body.encoder(torch.empty(1, 3, side + multiple, side, device="meta")))
-    except Exception as error:  # any layer may refuse a size in its own way
+    except Exception as error:  # any layer may raise on a size
         sentence = str(error).strip().split("\n", 1)[0]
         raise NetworkError(
             f"network {name!r} does not run on images of any size (tried {side} x {side} and {side + multiple} x "
@@ -231,12 +231,12 @@ def _cannot_dilate(name: str, arguments: Mapping[str, Any]) -> NetworkError:
 
 
 def stage_maps(features: list[Tensor]) -> tuple[Tensor, ...]:
-    """The encoder's last four maps [B, C, H, W]: smp puts the image, and for Transformers an empty map, before them."""
+    """Return the encoder's last four maps [B, C, H, W], without the image and, in Transformers, smp's empty map."""
     return tuple(y for y in features[1:] if y.shape[1])[-STAGES:]
 
 
 def classify(body: Any, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits [B, K, h, w] and embedding [B, D, h, w] at the decoder's stride, without smp's upsampling."""
+    """Compute logits [B, K, h, w] and embedding [B, D, h, w] at the decoder's stride, without smp's upsampling."""
     embedding: Tensor = body.decoder(features)
     logits: Tensor = body.segmentation_head[0](embedding)
     return logits, embedding

@@ -1,8 +1,8 @@
-"""Names of segmentation networks, `{architecture}-{encoder}`: what they mean, without building one.
+"""Parse names of segmentation networks, `{architecture}-{encoder}`, without building a network.
 
-Architectures are decoders of segmentation_models_pytorch (smp). Encoders are smp's own, or any network of timm that
-gives maps at strides 4, 8, 16 and 32. No name of timm's holds a hyphen before its tag, so a hyphen there is what tells
-the two kinds of network apart.
+Architectures are decoders of segmentation_models_pytorch (smp). Encoders are smp's, or any network of timm with maps
+at strides 4, 8, 16 and 32. No name of timm's contains a hyphen before its tag, so a hyphen there marks a segmentation
+network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import timm
 
 from heterokd.errors import NetworkError, did_you_mean
 
-# smp's class of each decoder. smp itself is imported at its first use: classifiers never need it.
+# smp's class of each decoder. smp is imported at its first use, because classifiers never need it.
 ARCHITECTURES = {
     "deeplabv3": "DeepLabV3",
     "deeplabv3plus": "DeepLabV3Plus",
@@ -23,13 +23,13 @@ ARCHITECTURES = {
     "upernet": "UPerNet",
     "fpn": "FPN",
 }
-UNDILATED = 32  # the stride of every encoder that is left as it is
-# smp's doubles of timm's networks are deprecated there, and these families' weights want images of another mean
+UNDILATED = 32  # stride of encoders without dilation
+# smp deprecates its copies of timm's networks, and the weights of these families need another normalisation
 _LEFT_OUT = ("timm-", "dpn", "inception", "xception")
 
 
 def smp_class(architecture: str) -> Any:
-    """The class of smp's that an architecture is."""
+    """Return smp's class of an architecture."""
     import segmentation_models_pytorch as smp
 
     return getattr(smp, ARCHITECTURES[architecture])
@@ -37,7 +37,7 @@ def smp_class(architecture: str) -> Any:
 
 @lru_cache(maxsize=1)
 def smp_encoders() -> frozenset[str]:
-    """Names of smp's own encoders that have weights of ImageNet."""
+    """List names of smp's encoders with ImageNet weights."""
     import segmentation_models_pytorch as smp
 
     return frozenset(
@@ -48,15 +48,15 @@ def smp_encoders() -> frozenset[str]:
 
 
 def is_segmentation(name: str) -> bool:
-    """Whether a name is of the form `{architecture}-{encoder}`."""
+    """Return whether a name is of the form `{architecture}-{encoder}`."""
     return "-" in name.partition(".")[0]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Architecture and encoder.
+    """Split a name into architecture and encoder.
 
     Raises:
-        NetworkError: one of them is unknown.
+        NetworkError: either is unknown.
     """
     architecture, _, encoder = name.partition("-")
     if architecture not in ARCHITECTURES:
@@ -73,6 +73,6 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def segmentation_names(pattern: str = "") -> list[str]:
-    """Every architecture on every encoder of smp's own, filtered by a shell pattern; timm's encoders are not listed."""
+    """List all architectures on all encoders of smp, filtered by a shell pattern; timm's encoders are not listed."""
     names = [f"{architecture}-{encoder}" for architecture in ARCHITECTURES for encoder in sorted(smp_encoders())]
     return [name for name in names if not pattern or fnmatchcase(name, pattern)]

@@ -1,4 +1,4 @@
-"""DeepLabV3 and DeepLabV3+ of smp's own parts, on encoders that smp's constructors refuse."""
+"""DeepLabV3 and DeepLabV3+ from smp's modules, on encoders that smp's constructors reject."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from heterokd.networks.segmentation_names import UNDILATED
 
 
 class UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not typed
-    """DeepLabV3 or DeepLabV3+ of smp's own parts on an encoder that keeps its stride of 32.
+    """DeepLabV3 or DeepLabV3+ from smp's modules on an encoder with a stride of 32.
 
-    smp's constructors insist on a stride of 8 or 16, which attention encoders do not have. The state dict is that of
-    smp's own class: dilation changes no shape.
+    smp's constructors require a stride of 8 or 16, which attention encoders do not have. The state dict has the keys
+    and shapes of smp's class, since dilation changes no shape.
     """
 
     def __init__(

@@ -1,11 +1,10 @@
-"""How a timm classifier becomes a stem, four stages and a finish: by structure, not by name.
+"""Split a timm classifier into a stem, four stages and a finish, by structure, not by name.
 
-A network is laid out on the meta device (shapes without memory), its parts are looked up by attribute name in
-`SHAPES`, and the split is accepted only when running the parts in order does the very same operations, on the same
-weights and in the same order, as the network's own forward. So a network with an unforeseen twist is refused, never
-silently changed.
+A network is built on the meta device (shapes without memory), its parts are looked up by attribute name in `SHAPES`,
+and the split is accepted only if running the parts in order performs exactly the operations of the network's forward,
+on the same weights and in the same order. So a network with an unknown structure is refused, never silently changed.
 
-`bodies` asks timm for the network, `operations` records what it does.
+`bodies` builds the network, `operations` records its operations.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ MapLayout = Literal["NCHW", "NHWC", "NLC"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Where one family keeps its parts, as attribute names.
+    """Attribute names of the parts of a family of networks.
 
     Attributes:
-        stem: what runs before the first stage, in order.
-        stages: four modules, or one sequence that holds four stages or many blocks, or (`features`) stem, stages and
-            finish one after another.
-        finishes: what may run between the last stage and `forward_head`; the first that fits is taken.
+        stem: modules before the first stage, in order.
+        stages: four modules, or a sequence with four stages or many blocks, or (`features`) a sequence of stem, stages
+            and finish.
+        finishes: alternatives for the modules between the last stage and `forward_head`; the first match is used.
     """
 
     stem: tuple[str, ...]
@@ -70,19 +69,19 @@ INSTEAD = (
 
 @dataclass(frozen=True)
 class NetworkParts:
-    """One network, taken apart.
+    """Parts of a network.
 
     Attributes:
         stem, finish: dotted names of callables of the body, run in order.
-        stages: the same for each of the four stages.
-        layout: how the body holds what runs between its stages: maps [B, C, H, W] or [B, H, W, C], or tokens [B, N, C].
-        stem_layout: the same for what enters the first stage.
+        stages: dotted names for each of the four stages.
+        layout: layout of the body's tensors between its stages: maps [B, C, H, W] or [B, H, W, C], or tokens [B, N, C].
+        stem_layout: layout of the first stage's input.
         activations: dotted names of each stage's last ReLU and of the BatchNorm before it; empty unless all four have
             them.
-        prefix: names of the parameters that become the class, distillation and register tokens, in order.
-        one_head: the logits are `get_classifier()` of the embedding (False for two-headed networks).
-        arguments: what timm builds the body from, the image size included where the network takes one.
-        spec: the shapes of its outputs.
+        prefix: names of the parameters of the class, distillation and register tokens, in order.
+        one_head: whether the logits are `get_classifier()` of the embedding (False for two-headed networks).
+        arguments: timm's arguments, with the image size if the network takes it.
+        spec: shapes of the outputs.
     """
 
     stem: tuple[str, ...]
@@ -98,7 +97,7 @@ class NetworkParts:
 
 
 def run_parts(body: Any, names: tuple[str, ...], x: Tensor) -> Tensor:
-    """`x` through the named parts of `body` in order; looked up each time, since parts may be replaced (SyncBN)."""
+    """Run `x` through the named parts of `body`; they are looked up in each call, since SyncBN may replace them."""
     return reduce(lambda value, name: attrgetter(name)(body)(value), names, x)
 
 
@@ -109,10 +108,10 @@ def _run_whole(body: Any, parts: tuple[str, ...], images: Tensor) -> Any:
 def split_network(
     name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None
 ) -> NetworkParts:
-    """How to take the network apart, from its structure alone: no weights, no memory; cached.
+    """Determine the parts of a network from its structure; cached, without weights or memory.
 
     Raises:
-        NetworkError: the name or an option is unknown, or the structure does not fit one of `SHAPES`.
+        NetworkError: the name or an option is unknown, or the structure matches none of `SHAPES`.
     """
     if num_classes < 1 or (image_size is not None and image_size < 1):
         key, value = ("num_classes", num_classes) if num_classes < 1 else ("image_size", image_size)
@@ -133,7 +132,7 @@ def _split(name: str, num_classes: int, options: str, image_size: int | None) ->
     images = torch.empty(2, 3, side, side, device="meta")
     try:
         native = operations(body, images, lambda: body(images))
-    except Exception as error:  # any layer may refuse this size in its own way
+    except Exception as error:  # any layer may raise on this size
         sentence = str(error).strip().split("\n", 1)[0]
         raise NetworkError(f"network {name!r} does not run on {side} x {side} images: {sentence}") from error
 
@@ -165,7 +164,7 @@ def _split(name: str, num_classes: int, options: str, image_size: int | None) ->
 def _lay_out(
     name: str, num_classes: int, options: dict[str, Any], image_size: int | None
 ) -> tuple[Any, dict[str, Any]]:
-    """The body on the meta device in eval mode; `img_size` is passed where the network takes one."""
+    """Build the body on the meta device in eval mode; `img_size` is passed if the network takes it."""
     with torch.device("meta"):
         if image_size is not None and "img_size" not in options:
             sized = {**options, "img_size": image_size}
@@ -178,7 +177,7 @@ def _lay_out(
 
 
 def _stages(name: str, body: Any, parts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Dotted names of the modules of each of four stages."""
+    """Return the dotted names of the modules of each of the four stages."""
     if len(parts) == 4:
         return tuple((part,) for part in parts)
     (part,) = parts
@@ -204,9 +203,9 @@ def _stages(name: str, body: Any, parts: tuple[str, ...]) -> tuple[tuple[str, ..
 def _cut(
     name: str, features: Any, feature_info: Any
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """Stem, stages and finish of one sequence, cut after the modules that `feature_info` names.
+    """Split a sequence into stem, stages and finish, after the modules in `feature_info`.
 
-    A pooling belongs to what follows it, a last one (VGG) or a last norm (DenseNet) to the finish.
+    A pooling belongs to the part after it, a last pooling (VGG) or norm (DenseNet) to the finish.
     """
     children = dict(features.named_children())
     parts = [f"features.{child}" for child in children]
@@ -222,7 +221,7 @@ def _cut(
 
 
 def twelfths(depth: int) -> list[int]:
-    """Where stages 1 to 3 of `depth` equal blocks end: 2-2-6-2 of twelve, in proportion, none empty.
+    """Return the ends of stages 1 to 3 of `depth` equal blocks: in proportion to 2-2-6-2 of twelve, none empty.
 
     >>> twelfths(12), twelfths(6), twelfths(4)
     ([2, 4, 10], [1, 2, 5], [1, 2, 3])
@@ -269,7 +268,7 @@ def _describe(
     ]
     try:
         stem_spec = _stage(name, body, 0, (), entered, stem_layout, prefix_tokens, images.shape[-1])
-    except NetworkError:  # no square map: nobody may ask for it
+    except NetworkError:  # not a square map: the stem is not served
         stem_spec = None
     activations = _activations(body, stages, entered)
     serves = EVERY_NETWORK if stem_spec else EVERY_NETWORK & ~Signal.STEM
@@ -291,12 +290,12 @@ def _stage(
     prefix_tokens: int,
     side: int,
 ) -> StageSpec:
-    """The shape of one stage's map, or (number 0, no parts) of what enters the first; `side` is the images'."""
+    """Return the shape of a stage's map, or (number 0, no parts) of the first stage's input; `side` is the images'."""
     if y.dim() not in (3, 4):
         raise NetworkError(f"network {name!r} holds {y.dim()} axes in stage {number}, a map or tokens are needed")
     tokens = y.shape[1] - prefix_tokens if layout == "NLC" else y.shape[1 if layout == "NHWC" else 2] ** 2
     map_side = math.isqrt(tokens)
-    # feature_info's stride where it fits the size, else the one that does
+    # feature_info's stride if it fits the size, else the computed stride
     strides = {entry["reduction"] for entry in body.feature_info if (entry["module"],) == parts[-1:]}
     fits = [s for s in (*strides, -(-side // map_side)) if -(-side // s) == map_side]
     if not fits or map_side**2 != tokens:
@@ -316,25 +315,25 @@ def _layout(maps: list[Tensor]) -> MapLayout:
 
 
 def _stem_layout(body: Any, stem: tuple[str, ...], images: Tensor, entered: Tensor, layout: MapLayout) -> MapLayout:
-    """PVTv2's stem gives [B, H, W, C], its stages give [B, C, H, W]; where H = W = C, a wider image tells."""
+    """Return the layout of the stem's output (PVTv2's differs from the stages'); if H = W = C, try a wider image."""
     if entered.dim() == 4 and len(set(entered.shape[1:])) == 1:
         try:
             with torch.no_grad():
                 wide = run_parts(body, stem, torch.cat([images, images], dim=3))
-        except Exception:  # noqa: BLE001 - a stem made for one size refuses in its own way
+        except Exception:  # noqa: BLE001 - a stem for a fixed size raises any exception
             return layout
         return "NHWC" if wide.shape[1] < wide.shape[2] else "NCHW"
     return _layout([entered])
 
 
 def _averages(body: Any, head: list[tuple[str, ...]], layout: MapLayout, x: Tensor) -> bool:
-    """Whether the head is a mean over all positions and one linear layer, so that it may be applied before the mean."""
+    """Return whether the head is a mean over positions and a linear layer, so that the two may be swapped."""
     classifier = body.get_classifier()
     if not isinstance(classifier, nn.Linear):
         return False
     reshaping = ["view", "reshape", "flatten", "squeeze", "aten.t.", "transpose", "permute", "detach", "alias", "clone"]
     if layout == "NLC":
-        reshaping.append("slice")  # class tokens are left out of the mean
+        reshaping.append("slice")  # the mean excludes class tokens
     calls = [call for call in head if not call[0].startswith("aten.") or not any(word in call[0] for word in reshaping)]
     if len(calls) != 2 or "mean" not in calls[0][0] or not calls[1][0].startswith(("aten.addmm", "aten.mm")):
         return False
@@ -343,7 +342,7 @@ def _averages(body: Any, head: list[tuple[str, ...]], layout: MapLayout, x: Tens
 
 
 def _activations(body: Any, stages: tuple[tuple[str, ...], ...], x: Tensor) -> tuple[tuple[str, str], ...]:
-    """The last ReLU and the BatchNorm before it, of each stage; empty when a stage ends in anything else."""
+    """Return each stage's last ReLU and the BatchNorm before it; empty if any stage ends differently."""
     found = []
     with torch.no_grad():
         for parts in stages:
@@ -355,9 +354,9 @@ def _activations(body: Any, stages: tuple[tuple[str, ...], ...], x: Tensor) -> t
 
 
 def _last_activation(body: Any, parts: tuple[str, ...], x: Tensor) -> tuple[tuple[str, str] | None, Tensor]:
-    """The dotted names, or None, and what the stage gives."""
+    """Return the dotted names, or None, and the stage's output."""
     recorder = Recorder(body, x)
-    entered: dict[str, str] = {}  # the operation whose result a ReLU takes; kept before, since it may work in place
+    entered: dict[str, str] = {}  # operation before each ReLU; recorded on entry, since a ReLU may work in place
     called: list[tuple[str, Any]] = []
 
     def enter(name: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -382,7 +381,9 @@ def _last_activation(body: Any, parts: tuple[str, ...], x: Tensor) -> tuple[tupl
     relu = called[-1][0]
     calls = {f"{i}.0": call for i, call in enumerate(recorder.calls, start=1)}
     before = calls.get(entered[relu])
-    if before is not None and before[0].startswith("aten.add"):  # the branch stands first, the shortcut second
+    if before is not None and before[0].startswith(
+        "aten.add"
+    ):  # the residual branch is the first operand, the shortcut the second
         before = next((calls[key] for key in before[1:] if "batch_norm" in calls.get(key, ("",))[0]), None)
     norm = before[2].rpartition(".")[0] if before is not None and "batch_norm" in before[0] else ""
     if not isinstance(dict(body.named_modules()).get(norm), nn.BatchNorm2d):
@@ -391,7 +392,7 @@ def _last_activation(body: Any, parts: tuple[str, ...], x: Tensor) -> tuple[tupl
 
 
 def _kind(modules: list[nn.Module]) -> Kind:
-    """Attention anywhere makes a stage attention; token-mixing linear layers alone make it mlp; the rest is cnn."""
+    """Return attention if any module has heads, mlp if linear layers are the only token mixing, else cnn."""
     inside = [module for top in modules for module in top.modules()]
     if any(hasattr(module, "num_heads") for module in inside):
         return "attention"

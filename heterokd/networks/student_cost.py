@@ -1,4 +1,4 @@
-"""StudentCost: what a file of `heterokd/networks/student_costs/` defines."""
+"""StudentCost: base class of the files in `heterokd/networks/student_costs/`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class StudentCost(ABC):
-    """A figure of a network of which less is better. Subclasses are final; the file's name is the figure's key.
+    """A cost of a network, lower is better. Subclasses are final; the file's name is the key of the cost.
 
     Attributes:
-        name: in words.
-        unit: of the figure, in words.
-        symbol: of the unit, to stand behind the figure.
-        digits: significant digits to show.
-        is_timed: whether the figure depends on the machine: it is then measured once on each and remembered, with real
-            weights. Other figures come from networks without weights where those can be built.
+        name: name in texts.
+        unit: unit, in words.
+        symbol: symbol of the unit, after a number.
+        digits: number of significant digits.
+        is_timed: whether the cost depends on the machine: it is then measured once per machine, with real weights, and
+            stored. Other costs are computed from networks without weights if those can be built.
     """
 
     name: ClassVar[str]
@@ -37,7 +37,7 @@ class StudentCost(ABC):
         """
 
     def conditions(self, size: tuple[int, int]) -> str:
-        """Describe how `measure` comes to its figure, for a table of figures; empty where nothing is to say."""
+        """Describe the conditions of the measurement, for a table of costs; empty if there are none."""
         return ""
 
     @classmethod

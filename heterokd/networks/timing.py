@@ -1,4 +1,4 @@
-"""How long a call takes: the one way in which a latency is measured here."""
+"""Measure the latency of a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 RUNS = 30
 WARM_UPS = 5
 THREADS = 1
-"""Threads of a latency figure: what one core gives, whatever machine it is measured on."""
+"""Number of torch's threads: one core, for comparable latencies on all machines."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Timing:
     """Wall-clock times of the same call, in milliseconds.
 
     Attributes:
-        median_ms: half of the calls took less.
-        p95_ms: 95 of 100 calls took less.
-        runs: calls that were timed; the warm-up is not among them.
-        threads: of the processor.
+        median_ms: median time.
+        p95_ms: 95th percentile.
+        runs: number of timed calls, without the warm-up.
+        threads: number of torch's threads.
     """
 
     median_ms: float
@@ -34,7 +34,7 @@ class Timing:
 
 
 def time_call(call: Callable[[], object]) -> Timing:
-    """Time a call `RUNS` times after `WARM_UPS`, torch holding to `THREADS` threads and keeping no gradients."""
+    """Time a call `RUNS` times after `WARM_UPS` calls, with `THREADS` threads and in inference mode."""
     with _threads(THREADS), torch.inference_mode():
         for _ in range(WARM_UPS):
             call()

@@ -1,4 +1,4 @@
-"""Folders that timm opens alone: `timm.create_model("local-dir:FOLDER", pretrained=True)` reads their config.json."""
+"""Folders that timm can open: `timm.create_model("local-dir:FOLDER", pretrained=True)` reads their config.json."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from heterokd.networks.network import AnyNetwork, Network
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-"""timm's own names of the two files."""
+"""timm's names of the two files."""
 
 
 def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, Any] | None:
-    """What config.json says of a network, in timm's format; None for one that is not in timm's list."""
+    """Return the content of a network's config.json, in timm's format; None if timm does not know the network."""
     if not isinstance(network, Network):
         return None
     architecture = network.name.partition(".")[0]
     if not model_entrypoint(architecture).__module__.startswith("timm."):
-        return None  # of `heterokd.networks.architectures`: in the list of this process alone
+        return None  # from `heterokd.networks.architectures`, which only this package registers
     known, side = network.body.pretrained_cfg, network.spec.image_size
     config = {
         "input_size": [3, side, side],
@@ -48,10 +48,10 @@ def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, An
 
 
 def open_timm_folder(folder: Path) -> nn.Module:
-    """The network of such a folder, as timm alone opens it, in evaluation mode.
+    """Open such a folder with timm alone; the network is in evaluation mode.
 
     Raises:
-        Exception: whatever timm says of a folder that it cannot open.
+        Exception: any error of timm.
     """
     network: nn.Module = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
     return network.eval()

@@ -1,4 +1,4 @@
-"""Weights of a network on disk (safetensors), and their hash."""
+"""Save, load and hash the weights of a network (safetensors)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from heterokd.networks.segmentation import SegmentationNetwork
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 of the names, dtypes, shapes and bytes of the state dict (of `.body`, for a network)."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of the state dict (of `.body`, for a network)."""
     digest = hashlib.sha256()
     for key, tensor in sorted(_state(module).items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -26,7 +26,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the state dict of the body; the file is whole or not there at all, whatever happens meanwhile."""
+    """Write the state dict of the body atomically: the file is complete or absent."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -38,11 +38,11 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def load_weights(network: AnyNetwork, path: str | Path) -> None:
-    """Read what `save_weights` wrote into the network's body.
+    """Load weights saved by `save_weights` into the network's body.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or its weights are of another network or number of classes.
-            The network is unchanged then.
+        CheckpointError: the file is missing or damaged, or its weights are of another network or number of classes;
+            the network is unchanged.
     """
     try:
         found = load_file(path)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a student, in billions: what it computes for one image, whatever the machine."""
+"""Floating-point operations of a student, in billions: the computation for one image, independent of the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FlopsG(StudentCost):
     name, unit, symbol = "FLOPs", "billions", "G"
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
-        """Count those of matrix products, convolutions and attention; other operations are negligible."""
+        """Count the operations of matrix products, convolutions and attention; other operations are negligible."""
         device = next(network.parameters()).device
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, 3, *size, device=device))

@@ -18,7 +18,7 @@ class LatencyMs(StudentCost):
     is_timed = True
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
-        """Time it with `timing.THREADS` threads."""
+        """Time a forward with `timing.THREADS` threads."""
         image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
         return time_call(partial(network, image)).median_ms
 

@@ -13,5 +13,5 @@ class ParamsM(StudentCost):
     name, unit, symbol = "parameters", "millions", "M"
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
-        """Count them, whether they are trained or not."""
+        """Count the parameters, trained or frozen."""
         return sum(parameter.numel() for parameter in network.parameters()) / 1e6

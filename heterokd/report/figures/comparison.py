@@ -93,9 +93,9 @@ def draw_glance(title: str, description: str, rows: Sequence[Row], metric: str) 
         other = axis.twinx()
         other.set_ylim(len(rows) - 0.5, -0.5)
         other.set_yticks(range(len(rows)), [row.note for row in rows])
-        for one in (axis, other):
-            one.tick_params(axis="y", length=0)
-            one.spines["left"].set_visible(False)
+        for each in (axis, other):
+            each.tick_params(axis="y", length=0)
+            each.spines["left"].set_visible(False)
         axis.set(xlim=(shown.low, shown.high), ylim=(len(rows) - 0.5, -0.5), xlabel=metric)
     return made.text
 

@@ -105,9 +105,7 @@ class Scale:
 
 def scale(values: Sequence[float], others: Sequence[float] = ()) -> Scale:
     """Make a scale for `values` with a margin; `others` count if there are no values."""
-    finite = (
-        [one for one in values if math.isfinite(one)] or [one for one in others if math.isfinite(one)] or [0.0, 1.0]
-    )
+    finite = [v for v in values if math.isfinite(v)] or [v for v in others if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     margin = 0.07 * (high - low) or 0.02 * abs(high) or 0.01
     return Scale(low - margin, high + margin)
@@ -243,11 +241,11 @@ def draw_curves(
                 made.tips[gid] = [curve.tip for curve in some]
         for curve in curves:
             if curve.look in LOOKS:
-                own = LOOKS[curve.look]
+                look_of = LOOKS[curve.look]
                 axis.plot(
                     curve.epochs,
                     curve.values,
-                    **own,
+                    **look_of,
                     linewidth=1.6,
                     markersize=3.5,
                     markevery=[len(curve.values) - 1],

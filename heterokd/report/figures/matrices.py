@@ -15,7 +15,7 @@ from heterokd.report.figures.samples import Target, figure, shortened
 MOST_BARS = 24
 MOST_CLASSES = 20
 NUMBERED = 12
-"""Most classes of a confusion matrix that has numbers in its cells."""
+"""Maximum number of classes for numbers in the cells of a confusion matrix."""
 
 
 def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names: Sequence[str]) -> None:
@@ -72,7 +72,7 @@ def draw_confusion(
 
     Args:
         target: a PNG file, or a chart of the page.
-        confusion: [K, K] images, rows are labels and columns decisions.
+        confusion: [K, K] images, rows are labels and columns predictions.
         class_names: of all K classes.
         scratch: confusion matrix of the student without a teacher.
     """

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from heterokd.outputs import IGNORE
 
 STUDENT, TEACHER, SCRATCH = "#0072B2", "#7F7F7F", "#E69F00"
-"""The same in every figure."""
+"""Colours of the roles in all figures."""
 
 PALETTE = (
     "#CCCCCC",

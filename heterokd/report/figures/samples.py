@@ -69,7 +69,7 @@ def draw_samples(
     student: NDArray[np.integer],
     class_names: Sequence[str],
 ) -> None:
-    """Draw images, their labels, the decisions of both networks, and where these differ.
+    """Draw images, their labels, the predictions of both networks, and where these differ.
 
     Args:
         file: to write.

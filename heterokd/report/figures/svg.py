@@ -33,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "default": {"color": DEFAULT, "marker": "^", "linestyle": ":"},
     "teacher": {"color": TEACHER, "marker": "P", "linestyle": "-."},
 }
-"""Colour, marker and line of a role: never told apart by colour alone."""
+"""Colour, marker and line of a role: roles never differ by colour alone."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -57,7 +57,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.2,
     "hatch.linewidth": 0.5,
 }
-"""Of all figures, PNG or SVG."""
+"""matplotlib's style of all figures, PNG or SVG."""
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
