@@ -113,7 +113,7 @@ def study_alone(trials: int) -> dict[str, Any]:
     experiment = asked(trials)
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="hk") as name:
-        study = Study(experiment, StudyFolder(Path(name) / "many"))
+        study = Study.open(experiment, StudyFolder(Path(name) / "many"))
         suggestions: list[float] = []
         waits: list[float] = []
         rest: list[float] = []

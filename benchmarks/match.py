@@ -28,7 +28,7 @@ from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.significance import compare
-from heterokd.study.study import Study
+from heterokd.study.study import Study, StudyOptions
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 
@@ -81,7 +81,7 @@ def run(text: str, root: Workspace, weights: Path | None) -> list[tuple[str, str
     """One search; method, origin and val/top1 of each training in order."""
     torch.set_num_threads(1)
     experiment = Experiment.model_validate_json(text)
-    study = Study(experiment, root.study(experiment.name), storage="memory")
+    study = Study.open(experiment, root.study(experiment.name), StudyOptions(storage="memory"))
     found = []
     while (assignment := study.next()) is not None and assignment != "wait":
         with tempfile.TemporaryDirectory() as folder:

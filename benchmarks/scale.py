@@ -167,7 +167,7 @@ def study_curves(sizes: list[int]) -> list[Curve]:
     experiment = load_experiment(EXPERIMENT, [f"search.trials={sizes[-1] + 1}", "search.confirm_leaders=0"])
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
-        study = Study(experiment, StudyFolder(Path(name)))
+        study = Study.open(experiment, StudyFolder(Path(name)))
         asked: list[float] = []
         told: list[float] = []
         for done in range(1, sizes[-1] + 1):

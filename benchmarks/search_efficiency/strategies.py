@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from benchmarks.search_efficiency.pairs import EPOCHS, LEARNING_RATES, METHODS, OPTIONS, PAIRS
 from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.study import Study
+from heterokd.study.study import Study, StudyOptions
 
 LARGEST_STREAK = 50
 """Known configurations in a row after which a sampler is asked no more for this training, and a random one taken."""
@@ -189,7 +189,9 @@ class Heterokd:
         search = {"budget": {"trainings": float(budget)}, "seed": seed, **(settings or {})}
         experiment = PAIRS[question.name].experiment(search)
         self._question = question
-        self.study = Study(experiment, StudyFolder(Path(question.name)), storage="memory", clock=lambda: replay.now)
+        self.study = Study.open(
+            experiment, StudyFolder(Path(question.name)), StudyOptions(storage="memory", clock=lambda: replay.now)
+        )
         self.seconds: list[float] = []
 
     def next(self) -> Ask | Literal["wait"] | None:

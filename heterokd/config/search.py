@@ -95,6 +95,26 @@ class BudgetSettings(Settings):
         return any(value is not None for value in (self.hours, self.gpu_hours, self.money))
 
 
+class ClassSettings(Settings):
+    """A class given by its name, with the arguments that it is constructed with."""
+
+    name: str = Field(description="package.module:Name")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, content: Any) -> Any:
+        return {"name": content} if isinstance(content, str) else content
+
+    @field_validator("name")
+    @classmethod
+    def _has_module_and_class(cls, name: str) -> str:
+        module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise ValueError(f"expected package.module:Name, as in optuna.pruners:MedianPruner, got {name!r}")
+        return name
+
+
 class SearchSettings(CostLimits):
     """How the study samples, prunes and confirms."""
 
@@ -124,6 +144,14 @@ class SearchSettings(CostLimits):
     prune: bool = Field(True, description="stop trials early that are behind at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
     reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; rungs grow by it")
+    pruner: ClassSettings | None = Field(
+        None,
+        description="an Optuna pruner instead, asked every epoch: package.module:Name, or {name: ..., options: ...}",
+    )
+    sampler: ClassSettings | None = Field(
+        None,
+        description="an Optuna sampler instead of the TPE: package.module:Name, or {name: ..., options: ...}",
+    )
     confirm_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="share of all training that repeats leaders on fresh seeds; auto: up to 0.4, by the budget"
     )
@@ -145,6 +173,14 @@ class SearchSettings(CostLimits):
         if len(set(objectives)) != len(objectives):
             raise ValueError("the list names an objective twice")
         return objectives
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> SearchSettings:
+        if self.pruner is not None and not self.prune:
+            raise ValueError(f"pruner: {self.pruner.name} is never asked while search.prune is false; leave one out")
+        if self.sampler is not None and "seed" in self.sampler.options:
+            raise ValueError("sampler: its seed follows from search.seed; take it out of the options")
+        return self
 
     @property
     def extent(self) -> str:

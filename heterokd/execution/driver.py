@@ -28,9 +28,10 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
+from heterokd.study.plugins import check_plugins
 from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
-from heterokd.study.storage import Given, open_database
+from heterokd.study.storage import StudyFacts, open_database
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
@@ -73,6 +74,7 @@ def search(
     asked = as_stored(experiment, folder)
     experiment, candidates = within_limits(asked, root)
     excluded = check_experiment(experiment)
+    check_plugins(experiment, excluded)
     check_files(experiment)
     check_workers_root(experiment, root, address)
     check_address(address)
@@ -88,8 +90,8 @@ def search(
     caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        # The database first: a study that another process has started meanwhile is refused before its file changes.
-        open_database(asked, folder, Given(excluded, candidates.left_out, candidates.facts, warm))
+        # The database first: a study that another process has begun meanwhile is refused before its file changes.
+        open_database(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.facts, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(

@@ -27,8 +27,9 @@ from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
-from heterokd.study.assignment import Assignment, Stop
-from heterokd.study.study import Study
+from heterokd.study.assignment import Assignment
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.precision import default_device
@@ -76,8 +77,10 @@ class StudyActor:
             devices: number of devices per trial.
             before: seconds that this search has already taken on a device (its teacher's fit).
         """
-        self.study = Study(
-            Experiment.model_validate_json(experiment), StudyFolder(folder), excluded=excluded, devices=devices
+        self.study = Study.open(
+            Experiment.model_validate_json(experiment),
+            StudyFolder(folder),
+            StudyOptions(StudyFacts(excluded), devices=devices),
         )
         self.study.spending.pass_time(before, running=1)
         self.running: dict[int, Assignment] = {}
@@ -97,7 +100,7 @@ class StudyActor:
         """Record a trial's metrics at a rung; return whether it continues."""
         return self.study.report(number, epoch, metrics, curve)
 
-    def why(self, number: int) -> Stop | None:
+    def why(self, number: int) -> str | None:
         """Return why a trial was stopped."""
         return self.study.why(number)
 
@@ -169,7 +172,7 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
         return go_on
 
     status = TrialStatus.COMPLETE
-    reason: Stop | None = None
+    reason: str | None = None
     error: str | None = None
     metrics: dict[str, float] = {}
     student: dict[str, float] = {}
@@ -194,7 +197,7 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
             status = TrialStatus.PAUSED if reason == "budget" else TrialStatus.PRUNED
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
-            student = {**assignment.facts, "params_m": parameters / 1e6}
+            student = {**assignment.costs, "params_m": parameters / 1e6}
     except Exception as raised:  # noqa: BLE001  a trial's exception is recorded, and the search continues
         status, error = TrialStatus.FAILED, traceback.format_exc()
         if isinstance(raised, TrainingDiverged):

@@ -18,7 +18,7 @@ from heterokd.report.figures.history import Curve, Dot, Level, Metric, draw_curv
 from heterokd.report.study_data import StudyReport
 from heterokd.report.tables import describe, methods_in_order
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.pruner import rungs
+from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trial_view import TrialView
 
@@ -201,8 +201,11 @@ def curves(report: StudyReport) -> Chart:
                 look, label = pointed[one.number]
                 lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
         stopped = sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in trials)
-        at = rungs(report.experiment, report.experiment.training.epochs) if report.experiment.search.prune else ()
+        settings, epochs = report.experiment.search, report.experiment.training.epochs
+        at = checkpoint_epochs(report.experiment, epochs) if settings.prune and settings.pruner is None else ()
         caption = f"{stopped} of {len(trials)} trainings were stopped early"
+        if settings.pruner is not None:
+            caption += f" by {settings.pruner.name.rpartition(':')[2]}"
         if at:
             caption += f", at rungs after epoch {join_words(list(map(str, at)))}"
         names = [label for _, label in pointed.values()]

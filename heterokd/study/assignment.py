@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.config.methods import pairing
@@ -14,9 +14,12 @@ from heterokd.methods import BASELINE, VANILLA_KD
 
 Origin = Literal["published", "warm", "sampled", "confirm"]
 
-Stop = Literal["behind", "negative transfer", "not finite", "budget"]
-"""Why a trial was told to stop: behind at a rung, clearly below its scratch twin, a metric that is no number, or the
-search's budget. After the last one it is paused, not pruned: a search with a larger budget goes on with it."""
+BEHIND: Final = "behind"
+NEGATIVE_TRANSFER: Final = "negative transfer"
+BUDGET: Final = "budget"
+"""Why a trial is stopped: it is behind at a rung, clearly below its scratch twin, or the search's budget is spent.
+After the last one it is paused, not pruned: a search with a larger budget goes on with it. Other reasons are
+`NOT_FINITE` and the name of the class that `search.pruner` names."""
 
 REFERENCES = (BASELINE, *VANILLA_KD.values())
 """Methods whose published settings are trained to the end: whoever wins is compared with them."""
@@ -36,8 +39,9 @@ class Assignment:
         origin: a method's published setting, what led in another study, a sample, or a leader on a fresh seed.
         confirms: number of the trial that this one repeats on a fresh seed.
         rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
-        is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs.
-        facts: what is known of the student: `params_m`, `latency_ms`.
+        is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs, or the pruner
+            reads every epoch.
+        costs: what is known of the student: `params_m`, `latency_ms`.
     """
 
     number: int
@@ -47,7 +51,7 @@ class Assignment:
     confirms: int | None
     rungs: tuple[int, ...]
     is_timed: bool = False
-    facts: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 def assignment_attrs(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.study.assignment import SEED_STEP
-from heterokd.study.leaderboard import Standings, metric
-from heterokd.study.posterior import Belief, most_telling
+from heterokd.study.leaderboard import Leaderboard, metric
+from heterokd.study.posterior import Posterior, most_telling
 from heterokd.study.trials import TrialRecord, Trials
 
 LARGEST_SHARE = 0.4
@@ -77,20 +77,20 @@ def share_after(experiment: Experiment, searched: float, *, is_warm: bool) -> fl
 
 
 def next_repetition(
-    trials: Trials, standings: Standings, capacity: int, students: Sequence[str] = ()
+    trials: Trials, leaderboard: Leaderboard, capacity: int, students: Sequence[str] = ()
 ) -> Repetition | None:
     """The repetition that can still change the decision most; None when none can.
 
     Args:
         trials: of the study so far.
-        standings: what they say.
+        leaderboard: what they say.
         capacity: repetitions that there is room for in all.
         students: on the Pareto front, where there is one: the best of each is a decision of its own.
     """
     begun = sum(map(len, trials.confirmations.values()))
     if begun >= capacity:
         return None
-    baseline = _best(standings, [one for one in standings.complete.values() if one.method == BASELINE])
+    baseline = _best(leaderboard, [one for one in leaderboard.complete.values() if one.method == BASELINE])
     if baseline is not None:
         wanted = min(BASELINE_SEEDS, capacity // BASELINE_EVERY)
         done = len(trials.confirmations.get(baseline.number, ()))
@@ -98,24 +98,24 @@ def next_repetition(
             return _again(trials, baseline)
     done_of = dict.fromkeys(students or ("",), 0)
     for number, repeats in trials.confirmations.items():
-        group = standings.group(trials[number])
+        group = leaderboard.group(trials[number])
         if group in done_of:
             done_of[group] += len(repeats)
     for group in sorted(done_of, key=lambda group: done_of[group]):
-        repetition = _in_group(trials, standings, group, done_of[group])
+        repetition = _in_group(trials, leaderboard, group, done_of[group])
         if repetition is not None:
             return repetition
     return None
 
 
-def _in_group(trials: Trials, standings: Standings, group: str, begun: int) -> Repetition | None:
+def _in_group(trials: Trials, leaderboard: Leaderboard, group: str, begun: int) -> Repetition | None:
     """The repetition that can still change most who is best of a group; None when none can."""
-    population = standings.population(group)
-    beliefs: dict[int, Belief] = {}
-    for one in standings.foremost(CONTENDERS):
-        if standings.group(one) != group:
+    population = leaderboard.population(group)
+    beliefs: dict[int, Posterior] = {}
+    for one in leaderboard.foremost(CONTENDERS):
+        if leaderboard.group(one) != group:
             continue
-        belief = standings.belief(
+        belief = leaderboard.belief(
             one.number, sum(other.is_running for other in trials.confirmations.get(one.number, ()))
         )
         if belief is not None and not _is_hopeless(trials, one.number):
@@ -125,20 +125,20 @@ def _in_group(trials: Trials, standings: Standings, group: str, begun: int) -> R
     noise = population.noise
     leader = max(beliefs, key=lambda one: (beliefs[one].mean, -one))
     if len(trials.confirmations.get(leader, ())) < LEADER_SEEDS:
-        return _again(trials, standings.complete[leader])
+        return _again(trials, leaderboard.complete[leader])
     number, gain = most_telling(beliefs, noise)
     is_open = gain > SETTLED * noise or begun < FEWEST
-    return _again(trials, standings.complete[number]) if is_open else None
+    return _again(trials, leaderboard.complete[number]) if is_open else None
 
 
-def fixed_repetitions(trials: Trials, standings: Standings) -> list[Repetition]:
+def fixed_repetitions(trials: Trials, leaderboard: Leaderboard) -> list[Repetition]:
     """Every repetition that a finished search with `confirm_leaders` deserves and has not got yet.
 
     The leading trials by their search value, and scratch's best, each on the same number of fresh seeds.
     """
-    settings = standings.experiment.search
-    found = [one for one in standings.complete.values() if math.isfinite(metric(one))]
-    found.sort(key=lambda one: (-standings.sign * metric(one), one.number))
+    settings = leaderboard.experiment.search
+    found = [one for one in leaderboard.complete.values() if math.isfinite(metric(one))]
+    found.sort(key=lambda one: (-leaderboard.sign * metric(one), one.number))
     chosen = found[: settings.confirm_leaders]
     baseline = [one for one in found if one.method == BASELINE]
     if chosen and baseline and baseline[0] not in chosen:
@@ -153,9 +153,9 @@ def fixed_repetitions(trials: Trials, standings: Standings) -> list[Repetition]:
     ]
 
 
-def _best(standings: Standings, found: list[TrialRecord]) -> TrialRecord | None:
+def _best(leaderboard: Leaderboard, found: list[TrialRecord]) -> TrialRecord | None:
     finite = [one for one in found if math.isfinite(metric(one))]
-    return max(finite, key=lambda one: (standings.sign * metric(one), -one.number), default=None)
+    return max(finite, key=lambda one: (leaderboard.sign * metric(one), -one.number), default=None)
 
 
 def _again(trials: Trials, found: TrialRecord) -> Repetition:

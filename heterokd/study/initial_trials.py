@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
@@ -10,8 +11,52 @@ from heterokd.errors import StudyError
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.storage.files import read_json
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.assignment import teachers_of
+from heterokd.study.assignment import Origin, teachers_of
+from heterokd.study.priors import expected_ranks
 from heterokd.study.published import published_samples
+from heterokd.study.storage import StudyFacts
+
+
+@dataclass(frozen=True)
+class Start:
+    """Values that are given: of a start, or of a configuration that is repeated."""
+
+    origin: Origin
+    sample: Mapping[str, Scalar]
+
+    @property
+    def method(self) -> str:
+        """The method that is distilled with."""
+        return str(self.sample["method"])
+
+
+def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) -> list[Start]:
+    """Scratch, what led in other studies, every other teacher once, each method's published settings.
+
+    Methods come by the rank that published tables let expect.
+
+    Args:
+        experiment: the question.
+        facts: of the study.
+        folder: of the study, where `heterokd match` leaves its proposals.
+
+    Raises:
+        StudyError: `search.match_starts` is set, and the study has not been matched.
+    """
+    ordered = sorted(expected_ranks(experiment, facts.methods), key=lambda method: method != BASELINE)
+
+    def exists(sample: Mapping[str, Scalar]) -> bool:
+        """Whether a sample that others propose can be trained here."""
+        method, teacher = str(sample["method"]), sample.get(TEACHER)
+        known = teachers_of(experiment, method, facts.excluded)
+        return method in facts.methods and (teacher is None or teacher in known)
+
+    published = published_starts(experiment, ordered, facts.excluded)
+    published += [sample for sample in matched_samples(experiment, folder, facts.methods) if exists(sample)]
+    first = sum(sample["method"] == BASELINE for sample in published)
+    starts = [Start("published", sample) for sample in published]
+    warm = [Start("warm", sample) for sample in facts.warm.samples if exists(sample)]
+    return [*starts[:first], *warm, *starts[first:]]
 
 
 def published_starts(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.posterior import Belief, Population, foreseen, population
+from heterokd.study.posterior import Population, Posterior, foreseen, population
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trials import TrialRecord, Trials
 
@@ -18,7 +18,7 @@ LOWER = 1.0
 """Deviations below its expected value at which a configuration's lower confidence bound stands."""
 
 
-class Standings:
+class Leaderboard:
     """The values of all configurations that were trained to the end, and what they say together.
 
     Attributes:
@@ -64,7 +64,7 @@ class Standings:
         """Times a metric, what is better is larger."""
         return 1 if self.experiment.maximise else -1
 
-    def belief(self, number: int, expected: int = 0) -> Belief | None:
+    def belief(self, number: int, expected: int = 0) -> Posterior | None:
         """Of a configuration, larger being better; None below two configurations."""
         common = self._populations[self.group(self.complete[number])]
         if common is None:

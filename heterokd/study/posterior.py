@@ -49,7 +49,7 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Belief:
+class Posterior:
     """Of one configuration.
 
     Attributes:
@@ -77,7 +77,7 @@ class Population:
     noise: float
     overstated: float = 0.0
 
-    def believe(self, searched: float, fresh: Sequence[float] = (), *, expected: int = 0) -> Belief:
+    def believe(self, searched: float, fresh: Sequence[float] = (), *, expected: int = 0) -> Posterior:
         """Of one configuration.
 
         Args:
@@ -86,11 +86,11 @@ class Population:
             expected: more of them that are on their way: they narrow the belief and do not move it.
         """
         if not all(map(math.isfinite, (searched, *fresh))):
-            return Belief(-math.inf, 0.0)
+            return Posterior(-math.inf, 0.0)
         beta, prior = self._shrinkage(searched), self.expect(searched)
         precision = 1 / (beta * self.noise**2) + len(fresh) / self.noise**2
         mean = (prior / (beta * self.noise**2) + math.fsum(fresh) / self.noise**2) / precision
-        return Belief(mean, math.sqrt(1 / (precision + expected / self.noise**2)))
+        return Posterior(mean, math.sqrt(1 / (precision + expected / self.noise**2)))
 
     def expect(self, searched: float) -> float:
         """What is believed of a configuration by its value of the search alone."""
@@ -180,7 +180,7 @@ def _divide(middle: float, total: float, squares: float, freedom: int) -> Popula
     return Population(middle, math.sqrt(spread), math.sqrt(noise))
 
 
-def most_telling(beliefs: Mapping[int, Belief], noise: float) -> tuple[int, float]:
+def most_telling(beliefs: Mapping[int, Posterior], noise: float) -> tuple[int, float]:
     """The configuration whose next repetition is expected to raise the best mean most, and by how much.
 
     Args:

@@ -12,8 +12,9 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -43,11 +44,41 @@ BEST = 25
 """Of these, the best ones, however old: as many as the estimator sets apart from the others, see `default_gamma`."""
 
 
+class Sampler(Protocol):
+    """Gives the estimator that proposes values."""
+
+    def estimator(self, seed: int) -> optuna.samplers.BaseSampler:
+        """For one sample; it is asked for one group of values after the other, see `_GroupSampler`.
+
+        Args:
+            seed: another one for each sample of a study.
+        """
+
+
+@dataclass(frozen=True)
+class TreeParzen:
+    """A multivariate tree-structured Parzen estimator, a fresh one for each sample: a restart changes no sample.
+
+    Attributes:
+        startup: finished trials before the estimator replaces uniform samples.
+    """
+
+    startup: int
+
+    def estimator(self, seed: int) -> optuna.samplers.BaseSampler:
+        """See `Sampler`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                multivariate=True, constant_liar=True, seed=seed, n_startup_trials=self.startup
+            )
+
+
 def propose(
     trials: Trials,
     spaces: Spaces,
+    sampler: Sampler,
     seed: int,
-    startup: int,
     prior: Prior = (),
     chosen: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> tuple[optuna.Trial, dict[str, Scalar]]:
@@ -56,12 +87,12 @@ def propose(
     Args:
         trials: of the study so far.
         spaces: by method, the domains of its values.
+        sampler: gives the estimator.
         seed: of the search.
-        startup: finished trials before the estimator replaces uniform samples.
         prior: with which probability a method is taken without asking the estimator, which still gives its values.
         chosen: values that are not asked for.
     """
-    trials.memory.sampler = _sampler(trials, spaces, seed, startup, prior, chosen)
+    trials.memory.sampler = _group_sampler(trials, spaces, sampler, seed, prior, chosen)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
@@ -96,11 +127,12 @@ def has_freedom(space: Mapping[str, Domain]) -> bool:
 
 def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
     """Give a sample that is known already the outcome of the trial that knows it, in memory."""
+    if trials.every_epoch or known.status == TrialStatus.PRUNED:
+        for epoch, value in trials.epochs_of(known.number).items():
+            trial.report(value, epoch)
     if known.is_complete:
         trials.memory.tell(trial, known.value)
     elif known.status == TrialStatus.PRUNED:
-        for epoch, value in known.reports.items():
-            trial.report(value, epoch)
         trials.memory.tell(trial, state=TrialState.PRUNED)
     else:
         # Still running, or failed: there is no value to learn from, and the sampler overlooks a failure.
@@ -132,6 +164,14 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._own = {method: _free(space, space.keys() - common - self._shared) for method, space in known.items()}
         self._values: dict[str, Any] = dict(chosen)
         self._learned: _Learned | None = None
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._estimator.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._estimator.after_trial(study, trial, state, values)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}  # what is sampled together depends on the method, which is not known yet
@@ -166,12 +206,32 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         return value if not isinstance(domain, Choice) or value in domain else self._random.choice(domain.options)
 
 
-class _Learned:
+class StudyView:
+    """A study with some of its trials, for an estimator that reads them by `get_trials`."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._kept = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """As `Study.get_trials`."""
+        return self._get_trials(deepcopy, states)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        """As `Study._get_trials`, which Optuna's samplers call."""
+        return [trial for trial in self._kept if states is None or trial.state in states]
+
+
+class _Learned(StudyView):
     """A study with the trials that an estimator learns from: the newest, and the best in each direction."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        self._kept = trials = study.get_trials(deepcopy=False)
+        trials = study.get_trials(deepcopy=False)
+        super().__init__(study, trials)
         if len(trials) > LEARNED:
             complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
             best: set[int] = set()
@@ -182,15 +242,6 @@ class _Learned:
             newest = trials[-(LEARNED - len(best)) :]
             self._kept = [trial for trial in trials[: -len(newest)] if trial.number in best] + newest
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        """As a study's own, which the estimator calls."""
-        return [trial for trial in self._kept if states is None or trial.state in states]
-
 
 def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribution]:
     """The distributions of these keys, but of those that have a single value, which is not sampled."""
@@ -198,25 +249,24 @@ def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribu
     return {key: distribution for key, distribution in found.items() if not distribution.single()}
 
 
-def _sampler(
+def _group_sampler(
     trials: Trials,
     spaces: Spaces,
+    sampler: Sampler,
     seed: int,
-    startup: int,
     prior: Prior,
     chosen: Mapping[str, Scalar],
-) -> optuna.samplers.BaseSampler:
-    """A fresh sampler for each sample, seeded by what is in the database: a restart changes no sample."""
-    digest = hashlib.sha256(f"{seed} {len(trials)}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
+) -> _GroupSampler:
+    """For the next sample, seeded by what is in the database."""
+    seed = seed_at(seed, len(trials))
     if trials.known_in_a_row >= RANDOM_AFTER:
         return _GroupSampler(spaces, optuna.samplers.RandomSampler(seed), chosen, seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        estimator = optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, seed=seed, n_startup_trials=startup
-        )
-    return _GroupSampler(spaces, estimator, {**_draw(prior, seed), **chosen}, seed)
+    return _GroupSampler(spaces, sampler.estimator(seed), {**_draw(prior, seed), **chosen}, seed)
+
+
+def seed_at(seed: int, count: int) -> int:
+    """The seed for what follows `count` trials of a search."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {count}".encode()).digest()[:4], "big")
 
 
 def _draw(prior: Prior, seed: int) -> Mapping[str, Scalar]:

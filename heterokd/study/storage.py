@@ -21,54 +21,57 @@ from heterokd.study.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a study is told when it is created; it keeps this, whatever is said when it is opened again.
+class StudyFacts:
+    """What a study is created with, and keeps whenever it is opened again.
 
     Attributes:
         excluded: methods that cannot exist for the pair, with the reason; see `check_experiment`.
         left_out: students that are over a limit, with the reason.
-        facts: by student, what it costs: `params_m`, `latency_ms`.
+        costs: by student, what it costs: `params_m`, `latency_ms`.
         warm: what other studies let expect.
+        methods: that are searched; of a new study those of its experiment that are not excluded.
+        averages: whether rungs hold means over epochs; in studies of older versions they hold single epochs.
     """
 
     excluded: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warm: WarmStart = field(default_factory=WarmStart)
+    methods: tuple[str, ...] = ()
+    averages: bool = True
 
 
-def given(database: optuna.Study) -> Given:
-    """What a study was told when it was created."""
+def read_facts(database: optuna.Study) -> StudyFacts:
+    """What a study was created with."""
     attrs = database.user_attrs
     warm = attrs.get("warm", {})
-    return Given(
-        attrs["excluded"],
-        attrs.get("left_out", {}),
-        attrs.get("facts", {}),
-        WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {})),
+    return StudyFacts(
+        excluded=attrs["excluded"],
+        left_out=attrs.get("left_out", {}),
+        costs=attrs.get("facts", {}),
+        warm=WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {})),
+        methods=tuple(attrs["methods"]),
+        averages=bool(attrs.get("averages", False)),
     )
 
 
-def averages(database: optuna.Study) -> bool:
-    """Whether rungs hold means over epochs; in studies of older versions they hold single epochs, and go on so."""
-    return bool(database.user_attrs.get("averages", False))
-
-
-def open_database(experiment: Experiment, folder: StudyFolder, told: Given, *, is_kept: bool = True) -> optuna.Study:
-    """Open the study in `folder`, or create it; its user_attrs hold "methods" and what it was told at its creation.
+def open_database(
+    experiment: Experiment, folder: StudyFolder, facts: StudyFacts, *, is_kept: bool = True
+) -> optuna.Study:
+    """Open the study in `folder`, or create it; its user_attrs hold what `read_facts` reads.
 
     Args:
         experiment: the question.
         folder: of the study.
-        told: for a new study.
+        facts: for a new study.
         is_kept: whether it lies on disk; otherwise a new one in memory.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = _open(experiment, folder) if is_kept else optuna.create_study(direction=_direction(experiment))
-    _agree(database, experiment, folder, told)
+    database = _open(experiment, folder) if is_kept else optuna.create_study(direction=direction(experiment))
+    _agree(database, experiment, folder, facts)
     return database
 
 
@@ -87,7 +90,7 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
             storage=storage,
             study_name=experiment.name,
             load_if_exists=True,
-            direction=_direction(experiment),
+            direction=direction(experiment),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -96,7 +99,8 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
         ) from None
 
 
-def _direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
+def direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
+    """Optuna's word for what is better."""
     return "maximize" if experiment.maximise else "minimize"
 
 
@@ -126,14 +130,14 @@ class _Patient(optuna.storages.RDBStorage):
         when_writable(self._file, partial(super().set_trial_system_attr, *given, **named))
 
 
-def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, told: Given) -> None:
+def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, facts: StudyFacts) -> None:
     """Freeze the question in a new study; compare it in an old one."""
     stored = database.user_attrs
     methods = stored.get("methods")
     if methods is None:
-        methods = [method for method in experiment.methods if method not in told.excluded]
+        methods = [method for method in experiment.methods if method not in facts.excluded]
         if not methods:
-            reasons = "; ".join(f"{method}: {reason}" for method, reason in told.excluded.items())
+            reasons = "; ".join(f"{method}: {reason}" for method, reason in facts.excluded.items())
             raise StudyError(f"search.space.methods: no method is left to search ({reasons}); list others")
     if "question" in stored:
         check_question(stored, experiment, folder)
@@ -144,10 +148,10 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
         database.set_metric_names([experiment.metric])
     # The question last: it marks a study whose other attributes are written.
     database.set_user_attr("methods", methods)
-    database.set_user_attr("excluded", dict(told.excluded))
-    database.set_user_attr("left_out", dict(told.left_out))
-    database.set_user_attr("facts", {network: dict(facts) for network, facts in told.facts.items()})
-    database.set_user_attr("warm", asdict(told.warm))
+    database.set_user_attr("excluded", dict(facts.excluded))
+    database.set_user_attr("left_out", dict(facts.left_out))
+    database.set_user_attr("facts", {network: dict(costs) for network, costs in facts.costs.items()})
+    database.set_user_attr("warm", asdict(facts.warm))
     database.set_user_attr("averages", True)
     database.set_user_attr("schema", SCHEMA.number)
     database.set_user_attr("question", question(experiment, methods))

@@ -99,7 +99,10 @@ class Trials:
         database: the study on disk; for a study that is not kept, the same as `memory`.
         memory: a working copy. Sampling reads all trials many times and writes in small steps, which would be dozens
             of transactions for each sample; a trial enters the database in one, with all that it holds.
+        every_epoch: whether Optuna's intermediate values are those of every epoch, which its pruners read; otherwise
+            those of rungs.
         search: starts and samples that are (or were) trained, by number.
+        numbers: of these, by the hash of their recipes.
         confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
         baselines: by epoch, those of the search without a teacher that have reported there.
         counts: how many of the search have each status, and why they were stopped.
@@ -107,14 +110,19 @@ class Trials:
         known_in_a_row: how many of the last samples an earlier trial had already.
     """
 
-    def __init__(self, database: optuna.Study, *, is_kept: bool) -> None:
+    def __init__(self, database: optuna.Study, *, is_kept: bool, every_epoch: bool = False) -> None:
         """Read them all."""
         self.database = database
         self.memory = database
+        self.every_epoch = every_epoch
         if is_kept:
             self.memory = optuna.create_study(direction=database.direction)
             self.memory.add_trials(map(_as_learned, database.get_trials(deepcopy=False)))
+            for key, value in database._storage.get_study_system_attrs(database._study_id).items():
+                self.memory._storage.set_study_system_attr(self.memory._study_id, key, value)
+        self._attrs = self._study_attrs()
         self.search: list[TrialRecord] = []
+        self.numbers: dict[str, int] = {}
         self.confirmations: dict[int, list[TrialRecord]] = {}
         self.baselines: dict[int, list[TrialRecord]] = {}
         self.counts: Counter[tuple[TrialStatus, str | None]] = Counter()
@@ -137,6 +145,11 @@ class Trials:
     def __getitem__(self, number: int) -> TrialRecord:
         return self._all[number]
 
+    def repetitions(self) -> Iterator[TrialRecord]:
+        """Trials that repeat another one on a fresh seed."""
+        for group in self.confirmations.values():
+            yield from group
+
     def strangers(self) -> list[int]:
         """Running trials that this module did not make (`study.ask` by hand)."""
         running = self.memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -158,16 +171,38 @@ class Trials:
         trial = self._newest()
         if self.database is not self.memory:
             self.database.add_trial(trial)
+            self._store_study_attrs()
         return self._enter(trial)
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Record the metric of a running trial at a rung, once."""
-        training = self[number]
-        if epoch not in training.reports:
-            training.reports[epoch] = value
-            self._arrive(training, epoch)
-            for writable in self._both(number):
-                writable.report(value, epoch)
+        """Record what a rung compares of a running trial, once."""
+        record = self[number]
+        if epoch in record.reports:
+            return
+        record.reports[epoch] = value
+        self._arrive(record, epoch)
+        if self.every_epoch:
+            self.set_attr(number, "rungs", {str(rung): value for rung, value in record.reports.items()})
+        else:
+            self._report_to_optuna(number, epoch, value)
+
+    def report_epochs(self, number: int, values: Mapping[int, float]) -> None:
+        """Record the metric of a running trial's epochs, each once."""
+        known = self.epochs_of(number)
+        for epoch, value in values.items():
+            if epoch not in known:
+                self._report_to_optuna(number, epoch, value)
+
+    def epochs_of(self, number: int) -> Mapping[int, float]:
+        """What Optuna knows of a trial by epoch: every one, or the rungs alone."""
+        return self.memory._storage.get_trial(self._memory_id(number)).intermediate_values
+
+    def should_prune(self, number: int, pruner: optuna.pruners.BasePruner) -> bool:
+        """Answer as `optuna.Trial.should_prune` of a study with this pruner does."""
+        self.database.pruner = pruner
+        storage = self.database._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self.database._study_id, number)
+        return pruner.prune(self.database, storage.get_trial(trial_id))
 
     def arrived(self, epoch: int, epochs: int, student: str = "") -> Sequence[float]:
         """Reports of the search at a rung, smallest first.
@@ -180,14 +215,14 @@ class Trials:
         return self._arrived.get((epoch, epochs, student), ())
 
     def set_attr(self, number: int, key: str, value: Any) -> None:
-        """Note something about a running trial."""
-        for writable in self._both(number):
-            writable.set_user_attr(key, value)
+        """Note something about a running trial, also about one that another process asked for."""
+        for study, trial_id in self._both(number):
+            study._storage.set_trial_user_attr(trial_id, key, value)
 
     def stop(self, number: int, epoch: int, reason: str) -> None:
         """Note that a running trial was told to stop."""
-        with self._changing(self[number]) as training:
-            training.stopped = reason
+        with self._changing(self[number]) as record:
+            record.stopped = reason
         self.set_attr(number, "stopped", {"at": epoch, "reason": reason})
 
     def end(self, number: int, status: TrialStatus, value: float | None = None) -> None:
@@ -200,12 +235,24 @@ class Trials:
 
     def mark(self, number: int, status: TrialStatus, value: float | None = None) -> None:
         """Change where a trial stands, in memory alone."""
-        with self._changing(self[number]) as training:
-            training.status, training.value = status, value
+        with self._changing(self[number]) as record:
+            record.status, record.value = status, value
 
     @property
     def _studies(self) -> tuple[optuna.Study, ...]:
         return (self.memory,) if self.database is self.memory else (self.database, self.memory)
+
+    def _study_attrs(self) -> dict[str, Any]:
+        """What samplers keep with a study, such as the place in a sequence of points."""
+        return dict(self.memory._storage.get_study_system_attrs(self.memory._study_id))
+
+    def _store_study_attrs(self) -> None:
+        """Write to the database what has changed in memory."""
+        attrs = self._study_attrs()
+        for key, value in attrs.items():
+            if self._attrs.get(key) != value:
+                self.database._storage.set_study_system_attr(self.database._study_id, key, value)
+        self._attrs = attrs
 
     def _newest(self) -> FrozenTrial:
         self._count += 1
@@ -218,7 +265,7 @@ class Trials:
     def _enter(self, trial: FrozenTrial) -> TrialRecord:
         attrs: Mapping[str, Any] = trial.user_attrs["assignment"]
         ended: Mapping[str, Any] = trial.user_attrs.get("ended", {})
-        training = TrialRecord(
+        record = TrialRecord(
             number=trial.number,
             sample=dict(attrs["sample"]),
             origin=attrs["origin"],
@@ -230,47 +277,52 @@ class Trials:
             duplicate_of=attrs["duplicate_of"],
             status=_status(trial),
             value=trial.value,
-            reports=dict(trial.intermediate_values),
+            reports=_reports(trial) if self.every_epoch else dict(trial.intermediate_values),
             stopped=trial.user_attrs.get("stopped", {}).get("reason"),
             trained=ended.get("trained", 0.0),
         )
-        self._all[trial.number] = training
-        if training.confirms is not None:
-            self.confirmations.setdefault(training.confirms, []).append(training)
-        elif training.duplicate_of is None:
-            self.search.append(training)
+        self._all[trial.number] = record
+        if record.confirms is not None:
+            self.confirmations.setdefault(record.confirms, []).append(record)
+        elif record.duplicate_of is None:
+            self.search.append(record)
+            self.numbers[record.hash] = record.number
             self.known_in_a_row = 0
-            self._tally(training, 1)
-            for epoch in training.reports:
-                self._arrive(training, epoch)
+            self._tally(record, 1)
+            for epoch in record.reports:
+                self._arrive(record, epoch)
         else:
             self.known_in_a_row += 1
-        return training
+        return record
 
     @contextmanager
-    def _changing(self, training: TrialRecord) -> Iterator[TrialRecord]:
-        """What is counted follows a change of a training."""
-        self._tally(training, -1)
-        yield training
-        self._tally(training, 1)
+    def _changing(self, record: TrialRecord) -> Iterator[TrialRecord]:
+        """Count a trial again after a change."""
+        self._tally(record, -1)
+        yield record
+        self._tally(record, 1)
 
-    def _tally(self, training: TrialRecord, times: int) -> None:
-        if training.confirms is None and training.duplicate_of is None:
-            self.counts[training.status, training.stopped] += times
-            self.sampled += times * (training.origin == "sampled" and training.status.is_final)
+    def _tally(self, record: TrialRecord, times: int) -> None:
+        if record.confirms is None and record.duplicate_of is None:
+            self.counts[record.status, record.stopped] += times
+            self.sampled += times * (record.origin == "sampled" and record.status.is_final)
 
-    def _arrive(self, training: TrialRecord, epoch: int) -> None:
-        if training.confirms is not None or training.duplicate_of is not None:
+    def _arrive(self, record: TrialRecord, epoch: int) -> None:
+        if record.confirms is not None or record.duplicate_of is not None:
             return
-        for student in {"", training.student}:
-            insort(self._arrived.setdefault((epoch, training.epochs, student), []), training.reports[epoch])
-        if training.method == BASELINE:
-            self.baselines.setdefault(epoch, []).append(training)
+        for student in {"", record.student}:
+            insort(self._arrived.setdefault((epoch, record.epochs, student), []), record.reports[epoch])
+        if record.method == BASELINE:
+            self.baselines.setdefault(epoch, []).append(record)
 
-    def _both(self, number: int) -> list[optuna.Trial]:
-        """A trial to write to, in the database and in memory; also one that another process asked for."""
+    def _report_to_optuna(self, number: int, epoch: int, value: float) -> None:
+        for study, trial_id in self._both(number):
+            study._storage.set_trial_intermediate_value(trial_id, epoch, value)
+
+    def _both(self, number: int) -> list[tuple[optuna.Study, int]]:
+        """A trial in the database and in memory, by Optuna's identifiers."""
         return [
-            optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+            (study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
             for study in self._studies
         ]
 
@@ -285,6 +337,11 @@ def _as_learned(trial: FrozenTrial) -> FrozenTrial:
         trial = copy(trial)
         trial.state = state
     return trial
+
+
+def _reports(trial: FrozenTrial) -> dict[int, float]:
+    """By rung, where Optuna's intermediate values are those of every epoch."""
+    return {int(epoch): value for epoch, value in trial.user_attrs.get("rungs", {}).items()}
 
 
 def _status(trial: FrozenTrial) -> TrialStatus:

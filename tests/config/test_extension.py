@@ -87,12 +87,12 @@ def test_the_content_identifies_it_and_its_place_does_not(load: Callable[..., Ex
 
 def test_a_changed_file_does_not_go_on_with_a_study(load: Callable[..., Experiment], tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study")
-    Study(load(), folder)
+    Study.open(load(), folder)
     (tmp_path / "elsewhere.py").write_text(user_classes.METHOD)
-    Study(load(["kd", "elsewhere.py:MyKD"]), folder)
+    Study.open(load(["kd", "elsewhere.py:MyKD"]), folder)
     (tmp_path / "my_method.py").write_text(f"{user_classes.METHOD}\n# another\n")
     with pytest.raises(StudyError, match=r"search\.space\.extensions\.mykd\.sha256 was .* when this study began"):
-        Study(load(), folder)
+        Study.open(load(), folder)
 
 
 def test_a_data_set_of_a_file(tiny_file: Write, tmp_path: Path) -> None:

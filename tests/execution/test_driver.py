@@ -279,3 +279,29 @@ def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, ca
     assert "summary.json: is damaged (maximise: Input should be a valid boolean" in caplog.text
     assert "the study's page is not written (" in caplog.text
     assert "`heterokd report tiny` writes it anew" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MedianPruner", "WilcoxonPruner"])
+def test_optunas_pruner_and_sampler_search(find: Callable[..., SearchResult], name: str) -> None:
+    """A lossy learning rate for whoever comes after the starts: some of them are stopped, and the page says by whom."""
+    options = {"n_startup_trials": 2} if name == "MedianPruner" else {"p_threshold": 0.3}
+    found = find(
+        name,
+        training={"epochs": 6},
+        search={
+            "trials": 9,
+            "confirm_leaders": 0,
+            "pruner": {"name": f"optuna.pruners:{name}", "options": options},
+            "sampler": {"name": "optuna.samplers:GPSampler", "options": {"n_startup_trials": 4}},
+        },
+    )
+    standing = found.summary.progress
+    assert standing.finished
+    assert standing.failed == 0
+    assert standing.complete + standing.pruned == 9
+    pruned = [trial for trial in found.folder.trials() if trial.status == "pruned"]
+    assert pruned
+    assert {trial.snapshot.reason for trial in pruned} == {name}
+    assert all(trial.checkpoint.exists() for trial in pruned)
+    assert f"stopped early: {name}" in found.folder.report.read_text()

@@ -153,7 +153,7 @@ def test_a_pair_is_matched_and_its_search_starts_there(tiny_file: Write, tmp_pat
         for key, value in start.items():
             assert key == "method" or value in narrowed.method_domains(str(start["method"]))[key]
 
-    study = Study(asked, root.study("tiny"))
+    study = Study.open(asked, root.study("tiny"))
     samples = []
     starts = count(asked, {}, root.study("tiny")).starts
     assert 4 < len(starts) <= 8, "what is published already is not tried twice"
@@ -178,7 +178,7 @@ def test_a_pair_is_matched_and_its_search_starts_there(tiny_file: Write, tmp_pat
 def test_a_search_that_was_not_matched_says_so(tiny_file: Write, tmp_path: Path) -> None:
     asked = load_experiment(tiny_file(search={"match_starts": True}))
     with pytest.raises(StudyError, match=r"search\.match_starts: .*heterokd match"):
-        Study(asked, Workspace(tmp_path).study("tiny"))
+        Study.open(asked, Workspace(tmp_path).study("tiny"))
 
 
 def test_the_command(cli: Run, tiny_file: Write, tmp_path: Path) -> None:

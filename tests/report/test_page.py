@@ -25,7 +25,8 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 from heterokd.study.summary import read_summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,9 +40,6 @@ WIDTHS = {390: 844, 820: 1180, 1440: 900}
 TEACHER = {"network": "vit_tiny_patch16_224", "val_score": 0.9, "metric": "val/top1"}
 
 
-FACTS = {"test_resnet": {"params_m": 0.37, "flops_g": 0.02}, "resnet18": {"params_m": 11.2, "flops_g": 0.07}}
-
-
 def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any) -> StudyFolder:
     """A study as a search leaves it: every decision by the real `Study`, every value made up instead of trained.
 
@@ -53,7 +51,11 @@ def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any
     """
     folder = fabricated.study(root, question)
     study, epochs = (
-        Study(question, folder, facts=FACTS),
+        Study.open(
+            question,
+            folder,
+            StudyOptions(StudyFacts(costs={"test_resnet": {"params_m": 0.37}, "resnet18": {"params_m": 11.2}})),
+        ),
         question.training.epochs,
     )
     while isinstance(assignment := study.next(), Assignment):
@@ -225,7 +227,7 @@ def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFold
             "several students",
             changed(
                 ask(student={"network": ["test_resnet", "resnet18"]}),
-                objectives=["val/top1", "student/params_m", "student/flops_g"],
+                objectives=["val/top1", "student/params_m"],
                 metric="val/top1",
             ),
             lambda one: by_method(one) + 0.05 * (one.recipe.student.network == "resnet18"),
@@ -243,8 +245,6 @@ def test_every_kind_of_study_has_its_page(
     assert said in page
     if name == "several students":
         assert '<figure id="front-parameters">' in page
-        assert '<figure id="front-flops">' in page
-        assert '<th class="number">FLOPs in billions</th>' in page
 
 
 def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:

@@ -63,14 +63,14 @@ def test_files_are_written_once_the_disk_is_back(shared: Path, caplog: pytest.Lo
 
 def test_a_study_decides_once_the_disk_is_back(shared: Path) -> None:
     question = fabricated.experiment()
-    study = Study(question, Workspace(shared).study("waiting"))
+    study = Study.open(question, Workspace(shared).study("waiting"))
     first = study.next()
     assert not isinstance(first, str | None)
     finishing = while_shut(shared, lambda: study.finish(first.number, "complete", {question.metric: 0.5}))
     assert finishing > SHUT_SECONDS
     asking = while_shut(shared, study.next)
     assert asking > SHUT_SECONDS
-    standing = Study(question, Workspace(shared).study("waiting")).progress()
+    standing = Study.open(question, Workspace(shared).study("waiting")).progress()
     assert (standing.complete, standing.running) == (1, 1)
 
 

@@ -18,7 +18,8 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.priors import method_prior
 from heterokd.study.progress import StudyProgress
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 from heterokd.study.warm_start import finished_summaries, warm_starts
 
 STUDENTS = ["small", "middle", "large", "poor"]
@@ -63,10 +64,10 @@ def run(study: Study) -> list[Assignment]:
 
 def test_a_study_remembers_who_was_left_out(tmp_path: Path) -> None:
     experiment, folder = make_experiment(STUDENTS, trials=6), StudyFolder(tmp_path)
-    study = Study(experiment, folder, left_out={"poor": "poor is too slow"})
+    study = Study.open(experiment, folder, StudyOptions(StudyFacts(left_out={"poor": "poor is too slow"})))
     done = run(study)
     assert "poor" not in {one.recipe.student.network for one in done}
-    again = Study(experiment, folder)
+    again = Study.open(experiment, folder)
     assert again.summary().left_out == {"poor": "poor is too slow"}
     assert "Excluded: poor is too slow." in notes(again.summary())
 
@@ -75,7 +76,11 @@ def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:
     experiment = make_experiment(
         STUDENTS, objectives=["val/top1", "student/params_m", "student/latency_ms"], budget={"trainings": 60}
     )
-    study = Study(experiment, StudyFolder(Path("nowhere")), facts=FACTS, storage="memory", clock=lambda: 0.0)
+    study = Study.open(
+        experiment,
+        StudyFolder(Path("nowhere")),
+        StudyOptions(StudyFacts(costs=FACTS), storage="memory", clock=lambda: 0.0),
+    )
     done = run(study)
     summary = study.summary()
     # `poor` is smaller and faster than `large`, but `middle` beats it in everything.
@@ -94,11 +99,10 @@ def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:
 
 def test_small_students_are_not_pruned_for_being_small() -> None:
     objectives = ["val/top1", "student/params_m"]
-    study = Study(
+    study = Study.open(
         make_experiment(STUDENTS, objectives=objectives, trials=60, confirm_leaders=0),
         StudyFolder(Path("nowhere")),
-        facts=FACTS,
-        storage="memory",
+        StudyOptions(StudyFacts(costs=FACTS), storage="memory"),
     )
     run(study)
     assert {leader.student for leader in study.leaders()} == set(STUDENTS)
@@ -147,12 +151,12 @@ def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
     assert all("training.momentum" not in sample for sample in warm.samples)
     assert all(experiment.recipe(sample) for sample in warm.samples)
     assert warm.ranks == {"dkd": 0.0, "kd": 1.0}
-    study = Study(experiment, root.study("students"), warm=warm)
+    study = Study.open(experiment, root.study("students"), StudyOptions(StudyFacts(warm=warm)))
     done = run(study)
     assert [one.origin for one in done[:5]] == ["published", "warm", "warm", "published", "published"]
     assert [one.recipe.method for one in done[:3]] == [BASELINE, "dkd", "kd"]
     # It is told once: the study goes on with it also when nobody says it again.
-    assert Study(experiment, root.study("students")).told.warm == warm
+    assert Study.open(experiment, root.study("students")).facts.warm == warm
 
 
 def test_what_other_studies_say_of_methods_fades() -> None:

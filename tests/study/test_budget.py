@@ -13,7 +13,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import Assignment
 from heterokd.study.budget import Spending
-from heterokd.study.study import Study
+from heterokd.study.study import Study, StudyOptions
 
 
 class Clock:
@@ -76,7 +76,7 @@ def simulate(study: Study, clock: Clock, workers: int, seconds: float) -> list[A
 )
 def test_a_limit_is_reached_and_not_passed(tmp_path: Path, budget: dict[str, float], workers: int, most: int) -> None:
     clock = Clock()
-    study = Study(make_experiment(budget), StudyFolder(tmp_path), storage="memory", clock=clock)
+    study = Study.open(make_experiment(budget), StudyFolder(tmp_path), StudyOptions(storage="memory", clock=clock))
     begun = simulate(study, clock, workers, 360.0)
     assert most - workers <= len(begun) <= most
     spent = study.spending.as_dict()
@@ -92,7 +92,7 @@ def test_a_limit_is_reached_and_not_passed(tmp_path: Path, budget: dict[str, flo
 
 def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path: Path) -> None:
     clock, folder = Clock(), StudyFolder(tmp_path / "study")
-    study = Study(make_experiment({"hours": 1.0}), folder, clock=clock)
+    study = Study.open(make_experiment({"hours": 1.0}), folder, StudyOptions(clock=clock))
     first = study.next()
     assert isinstance(first, Assignment)
     assert first.is_timed
@@ -108,12 +108,12 @@ def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path:
     assert (standing.paused, standing.pruned, standing.running, standing.finished) == (1, 0, 0, True)
 
     # The same budget again: the hour is over, whatever the clock says.
-    again = Study(make_experiment({"hours": 1.0}), folder, clock=Clock())
+    again = Study.open(make_experiment({"hours": 1.0}), folder, StudyOptions(clock=Clock()))
     assert again.next() is None
     assert again.spending.seconds == pytest.approx(3601.0)
     assert again.summary().spent["hours"] == pytest.approx(3601 / 3600)
 
-    later = Study(make_experiment({"hours": 2.0}), folder, clock=Clock())
+    later = Study.open(make_experiment({"hours": 2.0}), folder, StudyOptions(clock=Clock()))
     assert later.next() == first
     assert later.report(first.number, 4, {"val/top1": 0.5})
     later.finish(first.number, "complete", {"val/top1": 0.6})
@@ -122,8 +122,10 @@ def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path:
 
 def test_time_in_which_nothing_runs_costs_nothing(tmp_path: Path) -> None:
     clock = Clock()
-    study = Study(
-        make_experiment({"gpu_hours": 1.0}), StudyFolder(tmp_path), storage="memory", clock=clock, devices=0.5
+    study = Study.open(
+        make_experiment({"gpu_hours": 1.0}),
+        StudyFolder(tmp_path),
+        StudyOptions(storage="memory", clock=clock, devices=0.5),
     )
     clock.now = 1000.0
     first, second = study.next(), study.next()
@@ -141,7 +143,9 @@ def test_time_in_which_nothing_runs_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_failures_at_once_are_not_free(tmp_path: Path) -> None:
-    study = Study(make_experiment({"trainings": 2.0}), StudyFolder(tmp_path), storage="memory", clock=Clock())
+    study = Study.open(
+        make_experiment({"trainings": 2.0}), StudyFolder(tmp_path), StudyOptions(storage="memory", clock=Clock())
+    )
     count = 0
     while isinstance(step := study.next(), Assignment):
         study.finish(step.number, "failed", {}, "out of memory")

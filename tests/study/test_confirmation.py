@@ -16,9 +16,9 @@ from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
 from heterokd.study.confirmation import LARGEST_SHARE, share, share_after
-from heterokd.study.leaderboard import Standings
-from heterokd.study.posterior import EARLY, Belief, Population, foreseen, most_telling, population
-from heterokd.study.study import Study
+from heterokd.study.leaderboard import Leaderboard
+from heterokd.study.posterior import EARLY, Population, Posterior, foreseen, most_telling, population
+from heterokd.study.study import Study, StudyOptions
 
 NOISE = 0.02
 
@@ -49,7 +49,7 @@ def noisy(assignment: Assignment) -> float:
 
 def search(experiment: Experiment, workers: int = 1) -> tuple[Study, list[Assignment], list[int]]:
     """A whole search in memory; its assignments, and how many ran at each decision to wait."""
-    study = Study(experiment, StudyFolder(Path("nowhere")), storage="memory", clock=lambda: 0.0)
+    study = Study.open(experiment, StudyFolder(Path("nowhere")), StudyOptions(storage="memory", clock=lambda: 0.0))
     running: list[Assignment] = []
     done: list[Assignment] = []
     waits = []
@@ -139,7 +139,7 @@ def test_first_epochs_say_nothing_of_few_alike_or_unknown_ones() -> None:
 
 
 def test_of_two_equal_ends_the_faster_learner_is_believed_in(tmp_path: Path) -> None:
-    study = Study(make_experiment(trials=8, prune=False), StudyFolder(tmp_path))
+    study = Study.open(make_experiment(trials=8, prune=False), StudyFolder(tmp_path))
     for number in range(8):
         one = study.next()
         assert isinstance(one, Assignment)
@@ -147,8 +147,8 @@ def test_of_two_equal_ends_the_faster_learner_is_believed_in(tmp_path: Path) -> 
             early = 0.5 + 0.02 * number - (0.1 if number == 6 else 0.0)
             study.report(one.number, rung, {"val/top1": early}, [{"val/top1": early}])
         study.finish(one.number, "complete", {"val/top1": 0.7 + 0.01 * min(number, 6)})
-    standings = Standings(study._trials, study.experiment)
-    slow, fast = standings.belief(6), standings.belief(7)
+    leaderboard = Leaderboard(study._trials, study.experiment)
+    slow, fast = leaderboard.belief(6), leaderboard.belief(7)
     assert slow is not None
     assert fast is not None
     assert slow.mean < fast.mean
@@ -164,7 +164,7 @@ def test_a_configuration_that_diverges_is_worth_nothing() -> None:
 
 
 def test_the_gain_of_a_repetition_is_what_a_simulation_finds() -> None:
-    beliefs = {1: Belief(0.90, 0.010), 2: Belief(0.89, 0.020), 3: Belief(0.80, 0.005)}
+    beliefs = {1: Posterior(0.90, 0.010), 2: Posterior(0.89, 0.020), 3: Posterior(0.80, 0.005)}
     noise = 0.02
     rng = np.random.default_rng(1)
     gains = {}
@@ -261,18 +261,20 @@ def test_what_is_reported_is_not_the_luckiest_value() -> None:
 def test_a_summary_looks_at_few_configurations_and_says_the_same() -> None:
     """Also at each moment of a search with repetitions underway: whoever leads, leads among all."""
     experiment = make_experiment(budget={"trainings": 60}, prune=False)
-    study = Study(experiment, StudyFolder(Path("nowhere")), storage="memory", clock=lambda: 0.0)
+    study = Study.open(experiment, StudyFolder(Path("nowhere")), StudyOptions(storage="memory", clock=lambda: 0.0))
     lengths = []
     while isinstance(one := study.next(), Assignment):
         study.finish(one.number, "complete", {"val/top1": round(noisy(one), 2)})  # ties, too
-        everyone, standings = study.leaders(), Standings(study._trials, experiment)
-        assert standings.leaders(1)[0] == everyone[0]
-        assert standings.leaders(5)[:5] == everyone[:5]
+        everyone, leaderboard = study.leaders(), Leaderboard(study._trials, experiment)
+        assert leaderboard.leaders(1)[0] == everyone[0]
+        assert leaderboard.leaders(5)[:5] == everyone[:5]
         said = study.summary().leaders
         assert [leader.number for leader in said] == [leader.number for leader in everyone[: len(said)]]
-        scratch = [next(all_ for all_ in some if all_.method == BASELINE) for some in (everyone, standings.leaders(1))]
+        scratch = [
+            next(all_ for all_ in some if all_.method == BASELINE) for some in (everyone, leaderboard.leaders(1))
+        ]
         assert scratch[0] == scratch[1]
-        lengths.append((len(standings.foremost(5)), len(everyone)))
+        lengths.append((len(leaderboard.foremost(5)), len(everyone)))
     assert lengths[-1][0] < lengths[-1][1] / 2
 
 
@@ -283,7 +285,7 @@ def test_a_search_without_confirmation_repeats_nothing() -> None:
 
 
 def test_repetitions_that_fail_are_given_up() -> None:
-    study = Study(make_experiment(trials=40), StudyFolder(Path("nowhere")), storage="memory")
+    study = Study.open(make_experiment(trials=40), StudyFolder(Path("nowhere")), StudyOptions(storage="memory"))
     begun = 0
     while isinstance(step := study.next(), Assignment):
         begun += 1
@@ -297,7 +299,7 @@ def test_repetitions_that_fail_are_given_up() -> None:
 
 
 def test_a_repetition_that_diverges_puts_its_configuration_last() -> None:
-    study = Study(make_experiment(trials=40), StudyFolder(Path("nowhere")), storage="memory")
+    study = Study.open(make_experiment(trials=40), StudyFolder(Path("nowhere")), StudyOptions(storage="memory"))
     broken = None
     while isinstance(step := study.next(), Assignment):
         if step.origin == "confirm" and (broken is None or step.confirms == broken):

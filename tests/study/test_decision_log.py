@@ -22,7 +22,8 @@ from golden_files import differences, read
 from heterokd.config import load_experiment
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 
 LEARNING_RATE = {"training.learning_rate": {"low": 0.005, "high": 0.5, "log": True}}
 SHARED = {**LEARNING_RATE, "training.task_weight": {"options": [0.1, 0.5, 1.0]}}
@@ -63,14 +64,14 @@ QUESTIONS: dict[str, dict[str, Any]] = {
         },
     },
 }
-GIVEN: dict[str, dict[str, Any]] = {
-    "students": {
-        "facts": {
+GIVEN = {
+    "students": StudyFacts(
+        costs={
             "resnet10t": {"params_m": 4.9, "latency_ms": 3.1},
             "test_resnet": {"params_m": 0.4, "latency_ms": 0.9},
         }
-    },
-    "teachers": {"excluded": {"ofa from test_vit": "made up"}},
+    ),
+    "teachers": StudyFacts(excluded={"ofa from test_vit": "made up"}),
 }
 """What a driver finds out before it begins a study."""
 
@@ -85,7 +86,8 @@ def open_study(name: str, folder: Path, clock: Clock) -> Study:
         "training": {"epochs": 27},
     }
     file.write_text(yaml.safe_dump({**question, **QUESTIONS[name]}), encoding="utf-8")
-    return Study(load_experiment(file), StudyFolder(folder / name), clock=clock, **GIVEN.get(name, {}))
+    options = StudyOptions(GIVEN.get(name, StudyFacts()), clock=clock)
+    return Study.open(load_experiment(file), StudyFolder(folder / name), options)
 
 
 class Clock:

@@ -12,7 +12,7 @@ from heterokd.config import Experiment
 from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
-from heterokd.study.study import Study
+from heterokd.study.study import Study, StudyOptions
 from heterokd.study.summary import HarmfulTrial
 
 SPACE = {"methods": ["scratch", "dkd", "dist", "ofa", "rsd", "fitnet"]}
@@ -27,7 +27,7 @@ def open_study(folder: Path, **search: Any) -> Study:
         "training": {"epochs": 27},
         "search": {"space": SPACE, "trials": 12, "reduction_factor": 3, **search},
     }
-    return Study(Experiment.model_validate(content), StudyFolder(folder), storage="memory")
+    return Study.open(Experiment.model_validate(content), StudyFolder(folder), StudyOptions(storage="memory"))
 
 
 def begin(study: Study, value: float, epoch: int = 9, *, first: float | None = None) -> tuple[Assignment, bool]:

@@ -318,7 +318,7 @@ def test_the_ranking_is_that_of_the_similar_pairs() -> None:
 def test_starts_come_in_the_order_of_their_expected_rank(tmp_path: Path) -> None:
     methods = ["kd", "dist", "hcd", "scratch", "rsd"]
     experiment = make_experiment("digits", trials=5, space={"methods": methods})
-    study = Study(experiment, StudyFolder(tmp_path / "study"))
+    study = Study.open(experiment, StudyFolder(tmp_path / "study"))
     started = []
     while isinstance(assignment := study.next(), Assignment):
         started.append(assignment.recipe.method)
@@ -333,10 +333,10 @@ def test_a_method_with_two_published_settings_starts_twice_also_after_a_restart(
     experiment = make_experiment(trials=4, space={"methods": ["scratch", "fbt"]})
     layouts = []
     for _ in range(4):
-        assignment = Study(experiment, StudyFolder(tmp_path / "study")).next()
+        assignment = Study.open(experiment, StudyFolder(tmp_path / "study")).next()
         assert isinstance(assignment, Assignment)
         layouts.append((assignment.origin, assignment.sample.get("fbt.front_stage")))
-        Study(experiment, StudyFolder(tmp_path / "study")).finish(assignment.number, "complete", {"val/top1": 0.5})
+        Study.open(experiment, StudyFolder(tmp_path / "study")).finish(assignment.number, "complete", {"val/top1": 0.5})
     assert layouts[:3] == [("published", None), ("published", 3), ("published", 2)]
     assert layouts[3][0] == "sampled"
 
@@ -356,7 +356,7 @@ def test_the_prior_is_off_unless_asked_for_and_fades() -> None:
 def test_the_prior_chooses_the_first_methods_and_the_sampler_their_values(tmp_path: Path) -> None:
     methods = ["kd", "dist", "hcd", "rsd"]
     experiment = make_experiment("digits", trials=40, prior_weight=1.0, space={"methods": methods})
-    study = Study(experiment, StudyFolder(tmp_path / "study"))
+    study = Study.open(experiment, StudyFolder(tmp_path / "study"))
     drawn = []
     while isinstance(assignment := study.next(), Assignment):
         if assignment.origin == "sampled":

@@ -23,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     search = {"space": {"methods": ["scratch", "kd"]}, "trials": 4, "confirm_leaders": 0, "prune": False}
     question = fabricated.experiment(search=search)
     folder = fabricated.study(Workspace(tmp_path_factory.mktemp("found")), question)
-    study = Study(question, folder)
+    study = Study.open(question, folder)
     while isinstance(one := study.next(), Assignment):
         status = TrialStatus.FAILED if one.number == 2 else TrialStatus.COMPLETE
         metrics = {} if one.number == 2 else {"val/top1": 0.5 + one.number / 10, "epoch": 3}

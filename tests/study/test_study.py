@@ -17,7 +17,8 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import SEED_STEP, Assignment
 from heterokd.study.sampler import STOP_AFTER
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 
 METHODS = methods_of("classification")
 TWO_METHODS = {"methods": ["scratch", "kd"]}
@@ -82,7 +83,7 @@ def run(study: Study, most: int | None = None) -> list[Assignment]:
 
 
 def reopen(experiment: Experiment, folder: StudyFolder) -> Study:
-    return Study(experiment, folder)
+    return Study.open(experiment, folder)
 
 
 def database(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
@@ -97,7 +98,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 def test_a_sample_holds_the_values_of_its_own_method_only(folder):
     space = {"shared": {"training.learning_rate": {"low": 0.01, "high": 0.2, "log": True}}}
     experiment = make_experiment(space=space, trials=len(METHODS) + 15, confirm_leaders=0)
-    done = run(Study(experiment, folder))
+    done = run(Study.open(experiment, folder))
     assert {one.origin for one in done[len(METHODS) :]} == {"sampled"}
     for assignment in done:
         method = assignment.sample["method"]
@@ -108,7 +109,7 @@ def test_a_sample_holds_the_values_of_its_own_method_only(folder):
 
 def test_samples_gather_around_what_is_best(folder):
     space = {"methods": ["scratch", "kd"], "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2}}}
-    study = Study(make_experiment(space=space, trials=60, prune=False, confirm_leaders=0), folder)
+    study = Study.open(make_experiment(space=space, trials=60, prune=False, confirm_leaders=0), folder)
     values = []
     while isinstance(assignment := study.next(), Assignment):
         values.append(top1(assignment) - abs(float(assignment.sample["training.learning_rate"]) - 0.05))
@@ -120,7 +121,7 @@ def test_samples_gather_around_what_is_best(folder):
 
 def test_published_settings_come_first_and_scratch_before_them(folder):
     experiment = make_experiment(space={}, trials=len(METHODS), confirm_leaders=0)
-    done = run(Study(experiment, folder))
+    done = run(Study.open(experiment, folder))
     assert done[0].sample["method"] == "scratch"
     assert {one.sample["method"] for one in done} == set(METHODS)
     assert {one.origin for one in done} == {"published"}
@@ -128,13 +129,13 @@ def test_published_settings_come_first_and_scratch_before_them(folder):
 
 
 def test_a_budget_smaller_than_the_starts_can_be_extended(folder):
-    assert len(run(Study(make_experiment(space={}, trials=2, confirm_leaders=0), folder))) == 2
+    assert len(run(Study.open(make_experiment(space={}, trials=2, confirm_leaders=0), folder))) == 2
     later = run(reopen(make_experiment(space={}, trials=len(METHODS) + 1, confirm_leaders=0), folder))
     assert [one.origin for one in later] == ["published"] * (len(METHODS) - 2) + ["sampled"]
 
 
 def test_rungs_grow_by_the_reduction_factor(folder):
-    first = Study(make_experiment(), folder).next()
+    first = Study.open(make_experiment(), folder).next()
     assert isinstance(first, Assignment)
     assert first.rungs == (3, 9)
 
@@ -143,13 +144,13 @@ def test_rungs_grow_by_the_reduction_factor(folder):
     ("epochs", "first_rung", "rungs"), [(30, 0.1, (3, 9)), (3, 0.5, (2,)), (2, 0.5, (1,)), (1, 0.1, ()), (10, 0.7, ())]
 )
 def test_nothing_is_stopped_after_two_thirds_of_the_epochs(folder, epochs, first_rung, rungs):
-    first = Study(make_experiment(epochs=epochs, first_rung=first_rung), folder).next()
+    first = Study.open(make_experiment(epochs=epochs, first_rung=first_rung), folder).next()
     assert isinstance(first, Assignment)
     assert first.rungs == rungs
 
 
 def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
-    study = Study(make_experiment(trials=20), folder)
+    study = Study.open(make_experiment(trials=20), folder)
     done = run(study)
     trials = database(folder)
     pruned = [trial for trial in trials if trial.state == optuna.trial.TrialState.PRUNED]
@@ -162,7 +163,7 @@ def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
 
 
 def test_references_are_never_stopped_and_other_published_settings_are_like_samples(folder):
-    study = Study(make_experiment(space={}, trials=len(METHODS) + 1, confirm_leaders=0), folder)
+    study = Study.open(make_experiment(space={}, trials=len(METHODS) + 1, confirm_leaders=0), folder)
     starts = [start for _ in METHODS if isinstance(start := study.next(), Assignment)]
     assert {start.origin for start in starts} == {"published"}
     by_method = {start.recipe.method: start for start in starts}
@@ -187,7 +188,7 @@ def test_references_are_never_stopped_and_other_published_settings_are_like_samp
     ],
 )
 def test_a_rung_stops_all_but_the_best_third_and_of_few_all_but_the_best(folder, values, goes_on):
-    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    study = Study.open(make_experiment(space={"methods": ["kd"]}), folder)
     for value in values[:-1]:
         assignment = study.next()
         assert isinstance(assignment, Assignment)
@@ -201,7 +202,7 @@ def test_a_rung_compares_learning_curves_and_not_their_last_points(folder):
     def curve(*values: float) -> list[dict[str, float]]:
         return [{"val/top1": value} for value in values]
 
-    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    study = Study.open(make_experiment(space={"methods": ["kd"]}), folder)
     first, better, worse, lost = (study.next() for _ in range(4))
     for one in (first, better, worse, lost):
         assert isinstance(one, Assignment)
@@ -216,7 +217,7 @@ def test_a_rung_compares_learning_curves_and_not_their_last_points(folder):
 
 
 def test_a_rung_forgets_how_a_curve_began(folder):
-    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    study = Study.open(make_experiment(space={"methods": ["kd"]}), folder)
     slow = study.next()
     assert isinstance(slow, Assignment)
     curve = [{"val/top1": value} for value in (0.0, 0.0, 0.0, *[0.9] * 9)]
@@ -226,7 +227,7 @@ def test_a_rung_forgets_how_a_curve_began(folder):
 
 def test_a_study_of_an_older_version_goes_on_comparing_last_points(folder):
     experiment = make_experiment(space={"methods": ["kd"]})
-    Study(experiment, folder)
+    Study.open(experiment, folder)
     optuna.load_study(study_name=experiment.name, storage=f"sqlite:///{folder.database}").set_user_attr(
         "averages", False
     )
@@ -238,7 +239,7 @@ def test_a_study_of_an_older_version_goes_on_comparing_last_points(folder):
 
 
 def test_each_rung_counts_its_own_arrivals(folder):
-    study = Study(make_experiment(space={"methods": ["kd"]}), folder)
+    study = Study.open(make_experiment(space={"methods": ["kd"]}), folder)
     running = [study.next() for _ in range(5)]
     for assignment, value in zip(running, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
         assert isinstance(assignment, Assignment)
@@ -251,7 +252,7 @@ def test_each_rung_counts_its_own_arrivals(folder):
 
 def test_a_trial_that_was_told_to_stop_is_told_so_again(folder):
     experiment = make_experiment()
-    study = Study(experiment, folder)
+    study = Study.open(experiment, folder)
     run(study, 3)
     worse = study.next()
     assert isinstance(worse, Assignment)
@@ -263,14 +264,14 @@ def test_a_trial_that_was_told_to_stop_is_told_so_again(folder):
 
 
 def test_without_pruning_every_report_goes_on(folder):
-    study = Study(make_experiment(prune=False), folder)
+    study = Study.open(make_experiment(prune=False), folder)
     run(study)
     assert study.progress().pruned == 0
     assert all(set(trial.intermediate_values) in ({3, 9}, set()) for trial in database(folder))
 
 
 def test_nothing_is_recorded_between_rungs(folder):
-    study = Study(make_experiment(), folder)
+    study = Study.open(make_experiment(), folder)
     first = study.next()
     assert isinstance(first, Assignment)
     assert study.report(first.number, 4, {"val/top1": 0.1})
@@ -280,7 +281,7 @@ def test_nothing_is_recorded_between_rungs(folder):
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_a_metric_that_is_no_number_counts_as_worst(folder, value):
     metrics = {} if value is None else {"val/top1": value}
-    study = Study(make_experiment(confirm_leaders=0), folder)
+    study = Study.open(make_experiment(confirm_leaders=0), folder)
     run(study, 3)
     odd = study.next()
     assert isinstance(odd, Assignment)
@@ -292,7 +293,7 @@ def test_a_metric_that_is_no_number_counts_as_worst(folder, value):
 
 
 def test_failed_trials_count_towards_the_budget(folder):
-    study = Study(make_experiment(trials=6, confirm_leaders=0), folder)
+    study = Study.open(make_experiment(trials=6, confirm_leaders=0), folder)
     for _ in range(6):
         assignment = study.next()
         assert isinstance(assignment, Assignment)
@@ -305,7 +306,7 @@ def test_failed_trials_count_towards_the_budget(folder):
 
 
 def test_a_second_end_changes_nothing(folder):
-    study = Study(make_experiment(), folder)
+    study = Study.open(make_experiment(), folder)
     first = run(study, 1)[0]
     study.finish(first.number, "failed", {}, "late")
     assert study.progress().complete == 1
@@ -313,7 +314,7 @@ def test_a_second_end_changes_nothing(folder):
 
 
 def test_no_recipe_is_trained_twice_and_a_tiny_space_ends(folder):
-    study = Study(make_experiment(space=TINY_SPACE, trials=50, confirm_leaders=0), folder)
+    study = Study.open(make_experiment(space=TINY_SPACE, trials=50, confirm_leaders=0), folder)
     done = run(study)
     assert len({one.recipe.hash for one in done}) == len(done) == 1 + 4
     standing = study.progress()
@@ -329,7 +330,7 @@ def test_no_recipe_is_trained_twice_and_a_tiny_space_ends(folder):
 
 
 def test_a_recipe_that_is_running_is_not_started_again(folder):
-    study = Study(make_experiment(space=TINY_SPACE, trials=50), folder)
+    study = Study.open(make_experiment(space=TINY_SPACE, trials=50), folder)
     handed_out = []
     while isinstance(assignment := study.next(), Assignment):
         handed_out.append(assignment)
@@ -338,14 +339,14 @@ def test_a_recipe_that_is_running_is_not_started_again(folder):
 
 
 def test_methods_without_freedom_only_start(folder):
-    study = Study(make_experiment(space={"methods": ["scratch"]}, confirm_leaders=1), folder)
+    study = Study.open(make_experiment(space={"methods": ["scratch"]}, confirm_leaders=1), folder)
     origins = [one.origin for one in run(study)]
     assert origins == ["published", "confirm", "confirm"]
     assert study.progress().finished
 
 
 def test_confirmations_wait_for_the_search_and_use_fresh_seeds(folder):
-    study = Study(make_experiment(trials=4), folder)
+    study = Study.open(make_experiment(trials=4), folder)
     running = [study.next() for _ in range(4)]
     assert study.next() == "wait"
     for assignment in running:
@@ -365,7 +366,7 @@ def test_confirmations_wait_for_the_search_and_use_fresh_seeds(folder):
 
 
 def test_without_confirmations_nothing_waits(folder):
-    study = Study(make_experiment(trials=2, confirm_seeds=0), folder)
+    study = Study.open(make_experiment(trials=2, confirm_seeds=0), folder)
     study.next()
     study.next()
     assert study.next() is None
@@ -373,7 +374,7 @@ def test_without_confirmations_nothing_waits(folder):
 
 
 def test_a_confirmed_mean_leaves_the_lucky_search_value_out(folder):
-    study = Study(make_experiment(trials=3, confirm_leaders=2, prune=False), folder)
+    study = Study.open(make_experiment(trials=3, confirm_leaders=2, prune=False), folder)
     search = [study.next() for _ in range(3)]
     for assignment, value in zip(search, (0.5, 0.95, 0.90), strict=True):
         assert isinstance(assignment, Assignment)
@@ -411,7 +412,7 @@ def confirm_with(study: Study, search: list[float], repeats: dict[int, list[floa
 
 
 def test_the_interval_of_a_share_ends_at_0_and_1(folder):
-    study = Study(make_experiment(trials=3, confirm_leaders=2), folder)
+    study = Study.open(make_experiment(trials=3, confirm_leaders=2), folder)
     confirm_with(study, [0.1, 0.9, 0.8], {0: [0.1, 0.1], 1: [0.9, 0.1], 2: [0.99, 0.6]})
     leaders = study.leaders()
     assert [leader.low for leader in leaders] == [0.0, 0.0, 0.0]
@@ -421,7 +422,7 @@ def test_the_interval_of_a_share_ends_at_0_and_1(folder):
 
 
 def test_the_interval_of_a_loss_does_not_end_at_1(folder):
-    study = Study(make_experiment(metric="val/loss", trials=3, confirm_leaders=2), folder)
+    study = Study.open(make_experiment(metric="val/loss", trials=3, confirm_leaders=2), folder)
     confirm_with(study, [2.0, 1.0, 1.1], {0: [2.0, 2.0], 1: [0.9, 1.1], 2: [0.1, 1.1]})
     for leader in study.leaders():
         assert leader.low is not None
@@ -431,7 +432,7 @@ def test_the_interval_of_a_loss_does_not_end_at_1(folder):
 
 
 def test_scratch_does_not_win_a_tie(folder):
-    study = Study(make_experiment(trials=2, confirm_leaders=0), folder)
+    study = Study.open(make_experiment(trials=2, confirm_leaders=0), folder)
     for _ in range(2):
         assignment = study.next()
         assert isinstance(assignment, Assignment)
@@ -440,7 +441,7 @@ def test_scratch_does_not_win_a_tie(folder):
 
 
 def test_a_loss_is_minimised(folder):
-    study = Study(make_experiment(metric="val/loss", trials=15), folder)
+    study = Study.open(make_experiment(metric="val/loss", trials=15), folder)
     run(study)
     leaders = [leader for leader in study.leaders() if leader.confirmed]
     assert [leader.high for leader in leaders] == sorted(leader.high for leader in leaders if leader.high is not None)
@@ -451,9 +452,9 @@ def test_a_loss_is_minimised(folder):
 @pytest.mark.parametrize("cut", [11, 18])
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(tmp_path, cut):
     experiment = make_experiment(trials=16)
-    whole = run(Study(experiment, StudyFolder(tmp_path / "whole")))
+    whole = run(Study.open(experiment, StudyFolder(tmp_path / "whole")))
     folder = StudyFolder(tmp_path / "parts")
-    study = Study(experiment, folder)
+    study = Study.open(experiment, folder)
     done = run(study, cut)
     lost = study.next()
     assert isinstance(lost, Assignment)
@@ -469,7 +470,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_does_not(tmp_path):
         [
             one.sample
             for one in run(
-                Study(make_experiment(seed=seed, trials=12, confirm_leaders=0), StudyFolder(tmp_path / name))
+                Study.open(make_experiment(seed=seed, trials=12, confirm_leaders=0), StudyFolder(tmp_path / name))
             )
         ]
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
@@ -480,7 +481,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_does_not(tmp_path):
 
 def test_a_result_that_the_database_missed_is_adopted_from_the_folder(folder):
     experiment = make_experiment(trials=4)
-    study = Study(experiment, folder)
+    study = Study.open(experiment, folder)
     lost = [study.next() for _ in range(4)]
     snapshots = [
         TrialSnapshot(TrialStatus.COMPLETE, metrics={"val/top1": 0.7}),
@@ -502,7 +503,7 @@ def test_a_result_that_the_database_missed_is_adopted_from_the_folder(folder):
 
 def test_a_trial_that_somebody_else_asked_for_costs_no_budget(folder):
     experiment = make_experiment(trials=6, confirm_leaders=0)
-    run(Study(experiment, folder), 4)
+    run(Study.open(experiment, folder), 4)
     optuna.load_study(study_name="study", storage=f"sqlite:///{folder.database}").ask()
     study = reopen(experiment, folder)
     assert len(run(study)) == 2
@@ -523,13 +524,13 @@ def test_a_trial_that_somebody_else_asked_for_costs_no_budget(folder):
     ],
 )
 def test_another_question_is_refused_by_the_key_that_differs(folder, changes, key):
-    Study(make_experiment(), folder)
+    Study.open(make_experiment(), folder)
     with pytest.raises(StudyError, match=key):
         reopen(make_experiment(**changes), folder)
 
 
 def test_trials_confirmations_and_parallelism_may_change(folder):
-    run(Study(make_experiment(trials=5), folder))
+    run(Study.open(make_experiment(trials=5), folder))
     study = reopen(make_experiment(trials=8, parallel=2, confirm_seeds=3, max_failures=0), folder)
     assert not study.progress().finished
     later = run(study)
@@ -540,25 +541,25 @@ def test_trials_confirmations_and_parallelism_may_change(folder):
 
 
 def test_excluded_methods_are_remembered_with_their_reason(folder):
-    study = Study(make_experiment(), folder, excluded={"kd": "no logits"})
+    study = Study.open(make_experiment(), folder, StudyOptions(StudyFacts(excluded={"kd": "no logits"})))
     assert study.methods == ("scratch",)
     assert reopen(make_experiment(), folder).summary().excluded == {"kd": "no logits"}
 
 
 def test_no_method_left_is_an_error(folder):
     with pytest.raises(StudyError, match=r"no method is left to search \(scratch: a; kd: b\)"):
-        Study(make_experiment(), folder, excluded={"scratch": "a", "kd": "b"})
+        Study.open(make_experiment(), folder, StudyOptions(StudyFacts(excluded={"scratch": "a", "kd": "b"})))
 
 
 def test_a_damaged_database_is_an_error(folder):
     folder.path.mkdir(parents=True)
     folder.database.write_text("this is no database, and long enough to be sure of it\n" * 100)
     with pytest.raises(StudyError, match=r"study.db: cannot be used"):
-        Study(make_experiment(), folder)
+        Study.open(make_experiment(), folder)
 
 
 def test_a_search_over_all_methods_in_parallel_ends(folder):
-    study = Study(make_experiment(space={}, trials=len(METHODS) + 12), folder)
+    study = Study.open(make_experiment(space={}, trials=len(METHODS) + 12), folder)
     running: list[Assignment] = []
     count = 0
     while True:

@@ -30,7 +30,8 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 from heterokd.study.summary import read_summary
 from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches
@@ -165,7 +166,9 @@ def test_a_method_is_left_out_for_the_teachers_that_it_does_not_exist_for() -> N
     assert "test_vit (teacher)" in excluded["ofd from test_vit"]
     with pytest.raises(ConfigError, match="take 'ofd' off the list"):
         check_experiment(asked(["scratch", "kd", "ofd"], [VIT, "test_vit2"]))  # for neither of them
-    study = Study(experiment, StudyFolder(Path("nowhere")), excluded=excluded, storage="memory")
+    study = Study.open(
+        experiment, StudyFolder(Path("nowhere")), StudyOptions(StudyFacts(excluded=excluded), storage="memory")
+    )
     done = run(study, {VIT: 0.8, CNN: 0.7})
     pairs = Counter((one.recipe.method, one.recipe.teacher.network) for one in done if one.recipe.method != BASELINE)
     assert set(pairs) == {("kd", VIT), ("kd", CNN), ("ofd", CNN)}
@@ -177,7 +180,7 @@ def test_a_method_is_left_out_for_the_teachers_that_it_does_not_exist_for() -> N
 
 def test_every_teacher_is_seen_early_and_the_better_one_is_followed_more() -> None:
     experiment = asked(["scratch", "kd", "dkd", "dist"], trials=60, confirm_leaders=0)
-    study = Study(experiment, StudyFolder(Path("nowhere")), storage="memory")
+    study = Study.open(experiment, StudyFolder(Path("nowhere")), StudyOptions(storage="memory"))
     done = run(study, {VIT: 0.6, CNN: 0.8})
     starts = [one for one in done if one.origin == "published"]
     assert [one.recipe.method for one in starts[:2]] == ["scratch", "kd"]
@@ -190,17 +193,17 @@ def test_every_teacher_is_seen_early_and_the_better_one_is_followed_more() -> No
 def test_studies_go_on_with_the_same_samples_after_a_restart(tmp_path: Path) -> None:
     experiment = asked(["scratch", "kd", "ofd"], trials=12, confirm_leaders=0)
     excluded = {"ofd from test_vit": "ofd does not exist for this pair"}
-    whole = Study(experiment, StudyFolder(tmp_path / "whole"), excluded=excluded)
+    whole = Study.open(experiment, StudyFolder(tmp_path / "whole"), StudyOptions(StudyFacts(excluded=excluded)))
     samples = [one.sample for one in run(whole, {VIT: 0.8, CNN: 0.7})]
     for _ in range(12):  # opened anew for every trial
-        study = Study(experiment, StudyFolder(tmp_path / "cut"), excluded=excluded)
+        study = Study.open(experiment, StudyFolder(tmp_path / "cut"), StudyOptions(StudyFacts(excluded=excluded)))
         step = study.next()
         assert isinstance(step, Assignment)
         assert step.sample == samples[step.number]
         value = 0.5 if step.recipe.method == BASELINE else {VIT: 0.8, CNN: 0.7}[step.recipe.teacher.network]
         value += random.Random(step.recipe.hash).gauss(0, 0.005)
         study.finish(step.number, "complete", {"val/top1": value, "epoch": 9})
-    assert Study(experiment, StudyFolder(tmp_path / "cut")).summary().excluded == excluded
+    assert Study.open(experiment, StudyFolder(tmp_path / "cut")).summary().excluded == excluded
 
 
 def test_what_led_with_another_teacher_is_tried_with_that_teacher() -> None:
@@ -215,9 +218,9 @@ def test_what_led_with_another_teacher_is_tried_with_that_teacher() -> None:
 def test_published_ranks_are_of_the_pair_of_the_sample() -> None:
     """Where the tables choose, samples take turns with the teachers, and methods follow each one's ranks."""
     experiment = asked(["kd", "dkd", "ofa"], prior_weight=1.0, trials=12, confirm_leaders=0)
-    study = Study(experiment, StudyFolder(Path("nowhere")), storage="memory")
-    first = study._prior(0)
-    second = study._prior(1)
+    study = Study.open(experiment, StudyFolder(Path("nowhere")), StudyOptions(storage="memory"))
+    first = study._proposer._prior(0)
+    second = study._proposer._prior(1)
     assert {values["teacher.network"] for values, _ in first} == {VIT}
     assert {values["teacher.network"] for values, _ in second} == {CNN}
     of_vit, of_cnn = ({str(values["method"]): share for values, share in prior} for prior in (first, second))

@@ -17,7 +17,8 @@ from heterokd.networks.network import build_network
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.study.study import Study
+from heterokd.study.storage import StudyFacts
+from heterokd.study.study import Study, StudyOptions
 from heterokd.training.student_costs import parameters_m, student_cost, weigh_students
 
 
@@ -76,7 +77,7 @@ def test_flops_are_an_objective_and_a_limit_by_their_file_alone(tmp_path: Path) 
     limited = make_experiment(students, limits={"student/flops_g": facts["test_resnet"]["flops_g"]})
     reason = weigh_students(limited, Workspace(tmp_path), 10).left_out["resnet10t"]
     assert re.fullmatch(r"resnet10t: 0\.\d+ G FLOPs, search\.limits\.student/flops_g allows 0\.\d+", reason)
-    study = Study(experiment, StudyFolder(tmp_path), facts=facts)
+    study = Study.open(experiment, StudyFolder(tmp_path), StudyOptions(StudyFacts(costs=facts)))
     assert list(study.summary().objectives) == objectives
     sample = {"method": "kd", "student.network": "test_resnet"}
     assert experiment.recipe(sample).hash == make_experiment(students).recipe(sample).hash

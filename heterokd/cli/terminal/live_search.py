@@ -18,8 +18,9 @@ from heterokd.errors import HeterokdError
 from heterokd.formatting import format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.assignment import BEHIND, NEGATIVE_TRANSFER
 from heterokd.study.progress import StudyProgress
-from heterokd.study.pruner import compared, rungs
+from heterokd.study.pruner import checkpoint_epochs, compared
 from heterokd.study.summary import StudySummary
 
 FEWEST_LEADERS = 3
@@ -84,8 +85,10 @@ class SearchTerminal(Terminal):
             reached += f" at epoch {int(snapshot.metrics['epoch'])}"
             reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
             curve = [report[self.metric] for report in reports if self.metric in report]
-            if snapshot.reason == "behind" and len(curve) > 1:
+            if snapshot.reason == BEHIND and len(curve) > 1:
                 reached += f", {format_score(fmean(curve))} on average"  # which a rung compares
+            elif snapshot.reason not in (BEHIND, NEGATIVE_TRANSFER, None):
+                reached += f", stopped by {snapshot.reason}"
         if status.is_failure and trial.error:
             reached = trial.error.strip().splitlines()[-1]
         repeated, what = snapshot.confirms, []
@@ -199,9 +202,11 @@ class SearchTerminal(Terminal):
         epochs = recipe.training.epochs
         epoch = int(reports[-1]["epoch"]) if reports else 0
         repeated = trial.snapshot.confirms
-        ahead = [rung for rung in rungs(self.experiment, epochs) if rung > epoch]
+        ahead = [rung for rung in checkpoint_epochs(self.experiment, epochs) if rung > epoch]
         if repeated is not None:
             what = f"seed {recipe.training.seed} of trial {repeated}"
+        elif self.experiment.search.pruner is not None:
+            what = "any epoch"
         else:
             what = f"rung at {ahead[0]}" if ahead and self.experiment.search.prune else "to the end"
         score = (

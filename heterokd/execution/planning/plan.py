@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from heterokd.config.experiment import Experiment
@@ -17,8 +18,9 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import count
-from heterokd.study.plan.estimate import Plan, Stock, estimate
+from heterokd.study.plan.estimate import Plan, Prices, Stock, estimate
 from heterokd.study.plan.record import plan_file
+from heterokd.study.plugins import check_plugins, make_pruner
 from heterokd.teachers.cache.build import missing
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
 from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough
@@ -50,6 +52,7 @@ def plan_experiment(
 
     experiment, candidates = within_limits(experiment, root)
     excluded = check_experiment(experiment)
+    check_plugins(experiment, excluded)
     folder = root.study(experiment.name)
     costs = measure(experiment, root, excluded, address=address, began=began, say=say)
     found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
@@ -66,8 +69,8 @@ def plan_with(
     cluster = experiment.cluster
     counts = count(experiment, excluded, folder, affordable(experiment, costs))
     stock = look_around(experiment, root, excluded)
-    prices = cluster.price_per_hour, experiment.search.budget.price
-    return estimate(experiment.name, counts, costs, stock, *prices, cluster.currency)
+    prices = Prices(cluster.price_per_hour, experiment.search.budget.price, cluster.currency)
+    return estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
 
 
 def affordable(experiment: Experiment, costs: Costs) -> float | None:

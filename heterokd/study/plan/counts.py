@@ -15,7 +15,7 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import REFERENCES, method_space
 from heterokd.study.confirmation import LEADER_SEEDS, share, share_after
 from heterokd.study.initial_trials import matched_samples, published_starts
-from heterokd.study.pruner import rungs
+from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.sampler import has_freedom
 
 
@@ -37,6 +37,7 @@ class Counts:
         seeds: that they are of: each has a cache of its own.
         is_adaptive: whether repetitions end once they cannot change the decision.
         done: trainings that are done already.
+        maximise: whether a larger metric is better.
     """
 
     methods: tuple[str, ...]
@@ -52,6 +53,7 @@ class Counts:
     is_adaptive: bool = False
     done: int = 0
     teachers: tuple[str, ...] = ()
+    maximise: bool = True
 
     @property
     def trainings(self) -> int:
@@ -104,10 +106,11 @@ def count(
         samples=settings.trials - len(starts) if free else 0,
         sampled=free,
         epochs=experiment.training.epochs,
-        rungs=rungs(experiment, experiment.training.epochs) if settings.prune else (),
+        rungs=checkpoint_epochs(experiment, experiment.training.epochs) if settings.prune else (),
         factor=settings.reduction_factor,
         repeats=0,
         seeds=0,
+        maximise=experiment.maximise,
     )
     counts = _with_repeats(experiment, counts, _limit(experiment, counts, affordable))
     return counts if folder is None else _left(counts, folder)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import optuna
+
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import Counts
-from heterokd.study.plan.simulation import play
+from heterokd.study.plan.simulation import MOST_ASKED, simulate
+from heterokd.study.pruner import Pruner
 
 RUNS, TRAININGS = 200, 20_000
-"""A search is played so often, or fewer times where it is long, so that a plan takes no more than about a second."""
+"""A search is simulated so often, or fewer times where it is long, so that a plan takes no more than a few seconds."""
+
+ASKED, LEAST_RUNS = 20_000, 3
+"""Epochs about which a pruner that reads every epoch is asked in all simulations, and the fewest simulations."""
 
 LOW, HIGH = 0.05, 0.95
 """A range leaves out so many of the runs at either end."""
@@ -49,6 +55,21 @@ class Stock:
     cache_bytes: int
     cache_ready: float
     views: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What devices cost.
+
+    Attributes:
+        per_hour: of all nodes together; None: not known.
+        per_device: of an hour of one core or GPU at work, where the nodes' price is not known.
+        currency: of both.
+    """
+
+    per_hour: float | None = None
+    per_device: float | None = None
+    currency: str = "USD"
 
 
 @dataclass(frozen=True)
@@ -110,9 +131,8 @@ def estimate(
     counts: Counts,
     costs: Costs,
     stock: Stock,
-    price_per_hour: float | None = None,
-    price_per_device: float | None = None,
-    currency: str = "USD",
+    prices: Prices,
+    new_pruner: Callable[[], Pruner],
 ) -> Plan:
     """Multiply counts by costs.
 
@@ -121,22 +141,22 @@ def estimate(
         counts: what is left to train.
         costs: of the parts.
         stock: what is there.
-        price_per_hour: of all nodes together; None: not known.
-        price_per_device: of an hour of one core or GPU at work, where the nodes' price is not known.
-        currency: of the price.
+        prices: of what it runs on.
+        new_pruner: makes the pruner of the search, one for each simulation.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     missing = round(stock.views * (1 - stock.cache_ready)) if counts.trainings else 0
-    runs = max(10, min(RUNS, TRAININGS // max(1, counts.trainings)))
-    played = [play(counts, costs, stock.views, missing, seed) for seed in range(runs)]
+    runs = range(_run_count(counts, every_epoch=new_pruner().every_epoch))
+    simulated = [simulate(counts, costs, stock.views, missing, seed, new_pruner()) for seed in runs]
     around = costs.start + costs.teacher + costs.end
-    whole = [around + one.search + one.confirmation for one in played]
+    whole = [around + one.search + one.confirmation for one in simulated]
     seconds = _range(whole)
     per_place = costs.gpus or costs.cpus
     teacher = costs.teacher * (1.0 if costs.gpus else costs.cpus * costs.parallel)
-    hours = _range([(one.busy * per_place + teacher) / 3600 for one in played])
-    money = None if price_per_device is None else hours.times(price_per_device)
-    if price_per_hour is not None:
-        money = seconds.times(price_per_hour / 3600)
+    hours = _range([(one.busy * per_place + teacher) / 3600 for one in simulated])
+    money = None if prices.per_device is None else hours.times(prices.per_device)
+    if prices.per_hour is not None:
+        money = seconds.times(prices.per_hour / 3600)
     mean_disk = statistics.fmean(cost.disk for cost in costs.methods.values()) if costs.methods else 0.0
     caches = stock.cache_bytes * (1 - stock.cache_ready + counts.seeds) if counts.trainings else 0.0
     disk = counts.trainings * mean_disk + caches + (0 if stock.teacher_ready == 1 else stock.teacher_bytes)
@@ -147,22 +167,22 @@ def estimate(
         trainings={
             "published": len(counts.starts),
             "sampled": counts.samples,
-            "pruned": statistics.fmean(one.pruned for one in played),
-            "repeated": statistics.fmean(one.repeated for one in played),
+            "pruned": statistics.fmean(one.pruned for one in simulated),
+            "repeated": statistics.fmean(one.repeated for one in simulated),
             "done": counts.done,
         },
         phases={
             "start": costs.start,
             "teacher": costs.teacher,
-            "search": statistics.fmean(one.search for one in played),
-            "confirmation": statistics.fmean(one.confirmation for one in played),
+            "search": statistics.fmean(one.search for one in simulated),
+            "confirmation": statistics.fmean(one.confirmation for one in simulated),
             "end": costs.end,
         },
         seconds=seconds,
         device_hours=hours,
         device_unit="GPU-hours" if costs.gpus else "core-hours",
         money=money,
-        currency=currency,
+        currency=prices.currency,
         memory=costs.memory,
         gpu_memory=costs.gpu_memory,
         # Names and pictures, the store and the page are small; weights that a method adds differ.
@@ -171,6 +191,13 @@ def estimate(
         source=costs.source,
         teachers=max(1, len(counts.teachers)),
     )
+
+
+def _run_count(counts: Counts, *, every_epoch: bool) -> int:
+    """How often a search is simulated."""
+    if every_epoch:
+        return max(LEAST_RUNS, min(RUNS, ASKED // (min(counts.trainings, MOST_ASKED) * counts.epochs + 1)))
+    return max(10, min(RUNS, TRAININGS // max(1, counts.trainings)))
 
 
 def _range(values: Sequence[float]) -> Range:

@@ -1,8 +1,8 @@
-"""A search played through without training: who runs when on how many places, who is pruned, when it ends.
+"""A search simulated without training: which training runs when on how many places, which is pruned, when it ends.
 
-What a search will do is not known: which methods the sampler takes to, and who falls behind at a rung. So it is played
-many times with both drawn at random (methods and students evenly, ranks at rungs without regard to the method), by the
-rules of the real one, and the plan's range is what those runs scatter over.
+What a search will do is not known: which methods the sampler prefers, and who falls behind at a rung. So it is
+simulated many times with both drawn at random (methods and students evenly whatever the sampler, scores without regard
+to the method), with the pruner of the real search, and the plan's range is the scatter of those runs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
 from heterokd.methods import BASELINE
-from heterokd.study.assignment import REFERENCES
+from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.assignment import Origin
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import Counts
+from heterokd.study.pruner import Pruner
+from heterokd.study.trials import TrialRecord, Trials
 
 BETWEEN_TRIALS = 0.15
 """Seconds from the end of a trial to the beginning of the next in the same process (benchmarks/quickstart.py)."""
@@ -27,16 +33,23 @@ LEAST_REPEATED = 0.5
 NOISE = 0.07
 """Deviation of a machine's speed between a plan and its search, as a share."""
 
+EPOCH_NOISE = 0.1
+"""Deviation of a score between epochs, where scores of trainings lie evenly between 0 and 1."""
+
+MOST_ASKED = 200
+"""Trainings about which a pruner that reads every epoch is asked: its time grows with their square. Each later one ends
+where a random one of these did."""
+
 
 @dataclass(frozen=True)
-class Played:
-    """One run of a search, in seconds.
+class SimulatedSearch:
+    """One simulated search, times in seconds.
 
     Attributes:
         search: from the first trial to the last, confirmation apart.
-        confirmation: likewise.
+        confirmation: from the first repetition to the last.
         busy: of all places together, in trainings and in building caches.
-        pruned: trainings that ended at a rung.
+        pruned: trainings that the pruner ended.
         repeated: trainings on fresh seeds.
     """
 
@@ -47,8 +60,10 @@ class Played:
     repeated: int
 
 
-def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int) -> Played:
-    """Play a search once.
+def simulate(
+    counts: Counts, costs: Costs, views: int, missing_views: int, seed: int, pruner: Pruner
+) -> SimulatedSearch:
+    """Simulate a search once.
 
     Args:
         counts: what it trains.
@@ -57,14 +72,15 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
             leaders follow); 0: no caches.
         missing_views: those of the search's own caches that are still to be built.
         seed: of what is drawn.
+        pruner: of the search; one that keeps a state is another object in each simulation.
     """
     draw = random.Random(seed)
     speed = draw.lognormvariate(0, NOISE)
-    places, rungs = costs.parallel, _Rungs(counts.factor)
+    places, trainings = costs.parallel, _Trainings(counts, pruner, seed)
     builders = max(1, places // 2) if missing_views else 0
     building = missing_views * costs.view / builders if builders else 0.0
-    queue = [_Training(method, may_stop=method not in REFERENCES) for method in counts.starts]
-    queue += [_Training(draw.choice(counts.sampled), may_stop=True) for _ in range(counts.samples)]
+    queue: list[tuple[str, Origin]] = [(method, "published") for method in counts.starts]
+    queue += [(draw.choice(counts.sampled), "sampled") for _ in range(counts.samples)]
     queue.reverse()
     # When each place is free: a builder's later. At each event a place goes on, or takes the next training.
     events = [(costs.process + (building if place < builders else 0.0), place) for place in range(places)]
@@ -74,8 +90,7 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
         at, place = heapq.heappop(events)
         training = running.get(place)
         if training is not None:
-            stopped = training.reached in counts.rungs and rungs.stops(training.reached, training.rank)
-            stopped = stopped and training.may_stop
+            stopped = trainings.stops(training)
             pruned += stopped
             if stopped or training.reached == counts.epochs:
                 at += BETWEEN_TRIALS
@@ -85,12 +100,13 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
             if not queue:
                 ends.append(at)
                 continue
-            training = running[place] = queue.pop()
-            training.rank = draw.random()
-            training.factor = costs.students.get(draw.choice(counts.students), 1.0)
-            seconds = costs.methods[training.method].begin * training.factor
-        goal = min((rung for rung in counts.rungs if rung > training.reached), default=counts.epochs)
-        cost = costs.methods[training.method]
+            method, origin = queue.pop()
+            rank, student = draw.random(), draw.choice(counts.students)
+            training = running[place] = trainings.begin(method, origin, student, rank)
+            training.factor = costs.students.get(student, 1.0)
+            seconds = costs.methods[method].begin * training.factor
+        goal = trainings.next_report(training)
+        cost = costs.methods[training.record.method]
         # Until the cache is there the teacher runs for what is missing.
         epoch = cost.live if at < building else cost.epoch
         seconds += (goal - training.reached) * epoch * training.factor
@@ -99,7 +115,7 @@ def play(counts: Counts, costs: Costs, views: int, missing_views: int, seed: int
         heapq.heappush(events, (at + seconds, place))
     search = max(ends)
     confirmation, more, repeated = _confirm(counts, costs, views, draw)
-    return Played(speed * search, speed * confirmation, speed * (busy + more), pruned, repeated)
+    return SimulatedSearch(speed * search, speed * confirmation, speed * (busy + more), pruned, repeated)
 
 
 def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> tuple[float, float, int]:
@@ -134,21 +150,67 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
 
 @dataclass
 class _Training:
-    method: str
-    may_stop: bool
-    rank: float = 0.0
+    """One simulated training: its record, its rank among all (0 the best), where it ends if that is drawn."""
+
+    record: TrialRecord
+    rank: float
     factor: float = 1.0
     reached: int = 0
+    end: int | None = None
 
 
-class _Rungs:
-    """Who has reached which rung with what rank: the rule of `heterokd.study.pruner`."""
+class _Trainings:
+    """The trainings of a simulated search, in a study in memory that the pruner reads."""
 
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-        self.arrived: dict[int, list[float]] = {}
+    def __init__(self, counts: Counts, pruner: Pruner, seed: int) -> None:
+        direction = StudyDirection.MAXIMIZE if counts.maximise else StudyDirection.MINIMIZE
+        study = optuna.create_study(study_name=f"simulated {seed}", direction=direction)
+        self._trials = Trials(study, is_kept=False, every_epoch=pruner.every_epoch)
+        self._counts, self._pruner, self._noise = counts, pruner, random.Random(f"noise {seed}")
+        self._reports = tuple(range(1, counts.epochs)) if pruner.every_epoch else counts.rungs
+        self._ends: list[int] = []
 
-    def stops(self, rung: int, rank: float) -> bool:
-        arrived = self.arrived.setdefault(rung, [])
-        insort(arrived, rank)
-        return bisect_left(arrived, rank) >= max(1, len(arrived) // self.factor)
+    def begin(self, method: str, origin: Origin, student: str, rank: float) -> _Training:
+        """Add a training."""
+        attrs = {
+            "sample": {"method": method},
+            "origin": origin,
+            "seed": 0,
+            "hash": "",
+            "epochs": self._counts.epochs,
+            "student": student,
+            "confirms": None,
+            "duplicate_of": None,
+        }
+        record = self._trials.add(create_trial(state=TrialState.RUNNING, user_attrs={"assignment": attrs}))
+        training = _Training(record, rank)
+        if self._pruner.every_epoch and record.number >= MOST_ASKED and self._ends:
+            training.end = self._noise.choice(self._ends)
+        return training
+
+    def next_report(self, training: _Training) -> int:
+        """Epochs after which a training reports next."""
+        if training.end is not None:
+            return training.end
+        return min((epoch for epoch in self._reports if epoch > training.reached), default=self._counts.epochs)
+
+    def stops(self, training: _Training) -> bool:
+        """Whether a training that has just reported ends early."""
+        record, epoch = training.record, training.reached
+        is_last = epoch == self._counts.epochs
+        if training.end is not None:
+            return not is_last
+        value = epoch / self._counts.epochs - training.rank
+        if not self._pruner.every_epoch:
+            if is_last:
+                return False
+            self._trials.report(record.number, epoch, value if self._counts.maximise else -value)
+            return self._pruner.decide(self._trials, record, epoch) is not None
+        value += self._noise.gauss(0, EPOCH_NOISE)
+        value = value if self._counts.maximise else -value
+        self._trials.report_epochs(record.number, {epoch: value})
+        stopped = not is_last and self._pruner.decide(self._trials, record, epoch) is not None
+        if stopped or is_last:
+            self._ends.append(epoch)
+            self._trials.end(record.number, *((TrialStatus.PRUNED,) if stopped else (TrialStatus.COMPLETE, value)))
+        return stopped

@@ -1,12 +1,14 @@
-"""Plans: counts against a real study, the played search against sums and Optuna's pruner, and what was taken."""
+"""Plans: counts against a real study, the simulated search against sums and Optuna's pruners, and what was taken."""
 
 from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from heterokd.report.tables import plan_table
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
+from heterokd.study.plan import estimate as estimates
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
-from heterokd.study.plan.estimate import Plan, Stock, estimate
+from heterokd.study.plan.estimate import Plan, Prices, Stock
 from heterokd.study.plan.record import PlanRecord, planned
-from heterokd.study.plan.simulation import BETWEEN_TRIALS, _Rungs, play
+from heterokd.study.plan.simulation import BETWEEN_TRIALS, simulate
+from heterokd.study.plugins import OptunaPruner
+from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner
 from heterokd.study.study import Study
+from heterokd.study.trials import Trials
 
 Write = Callable[..., Path]
 
@@ -59,6 +65,11 @@ COSTS = Costs(
     methods={name: MethodCost(begin=1.0, epoch=2.0, live=3.0, stored=False, disk=1000) for name in ("scratch", "kd")},
 )
 NOTHING = Stock(teacher_ready=False, teacher_bytes=500, cache_bytes=0, cache_ready=0.0, views=0)
+
+
+def estimate(name: str, counts: Counts, costs: Costs, stock: Stock, prices: Prices = Prices()) -> Plan:  # noqa: B008
+    """A plan with the search's usual pruner."""
+    return estimates.estimate(name, counts, costs, stock, prices, lambda: AsynchronousHalving(counts.factor))
 
 
 def test_without_chance_a_plan_is_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +105,11 @@ def test_a_cache_is_built_beside_the_first_trials(monkeypatch: pytest.MonkeyPatc
 
 
 def test_money_is_the_nodes_for_the_whole_time() -> None:
-    plan = estimate("x", COUNTS, COSTS, NOTHING, 7.2, 99.0, "EUR")
+    plan = estimate("x", COUNTS, COSTS, NOTHING, Prices(7.2, 99.0, "EUR"))
     assert plan.money is not None
     assert plan.money.expected == pytest.approx(plan.seconds.expected * 0.002)
     assert plan.money.low <= plan.money.expected <= plan.money.high
-    by_device = estimate("x", COUNTS, COSTS, NOTHING, None, 3.0)
+    by_device = estimate("x", COUNTS, COSTS, NOTHING, Prices(None, 3.0))
     assert by_device.money == by_device.device_hours.times(3.0)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert Costs.from_json(json.loads(json.dumps(COSTS.to_json()))) == COSTS
@@ -111,29 +122,70 @@ def test_prices_are_of_all_nodes(tiny_file: Write) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_rungs_stop_whom_the_real_pruner_stops(factor: int) -> None:
-    """A worse rank is a lower value."""
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=factor, min_early_stopping_rate=0)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    rungs, draw = _Rungs(factor), random.Random(factor)
-    stopped = 0
-    for _ in range(60):
-        rank = draw.random()
-        trial = study.ask()
-        trial.report(-rank, 1)
-        said = rungs.stops(1, rank)
-        assert said == trial.should_prune()
-        stopped += said
+def test_halving_stops_whom_optunas_stops(factor: int) -> None:
+    reference = optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=1, reduction_factor=factor, min_early_stopping_rate=0
+    )
+    theirs = optuna.create_study(direction="maximize", pruner=reference)
+    ours, pruner = Trials(optuna.create_study(direction="maximize"), is_kept=False), AsynchronousHalving(factor)
+    draw, stopped = random.Random(factor), 0
+    attrs = {"sample": {"method": "kd"}, "origin": "sampled", "seed": 0, "hash": "", "student": "", "epochs": 9}
+    for number in range(60):
+        value = draw.random()
+        trial = theirs.ask()
+        trial.report(value, 1)
+        record = ours.add(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                user_attrs={"assignment": {**attrs, "confirms": None, "duplicate_of": None}},
+            )
+        )
+        ours.report(number, 1, value)
+        reason = pruner.decide(ours, record, 1)
+        assert (reason is not None) == trial.should_prune()
+        stopped += reason is not None
     assert 0 < stopped < 60
 
 
+def pruned_and_busy(pruner: Callable[[], Pruner], **changes: Any) -> tuple[float, float]:
+    """Means over simulated searches of thirty samples: trainings that were pruned, seconds of all places."""
+    counts = replace(COUNTS, **{"samples": 30, "rungs": (1, 3), **changes})
+    found = [simulate(counts, COSTS, 0, 0, seed, pruner()) for seed in range(5)]
+    return statistics.fmean(one.pruned for one in found), statistics.fmean(one.busy for one in found)
+
+
 def test_pruning_saves_what_it_ends() -> None:
-    plain, pruned = (
-        [play(replace(COUNTS, rungs=rungs), COSTS, 0, 0, seed) for seed in range(50)] for rungs in ((), (1, 3))
-    )
-    assert not any(one.pruned for one in plain)
-    assert all(0 < one.pruned < COUNTS.trainings for one in pruned)
-    assert sum(one.busy for one in pruned) < 0.9 * sum(one.busy for one in plain)
+    assert pruned_and_busy(lambda: AsynchronousHalving(3), rungs=())[0] == 0
+    plain = pruned_and_busy(NoPruning)
+    assert plain[0] == 0
+    pruned, busy = pruned_and_busy(lambda: AsynchronousHalving(3))
+    assert 0 < pruned < 32
+    assert busy < 0.9 * plain[1]
+
+
+@pytest.mark.parametrize("maximise", [True, False])
+@pytest.mark.parametrize(
+    ("pruner", "least", "most"),
+    [
+        (optuna.pruners.NopPruner, 0, 0),
+        (optuna.pruners.MedianPruner, 12, 28),  # those trained to the end get better, and so does their median
+        (partial(optuna.pruners.SuccessiveHalvingPruner, min_resource=1, reduction_factor=3), 15, 30),
+        (optuna.pruners.WilcoxonPruner, 12, 30),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_searchs_pruner_decides_in_the_simulation(
+    pruner: Callable[[], optuna.pruners.BasePruner], least: int, most: int, maximise: bool
+) -> None:
+    pruned, busy = pruned_and_busy(lambda: OptunaPruner(pruner()), maximise=maximise)
+    assert least <= pruned <= most
+    assert (busy < 0.9 * pruned_and_busy(NoPruning)[1]) == (most > 0)
+
+
+def test_a_pruner_is_asked_about_the_first_trainings_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heterokd.study.plan.simulation.MOST_ASKED", 12)
+    pruned, _ = pruned_and_busy(lambda: OptunaPruner(optuna.pruners.MedianPruner()), samples=100)
+    assert 20 < pruned < 70
 
 
 def test_a_larger_student_takes_its_time() -> None:
@@ -153,7 +205,7 @@ def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None
     folder = Workspace(tmp_path / "runs").study("tiny")
     counts = count(experiment, {})
     assert counts.rungs == ()
-    study = Study(experiment, folder)
+    study = Study.open(experiment, folder)
     origins: list[str] = []
     while (assignment := study.next()) is not None:
         assert assignment != "wait"

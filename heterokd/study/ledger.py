@@ -1,0 +1,84 @@
+"""What a study's trainings have cost so far, and which of them are running."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from heterokd.config.experiment import Experiment
+from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.budget import Spending
+from heterokd.study.trials import TrialRecord, Trials
+
+
+class Ledger:
+    """Accounts of a study; what it had cost when it was last open is read from its trials.
+
+    Attributes:
+        spending: what has been spent.
+        running: numbers of the trials that were handed out and have not ended.
+    """
+
+    def __init__(self, experiment: Experiment, trials: Trials, clock: Callable[[], float], devices: float) -> None:
+        self.spending = Spending(experiment.search.budget, devices)
+        self.running: set[int] = set()
+        self._trials, self._least = trials, experiment.search.first_rung
+        self._clock, self._last = clock, clock()
+        for record in (*trials.search, *trials.repetitions()):
+            self.spending.begun += 1
+            if record.status.is_final:
+                self._pay(record)
+            ended = trials.attr(record.number, "ended") or {}
+            self.spending.seconds = max(self.spending.seconds, ended.get("seconds", 0.0))
+            self.spending.device_seconds = max(self.spending.device_seconds, ended.get("device_seconds", 0.0))
+
+    def pass_time(self) -> None:
+        """Count the time since the last call for all trials that are running."""
+        now = self._clock()
+        if self.running:
+            self.spending.pass_time(max(now - self._last, 0.0), len(self.running))
+        self._last = now
+
+    def begin(self, number: int) -> None:
+        """Count a trial that is handed out."""
+        self.running.add(number)
+        self.spending.begun = len(self._trials.search) + sum(1 for _ in self._trials.repetitions())
+
+    def end(self, record: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> None:
+        """Pay for a trial that has ended for good or was paused, and write its costs to the database."""
+        trained = self._trained(record, status, metrics)
+        if status.is_final:
+            record.trained = trained
+            self._pay(record)
+        costs = {"trained": trained, "seconds": self.spending.seconds, "device_seconds": self.spending.device_seconds}
+        self._trials.set_attr(record.number, "ended", {"status": str(status), **costs})
+
+    def underway(self) -> float:
+        """Full trainings that the running trials have done so far, by their last report."""
+        return math.fsum(record.reached / record.epochs for record in map(self._trials.__getitem__, self.running))
+
+    def searched(self) -> float:
+        """Full trainings of the search, each running one as a whole."""
+        return self.spending.search + sum(self._trials[number].origin != "confirm" for number in self.running)
+
+    def fits(self) -> bool:
+        """Whether one more full training can end within the budget."""
+        return self.spending.fits(len(self.running), self.underway())
+
+    def total(self) -> float | None:
+        """Full trainings that the budget pays for in all; None: no limit, or not known yet."""
+        return self.spending.total(self.underway())
+
+    def _trained(self, record: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> float:
+        """Epochs that a training took. A failure at the start is not free, or nothing would end such a search."""
+        if status == TrialStatus.COMPLETE:
+            return float(record.epochs)
+        epochs = max(float(metrics.get("epoch", 0)), float(record.reached))
+        return max(epochs, self._least * record.epochs)
+
+    def _pay(self, record: TrialRecord) -> None:
+        part = record.trained / record.epochs
+        if record.origin == "confirm":
+            self.spending.confirmation += part
+        else:
+            self.spending.search += part

@@ -1,0 +1,199 @@
+"""Optuna's pruners and samplers in the place of ours: `search.pruner` and `search.sampler` of an experiment.
+
+A class is named as `package.module:Name`. Optuna's pruners decide on what `trial.should_prune()` would show them: every
+epoch's metric of every trial of the study. Optuna's samplers expect trials that all have the same parameters, which a
+search over methods does not have: each group of parameters (what methods share, what is a method's alone) is sampled by
+itself, from the trials that have it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Collection, Container, Sequence
+from typing import Any, ClassVar, TypeVar, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from heterokd.config.experiment import Experiment
+from heterokd.config.search import ClassSettings
+from heterokd.errors import ConfigError
+from heterokd.extensions import load_named
+from heterokd.study.assignment import method_space
+from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner, is_reference
+from heterokd.study.sampler import Sampler, StudyView, TreeParzen, has_freedom, propose, seed_at
+from heterokd.study.storage import direction
+from heterokd.study.trials import TrialRecord, Trials
+
+logger = logging.getLogger(__name__)
+
+Built = TypeVar("Built")
+
+
+def build(settings: ClassSettings, base: type[Built], key: str, **defaults: Any) -> Built:
+    """Construct the class that an experiment names.
+
+    Args:
+        settings: its name and arguments.
+        base: what it must be a subclass of.
+        key: of the experiment, for errors.
+        defaults: arguments that are passed where the class takes them.
+
+    Raises:
+        ConfigError: there is no such class, it is of another kind, or its arguments do not fit.
+    """
+    found = load_named(settings.name, key)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        kind = f"{base.__module__.partition('._')[0]}.{base.__name__}"
+        raise ConfigError(f"{key}: {settings.name!r} is no subclass of {kind}; name one")
+    parameters = inspect.signature(found).parameters
+    arguments = {name: value for name, value in defaults.items() if name in parameters} | settings.options
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return found(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"{key}: {settings.name!r} cannot be constructed ({error}); set {key}.options") from None
+
+
+class OptunaPruner:
+    """An Optuna pruner, asked after every epoch as `trial.should_prune()` asks it.
+
+    Methods that others are compared with are trained to the end all the same.
+    """
+
+    every_epoch: ClassVar[bool] = True
+
+    def __init__(self, pruner: BasePruner) -> None:
+        self._pruner = pruner
+
+    def decide(self, trials: Trials, record: TrialRecord, epoch: int) -> str | None:
+        """The pruner's name where it stops a training; see `Pruner`."""
+        stops = trials.should_prune(record.number, self._pruner)  # of references, too: halving counts whom it has seen
+        return type(self._pruner).__name__ if stops and not is_reference(record) else None
+
+
+class OptunaSampler:
+    """An Optuna sampler, one object for as long as a study is open; see `Sampler`."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler = _GroupByGroup(sampler)
+
+    def estimator(self, seed: int) -> BaseSampler:
+        """The sampler, whatever the seed: like in Optuna, it draws on."""
+        return self._sampler
+
+
+class _GroupByGroup(BaseSampler):
+    """A sampler that sees, of each group of parameters that it is asked for, only the trials that have them."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler, self._apart = sampler, set[frozenset[str]]()
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        endless = cast(optuna.Study, _Endless(study, study.get_trials(deepcopy=False)))
+        self._sampler.after_trial(endless, trial, state, values)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        try:
+            return self._sampler.sample_relative(_having(study, search_space), trial, search_space)
+        except Exception as error:  # noqa: BLE001  samplers of one population (NSGA-II) know no groups
+            names = frozenset(search_space)
+            if names not in self._apart:
+                logger.warning("search.sampler: %s are sampled independently (%s)", ", ".join(sorted(names)), error)
+            self._apart.add(names)
+            return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(_having(study, {param_name}), trial, param_name, param_distribution)
+
+
+class _Endless(StudyView):
+    """A study that its sampler cannot stop: when it has seen all samples, they are known, see `STOP_AFTER`."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
+def _having(study: optuna.Study, names: Collection[str]) -> optuna.Study:
+    """A study's trials that have these parameters."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params.keys() >= set(names)]
+    return cast(optuna.Study, StudyView(study, trials))
+
+
+def make_pruner(experiment: Experiment) -> Pruner:
+    """The pruner that an experiment asks for.
+
+    Raises:
+        ConfigError: `search.pruner` names no pruner, or its options do not fit.
+    """
+    if not experiment.search.prune:
+        return NoPruning()
+    settings = experiment.search.pruner
+    if settings is None:
+        return AsynchronousHalving.of(experiment)
+    return OptunaPruner(build(settings, BasePruner, "search.pruner"))  # type: ignore[type-abstract]
+
+
+def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sampler:
+    """The sampler that an experiment asks for.
+
+    Args:
+        experiment: the question.
+        methods: how many are searched.
+        begun: trials that the study has already: one that goes on does not draw the same numbers again.
+
+    Raises:
+        ConfigError: `search.sampler` names no sampler, or its options do not fit.
+    """
+    settings = experiment.search.sampler
+    if settings is None:
+        # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
+        return TreeParzen(startup=max(10, methods + 5))
+    seed = seed_at(experiment.search.seed, begun)
+    built = build(settings, BaseSampler, "search.sampler", seed=seed)  # type: ignore[type-abstract]
+    return OptunaSampler(built)
+
+
+def check_plugins(experiment: Experiment, excluded: Container[str] = ()) -> None:
+    """Refuse a pruner or a sampler that cannot work here, before anything is computed.
+
+    Args:
+        experiment: the question.
+        excluded: methods that cannot exist for the pair; see `check_experiment`.
+
+    Raises:
+        ConfigError: a class that is named does not exist, cannot be constructed, or cannot sample from this space.
+    """
+    make_pruner(experiment)
+    if experiment.search.sampler is None:
+        return
+    methods = [method for method in experiment.methods if method not in excluded]
+    spaces = {method: space for method in methods if has_freedom(space := method_space(experiment, method, excluded))}
+    sampler = make_sampler(experiment, len(methods))
+    for method in spaces:
+        trials = Trials(optuna.create_study(direction=direction(experiment)), is_kept=False)
+        try:
+            propose(trials, spaces, sampler, experiment.search.seed, chosen={"method": method})
+        except Exception as error:  # noqa: BLE001  whatever a foreign class raises means that it does not fit
+            raise ConfigError(
+                f"search.sampler: {experiment.search.sampler.name!r} cannot sample the parameters of method {method!r} "
+                f"({error}); each method has its own, so name a sampler that handles conditional search spaces"
+            ) from None
