@@ -1,7 +1,7 @@
-"""Every distillation method, one paper a file: the folder is the list.
+"""All distillation methods, one paper per file; the folder is the list.
 
-`METHODS` maps a file's name to the one `Method` defined in it: `methods/dkd.py` -> `METHODS["dkd"]`. A file is imported
-when its method is looked up; the names alone cost nothing.
+`METHODS` maps a file's name to the `Method` defined in it: `methods/dkd.py` -> `METHODS["dkd"]`. A file is imported
+when its method is looked up; listing the names imports nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 METHODS: Implementations[Method] = Implementations(__name__, "heterokd.method:Method", __name__)
 
 BASELINE = "scratch"
-"""The method without a teacher, which every other one is compared with."""
+"""Name of the method without a teacher, the baseline of all comparisons."""
 
 VANILLA_KD: dict[TaskName, str] = {"classification": "kd", "segmentation": "pixel_kd"}
-"""Hinton's distillation by task: it reads logits alone and exists for every pair of networks."""
+"""Hinton's distillation by task; it reads only logits and exists for every pair of networks."""
 
 ONE_OF_EACH_KIND = (BASELINE, "kd", "dkd", "dist", "ofa", "rsd", "hcd", "fbt")
-"""A short selection for classification: logits, relations, stages, fused networks. All methods take several times as
-long."""
+"""Short selection for classification, with logits, relations, stages and fused networks. A search of all methods takes
+several times as long."""

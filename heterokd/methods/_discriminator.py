@@ -1,15 +1,15 @@
-"""Adversarial terms of segmentation methods: a discriminator tells the student's logit maps from the teacher's.
+"""Adversarial terms of segmentation methods: a discriminator separates the student's and the teacher's logit maps.
 
 Liu, Chen, Liu, Qin, Luo, Wang: "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019,
-https://arxiv.org/abs/1903.04197 (its holistic term), in the hinge form of CIRKD's program:
+https://arxiv.org/abs/1903.04197 (its holistic term), in the hinge form of CIRKD's code:
 
     discriminator   mean( relu(1 - D(z_t)) ) + mean( relu(1 + D(z_s)) )        z_s without gradient
     generator       - mean( D(z_s) )                                           D's weights without gradient
 
-Deviations: both terms are in one backward and D is trained by the student's optimizer, where the program gives it an
-Adam of its own (learning rate 4e-4) and a second backward. D is made for grids of 64 x 64 or more; smaller ones get
-fewer layers. The paper's D reads the image beside the logits; this one, like the program's, the logits alone. The gate
-of its self-attention starts a little above the program's 0, so that every weight learns from the first step.
+Deviations: both terms share a backward pass and D is trained by the student's optimizer, where the code uses a
+separate Adam (learning rate 4e-4) and a second backward pass. D is designed for grids of 64 x 64 or more; smaller ones
+get fewer layers. The paper's D reads the image and the logits; this D, like the code's, only the logits. The gate of
+its self-attention starts slightly above the code's 0, so that all weights learn from the first step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from heterokd.methods._projectors import resize_map
 from heterokd.outputs import IGNORE, OutputSpec, labels_at
 
 LAST_SIDE = 4
-"""Side of the last convolution's kernel: what is left of the grid may not be smaller."""
+"""Side of the last convolution's kernel, the minimum side of its input."""
 MOST_HALVINGS = 4
 FIRST_GATE = 0.1
 
@@ -52,7 +52,7 @@ class Discriminator(nn.Module):
     """Spectrally normalised 4x4 convolutions that halve a logit map four times, self-attention after the last two.
 
     Args:
-        student: shapes of the student's outputs; its logits' grid decides how often is halved.
+        student: shapes of the student's outputs; the grid of its logits determines the number of halvings.
         width: channels after the first convolution; they double with each.
     """
 
@@ -69,23 +69,23 @@ class Discriminator(nn.Module):
             if halving >= halvings - 2:
                 layers.append(PositionAttention(after))
             before = after
-        layers.append(nn.Conv2d(before, 1, LAST_SIDE, bias=False))  # the hinge pulls it as far up as down
+        layers.append(nn.Conv2d(before, 1, LAST_SIDE, bias=False))  # the hinge loss is symmetric
         self.layers = nn.Sequential(*layers)
 
     def forward(self, logits_BKHW: Tensor) -> Tensor:
-        """Answers [B, 1, h, w], large for the teacher's; logits [B, K, H, W], enlarged when the grid is too small."""
+        """Score logits [B, K, H, W], enlarged if the grid is too small: [B, 1, h, w], large for the teacher's."""
         height, width = (max(side, self.smallest) for side in logits_BKHW.shape[-2:])
         with torch.autocast(logits_BKHW.device.type, enabled=False):
             answers: Tensor = self.layers(resize_map(logits_BKHW, (height, width)))
         return answers
 
     def losses(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's term, which trains the student alone, and the discriminator's, which trains D alone.
+        """Compute the generator's term, which trains only the student, and the discriminator's, which trains only D.
 
         Args:
             student_logits: [B, K, H, W].
             teacher_logits: [B, K, h, w], interpolated (bilinear) to the student's grid; take no gradient.
-            labels: class numbers of any height and width; where they are IGNORE, D sees zeros of both.
+            labels: class numbers of any height and width; where they are IGNORE, both logits are replaced by zeros.
 
         Returns:
             Two float32 scalars without weights.
@@ -100,10 +100,10 @@ class Discriminator(nn.Module):
 
 
 def generator_loss(student_answers: Tensor) -> Tensor:
-    """The student's term: minus the mean of D's answers to its logits, a scalar."""
+    """Compute the student's term: minus the mean of D's scores of its logits, a scalar."""
     return -student_answers.mean()
 
 
 def discriminator_loss(student_answers: Tensor, teacher_answers: Tensor) -> Tensor:
-    """D's hinge loss, a scalar: answers beyond -1 for the student and 1 for the teacher cost nothing."""
+    """Compute D's hinge loss, a scalar: scores below -1 for the student and above 1 for the teacher cost nothing."""
     return F.relu(1 - teacher_answers).mean() + F.relu(1 + student_answers).mean()

@@ -1,9 +1,9 @@
-"""Bridges between unlike features, built from an `OutputSpec` alone, before any forward.
+"""Projections between features of different shapes, built from an `OutputSpec` before any forward.
 
     ConvProjector     a stage's map -> a vector, by separable convolutions (OFA's CNN branches, HCD)
     TokenProjector    a stage's map -> a vector, by patch merging and transformer blocks (OFA's ViT and MLP branches)
     Bridge            a stage's map -> the map that another network's next stage expects (FBT's L2G)
-    to_smaller_grid   two maps of unlike grids -> both on the coarser one, where their positions can be compared
+    to_smaller_grid   two maps of different grids -> both on the coarser grid, so that positions correspond
     resize_map        a map -> another grid, by bilinear interpolation
     unit_positions    a map -> its positions' vectors, each of length 1
 
@@ -25,24 +25,24 @@ FINAL_SIDE = 7
 """Token grids are merged down to about this side: the deepest grid of four-stage networks at 224 px (OFA's code)."""
 
 FEW_PAIRS = 1024
-"""Pairs of an input and an output position up to which a depthwise convolution is a product of matrices."""
+"""Pairs of an input and an output position up to which a depthwise convolution is computed as a matrix product."""
 
 NO_LENGTH = 1e-12
 """Squared length up to which a vector has no direction: its gradient would be millions of times too large."""
 
 
 def count_merges(side: int) -> int:
-    """How often a grid of `side` is halved before it is about `FINAL_SIDE` wide: 56 -> 3, 28 -> 2, 14 -> 1, 7 -> 0."""
+    """Count the halvings of a grid of `side` down to about `FINAL_SIDE`: 56 -> 3, 28 -> 2, 14 -> 1, 7 -> 0."""
     return max(0, int(math.log2(side / FINAL_SIDE)))
 
 
 def count_heads(width: int, wanted: int) -> int:
-    """The largest number of attention heads that is at most `wanted` and divides `width`."""
+    """Return the largest number of attention heads that is at most `wanted` and divides `width`."""
     return next(heads for heads in range(max(1, min(wanted, width)), 0, -1) if width % heads == 0)
 
 
 def initialise(module: nn.Module) -> None:
-    """OFA's initial values: He normal (fan out) for convolutions, truncated normal 0.02 for linear layers."""
+    """Initialise as OFA: He normal (fan out) for convolutions, truncated normal 0.02 for linear layers."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -53,9 +53,9 @@ def initialise(module: nn.Module) -> None:
 
 
 def to_smaller_grid(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps [B, C, H, W], averaged to the smaller height and width of the two; a map that has them stays as it is.
+    """Average both maps [B, C, H, W] to the smaller height and width of the two; a map of this size is unchanged.
 
-    Where no whole number of cells fits, neighbouring windows overlap by one (adaptive average pooling).
+    If the sizes are not multiples, neighbouring windows overlap by a cell (adaptive average pooling).
     """
     (height, width), (other_height, other_width) = student_map.shape[-2:], teacher_map.shape[-2:]
     size = min(height, other_height), min(width, other_width)
@@ -66,21 +66,21 @@ def to_smaller_grid(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, T
 
 
 def resize_map(map_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [B, C, H, W] interpolated (bilinear) to another height and width, float32; as it is where it has them."""
+    """Resize a map [B, C, H, W] (bilinear) to a height and width, float32; unchanged if it has them."""
     if tuple(map_BCHW.shape[-2:]) == size:
         return map_BCHW.float()
     return F.interpolate(map_BCHW.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def unit_positions(map_BCHW: Tensor) -> Tensor:
-    """Each position's vector at length 1, float32 [B, C, N = H W]; a vector of zeros stays so and gets no gradient."""
+    """Normalise each position's vector to length 1, float32 [B, C, N = H W]; zeros stay zeros, without gradient."""
     vectors_BCN = map_BCHW.float().flatten(2)
     squares = vectors_BCN.square().sum(dim=1, keepdim=True)
     return vectors_BCN * torch.where(squares > NO_LENGTH, squares.clamp_min(NO_LENGTH).rsqrt(), 0.0)
 
 
 class SeparableConv(nn.Sequential):
-    """Two depthwise-separable 3x3 convolutions, each with batch norm and ReLU; the first one carries the stride."""
+    """Two depthwise-separable 3x3 convolutions, each with batch norm and ReLU; the first has the stride."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__(
@@ -98,7 +98,7 @@ class SeparableConv(nn.Sequential):
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, width, H / stride, W / stride], sides rounded up.
 
-        The values are those of the layers one after the other; a processor gets them by products of matrices, for its
+        The values are those of the layers in sequence; on a CPU they are computed by matrix products, since its
         convolutions of many small groups are slow.
         """
         if not map_BCHW.is_cpu:
@@ -115,7 +115,7 @@ class SeparableConv(nn.Sequential):
 
 
 def _separable_of_few(map_BCHW: Tensor, depth: Tensor, stride: int, point: Tensor, norm: nn.Module) -> Tensor:
-    """Depthwise and 1x1 convolution, norm and ReLU, channels first of all; a kernel is a matrix from map to map."""
+    """Depthwise and 1x1 convolution, norm and ReLU, with channels as first axis; a kernel is a matrix of positions."""
     images, (height, width) = len(map_BCHW), map_BCHW.shape[2:]
     size = _halved(height, stride), _halved(width, stride)
     kernel_CQP = (depth.flatten(1) @ _links(height, width, stride).to(depth)).view(len(depth), height * width, -1)
@@ -129,19 +129,19 @@ def _separable_of_many(map_BCHW: Tensor, depth: Tensor, stride: int, point: Tens
     """Depthwise and 1x1 convolution, norm and ReLU, channels last."""
     x = map_BCHW.contiguous(memory_format=torch.channels_last)
     x = F.conv2d(x, depth, None, stride, 1, groups=len(depth))
-    # Not a linear layer over positions: oneDNN's convolutions are as fast on every processor, MKL's products are not.
+    # Not a linear layer over positions: MKL's products are slower on some processors than oneDNN's convolutions.
     found: Tensor = norm(F.conv2d(x, point)).relu_()
     return found
 
 
 def _halved(length: int, stride: int) -> int:
-    """What a padded 3x3 convolution leaves of a side."""
+    """Return a side's length after a padded 3x3 convolution."""
     return -(-length // stride)
 
 
 @lru_cache(maxsize=64)
 def _links(height: int, width: int, stride: int) -> Tensor:
-    """Which of a 3x3 kernel's entries takes input position Q to output position P: ones among zeros, [9, Q * P]."""
+    """Return which entry of a 3x3 kernel maps input position Q to output position P, as zeros and ones [9, Q * P]."""
 
     def along(length: int) -> Tensor:
         offset_QP = torch.arange(length).unsqueeze(1) - stride * torch.arange(_halved(length, stride)) + 1
@@ -153,7 +153,7 @@ def _links(height: int, width: int, stride: int) -> Tensor:
 class ConvProjector(nn.Module):
     """A stage's map to a vector: 4 - stage separable blocks (a 1x1 convolution at stage 4), then the mean over pixels.
 
-    Channels double from block to block but never exceed `width`, which the last block gives. Maps of a CNN are halved
+    Channels double from block to block but never exceed `width`, the last block's. Maps of a CNN are halved
     by every block; token maps only until they are about `FINAL_SIDE` wide, so equal-stride networks keep their grid.
     """
 
@@ -214,12 +214,12 @@ class SelfAttention(nn.Module):
 
 
 def feed_forward(width: int) -> nn.Sequential:
-    """A transformer block's two linear layers, four times as wide inside."""
+    """Build the two linear layers of a transformer block, four times as wide inside."""
     return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 class TokenBlock(nn.Module):
-    """One pre-norm transformer block over all tokens [B, N, D]."""
+    """Pre-norm transformer block over all tokens [B, N, D]."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class TokenProjector(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """One Swin block without shift: attention inside windows with a relative position bias, then the two layers.
+    """Swin block without shift: attention inside windows with a relative position bias, then the two layers.
 
     Liu et al.: "Swin Transformer", ICCV 2021, https://arxiv.org/abs/2103.14030. A window is never wider than the grid;
     grids that windows do not divide are zero-padded on the right and below, as Swin does.
@@ -303,11 +303,11 @@ class WindowBlock(nn.Module):
 
 
 class Bridge(nn.Module):
-    """A map of one network to the map that another's next stage expects: patch embedding, then window attention.
+    """Maps a network's map to the input of another network's next stage: patch embedding, then window attention.
 
-    The patch embedding is a convolution with kernel = stride = how much wider the incoming grid is (1x1 when it is not
-    wider), nearest upsampling when the expected grid is wider, and a layer norm. Grids whose ratio is not whole, and
-    maps that are not as wide as announced, are first averaged to the nearest grid that fits.
+    The patch embedding is a convolution with kernel = stride = ratio of the incoming grid to the expected grid (1x1 if
+    it is not larger), nearest upsampling if the expected grid is larger, and a layer norm. Grids whose ratio is not
+    whole, and maps of another size than specified, are first averaged to the nearest grid that fits.
     """
 
     def __init__(

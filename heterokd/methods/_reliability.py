@@ -1,4 +1,4 @@
-"""How far class scores can be trusted where labels are known: the two mechanisms of HeteroAKD, on maps of scores.
+"""Reliability of class scores at labelled pixels: the two mechanisms of HeteroAKD, on maps of scores.
 
     y one-hot labels, z scores [B, K, H, W] before any squashing, t teacher, s student, c a class, (h, w) a pixel
     H(z)_c = -[ y_c log sigma(z_c) + (1 - y_c) log(1 - sigma(z_c)) ]            reliability: small is good      Eq. 5
@@ -7,8 +7,8 @@
     dH = ReLU( H(z_s) - H(zhat) )                                               what the student can gain       Eq. 8
     W = softmax over valid pixels of H(z_s) + dH                                where it matters most (KEM)     Eq. 9
 
-Equations are numbered as in heterokd/methods/heteroakd.py, which says what is a reading of ours. All is computed in
-float32, also under autocast. Pixels whose label is IGNORE have H = 0 and W = 0.
+Equations are numbered as in heterokd/methods/heteroakd.py, which lists our readings. All is computed in float32, also
+under autocast. Pixels whose label is IGNORE have H = 0 and W = 0.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ Reliability = Literal["bce_sigmoid", "bce_softmax", "ce_pixel"]
 Axis = Literal["space", "class"]
 
 LEAST_ENTROPY = 1e-30
-"""Added to both sides of Eq. 6: two networks that are both certain share evenly, and no gradient divides by zero."""
+"""Added to both entropies in Eq. 6: two certain networks share evenly, and no gradient divides by zero."""
 
 
 def valid_pixels(labels_BHW: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Whether a pixel counts, [B, 1, H, W] of truth values, on a grid of `size`."""
+    """Return which pixels are valid on a grid of `size`, boolean [B, 1, H, W]."""
     valid: Tensor = (labels_at(labels_BHW, size) != IGNORE).unsqueeze(1)
     return valid
 
 
 def per_class_entropy(z_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid") -> Tensor:
-    """Eq. 5: H, the cross-entropy with the label, for every class of every pixel.
+    """Compute H of Eq. 5, the cross-entropy with the label, for every class of every pixel.
 
     Args:
         z_BKHW: scores before squashing.
-        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
-        reliability: `bce_sigmoid` asks of every class by itself whether it is there; `bce_softmax` asks the same of
-            softmax's probabilities; `ce_pixel` gives all classes of a pixel its softmax cross-entropy.
+        labels_BHW: class numbers of any height and width, resized to the grid by nearest neighbour.
+        reliability: `bce_sigmoid` is the binary cross-entropy of each class; `bce_softmax` the same with softmax's
+            probabilities; `ce_pixel` assigns a pixel's softmax cross-entropy to all its classes.
 
     Returns:
         Float32 [B, K, H, W], at least 0; 0 where the label is IGNORE.
@@ -61,7 +61,7 @@ def per_class_entropy(z_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliabili
 
 
 def _log_softmax_and_rest(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of p and of 1 - p, p the softmax over classes; the latter exact too where p rounds to 1."""
+    """Compute log p and log(1 - p), p the softmax over classes; both are exact also where p rounds to 1."""
     total = z.logsumexp(dim=1, keepdim=True)
     log_p = z - total
     largest = torch.zeros_like(z, dtype=torch.bool).scatter_(1, z.argmax(dim=1, keepdim=True), True)
@@ -73,7 +73,7 @@ def _log_softmax_and_rest(z: Tensor) -> tuple[Tensor, Tensor]:
 def mix(
     student_z: Tensor, teacher_z: Tensor, student_entropy: Tensor, teacher_entropy: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 6-7 from scores and their H, all [B, K, H, W]: S and zhat."""
+    """Compute S and zhat of Eq. 6-7 from scores and their H, all [B, K, H, W]."""
     student_part, teacher_part = student_entropy + LEAST_ENTROPY, teacher_entropy + LEAST_ENTROPY
     share = student_part / (student_part + teacher_part)
     return share, torch.lerp(student_z.float(), teacher_z.float(), share)
@@ -82,9 +82,9 @@ def mix(
 def evaluate(
     student_entropy: Tensor, hybrid_entropy: Tensor, valid_B1HW: Tensor, axis: Axis = "space"
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 8-9 from H of the student's and the mixed scores, all [B, K, H, W]: dH and W."""
+    """Compute dH and W of Eq. 8-9 from H of the student's and the mixed scores, all [B, K, H, W]."""
     gain = (student_entropy - hybrid_entropy).relu()
-    # The lowest number, not -inf: a softmax over nothing but -inf is not a number, in its gradient neither.
+    # The lowest finite number, not -inf: a softmax over only -inf is NaN, and so is its gradient.
     urgency = (student_entropy + gain).masked_fill(~valid_B1HW, torch.finfo(torch.float32).min)
     shared = urgency.flatten(2).softmax(dim=2).view_as(urgency) if axis == "space" else urgency.softmax(dim=1)
     return gain, shared.masked_fill(~valid_B1HW, 0.0)
@@ -93,12 +93,12 @@ def evaluate(
 def knowledge_mixing(
     student_z_BKHW: Tensor, teacher_z_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid"
 ) -> tuple[Tensor, Tensor]:
-    """KMM, Eq. 5-7: mix both networks' scores, each as far as it is reliable; differentiable.
+    """Mix both networks' scores by their reliability (KMM, Eq. 5-7); differentiable.
 
     Args:
         student_z_BKHW: the student's projected scores.
         teacher_z_BKHW: the teacher's, on the same grid.
-        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
+        labels_BHW: class numbers of any height and width, resized to the grid by nearest neighbour.
         reliability: the reading of Eq. 5, see `per_class_entropy`.
 
     Returns:
@@ -117,15 +117,15 @@ def knowledge_evaluation(
     reliability: Reliability = "bce_sigmoid",
     axis: Axis = "space",
 ) -> tuple[Tensor, Tensor]:
-    """KEM, Eq. 8-9: weigh pixels by the student's need and by what the mixed scores know better; differentiable.
+    """Weight pixels by the student's entropy and the gain of the mixed scores (KEM, Eq. 8-9); differentiable.
 
     Args:
         student_z_BKHW: the student's projected scores.
         hybrid_z_BKHW: zhat of `knowledge_mixing`.
-        labels_BHW: class numbers of any height and width, brought to the grid by nearest.
+        labels_BHW: class numbers of any height and width, resized to the grid by nearest neighbour.
         reliability: the reading of Eq. 5, see `per_class_entropy`.
-        axis: `space` makes the weights of one class sum to 1 over an image's valid pixels; `class` those of one pixel
-            over its classes.
+        axis: `space` normalises the weights of a class over an image's valid pixels; `class` those of a pixel over its
+            classes.
 
     Returns:
         dH, at least 0, and W, 0 where the label is IGNORE; both float32 [B, K, H, W].

@@ -12,7 +12,7 @@ Segmentation", NeurIPS 2023, https://arxiv.org/abs/2312.04168
                sum over negatives j of exp d(s_i, t_j)) )
     L = kd_weight * pixel KD + reconstruction_weight * reconstruction + contrast_weight * contrast
 
-Negatives are, as in the authors' program, the other groups at all pixels of the patch (`negatives: groups`). With
+Negatives are, as in the authors' code, the other groups at all pixels of the patch (`negatives: groups`). With
 `negatives: all` they are everything else in the patch; then `groups: 1` is the paper's contrast of pixels, and
 `patch: 1` its contrast of channels. Defaults are those of the authors' Cityscapes script.
 
@@ -20,11 +20,11 @@ Negatives are, as in the authors' program, the other groups at all pixels of the
 `PUBLISHED_VALUES` instead, so that the published weights mean the same on maps of any size.
 
 Deviations. The paper compares the encoders' last maps (2048 channels at stride 8); here it is the maps that enter the
-last classifiers, which every decoder has and a cache can keep. The program asks for equal grids, widths that M divides
+last classifiers, which every decoder has and a cache can keep. The code requires equal grids, widths that M divides
 and sides that patches divide: here both maps are averaged to the smaller grid, M falls to the next divisor of the
 width, pools and patches shrink to the map, and a rest at the lower and right border makes smaller patches. Pixels whose
 label is IGNORE count in neither term. The mask is a hash of (image, progress), not a generator's: a resumed training
-goes on with the same one. Gradients of A and G are not clipped apart (the program clips them at 15).
+goes on with the same one. Gradients of A and G are not clipped apart (the code clips them at 15).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def af_dcd_loss(
     reconstruction_weight: float = 2e-6,
     contrast_weight: float = 0.005,
 ) -> Tensor:
-    """Both terms of the features in their published form, weighted; arguments as of `contrastive_loss`, a scalar."""
+    """Compute both feature terms in their published form, weighted; arguments as `contrastive_loss`, a scalar."""
     reconstruction = reconstruction_loss(student_BDHW, teacher_BDHW, valid_BHW)
     return reconstruction_weight * reconstruction + contrast_weight * contrastive_loss(
         student_BDHW, teacher_BDHW, valid_BHW
@@ -69,7 +69,7 @@ def af_dcd_loss(
 def reconstruction_loss(
     student_BDHW: Tensor, teacher_BDHW: Tensor, valid_BHW: Tensor | None = None, reduction: Reduction = "sum"
 ) -> Tensor:
-    """Squared errors over valid pixels, a scalar; 0 where there is none.
+    """Compute the squared error over valid pixels, a scalar; 0 if there are none.
 
     Args:
         student_BDHW: the reconstruction [B, D, H, W].
@@ -95,7 +95,7 @@ def contrastive_loss(
     pooling: int = 4,
     negatives: Negatives = "groups",
 ) -> Tensor:
-    """Tell the teacher's vector of the same pixel and channel group from the patch's others.
+    """Contrast the teacher's vector of the same pixel and channel group with the patch's others.
 
     Args:
         student_BDHW: the reconstruction [B, D, H, W].
@@ -131,21 +131,21 @@ def contrastive_loss(
 
 
 def _fit(side: int, sides: tuple[int, ...]) -> tuple[int, int]:
-    """A square's height and width, no larger than the map's."""
+    """Return a square's height and width, at most the map's."""
     return min(side, sides[0]), min(side, sides[1])
 
 
 def _pool(map_BDHW: Tensor, valid_B1HW: Tensor, pooling: int) -> Tensor:
-    """The largest of the valid pixels of each square; 0 where none is valid."""
+    """Max-pool the valid pixels of each square; 0 where none is valid."""
     square = _fit(pooling, map_BDHW.shape[-2:])
     pooled = F.max_pool2d(map_BDHW.masked_fill(~valid_B1HW, -math.inf), square, ceil_mode=True)
     return pooled.masked_fill(pooled == -math.inf, 0.0)
 
 
 def _patches(map_BDHW: Tensor, groups: int, side: tuple[int, int]) -> Tensor:
-    """[B, D, H, W] to patches, then vectors (pixel by pixel, group by group), then channels: [P, V, D / groups].
+    """Reshape [B, D, H, W] to patches, vectors (pixel by pixel, group by group) and channels, [P, V, D / groups].
 
-    Borders are filled up with 0.
+    Borders are padded with 0.
     """
     height, width = map_BDHW.shape[-2:]
     padded = F.pad(map_BDHW, (0, -width % side[1], 0, -height % side[0]))
@@ -160,9 +160,9 @@ def random_mask(index: Tensor, progress: float, size: tuple[int, ...], ratio: fl
 
     Args:
         index: [B] positions in the training split.
-        progress: fraction of the training that is done: another mask in every step.
+        progress: fraction of the training that is done, so that every step has another mask.
         size: H and W.
-        ratio: the masked share.
+        ratio: fraction of masked pixels.
     """
     words = random_words(index, progress, size[0] * size[1])
     return (words >= ratio * (WORD + 1)).float().view(len(index), 1, size[0], size[1])
@@ -205,7 +205,7 @@ class AfDCD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The alignment, which equal widths do without, and the generator.
+        """Build the alignment, if the widths differ, and the generator.
 
         Raises:
             PairError: no negatives: all channels fall into one group.
@@ -224,7 +224,7 @@ class AfDCD(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Three terms, `kd`, `reconstruction` and `contrast`."""
+        """Compute the terms `kd`, `reconstruction` and `contrast`."""
         params = self.params
         kd = pixel_kd_loss(student.logits, teacher.logits, batch.labels, params.kd_temperature)
         ours, theirs = to_smaller_grid(student.embedding, teacher.embedding.detach())

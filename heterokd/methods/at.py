@@ -10,14 +10,14 @@ via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928
     paper form    L = sum_{i in stages} beta_i / 2 * sum_b ||q_s^i - q_t^i||_2,  beta_i = weight / (N B)         Eq. 2
 
 The paper says of beta that it is 10^3 divided by the number of positions and the batch size; so both forms share the
-default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' program runs the code form.
+default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' code uses the first form.
 p = 2 is the paper's best.
 
-Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's program does (Yang et
+Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's code does (Yang et
 al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): code form, p = 2, weight
-10000, which is `weight` times `segmentation_factor`. Positions whose label is IGNORE take no part there.
+10000, which is `weight` times `segmentation_factor`. Positions whose label is IGNORE are excluded there.
 
-No projector: attention maps have no channels. Deviations: grids of unlike size are averaged before the powers are
+No projector: attention maps have no channels. Deviations: grids of different size are averaged before the powers are
 taken, as later tables do. A stage whose smaller grid is 1x1 has q = 1 on both sides and teaches nothing; `build`
 refuses a pair where that holds for all chosen stages. Maps are divided by their largest entry before the power, which
 cancels in q and keeps large activations finite.
@@ -44,7 +44,7 @@ SMALLEST = 1e-6
 
 
 def attention_map(map_BCHW: Tensor, power: float = 2.0) -> Tensor:
-    """The q of Eq. 2: sum_c |F_c|^p as a unit vector over positions, float32 [B, H W]; zeros for a map of zeros."""
+    """Compute q of Eq. 2: sum_c |F_c|^p as a unit vector over positions, float32 [B, H W]; zeros for a map of zeros."""
     magnitude = map_BCHW.float().abs()
     largest = magnitude.detach().amax(dim=(1, 2, 3), keepdim=True).clamp_min(SMALLEST)
     return F.normalize((magnitude / largest).pow(power).sum(dim=1).flatten(1), dim=1)
@@ -57,14 +57,14 @@ def at_loss(
     form: Literal["code", "paper"] = "code",
     labels_BHW: Tensor | None = None,
 ) -> Tensor:
-    """The sum over stages of the distance between attention maps, in either form with weight 1.
+    """Sum the distances between attention maps over stages, in either form, with weight 1.
 
     Args:
         student_maps: [B, C, H, W] each.
         teacher_maps: [B, c, h, w] each; take no gradient.
         power: p.
         form: mean squared differences, or halved norms divided by the number of positions.
-        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
+        labels_BHW: class numbers of any height and width; positions with IGNORE are excluded. None: all count.
 
     Returns:
         A scalar, the mean over the batch; 0 where no position is valid.
@@ -86,7 +86,7 @@ def at_loss(
 def _valid_distance(
     student_map: Tensor, teacher_map: Tensor, power: float, form: Literal["code", "paper"], labels: Tensor
 ) -> Tensor:
-    """The distance between the attention maps of positions that have a label; both maps have one grid."""
+    """Compute the distance of two attention maps of the same grid over the positions with a label."""
     valid_BHW = labels_at(labels, student_map.shape[-2:]) != IGNORE
     student_map, teacher_map = (each * valid_BHW.unsqueeze(1) for each in (student_map, teacher_map))
     difference_BN = attention_map(student_map, power) - attention_map(teacher_map, power)
@@ -119,7 +119,7 @@ class AT(Method):
             description="the stages that are compared, shallow to deep, one digit each; none in segmentation",
         )
         form: Literal["code", "paper"] = Field(
-            "code", description="mean squared differences as in the authors' program, or norms as the paper prints"
+            "code", description="mean squared differences as in the authors' code, or norms as the paper prints"
         )
         segmentation_factor: float = Field(
             10.0, ge=0, description="multiplies the weight in segmentation, where the published one is 10000"
@@ -130,10 +130,10 @@ class AT(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Nothing to learn; reads one map in segmentation and the stages in classification.
+        """Choose the signals: a single map in segmentation, the stages in classification; nothing is learned.
 
         Raises:
-            PairError: one of both networks has nothing but a single position in every map that is compared.
+            PairError: all compared maps of either network have a single position.
         """
         self.compares_stages = student.logits_stride is None
         self.student_needs = self.teacher_needs = Signal.STAGES if self.compares_stages else Signal.EMBEDDING
@@ -151,7 +151,7 @@ class AT(Method):
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `attention`."""
+        """Compute the term `attention`."""
         params = self.params
         if not self.compares_stages:
             loss = at_loss([student.embedding], [teacher.embedding], params.power, params.form, batch.labels)

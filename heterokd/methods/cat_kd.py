@@ -37,13 +37,13 @@ SHORTEST = 1e-2
 def cat_kd_loss(
     student_class_maps: Tensor, teacher_class_maps: Tensor, resolution: int = 2, normalise: bool = True
 ) -> Tensor:
-    """The mean squared difference of both networks' coarse class maps.
+    """Compute the mean squared difference of both networks' coarse class maps.
 
     Args:
         student_class_maps: [B, K, H, W].
         teacher_class_maps: [B, K, h, w]; takes no gradient.
         resolution: r, positions per side.
-        normalise: compare maps of length 1 per class.
+        normalise: whether maps are normalised to length 1 per class.
 
     Returns:
         A scalar.
@@ -79,10 +79,10 @@ class CATKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Nothing to learn.
+        """Check the pair; there is nothing to learn.
 
         Raises:
-            PairError: one of both networks gives no class maps, or normalised maps would have one position.
+            PairError: either network has no class maps, or normalised maps would have one position.
         """
         for owner, spec in (("student", student), ("teacher", teacher)):
             if Signal.CLASS_MAPS not in spec.serves:
@@ -98,6 +98,6 @@ class CATKD(Method):
                 )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `class_maps`."""
+        """Compute the term `class_maps`."""
         maps = student.class_maps, teacher.class_maps
         return {"class_maps": self.params.weight * cat_kd_loss(*maps, self.params.resolution, self.params.normalise)}

@@ -9,13 +9,13 @@ https://arxiv.org/abs/1904.01802
                       k(x, y) = exp(-2 gamma) * sum_{p = 0}^{P} (2 gamma)^p / p! * (x . y)^p            |x| = |y| = 1
 
 "kernel" is the paper: the Taylor series, to order P, of the Gaussian kernel exp(-gamma |x - y|^2) between unit vectors.
-"adjacent" is the program that the authors passed to CRD's authors, which every table since has used, the heterogeneous
+"adjacent" is the code that the authors gave to CRD's authors, which every table since has used, the heterogeneous
 ones too; it is the default, with their weight 0.02 and width 128. gamma 0.4 and P 2 are the paper's. The two kinds have
-unlike magnitudes: 0.02 belongs to "adjacent", and no weight of "kernel" in these tables is known.
+different magnitudes: 0.02 belongs to "adjacent", and no weight of "kernel" in these tables is known.
 
-Deviations: batches are shuffled images; the paper's samplers, which put images of one class beside one another, are not
-part of it. Both linear layers learn, as in that program, so a part of L can fall without the student. A batch of one
-image has no pairs: the term is 0.
+Deviations: batches are shuffled images; the paper's samplers, which put images of a class next to each other, are not
+part of it. Both linear layers learn, as in that code, so a part of L can fall without the student. A batch of one image
+has no pairs: the term is 0.
 
 Data-parallel workers: L compares the images of one worker's batch; `gather: true` those of all workers.
 """
@@ -58,7 +58,7 @@ def kernel_matrix(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tens
 def cc_loss(
     student_embedding: Tensor, teacher_embedding: Tensor, kind: Kind = "adjacent", gamma: float = 0.4, order: int = 2
 ) -> Tensor:
-    """How far the relations between images differ, unweighted.
+    """Compute the difference of the relations between images, unweighted.
 
     Args:
         student_embedding: [B, D], of the common width.
@@ -89,7 +89,7 @@ class CC(Method):
         width: Annotated[int, Int(32, 512, log=True)] = Field(
             128, ge=1, description="common width of the embeddings that are compared"
         )
-        # No domain: the two kinds have unlike magnitudes, so that one range of `weight` cannot serve both.
+        # No domain: the two kinds have different magnitudes, so that no range of `weight` fits both.
         kind: Kind = Field(
             "adjacent", description="adjacent multiplies the errors of neighbouring images; kernel is the paper's form"
         )
@@ -100,12 +100,12 @@ class CC(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One linear layer for each network."""
+        """Build a linear layer for each network."""
         self.embed_student = nn.Linear(student.embedding_dim, self.params.width)
         self.embed_teacher = nn.Linear(teacher.embedding_dim, self.params.width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `cc`."""
+        """Compute the term `cc`."""
         embeddings = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding.detach())
         if self.params.gather:
             embeddings = gathered(embeddings[0]), gathered(embeddings[1])

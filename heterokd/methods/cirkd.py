@@ -17,9 +17,9 @@ random, and the mean of all of them. A step writes first; V are then the same pl
 the contrast size (`size // classes + 1`). Queues start with random unit vectors, as the authors' do, and these take
 part until they are overwritten. Defaults are those of the authors' Cityscapes script.
 
-Deviations from the authors' program:
+Deviations from the authors' code:
 
-- Pixels whose label is IGNORE take no part in any term; there they do in `minibatch` and pixel KD.
+- Pixels whose label is IGNORE are excluded in any term; there they do in `minibatch` and pixel KD.
 - Their pixel queue of a class takes the first pixels of the image, whatever their class (a permutation indexes the
   image where it should index the class's pixels); this one takes the class's pixels, as the paper says.
 - A queue is a ring: a write that reaches its end goes on at its start. Theirs moves back to fit, then starts over.
@@ -73,11 +73,11 @@ def cirkd_loss(
         teacher_ND: unit vectors [N, D_t] of the same pixels.
         student_keys_GMD: what the student's are compared with: G groups of M unit vectors [G, M, D_s].
         teacher_keys_GMD: what the teacher's are compared with, [G, M, D_t].
-        valid_GM: which of these take part.
+        valid_GM: boolean, which of these are used.
         temperature: tau.
 
     Returns:
-        One value for each vector and group, float32 [N, G]; 0 for a group of which nothing takes part.
+        The KL for each vector and group, float32 [N, G]; 0 for a group without valid vectors.
     """
     student_log = _log_resemblance(student_ND, student_keys_GMD, valid_GM, temperature)
     teacher_log = _log_resemblance(teacher_ND, teacher_keys_GMD, valid_GM, temperature)
@@ -85,20 +85,20 @@ def cirkd_loss(
 
 
 def _log_resemblance(x_ND: Tensor, keys_GMD: Tensor, valid_GM: Tensor, temperature: float) -> Tensor:
-    """The logarithm of R, [N, G, M]; what takes no part has probability 0 and a finite logarithm."""
+    """Compute log R, [N, G, M]; excluded vectors have probability 0 and a finite logarithm."""
     with torch.autocast(x_ND.device.type, enabled=False):  # tau would magnify bf16's rounding
         similar = (x_ND.float() @ keys_GMD.float().flatten(0, 1).T).view(len(x_ND), *valid_GM.shape)
         return F.log_softmax((similar / temperature).masked_fill(~valid_GM, -1e4), dim=2)
 
 
 def _one_image(*tensors: Tensor, temperature: float) -> Tensor:
-    """`cirkd_loss` that keeps nothing but its inputs for the gradient."""
+    """Compute `cirkd_loss`, storing only its inputs for the backward pass."""
     loss: Tensor = checkpoint(cirkd_loss, *tensors, temperature, use_reentrant=False, preserve_rng_state=False)
     return loss
 
 
 def unit_pixels(map_BDHW: Tensor) -> Tensor:
-    """Every pixel as a unit vector, [B, HW, D] in float32."""
+    """Return every pixel as a unit vector, [B, HW, D] in float32."""
     return F.normalize(map_BDHW.float(), dim=1).flatten(2).transpose(1, 2)
 
 
@@ -114,7 +114,7 @@ def minibatch_loss(
     Args:
         student_BDHW: [B, D_s, H, W].
         teacher_BDHW: [B, D_t, H, W]; takes no gradient.
-        valid_BHW: truth values: which pixels take part, as themselves and as those compared with. None: all.
+        valid_BHW: boolean, which pixels are used, as queries and as keys. None: all.
         temperature: tau.
         pooling: side of the squares whose valid pixels are averaged first.
 
@@ -150,7 +150,7 @@ def memory_loss(
         student_BDHW: [B, D, H, W], projected to the teacher's width.
         teacher_BDHW: [B, D, H, W]; takes no gradient.
         remembered_MD: unit vectors [M, D] of the teacher; they take no gradient.
-        valid_BHW: truth values: which pixels take part. None: all.
+        valid_BHW: boolean, which pixels are used. None: all.
         temperature: tau.
 
     Returns:
@@ -172,7 +172,7 @@ def memory_loss(
 
 
 class ClassQueues(nn.Module):
-    """One ring of unit vectors for each class, [K, S, D] in half precision, and the place that is written next, [K].
+    """A ring buffer of unit vectors per class, [K, S, D] in half precision, and the next position to write, [K].
 
     The buffer holds their bits as bytes: what copies buffers between workers under autocast on a processor takes no
     half precision.
@@ -194,7 +194,7 @@ class ClassQueues(nn.Module):
 
     @property
     def vectors(self) -> Tensor:
-        """The vectors, in the memory of `bits`."""
+        """The vectors, a view of `bits`."""
         return self.bits.view(torch.float16)
 
     @torch.no_grad()
@@ -215,9 +215,9 @@ class ClassQueues(nn.Module):
         """Unit vectors [K * count, D] in float32: the same `count` places of every ring (all of them if it has fewer).
 
         Args:
-            count: so many of each class.
-            progress: fraction of the training that is done: other places in every step.
-            stream: tells two draws of one step apart.
+            count: number of vectors per class.
+            progress: fraction of the training that is done, so that every step has other positions.
+            stream: number that distinguishes the draws of a step.
         """
         num_places = self.vectors.shape[1]
         words = random_words(torch.tensor([stream], device=self.vectors.device), progress, num_places)[0]
@@ -316,7 +316,7 @@ class CIRKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The projector of the student's pixels, and the queues."""
+        """Build the projector of the student's pixels, and the queues."""
         params, width = self.params, teacher.embedding_dim
         self.projector = nn.Sequential(
             nn.Conv2d(student.embedding_dim, width, 1, bias=False),
@@ -327,7 +327,7 @@ class CIRKD(Method):
         self.memory = Memory(teacher.num_classes, width, params.pixel_memory, params.region_memory)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Four terms, `kd`, `minibatch`, `pixel` and `region`."""
+        """Compute the terms `kd`, `minibatch`, `pixel` and `region`."""
         params, tau = self.params, self.params.temperature
         kd = pixel_kd_loss(student.logits, teacher.logits, batch.labels, params.kd_temperature)
         ours, theirs = to_smaller_grid(student.embedding, teacher.embedding.detach())

@@ -18,7 +18,7 @@ many images there are is not known here, so the memory has `bank_size` rows and 
 
 - A row says whose it is. With at least as many rows as images none is shared, as in the paper. With fewer, the image
   that came last keeps the row, and an image that finds another's there is compared with the other network's present
-  embedding of itself, as is an image that comes for the first time. Random vectors never take part.
+  embedding of itself, as is an image that comes for the first time. Random vectors are never used.
 - Negatives are drawn, with replacement, from the rows that are filled; the authors draw from all images of other
   classes. K is at most `bank_size` - 1. A batch is written before negatives are drawn, so that the first has some.
 - Negatives are computed from (image, progress) by a hash of integers, not drawn from a generator: a training that is
@@ -57,7 +57,7 @@ NOBODY = -1
 
 
 class Similarities(NamedTuple):
-    """One direction of the comparison: similarities e . m / tau of the images of a batch, and log c.
+    """Similarities e . m / tau of a batch's images in one direction of the comparison, and log c.
 
     Attributes:
         positive: with what the other network gave for the same image, [B].
@@ -71,7 +71,7 @@ class Similarities(NamedTuple):
 
 
 def crd_loss(student: Similarities, teacher: Similarities, counts: Tensor) -> Tensor:
-    """Both directions, unweighted.
+    """Compute both directions, unweighted.
 
     Args:
         student: of the student's embeddings with the teacher's memory.
@@ -99,7 +99,7 @@ def random_words(index: Tensor, progress: float, count: int) -> Tensor:
     Args:
         index: [B] positions in the training split.
         progress: fraction of the training that is done, in [0, 1]; 2^32 steps are told apart.
-        count: so many for each image.
+        count: numbers per image.
     """
     return _crossed(*_seeds(index, progress, count)).long() & WORD
 
@@ -134,7 +134,7 @@ def draw_counts(index: Tensor, progress: float, count: int, choices_B1: Tensor, 
     place, image_B1 = _seeds(index, progress, count)
     counts_BN = torch.zeros(len(index), width, device=index.device)
     one = torch.ones((), device=index.device)
-    # On a processor some images at a time, whose words stay in its cache.
+    # On a CPU a few images at a time, so that their words stay in the cache.
     some = max(1, WORDS_AT_ONCE // count) if index.is_cpu else len(index)
     for start in range(0, len(index), some):
         image_b1, choices_b1 = image_B1[start : start + some], choices_B1[start : start + some].double()
@@ -154,12 +154,12 @@ def _hash(words: Tensor) -> Tensor:
 
 
 def _shifted(words: Tensor, shift: int) -> Tensor:
-    """Words to the right, with zeros and not the sign from the left."""
+    """Shift words right logically, filling with zeros instead of the sign."""
     return (words >> shift).bitwise_and_((1 << (32 - shift)) - 1)
 
 
 def _signed(word: int) -> int:
-    """The int32 of a word's bits."""
+    """Return the int32 with a word's bits."""
     return (word + 2**31) % 2**32 - 2**31
 
 
@@ -201,7 +201,7 @@ class ContrastMemory(nn.Module):
         """Remember a batch: embeddings [B, D], classes and positions [B]."""
         row = index % self.rows
         before = self.recall(student_BD, teacher_BD, index)
-        # Of two images with one row the last is written, twice: scattered writes in no fixed order would be a lottery.
+        # Of two images with the same row the last is written for both, since scattered writes have no fixed order.
         place = torch.arange(len(index), device=index.device)
         last = torch.zeros_like(self.owners).scatter_reduce(0, row, place, "amax", include_self=False)[row]
         for table, old, new in zip((self.student, self.teacher), before, (student_BD, teacher_BD), strict=True):
@@ -252,7 +252,7 @@ class ContrastMemory(nn.Module):
             gather: take the mean over all workers.
         """
         kept = self.log_means[direction].clone()
-        if kept.is_cpu and not kept.isnan():  # a GPU would have to be waited for
+        if kept.is_cpu and not kept.isnan():  # would synchronise on a GPU
             return kept
         drawn = counts.sum()
         found = torch.cat((positive.flatten(), (bank + counts.log()).flatten())).logsumexp(0)
@@ -266,7 +266,7 @@ class ContrastMemory(nn.Module):
 
 
 class Contrast(nn.Module):
-    """One step of CRD: two linear layers and a memory. It is called once a step, with the batch and the progress.
+    """A step of CRD: two linear layers and a memory, called once per step with the batch and the progress.
 
     Args:
         student_dim: width of the student's embedding.
@@ -346,7 +346,7 @@ class CRD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Two linear layers and the memory."""
+        """Build the two linear layers and the memory."""
         params = self.params
         memory = ContrastMemory(params.bank_size, params.width, params.temperature, params.momentum)
         self.contrast = Contrast(
@@ -354,6 +354,6 @@ class CRD(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `crd`."""
+        """Compute the term `crd`."""
         ours, theirs, counts = self.contrast(student.embedding, [teacher.embedding], batch, progress)
         return {"crd": self.params.weight * crd_loss(ours, theirs[0], counts)}

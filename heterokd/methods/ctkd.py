@@ -12,7 +12,7 @@ https://arxiv.org/abs/2211.16231
 predicted for each image, by two linear layers from the class probabilities of both networks.
 
 Defaults are those of the authors' CIFAR-100 recipe: global, tau_0 1, tau_range 20, ramp 10 of 240 epochs, weight 0.9
-beside a task weight of 0.1. theta is a parameter of the method: saved with it, trained by the student's optimizer at
+with a task weight of 0.1. theta is a parameter of the method: saved with it, trained by the student's optimizer at
 the student's learning rate. Data-parallel workers average its gradient and hold the same theta.
 
 Deviations: lambda follows the steps, where the authors' code changes it once an epoch. Their SGD decays theta's value
@@ -47,13 +47,13 @@ class ReverseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, strength: float) -> Tensor:
-        """`values`, unchanged."""
+        """Return `values` unchanged."""
         ctx.strength = strength
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The gradient times -strength; none for the strength."""
+        """Return the gradient times -strength, and None for the strength."""
         return -ctx.strength * gradients[0], None
 
 
@@ -102,7 +102,7 @@ class CTKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One number, or a predictor of one number for each image."""
+        """Build a single number, or a predictor of a number for each image."""
         if self.params.kind == "global":
             self.theta = nn.Parameter(torch.full((1,), INITIAL_THETA))
             return
@@ -121,6 +121,6 @@ class CTKD(Method):
         return self.params.temperature_start + self.params.temperature_range * reversed_theta.sigmoid()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `ctkd`."""
+        """Compute the term `ctkd`."""
         temperature = self.temperature(student.logits, teacher.logits, progress)
         return {"ctkd": self.params.weight * ctkd_loss(student.logits, teacher.logits, temperature)}

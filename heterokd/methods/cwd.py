@@ -8,14 +8,14 @@ https://arxiv.org/abs/2011.13256
     L = kd_weight * PixelKD + map_weight * channel(r(F_s), F_t) + logit_weight * channel(z_s, z_t)
         + adversarial_weight * G + discriminator_weight * D
 
-F is the map before the classifier, z the logits, C their channels, r a 1x1 convolution where both maps have unlike
-channels and nothing otherwise. G and D are the hinge terms of `heterokd/methods/_discriminator.py`; PixelKD is that of
-`pixel_kd.py` with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022) for DeepLabV3 students: T 4,
+F is the map before the classifier, z the logits, C their channels, r a 1x1 convolution if the maps' channels
+differ and nothing otherwise. G and D are the hinge terms of `heterokd/methods/_discriminator.py`; PixelKD is that of
+`pixel_kd.py` with tau 1. Defaults are those of CIRKD's code (Yang et al., CVPR 2022) for DeepLabV3 students: T 4,
 1, 50, 3, 0.001, 0.1; its SegFormer students take 5 for maps and 0.3 for logits.
 
-Deviations: maps of unlike grids are averaged to the smaller one first. C is the teacher's, which both have after r; the
-program divides by the student's before r. Positions whose label is IGNORE have no share of a channel, and images
-without any other do not count; the program counts all.
+Deviations: maps of different grids are averaged to the smaller one first. C is the teacher's, which both have after
+r; the code divides by the student's before r. Positions whose label is IGNORE have no share of a channel, and images
+without any other do not count; the code counts all.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def channel_wise_loss(
     Args:
         student_map_BCHW: [B, C, H, W], already as many channels as the teacher's.
         teacher_map_BCHW: [B, C, h, w]; takes no gradient.
-        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
+        labels_BHW: class numbers of any height and width; positions with IGNORE are excluded. None: all count.
         temperature: T.
 
     Returns:
@@ -110,7 +110,7 @@ class CWD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """A 1x1 convolution where channels differ; the discriminator, unless its weight is 0."""
+        """Build a 1x1 convolution if channels differ, and the discriminator, unless its weight is 0."""
         unlike = student.embedding_dim != teacher.embedding_dim
         self.regressor = (
             nn.Conv2d(student.embedding_dim, teacher.embedding_dim, 1, bias=False) if unlike else nn.Identity()
@@ -119,7 +119,7 @@ class CWD(Method):
         self.discriminator = Discriminator(student) if self.params.adversarial_weight else None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Terms `kd`, `maps` and `logits`, with a discriminator also `generator` and `discriminator`."""
+        """Compute the terms `kd`, `maps` and `logits`, with a discriminator also `generator` and `discriminator`."""
         params, labels = self.params, batch.labels
         ours, theirs = to_smaller_grid(student.embedding, teacher.embedding)
         maps = channel_wise_loss(self.regressor(ours), theirs, labels, params.temperature)

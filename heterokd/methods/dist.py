@@ -104,7 +104,7 @@ class DIST(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `inter` and `intra`."""
+        """Compute the terms `inter` and `intra`."""
         inter = inter_loss(student.logits, teacher.logits, self.params.temperature)
         logits = student.logits, teacher.logits.detach()
         if self.params.gather:

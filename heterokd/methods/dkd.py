@@ -118,7 +118,7 @@ class DKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `target` and `non_target`."""
+        """Compute the terms `target` and `non_target`."""
         warm = min(1.0, progress / self.params.warmup) if self.params.warmup > 0 else 1.0
         logits = student.logits, teacher.logits
         target = target_loss(*logits, batch.labels, self.params.temperature)

@@ -17,9 +17,9 @@ copied, and both run once: the fused path branches off their maps. So the class 
 and `build` narrows `student_needs` and `teacher_needs` to what this pair reads.
 
 Readings of what the text leaves open: embeddings are normalised for InfoNCE; 1 / tau_2 is learned from 1 / 0.07 and
-never exceeds 100; embeddings of unlike width are compared after one linear layer, student width -> teacher width; the
+never exceeds 100; embeddings of different width are compared after a linear layer, student width -> teacher width; the
 fused network is detached where it teaches; L2G has one unshifted Swin block with window 7 and width / 32 heads; eps of
-OFA, here gamma, is 1. With `ofa_form: code` the loss of OFA's authors' program replaces Eq. 3a, and the fused logits
+OFA, here gamma, is 1. With `ofa_form: code` the loss of OFA's authors' code replaces Eq. 3a, and the fused logits
 get the cross-entropy with the labels that Eq. 3a contains.
 
 Data-parallel workers: negatives of InfoNCE are the other images of one worker's batch; `gather: true` takes those of
@@ -92,7 +92,7 @@ def fbt_loss(
         teacher_embedding: [B, D] of a.
         labels: [B] or [B, K].
         logit_scale: 1 / tau_2.
-        params: weights, gamma, the form of OFA and where negatives come from; None takes the defaults.
+        params: weights, gamma, the form of OFA and where negatives come from; None: the defaults.
     """
     params = params or FBT.Params()
     ofa = FORMS[params.ofa_form](student_logits, teacher_logits, labels, params.gamma)
@@ -120,7 +120,7 @@ class FBT(Method):
             1.0, ge=1, description="gamma: exponent that amplifies the target class in the OFA loss"
         )
         ofa_form: Literal["paper", "code"] = Field(
-            "paper", description="OFA as Eq. 3a prints it, or as the program of OFA's authors runs it"
+            "paper", description="OFA as Eq. 3a prints it, or as the code of OFA's authors runs it"
         )
         ofa_weight: float = Field(1.0, ge=0, description="multiplies the OFA loss in all three pairs")
         infonce_weight: Annotated[float, Float(0.1, 2.0, log=True)] = Field(
@@ -179,13 +179,13 @@ class FBT(Method):
             blocks=self.params.bridge_blocks,
             window=self.params.window,
         )
-        # The fused embedding is as wide as the back's, so at most one pair of widths is unlike.
+        # The fused embedding is as wide as the back's, so at most one pair of widths differs.
         unlike = student.embedding_dim != teacher.embedding_dim
         self.align = nn.Linear(student.embedding_dim, teacher.embedding_dim) if unlike else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / self.params.temperature)))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Three terms, named teacher first, and `fused_task` with the code form of OFA."""
+        """Compute three terms, named teacher first, and `fused_task` with the code form of OFA."""
         params = self.params
         with torch.no_grad():  # not a clamp of its exponential: beyond that bound no gradient would bring it back
             self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))

@@ -114,7 +114,7 @@ def fcfd_loss(
         path_logits: [B, K] of every mixed path.
         bridged_maps: the student's four maps, each already of the shape of the teacher's.
         teacher_maps: four maps [B, C, H, W].
-        params: weights and temperature; None takes the defaults.
+        params: weights and temperature; None: the defaults.
     """
     last = len(teacher_maps) - 1
     pairs = zip(bridged_maps, teacher_maps, strict=True)
@@ -211,7 +211,7 @@ class FCFD(Method):
         self.to_student = nn.ModuleList(make_bridge(teacher, student, stage) for stage in CROSSINGS)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Five terms: `kl`, `path_kl`, `appearance`, `function`, `bridge`."""
+        """Compute the terms `kl`, `path_kl`, `appearance`, `function`, `bridge`."""
         student_tail, teacher_tail = student.tail, teacher.tail
         targets = [each.detach() for each in teacher.stages]
         in_teacher = [bridge(each) for bridge, each in zip(self.to_teacher, student.stages, strict=True)]

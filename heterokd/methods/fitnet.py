@@ -10,16 +10,16 @@ https://arxiv.org/abs/1412.6550
 Defaults are those of the heterogeneous tables (OFA's configurations: all four stages, weight 1); the CIFAR tables of
 CRD use the second stage alone with weight 100.
 
-Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's program does (Yang et
+Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's code does (Yang et
 al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): weight 10, which is `weight`
-times `segmentation_factor`. Positions whose label is IGNORE take no part there.
+times `segmentation_factor`. Positions whose label is IGNORE are excluded there.
 
 Deviations: the hint is a term of the one training, as in every table since, where the paper trains up to the hint
 first. The paper's regressor is a convolution that shrinks the grid and has a non-linearity; here it is linear, as in
-OFA's program. That program compares convolutional networks only; for the other pairs its authors posted a variant that
+OFA's code. That code compares convolutional networks only; for the other pairs its authors posted a variant that
 cuts all maps into patches until both have one token grid (issue 10 of their repository). Here the finer grid is
 averaged to the coarser one instead, which needs no projector as wide as a patch, fits grids whose ratio is not whole,
-and is the plain method where grids are equal. Class tokens take no part: stages are maps.
+and is the plain method where grids are equal. Class tokens are not used: stages are maps.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fitnet_loss(
     Args:
         student_maps: [B, C, H, W] each, already as many channels as the teacher's.
         teacher_maps: [B, C, h, w] each; take no gradient.
-        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
+        labels_BHW: class numbers of any height and width; positions with IGNORE are excluded. None: all count.
 
     Returns:
         A scalar; 0 where no position is valid.
@@ -93,7 +93,7 @@ class FitNet(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One 1x1 convolution per chosen stage; in segmentation one for the map before the classifier."""
+        """Build a 1x1 convolution per chosen stage; in segmentation one for the map before the classifier."""
         if student.logits_stride is None:
             self.student_needs = self.teacher_needs = Signal.STAGES
             channels = {
@@ -107,14 +107,14 @@ class FitNet(Method):
         initialise(self.regressors)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `hint`."""
+        """Compute the term `hint`."""
         student_maps, teacher_maps = [], []
         if MAP in self.regressors:
             pooled, target = to_smaller_grid(student.embedding, teacher.embedding)
             loss = fitnet_loss([self.regressors[MAP](pooled)], [target], batch.labels)
             return {"hint": self.params.segmentation_factor * self.params.weight * loss}
         for digit, regressor in self.regressors.items():
-            # A linear map of single positions commutes with averaging them: pool first, there is less to convolve.
+            # A linear map of single positions commutes with averaging them: pooling first reduces the computation.
             pooled, target = to_smaller_grid(student.stages[int(digit) - 1], teacher.stages[int(digit) - 1])
             student_maps.append(regressor(pooled))
             teacher_maps.append(target)

@@ -122,7 +122,7 @@ def hcd_loss(
         teacher_logits: [B, K].
         stage_sub_logits: [B, n, K] for every stage, before the teacher's logits are added.
         labels: [B] or [B, K].
-        params: weights and scales; None takes the defaults.
+        params: weights and scales; None: the defaults.
     """
     terms = hcd_terms(student_logits, teacher_logits, stage_sub_logits, labels, params or HCD.Params())
     return torch.stack(list(terms.values())).sum()
@@ -193,7 +193,7 @@ class HCD(Method):
         initialise(self.mappers)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Four terms: `kl`, `sub_kl`, `sub_ce`, `orthogonality`."""
+        """Compute the terms `kl`, `sub_kl`, `sub_ce`, `orthogonality`."""
         embedding = teacher.embedding.detach()
         stage_sub_logits = []
         for digit, mapper in self.mappers.items():

@@ -10,7 +10,7 @@ AAAI 2025, https://arxiv.org/abs/2504.07691
     L_hakd = - sum over h, w, c of W sigma(Zhat / tau) log sigma(Z_s / tau)                                     Eq. 10
     L = L_task + lambda1 L_kd + lambda2 L_hakd                                                                  Eq. 11
 
-No program of the authors is public. Readings of what the text leaves open, most of them a parameter:
+No code of the authors is public. Readings of what the text leaves open, most of them a parameter:
 - H asks of every class by itself (sigmoid), so that classes other than the label have a reliability too.
 - W is normalised over an image's valid pixels for each class, which makes both cases of Eq. 9 one softmax. What W sums
   to 1 over is summed in Eq. 10, over the rest it is the mean: a pixel's share does not depend on the map's size.
@@ -125,8 +125,9 @@ def heteroakd_loss(
     Args:
         student_z_BKHW: Z_s.
         teacher_z_BKHW: Z_t.
-        labels_BHW: class numbers of any height and width, brought to the grid by nearest; IGNORE counts nowhere.
-        params: temperature, readings and `detach`; None takes the defaults.
+        labels_BHW: class numbers of any height and width, resized to the grid by nearest neighbour; pixels with IGNORE
+            are excluded.
+        params: temperature, readings and `detach`; None: the defaults.
 
     Returns:
         A float32 scalar; 0 where no pixel is valid.
@@ -228,7 +229,7 @@ class HeteroAKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One projector for each network; reads the tapped map and the logits alone.
+        """Build a projector for each network; only the tapped map and the logits are read.
 
         Raises:
             PairError: a network has no such stage, or the two tell different numbers of classes apart.
@@ -250,7 +251,7 @@ class HeteroAKD(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Three terms, `kd`, `hakd` and `projectors`; the first two are 0 during warm-up."""
+        """Compute the terms `kd`, `hakd` and `projectors`; the first two are 0 during warm-up."""
         params = self.params
         warm = progress < params.warmup
         with torch.autocast(batch.labels.device.type, enabled=False):

@@ -10,10 +10,10 @@ https://doi.org/10.1007/978-3-030-58571-6_21
     L = kd_weight * PixelKD + variation_weight * variation + adversarial_weight * G + discriminator_weight * D
 
 G and D are the hinge terms of `_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
-those of CIRKD's program (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
+those of CIRKD's code (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
 
-Deviations: maps of unlike grids are averaged to the smaller one first. Positions whose label is IGNORE take no part;
-the program counts them with a difference of 0.
+Deviations: maps of different grids are averaged to the smaller one first. Positions whose label is IGNORE are excluded;
+the code counts them with a difference of 0.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def intra_class_loss(
     Args:
         student_map_BDHW: [B, D, H, W].
         teacher_map_BDHW: [B, d, h, w]; takes no gradient.
-        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part.
+        labels_BHW: class numbers of any height and width; positions with IGNORE are excluded.
         num_classes: K.
 
     Returns:
@@ -112,12 +112,12 @@ class IFVD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The discriminator, unless its weight is 0."""
+        """Build the discriminator, unless its weight is 0."""
         self.num_classes = student.num_classes
         self.discriminator = Discriminator(student) if self.params.adversarial_weight else None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Terms `kd` and `variation`, with a discriminator also `generator` and `discriminator`."""
+        """Compute the terms `kd` and `variation`, with a discriminator also `generator` and `discriminator`."""
         params, labels = self.params, batch.labels
         variation = intra_class_loss(student.embedding, teacher.embedding, labels, self.num_classes)
         losses = {

@@ -119,11 +119,11 @@ class IPWD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The second classifier: a projector of the student's embedding to class logits."""
+        """Build the second classifier: a projector of the student's embedding to class logits."""
         self.projector = nn.Linear(student.embedding_dim, student.num_classes)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms: `kd`, and `head`, the label loss of the method's own classifier."""
+        """Compute the terms `kd`, and `head`, the label loss of the method's own classifier."""
         extra: Tensor = self.projector(student.embedding)
         kd_logits, cls_logits = student.logits, extra
         if self.params.kept_head == "cls":

@@ -42,6 +42,6 @@ class KD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `kd`."""
+        """Compute the term `kd`."""
         loss = kd_loss(student.logits, teacher.logits, self.params.temperature)
         return {"kd": self.params.weight * loss}

@@ -136,7 +136,7 @@ class LDRLD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `local` and `remaining`."""
+        """Compute the terms `local` and `remaining`."""
         local = local_loss(student.logits, teacher.logits, self.params.count, self.params.temperature)
         remaining = remaining_loss(student.logits, teacher.logits, self.params.count, self.params.temperature)
         return {

@@ -10,7 +10,7 @@ Each image's logits set their own temperature, and the student is free to choose
 s before DKD, CTKD and MLKD too; this file is KD with it. With two classes s knows but two values, plus and minus
 1 / sqrt(2): it says which class is first, and the term has a value and next to no gradient.
 
-Defaults are those of the authors' CIFAR-100 recipe: tau 2, weight 9 (ten times that of plain KD) beside a task
+Defaults are those of the authors' CIFAR-100 recipe: tau 2, weight 9 (ten times that of plain KD) with a task
 weight of 0.1.
 
 Deviation: logits that are constant up to rounding (a classifier that starts from zero) are standardised to 0, as in the
@@ -65,6 +65,6 @@ class LSKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `lskd`."""
+        """Compute the term `lskd`."""
         loss = lskd_loss(student.logits, teacher.logits, self.params.temperature)
         return {"lskd": self.params.weight * loss}

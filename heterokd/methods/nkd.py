@@ -104,7 +104,7 @@ class NKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `target` and `non_target`."""
+        """Compute the terms `target` and `non_target`."""
         params = self.params
         target = target_loss(student.logits, teacher.logits, batch.labels)
         rest = non_target_loss(student.logits, teacher.logits, batch.labels, params.temperature, params.non_target)

@@ -9,13 +9,13 @@ Distillation", NeurIPS 2023, https://arxiv.org/abs/2310.19444
 
     L = weight * OFA(z_s, z_t) + stage_weight * sum_{i in stages} OFA(branch_i(F_i), z_t)       F_i: the map of stage i
 
-The authors' program runs the code form; the paper (and FBT, Eq. 3a) prints the other, where the label's cross-entropy
+The authors' code runs the code form; the paper (and FBT, Eq. 3a) prints the other, where the label's cross-entropy
 is absorbed into the target weight. eps is called gamma in print. No tau^2 factor in either.
 
-Branches follow the program: separable convolutions for a convolutional stage (width: the larger of both embeddings);
+Branches follow the code: separable convolutions for a convolutional stage (width: the larger of both embeddings);
 patch merging and transformer blocks for an attention or MLP stage (width: the student's embedding); then a mean and a
-linear head. Deviations: token branches average the patch tokens where the program reads a class token, because stages
-are maps; one eps serves all exits (the program takes a list; its published values are equal for all); mixed labels give
+linear head. Deviations: token branches average the patch tokens where the code reads a class token, because stages
+are maps; one eps serves all exits (the code takes a list; its published values are equal for all); mixed labels give
 m = onehot(argmax).
 """
 
@@ -91,7 +91,7 @@ class OFA(Method):
             description="the stages that get a branch, shallow to deep, one digit each",
         )
         form: Literal["code", "paper"] = Field(
-            "code", description="the loss of the authors' program, or the one that the paper prints"
+            "code", description="the loss of the authors' code, or the one that the paper prints"
         )
 
     has_initial_settings = True
@@ -99,7 +99,7 @@ class OFA(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One branch per chosen stage: a projector, then a linear head."""
+        """Build a branch per chosen stage: a projector, then a linear head."""
         self.branches = nn.ModuleDict()
         for digit in self.params.stages:
             stage = int(digit)
@@ -114,11 +114,11 @@ class OFA(Method):
             self.branches[digit] = nn.Sequential(projector, head)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms: `logits`, the student's own exit, and `stages`, the sum over the branches."""
+        """Compute the terms `logits`, the student's own exit, and `stages`, the sum over the branches."""
         params, teacher_logits = self.params, teacher.logits.detach()
         loss = FORMS[params.form]
         exits = [branch(student.stages[int(digit) - 1]) for digit, branch in self.branches.items()]
-        # The branches answer as one batch: the loss is a mean over it.
+        # The branches' logits form a single batch, since the loss is a mean over it.
         teachers, labels = teacher_logits.repeat(len(exits), 1), torch.cat([batch.labels] * len(exits))
         stages = len(exits) * loss(torch.cat(exits), teachers, labels, params.eps, params.temperature)
         return {

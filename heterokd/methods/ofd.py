@@ -14,7 +14,7 @@ Defaults are those of the CIFAR tables of DKD's authors (weight 1e-3); ResNet50 
 
 The student's maps are read before the last ReLU where it has one after batch norm, and as the stages are otherwise, so
 any student fits; the teacher needs that ReLU. d is summed, so the weight depends on the number of channels and
-positions; search it. Deviation: the finer of both grids is averaged to the coarser one; the authors' program always
+positions; search it. Deviation: the finer of both grids is averaged to the coarser one; the authors' code always
 averages the teacher's to the student's, which is the same wherever the student's is not the finer.
 """
 
@@ -79,7 +79,7 @@ class OFD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One connector per chosen stage, and which of the student's maps to read.
+        """Build a connector per chosen stage, and choose the student's maps to read.
 
         Raises:
             PairError: the teacher has no ReLU that follows batch norm.
@@ -97,7 +97,7 @@ class OFD(Method):
         initialise(self.connectors)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `features`."""
+        """Compute the term `features`."""
         before_relu = Signal.PRE_ACTIVATIONS in self.student_needs
         maps = student.pre_activations.maps if before_relu else student.stages
         target = teacher.pre_activations

@@ -13,17 +13,17 @@ ICCV 2025, https://arxiv.org/abs/2501.08885
         Fuse: conv 1x1, 5x5, 1x1, SE, 1x1;  Prompt: the same, with groups and a depthwise 5x5
     L = alpha tau^2 KL(z_t || z_s) + beta sum_j HCL(a_j, p_j) + gamma KL(z_t || z_p)           HCL: see `review_kd.py`
 
-Defaults are those of the authors' program: all weights 1, tau 1, 64 queries, width 512, prompts before all four stages.
+Defaults are those of the authors' code: all weights 1, tau 1, 64 queries, width 512, prompts before all four stages.
 
 The gradient of HCL and of the last term passes through the frozen teacher to the prompts; its weights get none. So the
 teacher runs twice at every step, once with activations kept, and no cache can ever serve it.
 
-Where this is not the authors' program, which: takes feedback from the previous batch, so from other images (here: from
+Where this is not the authors' code, which: takes feedback from the previous batch, so from other images (here: from
 the same one, with the plain teacher's maps, since p_j is not known before its own prompt); cuts off the last token as
 the class token, which timm puts first; gives maps back to token networks without transposing, so that prompted tokens
 are shuffled even when beta is 0; adds the position e of an image in its batch where that of a query is meant; lets SE
-give its channel weights alone, without the map they weigh; and runs on "cuda" by name. Here each of these does what it
-is named for, wherever the tensors are. Class tokens go through the stages untouched by prompts. SE has a SiLU, as in
+give its channel weights alone, without the map they weigh; and runs on "cuda" by name. Here each of these is
+corrected, on any device. Class tokens go through the stages untouched by prompts. SE has a SiLU, as in
 EfficientNet, since a single ReLU unit may be dead from the start.
 
 The authors start beta at 0: at the first step the prompted teacher is the plain one, and no gradient passes beta to the
@@ -92,7 +92,7 @@ def pat_loss(
         prompted_logits: [B, K] of the prompted teacher; takes gradient.
         aligned_maps: the student's four maps after attention, each of the shape of the teacher's.
         prompted_maps: [B, C, H, W] of the prompted teacher's four stages; take gradient.
-        params: weights and temperature; None takes the defaults.
+        params: weights and temperature; None: the defaults.
     """
     terms = pat_terms(
         student_logits, teacher_logits, prompted_logits, aligned_maps, prompted_maps, params or PAT.Params()
@@ -292,7 +292,7 @@ class PAT(Method):
             self.prompts[str(j)] = Prompt(entry, teacher.side(j - 1), stage, teacher.side(j), self.params.initial_gate)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Three terms: `kl`, `features`, `prompts`."""
+        """Compute the terms `kl`, `features`, `prompts`."""
         plain = [each.detach() for each in teacher.stages]
         regions = self.attention(student.stages)
         aligned = [align(each) for align, each in zip(self.aligns, regions, strict=True)]

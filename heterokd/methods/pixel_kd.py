@@ -5,11 +5,11 @@ https://arxiv.org/abs/1903.04197 (its pixel-wise term; after Hinton et al., http
 
     L = weight * tau^2 * mean over valid pixels of KL( softmax(z_t / tau) || softmax(z_s / tau) )     z: [B, K, h, w]
 
-Both logits are compared at the decoder's own stride, before any upsampling to the image, as in the program of CIRKD
+Both logits are compared at the decoder's own stride, before any upsampling to the image, as in the code of CIRKD
 (Yang et al., CVPR 2022), whose weight and tau of 1 are the defaults. Where the two grids differ, the teacher's logits
 are interpolated (bilinear) to the student's.
 
-Deviation: pixels whose label is IGNORE take no part; the program averages over all of them.
+Deviation: pixels whose label is IGNORE are excluded; the code averages over all of them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def pixel_kd_loss(
     Args:
         student_logits_BKHW: [B, K, H, W]; its grid is where both are compared.
         teacher_logits_BKHW: [B, K, h, w], interpolated (bilinear) to the student's grid; takes no gradient.
-        labels_BHW: class numbers of any height and width, brought to the grid by nearest; pixels that are IGNORE there
-            take no part. None: all pixels do.
+        labels_BHW: class numbers of any height and width, resized to the grid by nearest neighbour; pixels with IGNORE
+            are excluded. None: all count.
         temperature: tau.
         direction: "student_teacher" exchanges the two sides of the divergence.
 
@@ -78,6 +78,6 @@ class PixelKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `kd`."""
+        """Compute the term `kd`."""
         loss = pixel_kd_loss(student.logits, teacher.logits, batch.labels, self.params.temperature)
         return {"kd": self.params.weight * loss}

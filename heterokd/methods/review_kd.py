@@ -112,7 +112,7 @@ class ReviewKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """One fusion per stage and one for the embedding, shallow to deep."""
+        """Build a fusion per stage and one for the embedding, shallow to deep."""
         channels, target_channels = (
             [*(stage.channels for stage in spec.stages), spec.embedding_dim] for spec in (student, teacher)
         )
@@ -126,7 +126,7 @@ class ReviewKD(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `review`."""
+        """Compute the term `review`."""
         student_maps, teacher_maps = (
             [*outputs.stages, outputs.embedding[:, :, None, None]] for outputs in (student, teacher)
         )

@@ -7,11 +7,11 @@ Park, Kim, Lu, Cho: "Relational Knowledge Distillation", CVPR 2019, https://arxi
     a_ijk = cos of the angle at i between f_j and f_k = u_ij . u_ik,          u_ij = (f_j - f_i) / |f_j - f_i|, u_ii = 0
     L = weight_d * mean_ij h(d_ij(f_s) - d_ij(f_t)) + weight_a * mean_ijk h(a_ijk(f_s) - a_ijk(f_t))
 
-Only relations are compared, so embeddings of unlike width need no projector, and nothing is learned beside the student.
-Defaults 25 and 50 are those of the published programs on CIFAR and of the heterogeneous tables.
+Only relations are compared, so embeddings of different width need no projector, and only the student is trained.
+Defaults 25 and 50 are those of the published code on CIFAR and of the heterogeneous tables.
 
 Deviations: means run over all B^2 pairs and B^3 triples, the zeros of equal indices included, as in the published
-programs. Two images whose embeddings coincide (no further apart than 1e-6) have no direction: u is 0 and passes no
+code. Two images whose embeddings coincide (no further apart than 1e-6) have no direction: u is 0 and passes no
 gradient. A batch of one image has no relations, and two images have no relative distance: the terms are 0.
 
 Memory: differences take B^2 D and angles B^3 numbers for each network, a few times over with gradients. At 256 images
@@ -36,7 +36,7 @@ from heterokd.method import Method, MethodParams
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 
 CLOSEST = 1e-6
-"""Distance at which images coincide: the square root of the published programs' 1e-12."""
+"""Distance at which images coincide: the square root of the published code' 1e-12."""
 
 
 def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class RKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `distance` and `angle`."""
+        """Compute the terms `distance` and `angle`."""
         embeddings = student.embedding, teacher.embedding.detach()
         if self.params.gather:
             embeddings = gathered(embeddings[0]), gathered(embeddings[1])

@@ -137,7 +137,7 @@ class RKKD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `kd` and `rank`."""
+        """Compute the terms `kd` and `rank`."""
         kd = kd_loss(student.logits, teacher.logits, self.params.temperature)
         rank = rank_loss(student.logits, teacher.logits, self.params.steepness)
         return {"kd": self.params.weight * kd, "rank": self.params.rank_weight * rank}

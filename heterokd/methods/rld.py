@@ -121,7 +121,7 @@ class RLD(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `confidence` and `correlation`."""
+        """Compute the terms `confidence` and `correlation`."""
         params = self.params
         warm = min(1.0, progress / params.warmup) if params.warmup > 0 else 1.0
         logits = student.logits, teacher.logits

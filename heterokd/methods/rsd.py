@@ -113,7 +113,7 @@ class RSD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The projector from the student's to the teacher's embedding."""
+        """Build the projector from the student's to the teacher's embedding."""
         width = self.params.hidden_dim
         # No biases: the normalisation after each of the two layers would subtract them again.
         self.projector = nn.Sequential(
@@ -124,7 +124,7 @@ class RSD(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `rsd`."""
+        """Compute the term `rsd`."""
         embedding, target = student.embedding.float(), teacher.embedding.detach()
         if self.params.gather:
             embedding, target = gathered(embedding), gathered(target)

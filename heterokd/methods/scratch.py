@@ -17,5 +17,5 @@ class Scratch(Method):
     teacher_needs = Signal.NONE
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """No terms."""
+        """Return no terms."""
         return {}

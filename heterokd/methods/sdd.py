@@ -11,11 +11,11 @@ https://arxiv.org/abs/2403.13512
     L = weight / n * sum_r mean_b w D(z_s,r, z_t,r),  w = 1 where consistent, beta where complementary
 
 Defaults: scales 1, 2, 4 (the authors use 1, 2 for ResNet34 to ResNet18), beta 2, and tau 4, alpha 1, beta 8 of DKD's
-CIFAR tables, whose program the authors' extends; its DKD warms up over 20 of 240 epochs, its KD does not.
+CIFAR tables, whose code the authors' extends; its DKD warms up over 20 of 240 epochs, its KD does not.
 
 Both networks must give class maps: global average pooling, then one linear layer. Deviations: a scale that is finer
 than one of the two maps is left out, so at 32 pixels, where the last map of most networks has one position, the method
-is KD (or DKD). The authors' program overwrites values that are not finite with 0; here training ends with a sentence.
+is KD (or DKD). The authors' code overwrites values that are not finite with 0; here training ends with a sentence.
 Mixed labels count as their largest share.
 """
 
@@ -87,7 +87,7 @@ def sdd_loss(
         student_class_maps: [B, K, H, W].
         teacher_class_maps: [B, K, h, w]; takes no gradient.
         labels: [B] or [B, K].
-        params: weights, temperature, scales and kind; None takes the defaults.
+        params: weights, temperature, scales and kind; None: the defaults.
     """
     terms = sdd_terms(student_class_maps, teacher_class_maps, labels, params or SDD.Params())
     return torch.stack(list(terms.values())).sum()
@@ -137,10 +137,10 @@ class SDD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Nothing to learn.
+        """Check the pair; there is nothing to learn.
 
         Raises:
-            PairError: one of both networks gives no class maps.
+            PairError: either network has no class maps.
         """
         for owner, spec in (("student", student), ("teacher", teacher)):
             if Signal.CLASS_MAPS not in spec.serves:
@@ -150,7 +150,7 @@ class SDD(Method):
                 )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `consistent` and `complementary`."""
+        """Compute the terms `consistent` and `complementary`."""
         params = self.params
         warm = min(1.0, progress / params.warmup) if params.kind == "dkd" and params.warmup > 0 else 1.0
         terms = sdd_terms(student.class_maps, teacher.class_maps, batch.labels, params)

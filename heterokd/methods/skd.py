@@ -9,14 +9,14 @@ https://arxiv.org/abs/1903.04197
     L = kd_weight * PixelKD + pairwise_weight * pairwise + adversarial_weight * G + discriminator_weight * D
 
 G and D are the hinge terms of `heterokd/methods/_discriminator.py` (holistic distillation); PixelKD is that of
-`pixel_kd.py` with tau 1. Defaults are those of CIRKD's program (Yang et al., CVPR 2022): 1, 10, 0.001, 0.1.
+`pixel_kd.py` with tau 1. Defaults are those of CIRKD's code (Yang et al., CVPR 2022): 1, 10, 0.001, 0.1.
 
 With P the pooled unit vectors as columns, the similarities are P^T P, and |P_s^T P_s - P_t^T P_t|^2 equals
 |P_s P_s^T|^2 - 2 |P_s P_t^T|^2 + |P_t P_t^T|^2: the same number from D x D matrices, so memory does not grow with the
 square of the positions.
 
-Deviations: maps of unlike grids are averaged to the smaller one first. Positions whose label is IGNORE take no part;
-the program counts all.
+Deviations: maps of different grids are averaged to the smaller one first. Positions whose label is IGNORE are excluded;
+the code counts all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pairwise_loss(
     Args:
         student_map_BDHW: [B, D, H, W].
         teacher_map_BDHW: [B, d, h, w]; takes no gradient.
-        labels_BHW: class numbers of any height and width; positions that are IGNORE take no part. None: all do.
+        labels_BHW: class numbers of any height and width; positions with IGNORE are excluded. None: all count.
         pool: side of the max-pooling's window.
 
     Returns:
@@ -109,11 +109,11 @@ class SKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The discriminator, unless its weight is 0."""
+        """Build the discriminator, unless its weight is 0."""
         self.discriminator = Discriminator(student) if self.params.adversarial_weight else None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Terms `kd` and `pairwise`, with a discriminator also `generator` and `discriminator`."""
+        """Compute the terms `kd` and `pairwise`, with a discriminator also `generator` and `discriminator`."""
         params, labels = self.params, batch.labels
         losses = {
             "kd": params.kd_weight * pixel_kd_loss(student.logits, teacher.logits, labels),

@@ -129,7 +129,7 @@ class TeKAP(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `kd` and `perturbed`."""
+        """Compute the terms `kd` and `perturbed`."""
         noise = normal_noise(batch.index, progress, self.params.copies, teacher.logits.shape[1])
         copies = perturb(teacher.logits, noise, self.params.noise_share)
         kd = kd_loss(student.logits, teacher.logits, self.params.temperature)

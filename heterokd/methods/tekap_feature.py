@@ -47,7 +47,7 @@ def tekap_feature_loss(
     Args:
         student: of the student's embeddings with the teacher's memory.
         teacher: of the teacher's embeddings with the student's memory.
-        perturbed: likewise of each perturbed teacher's.
+        perturbed: of each perturbed teacher's embeddings with the student's memory.
         counts: how often each row of the memory is a negative of each image, [B, N].
         weight: multiplies the term of the teacher as it is.
         perturbed_weight: multiplies the sum over its perturbed copies.
@@ -98,7 +98,7 @@ class TeKAPFeature(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """CRD's two linear layers and its memory."""
+        """Build CRD's two linear layers and its memory."""
         params = self.params
         memory = ContrastMemory(params.bank_size, params.width, params.temperature, params.momentum)
         self.contrast = Contrast(
@@ -106,7 +106,7 @@ class TeKAPFeature(Method):
         )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Two terms, `crd` and `perturbed`."""
+        """Compute the terms `crd` and `perturbed`."""
         params, embedding = self.params, teacher.embedding.detach().float()
         noise_PBD = params.noise_scale * normal_noise(batch.index, progress, params.copies, embedding.shape[1])
         teachers = [embedding, *perturb(embedding, noise_PBD, params.noise_share)]

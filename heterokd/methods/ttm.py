@@ -55,6 +55,6 @@ class TTM(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `ttm`."""
+        """Compute the term `ttm`."""
         loss = ttm_loss(student.logits, teacher.logits, self.params.exponent)
         return {"ttm": self.params.weight * loss}

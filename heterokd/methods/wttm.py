@@ -53,6 +53,6 @@ class WTTM(Method):
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """One term, `wttm`."""
+        """Compute the term `wttm`."""
         loss = wttm_loss(student.logits, teacher.logits, self.params.exponent)
         return {"wttm": self.params.weight * loss}
