@@ -10,7 +10,7 @@ via Attention Transfer", ICLR 2017, https://arxiv.org/abs/1612.03928
     paper form    L = sum_{i in stages} beta_i / 2 * sum_b ||q_s^i - q_t^i||_2,  beta_i = weight / (N B)         Eq. 2
 
 The paper says of beta that it is 10^3 divided by the number of positions and the batch size; so both forms share the
-default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' code uses the first form.
+default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' code has the code form.
 p = 2 is the paper's best.
 
 Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's code does (Yang et

@@ -19,7 +19,7 @@ part until they are overwritten. Defaults are those of the authors' Cityscapes s
 
 Deviations from the authors' code:
 
-- Pixels whose label is IGNORE are excluded in any term; there they do in `minibatch` and pixel KD.
+- Pixels whose label is IGNORE are excluded from all terms; theirs counts them in `minibatch` and pixel KD.
 - Their pixel queue of a class takes the first pixels of the image, whatever their class (a permutation indexes the
   image where it should index the class's pixels); this one takes the class's pixels, as the paper says.
 - A queue is a ring: a write that reaches its end goes on at its start. Theirs moves back to fit, then starts over.

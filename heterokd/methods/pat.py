@@ -18,7 +18,7 @@ Defaults are those of the authors' code: all weights 1, tau 1, 64 queries, width
 The gradient of HCL and of the last term passes through the frozen teacher to the prompts; its weights get none. So the
 teacher runs twice at every step, once with activations kept, and no cache can ever serve it.
 
-Where this is not the authors' code, which: takes feedback from the previous batch, so from other images (here: from
+Differences from the authors' code, which takes feedback from the previous batch, so from other images (here: from
 the same one, with the plain teacher's maps, since p_j is not known before its own prompt); cuts off the last token as
 the class token, which timm puts first; gives maps back to token networks without transposing, so that prompted tokens
 are shuffled even when beta is 0; adds the position e of an image in its batch where that of a query is meant; lets SE
