@@ -18,20 +18,20 @@ _ALONE = ContextVar("alone", default=False)
 
 
 def size() -> int:
-    """How many workers share the training."""
+    """Number of workers of the training."""
     if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size()
 
 
 def rank() -> int:
-    """This worker's number, from 0; the first one measures, reports and writes."""
+    """Rank of this worker; rank 0 evaluates, reports and writes."""
     return dist.get_rank() if size() > 1 else 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """While open, this process has no other workers: for what one of them does while the others wait."""
+    """Treat this process as the only worker, for work that rank 0 does while the others wait."""
     token = _ALONE.set(True)
     try:
         yield
@@ -40,41 +40,42 @@ def alone() -> Iterator[None]:
 
 
 def broadcast(value: T) -> T:
-    """The value of the first worker, on every worker; each must call it at the same point."""
+    """Broadcast rank 0's value to all ranks; every worker must call it at the same point."""
     if size() == 1:
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    said: T = box[0]
-    return said
+    received: T = box[0]
+    return received
 
 
 def all_reduce_sum(values: Mapping[str, float]) -> dict[str, float]:
-    """Sums over all workers, name by name; a worker that lacks a name adds nothing to it."""
+    """Sum over all workers, name by name; a missing name counts as 0."""
     if size() == 1:
         return dict(values)
-    everyone: list[Any] = [None] * size()
-    dist.all_gather_object(everyone, dict(values))
-    names = dict.fromkeys(name for one in everyone for name in one)
-    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+    received: list[Any] = [None] * size()
+    dist.all_gather_object(received, dict(values))
+    names = dict.fromkeys(name for part in received for name in part)
+    return {name: sum(part.get(name, 0.0) for part in received) for name in names}
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The tensors [*] of all workers, [size, *], without gradient; all have the same shape.
+    """All-gather tensors [*] of equal shape to [size, *], without gradient.
 
-    By a sum, which every backend has on every device; each place has one summand, so nothing is rounded.
+    Uses all-reduce, which every backend supports on every device; each element has a single non-zero summand, so that
+    the result is exact.
     """
-    places = rows.new_zeros((size(), *rows.shape))
-    places[rank()] = rows
-    dist.all_reduce(places)
-    return places
+    parts = rows.new_zeros((size(), *rows.shape))
+    parts[rank()] = rows
+    dist.all_reduce(parts)
+    return parts
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
-    """The module as all workers train it: gradients are averaged over them.
+    """Wrap a module in DistributedDataParallel if there are several workers.
 
-    A method need not use all its weights at every step, so those without a gradient are looked for. Gradients lie in
-    what is sent, which saves a copy of them in every step, and their memory once.
+    A method need not use all its weights in every step, hence `find_unused_parameters`; gradients as bucket views save
+    a copy per step and their memory.
     """
     if size() == 1:
         return module
@@ -82,18 +83,18 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 
 def random_offset() -> int:
-    """What tells a worker's seed from the others': without it they would drop out the same units at a step."""
+    """Offset of this worker's seed, without which all workers would draw the same dropout masks."""
     return rank() * 2**40
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The parts [B_w, ...] of all workers one after the other, [sum_w B_w, ...], with gradient to the own part.
+    """Concatenate the parts [B_w, ...] of all workers to [sum_w B_w, ...], with gradient to the local part.
 
-    Every worker must call it at the same point, and must compute the same loss from the result. Without several
-    workers it returns the tensor itself.
+    Every worker must call it at the same point, and must compute the same loss from the result. A single worker gets
+    its tensor unchanged.
 
     Args:
-        tensor: this worker's part; the first axis may differ between workers, the others may not.
+        tensor: this worker's part; only the first axis may differ between workers.
     """
     if size() == 1:
         return tensor
@@ -102,7 +103,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All parts forward; backward, the own part's gradient over its share of the whole."""
+    """Forward, all parts; backward, the gradient of the local part divided by its share of the rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class _Gather(torch.autograd.Function):
         dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
         counts = torch.cat(lengths).tolist()
         ctx.start, ctx.length = sum(counts[: rank()]), len(tensor)
-        # Parts of unlike length (an epoch's last batch) travel padded: not every backend gathers unlike shapes.
+        # Pad parts of different lengths (an epoch's last batch): not every backend gathers different shapes.
         padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in counts]
@@ -119,5 +120,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        own: Tensor = gradient[ctx.start : ctx.start + ctx.length] * (len(gradient) / max(ctx.length, 1))
-        return own
+        local: Tensor = gradient[ctx.start : ctx.start + ctx.length] * (len(gradient) / max(ctx.length, 1))
+        return local

@@ -1,16 +1,15 @@
-"""Where a parameter may be searched, written beside the parameter.
+"""Search domains of parameters, declared in the parameter's annotation.
 
     class Params(MethodParams):
         temperature: Annotated[float, Float(1, 8, log=True)] = Field(4.0, description="tau, divides logits")
 
-A *domain* is the range of one parameter; a *space* is all domains of an experiment.
+A *domain* is the range of a parameter; a *space* is all domains of an experiment.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -29,12 +28,12 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
     if low > high:
         raise ConfigError(f"`low <= high` must hold, got low={low!r}, high={high!r}")
     if log and low <= 0:
-        raise ConfigError(f"a log domain needs `low > 0`, got low={low!r}; raise it, or say log: false")
+        raise ConfigError(f"a log domain needs `low > 0`, got low={low!r}; raise it, or set log: false")
 
 
 @dataclass(frozen=True)
 class Float:
-    """Real numbers in [low, high]; `log` searches orders of magnitude evenly."""
+    """Real numbers in [low, high]; `log` samples on a log scale."""
 
     low: float
     high: float
@@ -52,7 +51,7 @@ class Float:
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers in [low, high], both included."""
+    """Integers in [low, high], both included."""
 
     low: int
     high: int
@@ -70,7 +69,7 @@ class Int:
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """A few options: numbers, words, truth values."""
+    """Categorical options: numbers, strings, booleans, None."""
 
     options: tuple[Scalar, ...]
 
@@ -95,25 +94,25 @@ Domain = Float | Int | Choice
 
 
 def domains(params: type[BaseModel]) -> dict[str, Domain]:
-    """The domain written beside each field of `params`, in the order of the fields; fields without one are fixed."""
+    """Return the domains of a model's fields, in the fields' order; fields without a domain are fixed."""
     found: dict[str, Domain] = {}
     for name, field in params.model_fields.items():
-        for mark in field.metadata:
-            if isinstance(mark, (Float, Int, Choice)):
-                found[name] = mark
+        for annotation in field.metadata:
+            if isinstance(annotation, (Float, Int, Choice)):
+                found[name] = annotation
     return found
 
 
-def read_domain(value: Any, where: str, like: Domain | None = None) -> Domain:
-    """A domain as search spaces write it: `{low, high, log}`, `{options: [...]}`, or one value to pin.
+def read_domain(value: object, where: str, like: Domain | None = None) -> Domain:
+    """Parse a domain of a search space: `{low, high, log}`, `{options: [...]}`, or a single value to fix.
 
     Args:
-        value: what stands in the YAML.
-        where: file and key, for the error's sentence.
-        like: the domain that is narrowed; decides whether bounds are whole numbers and their default scale.
+        value: value in the YAML file.
+        where: file and key, for error messages.
+        like: domain that is narrowed; decides whether bounds are integers, and the default scale.
 
     Raises:
-        ConfigError: keys or types that make no domain.
+        ConfigError: keys or types are wrong.
     """
     forms = "expected one value, {low, high, log} or {options: [...]}"
     if not isinstance(value, dict):

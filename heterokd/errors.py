@@ -1,20 +1,20 @@
-"""Everything heterokd raises on purpose.
+"""Exceptions of heterokd.
 
 HeterokdError
 ├── UserError              the input is wrong; the command line exits with 2
 │   ├── ConfigError        an experiment, search space or override: names file and key
 │   ├── DataError          a data set that is missing, damaged or empty
 │   ├── NetworkError       a network that does not exist or cannot be split into stages
-│   ├── PairError          a method (or its layout) that cannot exist for this teacher and student
-│   ├── CheckpointError    weights that are missing, damaged or of another network
-│   ├── CacheError         stored teacher outputs that are missing, damaged, of something else, or do not fit the disk
+│   ├── PairError          a method (or its layout) that does not support this teacher and student
+│   ├── CheckpointError    weights that are missing, damaged or of a different network
+│   ├── CacheError         cached teacher outputs that are missing, damaged, of a different key, or too large
 │   ├── StudyError         a study that is missing, unfinished, running or of another experiment
-│   ├── TrackingError      the MLflow store cannot be used or does not answer
+│   ├── TrackingError      an MLflow store that cannot be used or does not answer
 │   └── PromotionError     nothing to promote, or nothing to compare it with
-├── SearchError            no trial can run here, so the search has stopped
-├── ExportError            a file that was written does not do what the student does
-├── MissingSignal          a method read an output that it did not declare
-└── TrainingDiverged       a loss that is not finite; the trial is recorded as failed
+├── SearchError            no trial can run, so the search was stopped
+├── ExportError            an exported file whose outputs differ from the student's
+├── MissingSignal          an output was read that was not requested
+└── TrainingDiverged       a loss or output that is not finite; the trial is recorded as diverged
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from collections.abc import Iterable
 
 
 class HeterokdError(Exception):
-    """Root of the tree: catching it catches everything heterokd raises on purpose."""
+    """Base class of heterokd's exceptions."""
 
 
 class UserError(HeterokdError):
-    """The input is wrong. One sentence: what, where (file and key), what to do."""
+    """The input is wrong. The message states what, where (file and key) and what to do."""
 
 
 class ConfigError(UserError):
@@ -45,15 +45,15 @@ class NetworkError(UserError):
 
 
 class PairError(UserError):
-    """A method, or one of its layouts, cannot exist for this teacher and student."""
+    """A method, or its layout, does not support this teacher and student."""
 
 
 class CheckpointError(UserError):
-    """Weights are missing, damaged or belong to another network."""
+    """Weights are missing, damaged or of a different network."""
 
 
 class CacheError(UserError):
-    """Stored teacher outputs are missing, damaged, belong to something else, or do not fit on the disk."""
+    """Cached teacher outputs are missing, damaged, of a different key, or too large for the disk."""
 
 
 class StudyError(UserError):
@@ -69,23 +69,23 @@ class PromotionError(UserError):
 
 
 class SearchError(HeterokdError):
-    """No trial can run on this machine or cluster, so the search has stopped; what was computed is kept."""
+    """No trial can run on this machine or cluster, so the search was stopped; its results are kept."""
 
 
 class ExportError(HeterokdError):
-    """A file that was written does not do what the trained student does; it is not kept."""
+    """The outputs of an exported file differ from the student's; the file is not kept."""
 
 
 class MissingSignal(HeterokdError):
-    """An output was read that was not asked for; the sentence names the Signal to add."""
+    """An output was read that was not requested; the message names the Signal to add."""
 
 
 class TrainingDiverged(HeterokdError):
-    """A loss or an output is not finite; the sentence names the term, the epoch and the step."""
+    """A loss or an output is not finite; the message names the term, the epoch and the step."""
 
 
 def without_password(text: str) -> str:
-    """A text whose addresses name nobody and hold no password.
+    """Remove user names and passwords from the URLs in a text.
 
     >>> without_password("http://me:secret@host:5000 does not answer")
     'http://***@host:5000 does not answer'
@@ -94,7 +94,7 @@ def without_password(text: str) -> str:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The tail of an error sentence: the nearest right name, or all of them when they are few.
+    """Suggest the closest known name, or list all names if they are few.
 
     >>> did_you_mean("hdc", ["kd", "hcd"])
     "did you mean 'hcd'?"
@@ -105,4 +105,4 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
         return f"did you mean {near[0]!r}?"
     if len(known) <= 12:
         return "known: " + ", ".join(known)
-    return f"none of the {len(known)} known names is near it"
+    return f"none of the {len(known)} known names is similar"

@@ -1,6 +1,6 @@
-"""Format figures for people: metric names, scores, durations, sizes, parameter values.
+"""Format metric names, scores, durations, sizes and parameter values.
 
-The terminal, the page and the registry use the same words. Nothing heavy is imported here.
+The terminal, the report and the registry use the same wording. No heavy module is imported here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Protocol
 from heterokd.errors import ConfigError
 
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU"}
-"""Metrics whose name is not their key with spaces."""
+"""Printed names of metrics, where they differ from the key."""
 
 SCORES = ("top1", "miou")
-"""Metrics that an epoch is reported by, the first that it has."""
+"""Metrics that an epoch is reported by, in order of preference."""
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-"""Bytes of a unit."""
+"""Bytes per unit."""
 
 PERIODS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds of a unit."""
+"""Seconds per unit."""
 
 
 class Estimate(Protocol):
-    """A number that is expected, and its 90 % interval."""
+    """An expected value with its 90 % interval."""
 
     @property
     def expected(self) -> float:
@@ -96,7 +96,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_hours(value: float) -> str:
-    """Format hours with two significant digits, all of them above ten."""
+    """Format hours with two significant digits; above ten, as an integer."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
@@ -113,7 +113,7 @@ def format_size(count: float) -> str:
 
 
 def format_sample(sample: Mapping[str, object]) -> str:
-    """Format a sample's values in a line, without the method and the sections; of networks, whose they are.
+    """Format a sample's values in a line, without the method and the sections, except that of a network.
 
     >>> format_sample({"method": "kd", "kd.temperature": 4.0, "student.network": "resnet18"})
     'temperature 4, student resnet18'
@@ -140,13 +140,13 @@ def parse_quantity(option: str, text: str, units: Mapping[str, int], example: st
     """Parse a number with a unit, such as 30d or 10GB, into the units' base.
 
     Args:
-        option: of the command line, for the error.
-        text: its value.
-        units: `PERIODS` or `SIZES`; case does not matter.
-        example: of a right value.
+        option: name of the command-line option, for the error message.
+        text: value to parse.
+        units: `PERIODS` or `SIZES`; case-insensitive.
+        example: example of a valid value.
 
     Raises:
-        ConfigError: the text is no such quantity.
+        ConfigError: the text cannot be parsed.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
     factors = {unit.lower(): factor for unit, factor in units.items()}

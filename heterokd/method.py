@@ -15,19 +15,19 @@ from heterokd.outputs import Batch, Kind, Losses, Outputs, OutputSpec, Signal
 
 
 class MethodParams(BaseModel):
-    """Parameters of a method: one sentence and one search domain each; the default is the paper's value."""
+    """Parameters of a method, each with a description, a search domain and the paper's value as its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class StageSimilarity:
-    """How similar the stages of a teacher and of a student trained on labels alone are.
+    """Similarity of the stages of a teacher and of a student trained on labels alone.
 
     Attributes:
         values: CKA, [student's stage, teacher's stage], shallow to deep.
-        student_kind: what the student's last stage is made of.
-        teacher_kind: what the teacher's last stage is made of.
+        student_kind: kind of the student's last stage.
+        teacher_kind: kind of the teacher's last stage.
     """
 
     values: Sequence[Sequence[float]]
@@ -36,7 +36,7 @@ class StageSimilarity:
 
 
 def similar(values: Sequence[float]) -> list[int]:
-    """Numbers (from 1) of the stages whose similarity is at least half of the largest one."""
+    """Return the numbers (from 1) of the stages with at least half of the largest similarity."""
     return [number for number, value in enumerate(values, start=1) if value >= SIMILAR_SHARE * max(values)]
 
 
@@ -45,13 +45,13 @@ SIMILAR_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Panel:
-    """One map of a figure, for several images.
+    """A map of a figure, for several images.
 
     Attributes:
-        title: what it shows.
-        values: [N, h, w]; NaN where nothing is shown.
-        colormap: matplotlib's name.
-        ticks: values of the colour bar and their labels; the first and the last are its ends.
+        title: title of the map.
+        values: [N, h, w]; NaN is left blank.
+        colormap: name of a matplotlib colormap.
+        ticks: values and labels of the colour bar; the first and the last are its limits.
     """
 
     title: str
@@ -62,11 +62,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class MethodFigure:
-    """What a method computed for some images.
+    """A figure of what a method computes for some images.
 
     Attributes:
-        caption: what the panels show.
-        panels: drawn next to the images.
+        caption: description of the panels.
+        panels: maps that are drawn next to the images.
     """
 
     caption: str
@@ -76,18 +76,18 @@ class MethodFigure:
 class Method(nn.Module, ABC):
     """A distillation loss with its parameters and projectors.
 
-    A method sees outputs; never networks, loaders or optimizers. The task loss is not its business: `Distiller` adds
-    it once. Subclasses are final and fill `forward`, and `build` when they learn something (projectors).
+    A method reads outputs, never networks, loaders or optimizers. `Distiller` adds the task loss. Subclasses are final
+    and implement `forward`, and `build` if they have learnable modules (projectors).
 
     Attributes:
-        student_needs: what is read from the student: the most that any setting of Params reads. `build` may narrow
-            it for one instance (FBT does: what it reads depends on the pair).
+        student_needs: signals that are read from the student, with any setting of Params. `build` may narrow it for an
+            instance (FBT: the signals depend on the pair).
         teacher_needs: the same for the teacher.
-        tasks: the tasks that the equation is written for.
-        memories: names of the sub-modules whose buffers each data-parallel worker fills by itself. They are part of
-            checkpoints; `Distiller` keeps them out of what the first worker sends to all at every step.
-        has_figure: whether `figure` gives one.
-        has_initial_settings: whether `initial_settings` gives any.
+        tasks: tasks that the method is defined for.
+        memories: names of the sub-modules whose buffers differ between data-parallel workers. They are part of
+            checkpoints, but not of the buffers that rank 0 broadcasts in every step.
+        has_figure: whether `figure` is implemented.
+        has_initial_settings: whether `initial_settings` is implemented.
     """
 
     student_needs: Signal = Signal.LOGITS
@@ -103,7 +103,7 @@ class Method(nn.Module, ABC):
         """Build the projectors from the two specs alone, before any forward.
 
         Args:
-            params: an instance of the subclass's own `Params`; None takes the defaults.
+            params: an instance of the subclass's `Params`; None: the defaults.
             student: shapes of the student's outputs.
             teacher: shapes of the teacher's outputs.
 
@@ -115,44 +115,44 @@ class Method(nn.Module, ABC):
         self.build(student, teacher)
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Create projectors as sub-modules; methods that learn nothing leave this empty."""
+        """Create projectors as sub-modules; methods without learnable modules leave this empty."""
         return
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """The method's terms for one batch.
+        """Compute the method's loss terms for a batch.
 
         Args:
             student: the student's outputs, with gradient.
-            teacher: the teacher's outputs, without.
+            teacher: the teacher's outputs, without gradient.
             batch: labels, index.
-            progress: fraction of the training that is done, in [0, 1]; warm-ups read it.
+            progress: finished fraction of the training, in [0, 1], for warm-ups.
 
         Returns:
-            Named scalars, already weighted; the caller sums them as they are.
+            Named scalars, already weighted; the caller sums them.
         """
 
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
-        """Parameters to try first for a pair whose stages are this similar; none for methods that pair no stages."""
+        """Return parameters of initial trials for a pair of this similarity; none for methods that pair no stages."""
         return ()
 
     @classmethod
     def gather_settings(cls) -> dict[str, Scalar]:
-        """Parameters that compare the images of all workers; none for methods that compare no images."""
+        """Return the parameters that compare the images of all workers; none for methods that compare no images."""
         return {"gather": True} if "gather" in cls.Params.model_fields else {}
 
     def figure(self, student: Outputs, teacher: Outputs, labels: Tensor) -> MethodFigure | None:
-        """Draw what the trained method computes for some images; None for methods that have nothing to show.
+        """Draw what the trained method computes for some images, or return None.
 
         Args:
             student: the student's outputs.
             teacher: the teacher's outputs.
-            labels: of the images.
+            labels: labels of the images.
         """
         return None
 
 
 def summary(owner: type) -> str:
-    """First line of a docstring: what catalogues and `heterokd methods` print."""
+    """Return the first line of a docstring, which catalogues and `heterokd methods` print."""
     return (owner.__doc__ or "").strip().split("\n", 1)[0]

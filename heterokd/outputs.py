@@ -1,7 +1,7 @@
-"""What a network gives: the one set of types that networks, teachers, caches and methods share.
+"""Outputs of a network: the types that networks, teachers, caches and methods share.
 
 Letters in shapes: B batch, K classes, D embedding, C H W the channels, height and width of a map, N tokens. In
-segmentation logits and embedding are maps too, [B, K, h, w] and [B, D, h, w], at the decoder's own stride.
+segmentation logits and embedding are maps too, [B, K, h, w] and [B, D, h, w], at the decoder's stride.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 
 Kind = Literal["cnn", "attention", "mlp"]
 IGNORE = 255
-"""The label of pixels that count nowhere: not in the task loss, in no method's terms, in no metric."""
+"""Label of pixels that are ignored by losses and metrics."""
 
 Losses = dict[str, "Tensor"]
-"""Named, weighted scalars of one step: what is summed is what is logged."""
+"""Named, weighted scalars of a step, which are summed and logged."""
 
 
 class Signal(Flag):
-    """What can be read from a network."""
+    """Signals that can be read from a network."""
 
     NONE = 0
     LOGITS = auto()  # [B, K]; in segmentation [B, K, h, w]
-    EMBEDDING = auto()  # what enters the last classifier: [B, D]; in segmentation [B, D, h, w]
+    EMBEDDING = auto()  # input of the last classifier: [B, D]; in segmentation [B, D, h, w]
     STAGES = auto()  # four maps [B, C, H, W], shallow to deep; class tokens are dropped
     TAIL = auto()  # a callable: the network from stage j to its logits, see `Tail`
-    STEM = auto()  # [B, C, H, W]: what enters stage 1
+    STEM = auto()  # [B, C, H, W]: input of stage 1
     CLASS_MAPS = auto()  # [B, K, h, w]: the classifier at every position; not of every network, see `OutputSpec.serves`
-    PRE_ACTIVATIONS = auto()  # see `PreActivations`; not of every network either
+    PRE_ACTIVATIONS = auto()  # see `PreActivations`; not of every network
 
 
 EVERY_NETWORK = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL | Signal.STEM
-"""What can be read from a network of any structure."""
+"""Signals of every network."""
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """The shape of one stage's map.
+    """Shape of a stage's map.
 
     Attributes:
         channels: C of the map.
         stride: input pixels per map pixel, so H = image_size / stride (rounded up).
-        kind: what the stage is made of.
+        kind: kind of the stage's blocks.
     """
 
     channels: int
@@ -59,16 +59,16 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The shapes of a network's outputs, known before any forward.
+    """Shapes of a network's outputs, known before any forward.
 
     Attributes:
         num_classes: K of the logits.
         embedding_dim: D of the embedding.
         stages: four stages, shallow to deep.
-        image_size: height = width of the images that the network itself sees, in pixels.
-        prefix_tokens: class (and register) tokens that the tail puts before a map's tokens.
-        stem: what enters stage 1; None where nobody knows.
-        serves: the signals that the network's structure has. CLASS_MAPS belong to heads that average over positions and
+        image_size: height = width of the network's input, in pixels.
+        prefix_tokens: number of class (and register) tokens that the tail puts before a map's tokens.
+        stem: input of stage 1; None if unknown.
+        serves: signals that the network has. CLASS_MAPS belong to heads that average over positions and
             then apply one linear layer (their mean over positions is the logits: not class tokens, attention pooling,
             norms or hidden layers after the average); PRE_ACTIVATIONS to CNNs whose four stages all end in
             BatchNorm -> (add) -> ReLU.
@@ -86,26 +86,26 @@ class OutputSpec:
     logits_stride: int | None = None
 
     def at(self, stage: int) -> StageSpec:
-        """The map of `stage`: 1 is the shallowest, 0 the stem's."""
+        """Return the shape of a stage's map: 1 is the shallowest, 0 the stem."""
         if stage:
             return self.stages[stage - 1]
         if self.stem is None:
-            raise ValueError("this OutputSpec does not say what enters stage 1 (stem is None)")
+            raise ValueError("this OutputSpec has no shape of the input of stage 1 (stem is None)")
         return self.stem
 
     def side(self, stage: int) -> int:
-        """Height = width of the map of `stage` (1 is the shallowest, 0 the stem's), in map pixels."""
+        """Return height = width of a stage's map, in map pixels."""
         return -(-self.image_size // self.at(stage).stride)
 
     @property
     def kind(self) -> Kind:
-        """What the deepest stage is made of: the family of the network."""
+        """Kind of the deepest stage: the family of the network."""
         return self.stages[-1].kind if self.stages else "cnn"
 
 
 @dataclass(frozen=True)
 class PreActivations:
-    """The stage maps before the last ReLU of each stage, and what that ReLU is expected to cut off.
+    """Stage maps before the last ReLU of each stage, with their margins.
 
     Attributes:
         maps: four maps [B, C, H, W]; their ReLU is the stage's map.
@@ -120,34 +120,34 @@ class PreActivations:
 class Tail(Protocol):
     """A network from stage j to its logits, differentiable in its input.
 
-    `x` is what stage j-1 gives: a map [B, C, H, W], or tokens [B, N, C] with or without the network's class
-    tokens (fresh ones get the network's own class-token parameter; the maps of the same forward get their own
-    class tokens back, so `outputs.tail(outputs.stages[j - 2], j)` equals `outputs.logits`).
+    `x` is the output of stage j-1: a map [B, C, H, W], or tokens [B, N, C] with or without the network's class tokens.
+    A new map gets the network's class-token parameter; a map of the same forward gets the class tokens that belong to
+    it, so that `outputs.tail(outputs.stages[j - 2], j)` equals `outputs.logits`.
     `j` is 2, 3, 4, or 5 for the final norm and classifier alone.
     """
 
     def __call__(self, x: Tensor, j: int) -> Tensor:
-        """Logits [B, K]."""
+        """Compute the logits [B, K]."""
         ...
 
     def outputs(self, x: Tensor, j: int) -> Outputs:
-        """Logits [B, K] and embedding [B, D]."""
+        """Compute logits [B, K] and embedding [B, D]."""
         ...
 
     def step(self, x: Tensor, j: int, like: Tensor | None = None) -> Tensor:
-        """Stage j alone: its map [B, C, H, W] from that of stage j - 1, or from the stem for j = 1 (j is 1 to 4).
+        """Compute the map [B, C, H, W] of stage j (1 to 4) from that of stage j - 1, or from the stem for j = 1.
 
-        The class tokens of a map that came from `step` or from the same forward go on with it. A map computed from
-        such a one takes them along when `like` names it: `tail.step(prompt(before), j, like=before)`.
+        The class tokens of a map from `step` or from the same forward are kept. `like` names the map whose class tokens
+        a derived map takes: `tail.step(prompt(before), j, like=before)`.
         """
         ...
 
 
 class Outputs:
-    """One forward of a student, a live teacher or a cached teacher: the same type for all three.
+    """Outputs of a forward of a student, a live teacher or a cached teacher.
 
     Raises:
-        MissingSignal: on reading what was not asked for; the sentence says which Signal to add.
+        MissingSignal: a signal is read that was not requested.
     """
 
     __slots__ = (
@@ -161,6 +161,7 @@ class Outputs:
         "owner",
     )
 
+    # All arguments are optional tensors of the same object: a parameter object would be this class again.
     def __init__(
         self,
         logits: Tensor | None = None,
@@ -198,17 +199,17 @@ class Outputs:
 
     @property
     def tail(self) -> Tail:
-        """The network from stage j to its logits."""
+        """Network from stage j to its logits."""
         return self._tail if self._tail is not None else self._missing("TAIL", "tail")
 
     @property
     def stem(self) -> Tensor:
-        """What enters stage 1, [B, C, H, W]."""
+        """Input of stage 1, [B, C, H, W]."""
         return self._stem if self._stem is not None else self._missing("STEM", "stem")
 
     @property
     def class_maps(self) -> Tensor:
-        """The classifier at every position of the last map, [B, K, h, w]; the mean over positions is the logits."""
+        """Classifier at every position of the last map, [B, K, h, w]; its mean over positions is the logits."""
         return self._class_maps if self._class_maps is not None else self._missing("CLASS_MAPS", "class_maps")
 
     @property
@@ -219,7 +220,7 @@ class Outputs:
 
     @property
     def serves(self) -> Signal:
-        """The signals that these outputs hold."""
+        """Signals of these outputs."""
         held = Signal.NONE
         for signal, value in (
             (Signal.LOGITS, self._logits),
@@ -235,7 +236,7 @@ class Outputs:
         return held
 
     def only(self, needs: Signal, owner: Literal["student", "teacher", "network"] | None = None) -> Outputs:
-        """The same outputs with nothing but `needs`, so that an undeclared read fails for everybody alike."""
+        """Return the outputs restricted to `needs`, so that an undeclared read fails."""
         return Outputs(
             logits=self._logits if Signal.LOGITS in needs else None,
             embedding=self._embedding if Signal.EMBEDDING in needs else None,
@@ -248,7 +249,7 @@ class Outputs:
         )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with `change` applied to every tensor (`Tensor.detach`, `Tensor.float`, a copy)."""
+        """Apply `change` to every tensor (`Tensor.detach`, `Tensor.float`, a copy)."""
         before = self._pre_activations
         return Outputs(
             logits=None if self._logits is None else change(self._logits),
@@ -266,22 +267,22 @@ class Outputs:
     def _missing(self, signal: str, attribute: str) -> NoReturn:
         needs = {"student": "student_needs", "teacher": "teacher_needs"}.get(self.owner, "the needs of its forward")
         raise MissingSignal(
-            f"{self.owner}.{attribute} was read but not asked for: add Signal.{signal} to {needs} "
-            f"(asked for: {self.serves})"
+            f"{self.owner}.{attribute} was read but not requested: add Signal.{signal} to {needs} "
+            f"(requested: {self.serves})"
         )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images.
+    """Images of a training step.
 
     Attributes:
-        images: [B, 3, H, W] float in [0, 1]; each network resizes and normalises them for itself.
+        images: [B, 3, H, W] float in [0, 1]; each network resizes and normalises them.
         labels: [B] class numbers, or [B, K] class shares when images are mixed; in segmentation [B, H, W] class
-            numbers, `IGNORE` where a pixel counts nowhere.
-        index: [B] positions in the training split: a memory bank's key.
-        shown: [B, 2] index and view number, which name each augmented image: the cache's key. It stays on the CPU,
-            where caches are read, so that nobody waits for a GPU to learn it; None for plain images.
+            numbers, with `IGNORE` for ignored pixels.
+        index: [B] positions in the training split: keys of memory banks.
+        shown: [B, 2] index and view number of each augmented image: keys of the cache. It stays on the CPU, where
+            caches are read without waiting for the GPU; None for plain images.
     """
 
     images: Tensor
@@ -298,7 +299,7 @@ class Batch:
         return None if self.shown is None else self.shown[:, 1]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`, apart from `shown`."""
+        """Copy the batch to `device`, except `shown`."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
@@ -312,16 +313,16 @@ class Batch:
 
 
 def hard_labels(labels: Tensor) -> Tensor:
-    """Class numbers [B]: labels as they are, or the largest share of mixed ones (every method's rule)."""
+    """Return class numbers [B]: the labels, or the class of the largest share if images are mixed."""
     return labels.argmax(dim=1) if labels.dim() == 2 else labels
 
 
 def labels_at(labels: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Label maps [B, H, W] on another grid, [B, h, w]: the nearest pixel's, so that no class is made up."""
+    """Resize label maps [B, H, W] to [B, h, w] with the nearest pixel's class."""
     if tuple(labels.shape[-2:]) == tuple(size):
         return labels
-    import torch.nn.functional as F  # here, since experiments are checked without torch
+    import torch.nn.functional as F  # lazily: experiments are checked without torch
 
-    # Class numbers are small: they are exact in float32, the only kind that nearest neighbours are offered for.
+    # Class numbers are exact in float32; interpolate does not support integers.
     nearest = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")
     return nearest[:, 0].to(labels.dtype)

@@ -1,4 +1,4 @@
-"""What differs between tasks, without torch: names, metrics, shapes, words. Losses: `training.task_modules`."""
+"""Tasks without torch: names, metrics, shapes, wording. Their losses are in `training.task_modules`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Side = TypeVar("Side")
 
 
 class Task(ABC):
-    """What the labels of a data set are.
+    """Task of a data set.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         score: metric that students are selected by, without its split.
-        score_name: the same as printed.
+        score_name: printed name of the score.
         metric_names: all metrics, without the split.
-        unit: what gets one class each.
-        output_words: what the logits belong to, in a model card.
-        network_hint: which networks fit, for error messages.
-        resizes: whether a network resizes every image to one size; others take images of several sizes.
+        unit: unit that has a single class: image or pixel.
+        output_words: description of the logits in a model card.
+        network_hint: networks for this task, for error messages.
+        resizes: whether a network resizes every image to a fixed size.
     """
 
     name: ClassVar[TaskName]
@@ -44,33 +44,33 @@ class Task(ABC):
 
     @abstractmethod
     def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
-        """Shape of one image's labels; sides are numbers, or the names of dynamic ones."""
+        """Return the shape of an image's labels; sides are numbers, or names of dynamic axes."""
 
     @abstractmethod
     def crop(self, view: Size) -> Size | None:
-        """Size of the crops that training views are; None where a view shows the whole image."""
+        """Return the crop size of training views; None if a view shows the whole image."""
 
     @abstractmethod
     def example_size(self, view: Size, image_size: int) -> Size:
-        """Size of the images that a deployed student is timed on, from that of its training views."""
+        """Return the image size for measuring a student's latency, from the size of its training views."""
 
     @abstractmethod
     def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
-        """Reason why settings of the section `data` do not fit the task, or None.
+        """Return the reason why settings of the section `data` do not fit the task, or None.
 
         Args:
             dataset: name of the data set.
-            changed: keys whose value is not the default.
-            mixes: whether the augmentation policy is for images with one class.
+            changed: keys with a value other than the default.
+            mixes: whether the augmentation policy needs images with a single class.
         """
 
     @abstractmethod
     def fits(self, spec: OutputSpec) -> bool:
-        """Whether a network with these outputs decides on this task's labels."""
+        """Whether a network with these outputs is for this task."""
 
     @abstractmethod
     def size_words(self, view: Size) -> str:
-        """What a model card adds to the size of image that a graph takes."""
+        """Return a model card's note on the image size."""
 
     @property
     def labels_are_maps(self) -> bool:
@@ -78,7 +78,7 @@ class Task(ABC):
         return bool(self.label_shape((1, 1)))
 
     def logits_shape(self, num_classes: int, size: Size) -> tuple[int, ...]:
-        """Shape of one image's logits at the size of its labels."""
+        """Return the shape of an image's logits at the size of its labels."""
         return (num_classes, *self.label_shape(size))
 
 
@@ -95,15 +95,15 @@ class Classification(Task):
     resizes = True
 
     def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
-        """One class number."""
+        """Return (): a class number."""
         return ()
 
     def crop(self, view: Size) -> Size | None:
-        """None: data sets of this task give images at the size of a view."""
+        """Return None: a view shows the whole image."""
         return None
 
     def example_size(self, view: Size, image_size: int) -> Size:
-        """The size that the network resizes every image to."""
+        """Return the size that the network resizes every image to."""
         return image_size, image_size
 
     def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
@@ -118,7 +118,7 @@ class Classification(Task):
         return spec.logits_stride is None
 
     def size_words(self, view: Size) -> str:
-        """Nothing to add."""
+        """Return no note."""
         return ""
 
 
@@ -135,19 +135,19 @@ class Segmentation(Task):
     resizes = False
 
     def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
-        """A class number for every pixel."""
+        """Return the image size: a class number for every pixel."""
         return size
 
     def crop(self, view: Size) -> Size | None:
-        """A view is a crop of the image."""
+        """Return the size of a view, which is a crop of the image."""
         return view
 
     def example_size(self, view: Size, image_size: int) -> Size:
-        """The size of a training view: the network takes others as well."""
+        """Return the size of a training view; the network takes other sizes too."""
         return view
 
     def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
-        """Refuse what counts or mixes images of one class."""
+        """Refuse settings that count or mix images of a class."""
         if "labels_per_class" in changed:
             return "labels_per_class: counts images of one class; for label maps set train_images"
         if mixes:
@@ -162,7 +162,7 @@ class Segmentation(Task):
         return spec.logits_stride is not None
 
     def size_words(self, view: Size) -> str:
-        """The size of the training views."""
+        """Return the size of the training views."""
         return f" (trained on {view[0]} x {view[1]})"
 
 
@@ -170,5 +170,5 @@ TASKS: dict[TaskName, Task] = {task.name: task for task in (Classification(), Se
 
 
 def task_of(spec: OutputSpec) -> Task:
-    """The task that a network with these outputs does."""
+    """Return the task of a network with these outputs."""
     return next(task for task in TASKS.values() if task.fits(spec))

@@ -1,6 +1,6 @@
-"""Disks that cannot be written for a while: full, or gone read-only, as shared ones do when their server restarts.
+"""Wait for disks that are full, or read-only for a while, as shared disks are when their server restarts.
 
-Whoever computes waits for such a disk and then goes on; what was computed would be lost otherwise.
+Without the wait, results that were computed would be lost.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 PASSING = {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.ETIMEDOUT}
-"""Errors of a disk that may go by: others (no permission, no such folder) need somebody to change something."""
+"""Errors of a disk that may pass; others (no permission, no such folder) need an action of the user."""
 
 PATIENCE = 1800.0
-"""Seconds after which a disk that still cannot be written is an error."""
+"""Longest wait for a disk, in seconds."""
 
 POLL_SECONDS = 1.0
 
 PROBE_BYTES = 4096
-"""An empty file still fits on a full disk."""
+"""Size of the test file; an empty file fits on a full disk."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,15 @@ T = TypeVar("T")
 
 
 def when_writable(place: Path, write: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Do what writes at a place; while its disk cannot be written, wait and do it again.
+    """Call `write`; if the disk cannot be written, wait for it and try again.
 
     Args:
-        place: the file or folder that is written.
-        write: may be called again after it failed.
-        patience: seconds for which a disk may stay away.
+        place: file or folder that is written.
+        write: function that writes; it may be called again after it failed.
+        patience: longest wait in seconds.
 
     Raises:
-        Exception: of `write`, when the disk is not the reason, or has not come back in `patience` seconds.
+        Exception: of `write`, if the disk is not the reason or cannot be written after `patience` seconds.
     """
     started = time.monotonic()
     while True:
@@ -49,15 +49,15 @@ def when_writable(place: Path, write: Callable[[], T], patience: float = PATIENC
             reason = _reason(place, error)
             if reason is None or time.monotonic() - started > patience:
                 raise
-            logger.warning("%s: cannot be written (%s); waiting for the disk, nothing is lost", place, reason)
+            logger.warning("%s: cannot be written (%s); waiting for the disk, no data is lost", place, reason)
         while obstacle(place) is not None and time.monotonic() - started <= patience:
             time.sleep(POLL_SECONDS)
-        # Also where a small file fits and a large one does not.
+        # Also if the probe's small file fits and a large file does not.
         time.sleep(POLL_SECONDS)
 
 
 def obstacle(place: Path) -> str | None:
-    """Why nothing can be written at a place for the moment; None when it can."""
+    """Reason that a path cannot be written at present, or None."""
     while not place.is_dir():
         place = place.parent
     try:
@@ -70,7 +70,7 @@ def obstacle(place: Path) -> str | None:
 
 
 def _reason(place: Path, error: Exception) -> str | None:
-    """Why a write failed, if the disk is why. Libraries that write (SQLite, safetensors) have errors of their own."""
+    """Reason that a write failed if the disk is the cause; SQLite and safetensors raise other errors than OSError."""
     if isinstance(error, OSError) and error.errno in PASSING:
         return os.strerror(error.errno)
     return obstacle(place)

@@ -15,14 +15,11 @@ from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 
 PARTIAL = ".partial"
-"""End of the name of a file that is being written: `.NAME.HOST.PID.RANDOM.partial`."""
+"""Suffix of a file that is being written: `.NAME.HOST.PID.RANDOM.partial`."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.
-
-    A disk that cannot be written for the moment is waited for.
-    """
+    """Write a file atomically, waiting for a disk that cannot be written at present."""
 
     def write() -> None:
         with replacing(path) as partial:
@@ -33,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file in the same folder, which replaces `path` on success and is removed on failure.
+    """Yield a temporary file in the same folder, which replaces `path` on success and is removed on failure.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -49,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file does not exist.
+    """Read a JSON object; empty if the file does not exist.
 
     Raises:
         StudyError: the file is damaged.

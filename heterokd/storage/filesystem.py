@@ -1,7 +1,7 @@
-"""Folders that may be local, a shared mount, s3:// or gs://, with the few operations that the caches need.
+"""Folders on a local disk, a shared mount, s3:// or gs://.
 
-A file appears as a whole or not at all: a local one is written beside its place, forced to the disk and renamed; an
-object store shows an object only once it was written to its end. An OSError says what the disk or the store says.
+Writes are atomic: a local file is written under a temporary name, synced to the disk and renamed; an object store shows
+an object only after its upload is complete. Errors of the disk or the store are raised as OSError.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from heterokd.errors import ConfigError
 from heterokd.storage.files import PARTIAL, replacing
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""A partial file of another machine, whose process cannot be asked for, is abandoned when it is this old."""
+"""Age at which a partial file of another machine counts as abandoned, since its process cannot be checked."""
 
 COPY_BYTES = 8 * 1024**2
-"""What is copied at a time."""
+"""Bytes per read of a copy."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a folder: its name below the folder, its bytes, and when it was written (seconds since 1970)."""
+    """A file: its name relative to the folder, its size in bytes and its modification time in seconds since 1970."""
 
     name: str
     size: int
@@ -43,8 +43,8 @@ class RemoteDir:
     """A folder that need not exist yet; names are relative to it and use `/`.
 
     Attributes:
-        filesystem: pyarrow's.
-        path: the folder's path on it.
+        filesystem: pyarrow filesystem.
+        path: path of the folder on it.
     """
 
     filesystem: fs.FileSystem
@@ -55,48 +55,48 @@ class RemoteDir:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a path of this machine; None in an object store."""
+        """Local path of the folder; None in an object store."""
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def at(self, name: str) -> RemoteDir:
-        """A folder below this one."""
+        """Return a subfolder."""
         return RemoteDir(self.filesystem, f"{self.path}/{name}")
 
     def stat(self, name: str) -> StoredFile | None:
-        """Size and time of a file; None when there is none."""
+        """Return the size and modification time of a file; None if it does not exist."""
         found = self.filesystem.get_file_info(f"{self.path}/{name}")
         return _stored(found, name) if found.is_file else None
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Whether the file exists."""
         return self.stat(name) is not None
 
     def files(self) -> Iterator[StoredFile]:
-        """Every file below the folder, by name; none when it does not exist."""
+        """Yield all files below the folder, sorted by name; none if it does not exist."""
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         for found in sorted(self.filesystem.get_file_info(selector), key=lambda entry: str(entry.path)):
             if found.is_file:
                 yield _stored(found, found.path.removeprefix(f"{self.path}/"))
 
     def folders(self) -> list[str]:
-        """Names of the folders directly below, sorted."""
+        """Return the names of the direct subfolders, sorted."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         return sorted(found.base_name for found in self.filesystem.get_file_info(selector) if not found.is_file)
 
     def read(self, name: str) -> bytes:
-        """A whole file.
+        """Read a file.
 
         Raises:
-            OSError: it is not there or cannot be read.
+            OSError: the file is missing or cannot be read.
         """
         with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file as a whole or not at all; an older one is replaced.
+        """Write a file atomically, replacing an older version.
 
         Raises:
-            OSError: the disk is full, or the place cannot be written.
+            OSError: the disk is full, or the folder cannot be written.
         """
         if self.local is None:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
@@ -108,19 +108,19 @@ class RemoteDir:
             os.fsync(file.fileno())
 
     def copy_to(self, name: str, place: Path) -> None:
-        """Copy a file to a path of this machine, in parts: it may be larger than memory.
+        """Download a file to a local path, in parts: it may be larger than memory.
 
         Raises:
-            OSError: it is not there, or one of the two cannot be read or written.
+            OSError: the file is missing, or cannot be read or written.
         """
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as source, place.open("wb") as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
 
     def copy_from(self, place: Path, name: str) -> None:
-        """Copy a file of this machine into the folder, as a whole or not at all; an older one is replaced.
+        """Upload a local file atomically, replacing an older version.
 
         Raises:
-            OSError: one of the two cannot be read or written.
+            OSError: the file cannot be read or written.
         """
         with place.open("rb") as source:
             size = os.fstat(source.fileno()).st_size
@@ -131,7 +131,7 @@ class RemoteDir:
                 shutil.copyfileobj(source, target, COPY_BYTES)
 
     def touch(self, name: str) -> None:
-        """Set a small file's time to now; a folder that may only be read is left as it is."""
+        """Set the modification time of a small file to now; do nothing in a read-only folder."""
         try:
             if self.local is not None and (self.local / name).exists():
                 os.utime(self.local / name)
@@ -144,17 +144,17 @@ class RemoteDir:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file if it exists."""
         if self.exists(name):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
     def delete_everything(self) -> None:
-        """Delete the folder with all that is in it, if it is there."""
+        """Delete the folder and its content if it exists."""
         if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
 
     def free_bytes(self) -> int | None:
-        """Free bytes where the folder is or would be; None in an object store."""
+        """Return the free bytes of the folder's disk; None in an object store."""
         if self.local is None:
             return None
         place = self.local
@@ -163,7 +163,7 @@ class RemoteDir:
         return shutil.disk_usage(place).free
 
     def sweep(self) -> list[str]:
-        """Delete partial files whose writer is dead; the names of those that went."""
+        """Delete partial files whose writer is dead; return their names."""
         swept = []
         for file in self.files() if self.local is not None else ():
             if file.name.endswith(PARTIAL) and _is_abandoned(file):
@@ -173,17 +173,19 @@ class RemoteDir:
 
 
 def open_folder(place: str | Path) -> RemoteDir:
-    """A folder by path or URL: a path, file://, s3://bucket/..., gs://bucket/...
+    """Open a folder by its path or URL: file://, s3://bucket/..., gs://bucket/...
 
     Raises:
-        ConfigError: another kind of URL, or one that the store's client refuses.
+        ConfigError: an unsupported URL, or a URL that the store's client refuses.
     """
     text = str(place)
     scheme = urlsplit(text).scheme
     if "://" not in text:
         return RemoteDir(fs.LocalFileSystem(), os.path.abspath(text))
     if scheme not in ("file", "s3", "gs", "gcs"):
-        raise ConfigError(f"folder {text!r}: {scheme}:// is not known; give a path, s3://BUCKET/... or gs://BUCKET/...")
+        raise ConfigError(
+            f"folder {text!r}: {scheme}:// is not supported; give a path, s3://BUCKET/... or gs://BUCKET/..."
+        )
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowException, OSError, ValueError) as error:
@@ -196,7 +198,7 @@ def _stored(found: fs.FileInfo, name: str) -> StoredFile:
 
 
 def _is_abandoned(file: StoredFile) -> bool:
-    # The owner's fields are counted from the right: the file's own name may hold dots.
+    # Host and pid are split off from the right, since the file's name may contain dots.
     before, pid, _ = file.name.removesuffix(PARTIAL).rsplit(".", 2)
     if before.endswith(f".{socket.gethostname()}") and pid.isdigit():
         try:

@@ -1,4 +1,4 @@
-"""Files of a study and of its trials."""
+"""Files of studies and trials."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 
 @lru_cache(maxsize=64)
 def _recipe(file: Path, written: int) -> Recipe:
-    """Read once a process, and again when it was written anew: a driver asks for it at each event of a trial."""
+    """Read a recipe, cached by modification time: a driver needs it at each event of a trial."""
     return load_recipe(file)
 
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """One trial's files."""
+    """Files of a trial."""
 
     path: Path
 
     @property
     def number(self) -> int:
-        """The trial's number in its study."""
+        """Number of the trial in its study."""
         return int(self.path.name)
 
     @property
     def recipe(self) -> Recipe:
-        """What is trained."""
+        """Recipe of the training."""
         file = self.path / "recipe.yaml"
         return _recipe(file, file.stat().st_mtime_ns if file.exists() else 0)
 
     @property
     def weights(self) -> Path:
-        """The student's weights, once trained."""
+        """File of the trained student's weights."""
         return self.path / "student.safetensors"
 
     @property
     def checkpoint(self) -> Path:
-        """Training state of the last rung, to resume."""
+        """File of the training state at the last rung, to resume from."""
         return self.path / "checkpoint.pt"
 
     @property
     def snapshot(self) -> TrialSnapshot:
-        """The content of trial.json.
+        """Content of trial.json.
 
         Raises:
             StudyError: the file is damaged.
@@ -66,17 +66,17 @@ class TrialFolder:
 
     @property
     def status(self) -> TrialStatus:
-        """Where the trial stands."""
+        """Status of the trial."""
         return self.snapshot.status
 
     @property
     def error(self) -> str | None:
-        """The traceback of a failed trial."""
+        """Traceback of a failed trial, or None."""
         file = self.path / "error.txt"
         return file.read_text(encoding="utf-8") if file.exists() else None
 
     def start(self, recipe: Recipe, snapshot: TrialSnapshot) -> None:
-        """Write recipe.yaml and trial.json of a trial that begins or goes on."""
+        """Write recipe.yaml and trial.json of a trial that starts or resumes."""
         if not (self.path / "recipe.yaml").exists():
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
         self.save(snapshot)
@@ -86,7 +86,7 @@ class TrialFolder:
         write_text(self.path / "trial.json", json.dumps(snapshot.to_json(), indent=1))
 
     def append(self, metrics: Mapping[str, float]) -> None:
-        """Add one report (it holds `epoch`) to metrics.jsonl; an epoch that is already there is left alone."""
+        """Append an epoch's metrics, with the key `epoch`, to metrics.jsonl, unless the epoch was reported before."""
         reports = self.metrics()
         if reports and metrics["epoch"] <= reports[-1]["epoch"]:
             return
@@ -95,14 +95,14 @@ class TrialFolder:
     def _append(self, line: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "metrics.jsonl").open("ab", buffering=0) as file:
-            whole, content = file.tell(), line.encode()
+            end, content = file.tell(), line.encode()
             if file.write(content) < len(content):
-                # A full disk took a part of it, which the next line would be appended to.
-                file.truncate(whole)
+                # The disk is full: remove the partial line, or the next line would be appended to it.
+                file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def metrics(self) -> list[dict[str, float]]:
-        """All reports, one an epoch, in order. A line that a crash cut off is left out."""
+        """Read the metrics of all epochs in order, skipping a line that a crash truncated."""
         file = self.path / "metrics.jsonl"
         reports: list[dict[str, float]] = []
         if file.exists():
@@ -118,54 +118,54 @@ class TrialFolder:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """One study's files."""
+    """Files of a study."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The study's name."""
+        """Name of the study."""
         return self.path.name
 
     @property
     def experiment_file(self) -> Path:
-        """The resolved experiment."""
+        """File of the resolved experiment."""
         return self.path / "experiment.yaml"
 
     @property
     def database(self) -> Path:
-        """The Optuna study."""
+        """Optuna's SQLite file."""
         return self.path / "study.db"
 
     @property
     def report(self) -> Path:
-        """The page to look at."""
+        """HTML report."""
         return self.path / "report.html"
 
     @property
     def match_file(self) -> Path:
-        """What `heterokd match` found: similarities, and the starts that it proposes."""
+        """Result of `heterokd match`: similarities and proposed initial trials."""
         return self.path / "match.json"
 
     @property
     def measured_file(self) -> Path:
-        """What val says of the winner, in numbers; the page is drawn from it."""
+        """Measurements of the winner on val, which the report shows."""
         return self.path / "measured.json"
 
     @property
     def pictures(self) -> Path:
-        """Pictures that the page shows, with captions.json beside them."""
+        """Folder of the report's figures and their captions.json."""
         return self.path / "pictures"
 
     @property
     def summary_file(self) -> Path:
-        """What the study has found so far: its progress and the leaders."""
+        """Summary of the study: its progress and the leaders."""
         return self.path / "summary.json"
 
     def trial(self, number: int) -> TrialFolder:
-        """The folder of one trial, which need not exist yet."""
+        """Return the folder of a trial, which need not exist."""
         return TrialFolder(self.path / "trials" / f"{number:04d}")
 
     def trials(self) -> list[TrialFolder]:
-        """All trials with files, by number."""
+        """Return the existing trials' folders, sorted by number."""
         return [TrialFolder(path) for path in sorted((self.path / "trials").glob("[0-9]*")) if path.is_dir()]

@@ -1,7 +1,7 @@
-"""Working copies: a local folder whose truth lies in a store (s3://, gs://, a shared mount), file by file.
+"""Synchronize local working copies with a store (s3://, gs://, a shared mount), file by file.
 
-Code that trains and searches works on local paths. What it changed is pushed, what others changed is fetched; neither
-ever deletes in the store. Each file has one writer at a time: a trial's files its process, a study's its driver.
+Trainings and searches work on local paths. Local changes are pushed, changes of other machines are fetched; neither
+deletes files in the store. Each file has a single writer: the trial's process, or the study's driver.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ from heterokd.storage.filesystem import RemoteDir
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300.0
-"""How long a store that does not answer is asked again where nothing may be lost: at the end of a trial."""
+"""Longest wait for a store that does not answer, where no file may be lost: at the end of a trial."""
 FOLLOW_SECONDS = 5.0
-"""How often the files of a running trial are looked through for changes."""
+"""Interval of the pushes of a running trial's changed files."""
 LAST = ("trial.json", "teacher.json", "manifest.json")
-"""Files that say that others are there: pushed after them."""
+"""Files that mark a folder as complete, pushed after the other files."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class FolderSync:
-    """One local folder and its place in the store. Without a store, every call does nothing.
+    """Synchronizes a local folder with its counterpart in the store. Without a store, all methods do nothing.
 
     Args:
-        local: the folder, which need not exist yet.
-        store: its place; None where the local folder is the truth itself.
-        patience: seconds for which a store that does not answer is asked again by `fetch` and `close`.
+        local: local folder, which need not exist.
+        store: folder in the store; None: there is only the local folder.
+        patience: longest wait of `fetch` and `close` for a store that does not answer, in seconds.
     """
 
     def __init__(self, local: Path, store: RemoteDir | None, *, patience: float = PATIENCE_SECONDS) -> None:
         self.local, self.store, self.patience = local, store, patience
         self._known: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def fetch(self, *, without: Collection[str] = (), skip: Collection[str] = ()) -> None:
-        """Bring here what is new or different in the store.
+        """Download the files that are new or different in the store.
 
         Args:
-            without: names of files to leave out, wherever they lie.
-            skip: names of folders directly below to leave out.
+            without: names of files to skip at any depth.
+            skip: names of direct subfolders to skip.
 
         Raises:
-            OSError: the store does not answer, or this disk cannot be written.
+            OSError: the store does not answer, or the local disk cannot be written.
         """
         if self.store is not None:
             store = self.store
-            _patiently(lambda: self._fetch(store, without, skip), self.patience, f"{store} does not answer")
+            _retry(lambda: self._fetch(store, without, skip), self.patience, f"{store} does not answer")
 
     def replace(self) -> None:
-        """Make the local folder what the store has, and nothing else: of what lay here, nothing counts.
+        """Replace the local folder's content with that of the store.
 
         Raises:
             OSError: see `fetch`.
@@ -74,43 +74,45 @@ class FolderSync:
         self.fetch()
 
     def push(self, *, skip: Collection[str] = ()) -> bool:
-        """Copy what has changed here to the store; whether that worked (what did not, the next call does).
+        """Upload local changes; return whether that succeeded. The next call retries what failed.
 
         Args:
-            skip: names of files or folders directly below to leave out.
+            skip: names of direct files or subfolders to skip.
         """
         if self.store is None:
             return True
         try:
             self._push(self.store, skip)
         except OSError as error:
-            logger.warning("%s does not take files (%s); they are kept here and sent later", self.store, error)
+            logger.warning(
+                "%s cannot be written (%s); the files are kept locally and uploaded later", self.store, error
+            )
             return False
         return True
 
     def follow(self, every: float = FOLLOW_SECONDS) -> None:
-        """From now on, push changes in a thread, which looks for them `every` few seconds."""
+        """Start a thread that pushes changes every `every` seconds."""
         if self.store is not None:
-            self._ended.clear()
-            self._thread = threading.Thread(target=self._follow, args=(every,), name="mirror", daemon=True)
+            self._stopped.clear()
+            self._thread = threading.Thread(target=self._follow, args=(every,), name="sync", daemon=True)
             self._thread.start()
 
     def close(self, *, skip: Collection[str] = ()) -> None:
-        """Push what is left; a store that does not answer is waited for.
+        """Stop the thread and push remaining changes, waiting for a store that does not answer.
 
         Raises:
-            OSError: it did not answer in time; the files are kept here.
+            OSError: the store did not answer in time; the files are kept locally.
         """
-        self._ended.set()
+        self._stopped.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self.store is not None:
             store = self.store
-            _patiently(lambda: self._push(store, skip), self.patience, f"{store} does not take files")
+            _retry(lambda: self._push(store, skip), self.patience, f"{store} cannot be written")
 
     def _follow(self, every: float) -> None:
-        while not self._ended.wait(every):
+        while not self._stopped.wait(every):
             self.push()
 
     def _fetch(self, store: RemoteDir, without: Collection[str], skip: Collection[str]) -> None:
@@ -125,7 +127,7 @@ class FolderSync:
                 continue
             with replacing(place) as partial:
                 store.copy_to(file.name, partial)
-                # The store's time, by which an unchanged file is known the next time.
+                # The store's modification time: the next fetch recognizes an unchanged file by it.
                 os.utime(partial, ns=(written, written))
             self._known[file.name] = _state(place) or (0, 0)
 
@@ -144,7 +146,7 @@ class FolderSync:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file, by which a change is seen."""
+    """Size and modification time of a file, or None; a change is detected by them."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -152,8 +154,8 @@ def _state(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _patiently(attempt: Callable[[], Answer], patience: float, told: str) -> Answer:
-    """Try again, at growing intervals, what a store refuses for the moment."""
+def _retry(attempt: Callable[[], Result], patience: float, problem: str) -> Result:
+    """Retry with exponential backoff while the store does not answer."""
     began, pause = time.monotonic(), 1.0
     while True:
         try:
@@ -163,6 +165,6 @@ def _patiently(attempt: Callable[[], Answer], patience: float, told: str) -> Ans
         except OSError as error:
             if time.monotonic() - began + pause > patience:
                 raise
-            logger.warning("%s (%s); trying again", told, error)
+            logger.warning("%s (%s); trying again", problem, error)
             time.sleep(pause)
             pause = min(2 * pause, 30.0)

@@ -1,6 +1,6 @@
-"""TrialStatus: where a trial stands, by the same name in its folder, the database, MLflow, the page and the terminal.
+"""Status of a trial, with the same names in its folder, the database, MLflow, the report and the terminal.
 
-`TrialSnapshot` is the content of a trial's trial.json.
+`TrialSnapshot` is the content of trial.json.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from typing import Any, Final
 from heterokd.domains import Scalar
 
 NOT_FINITE: Final = "not finite"
-"""Why a training was stopped whose loss or metric is no number."""
+"""Reason of a diverged trial: its loss or a metric is NaN or infinite."""
 
 
 class TrialStatus(StrEnum):
-    """Where a trial stands."""
+    """Status of a trial."""
 
     RUNNING = "running"
-    """Handed out and not ended, or interrupted: it goes on when the study does."""
+    """Running, or interrupted: `--resume` continues it."""
     COMPLETE = "complete"
     """Trained to its last epoch."""
     PRUNED = "pruned"
     """Stopped at a rung."""
     PAUSED = "paused"
-    """Stopped by the search's budget: a larger one goes on with it."""
+    """Stopped by the search's budget: a larger budget continues it."""
     DIVERGED = "diverged"
-    """Ended by a loss that is no number."""
+    """Stopped by a loss or metric that is not finite."""
     FAILED = "failed"
-    """Ended by an error."""
+    """Stopped by an error."""
 
     @property
     def is_final(self) -> bool:
-        """Whether no later run of the study goes on with the trial."""
+        """Whether no later run of the study continues the trial."""
         return self not in (TrialStatus.RUNNING, TrialStatus.PAUSED)
 
     @property
     def is_failure(self) -> bool:
-        """Whether the trial ended by an error, divergence included."""
+        """Whether the trial diverged or stopped by an error."""
         return self in (TrialStatus.DIVERGED, TrialStatus.FAILED)
 
 
 def read_status(name: str, reason: str | None) -> TrialStatus:
-    """Read a written status, also of studies of older versions, where a diverged trial is a failed one with a reason.
+    """Parse a stored status; older versions store a diverged trial as a failed trial with a reason.
 
     Args:
-        name: as it was written.
-        reason: why the trial was stopped.
+        name: stored status.
+        reason: reason why the trial was stopped, or None.
 
     Raises:
-        ValueError: there is no such status.
+        ValueError: unknown status.
     """
     status = TrialStatus(name)
     return TrialStatus.DIVERGED if status == TrialStatus.FAILED and reason == NOT_FINITE else status
@@ -59,19 +59,19 @@ def read_status(name: str, reason: str | None) -> TrialStatus:
 
 @dataclass(frozen=True)
 class TrialSnapshot:
-    """What trial.json says of a trial.
+    """Content of trial.json.
 
     Attributes:
-        status: where it stands.
-        origin: how it came up: published, warm, sampled, confirm.
-        confirms: number of the trial that it repeats on a fresh seed.
-        sample: what was proposed.
-        reason: why it was stopped: behind, negative transfer, not finite, budget.
-        metrics: of its end; empty before.
-        student: what is known of a trained student: `params_m`, `latency_ms`.
-        pid: its process; None where a search did not start it.
-        began: when that process took it up, in seconds since 1970.
-        ended: when it ended.
+        status: status of the trial.
+        origin: source of the sample: published, warm, sampled, confirm.
+        confirms: number of the trial that it repeats with another seed.
+        sample: sampled parameters.
+        reason: reason why it was stopped: behind, negative transfer, not finite, budget.
+        metrics: final metrics; empty before the end.
+        student: costs of a trained student: `params_m`, `latency_ms`.
+        pid: id of its process; None if no search started it.
+        began: start time of that process, in seconds since 1970.
+        ended: end time.
     """
 
     status: TrialStatus = TrialStatus.RUNNING
@@ -87,25 +87,27 @@ class TrialSnapshot:
 
     @property
     def seconds(self) -> float | None:
-        """How long its last process had it; None where the file does not say."""
+        """Duration of its last process; None if unknown."""
         return None if self.began is None or self.ended is None else self.ended - self.began
 
     def to_json(self) -> dict[str, Any]:
-        """The content of trial.json, without what is not known."""
+        """Convert to the content of trial.json, without empty values."""
         content = {"state": str(self.status)} | {key: value for key, value in vars(self).items() if key != "status"}
         return {key: value for key, value in content.items() if value or key in _ALWAYS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialSnapshot:
-        """Read the content of trial.json; keys that this version does not know are left out.
+        """Parse the content of trial.json, ignoring unknown keys.
 
         Raises:
-            ValueError: the status is none of those there are.
+            ValueError: unknown status.
         """
-        known = {one.name for one in fields(cls)} & {key for key, value in content.items() if value is not None}
+        known = {attribute.name for attribute in fields(cls)} & {
+            key for key, value in content.items() if value is not None
+        }
         status = read_status(content.get("state", TrialStatus.RUNNING), content.get("reason"))
         return cls(status=status, **{key: content[key] for key in known - {"status"}})
 
 
 _ALWAYS = ("origin", "confirms", "sample", "reason", "metrics")
-"""Keys that are written also where they are empty."""
+"""Keys that are written even if empty."""

@@ -1,4 +1,4 @@
-"""The workspace (`--root`): folders of studies, teachers, caches and MLflow's store."""
+"""Workspace (`--root`): folders of studies, teachers, caches and MLflow's store."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.sync import FolderSync
 
 HEAVY = ("checkpoint.pt", "student.safetensors")
-"""Files of a trial that its driver does not need, but for those of the study's leaders."""
+"""Large files of a trial, which the driver fetches only for the study's leaders."""
 OF_TUNE = ("tune",)
 DATABASES = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that holds all state.
+    """Folder of all state.
 
     Attributes:
-        path: on this machine.
-        url: of the store whose working copy `path` is; None: `path` is the truth itself.
+        path: local folder.
+        url: URL of the store, of which `path` is a working copy; None: there is only `path`.
     """
 
     path: Path
@@ -36,44 +36,44 @@ class Workspace:
 
     @property
     def store(self) -> RemoteDir | None:
-        """The store; None where there is none."""
+        """Store, or None."""
         return None if self.url is None else open_folder(self.url)
 
     def on_node(self) -> Workspace:
-        """The root as a trial's process sees it: the same folder, or this machine's own working copy."""
+        """Resolve the workspace for the current node: the same folder, or this machine's working copy."""
         if self.url is None:
             return Workspace(self.path.resolve())
         return Workspace(working_folder(self.url) / "node", self.url)
 
     def mirror(self, path: Path) -> FolderSync:
-        """The way between a folder below `path` and its place in the store."""
+        """Create the sync between a folder below `path` and its counterpart in the store."""
         store = self.store
         return FolderSync(path, None if store is None else store.at(path.relative_to(self.path).as_posix()))
 
-    def fetched(self, path: Path, whose: Workspace) -> Path:
-        """A file of another process's working copy (a teacher's weights, say), here.
+    def fetched(self, path: Path, source: Workspace) -> Path:
+        """Fetch a file of another process's working copy, such as a teacher's weights; return its local path.
 
         Args:
-            path: below `whose.path`, or a file that every machine has at the same place.
-            whose: the other's root.
+            path: path below `source.path`, or a path that is the same on every machine.
+            source: the other process's workspace.
 
         Raises:
             OSError: the store does not answer.
         """
-        if self.url is None or not path.is_relative_to(whose.path):
+        if self.url is None or not path.is_relative_to(source.path):
             return path
-        near = self.path / path.relative_to(whose.path)
-        self.mirror(near.parent).fetch(without=("checkpoint.pt",))
-        return near
+        local = self.path / path.relative_to(source.path)
+        self.mirror(local.parent).fetch(without=("checkpoint.pt",))
+        return local
 
     @property
     def mlflow_database(self) -> Path:
-        """MLflow's SQLite file, used unless another tracking URI is given."""
+        """Default tracking store of MLflow: a SQLite file."""
         return self.path / "mlflow.db"
 
     @property
     def artifacts(self) -> Path:
-        """MLflow's artifacts, likewise."""
+        """Default artifact folder of MLflow."""
         return self.path / "artifacts"
 
     @property
@@ -83,26 +83,26 @@ class Workspace:
 
     @property
     def pixels(self) -> Path:
-        """Decoded images that the processes of a machine share."""
+        """Folder of decoded images that the processes of a machine share."""
         return self.caches / "pixels"
 
     @property
     def caches(self) -> Path:
-        """Caches of teachers' outputs, by the name of their key; copies of their shards where they lie in a store."""
+        """Local folder of the teachers' caches, by cache key; with a store, of copies of their shards."""
         return self.path / "caches"
 
     @property
     def cache_folder(self) -> RemoteDir:
-        """Where the caches themselves are."""
+        """Folder of the caches, in the store if there is a store."""
         store = self.store
         return open_folder(self.caches) if store is None else store.at("caches")
 
     def study(self, name: str) -> StudyFolder:
-        """The folder of a study, which need not exist yet."""
+        """Return the folder of a study, which need not exist."""
         return StudyFolder(self.path / "studies" / name)
 
     def fetch_study(self, name: str) -> StudyFolder:
-        """The folder of a study, brought up to the store: all but the weights of those that do not lead.
+        """Fetch a study from the store, with the weights of its leaders only; return its folder.
 
         Raises:
             OSError: the store does not answer.
@@ -114,7 +114,7 @@ class Workspace:
         return folder
 
     def fetch_leaders(self, folder: StudyFolder) -> None:
-        """Bring here the weights of a study's leaders, winner and baseline.
+        """Fetch the weights of a study's leaders, winner and baseline.
 
         Raises:
             OSError: the store does not answer.
@@ -123,16 +123,16 @@ class Workspace:
             return
         summary = read_json(folder.summary_file)
         leaders = [*(summary.get("leaders") or ()), summary.get("winner") or {}, summary.get("scratch") or {}]
-        numbers = {int(one["number"]) for one in leaders if "number" in one}
+        numbers = {int(leader["number"]) for leader in leaders if "number" in leader}
         numbers |= {trial.number for trial in folder.trials() if trial.snapshot.confirms in numbers}
         for number in sorted(numbers):
             self.mirror(folder.trial(number).path).fetch(without=("checkpoint.pt",))
 
     def check_new(self, name: str) -> None:
-        """Refuse the name of a study that has been started.
+        """Refuse the name of an existing study.
 
         Raises:
-            StudyError: there is one.
+            StudyError: the study exists.
         """
         folder = self.study(name)
         if folder.experiment_file.exists():
@@ -142,10 +142,10 @@ class Workspace:
             )
 
     def existing_study(self, name: str) -> StudyFolder:
-        """The folder of a study that has been started.
+        """Return the folder of an existing study.
 
         Raises:
-            StudyError: there is none of that name.
+            StudyError: the study does not exist.
         """
         folder = self.fetch_study(name)
         if not folder.experiment_file.exists():
@@ -156,10 +156,11 @@ class Workspace:
 
 
 def open_workspace(place: str | Path) -> Workspace:
-    """What `--root` names: a folder, or a store by its address (s3://BUCKET/..., gs://BUCKET/..., file:///MOUNT/...).
+    """Open the workspace that `--root` names: a folder, or a store's URL (s3://BUCKET/..., gs://BUCKET/...,
+    file:///MOUNT/...).
 
     Raises:
-        ConfigError: an address of another kind, or one with a password in it.
+        ConfigError: an unsupported URL, or a URL that contains credentials.
     """
     text = str(place)
     if "://" not in text:
@@ -167,7 +168,7 @@ def open_workspace(place: str | Path) -> Workspace:
     parts = urlsplit(text)
     if parts.username or parts.password or "secret" in parts.query.lower():
         raise ConfigError(
-            f"--root {parts.scheme}://***@{parts.hostname}{parts.path}: credentials do not belong into an address; "
+            f"--root {parts.scheme}://***@{parts.hostname}{parts.path}: a URL must not contain credentials; "
             "give each machine a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     open_folder(text)
@@ -175,5 +176,5 @@ def open_workspace(place: str | Path) -> Workspace:
 
 
 def working_folder(url: str) -> Path:
-    """Where this machine keeps its working copies of a store."""
+    """Local folder of the working copies of a store."""
     return Path.home().resolve() / ".cache" / "heterokd" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]

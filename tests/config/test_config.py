@@ -44,7 +44,7 @@ WRONG = [
     ("search.space", "{overrides: {hdc.num_sublogits: 2}}", "did you mean 'hcd'?"),
     ("search.space", "{overrides: {kd.temprature: 2}}", "did you mean 'temperature'?"),
     ("search.space", "{overrides: {kd: 2}}", "expected METHOD.PARAMETER"),
-    ("search.space", "{shared: {training.lr: 0.1}}", "known names is near it"),
+    ("search.space", "{shared: {training.lr: 0.1}}", "known names is similar"),
     (
         "search.space",
         "{shared: {learning_rate: 0.1}}",

@@ -106,7 +106,7 @@ def test_a_running_trial_is_followed(store: RemoteDir, tmp_path: Path) -> None:
     write_text(here.local / "trial.json", "done")
     here.close()
     assert store.read("trial.json") == b"done"
-    assert not [one for one in threading.enumerate() if one.name == "mirror"]
+    assert not [one for one in threading.enumerate() if one.name == "sync"]
 
 
 def test_a_store_that_is_away_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,7 +56,7 @@ def test_files_are_written_once_the_disk_is_back(shared: Path, caplog: pytest.Lo
     assert [report["epoch"] for report in trial.metrics()] == [1.0, 2.0]
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        f"{place}: cannot be written (Read-only file system); waiting for the disk, nothing is lost"
+        f"{place}: cannot be written (Read-only file system); waiting for the disk, no data is lost"
         for place in (file, trial.path)
     ]
 
