@@ -156,7 +156,7 @@ def test_addresses_of_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert root.path.is_relative_to(tmp_path)
     assert root.on_node().path != root.path
     assert root.on_node().on_node() == root.on_node()
-    with pytest.raises(ConfigError, match=r"s3://\*\*\*@bucket/x: credentials do not belong") as told:
+    with pytest.raises(ConfigError, match=r"s3://\*\*\*@bucket/x: a URL must not contain credentials") as told:
         open_workspace(f"s3://key:{SECRET}@bucket/x")
     assert SECRET not in str(told.value)
     with pytest.raises(ConfigError, match="not known"):

@@ -74,7 +74,7 @@ def test_partial_files_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> 
 
 
 def test_unknown_kinds_of_folder_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ftp:// is not known"):
+    with pytest.raises(ConfigError, match="ftp:// is not supported"):
         open_folder("ftp://host/folder")
     with pytest.raises(ConfigError, match="check the address"):
         open_folder("s3://bucket/x?nonsense=1")
