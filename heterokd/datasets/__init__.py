@@ -1,7 +1,7 @@
-"""Every data set, one a file: the folder is the list.
+"""Data sets, one per file.
 
-`DATASETS` maps a file's name to the one `Dataset` defined in it: `datasets/digits.py` -> `DATASETS["digits"]`. A file
-is imported when its data set is looked up; the names alone cost nothing.
+`DATASETS` maps a file's name to the `Dataset` defined in it: `datasets/digits.py` -> `DATASETS["digits"]`. A file
+is imported when its data set is looked up; listing the names imports nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def load_dataset(
     labels_per_class: int | None = None,
     train_images: int | None = None,
 ) -> Splits:
-    """A data set, split; the same arguments give the same object within a process (a changed folder is not noticed).
+    """Load and split a data set, cached per process (changes of the folder are not noticed).
 
     Args:
-        dataset: a key of `DATASETS`, or a class of your own.
-        root: folder of the data set, for those that need one.
+        dataset: a key of `DATASETS`, or a subclass of `Dataset`.
+        root: folder of the data set, if it needs a folder.
         image_size: height = width in pixels.
-        seed: of the split and of the choice of labels.
-        labels_per_class: keep this many training images of each class.
-        train_images: keep this many training images, whatever they show.
+        seed: seed of the split and of the chosen images.
+        labels_per_class: number of training images to keep of each class.
+        train_images: number of training images to keep.
 
     Raises:
-        DataError: an unknown name, a missing root, or what the data set itself finds wrong.
+        DataError: the name is unknown, the root is missing, or the data set cannot be loaded.
     """
     if isinstance(dataset, str) and dataset not in DATASETS:
         raise DataError(f"there is no data set {dataset!r}; {did_you_mean(dataset, DATASETS)}")

@@ -61,7 +61,7 @@ class ADE20K(Dataset):
     licence: ClassVar[str] = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images and label maps are decoded when they are read."""
+        """List the files of each split; images and label maps are decoded when read."""
         folder = Path(root or ".") / FOLDER
         kept, held_out = _pairs(folder, "training").parted(VAL_SHARE, seed)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
@@ -70,10 +70,10 @@ class ADE20K(Dataset):
 
 
 def _pairs(folder: Path, split: str) -> SceneFiles:
-    """The images of a split, sorted by name.
+    """List the images of a split, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: the split has no images.
     """
     images = folder / "images" / split
     if not images.is_dir():

@@ -47,11 +47,11 @@ class CIFAR100(Dataset):
 
     @classmethod
     def policy_at(cls, image_size: int) -> AugmentPolicy:
-        """Small shifts at the images' own size; crops of any size where they are enlarged."""
+        """Return small shifts up to 32 pixels, random crops for enlarged images."""
         return cls.default_policy if image_size <= SIDE else POLICIES["crop"]
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """All images, in memory at 32x32 pixels."""
+        """Load all images into memory at 32x32 pixels."""
         folder = Path(root or ".") / FOLDER
         class_names = _read_names(folder / "meta")
         pixels, labels = _read_batch(folder / "train", class_names)
@@ -83,7 +83,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _read_batch(path: Path, class_names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels [N, 32, 32, 3] and labels [N] of a file, which holds its images as rows of three planes."""
+    """Read pixels [N, 32, 32, 3] and labels [N] of a file, which stores images as rows of three planes."""
     content = _read(path)
     rows, fine = content.get("data"), content.get("fine_labels")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3 * SIDE**2,):
@@ -98,7 +98,7 @@ def _read_batch(path: Path, class_names: tuple[str, ...]) -> tuple[NDArray[np.ui
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file's dict.
+    """Unpickle a file's dict.
 
     Raises:
         DataError: the file is missing, damaged, or holds more than a dict of arrays, lists and text.
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
             content = _PlainUnpickler(file).load()
     except OSError:
         raise DataError(f"{path}: is missing; {ADVICE}") from None
-    # Damage surfaces as whatever the bytes happen to ask for.
+    # A damaged pickle can raise any exception.
     except Exception as error:  # noqa: BLE001
         raise _damaged(path, f"cannot be read ({error})") from None
     if not isinstance(content, dict):
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _text(value: bytes | str) -> str:
-    """The official files were written by Python 2, whose text arrives as bytes."""
+    """Decode text; the official files were written by Python 2, so that it is unpickled as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
@@ -136,7 +136,7 @@ def _encode(text: str, encoding: str = "utf-8") -> bytes:
 
 
 _ARRAY = np.zeros(1, np.uint8)
-# numpy renamed `core` to `_core`; its two constructors are asked of an array, as they have no public name.
+# numpy renamed `core` to `_core`; its two constructors are taken from an array, as they have no public name.
 _PLAIN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _dtype,
@@ -147,13 +147,13 @@ _PLAIN: dict[tuple[str, str], Any] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numpy arrays, dicts, lists, numbers and text: a pickle can name any function, and would call it."""
+    """Unpickles only numpy arrays, dicts, lists, numbers and text: any other pickle can call arbitrary functions."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """The few constructors that arrays need."""
+        """Return a constructor that arrays need."""
         if (module_name, global_name) not in _PLAIN:
             raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no image needs")
         return _PLAIN[module_name, global_name]

@@ -35,7 +35,7 @@ ADVICE = (
     "download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com "
     "and unpack both there"
 )
-# A class's number is its place; beside it its number in the label maps.
+# Class names in the order of their class numbers, with their numbers in the label maps.
 CLASSES = {
     **{"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19},
     **{"traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26},
@@ -53,11 +53,13 @@ class Cityscapes(Dataset):
     licence: ClassVar[str] = "its own: non-commercial research, teaching and personal experiments, after registration"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images and label maps are decoded when they are read."""
+        """List the files of each split; images and label maps are decoded when read."""
         folder = Path(root or ".")
         names, test = _find(folder, "train"), _find(folder, "val")
         if len(names) < 2:
-            raise DataError(f"{folder / 'leftImg8bit' / 'train'}: has one city, and val needs one of its own; {ADVICE}")
+            raise DataError(
+                f"{folder / 'leftImg8bit' / 'train'}: has a single city, but train and val need one each; {ADVICE}"
+            )
         held_out = _held_out({city: len(files) for city, files in names.items()}, seed)
         files: dict[SplitName, SceneFiles] = {
             "train": _pairs(folder, [name for city in names if city not in held_out for name in names[city]]),
@@ -71,10 +73,10 @@ class Cityscapes(Dataset):
 
 
 def _find(root: Path, split: str) -> dict[str, list[str]]:
-    """The images of each city without the ends of their names, `SPLIT/CITY/CITY_000000_000019`, sorted.
+    """List the images of each city without suffixes, `SPLIT/CITY/CITY_000000_000019`, sorted.
 
     Raises:
-        DataError: there are none.
+        DataError: the split has no images.
     """
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
@@ -82,16 +84,16 @@ def _find(root: Path, split: str) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for city in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         with os.scandir(city) as entries:
-            own = sorted(entry.name for entry in entries if entry.name.endswith(IMAGE_END) and entry.name[0] != ".")
-        if own:
-            names[city.name] = [f"{split}/{city.name}/{name.removesuffix(IMAGE_END)}" for name in own]
+            found = sorted(entry.name for entry in entries if entry.name.endswith(IMAGE_END) and entry.name[0] != ".")
+        if found:
+            names[city.name] = [f"{split}/{city.name}/{name.removesuffix(IMAGE_END)}" for name in found]
     if not names:
         raise DataError(f"{folder}: holds no CITY/*{IMAGE_END}; {ADVICE}")
     return names
 
 
 def _held_out(count_of: dict[str, int], seed: int) -> list[str]:
-    """Seeded cities with at most `VAL_SHARE` of the images, sorted; the smallest city where each has more."""
+    """Choose seeded cities with at most `VAL_SHARE` of the images, or the smallest city; return them sorted."""
     cities = list(count_of)
     room, chosen = VAL_SHARE * sum(count_of.values()), []
     for place in permutation(len(cities), 0, "cities", seed).tolist():

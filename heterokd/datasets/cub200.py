@@ -46,7 +46,7 @@ class CUB200(Dataset):
         self.crop_to_box = crop_to_box
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images are decoded when they are read."""
+        """List the files of each split; images are decoded when read."""
         folder = Path(root or ".") / FOLDER
         name_of = read_pairs(folder / "images.txt", ADVICE)
         class_of = read_pairs(folder / "classes.txt", ADVICE)
@@ -78,10 +78,10 @@ class CUB200(Dataset):
 
 
 def _column(path: Path, name_of: dict[str, str], known: frozenset[str] | None = None) -> list[str]:
-    """What a file says of each image, in the order of images.txt.
+    """Read a file's value for each image, in the order of images.txt.
 
     Raises:
-        DataError: the file leaves an image out, or says something else than it may.
+        DataError: an image is missing, or its value is unknown.
     """
     value_of = read_pairs(path, ADVICE)
     for key in name_of:
@@ -93,7 +93,7 @@ def _column(path: Path, name_of: dict[str, str], known: frozenset[str] | None = 
 
 
 def _boxes(path: Path, name_of: dict[str, str]) -> NDArray[np.float64]:
-    """Left, top, right and bottom edge [N, 4]; the file gives left, top, width and height."""
+    """Read left, top, right and bottom edges [N, 4]; the file has left, top, width and height."""
     try:
         boxes = np.array([value.split() for value in _column(path, name_of)], np.float64).reshape(-1, 4)
     except ValueError:

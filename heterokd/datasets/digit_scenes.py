@@ -47,20 +47,20 @@ class DigitScenes(Dataset):
     )
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """All scenes, in memory."""
+        """Draw all scenes into memory."""
         return scene_splits(*read_digits(), image_size, seed)
 
 
 def scene_splits(levels: NDArray[np.float64], labels: NDArray[np.int64], image_size: int, seed: int) -> Splits:
-    """Scenes of given digits.
+    """Draw and split scenes of the given digits.
 
     Args:
         levels: [M, 8, 8] see `read_digits`.
-        labels: [M] what each of them says.
+        labels: [M] class numbers of the digits.
         image_size: S.
-        seed: of splits and scenes.
+        seed: seed of splits and scenes.
     """
-    from heterokd.datasets._scene_drawing import draw_scenes, enlarged_digits  # with torch
+    from heterokd.datasets._scene_drawing import draw_scenes, enlarged_digits  # lazily: imports torch
 
     glyphs = enlarged_digits(np.asarray(levels, np.float32))
     digest = hashlib.sha256(f"digit_scenes:{image_size}".encode())

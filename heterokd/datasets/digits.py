@@ -29,7 +29,7 @@ class Digits(Dataset):
     licence: ClassVar[str] = "CC BY 4.0 (UCI Machine Learning Repository)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """All images, in memory."""
+        """Load all images into memory."""
         levels, labels = read_digits()
         images = np.stack([_enlarge(image, image_size) for image in levels])
         index_of = stratified_split(labels, SHARES, seed)
@@ -49,9 +49,9 @@ class Digits(Dataset):
 
 
 def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The levels [1797, 8, 8] of ink, 0 to `MAX_LEVEL`, and the class numbers [1797], as scikit-learn ships them.
+    """Read the levels [1797, 8, 8], 0 to `MAX_LEVEL`, and the class numbers [1797] that scikit-learn ships.
 
-    Its file is read without importing it: scikit-learn, SciPy and pandas would take 145 MiB of every process.
+    The file is read without importing scikit-learn, which would take 145 MiB of every process.
     """
     package = find_spec("sklearn")
     places = (package.submodule_search_locations or []) if package else []
@@ -66,7 +66,7 @@ def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _enlarge(levels: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
-    """One image, [8, 8] in 0..16 -> [S, S, 3] uint8."""
+    """Enlarge an image, [8, 8] in 0..16 -> [S, S, 3] uint8."""
     grey = Image.fromarray(np.rint(levels * (255 / MAX_LEVEL)).astype(np.uint8))
     large = np.asarray(grey.resize((image_size, image_size), Image.Resampling.BICUBIC))
     return np.repeat(large[:, :, None], 3, axis=2)

@@ -39,7 +39,7 @@ class FGVCAircraft(Dataset):
     licence: ClassVar[str] = "non-commercial research alone"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images are decoded when they are read."""
+        """List the files of each split; images are decoded when read."""
         folder = Path(root or ".") / FOLDER
         class_names = tuple(name.strip() for name in read_lines(folder / "variants.txt", ADVICE))
         number_of = {name: number for number, name in enumerate(class_names)}

@@ -1,4 +1,4 @@
-"""Image folder: your own images, one folder a class.
+"""Image folder: images of the user, one folder per class.
 
     ROOT/train/CLASS/*.jpg   ROOT/val/CLASS/*.jpg   ROOT/test/CLASS/*.jpg        taken as they are
     ROOT/train/..., and one of ROOT/val, ROOT/test                               the missing one is carved out of train
@@ -25,7 +25,7 @@ class ImageFolder(Dataset):
     licence: ClassVar[str] = "unknown (your own images)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images are decoded when they are read."""
+        """List the files of each split; images are decoded when read."""
         if root is None or not root.is_dir():
             raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
         present: list[SplitName] = [name for name in SPLIT_NAMES if (root / name).is_dir()]

@@ -40,7 +40,7 @@ class ImageNet(Dataset):
     licence: ClassVar[str] = "non-commercial research and education alone (terms of access of image-net.org)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images are decoded when they are read."""
+        """List the files of each split; images are decoded when read."""
         root = Path(root or ".")
         for folder in (root / "train", root / "val"):
             if not folder.is_dir():
@@ -59,7 +59,7 @@ class ImageNet(Dataset):
 
 
 def _class_names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes' names in words; two of the thousand are called crane, and those keep their number beside it."""
+    """Read the class names; a name that two classes share is followed by the class's folder."""
     if not path.exists():
         return folders
     advice = f"take {NAMES} of the challenge as it is, or remove it"

@@ -56,7 +56,7 @@ class VOC2012(Dataset):
     licence: ClassVar[str] = "the terms of Flickr, where its photographs come from"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """The files of each split; images and label maps are decoded when they are read."""
+        """List the files of each split; images and label maps are decoded when read."""
         folder = Path(root or ".") / FOLDER
         lists = folder / LISTS
         test = _pairs(folder, read_lines(lists / "val.txt", ADVICE), "SegmentationClass")
@@ -84,7 +84,7 @@ class VOC2012(Dataset):
 
 
 def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:
-    """The images that a list names by number (2007_000032), or by paths of image and label map as some lists do."""
+    """List the images that a file names by id (2007_000032), or by the paths of image and label map."""
     ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     return SceneFiles(
         folder,

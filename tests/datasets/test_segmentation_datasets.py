@@ -342,7 +342,7 @@ def test_cityscapes_holds_out_whole_cities(tmp_path: Path) -> None:
         assert len(splits.val) == 2
     for city in sorted(CITIES["train"])[1:]:
         shutil.rmtree(tmp_path / "leftImg8bit" / "train" / city)
-    with pytest.raises(DataError, match="has one city"):
+    with pytest.raises(DataError, match="has a single city"):
         DATASETS["cityscapes"]().load(tmp_path, SIZE, seed=0)
 
 

@@ -159,7 +159,7 @@ def test_addresses_of_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r"s3://\*\*\*@bucket/x: a URL must not contain credentials") as told:
         open_workspace(f"s3://key:{SECRET}@bucket/x")
     assert SECRET not in str(told.value)
-    with pytest.raises(ConfigError, match="not known"):
+    with pytest.raises(ConfigError, match="not supported"):
         open_workspace("ftp://host/x")
 
 

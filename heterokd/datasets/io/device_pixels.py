@@ -1,4 +1,4 @@
-"""A split's pixels on the device: straight from memory, resident there, or read ahead by a thread."""
+"""Pixels of a split on the device: direct from memory, resident, or prefetched by a thread."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from heterokd.outputs import Batch
 RESIDENT_BYTES = 2**28
 # On a GPU it stays there when it takes at most this share of what is free.
 RESIDENT_SHARE = 1 / 4
-# Batches that are read before they are asked for.
+# Number of batches that are prefetched.
 AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """What a batch shows.
+    """Images and views of a batch.
 
     Attributes:
         index: [B] positions in the split.
@@ -42,13 +42,13 @@ class Chosen:
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """Of all images that are read for it: [B], or [2 B] with the partners."""
+        """Positions of all images to read: [B], or [2 B] with the partners."""
         return self.index if self.mix is None else np.concatenate((self.index, self.mix.index))
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """Pixels and label maps on their way to the device; on a GPU `arrived` says when they are there."""
+    """Pixels and label maps that are being copied to the device; on a GPU `arrived` marks the end of the copy."""
 
     pixels: Tensor
     maps: Tensor | None
@@ -65,20 +65,20 @@ class _Read:
 
 
 class SplitPixels:
-    """A split's pixels and label maps on a device.
+    """Pixels and label maps of a split on a device.
 
-    They come straight from memory, or stay on the device as a whole when they are few, or are read ahead by a thread.
+    They are read directly from memory, stay on the device if they fit, or are prefetched by a thread.
 
     Args:
-        split: the images.
-        device: where they are wanted.
-        room: bytes that a split may take to stay there; on a GPU with any, a share of its free memory.
+        split: images to read.
+        device: target device.
+        room: maximum bytes of a resident split; on a GPU, unless 0, a share of its free memory instead.
     """
 
     def __init__(self, split: Split, device: torch.device | str, room: int = RESIDENT_BYTES) -> None:
-        # With its number: in another thread, "cuda" may mean another GPU.
+        # With its index: in another thread, "cuda" may mean another GPU.
         self.split, self.device, self._room = split, torch.empty(0, device=device).device, room
-        # What lies in this machine's memory, or is mapped into it, is not copied there once more.
+        # Images that are in host memory, or mapped into it, are not copied again.
         sources = [split.images] if split.label_maps is None else [split.images, split.label_maps]
         kinds = {type(source.images if isinstance(source, ChosenImages) else source) for source in sources}
         on_host = self.device.type == "cpu"
@@ -88,14 +88,14 @@ class SplitPixels:
         self._stream: torch.cuda.Stream | None = None
 
     def batches(self, wanted: Iterable[Chosen]) -> Iterator[tuple[Chosen, Tensor, Tensor | None]]:
-        """Each batch's pixels [B, H, W, 3] and label maps [B, H, W], both uint8."""
+        """Yield each batch with its pixels [B, H, W, 3] and label maps [B, H, W], both uint8."""
         if self._direct or self._stays():
             for chosen in wanted:
                 yield chosen, *self.at(chosen.positions)
             return
         coming: deque[tuple[Chosen, Future[_Read]]] = deque()
         following = iter(wanted)
-        with ThreadPoolExecutor(1) as reader:  # one: a source of images need not bear several readers
+        with ThreadPoolExecutor(1) as reader:  # a single thread: sources of images need not be thread-safe
             try:
                 coming.extend(
                     (chosen, reader.submit(self._read, chosen.positions)) for chosen in islice(following, AHEAD)
@@ -110,7 +110,7 @@ class SplitPixels:
                     read.cancel()
 
     def at(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """The pixels and label maps at some positions, on the device."""
+        """Read the pixels and label maps at some positions to the device."""
         if not self._direct and self._stays():
             assert self._resident is not None  # put there by `_stays`
             pixels, maps = self._resident
@@ -121,7 +121,7 @@ class SplitPixels:
     def batch(
         self, images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | None, labels: Tensor | None = None
     ) -> Batch:
-        """A batch on the device; its labels are the split's own class numbers unless others are given."""
+        """Build a batch on the device, with the split's class numbers unless labels are given."""
         if labels is None:
             labels = torch.from_numpy(self.split.labels[index])
 
@@ -136,7 +136,7 @@ class SplitPixels:
         )
 
     def _stays(self) -> bool:
-        """Whether the whole split lies on the device; puts it there at the first call."""
+        """Whether the split is resident on the device; the first call copies it."""
         if self._resident is None and self._may_stay and len(self.split):
             room = self._room
             if self.device.type == "cuda" and room:
@@ -152,7 +152,7 @@ class SplitPixels:
         maps = None if self.split.label_maps is None else torch.from_numpy(self.split.label_maps.read(positions))
         if self.device.type != "cuda":
             return _Read(pixels.to(self.device), None if maps is None else maps.to(self.device))
-        # Beside the training's own stream: the copy waits for no kernel, and none waits for it before it is used.
+        # In a separate stream, so that the copy overlaps with the training's kernels.
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):

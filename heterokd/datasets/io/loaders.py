@@ -1,7 +1,7 @@
-"""Loaders: views -> Batch, in a seeded order, sharded over workers.
+"""Loaders of augmented and plain images, in a seeded order, sharded over workers.
 
-The order of an epoch and the view of every image are pure functions of (seed, epoch): nothing has to be stored to
-resume, and the global batches are the same for any number of workers; worker r takes its slice of each.
+The order of an epoch and the view of every image are pure functions of (seed, epoch): resuming needs no stored state,
+and the global batches are the same for any number of workers; worker r takes its slice of each.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ class TrainLoader:
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return self._steps
 
     def images(self, step: int) -> int:
-        """How many images all workers see together in a step of an epoch."""
+        """Return the number of images of a step, over all workers."""
         return min(self.batch_size, len(self.split) - step * self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This worker's batches of an epoch, counted from 0."""
+        """Yield this worker's batches of an epoch, counted from 0."""
         order = permutation(len(self.split), epoch, self.seed)
         shares = [self._share(order[step * self.batch_size :][: self.batch_size]) for step in range(len(self))]
         chosen = (self._chosen(share, self.view_numbers(share, epoch)) for share in shares)
@@ -107,12 +107,12 @@ class TrainLoader:
             yield self._batch(views, pixels, maps)
 
     def views_of(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Batch:
-        """Any views: what an epoch shows of these images [B] under these view numbers [B]."""
+        """Build a batch of the given images [B] with the given view numbers [B]."""
         views = self._chosen(index, view)
         return self._batch(views, *self._pixels.at(views.positions))
 
     def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        """The view [B] of each image that an epoch shows."""
+        """Return the view number [B] of each image in an epoch."""
         if self.views is None or epoch < self.views:
             return np.full(len(index), epoch, np.int64)
         words = random_words(philox_key("turn", self.seed), STREAM_TURN, index, epoch // self.views)
@@ -145,7 +145,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """A split's plain images, in order, every one of them once.
+    """Plain images of a split, in order, each once.
 
     Args:
         split: the images; `Batch.index` is the position in this very split.
@@ -158,7 +158,7 @@ class EvalLoader:
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
-        """Steps of a pass."""
+        """Return the number of steps."""
         return -(-len(self.split) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -170,7 +170,7 @@ class EvalLoader:
 
 @dataclass(frozen=True, eq=False)
 class Loaders:
-    """What a training sees: train and val, never test.
+    """Loaders of a training: train and val, never test.
 
     Attributes:
         train: views of the training images.
@@ -196,7 +196,7 @@ def make_loaders(
     device: torch.device | str = "cpu",
     eval_batch_size: int | None = None,
 ) -> Loaders:
-    """Loaders of train and val; see `TrainLoader`. Every worker gets the whole of val.
+    """Create loaders of train and val; see `TrainLoader`. Every worker gets all of val.
 
     Raises:
         DataError: train has too few images for one step, or `batch_size` is less than an image for each worker.
@@ -220,7 +220,7 @@ def make_loaders(
 def open_split(
     split: Split, num_classes: int, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu"
 ) -> EvalLoader:
-    """A split's plain images in steps that fit into memory: in segmentation a step has few of them."""
+    """Create a loader of plain images, with small steps in segmentation, whose scores take much memory."""
     if split.label_maps is not None and len(split):
         pixels = split.label_maps.read(np.zeros(1, np.int64))[0].size
         batch_size = max(1, min(batch_size, EVAL_SCORES // (num_classes * pixels)))
@@ -228,5 +228,5 @@ def open_split(
 
 
 def open_test(splits: Splits, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu") -> EvalLoader:
-    """The loader of the test split: for promotion alone."""
+    """Create the loader of the test split, for promotion only."""
     return open_split(splits.test, splits.num_classes, batch_size, device=device)

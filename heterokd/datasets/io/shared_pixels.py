@@ -1,7 +1,7 @@
-"""Decoded images that all processes of a machine share: pixels in one file, mapped into memory by each of them.
+"""Share decoded images between the processes of a machine in a memory-mapped file.
 
-Whoever comes first decodes; others wait for it, and later ones find the file. It appears under its name only when it is
-whole. A page that one process has read serves all: nothing is copied between trials, and nothing is decoded twice.
+The first process decodes while others wait; later processes use the file, which is renamed to its final name when it is
+complete. Memory pages are shared: no pixels are copied between trials or decoded twice.
 
 The file: a line of JSON (what it holds), filled up to `HEADER` bytes; a checksum of each image; the pixels.
 """
@@ -38,14 +38,13 @@ SHARED_MEMORY = 1 / 4
 
 
 def share_splits(folder: Path, splits: Splits) -> Splits:
-    """The same data set with its train and val images decoded once for all processes of this machine.
+    """Decode train and val once for all processes of this machine.
 
-    This is for images that lie in files; others, and those that are too many for the machine, stay as they are. So does
-    test, which is opened once.
+    Images in memory, data sets too large for the machine, and test are left unchanged.
 
     Args:
-        folder: on a disk of this machine; it is made if it is missing.
-        splits: the data set.
+        folder: folder on a local disk; created if missing.
+        splits: splits of the data set.
 
     Raises:
         DataError: an image is damaged or has gone; names the file.
@@ -55,9 +54,9 @@ def share_splits(folder: Path, splits: Splits) -> Splits:
 
 
 def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
-    """Files of decoded images that no training has opened for so long, with their bytes.
+    """Find files of decoded images that no training has opened for `seconds`; return their sizes in bytes.
 
-    One that a training has mapped may be deleted: its content stays until the last of them ends.
+    A file that a training has mapped may be deleted: its content stays until that training ends.
     """
     found = {path: path.stat() for path in sorted(folder.glob("*.pixels"))}
     return {path: stat.st_size for path, stat in found.items() if time.time() - stat.st_mtime >= seconds}
@@ -83,16 +82,16 @@ def _fits(images: Images | LabelMaps) -> bool:
 
 
 def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, split: str) -> Images | LabelMaps:
-    """The same images or label maps, decoded once for all processes of this machine.
+    """Decode images or label maps once for all processes of this machine.
 
     Args:
-        folder: on a disk of this machine; it is made if it is missing.
-        images: what is decoded, by whoever comes first.
-        fingerprint: of the data set's content at this image size: part of the file's name.
-        split: the split's name, and whatever else tells files of one fingerprint apart.
+        folder: folder on a local disk; created if missing.
+        images: images or label maps to decode.
+        fingerprint: fingerprint of the data set, part of the file's name.
+        split: name of the file's content, part of the file's name.
 
     Returns:
-        The images from the file; the given ones where the disk has too little room for it.
+        The images from the file, or the given images if the disk has too little space.
 
     Raises:
         DataError: an image is damaged or has gone; names the file.
@@ -135,27 +134,27 @@ class SharedImages:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """The path alone: another process maps the file for itself."""
+        """Pickle only the path: another process maps the file again."""
         return {**self.__dict__, "_mapped": None}
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self._start + int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def _start(self) -> int:
-        """Where the pixels begin: at a page of their own."""
+        """Offset of the pixels, aligned to a page."""
         return HEADER + -(-len(self) * 8 // HEADER) * HEADER
 
     @property
     def header(self) -> bytes:
-        """What the file begins with."""
+        """Header of the file."""
         line = json.dumps({"heterokd": "pixels", "format": FORMAT, "shape": self.shape}) + "\n"
         return line.encode().ljust(HEADER, b"\0")
 
     def is_whole(self) -> bool:
-        """Whether the file is there, has its length and says that it holds these images."""
+        """Whether the file exists with the expected size and header."""
         try:
             with self.path.open("rb") as file:
                 return os.fstat(file.fileno()).st_size == self.size and file.read(HEADER) == self.header

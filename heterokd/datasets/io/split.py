@@ -1,6 +1,6 @@
-"""Dataset: what a file of `heterokd/datasets/` defines, and the splits that it gives.
+"""Data sets and their splits: train, val and test.
 
-Every data set gives train / val / test. A search sees train and val only; test is opened once, by promotion.
+A search reads train and val only; test is read once, by promotion.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
 SHARES = (0.6, 0.2, 0.2)
-"""Train, val, test where a data set ships one pile of images."""
+"""Shares of train, val and test if a data set has no official splits."""
 HELD_OUT = 0.2
-"""Share of train that becomes val (or test) where a data set ships two splits."""
+"""Share of train that becomes val (or test) if a data set has two official splits."""
 
 # Images decoded for mean and std when they lie in files; the error of a mean over them is below a grey level.
 STATISTICS_SAMPLE = 512
@@ -46,7 +46,7 @@ class Images(Protocol):
         ...
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `index` [B], as a new array [B, S, S, 3].
+        """Read the images at `index` [B] into a new array [B, S, S, 3].
 
         Raises:
             DataError: an image is damaged or has gone; names the file.
@@ -62,7 +62,7 @@ class LabelMaps(Protocol):
         ...
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The label maps at `index` [B], as a new array [B, H, W]: class numbers, 255 where a pixel counts nowhere.
+        """Read the label maps at `index` [B] into a new array [B, H, W]: class numbers, 255 for ignored pixels.
 
         Raises:
             DataError: a label map is damaged, has gone or does not fit its image; names the file.
@@ -71,7 +71,7 @@ class LabelMaps(Protocol):
 
 
 class ArrayImages:
-    """Images [N, H, W, 3] or label maps [N, H, W] that lie in memory, uint8."""
+    """Images [N, H, W, 3] or label maps [N, H, W] in memory, uint8."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         self.array = array
@@ -87,7 +87,7 @@ class ArrayImages:
 
 
 class ResizedImages:
-    """Images that lie in memory, [N, H, W, 3] uint8, at their own size; resized when they are read."""
+    """Images in memory, [N, H, W, 3] uint8, resized when they are read."""
 
     def __init__(self, array: NDArray[np.uint8], image_size: int) -> None:
         self.array, self.image_size = array, image_size
@@ -97,8 +97,8 @@ class ResizedImages:
         return len(self.array)
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `index` [B], as a new array [B, S, S, 3]; bilinear, smoothed first where they shrink."""
-        import torch  # here, since experiments are checked without it
+        """Read the images at `index` [B] into a new array [B, S, S, 3], resized bilinearly with antialiasing."""
+        import torch  # lazily: experiments are checked without torch
         import torch.nn.functional as F
 
         size = (self.image_size, self.image_size)
@@ -108,7 +108,7 @@ class ResizedImages:
 
 
 class ChosenImages:
-    """Some of another's images or label maps, in a given order."""
+    """A subset of images or label maps, in a given order."""
 
     def __init__(self, images: Images | LabelMaps, index: NDArray[np.int64]) -> None:
         self.images, self.index = images, index
@@ -141,13 +141,13 @@ class Split:
         return len(self.labels)
 
     def chosen(self, index: NDArray[np.int64]) -> Split:
-        """The images at `index`; positions count anew from 0."""
+        """Select the images at `index`; positions start at 0 again."""
         maps = None if self.label_maps is None else ChosenImages(self.label_maps, index)
         return replace(self, images=ChosenImages(self.images, index), labels=self.labels[index], label_maps=maps)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over every pixel and label, in hexadecimal; reads every image."""
+        """SHA-256 of all pixels and labels, in hexadecimal; reads every image."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, "<i8").tobytes())
         everything = np.arange(len(self))
         for pixels in self.pieces(everything):
@@ -158,7 +158,7 @@ class Split:
         return digest.hexdigest()
 
     def pieces(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """The images at `index`, a few hundred at a time."""
+        """Yield the images at `index`, a few hundred at a time."""
         count = max(1, min(READ_AT_ONCE, READ_BYTES // self.images.read(index[:1]).nbytes)) if len(index) else 1
         for start in range(0, len(index), count):
             yield self.images.read(index[start : start + count])
@@ -169,13 +169,12 @@ class Splits:
     """A data set at one image size, split.
 
     Attributes:
-        train: what students learn from.
-        val: what the search selects on.
-        test: what promotion opens, once.
+        train: training images.
+        val: images that the search selects on.
+        test: images that only promotion reads.
         class_names: name of each class number.
-        image_size: height = width in pixels; in segmentation what the canvas follows from, see the data set.
-        fingerprint: SHA-256 over the content and the split, in hexadecimal: the same content gives the same one in
-            every process.
+        image_size: height = width in pixels; in segmentation the canvas is derived from it, see the data set.
+        fingerprint: SHA-256 of the content and the split, in hexadecimal; the same in every process.
     """
 
     train: Split
@@ -187,7 +186,7 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.class_names)
 
     @property
@@ -202,7 +201,7 @@ class Splits:
 
     @cached_property
     def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Over all train images that lie in memory, or a fixed sample of those that lie in files."""
+        """Mean and standard deviation of all train images in memory, or of a fixed sample of image files."""
         in_memory = isinstance(_source(self.train.images), ArrayImages)
         order = permutation(len(self.train), 0, "statistics")
         index = np.sort(order if in_memory else order[:STATISTICS_SAMPLE])
@@ -215,12 +214,12 @@ class Splits:
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         red, green, blue = (float(value) for value in mean / 255)
-        # A set of one colour has no spread; a network divides by this.
+        # Images of a single colour have no deviation, and networks divide by it.
         std_red, std_green, std_blue = (max(float(value), 1e-3) for value in std / 255)
         return (red, green, blue), (std_red, std_green, std_blue)
 
     def look(self) -> None:
-        """Decode some images of train and val, all of a small set: damage is better found before work than in it.
+        """Decode some images of train and val, all of a small set, to find damaged files before training.
 
         Raises:
             DataError: an image or a label map is damaged; names the file.
@@ -237,7 +236,7 @@ class Splits:
                     split.label_maps.read(index[start : start + LOOK_AT_LEAST])
 
     def with_labels_per_class(self, count: int, seed: int = 0) -> Splits:
-        """The same data set with `count` seeded train images of each class; val and test stay whole.
+        """Keep `count` seeded train images of each class; val and test are unchanged.
 
         Raises:
             DataError: a class has fewer train images.
@@ -257,7 +256,7 @@ class Splits:
         return replace(self, train=self.train.chosen(np.sort(np.concatenate(kept))), fingerprint=digest.hexdigest())
 
     def with_train_images(self, count: int, seed: int = 0) -> Splits:
-        """The same data set with `count` seeded train images; val and test stay whole.
+        """Keep `count` seeded train images; val and test are unchanged.
 
         Raises:
             DataError: train has fewer images.
@@ -273,7 +272,7 @@ class Splits:
 
 
 def _source(images: Images | LabelMaps) -> Images | LabelMaps:
-    """What they are chosen from."""
+    """Return the images that a subset is selected from."""
     while isinstance(images, ChosenImages):
         images = images.images
     return images
@@ -287,10 +286,10 @@ class Dataset(ABC):
     """A source of images and labels. One file of `heterokd/datasets/` holds one final subclass of it.
 
     Attributes:
-        needs_root: whether it is read from a folder that the experiment names.
-        tasks: what its labels are: one class an image, or a label map.
-        default_policy: its views unless the experiment says otherwise; see `policy_at`.
-        licence: on what terms the images may be used, as far as their source says; model cards name it.
+        needs_root: whether it is read from the folder `data.root`.
+        tasks: task of its labels.
+        default_policy: default augmentation policy; see `policy_at`.
+        licence: terms of use of the images, as far as their source states them, for model cards.
     """
 
     needs_root: ClassVar[bool] = False
@@ -305,28 +304,28 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
-        """Find the images and split them; decoding may wait until they are read.
+        """Find the images and split them; images may be decoded later, when they are read.
 
         Args:
-            root: the data set's folder; None where `needs_root` is false.
-            image_size: height = width of the images to give, in pixels; in segmentation what the canvas follows from.
-            seed: of the split, where the data set does not ship one.
+            root: folder of the data set; None if `needs_root` is false.
+            image_size: height = width of the images in pixels; in segmentation the canvas is derived from it.
+            seed: seed of the split, if the data set has no official split.
 
         Raises:
-            DataError: it is missing, empty or of another shape than expected.
+            DataError: the data set is missing, empty or has an unexpected shape.
         """
 
 
 def stratified_split(
     labels: NDArray[np.int64], shares: Sequence[float], seed: int, class_names: Sequence[str] | None = None
 ) -> tuple[NDArray[np.int64], ...]:
-    """Positions of each part: every class in every part, within one image of its share; the same on every machine.
+    """Split positions into parts, with each class within an image of its share; the same on every machine.
 
     Args:
         labels: [N] class numbers.
-        shares: of each part; they sum to 1.
-        seed: of the choice.
-        class_names: for the error's sentence.
+        shares: share of each part; they sum to 1.
+        seed: seed of the split.
+        class_names: class names for the error message.
 
     Raises:
         DataError: a class has fewer images than there are parts.
@@ -348,7 +347,7 @@ def stratified_split(
 
 
 def _counts(total: int, shares: Sequence[float]) -> NDArray[np.int64]:
-    """Whole numbers near `total * shares` that sum to `total`, at least one each: largest remainders first."""
+    """Round `total * shares` to positive integers that sum to `total`, largest remainders first."""
     exact = total * np.asarray(shares)
     counts = np.floor(exact + 1e-9).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
