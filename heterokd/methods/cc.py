@@ -47,7 +47,7 @@ def adjacent_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tenso
 
 
 def kernel_matrix(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """The Gaussian kernel's Taylor series between all directions of a batch: [B, D] gives [B, B]."""
+    """Compute the Gaussian kernel's Taylor series between all directions of a batch: [B, D] gives [B, B]."""
     unit = F.normalize(embedding.float(), dim=1)
     with torch.autocast(unit.device.type, enabled=False):
         cosine = unit @ unit.T

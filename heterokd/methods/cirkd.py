@@ -11,7 +11,7 @@ https://arxiv.org/abs/2204.06986
         memory(V_regions)
 
 x is a pixel of the embedding; g are two 1x1 convolutions with BatchNorm and ReLU between, to the teacher's width; both
-sides of `minibatch` keep their own width. Where the grids differ, both maps are averaged to the smaller one. Every
+sides of `minibatch` keep their width. Where the grids differ, both maps are averaged to the smaller one. Every
 class has two queues of the teacher's unit vectors: of each image, `PIXELS_PER_CLASS` pixels of the class, drawn at
 random, and the mean of all of them. A step writes first; V are then the same places of all queues, as many as make up
 the contrast size (`size // classes + 1`). Queues start with random unit vectors, as the authors' do, and these take
@@ -31,7 +31,7 @@ Similarities of one image with a whole batch are held at a time, [HW, B, HW], an
 `pooling: 2` makes them 16 times smaller (the authors' option; off, as theirs).
 
 Data-parallel workers: `gather: true` computes everything but pixel KD on the images of all workers, which gives what
-one process would. Otherwise each compares and remembers its own images alone. The queues are in the checkpoint, which
+one process would. Otherwise each compares and remembers only its images. The queues are in the checkpoint, which
 the first worker writes, so that all go on from its queues; they are not copied between workers at every step.
 """
 
@@ -226,7 +226,7 @@ class ClassQueues(nn.Module):
 
 
 def _rank_in_class(sorted_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """How many of the same class stand before, [N], and how many a class has, [K], of classes in ascending order."""
+    """Return each element's rank in its class, [N], and the class counts, [K], of classes in ascending order."""
     numbers = torch.arange(num_classes + 1, device=sorted_classes.device)
     starts = torch.searchsorted(sorted_classes, numbers)
     rank = torch.arange(len(sorted_classes), device=sorted_classes.device) - starts[sorted_classes]

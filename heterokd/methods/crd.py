@@ -29,8 +29,8 @@ many images there are is not known here, so the memory has `bank_size` rows and 
 
 Memory and marks are buffers, so that a checkpoint resumes exactly: 16 MiB with 16384 rows of width 128.
 
-Data-parallel workers: each compares its own images. `gather: true` writes the images of all workers to every worker's
-memory, which gives what one process would. Otherwise a worker remembers its own images alone. The memory is in the
+Data-parallel workers: each compares its images. `gather: true` writes the images of all workers to every worker's
+memory, which gives what one process would. Otherwise a worker remembers only its images. The memory is in the
 checkpoint, which the first worker writes, so that all go on from its memory; it is not copied between workers at every
 step.
 """
@@ -98,14 +98,14 @@ def random_words(index: Tensor, progress: float, count: int) -> Tensor:
 
     Args:
         index: [B] positions in the training split.
-        progress: fraction of the training that is done, in [0, 1]; 2^32 steps are told apart.
+        progress: fraction of the training that is done, in [0, 1]; at most 2^32 distinct steps.
         count: numbers per image.
     """
     return _crossed(*_seeds(index, progress, count)).long() & WORD
 
 
 def _seeds(index: Tensor, progress: float, count: int) -> tuple[Tensor, Tensor]:
-    """What `_crossed` makes words of: one for each place [count], one for each image [B, 1].
+    """Return the inputs of `_crossed`: a word per place [count] and per image [B, 1].
 
     Words are the bits of int32, whose products wrap: half as much to move as in int64.
     """
@@ -114,12 +114,12 @@ def _seeds(index: Tensor, progress: float, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _crossed(place: Tensor, image_B1: Tensor) -> Tensor:
-    """The words of images [B, 1] at places [count], [B, count]."""
+    """Combine the words of images [B, 1] and places [count] to [B, count]."""
     return _hash(place ^ image_B1)
 
 
 def draw_counts(index: Tensor, progress: float, count: int, choices_B1: Tensor, width: int) -> Tensor:
-    """How often each number comes up when each image draws `count` times below its own limit.
+    """Count how often each number occurs if each image draws `count` numbers below its limit.
 
     Args:
         index: [B] positions in the training split.
@@ -164,7 +164,7 @@ def _signed(word: int) -> int:
 
 
 class ContrastMemory(nn.Module):
-    """What both networks gave for the images seen so far, one row for an image: two tables [N, D], owners, classes.
+    """Embeddings of both networks for the images seen so far, a row per image: two tables [N, D], owners, classes.
 
     Args:
         rows: N; image i uses row i modulo N.
@@ -217,7 +217,7 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def draw(self, labels: Tensor, index: Tensor, progress: float, count: int, rows: int | None = None) -> Tensor:
-        """How often each of the first `rows` rows (all) is a negative of each image [B, rows].
+        """Count how often each of the first `rows` rows (default: all) is a negative of each image, [B, rows].
 
         `count` draws from the rows of other classes; all 0 for an image when no row holds another class.
         """
@@ -242,7 +242,7 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def log_mean(self, direction: int, positive: Tensor, bank: Tensor, counts: Tensor, gather: bool) -> Tensor:
-        """The logarithm of c in one direction; the value of the first step that has negatives stays.
+        """Return log c in a direction; the value of the first step with negatives is kept.
 
         Args:
             direction: 0 for the student's embeddings, 1 for the teacher's.

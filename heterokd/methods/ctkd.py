@@ -111,7 +111,7 @@ class CTKD(Method):
         self.predictor = nn.Sequential(nn.Linear(student.num_classes + teacher.num_classes, HIDDEN), nn.ReLU(), last)
 
     def temperature(self, student_logits: Tensor, teacher_logits: Tensor, progress: float) -> Tensor:
-        """The temperature for logits [B, K]: [1] if global, [B] if for each image; its gradient is reversed."""
+        """Compute the temperature for logits [B, K]: [1] if global, [B] if for each image; its gradient is reversed."""
         if self.params.kind == "global":
             theta = self.theta
         else:

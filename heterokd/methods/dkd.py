@@ -82,7 +82,7 @@ def dkd_loss(
 
 
 def others(logits_BK: Tensor, labels: Tensor) -> Tensor:
-    """The logits without the label's column, [B, K - 1]; by gather, because a mask would wait for the device."""
+    """Return the logits without the label's column, [B, K - 1]; by gather, as a mask would synchronise the device."""
     column = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device)
     target = hard_labels(labels).unsqueeze(1)
     return logits_BK.gather(1, column + (column >= target).long())

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2410.12342
     L_InfoNCE = - log( exp(f_b . f_a+ / tau_2) / sum_{a' in batch} exp(f_b . f_a' / tau_2) )                    Eq. 3b
 
 The front is convolutional where the pair allows it: a CNN teacher of an attention or MLP student lends its stages and
-the student's own last stages are the back; in every other pair the student's stages are the front and the teacher's
+the student's last stages are the back; in every other pair the student's stages are the front and the teacher's
 frozen last stages the back, through which the gradient reaches the student. Weights are shared with both networks, not
 copied, and both run once: the fused path branches off their maps. So the class declares the union of what pairs read,
 and `build` narrows `student_needs` and `teacher_needs` to what this pair reads.
@@ -49,7 +49,7 @@ MAX_LOGIT_SCALE = 100.0
 """CLIP's bound on 1 / tau_2."""
 
 LAYOUTS = 2
-"""How many layouts `FBT.initial_settings` gives."""
+"""Number of layouts that `FBT.initial_settings` returns."""
 
 
 def info_nce(
@@ -207,7 +207,7 @@ class FBT(Method):
 
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
-        """The `LAYOUTS` whose front stage k is most similar to stage j - 1 of the back, which it replaces."""
+        """Return the `LAYOUTS` layouts whose front stage k is most similar to the replaced stage j - 1 of the back."""
         values = similarity.values
         front_is_teacher = similarity.teacher_kind == "cnn" and similarity.student_kind != "cnn"
         # Deeper fronts first where several are equally similar.

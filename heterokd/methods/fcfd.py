@@ -28,7 +28,7 @@ between two CNNs are a 3x3 convolution and batch norm (strided where the target 
 upsampling where it is wider, for which the authors transpose a convolution) without their LeakyReLU, since not every
 CNN ends its stages in ReLU; all others are patch embedding and window attention (`_projectors.Bridge`). Maps
 are compared as the stages give them, so pooling is not preceded by a ReLU. Behind a crossing, class tokens start from
-the network's own parameter. The warm-up is linear in steps.
+the network's parameter. The warm-up is linear in steps.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def fcfd_terms(
     params: FCFD.Params,
     progress: float,
 ) -> Losses:
-    """The five weighted terms, from logits [B, K] and the `map_loss` scalars of each kind."""
+    """Compute the five weighted terms, from logits [B, K] and the `map_loss` scalars of each kind."""
 
     def total(losses: Iterable[Tensor]) -> Tensor:
         return sum(losses, start=student_logits.new_zeros((), dtype=torch.float32))
@@ -165,7 +165,7 @@ class ConvBridge(nn.Module):
 
 
 def make_bridge(source: OutputSpec, target: OutputSpec, stage: int) -> nn.Module:
-    """The bridge from stage `stage` of one network to the same stage of another."""
+    """Build the bridge from stage `stage` of one network to the same stage of another."""
     here, there = source.stages[stage - 1], target.stages[stage - 1]
     shape = (here.channels, source.side(stage), there.channels, target.side(stage))
     return ConvBridge(*shape) if here.kind == there.kind == "cnn" else Bridge(*shape)

@@ -44,7 +44,7 @@ MAP = "map"
 def fitnet_loss(
     student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], labels_BHW: Tensor | None = None
 ) -> Tensor:
-    """The sum over stages of the mean squared difference, on the smaller grid of each two.
+    """Sum the mean squared differences over stages, each on the smaller of both grids.
 
     Args:
         student_maps: [B, C, H, W] each, already as many channels as the teacher's.

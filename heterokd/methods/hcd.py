@@ -90,7 +90,7 @@ def hcd_terms(
     labels: Tensor,
     params: HCD.Params,
 ) -> Losses:
-    """The four weighted terms of Eq. 15, from the sub-logits [B, n, K] of every stage."""
+    """Compute the four weighted terms of Eq. 15, from the sub-logits [B, n, K] of every stage."""
     # The stages are compared as one batch: each function's mean over it is the mean over the stages.
     stages = len(stage_sub_logits)
     teachers, labels = teacher_logits.repeat(stages, 1), torch.cat([labels] * stages)
@@ -115,7 +115,7 @@ def hcd_loss(
     labels: Tensor,
     params: HCD.Params | None = None,
 ) -> Tensor:
-    """Eq. 15 without the student's own cross-entropy: the sum of `hcd_terms`; a scalar.
+    """Compute Eq. 15 without the student's cross-entropy: the sum of `hcd_terms`; a scalar.
 
     Args:
         student_logits: [B, K].

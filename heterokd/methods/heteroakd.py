@@ -19,7 +19,7 @@ No code of the authors is public. Readings of what the text leaves open, most of
   is the mean over valid pixels of the sum over classes of H, the term `projectors`, which reaches the student as well.
 - The printed projector ends in ReLU, after which no class can be called absent; the default ends in batch norm.
 
-Deviations: maps stay at the student's own stride instead of the image's size, where every K-class map is what makes the
+Deviations: maps stay at the student's stride instead of the image's size, where every K-class map is what makes the
 method expensive. Labels are brought there by nearest, the teacher's Z, narrow and so cheap to move, by bilinear
 interpolation; the student's is never resized to the teacher's grid. `resolution: label` computes at the labels' size
 and keeps no map of that size for the backward pass. Before `warmup` the student follows the labels alone: only
@@ -157,7 +157,7 @@ def _transferred(
 
 
 def projector_loss(entropy_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid") -> Tensor:
-    """What trains a projector: H summed over classes (`ce_pixel` holds one number for all), mean over valid pixels."""
+    """Compute a projector's loss: H summed over classes (`ce_pixel`: a single value), mean over valid pixels."""
     copies = entropy_BKHW.shape[1] if reliability == "ce_pixel" else 1
     return entropy_BKHW.sum() / (copies * valid_pixels(labels_BHW, entropy_BKHW.shape[-2:]).sum().clamp_min(1))
 
@@ -328,7 +328,7 @@ class HeteroAKD(Method):
         return student_z, resize_map(teacher_z, _grid(student_z))
 
     def _compared(self, student_z: Tensor, teacher_z: Tensor, labels: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
-        """The projectors' own loss and L_hakd (0 during warm-up) on the grid of `labels`; H is computed once."""
+        """Compute the projectors' loss and L_hakd (0 during warm-up) on the grid of `labels`; H is computed once."""
         size, reliability = _grid(labels), self.params.reliability
         student_z, teacher_z = resize_map(student_z, size), resize_map(teacher_z, size)
         student_entropy = per_class_entropy(student_z, labels, reliability)

@@ -38,7 +38,7 @@ def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Ten
 
     Args:
         map_BDHW: [B, D, H, W].
-        labels_BHW: class numbers on the map's own grid; IGNORE positions give 0.
+        labels_BHW: class numbers on the map's grid; IGNORE positions give 0.
         num_classes: K.
 
     Returns:
@@ -57,7 +57,7 @@ def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Ten
 def intra_class_loss(
     student_map_BDHW: Tensor, teacher_map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int
 ) -> Tensor:
-    """The mean squared difference of variation maps over valid positions.
+    """Compute the mean squared difference of variation maps over valid positions.
 
     Args:
         student_map_BDHW: [B, D, H, W].
@@ -83,7 +83,7 @@ def ifvd_loss(
     kd_weight: float = 1.0,
     variation_weight: float = 20.0,
 ) -> Tensor:
-    """The two terms that need no discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
+    """Compute both terms without discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
     variation = intra_class_loss(student_map, teacher_map, labels, student_logits.shape[1])
     return kd_weight * pixel_kd_loss(student_logits, teacher_logits, labels) + variation_weight * variation
 

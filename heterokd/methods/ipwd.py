@@ -12,7 +12,7 @@ https://arxiv.org/abs/2210.12787
 By this estimate, an image weighs more the better the first head fits its label in comparison with the second.
 
 The student has one classifier; the method adds the second, `z_extra`, a linear projector of the student's embedding to
-class logits, dropped after training. By default the student's own classifier is the one that follows the teacher, so
+class logits, dropped after training. By default the student's classifier is the one that follows the teacher, so
 that what is kept has been distilled in all its layers; the task loss on it is the cross-entropy that joins the KL. The
 projector then follows the labels alone. `kept_head: cls` exchanges the roles: the kept classifier sees the labels
 alone, the projector follows the teacher and the labels, and the teacher reaches what is kept through the embedding.
@@ -44,7 +44,7 @@ FLOOR = 1e-3
 def image_weights(
     kd_logits: Tensor, cls_logits: Tensor, labels: Tensor, normalise_logits: bool = True, mean_one: bool = False
 ) -> Tensor:
-    """The weights w, [B] in float32, without gradient.
+    """Compute the weights w, [B] in float32, without gradient.
 
     Args:
         kd_logits: [B, K], of the head that follows the teacher.
@@ -123,7 +123,7 @@ class IPWD(Method):
         self.projector = nn.Linear(student.embedding_dim, student.num_classes)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Compute the terms `kd`, and `head`, the label loss of the method's own classifier."""
+        """Compute the terms `kd`, and `head`, the label loss of the method's classifier."""
         extra: Tensor = self.projector(student.embedding)
         kd_logits, cls_logits = student.logits, extra
         if self.params.kept_head == "cls":

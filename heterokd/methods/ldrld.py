@@ -35,7 +35,7 @@ from heterokd.outputs import Batch, Losses, Outputs
 PAIR_SCALE = 2.0
 RANK_DECAY = 0.05
 DISTANCE_OFFSET = 1.5
-# A logit whose softmax is exactly 0 beside any other, and whose log differs between no two networks: both swallow it.
+# A logit whose softmax is exactly 0 and whose log is the same for both networks, so that it does not contribute.
 ABSENT = -1e30
 
 
@@ -97,13 +97,13 @@ def ldrld_loss(
 
 
 def pair_weights(first: Tensor, second: Tensor) -> Tensor:
-    """The weights w of pairs [P] of ranks from 0: close ranks and high ranks weigh more."""
+    """Compute the weights w of pairs [P] of ranks from 0: close ranks and high ranks weigh more."""
     total = first + second + 2
     return PAIR_SCALE * torch.exp(-RANK_DECAY * total) / (DISTANCE_OFFSET + (first - second).abs())
 
 
 def _first_classes(student_BK: Tensor, count: int) -> Tensor:
-    """The classes r_1 ... r_d, [B, d]."""
+    """Return the classes r_1 ... r_d, [B, d]."""
     return student_BK.detach().topk(min(count, student_BK.shape[1]), dim=1).indices
 
 

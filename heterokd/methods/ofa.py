@@ -38,7 +38,7 @@ from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_la
 def ofa_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, eps: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """The code form: cross-entropy with the target (p_t + m)^eps - m.
+    """Compute the code form: cross-entropy with the target (p_t + m)^eps - m.
 
     Logits [B, K], labels [B] or [B, K], mean over the batch.
     """
@@ -52,7 +52,7 @@ def ofa_loss(
 def ofa_paper_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, eps: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """The printed form: KL(teacher || student) whose target class weighs (1 + p_t,y)^eps instead of p_t,y.
+    """Compute the printed form: KL(teacher || student) whose target class weighs (1 + p_t,y)^eps instead of p_t,y.
 
     Logits [B, K], labels [B] or [B, K], mean over the batch.
     """
@@ -114,7 +114,7 @@ class OFA(Method):
             self.branches[digit] = nn.Sequential(projector, head)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
-        """Compute the terms `logits`, the student's own exit, and `stages`, the sum over the branches."""
+        """Compute the terms `logits`, the student's exit, and `stages`, the sum over the branches."""
         params, teacher_logits = self.params, teacher.logits.detach()
         loss = FORMS[params.form]
         exits = [branch(student.stages[int(digit) - 1]) for digit, branch in self.branches.items()]

@@ -35,7 +35,7 @@ from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 
 def partial_l2(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tensor:
-    """The sum over channels and positions of d, the mean over the batch; maps [B, C, H, W], margin [C], a scalar."""
+    """Sum d over channels and positions, mean over the batch; maps [B, C, H, W], margin [C], a scalar."""
     pooled, target = to_smaller_grid(student_map.float(), teacher_map.detach().float())
     bounded = torch.maximum(target, margin.detach().float().view(1, -1, 1, 1))
     counts = (target > 0) | (pooled > bounded)
@@ -43,7 +43,7 @@ def partial_l2(student_map: Tensor, teacher_map: Tensor, margin: Tensor) -> Tens
 
 
 def ofd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
-    """The sum over stages of `partial_l2`, halved for every step back from the deepest.
+    """Sum `partial_l2` over stages, with weights halved from stage to stage back from the deepest.
 
     Args:
         student_maps: [B, C, H, W] each, shallow to deep, already as many channels as the teacher's.

@@ -19,7 +19,7 @@ The gradient of HCL and of the last term passes through the frozen teacher to th
 teacher runs twice at every step, once with activations kept, and no cache can ever serve it.
 
 Differences from the authors' code, which takes feedback from the previous batch, so from other images (here: from
-the same one, with the plain teacher's maps, since p_j is not known before its own prompt); cuts off the last token as
+the same one, with the plain teacher's maps, since p_j is not known before its prompt); cuts off the last token as
 the class token, which timm puts first; gives maps back to token networks without transposing, so that prompted tokens
 are shuffled even when beta is 0; adds the position e of an image in its batch where that of a query is meant; lets SE
 give its channel weights alone, without the map they weigh; and runs on "cuda" by name. Here each of these is
@@ -66,7 +66,7 @@ def pat_terms(
     prompted_maps: Sequence[Tensor],
     params: PAT.Params,
 ) -> Losses:
-    """The three weighted terms of `pat_loss`."""
+    """Compute the three weighted terms of `pat_loss`."""
     pairs = zip(aligned_maps, prompted_maps, strict=True)
     features = torch.stack([hierarchical_context_loss(aligned, prompted) for aligned, prompted in pairs]).sum()
     return {
@@ -84,7 +84,7 @@ def pat_loss(
     prompted_maps: Sequence[Tensor],
     params: PAT.Params | None = None,
 ) -> Tensor:
-    """L, without the student's own cross-entropy; a scalar.
+    """Compute L without the student's cross-entropy; a scalar.
 
     Args:
         student_logits: [B, K].
@@ -159,7 +159,7 @@ class RegionAttention(nn.Module):
 class Align(nn.Module):
     """A map to the shape of another: for CNNs batch norm, 1x1 convolution, nearest grid; for tokens two linear layers.
 
-    The linear layers mix channels, then positions, each after a batch norm of its own.
+    The linear layers mix channels, then positions, each after a batch norm.
     """
 
     def __init__(self, channels: int, side: int, target_channels: int, target_side: int, kind: Kind) -> None:
@@ -227,7 +227,7 @@ class Prompt(nn.Module):
         initialise(self)
 
     def forward(self, map_BCHW: Tensor, feedback: Tensor) -> Tensor:
-        """What enters the stage and feedback of the shape of what leaves it -> what enters the prompted stage."""
+        """Add a prompt to a stage's input, from the input and feedback of the shape of the stage's output."""
         fused = self.fuse(torch.cat((map_BCHW, self.align(feedback).to(map_BCHW.dtype)), dim=1))
         prompted: Tensor = map_BCHW + self.gate * self.prompt(fused)
         return prompted
@@ -270,10 +270,10 @@ class PAT(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """The attention over the student's stages, the aligning layers, and the teacher's prompts.
+        """Build the attention over the student's stages, the aligning layers, and the teacher's prompts.
 
         Raises:
-            PairError: a network has not four stages, or nobody knows what enters the teacher's first one.
+            PairError: a network has not four stages, or the input of the teacher's first stage is unknown.
         """
         if teacher.stem is None:
             raise PairError("pat: the teacher's spec must say what enters its first stage (stem), which is prompted")

@@ -5,7 +5,7 @@ https://arxiv.org/abs/1903.04197 (its pixel-wise term; after Hinton et al., http
 
     L = weight * tau^2 * mean over valid pixels of KL( softmax(z_t / tau) || softmax(z_s / tau) )     z: [B, K, h, w]
 
-Both logits are compared at the decoder's own stride, before any upsampling to the image, as in the code of CIRKD
+Both logits are compared at the decoder's stride, before any upsampling to the image, as in the code of CIRKD
 (Yang et al., CVPR 2022), whose weight and tau of 1 are the defaults. Where the two grids differ, the teacher's logits
 are interpolated (bilinear) to the student's.
 

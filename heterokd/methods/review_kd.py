@@ -49,7 +49,7 @@ def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tenso
 
 
 def review_kd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """The sum of HCL over the fused maps of the student and the teacher's maps, [B, C, H, W] pair by pair; a scalar."""
+    """Sum HCL over the fused maps of the student and the teacher's maps, [B, C, H, W] pair by pair; a scalar."""
     pairs = zip(student_maps, teacher_maps, strict=True)
     return torch.stack([hierarchical_context_loss(fused, target.detach()) for fused, target in pairs]).sum()
 

@@ -62,7 +62,7 @@ def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rkd_terms(student_embedding: Tensor, teacher_embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance and the angle term, unweighted scalars, for [B, D_s] and [B, D_t]; both 0 for B = 1."""
+    """Compute the distance and the angle term, unweighted scalars, for [B, D_s] and [B, D_t]; both 0 for B = 1."""
     if len(student_embedding) < 2:
         zero = student_embedding.float().sum() * 0
         return zero, zero

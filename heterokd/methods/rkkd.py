@@ -36,7 +36,7 @@ from heterokd.outputs import Batch, Losses, Outputs
 BLOCK = 2**22
 """Pairs visited at once on a GPU: four images of 1000 classes."""
 CPU_BLOCK = 2**17
-"""The same on a CPU, where a block that leaves the cache costs several times as much."""
+"""Block size on a CPU, where a block larger than the cache takes several times as long."""
 LIVE_TENSORS = 3
 """Tensors of a block that exist at once: the student's, the teacher's, and their product."""
 

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2507.21844
     P = correlation of h(f_s) and f_t over the batch, dimension against dimension, [D_t, D_t]
     L = lambda * ( sum_i (P_ii - 1)^2 + kappa * sum_{i != j} P_ij^2 )
 
-The projector keeps the objective away from the student's own embedding; it is dropped after training.
+The projector keeps the objective away from the student's embedding; it is dropped after training.
 P is as large as the teacher's embedding squared (768 dimensions: 2 MiB).
 
 Data-parallel workers: P is of one worker's batch, and so are the projector's batch statistics; `gather: true` takes

@@ -43,7 +43,7 @@ def region_logits(class_maps: Tensor, scales: Sequence[int]) -> Tensor:
 
 
 def complementary_regions(teacher_nBK: Tensor, labels: Tensor) -> Tensor:
-    """Where the teacher is right on a region and wrong on the whole image (the first region) or vice versa, [n, B]."""
+    """Return where the teacher is right on a region but wrong on the image (the first region) or vice versa, [n, B]."""
     right_nB = teacher_nBK.argmax(dim=2) == hard_labels(labels)
     return right_nB != right_nB[:1]
 
@@ -55,7 +55,7 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
 
 
 def sdd_terms(student_class_maps: Tensor, teacher_class_maps: Tensor, labels: Tensor, params: SDD.Params) -> Losses:
-    """The two weighted terms `consistent` and `complementary`, without warm-up, from class maps [B, K, H, W]."""
+    """Compute the weighted terms `consistent` and `complementary`, without warm-up, from class maps [B, K, H, W]."""
     smallest = min(*student_class_maps.shape[2:], *teacher_class_maps.shape[2:])
     scales = [int(digit) for digit in params.scales if int(digit) <= smallest]
     student_nBK = region_logits(student_class_maps, scales)
@@ -81,7 +81,7 @@ def sdd_terms(student_class_maps: Tensor, teacher_class_maps: Tensor, labels: Te
 def sdd_loss(
     student_class_maps: Tensor, teacher_class_maps: Tensor, labels: Tensor, params: SDD.Params | None = None
 ) -> Tensor:
-    """The sum of `sdd_terms`: a scalar.
+    """Compute the sum of `sdd_terms`: a scalar.
 
     Args:
         student_class_maps: [B, K, H, W].

@@ -39,7 +39,7 @@ from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal,
 def pairwise_loss(
     student_map_BDHW: Tensor, teacher_map_BDHW: Tensor, labels_BHW: Tensor | None = None, pool: int = 2
 ) -> Tensor:
-    """The mean squared difference of cosine similarities over all pairs of valid positions of an image.
+    """Compute the mean squared difference of cosine similarities over all pairs of valid positions of an image.
 
     Args:
         student_map_BDHW: [B, D, H, W].
@@ -79,7 +79,7 @@ def skd_loss(
     kd_weight: float = 1.0,
     pairwise_weight: float = 10.0,
 ) -> Tensor:
-    """The two terms that need no discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
+    """Compute both terms without discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
     kd = pixel_kd_loss(student_logits, teacher_logits, labels)
     return kd_weight * kd + pairwise_weight * pairwise_loss(student_map, teacher_map, labels)
 

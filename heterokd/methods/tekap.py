@@ -61,7 +61,7 @@ def tekap_loss(
         teacher_logits: [B, K]; takes no gradient.
         noise: [P, B, K], see `normal_noise`.
         noise_share: eta.
-        weight: multiplies the teacher's own term.
+        weight: multiplies the teacher's term.
         perturbed_weight: multiplies the sum over its perturbed copies.
         temperature: tau.
 
@@ -84,7 +84,7 @@ def normal_noise(index: Tensor, progress: float, copies: int, num_classes: int) 
 
     Args:
         index: [B] positions in the training split.
-        progress: fraction of the training that is done, in [0, 1]; 2**32 steps are told apart.
+        progress: fraction of the training that is done, in [0, 1]; at most 2**32 distinct steps.
         copies: P.
         num_classes: K.
     """

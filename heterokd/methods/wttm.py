@@ -10,8 +10,8 @@ https://arxiv.org/abs/2402.11148
 
 U grows with the number of classes, so a weight found at one K does not carry over to another.
 
-Defaults are those of the authors' one published command with this term (VGG-13 to VGG-8 on CIFAR-100, beside CRD: gamma
-0.2, weight 4, task weight 1). On its own they set both by pair.
+Defaults are those of the authors' one published command with this term (VGG-13 to VGG-8 on CIFAR-100, with CRD: gamma
+0.2, weight 4, task weight 1). Without CRD they set both by pair.
 """
 
 from __future__ import annotations
