@@ -90,6 +90,12 @@ def elsewhere() -> Iterator[AnotherProcess]:
         yield process
 
 
+@pytest.fixture(autouse=True)
+def _no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself sets the variable while it logs a model; a test that needs it sets it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One local Ray for the session: starting one takes seconds."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor
 
 RESAMPLES = 2000
@@ -76,6 +75,8 @@ class CorrectImages(ImageResults):
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
         """Wilson's interval."""
+        from scipy.stats import binomtest  # only promotion compares networks; a training need not load it
+
         found = binomtest(int(self.images.sum()), len(self)).proportion_ci(0.95, method="wilson")
         return float(found.low), float(found.high)
 
@@ -117,6 +118,8 @@ def compare_correct(correct: Tensor, other: Tensor) -> PairedTest:
     losses = int((other & ~correct).sum())
     gain = (wins - losses) / count
     half = NORMAL_975 * math.sqrt(max(wins + losses - (wins - losses) ** 2 / count, 0.0)) / count
+    from scipy.stats import binomtest
+
     p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     score = float(other.float().mean())
     return PairedTest(score, gain, gain - half, gain + half, "exact McNemar", p_value, wins, losses)

@@ -314,4 +314,4 @@ def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Pat
     save_file({key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, file)
     done = cli("teacher", tiny_file(), *changed)
     assert done.code == 2
-    assert f"remove {file.parent}" in done.err
+    assert f"delete {file.parent}" in done.err

@@ -275,10 +275,10 @@ def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, ca
     fabricated.summary().write(folder)
     driver._write_page(folder, question, root)
     # Warned of, whatever MLflow makes of the root logger's level when it is imported.
-    assert "the study's pictures are not drawn (" in caplog.text
+    assert "the study's figures are not drawn (" in caplog.text
     assert "summary.json: is damaged (maximise: Input should be a valid boolean" in caplog.text
-    assert "the study's page is not written (" in caplog.text
-    assert "`heterokd report tiny` writes it anew" in caplog.text
+    assert "the report is not written (" in caplog.text
+    assert "`heterokd report tiny` regenerates it" in caplog.text
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_what_listens_and_is_no_ray_is_told() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=rf"--address {address}: what listens there does not answer as Ray does"):
+        with pytest.raises(ConfigError, match=rf"--address {address}: the server there is not Ray"):
             check_address(address, patience=1.0)
 
 

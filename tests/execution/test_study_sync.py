@@ -115,7 +115,7 @@ def test_a_store_that_is_away_is_waited_for(tmp_path: Path, caplog: pytest.LogCa
     here = FolderSync(tmp_path / "here", open_folder(f"file://{mount}/runs"), patience=20.0)
     write_text(here.local / "trial.json", "done")
     assert not here.push()
-    assert "kept here and sent later" in caplog.text
+    assert "kept locally and uploaded later" in caplog.text
 
     def back() -> None:
         time.sleep(0.5)

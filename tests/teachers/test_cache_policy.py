@@ -292,7 +292,9 @@ def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any
     assert trained(experiment, weights, root, "cached") == live
     assert f"cache {filling.key.id} is complete; nothing was built" in command()
     flipped(Path(filling.folder.path))
-    assert "shards/000000.arrow: it was damaged" in command()
+    removed = command()
+    assert "shards/000000.arrow" in removed
+    assert "damaged" in removed
     assert verify_cache(filling.folder) == []
     refused = cli("cache", "tiny.yaml", "--root", "runs", "--set", "cache.enabled=false")
     assert refused.code == 2

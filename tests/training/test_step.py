@@ -228,7 +228,7 @@ def test_without_a_compiler_training_goes_on(
     with caplog.at_level(logging.WARNING):
         assert not compile_student(student, torch.device("cpu"))
     assert caplog.messages == [
-        "training.compile: torch.compile does not work here (no C++ compiler was found); training goes on without it"
+        "training.compile: torch.compile does not work here (no C++ compiler was found); training continues without it"
     ]
     recipe = recipe_of(experiment, compile=True)
     with_it = train(recipe, teacher, loaders_of(recipe), lambda metrics: True)
