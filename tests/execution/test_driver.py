@@ -27,6 +27,7 @@ from heterokd.execution.driver import search
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import StudySummary
@@ -149,7 +150,7 @@ def test_a_trial_that_fails_is_recorded_with_its_traceback_and_the_search_goes_o
     # Half of the learning rates make the loss overflow.
     changes = {"training.learning_rate": {"options": [0.05, 1e30]}}
     found = find("failing", search={"space": {"methods": ["scratch", "kd"], "shared": changes}, "trials": 6})
-    failed = [trial for trial in found.folder.trials() if trial.status == "failed"]
+    failed = [trial for trial in found.folder.trials() if trial.status == TrialStatus.DIVERGED]
     assert failed
     assert found.summary.progress.failed == len(failed)
     assert found.summary.progress.complete > 0
