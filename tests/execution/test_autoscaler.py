@@ -42,11 +42,11 @@ ALONE = """
 import sys
 from heterokd.execution.ray_connection import connected
 from heterokd.config import load_experiment
-from heterokd.storage.workspace import Workspace, open_root
+from heterokd.storage.workspace import Workspace, open_workspace
 from heterokd.execution.driver import search
 
 with connected(None, cores=4):
-    search(load_experiment(sys.argv[1]), open_root(sys.argv[2]))
+    search(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]))
 """
 
 

@@ -294,7 +294,7 @@ def test_each_of_two_nodes_says_what_it_lacks(tiny_file: Write, tmp_path: Path) 
             assert "Read-only file system" in wrong[second, "storage"].told
             assert f"{images}" in wrong[second, "data"].told
             assert "torch sees 0 GPU(s), and Ray counts 1" in wrong[second, "gpus"].told
-            assert "2 GPUs for each trial cannot be had from 1" in wrong["cluster", "resources"].told
+            assert "2 GPUs for each trial are not available from 1" in wrong["cluster", "resources"].told
             assert all(check.advice for check in wrong.values() if check.node != "driver")
 
             alone = tiny_file(data=data)

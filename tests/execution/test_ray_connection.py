@@ -56,4 +56,4 @@ def test_a_gpu_that_another_search_holds_is_not_waited_for(head: Head, tmp_path:
     """
     said = driver(head, tmp_path, script)
     assert said["bytes"] is None
-    assert "1 of 1 nodes with GPUs did not say how large these are: others use them" in str(said["stderr"])
+    assert "1 of 1 nodes with GPUs did not report their memory: others use the GPUs" in str(said["stderr"])

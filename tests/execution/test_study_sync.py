@@ -238,9 +238,9 @@ LOOK_AROUND = """
 import json, sys
 from heterokd.config import load_experiment
 from heterokd.execution.planning.plan import look_around
-from heterokd.storage.workspace import open_root
+from heterokd.storage.workspace import open_workspace
 
-stock = look_around(load_experiment(sys.argv[1]), open_root(sys.argv[2]), {})
+stock = look_around(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]), {})
 print(json.dumps([stock.teacher_ready, stock.cache_ready]))
 """
 
