@@ -114,7 +114,10 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     summaries = [read_summary(root.study("grown")) for root in (grown, alone)]
     ranked = [[(one.method, one.sample, one.values) for one in summary.leaders] for summary in summaries]
     assert ranked[0] == ranked[1]
-    assert summaries[0]["winner"]["values"] == summaries[1]["winner"]["values"]
+    winners = [summary.winner for summary in summaries]
+    assert winners[0] is not None
+    assert winners[1] is not None
+    assert winners[0].values == winners[1].values
 
 
 def looks(seen: Path) -> list[dict[str, Any]]:
