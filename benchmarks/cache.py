@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.config import TrainingSettings
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import TrainLoader
 from heterokd.datasets.views.policy import POLICIES, ViewSpec

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from heterokd import distributed as group
-from heterokd.config import TrainingSettings
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import TrainLoader
 from heterokd.datasets.views.policy import POLICIES

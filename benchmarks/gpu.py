@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from heterokd.config import Experiment, Recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.split import Splits
 from heterokd.networks.network import build_network

@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 from nothing import score, train_nothing
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder

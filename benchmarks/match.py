@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.match import match
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from heterokd.config import Recipe
+from heterokd.config.recipe import Recipe
 from heterokd.execution.run import RunContext
 from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.storage.study_dir import TrialFolder

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nothing import sleep_through
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import TrialFolder

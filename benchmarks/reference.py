@@ -34,7 +34,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from heterokd.config import Experiment, Recipe, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Split
 from heterokd.outputs import Batch
 from heterokd.training.data import open_splits

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from cache import read_rate, stand_in, stand_in_key
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.loaders import TrainLoader
 from heterokd.datasets.io.split import ArrayImages, Split
 from heterokd.datasets.views.policy import POLICIES

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import prepare_teacher

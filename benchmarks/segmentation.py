@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from heterokd.config import Recipe, load_experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import open_test
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder

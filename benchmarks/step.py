@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from heterokd.config import TrainingSettings, methods_of
+from heterokd.config.methods import methods_of
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import TrainLoader
 from heterokd.datasets.views.policy import POLICIES, ViewSpec

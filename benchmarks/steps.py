@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 from heterokd.cli.catalogue import STEP_COSTS
-from heterokd.config import methods_of
+from heterokd.config.methods import methods_of
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
 from heterokd.networks.network import Network, build_network

@@ -25,7 +25,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.execution.run import RunContext, run_recipe

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.methods import BASELINE
 from heterokd.networks.network import AnyNetwork, Network, build_network

@@ -15,9 +15,9 @@ from torch import nn
 from typer.main import get_command
 
 from heterokd.cli.app import app
-from heterokd.config import load_experiment
 from heterokd.config.extension import read_extension
 from heterokd.config.methods import method_class
+from heterokd.config.reading import load_experiment
 from heterokd.methods.conformance.checks import check_method
 
 REPOSITORY = Path(__file__).parents[1]

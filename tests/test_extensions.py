@@ -80,7 +80,7 @@ def test_methods_and_data_sets_of_an_installed_package_are_searched(
     file = tiny_file(data={"dataset": "mine"}, search={"space": {"methods": ["kd", "other"]}})
     code = (
         "import sys\n"
-        "from heterokd.config import load_experiment\n"
+        "from heterokd.config.reading import load_experiment\n"
         "experiment = load_experiment(sys.argv[1])\n"
         "recipe = experiment.recipe({'method': 'other', 'other.temperature': 2.0})\n"
         "print(recipe.method_class.__module__, recipe.data.dataset_class.__module__, recipe.extension)\n"

@@ -12,7 +12,7 @@ from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import UserError
 
 KEYS = [

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterokd.config import Experiment, Recipe, load_experiment, methods_of
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder

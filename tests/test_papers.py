@@ -15,7 +15,9 @@ import pytest
 import tiny_datasets
 import torch
 
-from heterokd.config import Experiment, load_experiment, methods_of
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import make_loaders
 from heterokd.datasets.io.split import Splits

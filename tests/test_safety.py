@@ -14,7 +14,7 @@ from listening import listening, reached_from_outside
 from mlflow.exceptions import MlflowException
 
 import heterokd
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError, without_password
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import first_line, quiet

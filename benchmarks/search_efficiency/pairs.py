@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.search_efficiency.networks import CNN, MLP, Mixer, Network, ViT
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.domains import Choice, Scalar
 from heterokd.methods import BASELINE
 

@@ -10,7 +10,11 @@ import pytest
 import yaml
 from another_process import AnotherProcess
 
-from heterokd.config import Experiment, Recipe, dump_experiment, load_experiment, load_recipe, methods_of, read_yaml
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.reading import dump_experiment, load_experiment, load_recipe
+from heterokd.config.recipe import Recipe
+from heterokd.config.yaml_files import read_yaml
 from heterokd.domains import Choice, Float
 from heterokd.errors import ConfigError, UserError
 from heterokd.execution.check import check_experiment
@@ -447,7 +451,7 @@ def test_a_recipe_is_named_by_what_decides_its_result(tiny_file: Write) -> None:
 def test_a_recipe_has_the_same_name_in_every_process(tiny_file: Write, elsewhere: AnotherProcess) -> None:
     file = tiny_file()
     code = (
-        "import sys; from heterokd.config import load_experiment; "
+        "import sys; from heterokd.config.reading import load_experiment; "
         "print(load_experiment(sys.argv[1]).recipe({'method': 'kd'}).hash)"
     )
     recipe = load_experiment(file).recipe({"method": "kd"})

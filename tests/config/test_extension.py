@@ -14,7 +14,9 @@ import yaml
 from command_line import Run
 
 from heterokd import api
-from heterokd.config import Experiment, Recipe, load_experiment, load_recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment, load_recipe
+from heterokd.config.recipe import Recipe
 from heterokd.errors import ConfigError, StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.study import Study

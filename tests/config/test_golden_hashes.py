@@ -13,7 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-from heterokd.config import Experiment, load_experiment, load_recipe
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment, load_recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.outputs import OutputSpec, StageSpec

@@ -16,9 +16,12 @@ from golden_files import GOLDEN, unpack
 from pydantic import BaseModel, Field, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
-from heterokd.config import Experiment, Recipe, at_schema, load_experiment, load_recipe, methods_of
 from heterokd.config.data import DataSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
 from heterokd.config.networks import NetworkSettings, StudentSettings, TeacherSettings, TeachersSettings
+from heterokd.config.reading import at_schema, load_experiment, load_recipe
+from heterokd.config.recipe import Recipe
 from heterokd.config.schema import CHANGED_DEFAULTS, REQUIRED, SCHEMA, ChangedDefault, Schema, keys_of_schema_1
 from heterokd.config.search import BudgetSettings, SearchSettings
 from heterokd.config.services import (

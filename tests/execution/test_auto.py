@@ -10,7 +10,8 @@ import pytest
 from command_line import Run
 from PIL import Image
 
-from heterokd.config import NetworkSettings, load_experiment
+from heterokd.config.networks import NetworkSettings
+from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.inspect import look, use
 from heterokd.datasets.io.split import Splits

@@ -41,7 +41,7 @@ while True:
 ALONE = """
 import sys
 from heterokd.execution.ray_connection import connected
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.storage.workspace import Workspace, open_workspace
 from heterokd.execution.driver import search
 

@@ -21,7 +21,7 @@ from object_store import free_port, s3_server
 from own_ray import STORE_BYTES, ray_head
 from PIL import Image
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import node_checks
 from heterokd.execution.doctor import as_json, examine, table

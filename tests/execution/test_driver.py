@@ -18,7 +18,7 @@ import optuna
 import pytest
 import torch
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.errors import ConfigError, StudyError
@@ -211,7 +211,7 @@ KILLED_DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from statistics import fmean
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 

@@ -15,7 +15,8 @@ from command_line import Run
 from PIL import Image
 from torch import Tensor
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import StudyError
 from heterokd.execution.match import match, propose_starts
 from heterokd.method import StageSimilarity

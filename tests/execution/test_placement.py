@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterokd.config import Experiment, Recipe, TrainingSettings, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
 from heterokd.execution.placement import Cluster, place_trials, trials_per_gpu

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from command_line import Run
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import reproduce
 from heterokd.storage.workspace import Workspace

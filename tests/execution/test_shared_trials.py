@@ -33,7 +33,7 @@ import psutil
 
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.execution.driver import search
 
@@ -125,7 +125,7 @@ from pathlib import Path
 import psutil
 
 from heterokd.execution.placement import Cluster; from heterokd.execution.ray_connection import connected
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.errors import TrainingDiverged
 from heterokd.storage.workspace import Workspace
@@ -176,7 +176,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_last_rung_and_nothing_else(
     tiny_file: Write, tmp_path: Path
 ) -> None:
     """Kill -9 of one of two workers; then a training on as many workers as there is room for, and one that diverges."""
-    from heterokd.config import load_experiment
+    from heterokd.config.reading import load_experiment
     from heterokd.execution.run import RunContext, run_recipe
 
     file = tiny_file(name="trainings", student=WITHOUT_BATCH_NORM, training={"epochs": 8, "learning_rate": 0.005})

@@ -236,7 +236,7 @@ def test_a_search_in_an_object_store_goes_on_from_another_machine(
 
 LOOK_AROUND = """
 import json, sys
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.planning.plan import look_around
 from heterokd.storage.workspace import open_workspace
 

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import user_classes
 
-from heterokd.config import load_experiment, load_study_experiment
+from heterokd.config.reading import load_experiment, load_study_experiment
 from heterokd.execution.driver import search
 from heterokd.storage.workspace import Workspace
 from heterokd.students.export.export import export_student

@@ -16,7 +16,10 @@ from conftest import TINY
 from processes import start_group
 
 from heterokd import distributed as group
-from heterokd.config import Experiment, NetworkSettings, Recipe, methods_of
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.networks import NetworkSettings
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import make_loaders
 from heterokd.datasets.views.policy import POLICIES

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from quick import cases
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.report import search_charts
 from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.page import write_report

@@ -9,7 +9,7 @@ from typing import Any
 import fabricated
 import pytest
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
 from heterokd.report.wording import notes

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from heterokd.config import MOST_TRIALS, BudgetSettings, Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.search import MOST_TRIALS, BudgetSettings
 from heterokd.errors import ConfigError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from golden_files import differences, read
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
 from heterokd.study.storage import StudyFacts

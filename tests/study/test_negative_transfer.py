@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment

@@ -14,7 +14,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError, StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.datasets import DATASETS
 from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder

@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 import pytest
 
-from heterokd.config import Experiment, methods_of
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
 from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus

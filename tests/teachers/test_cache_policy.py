@@ -20,7 +20,9 @@ from command_line import Run
 from filelock import FileLock
 from mounts import small_disk
 
-from heterokd.config import CachingSettings, Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.services import CachingSettings
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.driver import search
 from heterokd.execution.run import RunContext, run_recipe

@@ -14,7 +14,9 @@ import mlflow
 import pytest
 
 from heterokd.cli.terminal.tables import plan_lines
-from heterokd.config import Experiment, Recipe, dump_experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import dump_experiment, load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.domains import Choice
 from heterokd.errors import ConfigError
 from heterokd.execution.check import check_experiment

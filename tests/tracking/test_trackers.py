@@ -9,7 +9,7 @@ from pathlib import Path
 import fabricated
 import pytest
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.errors import ConfigError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace

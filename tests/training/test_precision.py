@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from heterokd.config import Experiment, Recipe, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.training.precision import FP32, ROUNDS, Precision, forbid_tf32, resolve_precision
 
 Write = Callable[..., Path]

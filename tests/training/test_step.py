@@ -19,7 +19,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heterokd.config import Experiment, Recipe, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.views.policy import POLICIES
@@ -254,7 +256,7 @@ def test_a_training_stays_small(tiny_file: Write) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from heterokd.config import load_experiment\n"
+        "from heterokd.config.reading import load_experiment\n"
         "from heterokd.training.data import open_splits, recipe_loaders\n"
         "from heterokd.networks.network import build_network\n"
         "from heterokd.training.teacher import LiveTeacher\n"

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from heterokd.config import Experiment, NetworkSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.networks import NetworkSettings
 from heterokd.errors import ConfigError
 from heterokd.networks.network import build_network
 from heterokd.networks.student_costs import STUDENT_COSTS

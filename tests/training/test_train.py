@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from heterokd.config import Experiment, NetworkSettings, Recipe, load_experiment, methods_of
+from heterokd.config.experiment import Experiment
+from heterokd.config.methods import methods_of
+from heterokd.config.networks import NetworkSettings
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.views.policy import POLICIES

@@ -18,8 +18,8 @@ from processes import CONTEXT
 from pydantic import ValidationError
 from tiny_datasets import write_image_folder
 
-from heterokd.config import load_experiment
 from heterokd.config.data import DataSettings
+from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
 from heterokd.datasets.io.image_files import FileImages, LabelledFiles

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from heterokd.api import load_student
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, ConfigError, ExportError, NetworkError, StudyError, TrackingError
 from heterokd.networks.network import AnyNetwork, build_network

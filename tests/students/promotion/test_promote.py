@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from processes import CONTEXT
 from scipy.stats import binomtest
 
-from heterokd.config import Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits

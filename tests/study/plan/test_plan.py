@@ -17,7 +17,8 @@ import optuna
 import pytest
 
 from heterokd.cli.terminal.tables import plan_lines
-from heterokd.config import Experiment, load_experiment
+from heterokd.config.experiment import Experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.check import within_limits
 from heterokd.execution.planning.plan import keep, plan_experiment, plan_with
 from heterokd.execution.planning.plan_record import PlanRecorder

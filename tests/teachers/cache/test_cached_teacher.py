@@ -12,7 +12,8 @@ import pytest
 import torch
 from quick import cases
 
-from heterokd.config import Recipe, load_experiment
+from heterokd.config.reading import load_experiment
+from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.split import Splits
