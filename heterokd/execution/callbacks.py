@@ -9,11 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from heterokd.execution.cache_builders import release
 from heterokd.execution.failure_limit import FailureLimit
-from heterokd.execution.ray_settings import ray, tune
+from heterokd.execution.ray_settings import Trial, ray, tune
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.study.summary import StudySummary
@@ -97,10 +97,10 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
     def __init__(
         self,
         folder: StudyFolder,
-        actor: Any,
+        actor: ray.actor.ActorHandle,
         sync: MlflowSync,
         listener: Listener | None,
-        builders: list[Any],
+        builders: list[ray.ObjectRef],
         limit: FailureLimit,
     ) -> None:
         self.folder = folder
@@ -110,14 +110,16 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         self.builders = builders
         self.limit = limit
         self.failures: dict[str, int] = {}
-        self.ended: list[Any] = []
+        self.ended: list[Trial] = []
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Trial], **_: object) -> None:
         """On each Tune step, release finished cache builders' resources and what ended trials hold."""
         self.builders = release(self.builders)
         self.ended = [trial for trial in self.ended if not _forget(trial)]
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
+    ) -> None:
         """Handle a trial that started, reached a rung, or finished."""
         trial_folder = self.folder.trial(int(result["number"]))
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
@@ -129,22 +131,22 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
             if self.listener is not None:
                 self.listener(event, trial_folder, summary)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Count a process that died and is restarted; Tune does not count announced preemptions."""
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
             self.failures[trial.trial_id] = trial.num_failures
             self.limit.add()
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Remember a finished trial, whose object Tune keeps to the end of the search."""
         self.ended.append(trial)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Tune pickles callbacks into its snapshots, which nothing here reads back.
         return {}
 
 
-def _forget(trial: Any) -> bool:
+def _forget(trial: Trial) -> bool:
     """Drop what an ended trial's object holds; False while Tune still needs it."""
     if not trial.is_finished():
         return False

@@ -22,6 +22,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 
 # Tune would carry the driver's keys to the trials in Ray's runtime environments, which Ray writes into its logs and
 # shows on its dashboard. Each node has a role, or keys in its own environment; a local Ray's processes inherit them.
@@ -29,4 +31,4 @@ getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
 
-__all__ = ["ray", "tune"]
+__all__ = ["Trial", "TuneController", "ray", "tune"]

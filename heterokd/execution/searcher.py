@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from heterokd.execution.failure_limit import FailureLimit
-from heterokd.execution.ray_settings import ray, tune
+from heterokd.execution.ray_settings import Trial, TuneController, ray, tune
 from heterokd.storage.trial_status import TrialStatus
 
 
-def trial_name(trial: Any) -> str:
+def trial_name(trial: Trial) -> str:
     """Return a trial's id: Tune's default names hold the whole configuration, which makes unusable folder names."""
     return str(trial.trial_id)
 
@@ -17,13 +15,13 @@ def trial_name(trial: Any) -> str:
 class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
     """Suggests to Ray Tune whatever the study wants to run next: samples, repetitions, trials to resume."""
 
-    def __init__(self, actor: Any, failures: FailureLimit) -> None:
+    def __init__(self, actor: ray.actor.ActorHandle, failures: FailureLimit) -> None:
         super().__init__()
         self.actor = actor
         self.failures = failures
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> dict[str, int] | str | None:
         """Return the next trial's number; None to wait; FINISHED at the end of the search."""
         assignment = ray.get(self.actor.next.remote())
         if assignment is None:
@@ -35,7 +33,7 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         # Only the number: Tune copies and keeps its configurations; the trial asks the actor for the rest.
         return {"number": assignment.number}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:
         """Record the failure of a trial whose process died more often than `search.max_failures`."""
         number = self.numbers.pop(trial_id, None)
         if error and number is not None:
@@ -55,7 +53,7 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
 class InOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     """First in, first out, without looping over the trials that have ended."""
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Return a pending trial, or None."""
         waiting = (trial for trial in tune_controller.get_live_trials() if trial.status == "PENDING")
         return next(waiting, None)

@@ -12,9 +12,8 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from heterokd.execution.ray_settings import tune
+from heterokd.execution.ray_settings import Trial, tune
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Workspace
 
@@ -90,7 +89,9 @@ class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
     def __init__(self, root: Workspace, folder: StudyFolder) -> None:
         self.root, self.folder = root, folder
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
+    ) -> None:
         """Handle a trial that started, reached a rung, or finished."""
         if self.root.url is None:
             return
@@ -103,5 +104,5 @@ class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
         except OSError as error:
             logger.warning("%s does not answer (%s); the next event catches up", self.root, error)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}

@@ -16,10 +16,10 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from ray import train
@@ -36,6 +36,8 @@ from heterokd.execution.worker_channel import WorkerChannel
 from heterokd.networks.weights import load_weights
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.workspace import Workspace
+from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.data import open_splits
 from heterokd.training.student import build_configured
 from heterokd.training.train import Metrics, Report, TrainResult
@@ -69,16 +71,16 @@ class OnWorkers:
         (folder.path / RAISED).unlink(missing_ok=True)
         channel = ray.remote(WorkerChannel).options(num_cpus=0).remote()
         workspace, weights = context.workspace, context.teacher_weights
-        work = {
-            "recipe": recipe.model_dump_json(),
-            "folder": folder.path.resolve(),
-            "workspace": workspace if workspace.url else workspace.on_node(),
-            "teacher_weights": weights.resolve() if weights else None,
-            "checkpoint_epochs": context.checkpoint_epochs,
-            "cache_use": "built" if context.cache_use == "shared" else context.cache_use,
-            "threads": max(1, int(self.place.cpus)),
-            "channel": channel,
-        }
+        work = Work(
+            recipe=recipe.model_dump_json(),
+            folder=folder.path.resolve(),
+            workspace=workspace if workspace.url else workspace.on_node(),
+            teacher_weights=weights.resolve() if weights else None,
+            checkpoint_epochs=context.checkpoint_epochs,
+            cache_use="built" if context.cache_use == "shared" else context.cache_use,
+            threads=max(1, int(self.place.cpus)),
+            channel=channel,
+        )
         fitting = _in_thread(self._trainer(work, folder).fit)
         try:
             _answer(channel, on_epoch, fitting)
@@ -88,12 +90,12 @@ class OnWorkers:
         shutil.rmtree(folder.path / RUN_NAME, ignore_errors=True)
         return _trained(recipe, folder, outcome)
 
-    def _trainer(self, work: dict[str, Any], folder: TrialFolder) -> TorchTrainer:
+    def _trainer(self, work: Work, folder: TrialFolder) -> TorchTrainer:
         least, most = self.place.workers
         resources = {"CPU": self.place.cpus} | ({"GPU": self.place.gpus} if self.place.gpus else {})
         return TorchTrainer(
             work_on,
-            train_loop_config=work,
+            train_loop_config={"work": work},
             # NCCL refuses two workers on one GPU; workers that share a GPU communicate through gloo.
             torch_config=TorchConfig(backend="nccl" if self.place.gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS),
             scaling_config=train.ScalingConfig(
@@ -113,15 +115,50 @@ RUN_NAME, RAISED = "train", "raised.json"
 """Ray Train's folder and the file of an error that a worker raised; both in the trial's folder while it runs."""
 
 
-def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Work:
+    """What each worker is given.
+
+    Attributes:
+        recipe: the training, as JSON.
+        folder: of the trial.
+        workspace: as a node sees it.
+        teacher_weights: file; None: the published ones, or no teacher.
+        checkpoint_epochs: after which a checkpoint is written.
+        cache_use: see `RunContext`.
+        threads: of torch.
+        channel: to the process that asked for the training.
+    """
+
+    recipe: str
+    folder: Path
+    workspace: Workspace
+    teacher_weights: Path | None
+    checkpoint_epochs: tuple[int, ...]
+    cache_use: CacheUse
+    threads: int
+    channel: ray.actor.ActorHandle
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 returns of a training."""
+
+    metrics: Metrics
+    epochs: int
+    stopped: bool
+
+
+def work_on(config: Mapping[str, Work]) -> Outcome | None:
     """Train on one worker; Ray Train has set up the process group.
 
     Returns:
-        Metrics of the end, epochs, and whether it was stopped; None when an earlier attempt ended for good.
+        The end of the training; None when an earlier attempt ended for good.
     """
+    work = config["work"]
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    torch.set_num_threads(work["threads"])
-    folder, channel = TrialFolder(work["folder"]), work["channel"]
+    torch.set_num_threads(work.threads)
+    folder, channel = TrialFolder(work.folder), work.channel
     if (folder.path / RAISED).exists():
         return None  # Ray Train restarts workers whatever happened; this would happen again
 
@@ -130,31 +167,31 @@ def work_on(work: dict[str, Any]) -> dict[str, Any] | None:
         return go_on
 
     context = RunContext(
-        workspace=work["workspace"],
-        teacher_weights=work["teacher_weights"],
+        workspace=work.workspace,
+        teacher_weights=work.teacher_weights,
         device=get_device(),
-        cache_use=work["cache_use"],
-        checkpoint_epochs=work["checkpoint_epochs"],
+        cache_use=work.cache_use,
+        checkpoint_epochs=work.checkpoint_epochs,
         save_now=lambda: is_preempted(anywhere=True),
     )
     try:
-        trained = run_recipe(Recipe.model_validate_json(work["recipe"]), folder, context, on_epoch)
+        trained = run_recipe(Recipe.model_validate_json(work.recipe), folder, context, on_epoch)
     except errors.TrainingDiverged as error:
         _leave(folder, error)
         return None  # the loss is the same on all ranks: all return
     except HeterokdError as error:
         _leave(folder, error)
         raise
-    return {"metrics": trained.metrics, "epochs": trained.epochs, "stopped": trained.stopped}
+    return Outcome(trained.metrics, trained.epochs, trained.stopped)
 
 
 def _leave(folder: TrialFolder, error: HeterokdError) -> None:
     write_text(folder.path / RAISED, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
 
 
-def _in_thread(fit: Callable[[], Any]) -> Future[Any]:
+def _in_thread(fit: Callable[[], train.Result]) -> Future[train.Result]:
     """Call `fit` in a daemon thread, so that an interrupt need not wait for it."""
-    fitting: Future[Any] = Future()
+    fitting: Future[train.Result] = Future()
 
     def run() -> None:
         try:
@@ -166,7 +203,7 @@ def _in_thread(fit: Callable[[], Any]) -> Future[Any]:
     return fitting
 
 
-def _answer(channel: Any, on_epoch: Report, fitting: Future[Any]) -> None:
+def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[train.Result]) -> None:
     """Answer rank 0's questions until the training has ended."""
     question = channel.next.remote()
     while not fitting.done():
@@ -176,19 +213,19 @@ def _answer(channel: Any, on_epoch: Report, fitting: Future[Any]) -> None:
             question = channel.next.remote()
 
 
-def _outcome(folder: TrialFolder, fitting: Future[Any]) -> dict[str, Any]:
+def _outcome(folder: TrialFolder, fitting: Future[train.Result]) -> Outcome:
     """Return what rank 0 returned; raise what a worker raised."""
     raised = read_json(folder.path / RAISED)
     if raised:
         (folder.path / RAISED).unlink()
-        raise getattr(errors, raised["kind"])(raised["sentence"])
-    outcome: dict[str, Any] = fitting.result().return_value
+        raise getattr(errors, str(raised["kind"]))(raised["sentence"])
+    outcome: Outcome = fitting.result().return_value
     return outcome
 
 
-def _trained(recipe: Recipe, folder: TrialFolder, outcome: dict[str, Any]) -> TrainResult:
+def _trained(recipe: Recipe, folder: TrialFolder, outcome: Outcome) -> TrainResult:
     """The training's end as `train` returns it; the weights of one that was stopped are in its checkpoint alone."""
     student = build_configured(recipe.student, open_splits(recipe.data).num_classes, recipe.data.image_size)
-    if not outcome["stopped"]:
+    if not outcome.stopped:
         load_weights(student, folder.weights)
-    return TrainResult(student.eval(), outcome["metrics"], outcome["epochs"], outcome["stopped"])
+    return TrainResult(student.eval(), outcome.metrics, outcome.epochs, outcome.stopped)

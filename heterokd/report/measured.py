@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class Measured:
         Raises:
             StudyError: the file is damaged.
         """
-        content = read_json(folder.measured_file)
+        content: Mapping[str, Any] = read_json(folder.measured_file)
         if not content:
             return None
         size = len(content["classes"])

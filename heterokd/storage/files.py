@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from heterokd.errors import StudyError
@@ -45,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object; empty if the file does not exist.
 
     Raises:
@@ -56,7 +55,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path}: is damaged ({error}); remove it, or restore it from a backup") from None
+        raise damaged(path, error) from None
     if not isinstance(content, dict):
-        raise StudyError(f"{path}: is damaged (expected a JSON object); remove it, or restore it from a backup")
+        raise damaged(path, "expected a JSON object")
     return content
+
+
+def damaged(path: Path, reason: object) -> StudyError:
+    """The error of a file whose content cannot be used."""
+    return StudyError(f"{path}: is damaged ({reason}); remove it, or restore it from a backup")

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from heterokd.config.reading import load_recipe
 from heterokd.config.recipe import Recipe
-from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 
 
@@ -62,7 +61,7 @@ class TrialFolder:
         try:
             return TrialSnapshot.from_json(read_json(file))
         except ValueError as error:
-            raise StudyError(f"{file}: is damaged ({error}); remove it, or restore it from a backup") from None
+            raise damaged(file, error) from None
 
     @property
     def status(self) -> TrialStatus:

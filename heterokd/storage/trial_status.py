@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from heterokd.domains import Scalar
+from heterokd.storage.typed_json import parse
 
 NOT_FINITE: Final = "not finite"
 """Reason of a diverged trial: its loss or a metric is NaN or infinite."""
@@ -90,23 +91,22 @@ class TrialSnapshot:
         """Duration of its last process; None if unknown."""
         return None if self.began is None or self.ended is None else self.ended - self.began
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Convert to the content of trial.json, without empty values."""
-        content = {"state": str(self.status)} | {key: value for key, value in vars(self).items() if key != "status"}
+        content: dict[str, object] = {"state": str(self.status), **vars(self)}
+        del content["status"]
         return {key: value for key, value in content.items() if value or key in _ALWAYS}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> TrialSnapshot:
+    def from_json(cls, content: Mapping[str, object]) -> TrialSnapshot:
         """Parse the content of trial.json, ignoring unknown keys.
 
         Raises:
-            ValueError: unknown status.
+            ValueError: unknown status, or a value of another type.
         """
-        known = {attribute.name for attribute in fields(cls)} & {
-            key for key, value in content.items() if value is not None
-        }
-        status = read_status(content.get("state", TrialStatus.RUNNING), content.get("reason"))
-        return cls(status=status, **{key: content[key] for key in known - {"status"}})
+        known = {key: value for key, value in content.items() if value is not None}
+        status = read_status(str(known.get("state", TrialStatus.RUNNING)), str(known.get("reason")))
+        return parse(cls, {**known, "status": status})
 
 
 _ALWAYS = ("origin", "confirms", "sample", "reason", "metrics")

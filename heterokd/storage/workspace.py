@@ -12,11 +12,26 @@ from heterokd.storage.files import read_json
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.sync import FolderSync
+from heterokd.storage.typed_json import parse
 
 HEAVY = ("checkpoint.pt", "student.safetensors")
 """Large files of a trial, which the driver fetches only for the study's leaders."""
 OF_TUNE = ("tune",)
 DATABASES = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
+
+
+@dataclass(frozen=True)
+class _Leader:
+    number: int
+
+
+@dataclass(frozen=True)
+class _Leaders:
+    """What summary.json says of whose weights are needed."""
+
+    leaders: tuple[_Leader, ...] = ()
+    winner: _Leader | None = None
+    scratch: _Leader | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +136,8 @@ class Workspace:
         """
         if self.url is None:
             return
-        summary = read_json(folder.summary_file)
-        leaders = [*(summary.get("leaders") or ()), summary.get("winner") or {}, summary.get("scratch") or {}]
-        numbers = {int(leader["number"]) for leader in leaders if "number" in leader}
+        found = parse(_Leaders, read_json(folder.summary_file))
+        numbers = {leader.number for leader in (*found.leaders, found.winner, found.scratch) if leader is not None}
         numbers |= {trial.number for trial in folder.trials() if trial.snapshot.confirms in numbers}
         for number in sorted(numbers):
             self.mirror(folder.trial(number).path).fetch(without=("checkpoint.pt",))

@@ -11,6 +11,7 @@ from heterokd.errors import StudyError
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.storage.files import read_json
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import Origin, teachers_of
 from heterokd.study.priors import expected_ranks
 from heterokd.study.published import published_samples
@@ -111,12 +112,13 @@ def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequen
     """
     if not experiment.search.match_starts:
         return []
-    starts = read_json(folder.match_file).get("starts")
-    if starts is None:
+    content = read_json(folder.match_file)
+    if "starts" not in content:
         raise StudyError(
             f"search.match_starts: {folder.match_file} is missing; run `heterokd match` on the experiment first, or "
             "set it to false"
         )
     known = {experiment.recipe(sample).hash for method in methods for sample in published_samples(experiment, method)}
-    samples = [experiment.published(start["method"], start) for start in starts if start["method"] in methods]
+    starts = parse(list[dict[str, Scalar]], content["starts"])
+    samples = [experiment.published(method, start) for start in starts if (method := str(start["method"])) in methods]
     return [sample for sample in samples if experiment.recipe(sample).hash not in known]

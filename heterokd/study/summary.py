@@ -6,16 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
-from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
+from heterokd.storage.typed_json import parse
 from heterokd.study.progress import StudyProgress
 from heterokd.study.ranked_config import RankedConfig, pareto_front
 
@@ -98,24 +95,23 @@ class StudySummary:
         """The card of a teacher; the winner's where there is none of that name."""
         return next((card for card in self.teachers if card.network == network), self.teacher)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The content of summary.json: plain values, no NaN."""
         content = {("standing" if key == "progress" else key): value for key, value in asdict(self).items()}
         content["front"] = [{**asdict(member), **self.students.get(member.student, {})} for member in self.front]
         if self.teacher is None:
             del content["teacher"], content["teachers"]
-        plain: dict[str, Any] = _plain(content)
-        return plain
+        return {key: _plain(value) for key, value in content.items()}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> StudySummary:
+    def from_json(cls, content: Mapping[str, object]) -> StudySummary:
         """Read the content of summary.json, also of an older version; unknown keys are left out.
 
         Raises:
-            pydantic.ValidationError: a value is of another kind.
+            ValueError: a value is missing or of another type.
         """
         known = {key: value for key, value in content.items() if value is not None}
-        return _reader().validate_python({**known, "progress": content.get("standing", {})})
+        return parse(cls, {**known, "progress": content.get("standing", {})})
 
     def write(self, folder: StudyFolder) -> None:
         """Replace a study's summary.json."""
@@ -133,12 +129,8 @@ def read_summary(folder: StudyFolder) -> StudySummary | None:
         return None
     try:
         return StudySummary.from_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StudyError(
-            f"{folder.summary_file}: is damaged ({place}: {first['msg']}); remove it, or restore it from a backup"
-        ) from None
+    except ValueError as error:
+        raise damaged(folder.summary_file, error) from None
 
 
 def summarise(
@@ -166,12 +158,7 @@ def summarise(
     )
 
 
-@cache
-def _reader() -> TypeAdapter[StudySummary]:
-    return TypeAdapter(StudySummary)
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """As JSON has it: lists for tuples, null for what is not finite."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}

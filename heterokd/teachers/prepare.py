@@ -26,6 +26,7 @@ from heterokd.networks.weights import save_weights, weights_hash
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.teacher_card import TeacherCard
+from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
@@ -220,7 +221,7 @@ def _fitted_teacher(
             (folder / "checkpoint.pt").unlink(missing_ok=True)
             mirror.close()
             return PreparedTeacher(settings, weights, card, fitted=True)
-    card = TeacherCard(**read_json(card_file))
+    card = parse(TeacherCard, read_json(card_file))
     teacher = _teacher(settings.model_dump_json(), splits.num_classes, data.image_size, weights)
     if weights_hash(teacher.network) != card.weights:
         raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); delete {folder}")

@@ -22,6 +22,7 @@ from heterokd.networks.student_cost import StudentCost
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.networks.timing import THREADS
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
 from heterokd.training.student import build_configured
@@ -97,11 +98,11 @@ def student_cost(
     key = json.dumps([device_name("cpu"), *what], default=str)
     root.path.mkdir(parents=True, exist_ok=True)
     with FileLock(root.path / ".students.lock"):
-        known = read_json(file)
+        known = parse(dict[str, float], read_json(file))
         if key not in known:
             known[key] = _measured(cost, settings, num_classes, size, image_size)
             write_text(file, json.dumps(known, indent=1))
-    return float(known[key])
+    return known[key]
 
 
 def parameters_m(settings: NetworkSettings, num_classes: int, image_size: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
 
@@ -135,7 +135,7 @@ def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str
 def keep(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
     """Write a plan into its study's folder, keeping the record of what the search took."""
     known = read_json(plan_file(folder))
-    content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": costs.to_json()}
+    content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": asdict(costs)}
     write_text(plan_file(folder), json.dumps(content, indent=1))
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.execution.planning.plan import question_of
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.plan.estimate import Plan
-from heterokd.study.plan.record import Taken, plan_file
+from heterokd.study.plan.record import Taken, plan_file, planned
 
 
 class PlanRecorder:
@@ -29,10 +26,11 @@ class PlanRecorder:
         self.experiment, self.folder = experiment, folder
         self.began, self.done = time.time(), self._finished()
         self.teacher_seconds = 0.0
-        known = read_json(plan_file(folder))
-        self.before = float(known.get("actual", {}).get("seconds", 0.0))
-        if known and known.get("question") != question_of(experiment) and not folder.experiment_file.exists():
+        question = read_json(plan_file(folder)).get("question")
+        if question not in (None, question_of(experiment)) and not folder.experiment_file.exists():
             plan_file(folder).unlink()
+        known = planned(folder)
+        self.before = (known.taken if known else None) or Taken()
 
     def prepared(self, seconds: float) -> None:
         """Record how long the teachers took, on all devices of the search."""
@@ -40,20 +38,19 @@ class PlanRecorder:
 
     def ended(self) -> None:
         """Write what the search has taken so far, including earlier runs; nothing if no trial has ended since."""
-        known: Mapping[str, Any] = read_json(plan_file(self.folder))
-        if "plan" not in known or self._finished() == self.done:
+        known = planned(self.folder)
+        if known is None or self._finished() == self.done:
             return
-        plan = Plan.from_json(known["plan"])
-        seconds = self.before + time.time() - self.began
+        plan, costs = known.plan, known.costs
+        seconds = self.before.seconds + time.time() - self.began
         price, by_device = self.experiment.cluster.price_per_hour, self.experiment.search.budget.price
         trials = [trial.snapshot for trial in self.folder.trials()]
         spans = [one.seconds for one in trials if one.seconds is not None]
-        costs = known["costs"]
-        share = costs["gpus"] or costs["cpus"]
+        share = costs.gpus or costs.cpus
         repeated = [one for one in trials if one.confirms is not None]
         # On resume the teachers already exist, so reuse the recorded time.
-        teacher = max(self.teacher_seconds, float(known.get("actual", {}).get("teacher_seconds", 0.0)))
-        at_work = teacher * (1.0 if costs["gpus"] else costs["cpus"] * costs["parallel"])
+        teacher = max(self.teacher_seconds, self.before.teacher_seconds)
+        at_work = teacher * (1.0 if costs.gpus else costs.cpus * costs.parallel)
         device_hours = (sum(spans) * share + at_work) / 3600
         money = None if by_device is None else device_hours * by_device
         taken = Taken(
@@ -67,7 +64,8 @@ class PlanRecorder:
             disk=sum(file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()),
             ratio=seconds / plan.seconds.expected,
         )
-        write_text(plan_file(self.folder), json.dumps({**known, "actual": asdict(taken)}, indent=1))
+        file = plan_file(self.folder)
+        write_text(file, json.dumps({**read_json(file), "actual": asdict(taken)}, indent=1))
 
     def _finished(self) -> int:
         return sum(trial.status != TrialStatus.RUNNING for trial in self.folder.trials())

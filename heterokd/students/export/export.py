@@ -12,11 +12,10 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -27,6 +26,7 @@ from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.timing import Timing, time_call
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.typed_json import parse
 from heterokd.students.export.find import Student
 from heterokd.students.export.format import INPUT, OUTPUT, ExportFormat, ToWrite
 from heterokd.students.export.formats import FORMATS, format_named
@@ -89,8 +89,8 @@ def export_student(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".export.lock"), tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as partial_folder:
-            known = read_json(out / RECORD)
-            if known and known.get("student", {}).get("weights") != student.weights:
+            known = parse(_Record, read_json(out / RECORD))
+            if known.student and known.student.get("weights") != student.weights:
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
             folder = Path(partial_folder)
             view, images = student.recipe.data.view_size, parity_images(student.splits.val)
@@ -99,7 +99,7 @@ def export_student(
             record = _record(student, exported, written, folder, known)
             for name in exported.files:
                 os.replace(folder / name, out / name)
-            write_text(out / RECORD, json.dumps(record, indent=1))
+            write_text(out / RECORD, json.dumps(asdict(record), indent=1))
     except PermissionError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     return exported
@@ -129,7 +129,15 @@ def try_export(
         return _write(kind, network, view, card, Path(folder), parity_images(splits.val))[1]
 
 
-def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Record:
+    """The content of export.json: whose student it is, and by its name what is known of each format."""
+
+    student: dict[str, object] = field(default_factory=dict)
+    formats: dict[str, object] = field(default_factory=dict)
+
+
+def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, object]:
     """What is needed to build a network again and to read its logits."""
     return {
         "task": task_of(network.spec).name,
@@ -145,7 +153,7 @@ def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> 
     }
 
 
-def student_card(student: Student) -> dict[str, Any]:
+def student_card(student: Student) -> dict[str, object]:
     """`network_card`, and where the student comes from."""
     recipe = student.recipe
     return {
@@ -165,7 +173,7 @@ def _write(
     kind: ExportFormat,
     network: AnyNetwork,
     view: tuple[int, int],
-    card: dict[str, Any],
+    card: dict[str, object],
     folder: Path,
     images: torch.Tensor,
 ) -> tuple[Written, Parity]:
@@ -243,9 +251,7 @@ def _measure(student: Student, format_name: str, written: Written, parity: Parit
     )
 
 
-def _record(
-    student: Student, exported: Exported, written: Written, folder: Path, known: dict[str, Any]
-) -> dict[str, Any]:
+def _record(student: Student, exported: Exported, written: Written, folder: Path, known: _Record) -> _Record:
     """The content of export.json: that of formats written before is kept."""
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in written.kind.files
@@ -278,9 +284,8 @@ def _record(
         "torch_latency": {"image": list(exported.image), "batch": 1, **asdict(exported.torch_latency)},
         "versions": {name: version(name) for name in written.kind.libraries},
     }
-    formats = {**known.get("formats", {}), exported.format: entry}
     parameters = sum(parameter.numel() for parameter in student.network.parameters())
-    return {"student": {**student_card(student), "params_m": parameters / 1e6}, "formats": formats}
+    return _Record({**student_card(student), "params_m": parameters / 1e6}, {**known.formats, exported.format: entry})
 
 
 def _sha256(file: Path) -> str:

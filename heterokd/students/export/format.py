@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class ToWrite:
     network: AnyNetwork
     example: Tensor
     any_size: bool
-    card: Mapping[str, Any]
+    card: Mapping[str, object]
 
     @property
     def open_axes(self) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from heterokd.storage.files import read_json
 from heterokd.storage.workspace import Workspace
@@ -40,9 +39,9 @@ def append_line(root: Workspace, tags: Mapping[str, str], content: Mapping[str, 
         file.write(json.dumps(dict(content)) + "\n")
 
 
-def last_line(file: Path) -> dict[str, Any]:
+def last_line(file: Path) -> dict[str, object]:
     """Read the last whole line; empty if there is none."""
-    last: dict[str, Any] = {}
+    last: dict[str, object] = {}
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             try:

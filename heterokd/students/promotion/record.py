@@ -74,9 +74,10 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
 
 def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:
     """Whether the last line holds the same decision, measured costs apart."""
-    last, new = last_line(runs.folder.path / LINES), asdict(decision)
+    line = last_line(runs.folder.path / LINES)
+    if "gates" not in line:
+        return False
+    last = Decision.from_json(json.dumps(line))
+    before, now = ([(gate.name, gate.required, gate.passed) for gate in one.gates] for one in (last, decision))
     keys = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
-    before, now = (
-        [(gate["name"], gate["required"], gate["passed"]) for gate in line.get("gates", ())] for line in (last, new)
-    )
-    return before == now and all(last.get(key) == new[key] for key in keys)
+    return before == now and all(getattr(last, key) == getattr(decision, key) for key in keys)

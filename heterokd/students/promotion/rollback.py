@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from filelock import FileLock
 from mlflow import MlflowClient
 
 from heterokd.errors import PromotionError, TrackingError
+from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
 from heterokd.students.download import find_version
 from heterokd.students.promotion.aliases import (
@@ -76,7 +76,7 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
     champion = find_version(client, name, alias, None)
     model = client.get_registered_model(name)
     back, tag = previous_alias(alias), rolled_back_tag(alias)
-    last: dict[str, Any] = json.loads(model.tags.get(tag, "{}"))
+    last = parse(dict[str, str], json.loads(model.tags.get(tag, "{}")))
     try:
         previous = find_version(client, name, back, None)
     except TrackingError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,3 @@ class Costs:
     memory: int | None = None
     gpu_memory: int | None = None
     source: str = "measured"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Costs:
-        """The other way round."""
-        methods = {name: MethodCost(**own) for name, own in content["methods"].items()}
-        return cls(**{**content, "methods": methods})

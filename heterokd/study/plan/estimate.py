@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import optuna
 
@@ -114,16 +113,9 @@ class Plan:
     teachers: int = 1
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """The other way round."""
-        ranges = {key: Range(**content[key]) for key in ("seconds", "device_hours", "disk")}
-        money = None if content["money"] is None else Range(**content["money"])
-        return cls(**{**content, **ranges, "money": money})
 
 
 def estimate(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from heterokd.storage.files import read_json
+from heterokd.storage.files import damaged, read_json
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.typed_json import parse
+from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.estimate import Plan
 
 
@@ -39,10 +41,19 @@ class Taken:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """A study's plan, and what its search took: None before its end."""
+    """The content of a study's plan.json.
 
+    Attributes:
+        question: names what was planned; see `question_of`.
+        plan: what its search was expected to take.
+        costs: that the plan is made of.
+        taken: what the search took; None before its end.
+    """
+
+    question: str
     plan: Plan
-    taken: Taken | None
+    costs: Costs
+    taken: Taken | None = None
 
 
 def plan_file(folder: StudyFolder) -> Path:
@@ -51,13 +62,15 @@ def plan_file(folder: StudyFolder) -> Path:
 
 
 def planned(folder: StudyFolder) -> PlanRecord | None:
-    """Read a study's plan; None where it has none."""
+    """Read a study's plan; None where it has none.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
     content = read_json(plan_file(folder))
     if "plan" not in content:
         return None
-    taken = content.get("actual")
-    known = {one.name for one in fields(Taken)}
-    return PlanRecord(
-        Plan.from_json(content["plan"]),
-        Taken(**{key: value for key, value in taken.items() if key in known}) if taken else None,
-    )
+    try:
+        return parse(PlanRecord, {**content, "taken": content.get("actual") or None})
+    except ValueError as error:
+        raise damaged(plan_file(folder), error) from None

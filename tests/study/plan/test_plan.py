@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from heterokd.report.study_data import read_study
 from heterokd.report.tables import plan_table
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
+from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan import estimate as estimates
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
 from heterokd.study.plan.estimate import Plan, Prices, Stock
-from heterokd.study.plan.record import PlanRecord, planned
+from heterokd.study.plan.record import planned
 from heterokd.study.plan.simulation import BETWEEN_TRIALS, simulate
 from heterokd.study.plugins import OptunaPruner
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner
@@ -112,8 +113,8 @@ def test_money_is_the_nodes_for_the_whole_time() -> None:
     assert plan.money.low <= plan.money.expected <= plan.money.high
     by_device = estimate("x", COUNTS, COSTS, NOTHING, Prices(None, 3.0))
     assert by_device.money == by_device.device_hours.times(3.0)
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    assert Costs.from_json(json.loads(json.dumps(COSTS.to_json()))) == COSTS
+    assert parse(Plan, json.loads(json.dumps(plan.to_json()))) == plan
+    assert parse(Costs, json.loads(json.dumps(asdict(COSTS)))) == COSTS
 
 
 def test_prices_are_of_all_nodes(tiny_file: Write) -> None:
@@ -337,7 +338,9 @@ def test_a_plan_is_measured_and_found_by_its_search(tiny_file: Write, tmp_path: 
     # resnet18 is over the limit: neither counted nor timed.
     assert set(plan.left_out) == {"resnet18"}
     assert plan_lines(plan)[-1].startswith("excluded   resnet18: 11.2 M parameters, search.max_params_m allows 1")
-    assert planned(root.study("tiny")) == PlanRecord(plan, None)
+    known = planned(root.study("tiny"))
+    assert known is not None
+    assert (known.plan, known.taken) == (plan, None)
     left, _ = within_limits(experiment, root)
     assert left.student.networks == ("test_efficientnet",)
     PlanRecorder(left, root.study("tiny"))

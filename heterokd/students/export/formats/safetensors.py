@@ -14,6 +14,7 @@ from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.timm_folder import open_timm_folder, timm_config
 from heterokd.networks.weights import load_weights, save_weights
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.typed_json import parse
 from heterokd.students.export.format import ExportFormat, Opened, ToWrite
 from heterokd.training.task_modules import upsample
 
@@ -31,7 +32,7 @@ class Safetensors(ExportFormat):
         """Write the weights, and timm's configuration where timm can build the network from it."""
         save_weights(student.network, folder / WEIGHTS)
         ours = {"heterokd": dict(student.card)}
-        config = timm_config(student.network, student.card["class_names"])
+        config = timm_config(student.network, parse(list[str], student.card["class_names"]))
         if config is not None:
             write_text(folder / CONFIG, json.dumps({**config, **ours}, indent=1))
             # timm refuses the options of Mixer and ResMLP, so whether it opens the folder is tried, not assumed.

@@ -1,0 +1,27 @@
+"""Read plain values, as JSON has them, into typed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+_adapter = cache(TypeAdapter)
+"""Built once a type: it takes milliseconds."""
+
+
+def parse(kind: type[T], content: object) -> T:
+    """Read plain values as a dataclass, a mapping or a list of known types; unknown keys of a dataclass are left out.
+
+    Raises:
+        ValueError: a value is missing or of another type; the sentence names its place.
+    """
+    try:
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
