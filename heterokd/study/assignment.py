@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.config.methods import pairing
@@ -61,7 +61,7 @@ def assignment_attrs(
     *,
     confirms: int | None = None,
     duplicate_of: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a trial's row holds beside Optuna's own columns: enough to make its assignment again."""
     return {
         "sample": dict(sample),

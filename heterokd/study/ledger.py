@@ -28,9 +28,9 @@ class Ledger:
             self.spending.begun += 1
             if record.status.is_final:
                 self._pay(record)
-            ended = trials.attr(record.number, "ended") or {}
-            self.spending.seconds = max(self.spending.seconds, ended.get("seconds", 0.0))
-            self.spending.device_seconds = max(self.spending.device_seconds, ended.get("device_seconds", 0.0))
+            self.spending.seconds = max(self.spending.seconds, trials.cost(record.number, "seconds"))
+            device_seconds = trials.cost(record.number, "device_seconds")
+            self.spending.device_seconds = max(self.spending.device_seconds, device_seconds)
 
     def pass_time(self) -> None:
         """Count the time since the last call for all trials that are running."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -162,7 +162,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._common = (methods if len(spaces) > 1 else {}) | _free(known[first], common)
         self._shared = {key for key in counts.keys() - common if counts[key] > 1}
         self._own = {method: _free(space, space.keys() - common - self._shared) for method, space in known.items()}
-        self._values: dict[str, Any] = dict(chosen)
+        self._values: dict[str, Scalar] = dict(chosen)
         self._learned: _Learned | None = None
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -178,12 +178,12 @@ class _GroupSampler(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Scalar]:
         return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    ) -> Scalar:
         self._learned = self._learned or _Learned(study)
         learned = cast(optuna.Study, self._learned)
         if param_name not in self._values:
@@ -199,7 +199,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
             self._values[param_name] = found
         return self._possible(param_name, trial)
 
-    def _possible(self, key: str, trial: FrozenTrial) -> Any:
+    def _possible(self, key: str, trial: FrozenTrial) -> Scalar:
         """The value of a key; where the method does not have it, one of those that it has, evenly."""
         value = self._values[key]
         domain = None if key == "method" else self._spaces[trial.params["method"]][key]
@@ -212,7 +212,7 @@ class StudyView:
     def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         self._study, self._kept = study, trials
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._study, name)
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:

@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -296,6 +296,6 @@ def compare_trials(trials: Iterable[TrialView], *, maximise: bool = True) -> lis
     return compare(ranked, pooled=True, maximise=maximise)
 
 
-def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, object]]:
     """Plain values, for JSON and pages."""
     return [{**asdict(one), "seeds": list(one.seeds), "sentence": one.sentence()} for one in comparisons]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
 
@@ -80,14 +80,8 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
 
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        storage = _Patient(
-            folder.database,
-            f"sqlite:///{folder.database.absolute()}",
-            # Seconds to wait for another process that writes (a reader of the study on a slow disk).
-            engine_kwargs={"connect_args": {"timeout": 60}},
-        )
         return optuna.create_study(
-            storage=storage,
+            storage=_Patient(folder.database),
             study_name=experiment.name,
             load_if_exists=True,
             direction=direction(experiment),
@@ -104,30 +98,36 @@ def direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
     return "maximize" if experiment.maximise else "minimize"
 
 
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def _waiting(
+    write: Callable[Concatenate[optuna.storages.RDBStorage, Arguments], Answer],
+) -> Callable[Concatenate[_Patient, Arguments], Answer]:
+    """A method of a storage that waits where the disk cannot be written for the moment."""
+
+    @wraps(write)
+    def patient(storage: _Patient, /, *given: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        return when_writable(storage._file, lambda: write(storage, *given, **named))
+
+    return patient
+
+
 class _Patient(optuna.storages.RDBStorage):
     """Waits where a write fails because the disk cannot be written for the moment."""
 
-    def __init__(self, file: Path, url: str, **settings: Any) -> None:
+    def __init__(self, file: Path) -> None:
+        # Seconds to wait for another process that writes (a reader of the study on a slow disk).
+        super().__init__(f"sqlite:///{file.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}})
         self._file = file
-        super().__init__(url, **settings)
 
-    def _create_new_trial(self, *given: Any, **named: Any) -> Any:
-        return when_writable(self._file, partial(super()._create_new_trial, *given, **named))
-
-    def set_trial_param(self, *given: Any, **named: Any) -> None:
-        when_writable(self._file, partial(super().set_trial_param, *given, **named))
-
-    def set_trial_state_values(self, *given: Any, **named: Any) -> bool:
-        return when_writable(self._file, partial(super().set_trial_state_values, *given, **named))
-
-    def set_trial_intermediate_value(self, *given: Any, **named: Any) -> None:
-        when_writable(self._file, partial(super().set_trial_intermediate_value, *given, **named))
-
-    def set_trial_user_attr(self, *given: Any, **named: Any) -> None:
-        when_writable(self._file, partial(super().set_trial_user_attr, *given, **named))
-
-    def set_trial_system_attr(self, *given: Any, **named: Any) -> None:
-        when_writable(self._file, partial(super().set_trial_system_attr, *given, **named))
+    _create_new_trial = _waiting(optuna.storages.RDBStorage._create_new_trial)
+    set_trial_param = _waiting(optuna.storages.RDBStorage.set_trial_param)
+    set_trial_state_values = _waiting(optuna.storages.RDBStorage.set_trial_state_values)
+    set_trial_intermediate_value = _waiting(optuna.storages.RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _waiting(optuna.storages.RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _waiting(optuna.storages.RDBStorage.set_trial_system_attr)
 
 
 def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, facts: StudyFacts) -> None:

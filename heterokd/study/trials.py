@@ -155,9 +155,10 @@ class Trials:
         running = self.memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial.number for trial in running if trial.number not in self._all]
 
-    def attr(self, number: int, key: str) -> Any:
-        """What was noted about a trial; None when nothing was."""
-        return self.memory._storage.get_trial(self._memory_id(number)).user_attrs.get(key)
+    def cost(self, number: int, key: str) -> float:
+        """What the study had cost when a trial ended; 0 before."""
+        ended = self.memory._storage.get_trial(self._memory_id(number)).user_attrs.get("ended", {})
+        return float(ended.get(key, 0.0))
 
     def add(self, trial: FrozenTrial) -> TrialRecord:
         """Append a trial."""
@@ -214,7 +215,7 @@ class Trials:
         """
         return self._arrived.get((epoch, epochs, student), ())
 
-    def set_attr(self, number: int, key: str, value: Any) -> None:
+    def set_attr(self, number: int, key: str, value: object) -> None:
         """Note something about a running trial, also about one that another process asked for."""
         for study, trial_id in self._both(number):
             study._storage.set_trial_user_attr(trial_id, key, value)
@@ -263,8 +264,8 @@ class Trials:
         return storage.get_trial_id_from_study_id_trial_number(self.memory._study_id, number)
 
     def _enter(self, trial: FrozenTrial) -> TrialRecord:
-        attrs: Mapping[str, Any] = trial.user_attrs["assignment"]
-        ended: Mapping[str, Any] = trial.user_attrs.get("ended", {})
+        attrs = trial.user_attrs["assignment"]
+        ended = trial.user_attrs.get("ended", {})
         record = TrialRecord(
             number=trial.number,
             sample=dict(attrs["sample"]),
