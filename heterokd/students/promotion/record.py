@@ -77,7 +77,7 @@ def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:
     line = last_line(runs.folder.path / LINES)
     if "gates" not in line:
         return False
-    last = Decision.from_json(json.dumps(line))
+    last = Decision.from_json(json.dumps({key: value for key, value in line.items() if key != "time"}))
     before, now = ([(gate.name, gate.required, gate.passed) for gate in one.gates] for one in (last, decision))
     keys = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
     return before == now and all(getattr(last, key) == getattr(decision, key) for key in keys)
