@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from heterokd.formatting import format_duration, format_estimate, format_percent, format_score, metric_name
 from heterokd.methods import BASELINE, VANILLA_KD
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
 from heterokd.storage.trial_status import TrialStatus
@@ -18,53 +19,59 @@ from heterokd.study.trial_view import TrialView
 
 @dataclass(frozen=True)
 class Card:
-    """One part of the answer.
+    """A part of the answer.
 
     Attributes:
         title: the question.
         figure: the answer in large letters.
-        mark: how sure it is, in a word or two; "" where that is no question.
-        tone: good, open or plain; the mark says the same in words.
         text: one or two sentences.
+        mark: how sure it is, in a word or two, or "".
+        tone: good, open or plain, for the colour; the mark says the same in words.
     """
 
     title: str
     figure: str
-    mark: str
-    tone: str
     text: str
+    mark: str = ""
+    tone: str = "plain"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison.
+    """A side of a comparison.
 
     Attributes:
-        mean: of its metric.
-        half: half of the mean's 95 % interval; None where nothing says how much seeds scatter.
-        seeds: trainings that the mean is of.
+        mean: mean of the metric.
+        half: half width of the mean's 95 % interval; None if the variance over seeds is unknown.
+        seeds: number of trainings.
     """
 
     mean: float
     half: float | None
     seeds: int
 
+    @property
+    def text(self) -> str:
+        """The mean, and of how many trainings."""
+        count = "a single training" if self.seeds == 1 else f"mean of {self.seeds} seeds"
+        return f"{format_score(self.mean)} ({count})"
+
 
 def cards(report: StudyReport) -> list[Card]:
-    """What a reader wants to know first; without a winner only what it cost."""
+    """Return the cards of a study; without a winner, only that of its cost."""
     winner = report.winner
     found = []
     if winner is not None and winner.mean is not None:
         best = Side(winner.mean, winner.half_width if winner.confirmed else None, len(winner.seeds))
         found = [_scratch(report, best), _default(report, winner, best), _teacher(report, best)]
-    return [*found, _cost(report), *([] if report.measured is None else [_size(report.measured)])]
+    return [*found, _cost(report), *([] if report.measured is None else [_student(report, report.measured)])]
 
 
 def default_side(report: StudyReport, winner: RankedConfig) -> tuple[TrialView, Side] | None:
-    """Distillation with default settings; None where the study did not try it, or it is the winner itself.
+    """Return distillation with default settings; None if the study did not complete it, or if it is the winner.
 
-    Its own value, unlike that of a sample, is not the best of many: a single training is an honest, if noisy, figure.
-    The noise is that of all repeated configurations together, from which the winner's interval comes too.
+    Unlike that of a sample, its value is not the best of many: a single training is unbiased, if noisy. Its noise is
+    that of all repeated configurations together, from which the winner's interval comes, too.
     """
     default = report.default
     if default is None or default.number == winner.number or default.value is None:
@@ -73,95 +80,89 @@ def default_side(report: StudyReport, winner: RankedConfig) -> tuple[TrialView, 
     if confirmed is not None and confirmed.mean is not None:
         return default, Side(confirmed.mean, confirmed.half_width, len(confirmed.seeds))
     half = winner.half_width if winner.confirmed else None
-    single = None if half is None else half * math.sqrt(len(winner.seeds))
-    return default, Side(default.value, single, 1)
+    return default, Side(default.value, None if half is None else half * math.sqrt(len(winner.seeds)), 1)
 
 
-def _against(report: StudyReport, best: Side, other: Side) -> tuple[str, str, str, str]:
-    """Difference, mark, tone and the sentence on how sure it is; better is positive."""
-    sign = 1 if report.summary.maximise else -1
-    difference = sign * (best.mean - other.mean)
+def _compare(report: StudyReport, title: str, text: str, best: Side, other: Side) -> Card:
+    """Make the card of a difference, positive where the winner is better; `text` describes the other side."""
+    difference = report.sign * (best.mean - other.mean)
     figure = f"{difference:+.4f}"
     if best.half is None or other.half is None:
-        return figure, "one seed", "open", "One seed each: the difference may be noise."
+        return Card(title, figure, f"{text}. One seed each: the difference may be noise.", "one seed", "open")
     width = math.hypot(best.half, other.half)
-    text = f"95 % interval {difference - width:+.4f} to {difference + width:+.4f}"
-    if abs(difference) > width:
-        return figure, "real" if difference > 0 else "worse", "good" if difference > 0 else "open", f"{text}."
-    return figure, "a tie", "open", f"{text}: it may be noise."
+    text = f"{text}. 95 % interval {difference - width:+.4f} to {difference + width:+.4f}"
+    if abs(difference) <= width:
+        return Card(title, figure, f"{text}: it may be noise.", "not significant", "open")
+    if difference < 0:
+        return Card(title, figure, f"{text}.", "worse", "open")
+    return Card(title, figure, f"{text}.", "significant", "good")
 
 
 def _scratch(report: StudyReport, best: Side) -> Card:
-    title, scratch = "Over labels alone", report.scratch
+    title, scratch = "Gain over scratch", report.scratch
     if report.winner is not None and report.winner.method == BASELINE:
-        return Card(title, "none", "no gain", "open", "The student trained on labels alone is the best one.")
+        return Card(title, "none", "The student trained without a teacher is the best.", "no gain", "open")
     if scratch is None or scratch.mean is None:
-        return Card(title, "unknown", "", "plain", "The study has no scratch trial that was trained to the end.")
+        return Card(title, "unknown", "The study has no complete scratch trial.")
     side = Side(scratch.mean, scratch.half_width, len(scratch.seeds))
-    figure, mark, tone, sure = _against(report, best, side)
-    if mark == "real" and paired_tie(report) is not None:
-        mark, tone = "likely", "plain"
-    return Card(title, figure, mark, tone, f"Scratch reaches {format_score(side.mean)} ({_seeds(side.seeds)}). {sure}")
+    card = _compare(report, title, f"Scratch reaches {side.text}", best, side)
+    if card.mark == "significant" and paired_tie(report) is not None:
+        return Card(title, card.figure, card.text, "likely")
+    return card
 
 
 def paired_tie(report: StudyReport) -> Comparison | None:
-    """The paired comparison of winner and scratch where it does not find the difference that their intervals show.
+    """Return the paired comparison of winner and scratch if it does not confirm the difference of their intervals.
 
-    It rests on the seeds that both have, which are fewer.
+    It uses the seeds that both have, which are fewer.
     """
     winner, scratch = report.winner, report.scratch
     if winner is None or scratch is None:
         return None
-    names = [{one.method, f"{one.method} (trial {one.number})"} for one in (winner, scratch)]
-    for one in report.comparisons:
-        if (one.first in names[0] and one.second in names[1]) or (one.first in names[1] and one.second in names[0]):
-            return one if one.verdict in ("tie", "unknown") else None
+    first, second = ({leader.method, f"{leader.method} (trial {leader.number})"} for leader in (winner, scratch))
+    for pair in report.comparisons:
+        if (pair.first in first and pair.second in second) or (pair.first in second and pair.second in first):
+            return pair if pair.verdict in ("tie", "unknown") else None
     return None
 
 
 def _default(report: StudyReport, winner: RankedConfig, best: Side) -> Card:
-    found = default_side(report, winner)
-    title = "Over default settings"
-    if found is None:
-        default = report.default
-        if default is not None and default.number == winner.number:
-            return Card(title, "none", "no gain", "open", f"{default.method} with its published setting is the winner.")
-        method = VANILLA_KD[report.experiment.data.task]
-        for one in report.search:
-            if one.method == method and one.origin == "published" and one.status == TrialStatus.PRUNED and one.epochs:
-                text = f"{method} as published (trial {one.number}) fell behind and was stopped after epoch"
-                return Card(
-                    title, "ahead", "stopped early", "plain", f"{text} {one.epochs[-1]}, at {format_score(one.value)}."
-                )
-        return Card(
-            title, "unknown", "", "plain", "Distillation with default settings was not trained to the end here."
-        )
-    default, side = found
-    figure, mark, tone, sure = _against(report, best, side)
-    where = "" if default.student == (winner.student or default.student) else f" on {default.student}"
-    text = f"{default.method} as published{where} (trial {default.number}) reaches {format_score(side.mean)}"
-    return Card(title, figure, mark, tone, f"{text} ({_seeds(side.seeds)}). {sure}")
+    found, title = default_side(report, winner), "Gain over default settings"
+    if found is not None:
+        default, side = found
+        where = "" if default.student == (winner.student or default.student) else f" on {default.student}"
+        text = f"{default.method} as published{where} (trial {default.number}) reaches {side.text}"
+        return _compare(report, title, text, best, side)
+    if report.default is not None and report.default.number == winner.number:
+        return Card(title, "none", f"{winner.method} with its published setting is the winner.", "no gain", "open")
+    method = VANILLA_KD[report.experiment.data.task]
+    for trial in report.search:
+        is_default = trial.method == method and trial.origin == "published"
+        if is_default and trial.status == TrialStatus.PRUNED and trial.epochs:
+            text = f"{method} as published (trial {trial.number}) fell behind and was stopped after epoch"
+            text = f"{text} {trial.epochs[-1]}, at {format_score(trial.value)}."
+            return Card(title, "ahead", text, "stopped early")
+    return Card(title, "unknown", "The study has no complete trial of distillation with default settings.")
 
 
 def _teacher(report: StudyReport, best: Side) -> Card:
-    title, level = "Against the teacher", report.levels.get("teacher")
+    title, level = "Difference to the teacher", report.levels.get("teacher")
     if level is None:
-        known = report.summary.teacher
-        text = "The teacher was not measured on this metric."
+        text, known = "The teacher was not measured on this metric.", report.summary.teacher
         if known is not None:
             text += f" Its {metric_name(known.metric)} is {format_percent(known.val_score)}."
-        return Card(title, "unknown", "", "plain", text)
-    sign = 1 if report.summary.maximise else -1
-    difference = sign * (best.mean - level)
-    text = f"The teacher reaches {format_score(level)}; it is one network, measured once."
-    mark, tone = ("one seed", "open") if best.half is None else ("a tie", "plain")
+        return Card(title, "unknown", text)
+    difference = report.sign * (best.mean - level)
+    text = f"The teacher reaches {format_score(level)}; it is a single network, measured once."
+    mark, tone = ("one seed", "open") if best.half is None else ("not significant", "plain")
     if best.half is not None and abs(difference) > best.half:
         mark, tone = ("ahead", "good") if difference > 0 else ("behind", "plain")
-    ratio = None if report.measured is None else _ratio(report.measured, "params_m")
-    if ratio is not None and level > 0 and sign > 0:
-        share = format_percent(best.mean / level)
-        text = f"{share} of its {format_score(level)}, with {_times(ratio, 'the parameters')}."
-    return Card(title, f"{difference:+.4f}", mark, tone, text)
+    costs = _student_costs(report)
+    share = None if report.measured is None or not costs else _share(report.measured, costs[0])
+    if share is not None and level > 0 and report.summary.maximise:
+        part = f"{format_percent(best.mean / level)} of its {format_score(level)}"
+        text = f"The student reaches {part}, with {share} {STUDENT_COSTS[costs[0]].name}."
+    return Card(title, f"{difference:+.4f}", text, mark, tone)
 
 
 def _cost(report: StudyReport) -> Card:
@@ -169,43 +170,48 @@ def _cost(report: StudyReport) -> Card:
     taken = (report.plan.taken if report.plan else None) or Taken()
     spent = report.summary.spent
     seconds = taken.seconds or 3600 * (spent.get("hours") or 0.0)
-    parts = []
     hours = taken.device_hours or spent.get("gpu_hours")
+    count = len(report.trials)
+    parts = [f"{count} training{'' if count == 1 else 's'}"]
     if hours:
         parts.append(f"{hours:.2g} {plan.device_unit if plan else 'device-hours'} of training")
     if taken.money is not None and plan is not None:
         parts.append(f"{taken.money:.2f} {plan.currency}")
-    count = len(report.trials)
-    text = f"{count} training{'' if count == 1 else 's'}{''.join(f', {part}' for part in parts)}."
+    text = f"{', '.join(parts)}."
     if plan is not None:
         text += f" Planned: {format_estimate(plan.seconds, format_duration)}."
-    return Card("The search took", format_duration(seconds) if seconds else "unknown", "", "plain", text)
+    return Card("Duration of the search", format_duration(seconds) if seconds else "unknown", text)
 
 
-def _size(measured: Measured) -> Card:
-    params_m, latency_ms = measured.cost("student", "params_m"), measured.cost("student", "latency_ms")
-    if params_m is None:
-        why = measured.missing.get("networks", "it was not measured")
-        return Card("The student", "unknown", "", "plain", f"Its size is not known: {why}.")
-    text = f"parameters of {measured.networks['student'].network}: "
-    parts = [f"{latency_ms:.3g} ms an image on one core"] if latency_ms else []
-    ratio, faster = _ratio(measured, "params_m"), _ratio(measured, "latency_ms")
-    if ratio is not None:
-        parts.append(f"{_times(ratio, 'what the teacher has')}")
-    if faster is not None:
-        parts.append(f"{_times(faster, 'its time')}")
-    return Card("The student", f"{params_m:.3g} M", "", "plain", f"{text}{', '.join(parts)}.")
+def _student(report: StudyReport, measured: Measured) -> Card:
+    costs = _student_costs(report)
+    if not costs:
+        return Card("Student", "unknown", f"Its size is unknown: {measured.missing.get('networks', 'not measured')}.")
+    figures, texts = {}, {}
+    for key in costs:
+        kind, share = STUDENT_COSTS[key], _share(measured, key)
+        figures[key] = f"{measured.cost('student', key):.{kind.digits}g} {kind.symbol}"
+        texts[key] = "" if share is None else f" ({share})"
+    first, *others = costs
+    text = f"{STUDENT_COSTS[first].name} of {measured.networks['student'].network}{texts[first]}"
+    text += "".join(f"; {STUDENT_COSTS[key].name} {figures[key]}{texts[key]}" for key in others)
+    return Card("Student", figures[first], f"{text[0].upper()}{text[1:]}.")
 
 
-def _ratio(measured: Measured, key: str) -> float | None:
-    """The student's share of what the teacher has."""
+def _student_costs(report: StudyReport) -> list[str]:
+    """Return the measured costs of the student: objectives first, then those known before training, then the others."""
+    measured = report.measured
+    if measured is None or "student" not in measured.networks:
+        return []
+    known = report.summary.students.get(measured.networks["student"].network, {})
+    keys = dict.fromkeys((*report.experiment.search.costs, *known, *measured.networks["student"].costs))
+    return [key for key in keys if key in STUDENT_COSTS and measured.cost("student", key)]
+
+
+def _share(measured: Measured, key: str) -> str | None:
+    """Return the student's share of the teacher's cost in words, or None."""
     student, teacher = measured.cost("student", key), measured.cost("teacher", key)
-    return student / teacher if student and teacher else None
-
-
-def _times(ratio: float, what: str) -> str:
-    return f"{100 * ratio:.0f} % of {what}" if ratio < 1 else f"{ratio:.1f} times {what}"
-
-
-def _seeds(count: int) -> str:
-    return "one training" if count == 1 else f"mean of {count} seeds"
+    if not student or not teacher:
+        return None
+    ratio = student / teacher
+    return f"{100 * ratio:.0f} % of the teacher's" if ratio < 1 else f"{ratio:.1f} times the teacher's"

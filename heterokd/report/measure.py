@@ -1,4 +1,4 @@
-"""Measure a finished study's best student on val once, and draw its pictures."""
+"""Measure a finished study's winner on val once, and draw its pictures."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from heterokd.training.precision import default_device
 
 
 def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Weights) -> list[Path]:
-    """Measure a study's best student on val (measured.json) and draw the pictures of the study.
+    """Measure a study's winner on val (measured.json) and draw the pictures of the study.
 
     Args:
-        folder: of a study; without a winner nothing is measured.
-        experiment: of the study.
-        root: the workspace.
-        weights: by network, those of the prepared teachers; None: the published ones.
+        folder: folder of the study; without a winner nothing is measured.
+        experiment: experiment of the study.
+        root: workspace, which remembers timed costs.
+        weights: weights of the prepared teachers by network; None: the published ones.
 
     Returns:
         The files: `confusion.png` in classification; `samples.png` and `iou.png` in segmentation; in both `cka.png`,
-        and `{method}.png` of each method with a figure whose best trial has its checkpoint. A part that fails is left
-        out, and measured.json holds the reason.
+        and `{method}.png` of each method with a figure whose best trial has its checkpoint. If a part fails, it is
+        left out, and measured.json holds the reason.
     """
     summary = read_summary(folder)
     if summary is None or summary.winner is None:
@@ -53,7 +53,7 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
     for name, part in _parts(study, summary, root).items():
         try:
             captions.update(part(study, made))
-        except Exception as error:  # noqa: BLE001  the page says what is missing, the other parts are still of use
+        except Exception as error:  # noqa: BLE001  the other parts are of use, and the page says what is missing
             made.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     made.write(folder)
     known = read_json(folder.pictures / "captions.json")
@@ -62,15 +62,12 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
 
 
 def _parts(study: StudyNetworks, summary: StudySummary, root: Workspace) -> dict[str, Part]:
-    """What is measured, in order."""
-    name, of_the_task = PARTS[study.experiment.data.task]
-    parts: dict[str, Part] = {"networks": partial(measure_costs, root=root), name: of_the_task}
+    """Return the parts by name, in the order in which they are measured."""
+    name, task_part = PARTS[study.experiment.data.task]
+    parts: dict[str, Part] = {"networks": partial(measure_costs, root=root), name: task_part}
     for leader in summary.leaders:
-        trial = study.folder.trial(leader.number)
-        if (
-            leader.method not in parts
-            and study.experiment.method_class(leader.method).has_figure
-            and trial.checkpoint.exists()
-        ):
-            parts[leader.method] = partial(measure_method, trial=trial)
+        trial, method = study.folder.trial(leader.number), leader.method
+        has_figure = study.experiment.method_class(method).has_figure and trial.checkpoint.exists()
+        if has_figure and method not in parts:
+            parts[method] = partial(measure_method, trial=trial)
     return {**parts, "cka": measure_similarity}

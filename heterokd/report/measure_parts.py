@@ -1,4 +1,4 @@
-"""The parts of measured.json and their pictures; each function fills its fields and returns captions by picture."""
+"""Parts of measured.json and their pictures; each function fills its fields and returns captions by picture."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ SAMPLES = 6
 METHOD_SAMPLES = 4
 
 CKA_IMAGES, CKA_BATCH = 512, 32
+"""Images of val for CKA, and batch size."""
+
 CKA_SIDE = 16
-"""Images of val for CKA, how many of them at a time, and the side that larger maps are averaged down to."""
+"""Side that larger maps are average-pooled to: in float64 they would take gigabytes."""
 
 SLOW = 0.5
-"""Seconds of one forward from which a network is not timed: a figure takes dozens of forwards."""
+"""Seconds of a forward from which a network is not timed: a measurement takes dozens of forwards."""
 
 Captions = Mapping[str, str]
 Part = Callable[[StudyNetworks, Measured], Captions]
@@ -47,22 +49,19 @@ Part = Callable[[StudyNetworks, Measured], Captions]
 
 def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Captions:
     """Measure the costs of teacher and student; a slow network is not timed."""
-    data, recipe = study.experiment.data, study.winner.recipe
+    data, recipe, classes = study.experiment.data, study.winner.recipe, study.num_classes
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
-        network = build_configured(settings, study.num_classes, data.image_size).eval()
-        is_slow = time_step(partial(_forward, network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
-        costs: dict[str, float | None] = {}
-        for cost, kind in STUDENT_COSTS.items():
-            costs[cost] = None
-            if not (kind.is_timed and is_slow):
-                costs[cost] = student_cost(cost, settings, study.num_classes, data.view_size, data.image_size, root)
+        network = build_configured(settings, classes, data.image_size).eval()
+        with torch.inference_mode():
+            is_slow = time_step(partial(network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
+        costs = {
+            key: None
+            if cost.is_timed and is_slow
+            else student_cost(key, settings, classes, data.view_size, data.image_size, root)
+            for key, cost in STUDENT_COSTS.items()
+        }
         made.networks[name] = MeasuredNetwork(settings.network, costs)
     return {}
-
-
-def _forward(network: nn.Module, images: Tensor) -> None:
-    with torch.inference_mode():
-        network(images)
 
 
 def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:
@@ -73,34 +72,32 @@ def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:
     with torch.inference_mode():
         for batch in EvalLoader(study.splits.val, CKA_BATCH, device=study.device):
             images = batch.images.to(study.device)
-            cka.add(*([_pooled(maps) for maps in net(images, Signal.STAGES).stages] for net in (student, teacher)))
+            cka.add(*(list(map(_pooled, net(images, Signal.STAGES).stages)) for net in (student, teacher)))
             seen += len(batch)
             if seen >= CKA_IMAGES:
                 break
     made.similarity, made.compared = tuple(map(tuple, cka.matrix().tolist())), seen
-    recipe = study.winner.recipe
-    picture = study.folder.pictures / "cka.png"
+    recipe, picture = study.winner.recipe, study.folder.pictures / "cka.png"
     draw_match(picture, made.similarity, recipe.teacher.network, recipe.student.network)
     winner = describe_trial(study.winner)
-    return {"cka": f"Similarity of the stages of teacher and best student ({winner}) on val: CKA, 1 is the same."}
+    return {"cka": f"Similarity of the stages of teacher and winner ({winner}) on val: CKA, 1 is the same."}
 
 
 def _pooled(maps: Tensor) -> Tensor:
-    """Maps [B, C, H, W] of at most `CKA_SIDE` a side: larger ones would take gigabytes in float64."""
+    """Average-pool maps [B, C, H, W] to at most `CKA_SIDE` pixels a side."""
     height, width = maps.shape[-2:]
     return F.adaptive_avg_pool2d(maps, (min(height, CKA_SIDE), min(width, CKA_SIDE)))
 
 
 def measure_confusion(study: StudyNetworks, made: Measured) -> Captions:
-    """Count the decisions of the winner and of the baseline on val, by label."""
+    """Compute the confusion matrices of the winner and of the baseline on val."""
     made.confusion = _confusion(study, study.winner)
-    caption = f"Confusion matrix of the best student ({describe_trial(study.winner)}) on val"
-    others = []
+    caption = f"Confusion matrix of the winner ({describe_trial(study.winner)}) on val"
     if study.scratch is not None:
         made.scratch_confusion = _confusion(study, study.scratch)
-        others = [made.scratch_confusion]
         caption += f", and the gain of each class over the student without a teacher ({describe_trial(study.scratch)})"
-    draw_confusion(study.folder.pictures / "confusion.png", made.confusion, study.splits.class_names, *others)
+    picture = study.folder.pictures / "confusion.png"
+    draw_confusion(picture, made.confusion, study.splits.class_names, made.scratch_confusion)
     return {"confusion": f"{caption}."}
 
 
@@ -113,7 +110,7 @@ def _confusion(study: StudyNetworks, trial: TrialFolder) -> NDArray[np.int64]:
 
 
 def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
-    """Measure the IoU of each class on val, and draw the decisions of teacher and winner on some images."""
+    """Measure the IoU of each class on val, and draw the predictions of teacher and winner on some images."""
     loader = open_split(study.splits.val, study.num_classes, device=study.device)
     data, method = study.experiment.data, study.winner.recipe.method
     task = build_task(data.task, study.num_classes, window=data.window)
@@ -126,20 +123,19 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     pictures, names = study.folder.pictures, study.splits.class_names
     draw_iou(pictures / "iou.png", made.iou, names)
     pixels, images, labels = study.images(_spread(counts[method]))
-    by_teacher, by_student = (_decisions(network, images, task, study.device) for network in (teacher, student))
+    by_teacher, by_student = (_predictions(network, images, task, study.device) for network in (teacher, student))
     draw_samples(pictures / "samples.png", pixels, labels.numpy(), by_teacher, by_student, names)
     winner = describe_trial(study.winner)
     others = " and the student without a teacher" if study.scratch is not None else ""
     return {
-        "iou": f"Intersection over union of each class on val: the best student ({winner}), its teacher{others}; the "
-        "class that distillation improves most is first.",
-        "samples": f"Images of val, from the one that the best student ({winner}) labels worst to the one that it "
-        "labels best, at even steps between.",
+        "iou": f"Intersection over union of each class on val: the winner ({winner}), its teacher{others}; the class "
+        "with the largest gain from distillation is first.",
+        "samples": f"Images of val at even steps from the lowest to the highest accuracy of the winner ({winner}).",
     }
 
 
 def _spread(counts: Tensor) -> NDArray[np.int64]:
-    """`SAMPLES` images at even steps from the least to the most accurate one; counts [N, K, K] of each image."""
+    """Choose `SAMPLES` images at even steps of pixel accuracy; `counts` are their confusion matrices [N, K, K]."""
     accuracy = counts.diagonal(dim1=1, dim2=2).sum(dim=1) / counts.sum(dim=(1, 2)).clamp(min=1)
     order = torch.argsort(accuracy, stable=True).numpy()
     places = np.unique(np.linspace(0, len(order) - 1, SAMPLES).round().astype(np.int64))
@@ -147,23 +143,23 @@ def _spread(counts: Tensor) -> NDArray[np.int64]:
     return chosen
 
 
-def _decisions(network: nn.Module, images: Tensor, task: Task, device: torch.device) -> NDArray[np.int64]:
-    """Class numbers [B, H, W], one image at a time: a score for every class and pixel takes much memory."""
+def _predictions(network: nn.Module, images: Tensor, task: Task, device: torch.device) -> NDArray[np.int64]:
+    """Predict class numbers [B, H, W] image by image: scores of every class and pixel take much memory."""
     with deciding(network) as decide:
         maps = [task.decide(decide, image[None].to(device)).argmax(dim=1).cpu() for image in images]
-    decided: NDArray[np.int64] = torch.cat(maps).numpy()
-    return decided
+    predicted: NDArray[np.int64] = torch.cat(maps).numpy()
+    return predicted
 
 
 PARTS: dict[TaskName, tuple[str, Part]] = {
     "classification": ("confusion", measure_confusion),
     "segmentation": ("iou", measure_iou),
 }
-"""By task, its part of measured.json."""
+"""Part of measured.json by task."""
 
 
 def measure_method(study: StudyNetworks, made: Measured, trial: TrialFolder) -> Captions:
-    """Draw what the method of a trial computes for some images, from its last checkpoint, which has its projectors.
+    """Draw what a trial's method computes for some images, with the projectors in the trial's last checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -176,10 +172,9 @@ def measure_method(study: StudyNetworks, made: Measured, trial: TrialFolder) -> 
         epoch = int(content["epoch"])
     except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged file
         kind = type(error).__name__
-        raise CheckpointError(f"{trial.checkpoint}: is damaged ({kind}); remove it to do without its picture") from None
+        raise CheckpointError(f"{trial.checkpoint}: is damaged ({kind}); remove it to omit its picture") from None
     method = distiller.to(study.device).eval().method
-    count = len(study.splits.val)
-    index = np.unique(np.linspace(0, count - 1, METHOD_SAMPLES).round().astype(np.int64))
+    index = np.unique(np.linspace(0, len(study.splits.val) - 1, METHOD_SAMPLES).round().astype(np.int64))
     pixels, images, labels = study.images(index)
     images = images.to(study.device)
     with torch.inference_mode():
@@ -189,6 +184,5 @@ def measure_method(study: StudyNetworks, made: Measured, trial: TrialFolder) -> 
     if figure is None:
         return {}
     draw_method(study.folder.pictures / f"{name}.png", pixels, figure.panels)
-    epochs = trial.recipe.training.epochs
-    where = f"on images of val after {epoch} of {epochs} epochs of trial {trial.number}"
+    where = f"on images of val after {epoch} of {trial.recipe.training.epochs} epochs of trial {trial.number}"
     return {name: f"{type(method).__name__} {where}, {figure.caption}."}

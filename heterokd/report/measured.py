@@ -1,48 +1,65 @@
-"""What val says of a study's winner, as plain numbers: measured.json, from which the page is drawn without data."""
+"""Measured: measurements of a study's winner on val; measured.json, from which the page is drawn without data."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.typed_json import parse
 
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """What a network costs.
+    """Costs of a network.
 
     Attributes:
-        network: its name.
-        costs: by the name of the cost; None where it was not measured.
+        network: name of the network.
+        costs: value by the key of the cost; None if it was not measured.
     """
 
     network: str
     costs: Mapping[str, float | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Content:
+    """Content of measured.json, see `Measured`."""
+
+    winner: int
+    scratch: int | None = None
+    images: int = 0
+    classes: tuple[str, ...] = ()
+    confusion: list[tuple[int, int, int]] | None = None
+    scratch_confusion: list[tuple[int, int, int]] | None = None
+    iou: dict[str, list[float | None]] = field(default_factory=dict)
+    similarity: tuple[tuple[float, ...], ...] = ()
+    compared: int = 0
+    networks: dict[str, dict[str, str | float | None]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Measured:
-    """Of one study, at the end of its search. Parts that could not be measured are empty, and `missing` says why.
+    """Measurements at the end of a search. Parts that could not be measured are empty, and `missing` holds the reason.
 
     Attributes:
-        winner: number of its trial.
-        scratch: number of the baseline's trial, if there is one beside the winner.
-        images: of val.
-        classes: their names.
-        confusion: [K, K] images of val, rows are labels and columns decisions; in classification.
-        scratch_confusion: the same of the baseline.
-        iou: of each class [K], NaN where neither labels nor decisions hold it; by network: `teacher`, the winner's
-            method, `scratch`; in segmentation.
+        winner: number of the winner's trial.
+        scratch: number of the baseline's trial, unless it is the winner or is missing.
+        images: number of images of val.
+        classes: names of the K classes.
+        confusion: [K, K] images of val, rows are labels and columns predictions; in classification.
+        scratch_confusion: the same for the baseline.
+        iou: IoU of each class [K], NaN where neither labels nor predictions have it; by network: `teacher`, the
+            winner's method, `scratch`; in segmentation.
         similarity: CKA, [student's stage, teacher's stage].
-        compared: images that CKA was computed on.
-        networks: `student` and `teacher`.
+        compared: number of images that CKA was computed on.
+        networks: costs of `student` and `teacher`.
         missing: by part, why it could not be measured.
     """
 
@@ -59,49 +76,57 @@ class Measured:
     missing: dict[str, str] = field(default_factory=dict)
 
     def cost(self, name: str, key: str) -> float | None:
-        """What `student` or `teacher` costs; None where it was not measured."""
+        """Return a cost of `student` or `teacher`; None if it was not measured."""
         return self.networks[name].costs.get(key) if name in self.networks else None
 
     def write(self, folder: StudyFolder) -> None:
         """Replace the study's measured.json."""
         content = {
-            **self.__dict__,
+            **vars(self),
             "confusion": _sparse(self.confusion),
             "scratch_confusion": _sparse(self.scratch_confusion),
-            "iou": {name: [None if np.isnan(one) else float(one) for one in iou] for name, iou in self.iou.items()},
-            "networks": {name: {"network": one.network, **one.costs} for name, one in self.networks.items()},
+            "iou": {name: [None if np.isnan(v) else float(v) for v in values] for name, values in self.iou.items()},
+            "networks": {name: {"network": each.network, **each.costs} for name, each in self.networks.items()},
         }
         write_text(folder.measured_file, json.dumps(content))
 
     @classmethod
     def read(cls, folder: StudyFolder) -> Measured | None:
-        """What was measured in a study; None where nothing was.
+        """Read the study's measured.json, or return None if it does not exist.
 
         Raises:
             StudyError: the file is damaged.
         """
-        content: Mapping[str, Any] = read_json(folder.measured_file)
-        if not content:
+        known = read_json(folder.measured_file)
+        if not known:
             return None
-        size = len(content["classes"])
+        try:
+            content = parse(_Content, known)
+        except ValueError as error:
+            raise damaged(folder.measured_file, error) from None
+        size = len(content.classes)
         return cls(
-            **{
-                **content,
-                "classes": tuple(content["classes"]),
-                "confusion": _dense(content["confusion"], size),
-                "scratch_confusion": _dense(content["scratch_confusion"], size),
-                "iou": {name: np.array(iou, dtype=np.float64) for name, iou in content["iou"].items()},
-                "similarity": tuple(map(tuple, content["similarity"])),
-                "networks": {
-                    name: MeasuredNetwork(one["network"], {key: cost for key, cost in one.items() if key != "network"})
-                    for name, one in content["networks"].items()
-                },
-            }
+            winner=content.winner,
+            scratch=content.scratch,
+            images=content.images,
+            classes=content.classes,
+            confusion=_dense(content.confusion, size),
+            scratch_confusion=_dense(content.scratch_confusion, size),
+            iou={name: np.array(values, dtype=np.float64) for name, values in content.iou.items()},
+            similarity=content.similarity,
+            compared=content.compared,
+            networks={
+                name: MeasuredNetwork(
+                    str(each["network"]), {key: cost for key, cost in each.items() if not isinstance(cost, str)}
+                )
+                for name, each in content.networks.items()
+            },
+            missing=content.missing,
         )
 
 
 def _sparse(counts: NDArray[np.int64] | None) -> list[list[int]] | None:
-    """[row, column, count] of what is not 0: of a thousand classes a matrix is nearly empty."""
+    """Convert to [row, column, count] of all counts above 0: with a thousand classes the matrix is nearly empty."""
     if counts is None:
         return None
     return [[int(row), int(column), int(counts[row, column])] for row, column in np.argwhere(counts)]

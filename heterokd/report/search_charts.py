@@ -1,268 +1,212 @@
-"""The charts of a page: which trials each one shows, and the sentence that says what is to be seen in it.
-
-A chart that cannot be drawn becomes a sentence: neither the page nor the search is lost to it.
-"""
+"""Charts of a search: the winner and its references, the trials of each method, their order and learning curves."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
-from heterokd.formatting import format_sample, format_score, join_words, metric_name
+from heterokd.formatting import format_sample, format_score, join_words
 from heterokd.methods import BASELINE
 from heterokd.report.cards import default_side
+from heterokd.report.chart import Chart, NothingToShow, draw_chart
 from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
-from heterokd.report.figures.history import Curve, Dot, Level, Metric, draw_curves, draw_history
+from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
+from heterokd.report.figures.svg import Vector
 from heterokd.report.study_data import StudyReport
-from heterokd.report.tables import describe, methods_in_order
+from heterokd.report.tables import describe_end, methods_in_order
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trial_view import TrialView
 
 MOST_CURVES = 150
-"""Curves of a chart; of more trials those trained to the end are shown, and of the others every so many."""
+"""Maximum number of learning curves: complete trials first, and an even selection of the others."""
 
-MOST_SETTINGS = 500
-"""Trials of a chart up to which the tip of each tells its values: of thousands they would be most of the page."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure of the page.
-
-    Attributes:
-        name: its id.
-        title: what it shows.
-        svg: the drawing; "" where there is none.
-        caption: what is to be seen, or why there is nothing.
-    """
-
-    name: str
-    title: str
-    svg: str
-    caption: str
+MOST_SAMPLES = 500
+"""Maximum number of trials in a chart with samples in the tooltips: of thousands they would be most of the page."""
 
 
-class NothingToShow(Exception):
-    """Why a chart has nothing to show, in one sentence."""
+def overview_charts(report: StudyReport) -> list[Chart]:
+    """Draw the winner with its references, and the trials of every method."""
+    return [
+        draw_chart("glance", "Winner and references", partial(_glance, report)),
+        draw_chart("methods", "Trials of every method", partial(_methods, report)),
+    ]
 
 
-def chart(name: str, title: str, draw: Callable[[], tuple[str, str]]) -> Chart:
-    """A chart from a function that returns its SVG and its caption; whatever that raises becomes the caption."""
-    try:
-        svg, caption = draw()
-    except NothingToShow as reason:
-        return Chart(name, title, "", str(reason))
-    except Exception as error:  # noqa: BLE001  one chart is no reason to lose the page
-        first = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Chart(name, title, "", f"This chart could not be drawn ({first}).")
-    return Chart(name, title, svg, caption)
+def course_charts(report: StudyReport) -> list[Chart]:
+    """Draw the best value so far, and the learning curves."""
+    return [
+        draw_chart("history", "Best value so far", partial(_history, report)),
+        draw_chart("curves", "Learning curves", partial(_curves, report)),
+    ]
 
 
-def glance(report: StudyReport) -> Chart:
-    """Winner, default settings, scratch and teacher on one axis."""
-
-    def draw() -> tuple[str, str]:
-        winner, metric = report.winner, metric_name(report.summary.metric)
-        if winner is None or winner.mean is None:
-            raise NothingToShow("No student was trained to the end, so there is nothing to compare.")
-        rows = [_leader_row(winner, winner.mean, f"winner: {winner.method}", "winner")]
-        found = default_side(report, winner)
-        if found is not None:
-            default, side = found
-            low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
-            rows.append(Row(f"{default.method}, defaults", side.mean, low, high, "default", format_score(side.mean)))
-        scratch = report.scratch
-        if scratch is not None and scratch.mean is not None:
-            rows.append(_leader_row(scratch, scratch.mean, "labels alone", BASELINE))
-        if "teacher" in report.levels:
-            level = report.levels["teacher"]
-            rows.append(Row("teacher", level, None, None, "teacher", format_score(level)))
-        rows.sort(key=lambda row: -row.mean if report.summary.maximise else row.mean)
-        caption = f"{metric} on val. Bars are 95 % intervals of a mean over seeds; the teacher is one network."
-        if not winner.confirmed:
-            caption = f"{metric} on val. One seed each: nothing says how far these values scatter."
-        title = "The winner and what it is compared with"
-        said = "; ".join(f"{row.label} {row.note}" for row in rows)
-        return draw_glance(title, said, rows, f"{metric} on val"), caption
-
-    return chart("glance", "The winner and what it is compared with", draw)
+def _glance(report: StudyReport, made: Vector) -> str:
+    winner, scratch = report.winner, report.scratch
+    if winner is None or winner.mean is None:
+        raise NothingToShow("No trial is complete, so there is nothing to compare.")
+    rows = [_leader_row(winner, winner.mean, f"{winner.method} (winner)", "winner")]
+    found = default_side(report, winner)
+    if found is not None:
+        default, side = found
+        low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
+        rows.append(Row(f"{default.method} (defaults)", "default", side.mean, low, high))
+    if scratch is not None and scratch.mean is not None:
+        rows.append(_leader_row(scratch, scratch.mean, BASELINE, BASELINE))
+    if "teacher" in report.levels:
+        rows.append(Row("teacher", "teacher", report.levels["teacher"]))
+    rows.sort(key=lambda row: -report.sign * row.mean)
+    draw_glance(made, rows, report.axis)
+    if not winner.confirmed:
+        return f"{report.axis}. One seed each, so the variance of these values is unknown."
+    return f"{report.axis}. Bars are 95 % intervals of a mean over seeds; the teacher is a single network."
 
 
 def _leader_row(leader: RankedConfig, mean: float, label: str, look: str) -> Row:
-    low, high = (leader.low, leader.high) if leader.half_width is not None else (None, None)
-    return Row(label, mean, low, high, look, format_score(mean))
+    return Row(label, look, mean, *((leader.low, leader.high) if leader.half_width is not None else (None, None)))
 
 
-def methods(report: StudyReport) -> Chart:
-    """Every trial of every method."""
-
-    def draw() -> tuple[str, str]:
-        if not any(one.value is not None for one in report.search):
-            raise NothingToShow("No trial has reported a value yet.")
-        winner = report.winner
-        strips = []
-        for method in methods_in_order(report):
-            own = [one for one in report.search if one.method == method]
-            best = next((one for one in report.summary.leaders if one.method == method and one.confirmed), None)
-            published = next((one.value for one in own if one.origin == "published" and one.is_complete), None)
-            look = "winner" if winner is not None and method == winner.method else method
-            strips.append(
-                Strip(
-                    method=method,
-                    dots=[_dot(one, report) for one in own],
-                    mean=None if best is None else best.mean,
-                    low=None if best is None else best.low,
-                    high=None if best is None else best.high,
-                    published=published,
-                    look=look,
-                )
+def _methods(report: StudyReport, made: Vector) -> str:
+    if not any(trial.value is not None for trial in report.search):
+        raise NothingToShow("No trial has reported a value yet.")
+    strips = []
+    for method in methods_in_order(report):
+        trials = [trial for trial in report.search if trial.method == method]
+        best = next((leader for leader in report.summary.leaders if leader.method == method and leader.confirmed), None)
+        strips.append(
+            Strip(
+                method=method,
+                dots=[_dot(trial, report) for trial in trials],
+                mean=None if best is None else best.mean,
+                low=None if best is None else best.low,
+                high=None if best is None else best.high,
+                published=next((t.value for t in trials if t.origin == "published" and t.is_complete), None),
+                is_winner=report.winner is not None and method == report.winner.method,
             )
-        metric = metric_name(report.summary.metric)
-        caption = _method_sentence(report, strips)
-        title = "Every trial of every method"
-        return draw_strips(title, caption, strips, _levels(report, ("teacher",)), f"{metric} on val"), caption
-
-    return chart("methods", "Every trial of every method", draw)
-
-
-def _method_sentence(report: StudyReport, strips: Sequence[Strip]) -> str:
-    complete = [(strip, [dot.value for dot in strip.dots if dot.mark == TrialStatus.COMPLETE]) for strip in strips]
-    tried = [(strip, [value for value in values if value is not None]) for strip, values in complete]
-    tried = [(strip, values) for strip, values in tried if values]
-    if not tried:
-        return "No trial was trained to the end."
-    pick = max if report.summary.maximise else min
-    strip, values = pick(tried, key=lambda one: pick(one[1]))
-    confirmed = [strip for strip in strips if strip.mean is not None]
-    said = f"The best single value, {format_score(pick(values))}, is {strip.method}'s"
-    if confirmed:
-        first = pick(confirmed, key=lambda one: one.mean or 0.0)
-        said += f"; the best mean over fresh seeds, {format_score(first.mean)}, is {first.method}'s"
-    none = [strip.method for strip in strips if not any(dot.mark == TrialStatus.COMPLETE for dot in strip.dots)]
-    if none:
-        said += f"; nothing of {', '.join(none)} was trained to the end"
-    if not confirmed:
-        return f"{said}. Nothing was repeated: the more trials a method has, the luckier is its best one."
-    return f"{said}. Dots of the search are the luckier, the more there are: compare diamonds."
-
-
-def history(report: StudyReport) -> Chart:
-    """Trials in their order, and the best so far."""
-
-    def draw() -> tuple[str, str]:
-        dots = [_dot(one, report) for one in report.search if one.status != TrialStatus.RUNNING]
-        complete = [dot for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
-        if not dots:
-            raise NothingToShow("No trial has ended yet.")
-        counts = Counter(dot.mark for dot in dots)
-        caption = (
-            f"{counts[TrialStatus.COMPLETE]} trained to the end, {counts[TrialStatus.PRUNED]} stopped early, "
-            f"{counts[TrialStatus.FAILED]} failed."
         )
-        if complete:
-            pick = max if report.summary.maximise else min
-            best = pick(complete, key=lambda dot: dot.value or 0.0)
-            rank = 1 + sum(dot.number < best.number for dot in dots)
-            first = f"The best value of the search, {format_score(best.value)}, came with trial {best.number}"
-            caption = f"{first}, the {_th(rank)} of {len(dots)}. {caption}"
-        metric = f"{metric_name(report.summary.metric)} on val"
-        title = "Best value so far"
-        drawn = draw_history(title, caption, dots, _levels(report), Metric(metric, report.summary.maximise))
-        return drawn, caption
-
-    return chart("history", "Best value so far", draw)
+    draw_strips(made, strips, _levels(report, ("teacher",)), report.axis)
+    return _methods_caption(report, strips)
 
 
-def curves(report: StudyReport) -> Chart:
-    """The metric of every trial over its epochs."""
-
-    def draw() -> tuple[str, str]:
-        trials = [one for one in report.trials if len(one.curve) > 0]
-        if not trials:
-            raise NothingToShow("No trial has reported an epoch yet.")
-        pointed = _pointed_out(report)
-        others = [one for one in trials if one.number not in pointed]
-        shown = _some(others)
-        lines = [
-            Curve(
-                one.epochs,
-                one.curve,
-                "complete" if one.status == TrialStatus.COMPLETE else "pruned",
-                tip=tip(one, len(shown)),
-            )
-            for one in shown
-        ]
-        for one in trials:
-            if one.number in pointed:
-                look, label = pointed[one.number]
-                lines.append(Curve(one.epochs, one.curve, look, label, tip(one, 1)))
-        stopped = sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in trials)
-        settings, epochs = report.experiment.search, report.experiment.training.epochs
-        at = checkpoint_epochs(report.experiment, epochs) if settings.prune and settings.pruner is None else ()
-        caption = f"{stopped} of {len(trials)} trainings were stopped early"
-        if settings.pruner is not None:
-            caption += f" by {settings.pruner.name.rpartition(':')[2]}"
-        if at:
-            caption += f", at rungs after epoch {join_words(list(map(str, at)))}"
-        names = [label for _, label in pointed.values()]
-        caption += f"; {join_words(names)} stand{'s' if len(names) == 1 else ''} out." if names else "."
-        if len(shown) < len(others):
-            caption += f" {len(others) - len(shown)} of {len(trials)} curves are left out."
-        metric = f"{metric_name(report.summary.metric)} on val"
-        title, levels = "Learning curves", _levels(report, ("teacher",))
-        return draw_curves(title, caption, lines, levels, at, Metric(metric, report.summary.maximise)), caption
-
-    return chart("curves", "Learning curves", draw)
+def _methods_caption(report: StudyReport, strips: Sequence[Strip]) -> str:
+    complete = [
+        (report.sign * dot.value, dot.value, strip.method)
+        for strip in strips
+        for dot in strip.dots
+        if dot.mark == TrialStatus.COMPLETE and dot.value is not None
+    ]
+    if not complete:
+        return "No trial is complete."
+    _, value, method = max(complete, key=lambda found: found[0])
+    caption = f"Best single value: {format_score(value)}, {method}"
+    confirmed = [(report.sign * strip.mean, strip.mean, strip.method) for strip in strips if strip.mean is not None]
+    if confirmed:
+        _, mean, method = max(confirmed, key=lambda found: found[0])
+        caption += f"; best mean over fresh seeds: {format_score(mean)}, {method}"
+    missing = [strip.method for strip in strips if strip.method not in {method for _, _, method in complete}]
+    if missing:
+        caption += f"; no complete trial: {', '.join(missing)}"
+    if confirmed:
+        return f"{caption}. More trials give a luckier best dot: compare diamonds."
+    return f"{caption}. No trial was repeated: more trials of a method give a luckier best value."
 
 
-def _pointed_out(report: StudyReport) -> dict[int, tuple[str, str]]:
-    """By number, look and label of the trials that are spoken of."""
+def _history(report: StudyReport, made: Vector) -> str:
+    dots = [_dot(trial, report) for trial in report.search if trial.status != TrialStatus.RUNNING]
+    if not dots:
+        raise NothingToShow("No trial has ended yet.")
+    draw_history(made, dots, _levels(report), report.axis, maximise=report.summary.maximise)
+    counts = Counter(dot.mark for dot in dots)
+    caption = (
+        f"{counts[TrialStatus.COMPLETE]} complete, {counts[TrialStatus.PRUNED]} stopped early, "
+        f"{counts[TrialStatus.FAILED]} failed."
+    )
+    complete = [
+        (report.sign * dot.value, -dot.number)
+        for dot in dots
+        if dot.mark == TrialStatus.COMPLETE and dot.value is not None
+    ]
+    if not complete:
+        return caption
+    value, number = max(complete)
+    rank = 1 + sum(dot.number < -number for dot in dots)
+    best = f"Best value of the search: {format_score(report.sign * value)}, trial {-number} ({rank} of {len(dots)})"
+    return f"{best}. {caption}"
+
+
+def _curves(report: StudyReport, made: Vector) -> str:
+    trials = [trial for trial in report.trials if len(trial.curve) > 0]
+    if not trials:
+        raise NothingToShow("No trial has reported an epoch yet.")
+    highlighted = _highlighted(report)
+    others = [trial for trial in trials if trial.number not in highlighted]
+    shown = _selection(others)
+    lines = [
+        Curve(trial.epochs, trial.curve, "complete" if trial.is_complete else "pruned", tip=tooltip(trial, len(shown)))
+        for trial in shown
+    ]
+    lines += [
+        Curve(trial.epochs, trial.curve, *highlighted[trial.number], tooltip(trial, 1))
+        for trial in trials
+        if trial.number in highlighted
+    ]
+    settings, epochs = report.experiment.search, report.experiment.training.epochs
+    rungs = checkpoint_epochs(report.experiment, epochs) if settings.prune and settings.pruner is None else ()
+    draw_curves(made, lines, _levels(report, ("teacher",)), rungs, report.axis, maximise=report.summary.maximise)
+    stopped = sum(trial.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for trial in trials)
+    caption = f"{stopped} of {len(trials)} trainings were stopped early"
+    if settings.pruner is not None:
+        caption += f" by {settings.pruner.name.rpartition(':')[2]}"
+    if rungs:
+        caption += f", at rungs after epoch {join_words(list(map(str, rungs)))}"
+    if highlighted:
+        caption += f"; highlighted: {join_words([label for _, label in highlighted.values()])}"
+    if len(shown) < len(others):
+        caption += f"; {len(others) - len(shown)} of {len(trials)} curves are left out"
+    return f"{caption}."
+
+
+def _highlighted(report: StudyReport) -> dict[int, tuple[str, str]]:
+    """Return look and label of the trials that the page compares, by number."""
     found: dict[int, tuple[str, str]] = {}
-    default = report.default
-    if default is not None:
-        found[default.number] = ("default", f"{default.method}, defaults")
+    if report.default is not None:
+        found[report.default.number] = ("default", f"{report.default.method} (defaults)")
     if report.scratch is not None:
-        found[report.scratch.number] = (BASELINE, "labels alone")
+        found[report.scratch.number] = (BASELINE, BASELINE)
     if report.winner is not None:
-        found[report.winner.number] = ("winner", f"winner: {report.winner.method}")
+        found[report.winner.number] = ("winner", f"{report.winner.method} (winner)")
     return found
 
 
-def _some(trials: Sequence[TrialView]) -> list[TrialView]:
-    """At most `MOST_CURVES` of them, those trained to the end first."""
-    ordered = sorted(trials, key=lambda one: (one.status != TrialStatus.COMPLETE, one.number))
+def _selection(trials: Sequence[TrialView]) -> list[TrialView]:
+    """Select at most `MOST_CURVES` trials, complete ones first."""
+    ordered = sorted(trials, key=lambda trial: (not trial.is_complete, trial.number))
     if len(ordered) <= MOST_CURVES:
         return ordered
-    complete = [one for one in ordered if one.status == TrialStatus.COMPLETE]
-    rest = ordered[len(complete) :]
-    kept = complete[:: max(1, math.ceil(len(complete) / MOST_CURVES))]
+    count = sum(trial.is_complete for trial in ordered)
+    complete, rest = ordered[:count], ordered[count:]
+    kept = complete[:: max(1, math.ceil(count / MOST_CURVES))]
     room = MOST_CURVES - len(kept)
     return kept + (rest[:: math.ceil(len(rest) / room)] if room > 0 and rest else [])
 
 
-def _dot(one: TrialView, report: StudyReport) -> Dot:
-    mark = TrialStatus.FAILED if one.status.is_failure else TrialStatus.PRUNED
-    if one.is_complete:
-        mark = TrialStatus.COMPLETE
-    return Dot(one.number, mark, None if one.status.is_failure else one.value, tip(one, len(report.trials)))
+def _dot(trial: TrialView, report: StudyReport) -> Dot:
+    mark = TrialStatus.COMPLETE if trial.is_complete else TrialStatus.PRUNED
+    if trial.status.is_failure:
+        mark = TrialStatus.FAILED
+    value = None if trial.status.is_failure else trial.value
+    return Dot(trial.number, mark, value, tooltip(trial, len(report.trials)))
 
 
-def tip(one: TrialView, count: int) -> str:
-    """What is said of a trial that is pointed at: its values too, unless `count` trials of a chart are too many."""
-    value = "no value" if one.value is None else format_score(one.value)
-    values = f" {format_sample(one.sample)}" if count <= MOST_SETTINGS else ""
-    return f"trial {one.number}, {one.method}: {value} ({describe(one)}){values}"
+def tooltip(trial: TrialView, count: int) -> str:
+    """Describe a trial in a chart of `count` trials, with its sample unless there are too many."""
+    value = "no value" if trial.value is None else format_score(trial.value)
+    sample = f" {format_sample(trial.sample)}" if count <= MOST_SAMPLES else ""
+    return f"trial {trial.number}, {trial.method}: {value} ({describe_end(trial)}){sample}"
 
 
 def _levels(report: StudyReport, names: Sequence[str] = ("teacher", BASELINE)) -> list[Level]:
-    labels = {"teacher": "teacher", BASELINE: "labels alone"}
-    return [Level(labels[name], value, name) for name, value in report.levels.items() if name in names]
-
-
-def _th(rank: int) -> str:
-    ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
-    return f"{rank}{ending}"
+    return [Level(name, value, name) for name, value in report.levels.items() if name in names]

@@ -1,4 +1,4 @@
-"""StudyReport: a study's folder, read once; page, cards, tables and charts are made of it."""
+"""StudyReport: the content of a study's folder, read once; page, cards, tables and charts are made of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import StudyError, UserError
+from heterokd.formatting import metric_name
 from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.report.measured import Measured
 from heterokd.storage.study_dir import StudyFolder
@@ -18,16 +19,16 @@ from heterokd.study.trial_view import TrialView, read_trials
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study's folder says.
+    """The content of a study's folder.
 
     Attributes:
-        folder: of the study.
-        experiment: its question.
-        summary: what it has found.
-        trials: by number.
-        comparisons: of every pair of configurations that were trained on fresh seeds.
-        measured: what val says of the winner; None where it was not measured.
-        plan: what the search was planned to take, and what it took; None where nobody planned it.
+        folder: folder of the study.
+        experiment: its experiment.
+        summary: what has been found.
+        trials: all trials, sorted by number.
+        comparisons: all pairs of configurations that were trained on fresh seeds.
+        measured: measurements of the winner on val, or None.
+        plan: estimated and actual costs of the search; None if it was not planned.
     """
 
     folder: StudyFolder
@@ -39,36 +40,46 @@ class StudyReport:
     plan: PlanRecord | None = None
 
     @property
+    def sign(self) -> int:
+        """Factor that makes larger values of the metric better."""
+        return 1 if self.summary.maximise else -1
+
+    @property
+    def axis(self) -> str:
+        """Label of the metric's axis."""
+        return f"{metric_name(self.summary.metric)} on val"
+
+    @property
     def search(self) -> list[TrialView]:
-        """Trials of the search, repetitions apart."""
-        return [one for one in self.trials if one.is_search]
+        """Trials of the search, without repetitions."""
+        return [trial for trial in self.trials if trial.is_search]
 
     def find(self, number: int) -> TrialView | None:
-        """The trial of that number; None where it has no files here."""
-        return next((one for one in self.trials if one.number == number), None)
+        """Return the trial with this number, or None if it has no files here."""
+        return next((trial for trial in self.trials if trial.number == number), None)
 
     @property
     def winner(self) -> RankedConfig | None:
-        """The best configuration."""
+        """The best configuration, or None."""
         return self.summary.winner
 
     @property
     def scratch(self) -> RankedConfig | None:
-        """The best student on labels alone, where it is not the winner."""
+        """The best student without a teacher, unless it is the winner."""
         winner, scratch = self.summary.winner, self.summary.scratch
         return None if scratch is not None and winner is not None and scratch.method == winner.method else scratch
 
     @property
     def default(self) -> TrialView | None:
-        """Hinton's distillation at its published setting, on the winner's student where it was tried there."""
+        """Hinton's distillation at its published setting, if possible on the winner's student."""
         method = VANILLA_KD[self.experiment.data.task]
-        found = [one for one in self.search if one.method == method and one.origin == "published" and one.is_complete]
-        wanted = "" if self.winner is None else self.winner.student
-        return next((one for one in found if one.student == wanted), found[0] if found else None)
+        trials = [t for t in self.search if t.method == method and t.origin == "published" and t.is_complete]
+        student = "" if self.winner is None else self.winner.student
+        return next((trial for trial in trials if trial.student == student), trials[0] if trials else None)
 
     @property
     def levels(self) -> dict[str, float]:
-        """Teacher and scratch on the searched metric, where they are known on it."""
+        """Values of teacher and scratch on the searched metric, where they are known."""
         found = {}
         teacher = self.summary.teacher
         if teacher is not None and teacher.metric == self.summary.metric:
@@ -88,19 +99,13 @@ def read_study(folder: StudyFolder, experiment: Experiment) -> StudyReport:
     if summary is None:
         raise StudyError(f"{folder.path}: no trial has finished yet, so there is nothing to report; try again later")
     trials = tuple(read_trials(folder, experiment.metric))
-    return StudyReport(
-        folder,
-        experiment,
-        summary,
-        trials,
-        tuple(compare_trials(trials, maximise=summary.maximise)),
-        _measured(folder, summary.winner),
-        planned(folder),
-    )
+    comparisons = tuple(compare_trials(trials, maximise=summary.maximise))
+    measured = _measured(folder, summary.winner)
+    return StudyReport(folder, experiment, summary, trials, comparisons, measured, planned(folder))
 
 
 def _measured(folder: StudyFolder, winner: RankedConfig | None) -> Measured | None:
-    """What was measured of the winner; of another one, or in a damaged file, it counts as nothing."""
+    """Read the winner's measurements; those of another trial and a damaged file are ignored."""
     try:
         found = Measured.read(folder)
     except (UserError, KeyError, TypeError, ValueError, IndexError):

@@ -21,7 +21,7 @@ from heterokd.training.student import open_student
 from heterokd.training.teacher import LiveTeacher
 
 Weights = Mapping[str, Path | None]
-"""By network, the file of a prepared teacher's weights; None: timm's published ones."""
+"""File of a prepared teacher's weights by network; None: timm's published weights."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class StudyNetworks:
     """What is measured on val.
 
     Attributes:
-        folder: of the study.
-        experiment: of the study.
+        folder: folder of the study.
+        experiment: experiment of the study.
         splits: its data.
-        weights: of its teachers.
+        weights: weights of its teachers.
         winner: trial of the best student.
         scratch: trial of the best student without a teacher, if it has weights and is not the winner.
-        device: where networks run.
+        device: device of the networks.
     """
 
     folder: StudyFolder
@@ -74,7 +74,7 @@ class StudyNetworks:
         return teacher
 
     def images(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
-        """Images of val: [B, H, W, 3] to draw, [B, 3, H, W] in [0, 1] for networks, and labels [B] or [B, H, W]."""
+        """Read images of val: [B, H, W, 3] to draw, [B, 3, H, W] in [0, 1] for networks, labels [B] or [B, H, W]."""
         val = self.splits.val
         pixels = val.images.read(index)
         labels = val.labels[index] if val.label_maps is None else val.label_maps.read(index)
@@ -82,5 +82,5 @@ class StudyNetworks:
 
 
 def describe_trial(trial: TrialFolder) -> str:
-    """Network, method and number of a trial."""
+    """Name a trial by its network, method and number."""
     return f"{trial.recipe.student.network} by {trial.recipe.method}, trial {trial.number}"

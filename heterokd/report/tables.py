@@ -1,4 +1,4 @@
-"""What the page shows in tables: leaders, methods, trials, published numbers, the plan beside what was taken."""
+"""Tables of the page: leaders, methods, trials, published numbers, planned and actual costs."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import read_json
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
-from heterokd.study.plan.record import PlanRecord
+from heterokd.study.plan.record import PlanRecord, Taken
 from heterokd.study.published import published_results
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trial_view import TrialView
 
 Row = dict[str, object]
-"""What a line of a table shows, by the names that the page's template uses."""
+"""A row of a table, by the names that the page's template uses."""
 
 MOST_TRIALS = 400
-"""Rows of the table of all trials; of more, the best are shown."""
+"""Maximum number of rows of the table of all trials: the best ones."""
 
 DRAWN = ("confusion", "iou", "match", "cka")
-"""Pictures whose numbers the page has: it draws them itself."""
+"""Pictures that the page draws from their numbers."""
 
 PICTURES = {"samples": "Images of val", "match": "Stages before distillation"}
-"""Headings of the other pictures, in their order; then those of methods."""
+"""Headings of the other pictures, in their order; those of methods follow."""
 
 
 def leader_rows(report: StudyReport) -> list[Row]:
-    """The leading configurations with where their interval lies on a common scale of 0 to 100."""
+    """List the leading configurations, with the positions of their intervals on a common scale of 0 to 100."""
     leaders = report.summary.leaders
-    ends = [value for one in leaders for value in (one.low, one.high, one.mean) if value is not None]
+    ends = [value for leader in leaders for value in (leader.low, leader.high, leader.mean) if value is not None]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
 
     def place(value: float | None) -> float | None:
@@ -44,16 +44,16 @@ def leader_rows(report: StudyReport) -> list[Row]:
 
     rows = []
     for leader in leaders:
-        tried = report.find(leader.number)
-        is_sure = leader.confirmed and leader.low is not None
+        trial = report.find(leader.number)
+        has_interval = leader.confirmed and leader.low is not None
         rows.append(
             {
                 **vars(leader),
                 "kind": _kind(report, leader),
-                "seconds": "" if tried is None or tried.seconds is None else format_duration(tried.seconds),
-                "interval": format_interval(leader.low, leader.high) if is_sure else "",
-                "from": place(leader.low) if is_sure else None,
-                "to": place(leader.high) if is_sure else None,
+                "seconds": _duration(None if trial is None else trial.seconds),
+                "interval": format_interval(leader.low, leader.high) if has_interval else "",
+                "from": place(leader.low) if has_interval else None,
+                "to": place(leader.high) if has_interval else None,
                 "at": place(leader.mean),
                 "settings": format_sample(leader.sample),
             }
@@ -62,31 +62,34 @@ def leader_rows(report: StudyReport) -> list[Row]:
 
 
 def _kind(report: StudyReport, leader: RankedConfig) -> str:
-    winner = report.winner
-    if winner is not None and leader.number == winner.number:
+    if report.winner is not None and leader.number == report.winner.number:
         return "winner"
     return "baseline" if leader.method == BASELINE else ""
 
 
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else format_duration(seconds)
+
+
 def method_rows(report: StudyReport) -> list[Row]:
-    """Every method: its trials, its best value of the search, its mean on fresh seeds, the time that it took."""
-    rows = []
+    """List the methods: number of trials, best value of the search, mean on fresh seeds, training time."""
+    rows: list[Row] = []
     for method in methods_in_order(report):
-        own = [one for one in report.search if one.method == method]
-        values = [one.value for one in own if one.is_complete and one.value is not None]
+        trials = [trial for trial in report.search if trial.method == method]
+        values = [trial.value for trial in trials if trial.is_complete and trial.value is not None]
         confirmed = next((one for one in report.summary.leaders if one.method == method and one.confirmed), None)
-        seconds = [one.seconds for one in report.trials if one.method == method and one.seconds is not None]
+        seconds = [trial.seconds for trial in report.trials if trial.method == method and trial.seconds is not None]
         best = (max if report.summary.maximise else min)(values) if values else None
         rows.append(
             {
                 "method": method,
                 "complete": len(values),
-                "pruned": sum(one.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for one in own),
-                "failed": sum(one.status.is_failure for one in own),
+                "pruned": sum(trial.status in (TrialStatus.PRUNED, TrialStatus.PAUSED) for trial in trials),
+                "failed": sum(trial.status.is_failure for trial in trials),
                 "best": "" if best is None else format_score(best),
                 "mean": "" if confirmed is None else format_score(confirmed.mean),
                 "seeds": 0 if confirmed is None else len(confirmed.seeds),
-                "time": format_duration(sum(seconds)) if seconds else "",
+                "time": _duration(sum(seconds) if seconds else None),
                 "seconds": sum(seconds),
             }
         )
@@ -94,136 +97,127 @@ def method_rows(report: StudyReport) -> list[Row]:
 
 
 def methods_in_order(report: StudyReport) -> list[str]:
-    """Methods as they lead: by their first leader, then by their best value, then those without any."""
+    """Sort the methods by their first leader, then by their best value; those without a value come last."""
     first: dict[str, int] = {}
     for leader in report.summary.leaders:
         first.setdefault(leader.method, len(first))
-    sign = 1 if report.summary.maximise else -1
 
     def rank(method: str) -> tuple[int, float]:
-        values = [sign * one.value for one in report.search if one.method == method and one.value is not None]
+        values = [report.sign * t.value for t in report.search if t.method == method and t.value is not None]
         return first.get(method, len(first)), -max(values, default=float("-inf"))
 
-    return sorted({one.method for one in report.search}, key=rank)
+    return sorted({trial.method for trial in report.search}, key=rank)
 
 
 def trial_rows(report: StudyReport) -> tuple[list[Row], int]:
-    """Every trial, by number; of too many the best, and how many are left out."""
-    sign = 1 if report.summary.maximise else -1
+    """List the trials by number, at most the best `MOST_TRIALS`; also return how many are left out."""
     trials: Sequence[TrialView] = report.trials
     if len(trials) > MOST_TRIALS:
-        ranked = sorted(trials, key=lambda one: (one.value is None, -sign * (one.value or 0.0), one.number))
-        trials = sorted(ranked[:MOST_TRIALS], key=lambda one: one.number)
+        ranked = sorted(trials, key=lambda t: (t.value is None, -report.sign * (t.value or 0.0), t.number))
+        trials = sorted(ranked[:MOST_TRIALS], key=lambda trial: trial.number)
     rows: list[Row] = [
         {
-            "number": one.number,
-            "method": one.method,
-            "student": one.student,
-            "state": describe(one),
-            "value": None if one.value is None else format_score(one.value),
-            "epoch": one.epochs[-1] if one.epochs else 0,
-            "planned": one.planned,
-            "seconds": one.seconds,
-            "time": "" if one.seconds is None else format_duration(one.seconds),
-            "settings": format_sample(one.sample),
+            "number": trial.number,
+            "method": trial.method,
+            "student": trial.student,
+            "state": describe_end(trial),
+            "value": None if trial.value is None else format_score(trial.value),
+            "epoch": trial.epochs[-1] if trial.epochs else 0,
+            "planned": trial.planned,
+            "seconds": trial.seconds,
+            "time": _duration(trial.seconds),
+            "settings": format_sample(trial.sample),
         }
-        for one in trials
+        for trial in trials
     ]
     return rows, len(report.trials) - len(rows)
 
 
-def describe(one: TrialView) -> str:
-    """A trial's end in words."""
-    said = {TrialStatus.PRUNED: "stopped early", TrialStatus.PAUSED: "paused by the budget"}.get(
-        one.status, str(one.status)
-    )
-    if one.reason and one.status in (TrialStatus.PRUNED, TrialStatus.FAILED):
-        said += f": {one.reason}"
-    return said if one.confirms is None else f"{said}, seed {one.seed} of trial {one.confirms}"
+def describe_end(trial: TrialView) -> str:
+    """Describe how a trial ended."""
+    texts = {TrialStatus.PRUNED: "stopped early", TrialStatus.PAUSED: "paused by the budget"}
+    text = texts.get(trial.status, str(trial.status))
+    if trial.reason and trial.status in (TrialStatus.PRUNED, TrialStatus.FAILED):
+        text += f": {trial.reason}"
+    return text if trial.confirms is None else f"{text}, seed {trial.seed} of trial {trial.confirms}"
 
 
 def failure_rows(report: StudyReport) -> list[Row]:
-    """Trials that failed, with what."""
+    """List the trials that failed, with their errors."""
     return [
-        {"number": one.number, "method": one.method, "error": one.error}
-        for one in report.trials
-        if one.status.is_failure or (one.error and one.status != TrialStatus.COMPLETE)
+        {"number": trial.number, "method": trial.method, "error": trial.error}
+        for trial in report.trials
+        if trial.status.is_failure or (trial.error and trial.status != TrialStatus.COMPLETE)
     ]
 
 
 def front_rows(report: StudyReport) -> list[Row]:
-    """The Pareto front, each student with the costs that count."""
+    """List the Pareto front: each student with the costs that are objectives."""
     costs = report.experiment.search.costs
     return [
-        {**vars(member), "costs": _figures(report.summary.students.get(member.student, {}), costs)}
+        {**vars(member), "costs": _cost_texts(report.summary.students.get(member.student, {}), costs)}
         for member in report.summary.front
     ]
 
 
 def network_rows(measured: Measured | None) -> tuple[list[str], list[Row]]:
-    """Labels of the costs that were measured, and teacher and student with theirs; both empty where neither was."""
+    """Return the labels of the measured costs, and a row each for teacher and student; empty without measurements."""
     if measured is None or "teacher" not in measured.networks:
         return [], []
     networks = measured.networks
-    costs = [key for key in STUDENT_COSTS if any(one.costs.get(key) is not None for one in networks.values())]
+    costs = [key for key in STUDENT_COSTS if any(each.costs.get(key) is not None for each in networks.values())]
     rows: list[Row] = [
-        {"name": name, "network": one.network, "costs": _figures(one.costs, costs)} for name, one in networks.items()
+        {"name": name, "network": each.network, "costs": _cost_texts(each.costs, costs)}
+        for name, each in networks.items()
     ]
     return [STUDENT_COSTS[key].label() for key in costs], rows
 
 
-def _figures(known: Mapping[str, float | None], costs: Sequence[str]) -> list[str]:
-    """Costs of a student with as many digits as each is shown; empty where one is not known."""
+def _cost_texts(known: Mapping[str, float | None], costs: Sequence[str]) -> list[str]:
+    """Format costs with as many digits as each has; unknown ones are empty."""
     values = [(STUDENT_COSTS[key].digits, known.get(key)) for key in costs]
     return ["" if value is None else f"{value:.{digits}g}" for digits, value in values]
 
 
-def embedded_pictures(report: StudyReport) -> list[dict[str, str]]:
-    """The PNGs of a study's pictures with name, caption and base64 text; the page then needs no other file.
-
-    A caption is what captions.json says of the file's stem, and the stem itself where it says nothing.
-    """
+def embedded_pictures(report: StudyReport) -> list[Row]:
+    """Return a study's PNGs with name, title, caption and base64 text, so that the page needs no other file."""
     pictures, drawn = report.folder.pictures, DRAWN if report.measured is not None else ("cka",)
     captions = read_json(pictures / "captions.json")
-    files = {file.stem: file for file in sorted(pictures.glob("*.png"))}
-    ordered = sorted(files, key=lambda stem: list(PICTURES).index(stem) if stem in PICTURES else len(PICTURES))
+    files = {file.stem: file for file in sorted(pictures.glob("*.png")) if file.stem not in drawn}
+    ordered = sorted(files, key=lambda name: list(PICTURES).index(name) if name in PICTURES else len(PICTURES))
     return [
         {
-            "name": file.stem,
-            "title": PICTURES.get(file.stem, _heading(file.stem)),
-            "caption": str(captions.get(file.stem, file.stem.replace("_", " "))),
-            "data": base64.b64encode(file.read_bytes()).decode("ascii"),
+            "name": name,
+            "title": PICTURES.get(name, f"Maps of {name}" if name in METHODS else name.replace("_", " ")),
+            "caption": captions.get(name, name.replace("_", " ")),
+            "data": base64.b64encode(files[name].read_bytes()).decode("ascii"),
         }
-        for file in map(files.__getitem__, ordered)
-        if file.stem not in drawn
+        for name in ordered
     ]
 
 
-def _heading(stem: str) -> str:
-    return f"Maps of {stem}" if stem in METHODS else stem.replace("_", " ")
-
-
-def plan_table(record: PlanRecord | None) -> dict[str, object] | None:
-    """A study's plan beside what it took; None where it has none."""
+def plan_table(record: PlanRecord | None) -> Row | None:
+    """Compare a study's plan with what it took; None if it has no plan."""
     if record is None:
         return None
-    plan, taken, counts = record.plan, record.taken, record.plan.trainings
+    plan, taken, counts = record.plan, record.taken or Taken(), record.plan.trainings
     rows = [
-        _range_row("minutes", plan.seconds.times(1 / 60), None if taken is None else taken.seconds / 60, "%.1f"),
-        _range_row(plan.device_unit, plan.device_hours, None if taken is None else taken.device_hours, "%.2f"),
+        _range_row("minutes", plan.seconds.times(1 / 60), taken.seconds / 60, "%.1f"),
+        _range_row(plan.device_unit, plan.device_hours, taken.device_hours, "%.2f"),
     ]
     if plan.money is not None:
-        rows.append(_range_row(plan.currency, plan.money, None if taken is None else taken.money, "%.2f"))
-    disk = None if taken is None else 1e-6 * taken.disk
-    rows.append(_range_row("MB on disk (the study's own folder, when taken)", plan.disk.times(1e-6), disk, "%.0f"))
-    for name, planned, count in (
-        ("trainings", counts["published"] + counts["sampled"], taken and taken.trainings),
-        ("of them stopped early", counts["pruned"], taken and taken.pruned),
-        ("again on fresh seeds", counts["repeated"], taken and taken.repeated),
-    ):
-        rows.append(
-            {"name": name, "planned": f"{planned:.0f}", "range": "", "taken": "" if count is None else str(count)}
+        rows.append(_range_row(plan.currency, plan.money, taken.money, "%.2f"))
+    rows.append(_range_row("MB on disk (taken: the study's folder)", plan.disk.times(1e-6), 1e-6 * taken.disk, "%.0f"))
+    rows += [
+        {"name": name, "planned": f"{planned:.0f}", "range": "", "taken": str(count)}
+        for name, planned, count in (
+            ("trainings", counts["published"] + counts["sampled"], taken.trainings),
+            ("of them stopped early", counts["pruned"], taken.pruned),
+            ("again on fresh seeds", counts["repeated"], taken.repeated),
         )
+    ]
+    if record.taken is None:
+        rows = [{**row, "taken": ""} for row in rows]
     return {"rows": rows, "source": plan.source, "parallel": plan.parallel, "device": plan.device}
 
 
@@ -237,10 +231,9 @@ def _range_row(name: str, planned: Range, taken: float | None, form: str) -> dic
 
 
 def published_tables(report: StudyReport) -> list[Row]:
-    """What papers print of the experiment's pairs, beside this study's best of each method; one table a pair.
+    """Compare published numbers of the experiment's pairs with this study's best of each method; a table each.
 
-    Empty for pairs of no table. Only the tables' metric is compared: a study of another one has no numbers of its own
-    there.
+    Pairs without published numbers have no table. Our numbers are shown if the study searches the tables' metric.
     """
     experiment, summary = report.experiment, report.summary
     tables: list[Row] = []
@@ -254,21 +247,17 @@ def published_tables(report: StudyReport) -> list[Row]:
             is_ours = sample.get("student.network", student) == student and sample.get(TEACHER, teacher) == teacher
             if is_ours and leader.mean is not None:
                 ours.setdefault(leader.method, 100 * leader.mean)  # the leaders come best first
+        rows: list[Row] = [
+            {"method": found.method, "published": found.value, "ours": ours.get(found.method), "source": found.source}
+            for found in sorted(pair.results, key=lambda found: -found.value)
+        ]
         tables.append(
             {
                 "teacher": pair.teacher_name,
                 "student": pair.student_name,
                 "metric": pair.metric_name,
                 "teacher_value": "unknown" if pair.teacher_value is None else f"{pair.teacher_value:.2f}",
-                "rows": [
-                    {
-                        "method": result.method,
-                        "published": result.value,
-                        "ours": ours.get(result.method),
-                        "source": result.source,
-                    }
-                    for result in sorted(pair.results, key=lambda result: -result.value)
-                ],
+                "rows": rows,
             }
         )
     return tables

@@ -1,4 +1,4 @@
-"""Say what a study's figures mean: the same sentences on the page and on the terminal."""
+"""Sentences on a study's results, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def notes(summary: StudySummary) -> list[str]:
     found = [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
     harmful = summary.negative_transfer
     if harmful:
-        worse = ", ".join(f"trial {one.number} ({one.method}, epoch {one.epoch})" for one in harmful)
+        worse = ", ".join(f"trial {trial.number} ({trial.method}, epoch {trial.epoch})" for trial in harmful)
         found.append(f"Negative transfer, stopped early as clearly worse than the student without a teacher: {worse}.")
     progress = summary.progress
     if progress.diverged:
@@ -33,15 +33,15 @@ def verdict(summary: StudySummary) -> str:
     winner, scratch = summary.winner, summary.scratch
     if winner is None:
         return "No trial is complete."
-    if scratch is not None and winner.method == scratch.method:
-        return "Distillation did not help here: the student trained without a teacher is the best."
     if scratch is None:
         return "The study has no scratch trial, so the gain of distillation is unknown."
-    widths = winner.half_width, scratch.half_width
-    if winner.mean is None or scratch.mean is None or not winner.confirmed or widths[0] is None or widths[1] is None:
+    if winner.method == scratch.method:
+        return "Distillation did not help here: the student trained without a teacher is the best."
+    halves = winner.half_width, scratch.half_width
+    if winner.mean is None or scratch.mean is None or not winner.confirmed or halves[0] is None or halves[1] is None:
         return "One seed each, so the difference may be noise: run more trials, or raise search.confirm_share."
     # Both half widths come from the same pooled deviation and quantile, so the difference has its own interval.
-    difference, half = winner.mean - scratch.mean, math.hypot(widths[0], widths[1])
+    difference, half = winner.mean - scratch.mean, math.hypot(halves[0], halves[1])
     if not summary.maximise:
         difference = -difference
     gain = f"{difference:+.4f} over scratch (95 % interval {difference - half:+.4f} to {difference + half:+.4f})"

@@ -1,17 +1,18 @@
-"""Which values mattered: the share of a study's scatter that each of them explains, read from its Optuna database.
+"""Importance of parameters: the share of the variance of a study's values that each parameter explains.
 
 fANOVA (Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014): a
-forest is fitted to the trials that were trained to the end, and its variance is taken apart by parameter. A forest is
-random, so several are fitted and their range is told. Where too few trials reached the end, the values of all trials at
-their first rung stand in.
+forest is fitted to the complete trials, and its variance is decomposed by parameter. A forest is random, so several are
+fitted, and their range is reported. If too few trials are complete, the values of all trials at their last common rung
+replace the final ones.
 
-What methods have in common (which method, the training's own values) is judged over all trials, a method's own values
-over its trials alone: they do not exist in others.
+What methods have in common (which method, parameters of the training) is judged over all trials, a method's parameters
+over its trials: others do not have them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -22,26 +23,26 @@ from optuna.trial import FrozenTrial, TrialState
 from heterokd.storage.study_dir import StudyFolder
 
 FORESTS, TREES = 3, 24
-"""How many are fitted, and trees of each: their mean is that of all the trees."""
+"""Number of forests, and of trees in each: the mean is that of all trees."""
 
 FEWEST = 8
-"""Trials below which a forest says more of itself than of them."""
+"""Minimum number of trials: with fewer, the result depends on the forest more than on the trials."""
 
 MOST = 300
-"""Of more trials the newest are taken: a forest's time grows with them, and its answer no longer changes."""
+"""Maximum number of trials, the newest: a forest's time grows with them, and its result no longer changes."""
 
 ALL = "all methods"
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of one value.
+    """Importance of a parameter.
 
     Attributes:
         name: key of a sample, or `method`.
         mean: share of the variance, over the forests; those of a group sum to 1.
-        low: the smallest of the forests.
-        high: the largest.
+        low: smallest share of a forest.
+        high: largest.
     """
 
     name: str
@@ -52,14 +53,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one group of values that are judged together.
+    """Importances of a group of parameters that are judged together.
 
     Attributes:
         group: a method, or `ALL`.
-        trials: that say so.
-        epoch: whose values are explained; None: those of the end.
-        shares: the largest first; empty where nothing can be said.
-        reason: why nothing can be said.
+        trials: number of trials.
+        epoch: epoch of the values, a rung; None: final values.
+        shares: largest first; empty if they are unknown.
+        reason: why they are unknown.
     """
 
     group: str
@@ -70,10 +71,10 @@ class Importance:
 
 
 def importances(folder: StudyFolder) -> list[Importance]:
-    """Of what all methods share, then of each method's own values; empty where the study has no database here.
+    """Compute importances of what all methods share, then of each method's parameters; empty without a database.
 
     Args:
-        folder: of the study; its database is read, never written.
+        folder: folder of the study; its database is opened read-only.
     """
     if not folder.database.exists():
         return []
@@ -82,47 +83,58 @@ def importances(folder: StudyFolder) -> list[Importance]:
     try:
         (name,) = optuna.get_all_study_names(storage)
         study = optuna.load_study(study_name=name, storage=storage)
-        trials, direction = [one for one in study.get_trials(deepcopy=False) if _counts(one)], study.direction
+        trials, direction = list(filter(_is_sample, study.get_trials(deepcopy=False))), study.direction
     finally:
         storage.engine.dispose()
     groups: dict[str, list[FrozenTrial]] = {ALL: trials}
     for trial in trials:
         groups.setdefault(str(trial.params["method"]), []).append(trial)
-    if len(groups) == 2:  # of one method, all trials are its own
+    if len(groups) == 2:  # a single method: its group has all trials
         del groups[ALL]
-    return [_importance(group, own, direction) for group, own in groups.items()]
+    return [_importance(group, members, direction) for group, members in groups.items()]
 
 
-def _counts(trial: FrozenTrial) -> bool:
-    """A repetition has the values of its leader: counted again it would look like a second, independent one."""
-    given = trial.user_attrs.get("assignment", {})
-    return "method" in trial.params and given.get("confirms") is None and given.get("duplicate_of") is None
+def _is_sample(trial: FrozenTrial) -> bool:
+    """Return whether a trial counts: a repetition of a leader would look like a second, independent sample."""
+    attrs = trial.user_attrs.get("assignment", {})
+    return "method" in trial.params and attrs.get("confirms") is None and attrs.get("duplicate_of") is None
 
 
 def _importance(group: str, trials: Sequence[FrozenTrial], direction: optuna.study.StudyDirection) -> Importance:
     epoch = None
-    measured: list[tuple[FrozenTrial, float | None]]
-    measured = [(one, one.value) for one in trials if one.state == TrialState.COMPLETE]
-    if len(measured) < FEWEST:
-        epoch = min((min(one.intermediate_values) for one in trials if one.intermediate_values), default=0)
-        measured = [(one, one.intermediate_values.get(epoch)) for one in trials]
-    known = [(one, value) for one, value in measured if value is not None and math.isfinite(value)][-MOST:]
-    common = set.intersection(*(set(one.params) for one, _ in known)) if known else set()
-    names = [name for name in known[0][0].params if name in common and _varies(known, name)] if known else []
+    values = {trial.number: trial.value for trial in trials if trial.state == TrialState.COMPLETE}
+    if len(values) < FEWEST:
+        rungs = _rung_values(trials)
+        counts = Counter(rung for found in rungs.values() for rung in found)
+        epoch = max(counts, key=lambda rung: (counts[rung], rung), default=None)
+        values = {number: found[epoch] for number, found in rungs.items() if epoch in found}
+    finite = {number: value for number, value in values.items() if value is not None and math.isfinite(value)}
+    known = [(trial, finite[trial.number]) for trial in trials if trial.number in finite][-MOST:]
     if len(known) < FEWEST:
         return Importance(group, len(known), reason=f"{len(known)} trials, of which {FEWEST} are needed")
+    common = set.intersection(*(set(trial.params) for trial, _ in known))
+    names = [name for name in known[0][0].params if name in common and _varies(known, name)]
     if not names:
-        return Importance(group, len(known), reason="nothing was varied")
+        return Importance(group, len(known), reason="no parameter was varied")
     if len({value for _, value in known}) == 1:
         return Importance(group, len(known), reason="all trials reached the same value")
     memory = optuna.create_study(direction=direction)
-    for one, value in known:
-        params = {name: one.params[name] for name in names}
-        distributions = {name: one.distributions[name] for name in names}
+    for trial, value in known:
+        params = {name: trial.params[name] for name in names}
+        distributions = {name: trial.distributions[name] for name in names}
         memory.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=distributions))
-    found = [_forest(memory, seed) for seed in range(FORESTS)]
-    shares = [Share(name, *_range([one[name] for one in found])) for name in names]
+    forests = [_forest(memory, seed) for seed in range(FORESTS)]
+    found = {name: [float(forest[name]) for forest in forests] for name in names}
+    shares = [Share(name, fmean(each), min(each), max(each)) for name, each in found.items()]
     return Importance(group, len(known), epoch, tuple(sorted(shares, key=lambda share: -share.mean)))
+
+
+def _rung_values(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
+    """Return the values at rungs by trial and epoch; a pruner of Optuna has every epoch in the trials themselves."""
+    if any("rungs" in trial.user_attrs for trial in trials):
+        attrs = {trial.number: trial.user_attrs.get("rungs", {}) for trial in trials}
+        return {number: {int(rung): value for rung, value in found.items()} for number, found in attrs.items()}
+    return {trial.number: trial.intermediate_values for trial in trials}
 
 
 def _forest(study: optuna.Study, seed: int) -> Mapping[str, float]:
@@ -131,9 +143,5 @@ def _forest(study: optuna.Study, seed: int) -> Mapping[str, float]:
     )
 
 
-def _range(values: Sequence[float]) -> tuple[float, float, float]:
-    return float(fmean(values)), float(min(values)), float(max(values))
-
-
 def _varies(trials: Sequence[tuple[FrozenTrial, float]], name: str) -> bool:
-    return len({str(one.params[name]) for one, _ in trials}) > 1
+    return len({str(trial.params[name]) for trial, _ in trials}) > 1

@@ -197,7 +197,7 @@ def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: 
     assert found["registered"]["name"] == "scans-student"
     assert load_experiment(file).name == "scans"
     page = (root / "studies" / "scans" / "report.html").read_text()
-    assert "Planned and taken" in page
+    assert "Planned and actual cost" in page
     code, _, err = cli(*asked)
     assert code == 2
     assert "exists already" in err

@@ -171,7 +171,7 @@ def test_a_search_in_which_every_trial_fails_ends_and_says_so(find: Callable[...
     found = find("hopeless", search={"space": space, "trials": 2})
     assert found.model is None
     assert found.summary.winner is None
-    assert "No trial was trained to the end" in found.folder.report.read_text()
+    assert "No trial is complete" in found.folder.report.read_text()
 
 
 @pytest.mark.thorough

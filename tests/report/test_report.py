@@ -149,15 +149,15 @@ def shown_cards(folder: Path, winner: RankedConfig, scratch: RankedConfig | None
 @pytest.mark.parametrize(
     ("winner", "scratch", "figure", "mark"),
     [
-        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), "+0.0200", "real"),
-        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), "+0.0100", "a tie"),
+        (leader("hcd", 0.97, 0.005), leader("scratch", 0.95, 0.005), "+0.0200", "significant"),
+        (leader("hcd", 0.96, 0.02), leader("scratch", 0.95, 0.02), "+0.0100", "not significant"),
         (leader("hcd", 0.97, None, confirmed=False), leader("scratch", 0.95, None), "+0.0200", "one seed"),
         (leader("scratch", 0.97, 0.01), leader("scratch", 0.97, 0.01), "none", "no gain"),
         (leader("hcd", 0.97, 0.01), None, "unknown", ""),
     ],
 )
 def test_a_card_says_how_sure_a_gain_is(tmp_path: Path, winner: Any, scratch: Any, figure: str, mark: str) -> None:
-    card = shown_cards(tmp_path, winner, scratch)["Over labels alone"]
+    card = shown_cards(tmp_path, winner, scratch)["Gain over scratch"]
     assert (card.figure, card.mark) == (figure, mark)
 
 
@@ -179,17 +179,17 @@ def test_a_paired_test_that_does_not_agree_is_told(tmp_path: Path) -> None:
     tie = paired_tie(report)
     assert tie is not None
     assert len(tie.seeds) == 2
-    card = next(card for card in cards(report) if card.title == "Over labels alone")
+    card = next(card for card in cards(report) if card.title == "Gain over scratch")
     assert card.mark == "likely"
     write_report(report)
-    assert "Paired on the 2 seeds that both were trained on" in folder.report.read_text()
+    assert "In a paired test on the 2 seeds that both share" in folder.report.read_text()
 
 
 def test_the_teacher_is_compared_on_the_searched_metric_alone(tmp_path: Path) -> None:
     winner, scratch = leader("hcd", 0.87, 0.01), leader("scratch", 0.8, 0.01)
-    card = shown_cards(tmp_path, winner, scratch)["Against the teacher"]
+    card = shown_cards(tmp_path, winner, scratch)["Difference to the teacher"]
     assert (card.figure, card.mark) == ("-0.0300", "behind")
     other = fabricated.card(SWIN, metric="val/miou")
-    card = shown_cards(tmp_path, winner, scratch, teacher=other)["Against the teacher"]
+    card = shown_cards(tmp_path, winner, scratch, teacher=other)["Difference to the teacher"]
     assert card.figure == "unknown"
     assert "Its mIoU is 90.00 %" in card.text

@@ -225,7 +225,7 @@ def test_the_command_and_the_page(cli: Run, tmp_path: Path) -> None:
     fabricated.summary(fabricated.ranked(1, "kd", 0.8, 0.01)).write(study)
     write_report(read_study(study, fabricated.experiment()))
     page = study.report.read_text()
-    assert "Which differences are real" in page
+    assert "Significance of differences" in page
     for one in found:
         assert f"<td>{one.first}</td><td>{one.second}</td>" in page
         assert f"{one.difference:+.4f}" in page

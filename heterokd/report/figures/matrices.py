@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,30 +24,30 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
         target: a PNG file, or a chart of the page.
         iou: [K] in [0, 1], NaN where a class is absent, of `teacher`, of the student by its method's name, and of the
             baseline if there is one.
-        class_names: of all K classes.
+        class_names: names of all K classes.
     """
-    names = list(iou)
-    # A study of the baseline alone has no other student.
-    student = next((name for name in names if name not in ("teacher", BASELINE)), BASELINE)
+    student = student_of(iou)
     against = iou[BASELINE] if BASELINE in iou and student != BASELINE else iou["teacher"]
     gain = np.nan_to_num(iou[student] - against)
-    seen = np.flatnonzero(~np.all([np.isnan(one) for one in iou.values()], axis=0))
+    seen = np.flatnonzero(~np.isnan(list(iou.values())).all(axis=0))
     shown = seen[np.argsort(-gain[seen], kind="stable")]
     if len(shown) > MOST_BARS:
         shown = np.concatenate((shown[: MOST_BARS // 2], shown[-(MOST_BARS // 2) :]))
-    looks: dict[str, dict[str, Any]] = {
-        "teacher": {"color": "#D9D9D9", "edgecolor": TEACHER},
-        student: {"color": STUDENT, "edgecolor": STUDENT},
-        BASELINE: {"color": "#FFFFFF", "edgecolor": "#B37400", "hatch": "/////"},
+    looks = {
+        "teacher": ("#D9D9D9", TEACHER, None),
+        student: (STUDENT, STUDENT, None),
+        BASELINE: ("#FFFFFF", "#B37400", "/////"),
     }
-    thick = 0.8 / len(names)
+    thick = 0.8 / len(iou)
     with figure(target, 0.75 + 0.3 * len(shown)) as made:
         axis = made.subplots()
-        for place, name in enumerate(names):
-            at = np.arange(len(shown)) + (place - (len(names) - 1) / 2) * thick
-            mean = np.nanmean(iou[name])
-            label = f"{name}, mIoU {mean:.3f}"
-            axis.barh(at, np.nan_to_num(iou[name][shown]), thick * 0.92, linewidth=0.5, label=label, **looks[name])
+        for place, (name, values) in enumerate(iou.items()):
+            at = np.arange(len(shown)) + (place - (len(iou) - 1) / 2) * thick
+            fill, edge, hatch = looks[name]
+            axis.barh(
+                at, np.nan_to_num(values[shown]), thick * 0.92, linewidth=0.5, color=fill, edgecolor=edge, hatch=hatch,
+                label=f"{name}, mIoU {np.nanmean(values):.3f}",
+            )  # fmt: skip
         axis.set_yticks(np.arange(len(shown)), [shortened(class_names[number], 20) for number in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlim(0, 1)
@@ -56,7 +55,12 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
         axis.grid(axis="x", color="#DDDDDD", linewidth=0.5)
         axis.set_axisbelow(True)
         axis.tick_params(length=0)
-        made.legend(loc="outside upper center", ncols=len(names), columnspacing=1.0, handlelength=1.4, fontsize=6.8)
+        made.legend(loc="outside upper center", ncols=len(iou), columnspacing=1.0, handlelength=1.4, fontsize=6.8)
+
+
+def student_of(names: Iterable[str]) -> str:
+    """Return the name of the winner's method among those of `Measured.iou`; a study may have the baseline alone."""
+    return next((name for name in names if name not in ("teacher", BASELINE)), BASELINE)
 
 
 def draw_confusion(
@@ -67,13 +71,13 @@ def draw_confusion(
 ) -> None:
     """Draw the confusion matrix, and the gain of each class over the student without a teacher.
 
-    Of more than `MOST_CLASSES` classes those with most errors are shown; decisions for the rest are summed in the last
-    column.
+    Of more than `MOST_CLASSES` classes those with most errors are shown; predictions of the rest are summed in the
+    last column.
 
     Args:
         target: a PNG file, or a chart of the page.
         confusion: [K, K] images, rows are labels and columns predictions.
-        class_names: of all K classes.
+        class_names: names of all K classes.
         scratch: confusion matrix of the student without a teacher.
     """
     from matplotlib.colors import PowerNorm
@@ -92,7 +96,7 @@ def draw_confusion(
         axis.set_yticks(np.arange(size) + 0.5, names[:size])
         axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=0 if max(map(len, names)) < 3 else 90)
         axis.tick_params(length=0, pad=2, labelsize=7.5 if numbered else 6)
-        axis.set(xlabel="decision", ylabel="label", title="per cent of the label's images" if numbered else "")
+        axis.set(xlabel="prediction", ylabel="label", title="per cent of the label's images" if numbered else "")
         for row, column in np.argwhere(shares >= 0.005) if numbered else ():
             value = shares[row, column]
             axis.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5,
@@ -118,8 +122,8 @@ def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: s
     Args:
         target: a PNG file, or a chart of the page.
         similarity: [student's stage, teacher's stage], about 0 to 1.
-        teacher: its name.
-        student: its name.
+        teacher: name of the teacher.
+        student: name of the student.
     """
     values = np.asarray(similarity, np.float64)
     with figure(target, 0.9 + 0.62 * len(values)) as made:
@@ -139,7 +143,7 @@ def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: s
 def shown_confusion(
     confusion: NDArray[np.integer], class_names: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.intp]]:
-    """Column names, shares of each label's images [R, C], and the numbers [R] of the classes that are shown."""
+    """Return column names, shares of each label's images [R, C], and the numbers [R] of the classes that are shown."""
     counts = confusion.astype(np.float64)
     kept = np.arange(len(counts))
     if len(kept) > MOST_CLASSES:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from heterokd.report.figures.palette import STUDENT
-from heterokd.report.figures.svg import INK, SOFT, Vector
+from heterokd.report.figures.svg import INK, SOFT, Vector, new_axes
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Bar:
     """Importance of a parameter.
 
     Attributes:
-        label: its name.
+        label: name.
         mean: share of the variance that it explains, in [0, 1].
         low: smallest of several estimates.
         high: largest.
@@ -32,7 +31,7 @@ class Axis:
     """A parameter as a vertical axis.
 
     Attributes:
-        label: its name.
+        label: name.
         ticks: positions in [0, 1] and their labels.
     """
 
@@ -45,73 +44,64 @@ class Line:
     """A trial across all axes.
 
     Attributes:
-        places: on each axis, in [0, 1]; the last is the objective's, 1 is best. None if the trial has no value.
-        value: of the objective; None if the trial was pruned.
+        places: position on each axis in [0, 1], None without a value; last the objective's, 1 is best, None for a
+            pruned trial.
         is_best: whether it is highlighted.
         tip: tooltip.
     """
 
     places: Sequence[float | None]
-    value: float | None
     is_best: bool
     tip: str
 
 
-def draw_importance(name: str, title: str, description: str, bars: Sequence[Bar]) -> str:
-    """Draw bars with the range of several estimates, the largest on top; `name`: see `Vector`."""
-    with Vector(name, title, description, 0.62 + 0.22 * len(bars)) as made:
-        axis = made.axis(grid="x")
+def draw_importance(made: Vector, bars: Sequence[Bar]) -> None:
+    """Draw bars with the range of several estimates, from the top."""
+    with made.drawing(0.62 + 0.22 * len(bars)) as figure:
+        axes = new_axes(figure, "x")
         for place, bar in enumerate(bars):
-            axis.barh(place, bar.mean, 0.62, color=STUDENT)
-            axis.plot([bar.low, bar.high], [place, place], color=INK, linewidth=0.9, marker="|", markersize=5)
-            axis.annotate(f"{100 * bar.mean:.0f} %", (max(bar.high, bar.mean), place), xytext=(5, 0),
+            axes.barh(place, bar.mean, 0.62, color=STUDENT)
+            axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=0.9, marker="|", markersize=5)
+            axes.annotate(f"{100 * bar.mean:.0f} %", (max(bar.high, bar.mean), place), xytext=(5, 0),
                           textcoords="offset points", va="center", fontsize=7.5)  # fmt: skip
-        axis.set_yticks(range(len(bars)), [bar.label for bar in bars])
-        axis.tick_params(axis="y", length=0)
-        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        axis.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.5), xlabel="share of the variance that it explains")
-    return made.text
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+        axes.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.5), xlabel="explained share of the variance")
 
 
-def draw_parallel(name: str, title: str, description: str, axes: Sequence[Axis], lines: Sequence[Line]) -> str:
+def draw_parallel(made: Vector, coordinates: Sequence[Axis], lines: Sequence[Line]) -> None:
     """Draw trials as lines across the axes of their parameters, objective last; darker is better.
 
     Pruned trials are faint and end before the objective.
-
-    Args:
-        name: of the chart: a page has one per method.
-        title: see `Vector`.
-        description: see `Vector`.
-        axes: of the parameters, then of the objective.
-        lines: the trials.
     """
     import matplotlib as mpl
 
     colours = mpl.colormaps["cividis"]
-    with Vector(name, title, description, 3.0) as made:
-        axis = made.figure.subplots()
+    with made.drawing(3.0) as figure:
+        axes = figure.subplots()
         for number, line in enumerate(lines):
             known = [(at, place) for at, place in enumerate(line.places) if place is not None]
-            reached = line.places[-1]
-            look: dict[str, Any] = {"color": "#D8D8D8", "linewidth": 0.7, "zorder": 1}
-            if line.value is not None and reached is not None:
-                look = {"color": colours(0.85 * (1 - reached)), "linewidth": 1.0, "zorder": 2}
-            if line.is_best:
-                look |= {"linewidth": 2.6, "zorder": 4}
-            axis.plot([at for at, _ in known], [place for _, place in known], gid=f"line-{number}", **look)
-            made.tips[f"line-{number}"] = [line.tip]
-        for at, one in enumerate(axes):
-            axis.axvline(at, color=SOFT, linewidth=0.7, zorder=3)
-            for place, text in one.ticks:
-                axis.plot([at - 0.03, at + 0.03], [place, place], color=SOFT, linewidth=0.7, zorder=3)
-                axis.annotate(
+            result, gid = line.places[-1], f"line-{number}"
+            axes.plot(
+                [at for at, _ in known], [place for _, place in known], gid=gid,
+                color="#D8D8D8" if result is None else colours(0.85 * (1 - result)),
+                linewidth=2.6 if line.is_best else 0.7 if result is None else 1.0,
+                zorder=4 if line.is_best else 1 if result is None else 2,
+            )  # fmt: skip
+            made.tips[gid] = [line.tip]
+        for at, coordinate in enumerate(coordinates):
+            axes.axvline(at, color=SOFT, linewidth=0.7, zorder=3)
+            for place, text in coordinate.ticks:
+                axes.plot([at - 0.03, at + 0.03], [place, place], color=SOFT, linewidth=0.7, zorder=3)
+                axes.annotate(
                     text, (at, place), xytext=(3, 0), textcoords="offset points", fontsize=6.5, va="center", zorder=5,
                     bbox={"boxstyle": "square,pad=0.12", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.8},
                 )  # fmt: skip
-        axis.set_xticks(range(len(axes)), [one.label for one in axes], rotation=22, ha="right", rotation_mode="anchor")
-        axis.get_xticklabels()[-1].set_fontweight("bold")
-        axis.tick_params(length=0)
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-        axis.set(xlim=(-0.1, len(axes) - 1 + 0.45), ylim=(-0.05, 1.05))
-    return made.text
+        labels = [coordinate.label for coordinate in coordinates]
+        axes.set_xticks(range(len(labels)), labels, rotation=22, ha="right", rotation_mode="anchor")
+        axes.get_xticklabels()[-1].set_fontweight("bold")
+        axes.tick_params(length=0)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set(xlim=(-0.1, len(labels) - 1 + 0.45), ylim=(-0.05, 1.05))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,51 +16,46 @@ from numpy.typing import NDArray
 from heterokd.method import Panel
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
-from heterokd.report.figures.svg import STYLE, WIDTH, Vector
+from heterokd.report.figures.svg import WIDTH, Vector, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from matplotlib.patches import Patch
 
 DPI = 240
 """Dots per inch: about 1000 pixels a figure."""
+
+LEGEND_COLUMNS = 4
+LEGEND_LINE = 0.135
+"""Height of a line of a legend, in inches."""
+
 AGREEMENT = {
-    "both right": "#E8E8E8",
-    "student alone right": STUDENT,
-    "teacher alone right": SCRATCH,
+    "both correct": "#E8E8E8",
+    "only student correct": STUDENT,
+    "only teacher correct": SCRATCH,
     "both wrong": "#333333",
 }
 
-
 Target = Path | Vector
-"""A PNG file, or SVG text for a page."""
+"""A PNG file, or a chart of a page."""
 
 
 @contextmanager
 def figure(target: Target, height: float) -> Iterator[Figure]:
-    """Give a matplotlib figure of `WIDTH` and `height` inches, and write it to `target` on exit."""
+    """Give a figure of `WIDTH` and `height` inches, and write it to `target` on exit."""
     if isinstance(target, Vector):
-        target.height = height
-        with target:
-            yield target.figure
+        with target.drawing(height) as made:
+            yield made
         return
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals
-        made = Figure(
-            figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-        )
-        FigureCanvasAgg(made)
+    with new_figure(height, pad=0.02, space=0) as made:
         yield made
         target.parent.mkdir(parents=True, exist_ok=True)
         # Without version and date: the same figure is the same file.
-        made.savefig(target, metadata={"Software": None})
+        made.savefig(target, dpi=DPI, metadata={"Software": None})
 
 
+# Six values that belong together: what a picture of a segmentation shows.
 def draw_samples(
     file: Path,
     images: NDArray[np.uint8],
@@ -72,59 +67,47 @@ def draw_samples(
     """Draw images, their labels, the predictions of both networks, and where these differ.
 
     Args:
-        file: to write.
+        file: PNG to write.
         images: [N, H, W, 3].
         labels: [N, H, W] class numbers, or `IGNORE`.
         teacher: [N, H, W] class numbers.
         student: [N, H, W] class numbers.
-        class_names: of all K classes.
+        class_names: names of all K classes.
     """
     colours = class_colours((labels, teacher, student), len(class_names))
     classes = [_patch(colour, class_names[number]) for number, colour in sorted(colours.items()) if colour != OTHERS]
     if len(classes) < len(colours):
         classes.append(_patch(OTHERS, "other classes"))
     if (labels == IGNORE).any():
-        classes.append(_patch("#FFFFFF", "counts nowhere", hatch="/////"))
+        classes.append(_patch("#FFFFFF", "ignored", hatch="/////"))
     cases = [_patch(colour, name) for name, colour in AGREEMENT.items()]
+    legends = {"classes": classes, "compared": cases}
     count, panel = len(images), WIDTH / 5 * images.shape[1] / images.shape[2]
-    heights = (0.2 + count * panel, *(LEGEND_LINE * (1.6 + -(-len(some) // 4)) for some in (classes, cases)))
+    heights = [0.2 + count * panel]
+    heights += [LEGEND_LINE * (1.6 + -(-len(patches) // LEGEND_COLUMNS)) for patches in legends.values()]
     with figure(file, sum(heights)) as made:
-        grid, *legends = made.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
+        grid, *below = made.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
         axes = grid.subplots(count, 5, squeeze=False)
         for row in range(count):
-            parts = (
-                images[row],
-                paint(labels[row], colours),
-                paint(teacher[row], colours),
-                paint(student[row], colours),
-                agreement(labels[row], teacher[row], student[row]),
-            )
+            maps = [paint(each[row], colours) for each in (labels, teacher, student)]
+            parts = (images[row], *maps, agreement(labels[row], teacher[row], student[row]))
             for column, part in enumerate(parts):
                 axes[row, column].imshow(part, interpolation="nearest" if column else "antialiased")
                 _bare(axes[row, column])
         for axis, title in zip(axes[0], ("image", "labels", "teacher", "student", "compared"), strict=True):
             axis.set_title(title, pad=2)
-        for place, some, title in zip(legends, (classes, cases), ("classes", "compared"), strict=True):
-            # Line by line, each from left to right.
-            lines = -(-len(some) // 4)
-            order = [
-                some[line * 4 + column] for column in range(4) for line in range(lines) if line * 4 + column < len(some)
-            ]
-            place.legend(handles=order, loc="upper center", ncols=min(4, len(some)), title=title, **_TIGHT)
+        for place, (title, patches) in zip(below, legends.items(), strict=True):
+            _add_legend(place, title, patches)
 
 
-LEGEND_LINE = 0.135
-_TIGHT: dict[str, Any] = {
-    "fontsize": 7,
-    "handlelength": 1.2,
-    "handleheight": 0.9,
-    "handletextpad": 0.5,
-    "columnspacing": 0.9,
-    "labelspacing": 0.25,
-    "borderaxespad": 0.1,
-    "borderpad": 0.1,
-    "title_fontproperties": {"weight": "bold", "size": 7},
-}
+def _add_legend(place: SubFigure, title: str, patches: Sequence[Patch]) -> None:
+    """Add a legend whose lines read from left to right; matplotlib fills column by column."""
+    order = [number for column in range(LEGEND_COLUMNS) for number in range(column, len(patches), LEGEND_COLUMNS)]
+    place.legend(
+        handles=[patches[number] for number in order], loc="upper center", ncols=min(LEGEND_COLUMNS, len(patches)),
+        title=title, fontsize=7, title_fontproperties={"weight": "bold", "size": 7}, handlelength=1.2,
+        handleheight=0.9, handletextpad=0.5, columnspacing=0.9, labelspacing=0.25, borderaxespad=0.1, borderpad=0.1,
+    )  # fmt: skip
 
 
 def _patch(colour: str, name: str, hatch: str | None = None) -> Patch:
@@ -136,7 +119,7 @@ def _patch(colour: str, name: str, hatch: str | None = None) -> Patch:
 def agreement(
     labels: NDArray[np.integer], teacher: NDArray[np.integer], student: NDArray[np.integer]
 ) -> NDArray[np.uint8]:
-    """Paint which network is right at each pixel [H, W] in the colours of `AGREEMENT`: [H, W, 3], `IGNORE` striped."""
+    """Paint which network is correct at each pixel [H, W], in the colours of `AGREEMENT`: [H, W, 3]."""
     by_teacher, by_student = teacher == labels, student == labels
     cases = (by_teacher & by_student, by_student & ~by_teacher, by_teacher & ~by_student, ~by_teacher & ~by_student)
     image = paint(np.where(labels == IGNORE, IGNORE, 0), {0: "#FFFFFF"})
@@ -149,9 +132,9 @@ def draw_method(file: Path, images: NDArray[np.uint8], panels: Sequence[Panel]) 
     """Draw maps that a method computed, next to the images.
 
     Args:
-        file: to write.
+        file: PNG to write.
         images: [N, H, W, 3].
-        panels: one column each, with a colour bar; positions without a value are striped.
+        panels: a column each, with a colour bar; positions without a value are striped.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

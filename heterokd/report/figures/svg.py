@@ -8,10 +8,10 @@ column wide, so that text keeps its size on a phone, in two columns and in print
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from xml.etree import ElementTree
 
 from heterokd.methods import BASELINE
@@ -19,23 +19,32 @@ from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 4.2
 """Inches. Units of an SVG are points, 72 per inch."""
 
-DEFAULT = "#009E73"
 FAILED = "#D55E00"
 INK, SOFT, FAINT, GRID = "#1A1A1A", "#5A5A5A", "#BDBDBD", "#E4E4E4"
 
-LOOKS: dict[str, dict[str, Any]] = {
-    "winner": {"color": STUDENT, "marker": "D", "linestyle": "-"},
-    BASELINE: {"color": SCRATCH, "marker": "s", "linestyle": "--"},
-    "default": {"color": DEFAULT, "marker": "^", "linestyle": ":"},
-    "teacher": {"color": TEACHER, "marker": "P", "linestyle": "-."},
-}
-"""Colour, marker and line of a role: roles never differ by colour alone."""
 
-STYLE: dict[str, Any] = {
+class Look(NamedTuple):
+    """Colour, marker and line style of a role."""
+
+    color: str
+    marker: str
+    line: str
+
+
+LOOKS = {
+    "winner": Look(STUDENT, "D", "-"),
+    BASELINE: Look(SCRATCH, "s", "--"),
+    "default": Look("#009E73", "^", ":"),
+    "teacher": Look(TEACHER, "P", "-."),
+}
+"""By role: roles never differ by colour alone."""
+
+STYLE: dict[str, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "heterokd",
     "font.family": "DejaVu Sans",
@@ -62,98 +71,106 @@ STYLE: dict[str, Any] = {
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
+@contextmanager
+def new_figure(height: float, *, pad: float = 0.03, space: float = 0.02) -> Iterator[Figure]:
+    """Create a figure of `WIDTH` x `height` inches; `STYLE` holds inside the context, also for saving it."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, wspace=space, hspace=space)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals
+        yield Figure(figsize=(WIDTH, height), layout=layout)
+
+
 class Vector:
-    """A chart. Draw on `figure` inside the context manager; `text` is set on exit.
+    """A chart of a page: draw in `drawing`, then `render`.
 
     Args:
         name: prefix of the ids, which are unique in a page with several charts.
         title: what the chart shows.
-        description: alternative text.
-        height: in inches.
 
     Attributes:
-        figure: matplotlib's.
         tips: by the `gid` of a collection of marks, a tooltip for each mark.
-        text: the SVG.
     """
 
-    def __init__(self, name: str, title: str, description: str, height: float) -> None:
-        self.name, self.title, self.description, self.height = name, title, description, height
+    def __init__(self, name: str, title: str) -> None:
+        self.name, self.title = name, title
         self.tips: dict[str, Sequence[str]] = {}
-        self.text = ""
+        self._content = b""
 
-    def __enter__(self) -> Vector:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    @contextmanager
+    def drawing(self, height: float) -> Iterator[Figure]:
+        """Give a figure of `height` inches to draw on."""
+        file = BytesIO()
+        with new_figure(height) as figure:
+            yield figure
+            # Without date and version: the same chart is the same text.
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        self._content = file.getvalue()
 
-        self._context = mpl.rc_context(STYLE)  # type: ignore[arg-type]  # its keys are literals
-        self._context.__enter__()
-        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-        self.figure = Figure(figsize=(WIDTH, self.height), layout=layout)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                file = BytesIO()
-                # Without date and version: the same chart is the same text.
-                self.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-                self.text = _inline(file.getvalue(), self.name, self.title, self.description, self.tips)
-        finally:
-            self._context.__exit__(kind, value, traceback)
-
-    def axis(self, *, grid: Literal["x", "y", "both"] = "y") -> Axes:
-        """Create the only axes, with a light grid behind the data."""
-        axis = self.figure.subplots()
-        axis.grid(axis=grid, color=GRID, linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(length=2, width=0.5)
-        return axis
-
-
-def _inline(content: bytes, name: str, title: str, description: str, tips: dict[str, Sequence[str]]) -> str:
-    """Convert matplotlib's SVG to a part of a page: unique ids, no global style, no URLs."""
-    root = ElementTree.fromstring(content)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
-        for key in list(element.attrib):
-            if key.startswith("{"):
-                element.attrib[key.rpartition("}")[2]] = element.attrib.pop(key)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in ("metadata", "style"):
-                parent.remove(child)
-    for gid, texts in tips.items():
-        _tip(root, gid, texts)
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            if key == "id":
-                element.attrib[key] = f"{name}-{value}"
-            elif key == "href" and value.startswith("#"):
-                element.attrib[key] = f"#{name}-{value[1:]}"
-            elif "url(#" in value:
-                element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
-    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
-        element.text = text
-        root.insert(place, element)
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{name}-title {name}-desc",
-        "style": "stroke-linejoin:round;stroke-linecap:butt",
-    }
-    return re.sub(r"\n\s*", "\n", ElementTree.tostring(root, encoding="unicode"))
+    def render(self, description: str) -> str:
+        """Return the SVG as a part of a page: unique ids, no global style, no URLs; `description` is its text."""
+        root = ElementTree.fromstring(self._content)
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespaces
+            for key in list(element.attrib):
+                if key.startswith("{"):
+                    element.attrib[key.rpartition("}")[2]] = element.attrib.pop(key)
+        for parent in list(root.iter()):
+            for child in list(parent):
+                if child.tag in ("metadata", "style"):
+                    parent.remove(child)
+        for gid, texts in self.tips.items():
+            _add_tips(root, gid, texts)
+        name = self.name
+        for element in root.iter():
+            for key, value in element.attrib.items():
+                if key == "id":
+                    element.attrib[key] = f"{name}-{value}"
+                elif key == "href" and value.startswith("#"):
+                    element.attrib[key] = f"#{name}-{value[1:]}"
+                elif "url(#" in value:
+                    element.attrib[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+        for place, (tag, text) in enumerate((("title", self.title), ("desc", description))):
+            element = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
+            element.text = text
+            root.insert(place, element)
+        root.attrib = {
+            "viewBox": root.attrib["viewBox"],
+            "role": "img",
+            "aria-labelledby": f"{name}-title {name}-desc",
+            "style": "stroke-linejoin:round;stroke-linecap:butt",
+        }
+        return re.sub(r"\n\s*", "\n", ElementTree.tostring(root, encoding="unicode"))
 
 
-def _tip(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
+def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
     """Add a tooltip to each mark of a collection."""
     for group in root.iter("g"):
         if group.get("id") == gid:
-            marks = list(group.iter("use")) or list(group.iter("path"))  # a single mark is not defined apart
+            # matplotlib defines the shape of several marks once and `use`s it; a single mark is a `path`.
+            marks = list(group.iter("use")) or list(group.iter("path"))
             if len(marks) == len(texts):
                 for mark, text in zip(marks, texts, strict=True):
                     ElementTree.SubElement(mark, "title").text = text
+
+
+def new_axes(figure: Figure, grid: Literal["x", "y", "both"] = "y") -> Axes:
+    """Create a figure's only axes, with a light grid behind the data."""
+    axes = figure.subplots()
+    axes.grid(axis=grid, color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=2, width=0.5)
+    return axes
+
+
+def add_legend(figure: Figure) -> None:
+    """Add a legend above the first axes, each label once, if anything in them has a label."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    if named:
+        figure.legend(
+            list(named.values()), list(named), loc="outside upper left", ncols=3, columnspacing=1.0, handlelength=1.7,
+            handletextpad=0.5, borderaxespad=0.2, labelcolor=INK,
+        )  # fmt: skip

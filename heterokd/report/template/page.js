@@ -1,5 +1,5 @@
 "use strict";
-// Copy: where a page may not reach the clipboard (an artifact in a frame), the older way; where neither works, select it.
+// Copy: without access to the clipboard (an artifact in a frame), by execCommand; if that fails, select the text.
 for (const button of document.querySelectorAll(".copy")) {
   button.addEventListener("click", async () => {
     const source = button.previousElementSibling;
@@ -24,7 +24,7 @@ for (const button of document.querySelectorAll(".copy")) {
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
 }
-// Sort: a column's head orders its rows, numbers by value; empty cells stay below.
+// Sort: a column's head sorts the rows, numbers by value; empty cells stay last.
 const read = (row, place) => {
   const cell = row.cells[place];
   const text = (cell.dataset.value ?? cell.textContent).trim();
@@ -42,9 +42,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of table.tHead.rows[0].cells) { other.removeAttribute("aria-sort"); }
       head.setAttribute("aria-sort", rises ? "ascending" : "descending");
       const rows = [...table.tBodies[0].rows].map((row) => [read(row, place), row]);
-      rows.sort(([one], [other]) => {
-        if (one === "" || other === "") { return (one === "") - (other === ""); }
-        const order = typeof one === "number" && typeof other === "number" ? one - other : String(one).localeCompare(String(other));
+      rows.sort(([first], [second]) => {
+        if (first === "" || second === "") { return (first === "") - (second === ""); }
+        const areNumbers = typeof first === "number" && typeof second === "number";
+        const order = areNumbers ? first - second : String(first).localeCompare(String(second));
         return rises ? order : -order;
       });
       table.tBodies[0].append(...rows.map(([, row]) => row));

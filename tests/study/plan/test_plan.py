@@ -302,7 +302,7 @@ def test_the_page_has_the_plan_beside_what_was_taken(tmp_path: Path) -> None:
     assert rows["trainings"]["planned"] == "6"
     fabricated.summary().write(folder)
     write_report(read_study(folder, question))
-    assert "Planned and taken" in folder.report.read_text()
+    assert "Planned and actual cost" in folder.report.read_text()
 
 
 def test_a_plan_of_another_question_is_not_this_searchs(tiny_file: Write, tmp_path: Path) -> None:
