@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Literal
 
 from heterokd.config.experiment import TEACHER, Experiment
@@ -34,42 +35,54 @@ class Assignment:
 
     Attributes:
         number: of the trial, in Optuna and as its folder.
-        recipe: the training.
+        experiment: the question about the students that are not left out.
         sample: what was proposed; keys as in the search space.
         origin: a method's published setting, what led in another study, a sample, or a leader on a fresh seed.
-        confirms: number of the trial that this one repeats on a fresh seed.
         rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
+        confirms: number of the trial that this one repeats on a fresh seed.
+        seed: of weights, order and views; None: the sample's.
         is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs, or the pruner
             reads every epoch.
         costs: what is known of the student: `params_m`, `latency_ms`.
     """
 
     number: int
-    recipe: Recipe
+    experiment: Experiment
     sample: dict[str, Scalar]
     origin: Origin
-    confirms: int | None
     rungs: tuple[int, ...]
+    confirms: int | None = None
+    seed: int | None = None
     is_timed: bool = False
     costs: Mapping[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The training; made where it is read, since it needs the method's class.
+
+        Raises:
+            ConfigError: the sample's values do not go together.
+        """
+        return self.experiment.recipe(self.sample, seed=self.seed)
+
 
 def assignment_attrs(
+    experiment: Experiment,
     sample: Mapping[str, Scalar],
     origin: Origin,
-    recipe: Recipe,
     *,
+    seed: int | None = None,
     confirms: int | None = None,
     duplicate_of: int | None = None,
 ) -> dict[str, object]:
     """What a trial's row holds beside Optuna's own columns: enough to make its assignment again."""
+    training = experiment.training
     return {
         "sample": dict(sample),
         "origin": origin,
-        "seed": recipe.training.seed,
-        "hash": recipe.hash,
-        "epochs": recipe.training.epochs,
-        "student": recipe.student.network,
+        "seed": sample.get("training.seed", training.seed) if seed is None else seed,
+        "epochs": sample.get("training.epochs", training.epochs),
+        "student": sample.get("student.network", experiment.student.networks[0]),
         "confirms": confirms,
         "duplicate_of": duplicate_of,
     }

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
 from heterokd.errors import NetworkError
-from heterokd.networks.network import predict_spec
 from heterokd.study.published import PublishedPair, published_pairs
 from heterokd.tasks import TASKS, TaskName
 
@@ -59,7 +58,7 @@ def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, 
 
 
 def method_prior(
-    experiment: Experiment, methods: Sequence[str], finished: int, warm: Mapping[str, float] = MappingProxyType({})
+    ranks: Mapping[str, float], weight: float, finished: int, warm: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, float]:
     """Probability with which the next sample's method is drawn by the tables instead of by the sampler.
 
@@ -71,16 +70,15 @@ def method_prior(
     the sampler.
 
     Args:
-        experiment: its first teacher and student make the pair, see `Experiment.for_teacher`.
-        methods: that are sampled.
+        ranks: of the methods that are sampled, see `expected_ranks`.
+        weight: w.
         finished: number of finished samples.
         warm: mean ranks in other studies.
     """
-    weight = max(experiment.search.prior_weight, WARM_WEIGHT if warm else 0.0)
-    if not weight or not methods:
+    weight = max(weight, WARM_WEIGHT if warm else 0.0)
+    if not weight or not ranks:
         return {}
-    share = weight * math.exp(-finished / len(methods))
-    ranks = expected_ranks(experiment, methods)
+    share = weight * math.exp(-finished / len(ranks))
     ranks = {method: (rank + warm[method]) / 2 if method in warm else rank for method, rank in ranks.items()}
     likely = {method: math.exp(-SHARPNESS * rank) for method, rank in ranks.items()}
     total = math.fsum(likely.values())
@@ -100,6 +98,7 @@ def _mean_ranks(pairs: Iterable[PublishedPair]) -> dict[str, float]:
 
 def _kinds(experiment: Experiment) -> tuple[str, str]:
     """Kinds of teacher and (first) student; empty for a network that cannot be built."""
+    from heterokd.networks.network import predict_spec  # with torch, which a study's actor does without
 
     def kind(settings: NetworkSettings) -> str:
         try:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from optuna.trial import TrialState, create_trial
 
 from heterokd.config.experiment import TEACHER, Experiment
-from heterokd.domains import Domain, Scalar
-from heterokd.study.assignment import assignment_attrs, teachers_of
+from heterokd.domains import Scalar
+from heterokd.study.assignment import assignment_attrs
 from heterokd.study.confirmation import Repetition
 from heterokd.study.initial_trials import Start
 from heterokd.study.priors import method_prior
-from heterokd.study.sampler import Prior, Sampler, distributions, end_like, propose
-from heterokd.study.storage import StudyFacts
+from heterokd.study.sampler import Prior, Sampler, distributions, end_like, has_freedom, propose
+from heterokd.study.search_space import SearchSpace
 from heterokd.study.trials import TrialRecord, Trials
 
 
@@ -23,54 +23,61 @@ class Proposer:
 
     Args:
         experiment: the question about the students that are not left out.
-        facts: of the study.
+        space: of the study.
         trials: of the study so far.
-        spaces: by method, the domains of its values; only methods with more than one possible sample.
         sampler: proposes values.
+        warm_ranks: by method, its mean rank in other studies.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        facts: StudyFacts,
+        space: SearchSpace,
         trials: Trials,
-        spaces: Mapping[str, Mapping[str, Domain]],
         sampler: Sampler,
+        warm_ranks: Mapping[str, float],
     ) -> None:
-        self._experiment, self._facts, self._trials = experiment, facts, trials
-        self._spaces, self._sampler = spaces, sampler
+        self._experiment, self._space, self._trials = experiment, space, trials
+        self._sampler, self._warm_ranks = sampler, warm_ranks
+        # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
+        # sampler's options, a good baseline would be proposed again and again in place of something new.
+        self._free = {method: domains for method, domains in space.domains.items() if has_freedom(domains)}
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there is anything to sample."""
+        return bool(self._free)
 
     def start(self, start: Start) -> TrialRecord:
-        """A trial with a start's values."""
+        """Add a trial with a start's values."""
         return self._add(start, seed=None, confirms=None)
 
     def repeat(self, repetition: Repetition) -> TrialRecord:
-        """A trial with the values of an earlier one, on a fresh seed."""
+        """Add a trial with the values of an earlier one, on a fresh seed."""
         sample = self._trials[repetition.number].sample
         return self._add(Start("confirm", sample), seed=repetition.seed, confirms=repetition.number)
 
     def sample(self) -> TrialRecord | None:
-        """A trial with values of the sampler; None if an earlier trial has the same recipe, which costs no budget."""
+        """Add a trial with values of the sampler; None if an earlier one has the same recipe, which costs no budget."""
         prior = self._prior(self._trials.sampled)
         seed = self._experiment.search.seed
-        trial, sample = propose(self._trials, self._spaces, self._sampler, seed, prior, self._turn())
-        recipe = self._experiment.recipe(sample)
-        known = self._trials.numbers.get(recipe.hash)
-        trial.set_user_attr("assignment", assignment_attrs(sample, "sampled", recipe, duplicate_of=known))
+        trial, sample = propose(self._trials, self._free, self._sampler, seed, prior, self._turn())
+        known = self._trials.numbers.get(self._space.identity(sample))
+        trial.set_user_attr("assignment", assignment_attrs(self._experiment, sample, "sampled", duplicate_of=known))
         if known is not None:
             end_like(self._trials, trial, self._trials[known])
         record = self._trials.store()
         return record if known is None else None
 
     def _add(self, start: Start, *, seed: int | None, confirms: int | None) -> TrialRecord:
-        recipe = self._experiment.recipe(start.sample, seed=seed)
-        learned = distributions(self._spaces, start.method)
+        learned = distributions(self._free, start.method)
+        attrs = assignment_attrs(self._experiment, start.sample, start.origin, seed=seed, confirms=confirms)
         return self._trials.add(
             create_trial(
                 state=TrialState.RUNNING,
                 params={key: start.sample[key] for key in learned},
                 distributions=learned,
-                user_attrs={"assignment": assignment_attrs(start.sample, start.origin, recipe, confirms=confirms)},
+                user_attrs={"assignment": attrs},
             )
         )
 
@@ -85,14 +92,14 @@ class Proposer:
         """Methods with the probability by which tables choose them; of several teachers each in turn, by its ranks."""
         teachers = self._experiment.teacher.networks
         teacher = teachers[sampled % len(teachers)]
-        known = [
-            method
-            for method in self._spaces
-            if teacher in (teachers_of(self._experiment, method, self._facts.excluded) or teachers)
-        ]
-        likely = method_prior(self._experiment.for_teacher(teacher), known, sampled, self._facts.warm.ranks)
+        ranks = {
+            method: rank
+            for method, rank in self._space.ranks.get(teacher, {}).items()
+            if method in self._free and teacher in (self._space.teachers[method] or teachers)
+        }
+        likely = method_prior(ranks, self._experiment.search.prior_weight, sampled, self._warm_ranks)
         chosen = {TEACHER: teacher}
         return [
-            ({"method": method, **(chosen if TEACHER in self._spaces[method] else {})}, probability)
+            ({"method": method, **(chosen if TEACHER in self._free[method] else {})}, probability)
             for method, probability in likely.items()
         ]

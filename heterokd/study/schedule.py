@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Literal
 
 from heterokd.config.experiment import Experiment
@@ -16,6 +15,7 @@ from heterokd.study.leaderboard import Leaderboard
 from heterokd.study.ledger import Ledger
 from heterokd.study.ranked_config import pareto_front
 from heterokd.study.sampler import STOP_AFTER
+from heterokd.study.search_space import SearchSpace
 from heterokd.study.storage import StudyFacts
 from heterokd.study.trials import Trials
 
@@ -36,7 +36,7 @@ class Schedule:
         facts: StudyFacts,
         trials: Trials,
         ledger: Ledger,
-        starts: Sequence[Start],
+        space: SearchSpace,
         *,
         has_samples: bool,
     ) -> None:
@@ -47,13 +47,13 @@ class Schedule:
             facts: of the study.
             trials: of the study so far.
             ledger: what they have cost.
-            starts: what is tried before samples, in order.
+            space: of the study.
             has_samples: whether there is anything to sample.
         """
         self.unfinished: deque[int] = deque()
         self._experiment, self._settings = experiment, experiment.search
         self._facts, self._trials, self._ledger = facts, trials, ledger
-        self._starts, self._has_samples = starts, has_samples
+        self._space, self._starts, self._has_samples = space, space.starts, has_samples
         self._leaderboard: Leaderboard | None = None
 
     @property
@@ -119,7 +119,7 @@ class Schedule:
         tried = Counter((record.origin, record.method) for record in self._trials.search)
         for start in self._starts:
             if not tried[start.origin, start.method]:
-                if self._experiment.recipe(start.sample).hash not in self._trials.numbers:
+                if self._space.identity(start.sample) not in self._trials.numbers:
                     return start
                 continue  # another start has the same values
             tried[start.origin, start.method] -= 1

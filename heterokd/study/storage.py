@@ -56,7 +56,7 @@ def read_facts(database: optuna.Study) -> StudyFacts:
 
 
 def open_database(
-    experiment: Experiment, folder: StudyFolder, facts: StudyFacts, *, is_kept: bool = True
+    experiment: Experiment, folder: StudyFolder, facts: StudyFacts, *, is_kept: bool = True, is_compared: bool = False
 ) -> optuna.Study:
     """Open the study in `folder`, or create it; its user_attrs hold what `read_facts` reads.
 
@@ -65,13 +65,21 @@ def open_database(
         folder: of the study.
         facts: for a new study.
         is_kept: whether it lies on disk; otherwise a new one in memory.
+        is_compared: whether the experiment is known to agree with the study; comparing imports the methods.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database = _open(experiment, folder) if is_kept else optuna.create_study(direction=direction(experiment))
-    _agree(database, experiment, folder, facts)
+    attrs = database.user_attrs
+    if "question" not in attrs:
+        _create(database, experiment, facts)
+        if is_kept:
+            # The question last: it marks a study whose other attributes are written.
+            database.set_user_attr("question", question(experiment, database.user_attrs["methods"]))
+    elif not is_compared:
+        check_question(attrs, experiment, folder)
     return database
 
 
@@ -130,23 +138,18 @@ class _Patient(optuna.storages.RDBStorage):
     set_trial_system_attr = _waiting(optuna.storages.RDBStorage.set_trial_system_attr)
 
 
-def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, facts: StudyFacts) -> None:
-    """Freeze the question in a new study; compare it in an old one."""
-    stored = database.user_attrs
-    methods = stored.get("methods")
+def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts) -> None:
+    """Freeze in a new study what it is created with; an interrupted call is repeated."""
+    methods = database.user_attrs.get("methods")
     if methods is None:
         methods = [method for method in experiment.methods if method not in facts.excluded]
         if not methods:
             reasons = "; ".join(f"{method}: {reason}" for method, reason in facts.excluded.items())
             raise StudyError(f"search.space.methods: no method is left to search ({reasons}); list others")
-    if "question" in stored:
-        check_question(stored, experiment, folder)
-        return
     with warnings.catch_warnings():
         # Experimental in Optuna; what goes wrong with it is a name on optuna-dashboard's axes.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         database.set_metric_names([experiment.metric])
-    # The question last: it marks a study whose other attributes are written.
     database.set_user_attr("methods", methods)
     database.set_user_attr("excluded", dict(facts.excluded))
     database.set_user_attr("left_out", dict(facts.left_out))
@@ -154,4 +157,3 @@ def _agree(database: optuna.Study, experiment: Experiment, folder: StudyFolder, 
     database.set_user_attr("warm", asdict(facts.warm))
     database.set_user_attr("averages", True)
     database.set_user_attr("schema", SCHEMA.number)
-    database.set_user_attr("question", question(experiment, methods))

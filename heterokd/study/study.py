@@ -25,18 +25,18 @@ import optuna
 from heterokd.config.experiment import Experiment
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import NOT_FINITE, TrialStatus, read_status
-from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment, method_space
+from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition
-from heterokd.study.initial_trials import list_starts
 from heterokd.study.ledger import Ledger
 from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
 from heterokd.study.pruner import Pruner, checkpoint_epochs, compared
 from heterokd.study.ranked_config import RankedConfig
-from heterokd.study.sampler import Sampler, has_freedom
+from heterokd.study.sampler import Sampler
 from heterokd.study.schedule import Schedule
+from heterokd.study.search_space import SearchSpace
 from heterokd.study.storage import StudyFacts, open_database, read_facts
 from heterokd.study.summary import SUMMARY_LEADERS, HarmfulTrial, StudySummary, summarise
 from heterokd.study.trials import TrialRecord, Trials
@@ -51,6 +51,8 @@ class StudyOptions:
         storage: `memory` begins a study that is not kept, and touches no file (a simulated search).
         clock: the time in seconds, by which budgets of time are counted.
         devices: that one training keeps busy: GPUs, or a share of one; without any, 1.
+        space: of an experiment that agrees with the study; None: it is made and compared here, which imports the
+            methods.
         pruner: in place of the one that the experiment asks for.
         sampler: in place of the one that the experiment asks for.
     """
@@ -59,6 +61,7 @@ class StudyOptions:
     storage: Literal["disk", "memory"] = "disk"
     clock: Callable[[], float] = time.time
     devices: float = 1.0
+    space: SearchSpace | None = None
     pruner: Pruner | None = None
     sampler: Sampler | None = None
 
@@ -82,19 +85,20 @@ class Study:
         """
         self.folder, self.facts = folder, read_facts(database)
         self.experiment = experiment = experiment.without(self.facts.left_out)
+        space = options.space or SearchSpace.of(experiment, self.facts, folder)
         self._pruner = options.pruner or make_pruner(experiment)
         self._trials = trials = Trials(
-            database, is_kept=options.storage == "disk", every_epoch=self._pruner.every_epoch
+            database,
+            is_kept=options.storage == "disk",
+            every_epoch=self._pruner.every_epoch,
+            identity=space.identity,
         )
-        # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
-        # sampler's options, a good baseline would be proposed again and again in place of something new.
-        spaces = {method: method_space(experiment, method, self.facts.excluded) for method in self.facts.methods}
-        spaces = {method: space for method, space in spaces.items() if has_freedom(space)}
         sampler = options.sampler or make_sampler(experiment, len(self.facts.methods), len(trials))
-        self._proposer = Proposer(experiment, self.facts, trials, spaces, sampler)
+        self._proposer = Proposer(experiment, space, trials, sampler, self.facts.warm.ranks)
         self._ledger = Ledger(experiment, trials, options.clock, options.devices)
-        starts = list_starts(experiment, self.facts, folder)
-        self._schedule = Schedule(experiment, self.facts, trials, self._ledger, starts, has_samples=bool(spaces))
+        self._schedule = Schedule(
+            experiment, self.facts, trials, self._ledger, space, has_samples=self._proposer.has_samples
+        )
         self._halted: set[int] = set()  # told to stop because of the budget
 
     @classmethod
@@ -112,7 +116,11 @@ class Study:
         """
         options = options or StudyOptions()
         is_kept = options.storage == "disk"
-        study = cls(experiment, folder, open_database(experiment, folder, options.facts, is_kept=is_kept), options)
+        # Whoever made the space has compared the question: it takes the methods' classes.
+        database = open_database(
+            experiment, folder, options.facts, is_kept=is_kept, is_compared=options.space is not None
+        )
+        study = cls(experiment, folder, database, options)
         if is_kept:
             study._recover()
         return study
@@ -277,16 +285,16 @@ class Study:
         """Hand a trial out, for the first time or again."""
         self._ledger.begin(record.number)
         self._halted.discard(record.number)
-        recipe = self.experiment.recipe(record.sample, seed=None if record.confirms is None else record.seed)
         return Assignment(
-            record.number,
-            recipe,
-            record.sample,
-            record.origin,
-            record.confirms,
-            checkpoint_epochs(self.experiment, record.epochs),
-            self.experiment.search.budget.is_timed or self._pruner.every_epoch,
-            self.facts.costs.get(record.student, {}),
+            number=record.number,
+            experiment=self.experiment,
+            sample=record.sample,
+            origin=record.origin,
+            rungs=checkpoint_epochs(self.experiment, record.epochs),
+            confirms=record.confirms,
+            seed=None if record.confirms is None else record.seed,
+            is_timed=self.experiment.search.budget.is_timed or self._pruner.every_epoch,
+            costs=self.facts.costs.get(record.student, {}),
         )
 
     def _stop_reason(self, record: TrialRecord, epoch: int, value: float) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -39,7 +39,6 @@ class TrialRecord:
         sample: what was proposed.
         origin: how it came up.
         seed: of weights, order and views.
-        hash: of its recipe.
         epochs: of its recipe, trained to the end.
         student: its network.
         confirms: number of the trial that it repeats.
@@ -55,7 +54,6 @@ class TrialRecord:
     sample: dict[str, Scalar]
     origin: Origin
     seed: int
-    hash: str
     epochs: int
     student: str
     confirms: int | None
@@ -102,7 +100,7 @@ class Trials:
         every_epoch: whether Optuna's intermediate values are those of every epoch, which its pruners read; otherwise
             those of rungs.
         search: starts and samples that are (or were) trained, by number.
-        numbers: of these, by the hash of their recipes.
+        numbers: of these, by what decides their training, see `SearchSpace.identity`.
         confirmations: by the number of the trial that they repeat, what is trained on fresh seeds.
         baselines: by epoch, those of the search without a teacher that have reported there.
         counts: how many of the search have each status, and why they were stopped.
@@ -110,8 +108,16 @@ class Trials:
         known_in_a_row: how many of the last samples an earlier trial had already.
     """
 
-    def __init__(self, database: optuna.Study, *, is_kept: bool, every_epoch: bool = False) -> None:
+    def __init__(
+        self,
+        database: optuna.Study,
+        *,
+        is_kept: bool,
+        every_epoch: bool = False,
+        identity: Callable[[Mapping[str, Scalar]], Hashable] = lambda sample: tuple(sorted(sample.items())),
+    ) -> None:
         """Read them all."""
+        self._identity = identity
         self.database = database
         self.memory = database
         self.every_epoch = every_epoch
@@ -122,7 +128,7 @@ class Trials:
                 self.memory._storage.set_study_system_attr(self.memory._study_id, key, value)
         self._attrs = self._study_attrs()
         self.search: list[TrialRecord] = []
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[Hashable, int] = {}
         self.confirmations: dict[int, list[TrialRecord]] = {}
         self.baselines: dict[int, list[TrialRecord]] = {}
         self.counts: Counter[tuple[TrialStatus, str | None]] = Counter()
@@ -271,7 +277,6 @@ class Trials:
             sample=dict(attrs["sample"]),
             origin=attrs["origin"],
             seed=attrs["seed"],
-            hash=attrs["hash"],
             epochs=attrs["epochs"],
             student=attrs["student"],
             confirms=attrs["confirms"],
@@ -287,7 +292,7 @@ class Trials:
             self.confirmations.setdefault(record.confirms, []).append(record)
         elif record.duplicate_of is None:
             self.search.append(record)
-            self.numbers[record.hash] = record.number
+            self.numbers[self._identity(record.sample)] = record.number
             self.known_in_a_row = 0
             self._tally(record, 1)
             for epoch in record.reports:

@@ -16,7 +16,7 @@ from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.priors import method_prior
+from heterokd.study.priors import expected_ranks, method_prior
 from heterokd.study.progress import StudyProgress
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study, StudyOptions
@@ -160,10 +160,8 @@ def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
 
 
 def test_what_other_studies_say_of_methods_fades() -> None:
-    experiment = make_experiment()
-    methods = ("kd", "dkd")
-    early = method_prior(experiment, methods, 0, {"dkd": 0.0, "kd": 1.0})
-    late = method_prior(experiment, methods, 20, {"dkd": 0.0, "kd": 1.0})
+    ranks = expected_ranks(make_experiment(), ("kd", "dkd"))
+    early, late = (method_prior(ranks, 0.0, finished, {"dkd": 0.0, "kd": 1.0}) for finished in (0, 20))
     assert early["dkd"] > early["kd"] > 0
     assert sum(early.values()) == pytest.approx(0.5)
     assert sum(late.values()) < 0.001

@@ -343,13 +343,12 @@ def test_a_method_with_two_published_settings_starts_twice_also_after_a_restart(
 
 def test_the_prior_is_off_unless_asked_for_and_fades() -> None:
     methods = ("kd", "dist", "hcd", "rsd")
-    assert method_prior(make_experiment("digits"), methods, 0) == {}
-    experiment = make_experiment("digits", prior_weight=0.5)
-    first, later = method_prior(experiment, methods, 0), method_prior(experiment, methods, 4 * len(methods))
+    ranks = expected_ranks(make_experiment("digits"), methods)
+    assert method_prior(ranks, 0.0, 0) == {}
+    first, later = method_prior(ranks, 0.5, 0), method_prior(ranks, 0.5, 4 * len(methods))
     assert sum(first.values()) == pytest.approx(0.5)
     assert sum(later.values()) == pytest.approx(0.5 * math.exp(-4))
     assert first["hcd"] > first["kd"] > 0, "no method is shut out"
-    ranks = expected_ranks(experiment, methods)
     assert first["hcd"] / first["kd"] == pytest.approx(math.exp(priors.SHARPNESS * (ranks["kd"] - ranks["hcd"])))
 
 
