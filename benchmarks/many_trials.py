@@ -28,6 +28,7 @@ from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.search_space import open_space
 from heterokd.study.study import Study
 from heterokd.study.summary import StudySummary
 from heterokd.training.precision import device_name
@@ -90,7 +91,9 @@ def whole_path(trials: int) -> dict[str, Any]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        summary = run_study(SearchJob(experiment, root), runs, listener=listener, run=train_nothing)
+        summary = run_study(
+            SearchJob(experiment, root, open_space(experiment, folder)), runs, listener=listener, run=train_nothing
+        )
         last = time.monotonic()
         runs.finish(summary)
         found = [

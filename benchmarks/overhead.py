@@ -22,6 +22,7 @@ from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.search_space import open_space
 from heterokd.study.summary import StudySummary
 from heterokd.training.precision import device_name
 
@@ -61,7 +62,9 @@ def measure(trials: int, seconds: float, epochs: int) -> dict[str, float]:
         folder = root.study(experiment.name)
         folder.path.mkdir(parents=True)
         runs = open_runs(experiment, folder, root)
-        run_study(SearchJob(experiment, root), runs, listener=listener, run=sleep_through)
+        run_study(
+            SearchJob(experiment, root, open_space(experiment, folder)), runs, listener=listener, run=sleep_through
+        )
         slept = [float(trial.snapshot.metrics["time/slept"]) for trial in folder.trials()]
         snapshots = [trial.snapshot for trial in folder.trials()]
         spans = sorted((one.began or 0.0, one.ended or 0.0) for one in snapshots)

@@ -31,7 +31,8 @@ from heterokd.students.registry import log_student, register
 from heterokd.study.plugins import check_plugins
 from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
-from heterokd.study.storage import StudyFacts, open_database
+from heterokd.study.search_space import open_space
+from heterokd.study.storage import StudyFacts
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
@@ -91,16 +92,16 @@ def search(
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The database first: a study that another process has begun meanwhile is refused before its file changes.
-        open_database(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.facts, warm))
+        space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.facts, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(
             SearchJob(
                 experiment=experiment,
                 workspace=root,
+                space=space,
                 asked=asked,
                 weights=weights,
-                excluded=excluded,
                 caches=caches,
                 seconds_before=time.monotonic() - began,
             ),

@@ -19,10 +19,12 @@ from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunRecipe, run_recipe
 from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
+from heterokd.execution.study_actor import StudyActor
 from heterokd.execution.study_sync import FromStore
-from heterokd.execution.trial import StudyActor, TrialJob, run_trial
+from heterokd.execution.trial import TrialJob, run_trial
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.search_space import SearchSpace
 from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache.locks import hold
 from heterokd.tracking.tracker import Tracker
@@ -35,18 +37,18 @@ class SearchJob:
     Attributes:
         experiment: the experiment, without the students that are over a limit.
         workspace: where state lives.
+        space: the study's search space, see `open_space`.
         asked: the experiment as the study was created with it; None: `experiment`.
         weights: by network, files of the prepared teachers' weights.
-        excluded: methods that cannot exist for the pair, with the reasons; see `check_experiment`.
         caches: the teachers' caches, built while the first trials run; without any, trials read the complete ones.
         seconds_before: time that the search has taken already; it counts towards its budget.
     """
 
     experiment: Experiment
     workspace: Workspace
+    space: SearchSpace
     asked: Experiment | None = None
     weights: Mapping[str, Path | None] = field(default_factory=dict)
-    excluded: Mapping[str, str] = field(default_factory=dict)
     caches: Sequence[CacheBuild] = ()
     seconds_before: float = 0.0
 
@@ -101,7 +103,7 @@ def run_study(
                 from heterokd.execution.workers import OnWorkers  # with Ray Train, which other searches need not load
 
                 run = OnWorkers(cluster, experiment.search.max_failures)
-            actor = _start_actor(job, devices=cluster.gpus or 1.0)
+            actor = start_actor(job, devices=cluster.gpus or 1.0)
             for trial in folder.trials():
                 sync.put(trial)
             trainable = tune.with_parameters(
@@ -157,7 +159,7 @@ def run_study(
     return summary
 
 
-def _start_actor(job: SearchJob, devices: float) -> Any:
+def start_actor(job: SearchJob, devices: float) -> Any:
     """Start the study's actor on this machine, where the study's database lies."""
     here = ray.get_runtime_context().get_node_id()
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -167,7 +169,7 @@ def _start_actor(job: SearchJob, devices: float) -> Any:
         .remote(
             (job.asked or job.experiment).model_dump_json(),
             job.folder.path.resolve(),
-            dict(job.excluded),
+            job.space,
             devices,
             job.seconds_before,
         )

@@ -1,4 +1,4 @@
-"""What runs in a search's Ray processes: the actor that holds the study, and the trials.
+"""Run one trial in its Ray process.
 
 Separate from `driver`, so that a trial's process does not import MLflow and other libraries of the driver.
 """
@@ -11,11 +11,10 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.execution.ray_connection import is_preempted
@@ -23,14 +22,11 @@ from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
-from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
-from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.precision import default_device
 
@@ -60,58 +56,6 @@ class TrialJob:
         if teacher not in self.shared_views:
             return "found"
         return "shared" if self.shared_views[teacher] == (recipe.training.seed, recipe.views) else "built"
-
-
-class StudyActor:
-    """Ray actor that holds the study."""
-
-    def __init__(
-        self, experiment: str, folder: Path, excluded: dict[str, str], devices: float = 1.0, before: float = 0.0
-    ) -> None:
-        """Open the study.
-
-        Args:
-            experiment: the experiment, as JSON.
-            folder: folder of the study.
-            excluded: methods that cannot exist for the pair, with the reason.
-            devices: number of devices per trial.
-            before: seconds that this search has already taken on a device (its teacher's fit).
-        """
-        self.study = Study.open(
-            Experiment.model_validate_json(experiment),
-            StudyFolder(folder),
-            StudyOptions(StudyFacts(excluded), devices=devices),
-        )
-        self.study.spending.pass_time(before, running=1)
-        self.running: dict[int, Assignment] = {}
-
-    def next(self) -> Assignment | Literal["wait"] | None:
-        """Return the next training to run."""
-        following = self.study.next()
-        if isinstance(following, Assignment):
-            self.running[following.number] = following
-        return following
-
-    def assignment(self, number: int) -> Assignment | None:
-        """Return the assignment of a running trial; None if the trial has already finished."""
-        return self.running.get(number)
-
-    def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
-        """Record a trial's metrics at a rung; return whether it continues."""
-        return self.study.report(number, epoch, metrics, curve)
-
-    def why(self, number: int) -> str | None:
-        """Return why a trial was stopped."""
-        return self.study.why(number)
-
-    def finish(self, number: int, status: TrialStatus, metrics: dict[str, float], error: str | None) -> None:
-        """Record the end of a trial."""
-        self.study.finish(number, status, metrics, error)
-        self.running.pop(number, None)
-
-    def summary(self) -> StudySummary:
-        """Summarise the study so far."""
-        return self.study.summary()
 
 
 def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:

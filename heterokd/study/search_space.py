@@ -15,7 +15,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import method_space, teachers_of
 from heterokd.study.initial_trials import Start, list_starts
 from heterokd.study.priors import expected_ranks
-from heterokd.study.storage import StudyFacts
+from heterokd.study.storage import StudyFacts, open_database, read_facts
 
 UNSHARED = ("training.workers", "training.gpus_per_worker")
 """Settings that do not change what is trained."""
@@ -70,6 +70,21 @@ class SearchSpace:
         """What decides the training that a sample describes: equal for two samples of the same recipe."""
         values = {**self.defaults[str(sample["method"])], **sample}
         return tuple((key, values[key]) for key in sorted(values) if key not in UNSHARED)
+
+
+def open_space(experiment: Experiment, folder: StudyFolder, facts: StudyFacts | None = None) -> SearchSpace:
+    """Open or create the study in a folder; return its space.
+
+    Args:
+        experiment: the question.
+        folder: of the study.
+        facts: for a new study.
+
+    Raises:
+        StudyError: see `open_database` and `SearchSpace.of`.
+    """
+    kept = read_facts(open_database(experiment, folder, facts or StudyFacts()))
+    return SearchSpace.of(experiment.without(kept.left_out), kept, folder)
 
 
 def _defaults(experiment: Experiment, method: str) -> dict[str, Scalar]:
