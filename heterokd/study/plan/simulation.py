@@ -176,7 +176,6 @@ class _Trainings:
             "sample": {"method": method},
             "origin": origin,
             "seed": 0,
-            "hash": "",
             "epochs": self._counts.epochs,
             "student": student,
             "confirms": None,
