@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from heterokd.config import load_experiment
+from heterokd.config.reading import load_experiment
 from heterokd.execution.executor import SearchJob, start_actor
 from heterokd.execution.ray_settings import ray
 from heterokd.storage.trial_status import TrialStatus
