@@ -25,7 +25,8 @@ from heterokd.cli.catalogue import STEP_COSTS
 from heterokd.config.methods import methods_of
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
-from heterokd.networks.network import Network, build_network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.training.distiller import Distiller
 from heterokd.training.optim import build_optimizer

@@ -19,7 +19,8 @@ import yaml
 from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.methods import BASELINE
-from heterokd.networks.network import AnyNetwork, Network, build_network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
 from heterokd.storage.files import write_text

@@ -14,10 +14,9 @@ linear layer. resnet20 and shufflenet_v2 have three stages of blocks: their firs
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -26,9 +25,11 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torchvision.models import shufflenetv2
 
+from heterokd.networks.body_types import FeatureInfo, TimmBody
 
-class _Averaging(nn.Module, ABC):
-    """Base class with timm's interface; the head is the mean over positions and the linear layer `fc`."""
+
+class _Averaging(TimmBody):
+    """Network whose head is the mean over positions and the linear layer `fc`."""
 
     num_features: int
     fc: nn.Linear
@@ -56,6 +57,13 @@ class _Averaging(nn.Module, ABC):
         return self.forward_head(self.forward_features(x))
 
 
+def _feature_info(widths: tuple[int, ...], strides: tuple[int, ...], modules: tuple[str, ...]) -> list[FeatureInfo]:
+    return [
+        {"num_chs": width, "reduction": stride, "module": module}
+        for width, stride, module in zip(widths, strides, modules, strict=True)
+    ]
+
+
 def _initialise(network: nn.Module) -> None:
     """Initialise convolutions as He et al. 2015 (fan out); norms keep 1 and 0."""
     for module in network.modules():
@@ -81,7 +89,7 @@ class VGG8(_Averaging):
         self.num_classes = num_classes
         self.num_features = widths[-1]
         layers: list[nn.Module] = []
-        self.feature_info: list[dict[str, Any]] = []
+        self.feature_info = []
         channels, stride = 3, 1
         for number, width in enumerate(widths):
             if number in (1, 2, 3) or (number == 4 and img_size >= 64):
@@ -126,10 +134,7 @@ class ResNet20(_Averaging):
         self.layer2 = _residual_stage(widths[1], widths[2], blocks, stride=2)
         self.layer3 = _residual_stage(widths[2], widths[3], blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
-        self.feature_info = [
-            {"num_chs": width, "reduction": stride, "module": module}
-            for width, stride, module in zip(widths, (1, 1, 2, 4), ("stem", "layer1", "layer2", "layer3"), strict=True)
-        ]
+        self.feature_info = _feature_info(widths, (1, 1, 2, 4), ("stem", "layer1", "layer2", "layer3"))
         _initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -168,15 +173,11 @@ class ShuffleNetV2(_Averaging):
             self.add_module(name, part)
         self.num_classes = num_classes
         self.num_features = stages_out_channels[-1]
-        self.feature_info = [
-            {"num_chs": width, "reduction": stride, "module": module}
-            for width, stride, module in zip(
-                (stages_out_channels[0], *stages_out_channels[:4]),
-                (2, 4, 8, 16, 32),
-                ("conv1", "maxpool", "stage2", "stage3", "stage4"),
-                strict=True,
-            )
-        ]
+        self.feature_info = _feature_info(
+            (stages_out_channels[0], *stages_out_channels[:4]),
+            (2, 4, 8, 16, 32),
+            ("conv1", "maxpool", "stage2", "stage3", "stage4"),
+        )
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Compute the last map [B, D, H / 32, W / 32] of images [B, 3, H, W]."""
@@ -185,68 +186,68 @@ class ShuffleNetV2(_Averaging):
         return x
 
 
-def _config(**changes: Any) -> dict[str, Any]:
+def _config(first_conv: str, **changes: object) -> dict[str, object]:
     return {
         "url": "",
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
         "classifier": "fc",
         **changes,
     }
 
 
-_swin_config = partial(_config, fixed_input_size=True, first_conv="patch_embed.proj", classifier="head.fc")
-_tiny_config = partial(_config, input_size=(3, 32, 32))
-
+_swin_config = _config("patch_embed.proj", fixed_input_size=True, classifier="head.fc")
 default_cfgs = generate_default_cfgs(  # timm reads this name
     {
-        "swin_pico.untrained": _swin_config(),
-        "swin_nano.untrained": _swin_config(),
-        "vgg8.untrained": _tiny_config(first_conv="features.0"),
-        "resnet20.untrained": _tiny_config(first_conv="stem.conv"),
-        "shufflenet_v2.untrained": _config(first_conv="conv1.0"),
+        "swin_pico.untrained": _swin_config,
+        "swin_nano.untrained": _swin_config,
+        "vgg8.untrained": _config("features.0", input_size=(3, 32, 32)),
+        "resnet20.untrained": _config("stem.conv", input_size=(3, 32, 32)),
+        "shufflenet_v2.untrained": _config("conv1.0"),
     }
 )
+_build: Callable[..., nn.Module] = build_model_with_cfg
 
 
-def _swin(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    two: dict[str, Any] = {"patch_size": 4, "window_size": 7, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
-    network: nn.Module = build_model_with_cfg(SwinTransformer, name, pretrained, **(two | options))
-    return network
-
-
-def _averaging(kind: type[_Averaging], name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    network: nn.Module = build_model_with_cfg(kind, name, pretrained, kwargs_filter=("in_chans",), **options)
-    return network
+def _swin(name: str, embed_dim: int, pretrained: bool, options: dict[str, object]) -> nn.Module:
+    defaults: dict[str, object] = {
+        "embed_dim": embed_dim,
+        "patch_size": 4,
+        "window_size": 7,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (2, 4, 8, 16),
+    }
+    return _build(SwinTransformer, name, pretrained, **(defaults | options))
 
 
 @register_model
-def swin_pico(pretrained: bool = False, **options: Any) -> nn.Module:
+def swin_pico(pretrained: bool = False, **options: object) -> nn.Module:
     """Swin-P: 48-96-192-384 channels."""
-    return _swin("swin_pico", pretrained, {"embed_dim": 48} | options)
+    return _swin("swin_pico", 48, pretrained, options)
 
 
 @register_model
-def swin_nano(pretrained: bool = False, **options: Any) -> nn.Module:
+def swin_nano(pretrained: bool = False, **options: object) -> nn.Module:
     """Swin-N: 64-128-256-512 channels."""
-    return _swin("swin_nano", pretrained, {"embed_dim": 64} | options)
+    return _swin("swin_nano", 64, pretrained, options)
 
 
 @register_model
-def vgg8(pretrained: bool = False, **options: Any) -> nn.Module:
+def vgg8(pretrained: bool = False, **options: object) -> nn.Module:
     """See `VGG8`."""
-    return _averaging(VGG8, "vgg8", pretrained, options)
+    return _build(VGG8, "vgg8", pretrained, kwargs_filter=("in_chans",), **options)
 
 
 @register_model
-def resnet20(pretrained: bool = False, **options: Any) -> nn.Module:
+def resnet20(pretrained: bool = False, **options: object) -> nn.Module:
     """See `ResNet20`."""
-    return _averaging(ResNet20, "resnet20", pretrained, options)
+    return _build(ResNet20, "resnet20", pretrained, kwargs_filter=("in_chans",), **options)
 
 
 @register_model
-def shufflenet_v2(pretrained: bool = False, **options: Any) -> nn.Module:
+def shufflenet_v2(pretrained: bool = False, **options: object) -> nn.Module:
     """See `ShuffleNetV2`."""
-    return _averaging(ShuffleNetV2, "shufflenet_v2", pretrained, options)
+    return _build(ShuffleNetV2, "shufflenet_v2", pretrained, kwargs_filter=("in_chans",), **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -19,6 +20,7 @@ from torch import nn
 
 import heterokd.networks.architectures  # noqa: F401 - registers its networks with timm
 from heterokd.errors import NetworkError, did_you_mean
+from heterokd.networks.body_types import TimmBody
 from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
 
 PATIENCE = 5.0
@@ -51,7 +53,22 @@ def no_weights(name: str) -> str | None:
     return None
 
 
-def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False) -> Any:
+def options_as_json(name: str, num_classes: int, options: Mapping[str, object] | None, image_size: int | None) -> str:
+    """Check the arguments of a network, and return its options as a key for caches.
+
+    Raises:
+        NetworkError: a number is not positive, or the options are not JSON.
+    """
+    for key, value in (("num_classes", num_classes), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise NetworkError(f"network {name!r}: {key} must be at least 1, got {value}")
+    try:
+        return json.dumps(dict(options or {}), sort_keys=True)
+    except TypeError as error:
+        raise NetworkError(f"network {name!r}: options must be numbers, words and lists of them ({error})") from error
+
+
+def create_body(name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool = False) -> TimmBody:
     """Build the plain timm module.
 
     Raises:
@@ -61,22 +78,34 @@ def create_body(name: str, num_classes: int, arguments: Mapping[str, Any], pretr
     if not timm.is_model(architecture):
         raise NetworkError(f"network {name!r} is not one of timm's: {did_you_mean(architecture, timm.list_models())}")
     try:
-        return _create(name, num_classes, arguments, pretrained)
+        return cast(TimmBody, _create(name, num_classes, arguments, pretrained))
     except Exception as error:  # timm's constructors raise whatever their layers raise
-        unknown = re.search(r"unexpected keyword argument(?:\(s\))?\W+(\w+)", str(error))
-        if unknown and unknown[1] in arguments:
+        unknown = unknown_argument(error)
+        if unknown in arguments:
             raise NetworkError(
-                f"network {name!r} has no option {unknown[1]!r}; its options: {', '.join(timm_options(name))}"
+                f"network {name!r} has no option {unknown!r}; its options: {', '.join(timm_options(name))}"
             ) from error
-        sentence = f"{str(error).strip().split(chr(10), 1)[0]} ({type(error).__name__})"
+        sentence = f"{first_line(error)} ({type(error).__name__})"
         if pretrained:
             raise NetworkError(f"network {name!r}: its pretrained weights cannot be loaded: {sentence}") from error
         raise NetworkError(f"network {name!r} cannot be built with options {dict(arguments)}: {sentence}") from error
 
 
-def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Any:
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def unknown_argument(error: Exception) -> str | None:
+    """Return the name of the argument that a constructor does not take, or None if the exception has another cause."""
+    found = re.search(r"unexpected keyword argument(?:\(s\))?\W+(\w+)", str(error))
+    return found[1] if found else None
+
+
+def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool) -> nn.Module:
+    create_model: Callable[..., nn.Module] = timm.create_model
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
+        return create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
     except TypeError as error:
         if "multiple values for keyword argument" not in str(error):
             raise
@@ -85,17 +114,20 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
     architecture, _, tag = name.partition(".")
     entry = model_entrypoint(architecture)
     namespace = vars(sys.modules[entry.__module__])
-    copied: dict[str, Any] = dict(namespace)
+    copied: dict[str, object] = dict(namespace)
     for key, value in namespace.items():
         if isinstance(value, FunctionType) and value.__globals__ is namespace:
-            copied[key] = FunctionType(value.__code__, copied, key, value.__defaults__, value.__closure__)
-            copied[key].__kwdefaults__ = value.__kwdefaults__
+            function = FunctionType(value.__code__, copied, key, value.__defaults__, value.__closure__)
+            function.__kwdefaults__ = value.__kwdefaults__
+            copied[key] = function
+    build_model: Callable[..., nn.Module] = build_model_with_cfg
 
-    def build(*args: Any, **kwargs: Any) -> Any:
-        return build_model_with_cfg(*args, **(kwargs | dict(arguments)))
+    def build(*args: object, **kwargs: object) -> nn.Module:
+        return build_model(*args, **(kwargs | dict(arguments)))
 
     copied["build_model_with_cfg"] = build
-    return copied[entry.__name__](pretrained=pretrained, num_classes=num_classes, pretrained_cfg=tag or None)
+    create = cast(Callable[..., nn.Module], copied[entry.__name__])
+    return create(pretrained=pretrained, num_classes=num_classes, pretrained_cfg=tag or None)
 
 
 def timm_options(name: str) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import timm
 import torch
@@ -15,6 +14,7 @@ from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from heterokd.errors import PairError
+from heterokd.networks.body_types import Normalisation, SegmentationBody
 from heterokd.networks.segmentation_bodies import (
     SegmentationLayout,
     classify,
@@ -40,18 +40,16 @@ class SegmentationNetwork(nn.Module):
             as for Swin, whose windows torch.export cannot trace with dynamic sides.
     """
 
-    body: Any  # an nn.Module with smp's encoder, decoder and segmentation_head
     mean: Tensor
     std: Tensor
 
     def __init__(
         self,
         name: str,
-        body: nn.Module,
+        body: SegmentationBody,
         layout: SegmentationLayout,
-        mean: Sequence[float],
-        std: Sequence[float],
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
+        normalisation: Normalisation,
     ) -> None:
         super().__init__()
         self.name = name
@@ -60,8 +58,8 @@ class SegmentationNetwork(nn.Module):
         self.multiple = layout.multiple
         self.any_size = "img_size" not in layout.arguments
         self.spec: OutputSpec = layout.spec
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        for key, values in zip(("mean", "std"), normalisation, strict=True):
+            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`.
@@ -108,8 +106,7 @@ class SegmentationNetwork(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last classifier, a convolution over the embedding, without encoder and decoder."""
-        classifier: nn.Module = self.body.segmentation_head[0]
-        return classifier
+        return self.body.segmentation_head[0]
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -171,35 +168,18 @@ def _pad_alike(module: nn.Module) -> None:
 def build_segmentation(
     name: str,
     num_classes: int,
-    options: Mapping[str, Any] | None = None,
-    pretrained: bool = False,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    options: Mapping[str, object] | None,
+    pretrained: bool,
+    image_size: int | None,
+    normalisation: Normalisation | None,
 ) -> SegmentationNetwork:
-    """Build a segmentation network; the arguments are those of `build_network`.
-
-    Args:
-        name: `{architecture}-{encoder}`: see `segmentation_names`.
-        num_classes: K of the logits.
-        options: arguments of smp's class, such as `{"encoder_output_stride": 8, "decoder_channels": 64}`, and for
-            timm's encoders also timm's arguments. DeepLabV3 and V3+ dilate their encoder as smp does by default (to a
-            stride of 8 and 16) if it can be dilated; attention encoders, including MiT and PVT, keep a stride of 32.
-        pretrained: whether to load the encoder's ImageNet weights; the decoder starts from random weights.
-        image_size: pixels of the training crops; None: 512.
-        mean: mean per channel, of images in [0, 1]; None: that of the encoder's weights.
-        std: standard deviation, as `mean`.
-
-    Raises:
-        NetworkError: architecture, encoder or option is unknown, they are incompatible, or weights are missing.
-    """
+    """Build a segmentation network: see `heterokd.networks.network.build_network`."""
     layout = lay_out(name, num_classes, options, image_size)
     body = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
-    own_mean, own_std = _statistics(name)
-    return SegmentationNetwork(name, body, layout, mean or own_mean, std or own_std, options or {})
+    return SegmentationNetwork(name, body, layout, options or {}, normalisation or _statistics(name))
 
 
-def _statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
+def _statistics(name: str) -> Normalisation:
     """Return mean and deviation of the training images of the encoder's weights."""
     _, encoder = split_name(name)
     config = None if encoder in smp_encoders() else timm.get_pretrained_cfg(encoder, allow_unregistered=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterokd.errors import NetworkError, did_you_mean
-from heterokd.networks.bodies import timm_options
+from heterokd.networks.bodies import first_line, options_as_json, timm_options, unknown_argument
+from heterokd.networks.body_types import SegmentationBody
 from heterokd.networks.segmentation_names import UNDILATED, smp_class, smp_encoders, split_name
 from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 
@@ -27,7 +27,6 @@ DILATED = ("deeplabv3", "deeplabv3plus")  # architectures that reduce the stride
 _INITIAL = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 # smp's arguments that the name, the data set or this package determines
 _DECIDED = {
-    "self",
     "encoder_name",
     "encoder_weights",
     "in_channels",
@@ -49,7 +48,7 @@ class SegmentationLayout:
         spec: shapes of the outputs.
     """
 
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     multiple: int
     spec: OutputSpec
 
@@ -60,34 +59,35 @@ class _WithoutValues(TorchFunctionMode):
     A linspace is computed on the CPU, since MiT's constructor reads its numbers.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if args and getattr(func, "__name__", "") in _INITIAL:  # a method of the tensor, not of nn.init
             return args[0]
-        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
+        device = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **device})
 
 
 def lay_out(
-    name: str, num_classes: int, options: Mapping[str, Any] | None, image_size: int | None
+    name: str, num_classes: int, options: Mapping[str, object] | None, image_size: int | None
 ) -> SegmentationLayout:
     """Determine arguments and output shapes of a network from its structure; cached, without weights or memory.
 
     Raises:
         NetworkError: architecture, encoder or option is unknown, or they are incompatible.
     """
-    if num_classes < 1 or (image_size is not None and image_size < 1):
-        key, value = ("num_classes", num_classes) if num_classes < 1 else ("image_size", image_size)
-        raise NetworkError(f"network {name!r}: {key} must be at least 1, got {value}")
-    try:
-        frozen = json.dumps(dict(options or {}), sort_keys=True)
-    except TypeError as error:
-        raise NetworkError(f"network {name!r}: options must be numbers, words and lists of them ({error})") from error
-    return _lay_out(name, num_classes, frozen, image_size or DEFAULT_SIZE)
+    key = options_as_json(name, num_classes, options, image_size)
+    return _lay_out(name, num_classes, key, image_size or DEFAULT_SIZE)
 
 
 @lru_cache(maxsize=256)
 def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> SegmentationLayout:
     architecture, encoder = split_name(name)
-    arguments: dict[str, Any] = json.loads(options)
+    arguments: dict[str, object] = json.loads(options)
     known = _options_of(architecture, encoder)
     for key in arguments:
         if key not in known:
@@ -110,19 +110,19 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
 
 
 def create_segmentation_body(
-    name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool = False
-) -> Any:
+    name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool = False
+) -> SegmentationBody:
     """Build the plain smp module.
 
     Raises:
         NetworkError: an option is impossible, or the encoder's pretrained weights cannot be downloaded.
     """
     try:
-        return _create(name, num_classes, arguments, pretrained)
+        return cast(SegmentationBody, _create(name, num_classes, arguments, pretrained))
     except NetworkError:
         raise
     except Exception as error:  # smp's and timm's constructors raise whatever their layers raise
-        sentence = f"{str(error).strip().split(chr(10), 1)[0]} ({type(error).__name__})"
+        sentence = f"{first_line(error)} ({type(error).__name__})"
         if pretrained:
             raise NetworkError(f"network {name!r}: its encoder's weights cannot be loaded: {sentence}") from error
         if isinstance(error, ValueError) and "downsampling pattern" in str(error):
@@ -130,24 +130,22 @@ def create_segmentation_body(
                 f"network {name!r}: its encoder does not give maps at strides 4, 8, 16 and 32; "
                 "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2 or Swin instead"
             ) from error
-        unknown = re.search(r"unexpected keyword argument(?:\(s\))?\W+(\w+)", str(error))
-        if unknown and unknown[1] == "output_stride":
+        if unknown_argument(error) == "output_stride":
             raise _cannot_dilate(name, arguments) from error
         raise NetworkError(f"network {name!r} cannot be built with options {dict(arguments)}: {sentence}") from error
 
 
-def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Any:
+def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool) -> nn.Module:
     architecture, encoder = split_name(name)
-    own = encoder in smp_encoders()
-    encoder_name = encoder if own else f"tu-{encoder}"
-    weights = ("imagenet" if own else True) if pretrained else None
+    of_smp = encoder in smp_encoders()
+    encoder_name = encoder if of_smp else f"tu-{encoder}"
+    weights = ("imagenet" if of_smp else True) if pretrained else None
     arguments = dict(arguments)
     if architecture not in DILATED or arguments.get("encoder_output_stride") != UNDILATED:
         return smp_class(architecture)(encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
 
     del arguments["encoder_output_stride"]
-    parameters = inspect.signature(smp_class(architecture)).parameters
-    defaults = {key: parameter.default for key, parameter in parameters.items() if key not in _DECIDED}
+    defaults = _arguments_of(architecture)
     if arguments.pop("encoder_depth", 5) != 5:
         raise NetworkError(f"network {name!r}: encoder_depth must be 5 where encoder_output_stride is {UNDILATED}")
     decoder = {
@@ -163,11 +161,17 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, Any], pretraine
 
 def _options_of(architecture: str, encoder: str) -> list[str]:
     """List the names of the options: smp's, and for an encoder from timm also timm's."""
-    known = [key for key in inspect.signature(smp_class(architecture).__init__).parameters if key not in _DECIDED]
+    known = list(_arguments_of(architecture))
     return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
 
 
-def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_size: int) -> tuple[int, OutputSpec]:
+def _arguments_of(architecture: str) -> dict[str, object]:
+    """Return the arguments of smp's class that may be set, with their defaults."""
+    parameters = inspect.signature(smp_class(architecture)).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in _DECIDED}
+
+
+def _measure(name: str, num_classes: int, arguments: Mapping[str, object], image_size: int) -> tuple[int, OutputSpec]:
     """Determine the multiple of the image's sides and the spec by a forward on the meta device."""
     with torch.device("meta"), _WithoutValues():
         body = create_segmentation_body(name, num_classes, arguments).eval()
@@ -193,10 +197,9 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, Any], image_si
                 hook.remove()
             classify(body, body.encoder(torch.empty(1, 3, side + multiple, side, device="meta")))
     except Exception as error:  # any layer may raise on a size
-        sentence = str(error).strip().split("\n", 1)[0]
         raise NetworkError(
             f"network {name!r} does not run on images of any size (tried {side} x {side} and {side + multiple} x "
-            f"{side}): {sentence}"
+            f"{side}): {first_line(error)}"
         ) from error
     if len(maps) < STAGES:
         raise NetworkError(f"network {name!r}: its encoder gives {len(maps)} maps, {STAGES} are needed (encoder_depth)")
@@ -222,7 +225,7 @@ def _kind(channels: int, attention: set[int]) -> Kind:
     return "attention" if channels in attention else "cnn"
 
 
-def _cannot_dilate(name: str, arguments: Mapping[str, Any]) -> NetworkError:
+def _cannot_dilate(name: str, arguments: Mapping[str, object]) -> NetworkError:
     return NetworkError(
         f"network {name!r}: its encoder keeps its stride of {UNDILATED} and cannot be dilated to "
         f"{arguments.get('encoder_output_stride', 'less')}: set options.encoder_output_stride to {UNDILATED} "
@@ -235,7 +238,7 @@ def stage_maps(features: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(y for y in features[1:] if y.shape[1])[-STAGES:]
 
 
-def classify(body: Any, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+def classify(body: SegmentationBody, features: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Compute logits [B, K, h, w] and embedding [B, D, h, w] at the decoder's stride, without smp's upsampling."""
     embedding: Tensor = body.decoder(features)
     logits: Tensor = body.segmentation_head[0](embedding)

@@ -7,11 +7,12 @@ network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
 
 import timm
+from torch import nn
 
 from heterokd.errors import NetworkError, did_you_mean
 
@@ -28,11 +29,12 @@ UNDILATED = 32  # stride of encoders without dilation
 _LEFT_OUT = ("timm-", "dpn", "inception", "xception")
 
 
-def smp_class(architecture: str) -> Any:
+def smp_class(architecture: str) -> Callable[..., nn.Module]:
     """Return smp's class of an architecture."""
     import segmentation_models_pytorch as smp
 
-    return getattr(smp, ARCHITECTURES[architecture])
+    found: Callable[..., nn.Module] = getattr(smp, ARCHITECTURES[architecture])
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
@@ -20,14 +19,15 @@ class UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not t
     and shapes of smp's class, since dilation changes no shape.
     """
 
+    # All arguments are smp's; the two mappings hold those of its encoder and of its decoder.
     def __init__(
         self,
         architecture: str,
         encoder: str,
         weights: str | bool | None,
         classes: int,
-        arguments: Mapping[str, Any],
-        decoder: Mapping[str, Any],
+        arguments: Mapping[str, object],
+        decoder: Mapping[str, object],
     ) -> None:
         super().__init__()
         self.encoder = get_encoder(encoder, weights=weights, **arguments)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 from timm.models import model_entrypoint
 from torch import nn
 
-from heterokd.networks.network import AnyNetwork, Network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import AnyNetwork
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 """timm's names of the two files."""
 
 
-def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, Any] | None:
+def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, object] | None:
     """Return the content of a network's config.json, in timm's format; None if timm does not know the network."""
     if not isinstance(network, Network):
         return None

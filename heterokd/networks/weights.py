@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from heterokd.errors import CheckpointError
-from heterokd.networks.network import AnyNetwork, Network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import AnyNetwork
 from heterokd.networks.segmentation import SegmentationNetwork
 
 
@@ -52,10 +53,10 @@ def load_weights(network: AnyNetwork, path: str | Path) -> None:
         raise CheckpointError(f"weights {path} are damaged or not a safetensors file: {error}") from error
     wanted = network.body.state_dict()
     if isinstance(network, SegmentationNetwork):
-        classifier = "segmentation_head.0"
+        classifier: str | tuple[str, ...] = "segmentation_head.0"
     else:
-        classifier = network.body.pretrained_cfg.get("classifier", ())
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        classifier = network.body.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else classifier
     for key in [*wanted, *found]:
         other = f"weights {path} are not of network {network.name!r}"
         if key not in found:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from heterokd.methods._projectors import Bridge
 from heterokd.methods.fcfd import CROSSINGS, FCFD, PATHS, BatchStatistics, ConvBridge, draw_paths, fcfd_loss, map_loss
 from heterokd.methods.kd import kd_loss
-from heterokd.networks.network import Network, build_network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Outputs, OutputSpec, StageSpec
 
 K, B = 5, 3

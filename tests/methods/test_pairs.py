@@ -16,7 +16,8 @@ from quick import cases
 
 from heterokd.errors import PairError
 from heterokd.methods import METHODS
-from heterokd.networks.network import Network, build_network, predict_spec
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import build_network, predict_spec
 from heterokd.outputs import IGNORE, Batch, Outputs, Signal
 from heterokd.training.distiller import Distiller
 from heterokd.training.task_modules import ClassificationTask, SegmentationTask

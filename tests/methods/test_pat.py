@@ -20,7 +20,8 @@ from heterokd.methods.pat import (
     pat_loss,
     sinusoids,
 )
-from heterokd.networks.network import Network, build_network
+from heterokd.networks.classifier import Network
+from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, OutputSpec, Signal, StageSpec
 
 K = 5

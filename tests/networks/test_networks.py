@@ -15,7 +15,8 @@ from quick import cases
 
 from heterokd.errors import CheckpointError, NetworkError, PairError
 from heterokd.networks.bodies import network_names, published_classes
-from heterokd.networks.network import Network, build_network, deployable, expected_negative, predict_spec
+from heterokd.networks.classifier import Network, expected_negative
+from heterokd.networks.network import build_network, deployable, predict_spec
 from heterokd.networks.splits import split_network, twelfths
 from heterokd.networks.weights import load_weights, save_weights, weights_hash
 from heterokd.outputs import EVERY_NETWORK, Signal, Tail
@@ -321,7 +322,7 @@ def test_image_size() -> None:
 
 
 def test_mean_and_std() -> None:
-    network = build_network("test_resnet", 3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    network = build_network("test_resnet", 3, normalisation=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
     images = torch.rand(1, 3, 160, 160)
     assert torch.allclose(network.normalise(images)[0, 1], (images[0, 1] - 0.2) / 0.5)
     config = build_network("test_resnet", 3).body.pretrained_cfg

@@ -147,7 +147,7 @@ def test_a_step_reaches_every_weight() -> None:
 def test_statistics_are_those_of_the_encoder() -> None:
     assert network_mean("fpn-resnet18") == pytest.approx([0.485, 0.456, 0.406])
     assert network_mean("fpn-test_resnet") == pytest.approx([0.5, 0.5, 0.5])  # as timm says
-    given = build_network("fpn-test_resnet", 2, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    given = build_network("fpn-test_resnet", 2, normalisation=((0.1, 0.2, 0.3), (1.0, 1.0, 1.0)))
     assert given.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert "mean" not in given.state_dict()
 

@@ -21,7 +21,7 @@ from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingError
-from heterokd.networks.network import Network
+from heterokd.networks.classifier import Network
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.export.parity import Parity

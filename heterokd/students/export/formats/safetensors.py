@@ -72,13 +72,13 @@ def open_exported(folder: str | Path) -> AnyNetwork:
     config: Any = read_json(folder / CONFIG).get("heterokd")
     if not isinstance(config, dict) or not {"network", "options", "num_classes", "image_size"} <= set(config):
         raise CheckpointError(f"{folder / CONFIG}: is missing or not that of an exported student; export it again")
+    mean, std = config.get("mean"), config.get("std")
     network = build_network(
         config["network"],
         config["num_classes"],
         config["options"],
         image_size=config["image_size"],
-        mean=config.get("mean"),
-        std=config.get("std"),
+        normalisation=(mean, std) if mean and std else None,
     )
     load_weights(network, folder / WEIGHTS)
     return network.eval()
