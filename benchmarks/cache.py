@@ -113,7 +113,7 @@ def build(pair: Pair, images: int, rounds: int) -> dict[str, float | None]:
     torch.manual_seed(0)
     network = build_network(pair.teacher, splits.num_classes, pair.options, image_size=pair.size)
     live = LiveTeacher(network.to(device))
-    batch = next(TrainLoader(splits.train, policy, pair.batch, views=1, device=device).epoch(0))
+    batch = next(TrainLoader(splits.train, ViewSpec(policy, views=1), pair.batch, device=device).epoch(0))
     live.outputs(batch, STORED)
     rates: dict[str, list[float]] = {"build": [], "forward": []}
     opened = []

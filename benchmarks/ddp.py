@@ -32,8 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 from heterokd import distributed as group
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
-from heterokd.datasets.io.loaders import TrainLoader
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.io.loaders import TrainLoader, Worker
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.execution.placement import plan_workers
 from heterokd.execution.ray_connection import connected
 from heterokd.methods import METHODS
@@ -122,9 +122,8 @@ def measure_all(pairs: list[str], rounds: int, steps: int) -> dict[str, Any]:
 def measure(pair: Pair, rounds: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Milliseconds of both kinds of step, and the median of the ratios of neighbours."""
     splits = load_dataset("digits", image_size=pair.size, labels_per_class=-(-pair.batch // 10))
-    loader = TrainLoader(
-        splits.train, POLICIES["digits"], pair.batch, rank=group.rank(), world_size=group.size(), device=device
-    )
+    views, worker = ViewSpec(POLICIES["digits"]), Worker(group.rank(), group.size())
+    loader = TrainLoader(splits.train, views, pair.batch, worker=worker, device=device)
     batch = next(loader.epoch(0)).to(device)
     torch.manual_seed(0)
     teacher = LiveTeacher(build_network(pair.teacher, splits.num_classes, pair.options, image_size=pair.size))

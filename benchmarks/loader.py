@@ -24,10 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from heterokd.datasets.io.image_files import FileImages, LabelledFiles
+from heterokd.datasets.io.images import ArrayImages, Images
 from heterokd.datasets.io.loaders import TrainLoader
 from heterokd.datasets.io.shared_pixels import shared_pixels
-from heterokd.datasets.io.split import ArrayImages, Images, Split
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.io.split import Split
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch
 from heterokd.training.optim import build_optimizer
@@ -106,7 +107,7 @@ def sources(folder: Path, case: dict[str, Any], size: int) -> Iterator[tuple[str
 def open_loader(case: dict[str, Any], images: Images, policy: str, device: str) -> TrainLoader:
     """Views of some images."""
     split = Split(images, np.arange(len(images)) % case["classes"], "train")
-    return TrainLoader(split, POLICIES[policy], case["batch"], num_classes=case["classes"], device=device)
+    return TrainLoader(split, ViewSpec(POLICIES[policy]), case["batch"], num_classes=case["classes"], device=device)
 
 
 def training_step(case: dict[str, Any], size: int, device: str) -> Callable[[Batch], None]:

@@ -25,9 +25,10 @@ import torch
 from cache import read_rate, stand_in, stand_in_key
 
 from heterokd.config.reading import load_experiment
-from heterokd.datasets.io.loaders import TrainLoader
-from heterokd.datasets.io.split import ArrayImages, Split
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.io.images import ArrayImages
+from heterokd.datasets.io.loaders import TrainLoader, Worker
+from heterokd.datasets.io.split import Split
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.networks.network import predict_spec
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.study_dir import StudyFolder
@@ -143,7 +144,7 @@ def loader_curves(images: int, factors: list[int]) -> list[Curve]:
     by_workers = Curve("workers", "loader: a worker's epoch, seconds")
 
     def epoch(split: Split, workers: int) -> float:
-        loader = TrainLoader(split, POLICIES["crop"], 64, num_classes=10, world_size=workers)
+        loader = TrainLoader(split, ViewSpec(POLICIES["crop"]), 64, num_classes=10, worker=Worker(world_size=workers))
         started = time.perf_counter()
         for _ in loader.epoch(0):
             pass

@@ -101,7 +101,7 @@ def measure_pair(pair: Pair, methods: list[str], rounds: int, precision: Precisi
     # A whole number of images of each of the ten classes, at least a batch of them.
     splits = load_dataset("digits", image_size=pair.size, labels_per_class=-(-pair.batch // 10))
     policy = POLICIES["digits"]
-    batch = next(TrainLoader(splits.train, policy, pair.batch, views=1, device=device).epoch(0))
+    batch = next(TrainLoader(splits.train, ViewSpec(policy, views=1), pair.batch, device=device).epoch(0))
     network = build_network(pair.teacher, splits.num_classes, pair.options, image_size=pair.size)
     live = LiveTeacher(network.to(device))
     print(f"{pair.teacher} -> {pair.student} at {pair.size}, batch {pair.batch}, {device}, {precision}")

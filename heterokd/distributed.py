@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,17 +43,16 @@ def broadcast(value: T) -> T:
     """Broadcast rank 0's value to all ranks; every worker must call it at the same point."""
     if size() == 1:
         return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    received: T = box[0]
-    return received
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def all_reduce_sum(values: Mapping[str, float]) -> dict[str, float]:
     """Sum over all workers, name by name; a missing name counts as 0."""
     if size() == 1:
         return dict(values)
-    received: list[Any] = [None] * size()
+    received: list[Mapping[str, float]] = [{}] * size()
     dist.all_gather_object(received, dict(values))
     names = dict.fromkeys(name for part in received for name in part)
     return {name: sum(part.get(name, 0.0) for part in received) for name in names}
@@ -83,7 +82,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 
 def random_offset() -> int:
-    """Offset of this worker's seed, without which all workers would draw the same dropout masks."""
+    """Offset of this worker's seed, so that workers draw different dropout masks."""
     return rank() * 2**40
 
 
@@ -102,11 +101,18 @@ def gathered(tensor: Tensor) -> Tensor:
     return whole
 
 
+class _GatherContext(Protocol):
+    """The local part's position in the gathered tensor."""
+
+    start: int
+    length: int
+
+
 class _Gather(torch.autograd.Function):
     """Forward, all parts; backward, the gradient of the local part divided by its share of the rows."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: _GatherContext, tensor: Tensor) -> Tensor:
         lengths = [torch.empty(1, dtype=torch.int64, device=tensor.device) for _ in range(size())]
         dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
         counts = torch.cat(lengths).tolist()
@@ -119,6 +125,6 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: _GatherContext, gradient: Tensor) -> Tensor:
         local: Tensor = gradient[ctx.start : ctx.start + ctx.length] * (len(gradient) / max(ctx.length, 1))
         return local

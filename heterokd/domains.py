@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 from pydantic import BaseModel
 
@@ -19,7 +19,7 @@ from heterokd.errors import ConfigError
 Scalar = bool | int | float | str | None
 
 
-def _is_scalar(value: object) -> bool:
+def _is_scalar(value: object) -> TypeGuard[Scalar]:
     return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -104,7 +104,7 @@ def domains(params: type[BaseModel]) -> dict[str, Domain]:
     return found
 
 
-def read_domain(value: Any, where: str, like: Domain | None = None) -> Domain:
+def read_domain(value: object, where: str, like: Domain | None = None) -> Domain:
     """Parse a domain of a search space: `{low, high, log}`, `{options: [...]}`, or a single value to fix.
 
     Args:

@@ -27,7 +27,7 @@ class Task(ABC):
         score: metric that students are selected by, without its split.
         score_name: printed name of the score.
         metric_names: all metrics, without the split.
-        unit: unit that has a single class: image or pixel.
+        unit: unit with a single class: image or pixel.
         output_words: description of the logits in a model card.
         network_hint: networks for this task, for error messages.
         resizes: whether a network resizes every image to a fixed size.
@@ -91,7 +91,7 @@ class Classification(Task):
     metric_names = ("top1", "top5", "loss", "agreement")
     unit = "image"
     output_words = "logits of"
-    network_hint = "one class an image: name a classifier of timm"
+    network_hint = "one class per image; set a classifier of timm"
     resizes = True
 
     def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:
@@ -110,7 +110,7 @@ class Classification(Task):
         """Refuse the settings of crops and windows."""
         for key in ("crop", "evaluation"):
             if key in changed:
-                return f"{key}: is for segmentation; data set {dataset!r} has one class an image"
+                return f"{key}: is for segmentation; data set {dataset!r} has one class per image"
         return None
 
     def fits(self, spec: OutputSpec) -> bool:
@@ -131,7 +131,7 @@ class Segmentation(Task):
     metric_names = ("miou", "pixel_accuracy", "loss", "agreement")
     unit = "pixel"
     output_words = "logits at every pixel of"
-    network_hint = "a label map an image: name a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
+    network_hint = "a label map per image; set a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"
     resizes = False
 
     def label_shape(self, size: tuple[Side, Side]) -> tuple[Side, ...]:

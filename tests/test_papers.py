@@ -21,6 +21,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import make_loaders
 from heterokd.datasets.io.split import Splits
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import PairError
 from heterokd.execution.reproduce import chosen_methods
 from heterokd.methods import METHODS
@@ -155,7 +156,7 @@ def test_one_of_each_kind_trains(file: Path, tmp_path: Path) -> None:
     tiny_datasets.TINY[data.dataset].write(tmp_path)
     splits = load_dataset(data.dataset, data.root, data.image_size)
     splits = _cut(splits, steps * batch)
-    loaders = make_loaders(splits, data.policy, batch, seed=0)
+    loaders = make_loaders(splits, ViewSpec(data.policy), batch)
     teacher = open_teacher(experiment.teacher.settings_of(), splits.num_classes, data.image_size, None)
     method = "hcd" if "hcd" in experiment.methods else "fbt"
     recipe = experiment.recipe(published_samples(experiment, method)[0])
@@ -186,7 +187,7 @@ def test_every_file_trains(number: int, file: Path, tmp_path: Path) -> None:
     data = experiment.data
     tiny_datasets.TINY[data.dataset].write(tmp_path)
     splits = _cut(load_dataset(data.dataset, data.root, size), steps * batch)
-    loaders = make_loaders(splits, data.policy, batch, seed=0, crop=data.crop)
+    loaders = make_loaders(splits, ViewSpec(data.policy, crop=data.crop), batch)
     teacher = open_teacher(experiment.teacher.settings_of(), splits.num_classes, size, None)
     # Not CIRKD: its queues of 150 classes are gigabytes.
     methods = [method for method in experiment.methods if method != "cirkd"]

@@ -131,18 +131,18 @@ def auto(  # its parameters are the command's options
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
-    from heterokd.datasets.io.inspect import look, use
+    from heterokd.datasets.io.inspect import inspect_folder, usable_folder
     from heterokd.execution.auto import AutoRequest, propose
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.storage.workspace import open_workspace
 
     hours = None if budget is None else _hours(budget)
     with Terminal("val/top1", quiet=as_json) as terminal:
-        seen = look(images)
+        seen = inspect_folder(images)
         for sentence in seen.sentences():
             terminal.print_line(sentence)
         state = open_workspace(root)
-        folder = use(seen, state.path / "auto" / images.resolve().name)
+        folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
         request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
         made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
         for sentence in made.reasons:

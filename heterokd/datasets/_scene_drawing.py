@@ -1,4 +1,4 @@
-"""Draws the scenes of `digit_scenes`: textured paper, digits, clutter and bars, and the class of every pixel."""
+"""Draw the scenes of `digit_scenes`: texture, digits, clutter and bars, and the class of every pixel."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch import Tensor
 from heterokd.datasets.views.random import random_words
 from heterokd.outputs import IGNORE
 
-# What is drawn, back to front: the probability of each thing to be there.
+# Layers from back to front, with the probability of each object.
 DIGIT, CLUTTER, BAR = "digit", "clutter", "bar"
 LAYERS = ((CLUTTER, 0.7), (DIGIT, 1.0), (DIGIT, 1.0), (CLUTTER, 0.7), (DIGIT, 0.7), (BAR, 0.4), (DIGIT, 0.4))
 
+# Minimum visible share of a digit; digits with less are IGNORE.
 LEAST_SEEN = 0.3
-# Half the side of a digit's or a clutter's box as a share of the canvas.
+# Half the side of the bounding box of digits and of clutter, as a share of the canvas.
 DIGIT_SIZE, CLUTTER_SIZE = (0.23, 0.33), (0.06, 0.16)
 DIGIT_TURN, HALF_TURN = float(np.deg2rad(15)), float(np.pi)
-# Ink and paper differ in lightness by so much.
+# Difference in lightness between ink and texture.
 CONTRAST = (0.38, 0.65)
 
-# A digit's 8x8 levels with one empty level around them; enlarged, its edge lies where the ink is at `EDGE`.
+# A digit has 8x8 levels and an empty border; in the enlarged digit, the edge is where the ink is `EDGE`.
 MAX_LEVEL, LEVELS, ENLARGED, EDGE = 16, 10, 4, 0.4
 COARSE, FINE = 6, 20
-DRAWS_PER_LAYER, DRAWS_OF_PAPER = 12, 16
+DRAWS_PER_LAYER, DRAWS_OF_TEXTURE = 12, 16
 DRAWN_AT_ONCE = 64
 
 
 def enlarged_digits(levels: NDArray[np.float32]) -> Tensor:
-    """Digits [M, 8, 8] in 0..16 -> ink [M, 1, 40, 40] in 0..1, with an empty border."""
+    """Enlarge digits, [M, 8, 8] in 0..16 -> ink [M, 1, 40, 40] in 0..1, with an empty border."""
     ink = F.pad(torch.from_numpy(levels)[:, None] / MAX_LEVEL, (1, 1, 1, 1))
     return F.interpolate(ink, scale_factor=ENLARGED, mode="bicubic", align_corners=False).clamp_(0, 1)
 
@@ -38,14 +39,14 @@ def enlarged_digits(levels: NDArray[np.float32]) -> Tensor:
 def draw_scenes(
     glyphs: Tensor, labels: NDArray[np.int64], count: int, image_size: int, key: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Scenes of some digits.
+    """Draw scenes of the given digits.
 
     Args:
         glyphs: [M, 1, G, G] see `enlarged_digits`.
-        labels: [M] what each of them says.
-        count: N, how many scenes.
+        labels: [M] the digits, 0 to 9.
+        count: number of scenes, N.
         image_size: S.
-        key: of the generator.
+        key: key of the generator, see `philox_key`.
 
     Returns:
         Images [N, S, S, 3], and label maps [N, S, S] of 0 (background), 1 to 10 (digits 0 to 9) and IGNORE.
@@ -55,21 +56,21 @@ def draw_scenes(
     classes = torch.from_numpy(labels + 1)
     for start in range(0, count, DRAWN_AT_ONCE):
         index = np.arange(start, min(start + DRAWN_AT_ONCE, count))
-        canvas, lightness = _paper(index, image_size, key)
+        canvas, lightness = _texture(index, image_size, key)
         drawn, maps[index] = _objects(canvas, lightness, glyphs, classes, index, key)
         images[index] = drawn.mul_(255).round_().permute(0, 2, 3, 1).to(torch.uint8).numpy()
     return images, maps
 
 
 def _uniform(index: NDArray[np.int64], number: int, count: int, key: tuple[int, int]) -> Tensor:
-    """Draws in (0, 1), [B, count], count a multiple of four; `number` tells those of one scene apart."""
+    """Draw from (0, 1): [B, count], count a multiple of four; different for each `number`."""
     words = random_words(key, 0, index, number, blocks=count // 4)
     return torch.from_numpy(((words.astype(np.float64) + 0.5) / 2.0**32).astype(np.float32))
 
 
-def _paper(index: NDArray[np.int64], side: int, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Textured canvases [B, 3, S, S] in [0, 1], and their mean lightness [B]."""
-    draw = _uniform(index, 0, DRAWS_OF_PAPER, key).T
+def _texture(index: NDArray[np.int64], side: int, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Draw textured canvases [B, 3, S, S] in [0, 1]; return also their mean lightness [B]."""
+    draw = _uniform(index, 0, DRAWS_OF_TEXTURE, key).T
     x, y = _positions(side)
 
     def noise(number: int, cells: int) -> Tensor:
@@ -102,12 +103,12 @@ def _objects(
     index: NDArray[np.int64],
     key: tuple[int, int],
 ) -> tuple[Tensor, NDArray[np.uint8]]:
-    """What lies on canvases [B, 3, S, S], and the labels [B, S, S]."""
+    """Draw the objects on canvases [B, 3, S, S]; return also the labels [B, S, S]."""
     side = canvas.shape[-1]
-    # Digits lie around the centres of four quarters, each in another one.
+    # Each digit is close to the centre of another quarter of the canvas.
     quarter = _uniform(index, 3, 4, key).argsort(dim=1, stable=True)
     owner = torch.zeros(len(index), side, side, dtype=torch.int64)
-    # Class of each owner: nobody, the layers from 1, a border.
+    # Class of each owner of a pixel: 0 is the background, then come the layers, last a border.
     class_of = torch.zeros(len(index), len(LAYERS) + 2, dtype=torch.int64)
     border = len(LAYERS) + 1
     class_of[:, border] = IGNORE
@@ -120,7 +121,7 @@ def _objects(
             u, v, half = _frame(side, draw, centre, 0.17, DIGIT_SIZE, DIGIT_TURN)
             number = (draw[6] * len(glyphs)).long().clamp_(max=len(glyphs) - 1)
             ink = F.grid_sample(glyphs[number], torch.stack((u, v), dim=3), align_corners=False)[:, 0]
-            # Sharp to about a pixel at any size: a level of the digit is so many pixels wide.
+            # The edge is about a pixel wide at any size: scale by the width of a level in pixels.
             alpha = ((ink - EDGE) * (2 * half / LEVELS)[:, None, None] + 0.5).clamp_(0, 1) * present
             mask = (ink > EDGE) & present
             owner.masked_fill_(_grown(mask), border)
@@ -132,17 +133,17 @@ def _objects(
         owner.masked_fill_(mask, layer)
         alpha *= (0.75 + 0.25 * draw[7])[:, None, None]
         canvas = canvas + alpha[:, None] * (_ink(draw, lightness)[:, :, None, None] - canvas)
-    for layer, whole in area.items():
-        seen = (owner == layer).sum(dim=(1, 2))
-        class_of[:, layer].masked_fill_(seen < LEAST_SEEN * whole, IGNORE)
+    for layer, drawn in area.items():
+        visible = (owner == layer).sum(dim=(1, 2))
+        class_of[:, layer].masked_fill_(visible < LEAST_SEEN * drawn, IGNORE)
     labels = class_of.gather(1, owner.view(len(index), -1)).view_as(owner)
-    # A bar that was drawn over a digit took the border with it.
+    # A bar over a digit also covers the digit's border: mark the border again.
     labels.masked_fill_(_grown((labels > 0) & (labels != IGNORE)) & (labels == 0), IGNORE)
     return canvas.clamp(0, 1), labels.to(torch.uint8).numpy()
 
 
 def _positions(side: int) -> tuple[Tensor, Tensor]:
-    """Positions of the pixels' centres in [-1, 1]: x [1, 1, S] and y [1, S, 1]."""
+    """Return the positions of the pixels' centres in [-1, 1]: x [1, 1, S] and y [1, S, 1]."""
     line = (torch.arange(side, dtype=torch.float32) * 2 + 1) / side - 1
     return line.view(1, 1, -1), line.view(1, -1, 1)
 
@@ -155,7 +156,10 @@ def _frame(
     size: tuple[float, float],
     turn: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels in the frame of a thing, u and v [B, S, S] in [-1, 1] within its box; half its side in pixels [B]."""
+    """Return the positions u and v [B, S, S] of all pixels in an object's frame, and half its side in pixels [B].
+
+    Positions inside the object's box are in [-1, 1].
+    """
     x, y = _positions(side)
     middle_x, middle_y = centre or (0.0, 0.0)
     half = size[0] + (size[1] - size[0]) * draw[3]
@@ -168,7 +172,7 @@ def _frame(
 
 
 def _shape(side: int, draw: Tensor, kind: str) -> Tensor:
-    """Opacity [B, S, S] of what is no digit: a long bar, or clutter (a stroke, a blob or an arc)."""
+    """Return the opacity [B, S, S] of a long bar, or of clutter (a stroke, a blob or an arc)."""
     size = (0.35, 0.6) if kind == BAR else CLUTTER_SIZE
     u, v, half = _frame(side, draw, None, 0.9, size, HALF_TURN)
     width = 0.1 + 0.06 * draw[5] if kind == BAR else 0.2 + 0.15 * draw[5]
@@ -183,19 +187,19 @@ def _shape(side: int, draw: Tensor, kind: str) -> Tensor:
     return (0.5 - distance * half[:, None, None]).clamp_(0, 1)
 
 
-def _ink(draw: Tensor, paper: Tensor) -> Tensor:
-    """Colours [B, 3], lighter or darker than the paper: on the side that has more room, mostly."""
+def _ink(draw: Tensor, texture: Tensor) -> Tensor:
+    """Return colours [B, 3] lighter or darker than the texture, mostly in the direction of the larger range."""
     contrast = CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * draw[8]
-    lighter = paper + (draw[9] - 0.5) * 0.3 < 0.5
-    return _colour(paper + torch.where(lighter, contrast, -contrast), draw[10] * 2 * HALF_TURN, 0.05 + 0.2 * draw[11])
+    lighter = texture + (draw[9] - 0.5) * 0.3 < 0.5
+    return _colour(texture + torch.where(lighter, contrast, -contrast), draw[10] * 2 * HALF_TURN, 0.05 + 0.2 * draw[11])
 
 
 def _colour(lightness: Tensor, hue: Tensor, chroma: Tensor) -> Tensor:
-    """Red, green and blue [B, 3] around a grey."""
+    """Return red, green and blue [B, 3] for a lightness, hue and chroma."""
     thirds = torch.arange(3) * (2 * HALF_TURN / 3)
     return (lightness[:, None] + chroma[:, None] * torch.cos(hue[:, None] - thirds)).clamp_(0, 1)
 
 
 def _grown(mask: Tensor) -> Tensor:
-    """A mask [B, S, S] and the eight neighbours of each of its pixels."""
+    """Dilate a mask [B, S, S] by the eight neighbours of each pixel."""
     return F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0

@@ -1,37 +1,32 @@
-"""ADE20K, scene parsing: photographs of indoor and outdoor scenes labelled pixel by pixel, a hundred and fifty classes.
+"""ADE20K, scene parsing: photographs of indoor and outdoor scenes with a class for every pixel, 150 classes.
 
 Zhou, Zhao, Puig, Fidler, Barriuso, Torralba: "Scene Parsing through ADE20K Dataset", CVPR 2017,
 https://arxiv.org/abs/1608.05442; the Scene Parsing Benchmark of http://sceneparsing.csail.mit.edu:
 
     ROOT/ADEChallengeData2016/{images,annotations}/{training,validation}/
 
-Test is the official validation set, 2000 images, whose own test labels are not public; `VAL_SHARE` of the 20 210
-training images, chosen by the seed, becomes val. In label maps 0 is "other", which counts nowhere (IGNORE), and 1 to
-150 are the classes.
+Test is the official validation set, 2000 images, because the official test labels are not public. A seeded `VAL_SHARE`
+of the 20 210 training images becomes val. In label maps 0 is "other", which is ignored, and 1 to 150 are the classes.
 
-The canvas is `image_size` x `image_size`, and larger images are shrunk to fit within it. Papers shrink the shorter side
-to 512 for the network, and compare with labels at their own size: mIoU on a canvas is near theirs, not the same.
+The canvas is `image_size` x `image_size`, and larger images are shrunk to fit. Papers resize the shorter side to 512
+for the network, and evaluate at the original size: mIoU on a canvas is close to theirs, but not the same.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-
+from heterokd.datasets.io.image_files import file_names, path_array
 from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
 from heterokd.outputs import IGNORE
-from heterokd.tasks import TaskName
 
 FOLDER = "ADEChallengeData2016"
 VAL_SHARE = 0.05
 ADVICE = "download ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu and unpack it there"
-# The first word of each entry of the benchmark's list; a class's number is its place.
+# The first word of each entry of the benchmark's list; a class's number is its position.
 CLASS_NAMES = (
     *("wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass"),
     *("cabinet", "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair"),
@@ -53,17 +48,17 @@ CLASS_NAMES = (
 
 
 class ADE20K(Dataset):
-    """Indoor and outdoor scenes with a class for every pixel, a hundred and fifty classes (Zhou et al. 2017)."""
+    """Indoor and outdoor scenes with a class for every pixel, 150 classes (Zhou et al. 2017)."""
 
-    needs_root: ClassVar[bool] = True
-    tasks: ClassVar[TaskName] = "segmentation"
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
-    licence: ClassVar[str] = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
+    needs_root = True
+    tasks = "segmentation"
+    default_policy = POLICIES["scenes"]
+    licence = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
         folder = Path(root or ".") / FOLDER
-        kept, held_out = _pairs(folder, "training").parted(VAL_SHARE, seed)
+        kept, held_out = _pairs(folder, "training").hold_out(VAL_SHARE, seed)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
         table = class_table({0: IGNORE, **{number + 1: number for number in range(len(CLASS_NAMES))}})
         return scene_splits("ade20k", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
@@ -78,12 +73,11 @@ def _pairs(folder: Path, split: str) -> SceneFiles:
     images = folder / "images" / split
     if not images.is_dir():
         raise DataError(f"{images}: there is no such folder; {ADVICE}")
-    with os.scandir(images) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(".jpg") and entry.name[0] != ".")
+    names, _ = file_names(images, (".jpg",))
     if not names:
         raise DataError(f"{images}: holds no *.jpg; {ADVICE}")
     return SceneFiles(
         folder,
-        np.array([os.fsencode(f"images/{split}/{name}") for name in names], np.bytes_),
-        np.array([os.fsencode(f"annotations/{split}/{name.removesuffix('.jpg')}.png") for name in names], np.bytes_),
+        path_array(f"images/{split}/{name}" for name in names),
+        path_array(f"annotations/{split}/{name.removesuffix('.jpg')}.png" for name in names),
     )

@@ -1,13 +1,13 @@
-"""CIFAR-100: 60 000 photographs of 32x32 pixels, a hundred classes.
+"""CIFAR-100: 60 000 photographs of 32x32 pixels, 100 classes.
 
 Krizhevsky: "Learning Multiple Layers of Features from Tiny Images", University of Toronto, 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html, of which the "python version" is read:
 
     ROOT/cifar-100-python/{train,test,meta}
 
-Test is the official one, 10 000 images; the official 50 000 training images are split 90/10 into train and val, by
-class and seed. Labels are the fine ones. At an `image_size` other than 32 the images are resized when they are read, so
-that memory holds those of 32 pixels alone. Views: `cifar` up to 32 pixels, above `crop`, as OFA-KD trains at 224.
+Test is the official test set, 10 000 images; the official 50 000 training images are split 90/10 into train and val,
+seeded and stratified by class. Labels are the fine ones. At an `image_size` other than 32 images are resized when they
+are read, so that memory holds only 32 pixels. Views: `cifar` up to 32 pixels, `crop` above, since OFA-KD trains at 224.
 """
 
 from __future__ import annotations
@@ -15,20 +15,13 @@ from __future__ import annotations
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.split import (
-    ArrayImages,
-    ChosenImages,
-    Dataset,
-    ResizedImages,
-    Split,
-    Splits,
-    stratified_split,
-)
+from heterokd.datasets.io.images import ArrayImages, ChosenImages, ResizedImages
+from heterokd.datasets.io.split import Dataset, Split, Splits, stratified_split
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import DataError
 
@@ -39,11 +32,11 @@ ADVICE = "download the python version of CIFAR-100 from https://www.cs.toronto.e
 
 
 class CIFAR100(Dataset):
-    """60 000 photographs of 32x32 pixels, a hundred classes (Krizhevsky 2009)."""
+    """60 000 photographs of 32x32 pixels, 100 classes (Krizhevsky 2009)."""
 
-    needs_root: ClassVar[bool] = True
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["cifar"]
-    licence: ClassVar[str] = "unknown (its page states none, and asks that the technical report be cited)"
+    needs_root = True
+    default_policy = POLICIES["cifar"]
+    licence = "unknown (its page states none, and asks to cite the technical report)"
 
     @classmethod
     def policy_at(cls, image_size: int) -> AugmentPolicy:
@@ -97,7 +90,7 @@ def _read_batch(path: Path, class_names: tuple[str, ...]) -> tuple[NDArray[np.ui
     return pixels, labels
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     """Unpickle a file's dict.
 
     Raises:
@@ -125,19 +118,19 @@ def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path}: {what}; {ADVICE}")
 
 
-def _dtype(code: bytes | str, *_: object) -> np.dtype[Any]:
-    """`numpy.dtype` as pickles call it; Python 2 passed 0 and 1 for what numpy now wants as booleans."""
+def _dtype(code: bytes | str, *_: object) -> np.dtype[np.generic]:
+    """Build a `numpy.dtype` as pickles do; Python 2 passed 0 and 1 for numpy's booleans."""
     return np.dtype(_text(code), copy=True)
 
 
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
-    """`_codecs.encode`, by which Python 3 writes bytes for Python 2."""
+    """Encode as `_codecs.encode`, by which Python 3 writes bytes for Python 2."""
     return text.encode(encoding)
 
 
 _ARRAY = np.zeros(1, np.uint8)
-# numpy renamed `core` to `_core`; its two constructors are taken from an array, as they have no public name.
-_PLAIN: dict[tuple[str, str], Any] = {
+# numpy renamed `core` to `_core`; its two constructors have no public name, so they are read from an array.
+_PLAIN: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _encode,
@@ -147,13 +140,13 @@ _PLAIN: dict[tuple[str, str], Any] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles only numpy arrays, dicts, lists, numbers and text: any other pickle can call arbitrary functions."""
+    """Unpickler of numpy arrays, dicts, lists, numbers and text only: other pickles can call arbitrary functions."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="bytes")
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def find_class(self, module_name: str, global_name: str) -> object:
         """Return a constructor that arrays need."""
         if (module_name, global_name) not in _PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which no image needs")
+            raise pickle.UnpicklingError(f"it would run {module_name}.{global_name}")
         return _PLAIN[module_name, global_name]

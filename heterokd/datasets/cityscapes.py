@@ -1,4 +1,4 @@
-"""Cityscapes: street scenes of 2048x1024 pixels labelled pixel by pixel, nineteen classes.
+"""Cityscapes: street scenes of 2048x1024 pixels with a class for every pixel, nineteen classes.
 
 Cordts, Omran, Ramos, Rehfeld, Enzweiler, Benenson, Franke, Roth, Schiele: "The Cityscapes Dataset for Semantic Urban
 Scene Understanding", CVPR 2016, https://arxiv.org/abs/1604.01685; from https://www.cityscapes-dataset.com (with an
@@ -6,28 +6,25 @@ account), the packages leftImg8bit and gtFine:
 
     ROOT/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png   ROOT/gtFine/{train,val}/CITY/*_gtFine_labelIds.png
 
-Test is the official val, 500 images of three cities, whose own test labels are not public. Val is made of whole cities
-of the 2975 training images, as the official one is: cities in seeded order, each that keeps val within `VAL_SHARE` of
-the images. Of the 34 numbers in label maps, 19 are classes in the official evaluation; the others are IGNORE.
+Test is the official val, 500 images of three cities, because the official test labels are not public. As in the
+official split, val is whole cities of the 2975 training images: cities in seeded order, as long as val stays within
+`VAL_SHARE` of the images. Of the 34 numbers in label maps, 19 are classes in the official evaluation; the others are
+IGNORE.
 
-The canvas is `image_size` high and twice as wide: 1024 is the images' own size, 512 half of it.
+The canvas is `image_size` high and twice as wide: 1024 is the original size, 512 half of it.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-
+from heterokd.datasets.io.image_files import file_names, path_array
 from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
 from heterokd.outputs import IGNORE
-from heterokd.tasks import TaskName
 
 VAL_SHARE = 0.1
 IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -47,10 +44,10 @@ NUMBERS = 34
 class Cityscapes(Dataset):
     """Street scenes with a class for every pixel, nineteen classes (Cordts et al. 2016)."""
 
-    needs_root: ClassVar[bool] = True
-    tasks: ClassVar[TaskName] = "segmentation"
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
-    licence: ClassVar[str] = "its own: non-commercial research, teaching and personal experiments, after registration"
+    needs_root = True
+    tasks = "segmentation"
+    default_policy = POLICIES["scenes"]
+    licence = "its own: non-commercial research, teaching and personal experiments, after registration"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -83,8 +80,7 @@ def _find(root: Path, split: str) -> dict[str, list[str]]:
         raise DataError(f"{folder}: there is no such folder; {ADVICE}")
     names: dict[str, list[str]] = {}
     for city in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        with os.scandir(city) as entries:
-            found = sorted(entry.name for entry in entries if entry.name.endswith(IMAGE_END) and entry.name[0] != ".")
+        found, _ = file_names(city, (IMAGE_END.lower(),))
         if found:
             names[city.name] = [f"{split}/{city.name}/{name.removesuffix(IMAGE_END)}" for name in found]
     if not names:
@@ -95,17 +91,17 @@ def _find(root: Path, split: str) -> dict[str, list[str]]:
 def _held_out(count_of: dict[str, int], seed: int) -> list[str]:
     """Choose seeded cities with at most `VAL_SHARE` of the images, or the smallest city; return them sorted."""
     cities = list(count_of)
-    room, chosen = VAL_SHARE * sum(count_of.values()), []
-    for place in permutation(len(cities), 0, "cities", seed).tolist():
-        if count_of[cities[place]] <= room:
-            room -= count_of[cities[place]]
-            chosen.append(cities[place])
+    left, chosen = VAL_SHARE * sum(count_of.values()), []
+    for position in permutation(len(cities), 0, "cities", seed).tolist():
+        if count_of[cities[position]] <= left:
+            left -= count_of[cities[position]]
+            chosen.append(cities[position])
     return sorted(chosen) or [min(cities, key=lambda city: count_of[city])]
 
 
 def _pairs(folder: Path, names: list[str]) -> SceneFiles:
     return SceneFiles(
         folder,
-        np.array([os.fsencode(f"leftImg8bit/{name}{IMAGE_END}") for name in names], np.bytes_),
-        np.array([os.fsencode(f"gtFine/{name}{LABEL_END}") for name in names], np.bytes_),
+        path_array(f"leftImg8bit/{name}{IMAGE_END}" for name in names),
+        path_array(f"gtFine/{name}{LABEL_END}" for name in names),
     )

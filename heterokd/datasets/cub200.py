@@ -1,26 +1,25 @@
-"""CUB-200-2011: 11 788 photographs of birds, two hundred species.
+"""CUB-200-2011: 11 788 photographs of birds, 200 species.
 
 Wah, Branson, Welinder, Perona, Belongie: "The Caltech-UCSD Birds-200-2011 Dataset", California Institute of Technology,
 CNS-TR-2011-001, https://www.vision.caltech.edu/datasets/cub_200_2011/:
 
     ROOT/CUB_200_2011/{images.txt,image_class_labels.txt,train_test_split.txt,classes.txt,bounding_boxes.txt,images/}
 
-Test is the official one, 5794 images; of the official 5994 training images 10 % become val, by class and seed. Images
-are whole; `CUB200(crop_to_box=True)` reads the birds' bounding boxes alone, which most papers do not.
+Test is the official test set, 5794 images; of the official 5994 training images a seeded 10 % of each class become val.
+Images are whole; `CUB200(crop_to_box=True)` reads only the birds' bounding boxes, unlike most papers.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.image_files import LabelledFiles, file_splits, read_pairs
-from heterokd.datasets.io.split import Dataset, SplitName, Splits, stratified_split
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.io.image_files import LabelledFiles, file_splits, path_array
+from heterokd.datasets.io.split import Dataset, SplitName, Splits
+from heterokd.datasets.io.tables import read_pairs
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
 
 FOLDER = "CUB_200_2011"
@@ -32,15 +31,15 @@ ADVICE = (
 
 
 class CUB200(Dataset):
-    """11 788 photographs of birds, two hundred species (Wah et al. 2011).
+    """11 788 photographs of birds, 200 species (Wah et al. 2011).
 
     Args:
         crop_to_box: read each bird's bounding box instead of the whole image.
     """
 
-    needs_root: ClassVar[bool] = True
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
-    licence: ClassVar[str] = "non-commercial research and education alone; the photographs belong to their authors"
+    needs_root = True
+    default_policy = POLICIES["standard"]
+    licence = "non-commercial research and education only; the photographs belong to their authors"
 
     def __init__(self, crop_to_box: bool = False) -> None:
         self.crop_to_box = crop_to_box
@@ -51,15 +50,11 @@ class CUB200(Dataset):
         name_of = read_pairs(folder / "images.txt", ADVICE)
         class_of = read_pairs(folder / "classes.txt", ADVICE)
         number_of = {key: number for number, key in enumerate(class_of)}
-        labels = np.array(
-            [number_of[key] for key in _column(folder / "image_class_labels.txt", name_of, frozenset(number_of))],
-            np.int64,
-        )
-        in_train = np.array(
-            [value == "1" for value in _column(folder / "train_test_split.txt", name_of, frozenset("01"))], np.bool_
-        )
+        classes = _column(folder / "image_class_labels.txt", name_of, frozenset(number_of))
+        labels = np.array([number_of[key] for key in classes], np.int64)
+        in_train = np.array(_column(folder / "train_test_split.txt", name_of, frozenset("01"))) == "1"
         class_names = tuple(name.partition(".")[2].replace("_", " ") or name for name in class_of.values())
-        names = np.array([os.fsencode(f"images/{name}") for name in name_of.values()], np.bytes_)
+        names = path_array(f"images/{name}" for name in name_of.values())
         regions = _boxes(folder / "bounding_boxes.txt", name_of) if self.crop_to_box else None
         files = LabelledFiles(folder, names, labels, regions)
         train, test = (files.chosen(np.flatnonzero(part)) for part in (in_train, ~in_train))
@@ -68,12 +63,8 @@ class CUB200(Dataset):
             if len(without):
                 path = folder / "train_test_split.txt"
                 raise DataError(f"{path}: class {class_names[without[0]]!r} has no {what} images; {ADVICE}")
-        kept, held_out = stratified_split(train.labels, (1 - VAL_SHARE, VAL_SHARE), seed, class_names)
-        splits: dict[SplitName, LabelledFiles] = {
-            "train": train.chosen(kept),
-            "val": train.chosen(held_out),
-            "test": test,
-        }
+        kept, held_out = train.hold_out(VAL_SHARE, seed, class_names)
+        splits: dict[SplitName, LabelledFiles] = {"train": kept, "val": held_out, "test": test}
         return file_splits("cub200", splits, class_names, image_size, ADVICE)
 
 

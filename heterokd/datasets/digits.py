@@ -1,8 +1,8 @@
-"""Digits: 1797 handwritten digits that ship with scikit-learn, so that everything runs without a download.
+"""Digits: 1797 handwritten digits that ship with scikit-learn; no download.
 
 Alpaydin, Kaynak: "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
-https://doi.org/10.24432/C50P49 (its test part, 8x8 pixels of 17 grey levels). Enlarged with a bicubic filter; split
-60/20/20 by class and seed.
+https://doi.org/10.24432/C50P49 (its test part, 8x8 pixels of 17 grey levels). Enlarged with a bicubic filter; a seeded
+split of 60/20/20, stratified by class.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heterokd.datasets.io.split import SHARES, ArrayImages, Dataset, Split, Splits, stratified_split
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.io.images import ArrayImages
+from heterokd.datasets.io.split import SHARES, SPLIT_NAMES, Dataset, Split, Splits, stratified_split
+from heterokd.datasets.views.policy import POLICIES
 
 MAX_LEVEL = 16
 
 
 class Digits(Dataset):
-    """1797 handwritten digits, ten classes; embedded, nothing to download."""
+    """1797 handwritten digits, ten classes; embedded, no download."""
 
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["digits"]
-    licence: ClassVar[str] = "CC BY 4.0 (UCI Machine Learning Repository)"
+    default_policy = POLICIES["digits"]
+    licence = "CC BY 4.0 (UCI Machine Learning Repository)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """Load all images into memory."""
@@ -36,22 +36,18 @@ class Digits(Dataset):
         digest = hashlib.sha256(f"digits:{image_size}".encode())
         for part in (images, labels, *index_of):
             digest.update(np.ascontiguousarray(part).tobytes())
-        train, val, test = (ArrayImages(images[index]) for index in index_of)
-        train_labels, val_labels, test_labels = (labels[index] for index in index_of)
-        return Splits(
-            train=Split(train, train_labels, "train"),
-            val=Split(val, val_labels, "val"),
-            test=Split(test, test_labels, "test"),
-            class_names=tuple(map(str, range(10))),
-            image_size=image_size,
-            fingerprint=digest.hexdigest(),
-        )
+        splits = {
+            name: Split(ArrayImages(images[index]), labels[index], name)
+            for name, index in zip(SPLIT_NAMES, index_of, strict=True)
+        }
+        names = tuple(map(str, range(10)))
+        return Splits(**splits, class_names=names, image_size=image_size, fingerprint=digest.hexdigest())
 
 
 def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Read the levels [1797, 8, 8], 0 to `MAX_LEVEL`, and the class numbers [1797] that scikit-learn ships.
 
-    The file is read without importing scikit-learn, which would take 145 MiB of every process.
+    The file is read without importing scikit-learn, which would take 145 MiB in every process.
     """
     package = find_spec("sklearn")
     places = (package.submodule_search_locations or []) if package else []

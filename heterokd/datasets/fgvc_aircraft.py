@@ -1,4 +1,4 @@
-"""FGVC-Aircraft: 10 000 photographs of aircraft, a hundred variants.
+"""FGVC-Aircraft: 10 000 photographs of aircraft, 100 variants.
 
 Maji, Kannala, Rahtu, Blaschko, Vedaldi: "Fine-Grained Visual Classification of Aircraft", 2013,
 https://arxiv.org/abs/1306.5151; from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/:
@@ -6,21 +6,20 @@ https://arxiv.org/abs/1306.5151; from https://www.robots.ox.ac.uk/~vgg/data/fgvc
     ROOT/fgvc-aircraft-2013b/data/{variants.txt,images_variant_train.txt,images_variant_val.txt,images_variant_test.txt}
     ROOT/fgvc-aircraft-2013b/data/images/<id>.jpg
 
-Train, val and test are the official ones, a third each, whatever the seed. Labels are the variants. The lowest 20 rows
-of every image, a banner with the photographer's name, are left out as its authors ask.
+Train, val and test are the official splits, a third each, for every seed. Labels are the variants. The lowest 20 rows
+of every image, a banner with the photographer's name, are cropped as the authors ask.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from heterokd.datasets.io.image_files import LabelledFiles, file_splits, read_lines, read_pairs
+from heterokd.datasets.io.image_files import LabelledFiles, file_splits, path_array
 from heterokd.datasets.io.split import SPLIT_NAMES, Dataset, Splits
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.io.tables import read_lines, read_pairs
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
 
 FOLDER = Path("fgvc-aircraft-2013b", "data")
@@ -32,11 +31,11 @@ ADVICE = (
 
 
 class FGVCAircraft(Dataset):
-    """10 000 photographs of aircraft, a hundred variants (Maji et al. 2013)."""
+    """10 000 photographs of aircraft, 100 variants (Maji et al. 2013)."""
 
-    needs_root: ClassVar[bool] = True
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
-    licence: ClassVar[str] = "non-commercial research alone"
+    needs_root = True
+    default_policy = POLICIES["standard"]
+    licence = "non-commercial research only"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images are decoded when read."""
@@ -55,7 +54,7 @@ def _read_split(folder: Path, name: str, number_of: dict[str, int]) -> LabelledF
             raise DataError(f"{path}: image {key} is of variant {variant!r}, which variants.txt lacks; {ADVICE}")
     for variant in sorted(number_of.keys() - set(variant_of.values())):
         raise DataError(f"{path}: has no image of variant {variant!r}; {ADVICE}")
-    names = np.array([os.fsencode(f"images/{key}.jpg") for key in variant_of], np.bytes_)
+    names = path_array(f"images/{key}.jpg" for key in variant_of)
     labels = np.array([number_of[variant] for variant in variant_of.values()], np.int64)
     regions = np.tile(np.array([0, 0, 0, -BANNER], np.float64), (len(labels), 1))
     return LabelledFiles(folder, names, labels, regions)

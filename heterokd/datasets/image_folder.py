@@ -1,19 +1,24 @@
-"""Image folder: images of the user, one folder per class.
+"""Image folder: the user's images, one folder per class.
 
-    ROOT/train/CLASS/*.jpg   ROOT/val/CLASS/*.jpg   ROOT/test/CLASS/*.jpg        taken as they are
-    ROOT/train/..., and one of ROOT/val, ROOT/test                               the missing one is carved out of train
-    ROOT/train/CLASS/*.jpg alone, or ROOT/CLASS/*.jpg                            split 60/20/20
+    ROOT/train/CLASS/*.jpg   ROOT/val/CLASS/*.jpg   ROOT/test/CLASS/*.jpg        used as they are
+    ROOT/train/..., and one of ROOT/val, ROOT/test                               the missing one is split off train
+    only ROOT/train/CLASS/*.jpg, or ROOT/CLASS/*.jpg                             split 60/20/20
 
-Carving is by class and seed. PNG, JPEG, WebP and BMP are read; other files are ignored. How an image is read is told in
-`heterokd/datasets/io/image_files.py`.
+Splits are seeded and stratified by class. PNG, JPEG, WebP and BMP are read, see `heterokd/datasets/io/read_image.py`;
+other files are ignored.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-from heterokd.datasets.io.image_files import LabelledFiles, class_folders, file_splits, list_classes
+from heterokd.datasets.io.image_files import (
+    LabelledFiles,
+    class_folders,
+    file_splits,
+    list_classes,
+    present_splits,
+)
 from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
 from heterokd.errors import DataError
 
@@ -21,16 +26,14 @@ from heterokd.errors import DataError
 class ImageFolder(Dataset):
     """Images in folders: ROOT/SPLIT/CLASS/*.jpg, or ROOT/CLASS/*.jpg."""
 
-    needs_root: ClassVar[bool] = True
-    licence: ClassVar[str] = "unknown (your own images)"
+    needs_root = True
+    licence = "unknown (your own images)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images are decoded when read."""
         if root is None or not root.is_dir():
             raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
-        present: list[SplitName] = [name for name in SPLIT_NAMES if (root / name).is_dir()]
-        if present and "train" not in present:
-            raise DataError(f"{root}: has {' and '.join(present)} but no train; add {root / 'train'}")
+        present = present_splits(root)
         class_names = class_folders(root / "train" if present else root)
         return file_splits("image_folder", _find(root, present, class_names, seed), class_names, image_size)
 
@@ -44,7 +47,5 @@ def _find(
         return {name: files.chosen(part) for name, part in zip(SPLIT_NAMES, parts, strict=True)}
     found = {name: list_classes(root, name, class_names) for name in present}
     for missing in (name for name in SPLIT_NAMES if name not in present):
-        train = found["train"]
-        kept, held_out = stratified_split(train.labels, (1 - HELD_OUT, HELD_OUT), seed, class_names)
-        found["train"], found[missing] = train.chosen(kept), train.chosen(held_out)
+        found["train"], found[missing] = found["train"].hold_out(HELD_OUT, seed, class_names)
     return found

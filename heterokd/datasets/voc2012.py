@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, segmentation: photographs labelled pixel by pixel, twenty classes and background.
+"""PASCAL VOC 2012, segmentation: photographs with a class for every pixel, twenty classes and background.
 
 Everingham, Van Gool, Williams, Winn, Zisserman: "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010,
 http://host.robots.ox.ac.uk/pascal/VOC/voc2012/:
@@ -6,32 +6,31 @@ http://host.robots.ox.ac.uk/pascal/VOC/voc2012/:
     ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClass}/
     ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
 
-Test is the official val, 1449 images, whose own test labels are not public; `VAL_SHARE` of train, chosen by the seed,
-becomes val. Train is the official 1464 images, or, as in most papers, the 10 582 of the augmented list where these lie
-there too (Hariharan et al.: "Semantic Contours from Inverse Detectors", ICCV 2011):
+Test is the official val, 1449 images, because the official test labels are not public. A seeded `VAL_SHARE` of train
+becomes val. Train is the official 1464 images or, as in most papers, the 10 582 of the augmented list if these are
+present (Hariharan et al.: "Semantic Contours from Inverse Detectors", ICCV 2011):
 
     ROOT/VOCdevkit/VOC2012/SegmentationClassAug/
     ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt
 
-The canvas is `image_size` x `image_size`; 512 holds every image at its own size. The white borders of objects (255) are
-IGNORE.
+The canvas is `image_size` x `image_size`; 512 holds every image at its original size. The white borders of objects
+(255) are IGNORE.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 import numpy as np
 
-from heterokd.datasets.io.image_files import read_lines
+from heterokd.datasets.io.image_files import path_array
 from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.io.tables import read_lines
+from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
 from heterokd.outputs import IGNORE
-from heterokd.tasks import TaskName
 
 FOLDER = "VOCdevkit/VOC2012"
 LISTS = "ImageSets/Segmentation"
@@ -50,10 +49,10 @@ CLASS_NAMES = (
 class VOC2012(Dataset):
     """Photographs with a class for every pixel, twenty classes and background (Everingham et al. 2010)."""
 
-    needs_root: ClassVar[bool] = True
-    tasks: ClassVar[TaskName] = "segmentation"
-    default_policy: ClassVar[AugmentPolicy] = POLICIES["scenes"]
-    licence: ClassVar[str] = "the terms of Flickr, where its photographs come from"
+    needs_root = True
+    tasks = "segmentation"
+    default_policy = POLICIES["scenes"]
+    licence = "the terms of Flickr, where its photographs come from"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -74,11 +73,11 @@ class VOC2012(Dataset):
         if len(shared):
             name = AUGMENTED_LIST if found else "train.txt"
             raise DataError(
-                f"{lists / name}: lists {len(shared)} image(s) of val.txt, as {os.fsdecode(shared[0])}, which are "
-                f"the test images here; take a list without them"
+                f"{lists / name}: lists {len(shared)} image(s) of val.txt, such as {os.fsdecode(shared[0])}, which are "
+                f"the test images here; use a list without them"
             )
-        kept, held_out = train.parted(VAL_SHARE, seed)
-        table = class_table({**{number: number for number in range(len(CLASS_NAMES))}, 255: IGNORE})
+        kept, held_out = train.hold_out(VAL_SHARE, seed)
+        table = class_table({number: number for number in range(len(CLASS_NAMES))} | {255: IGNORE})
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
         return scene_splits("voc2012", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
 
@@ -88,6 +87,6 @@ def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:
     ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     return SceneFiles(
         folder,
-        np.array([os.fsencode(f"JPEGImages/{name}.jpg") for name in ids], np.bytes_),
-        np.array([os.fsencode(f"{labels}/{name}.png") for name in ids], np.bytes_),
+        path_array(f"JPEGImages/{name}.jpg" for name in ids),
+        path_array(f"{labels}/{name}.png" for name in ids),
     )

@@ -17,7 +17,7 @@ import yaml
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.reading import load_experiment
-from heterokd.datasets.io.inspect import Look
+from heterokd.datasets.io.inspect import FolderInspection
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
 from heterokd.methods import ONE_OF_EACH_KIND
 from heterokd.networks.bodies import network_names, no_weights, published_classes
@@ -115,7 +115,7 @@ class _Data:
 
 
 def propose(
-    seen: Look, request: AutoRequest, root: Workspace, *, fit: bool = True, progress: Report | None = None
+    seen: FolderInspection, request: AutoRequest, root: Workspace, *, fit: bool = True, progress: Report | None = None
 ) -> Proposal:
     """Write the experiment for a folder of images.
 
@@ -163,14 +163,14 @@ def _check_names(request: AutoRequest) -> None:
                 raise ConfigError(f"{option} {name}: timm has no such network; {did_you_mean(name, known)}")
 
 
-def _train_images(seen: Look) -> int:
+def _train_images(seen: FolderInspection) -> int:
     """Number of training images: those of train, or three in five if splits are to be made."""
     if seen.splits:
         return sum(file.split == "train" for file in seen.kept)
     return max(1, 3 * len(seen.kept) // 5)
 
 
-def _content(seen: Look, request: AutoRequest, data: _Data, students: Sequence[str]) -> Section:
+def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students: Sequence[str]) -> Section:
     count = data.train_images
     batch = 32 if count < 2_000 else 64 if count < 20_000 else 128
     limits = {"max_params_m": request.max_params_m, "max_latency_ms": request.max_latency_ms}

@@ -114,7 +114,7 @@ def check_files(experiment: Experiment) -> None:
         UserError: names the file or key.
     """
     splits = open_splits(experiment.data)
-    splits.look()
+    splits.check_images()
     kept, most = experiment.cache.top_k, splits.num_classes
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")

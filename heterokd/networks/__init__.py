@@ -1,6 +1,7 @@
-"""Any timm classifier as a network that gives `Outputs`: logits, embedding, four stage maps and a tail.
+"""Networks that give `Outputs`: any timm classifier, and segmentation networks of segmentation_models_pytorch (smp).
 
-`splits` finds the stages by structure, `architectures` adds networks that timm lacks, `network` runs them, `weights`
-saves and loads them. Networks for segmentation come from segmentation_models_pytorch: `segmentation` runs them,
-`segmentation_bodies` builds them, `segmentation_names` parses their names.
+`network` builds networks by name. Classifiers: `bodies` builds timm's module, `architectures` adds networks that timm
+lacks, `splits` finds the stages by structure, `parts` describes them, `classifier` runs them. Segmentation:
+`segmentation_names` parses names, `segmentation_bodies` builds smp's module, `segmentation` runs it. `weights` saves and
+loads weights, `student_costs` measures networks.
 """

@@ -10,9 +10,10 @@ from heterokd import distributed
 from heterokd.config.data import DataSettings
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
-from heterokd.datasets.io.loaders import Loaders, make_loaders
+from heterokd.datasets.io.loaders import Loaders, Worker, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
 from heterokd.datasets.io.split import Splits
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import ConfigError, DataError, HeterokdError
 from heterokd.storage.workspace import Workspace
 
@@ -75,14 +76,6 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
             f"training.accumulate: {images} images of a worker cannot be split into {training.accumulate} parts; lower "
             "it, or training.workers"
         )
-    return make_loaders(
-        splits,
-        recipe.data.policy,
-        training.batch_size,
-        training.seed,
-        views=recipe.views,
-        crop=recipe.data.view_crop,
-        rank=distributed.rank(),
-        world_size=distributed.size(),
-        device=device,
-    )
+    views = ViewSpec(recipe.data.policy, training.seed, recipe.views, recipe.data.view_crop)
+    worker = Worker(distributed.rank(), distributed.size())
+    return make_loaders(splits, views, training.batch_size, worker=worker, device=device)

@@ -14,8 +14,11 @@ from tiny_datasets import EVERY_SPLIT, TINY, write_classes
 
 from heterokd.datasets import DATASETS, load_dataset
 from heterokd.datasets.image_folder import ImageFolder
-from heterokd.datasets.io.image_files import FileImages, file_splits, memory_budget, read_image
-from heterokd.datasets.io.split import ArrayImages, Split, Splits, stratified_split
+from heterokd.datasets.io.decoded_files import memory_budget
+from heterokd.datasets.io.image_files import FileImages, file_splits
+from heterokd.datasets.io.images import ArrayImages
+from heterokd.datasets.io.read_image import read_image
+from heterokd.datasets.io.split import Split, Splits, stratified_split
 from heterokd.errors import DataError
 from heterokd.tasks import TASKS
 

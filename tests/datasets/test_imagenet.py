@@ -66,7 +66,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
     for folder in list(flat.iterdir()):
         if folder.is_dir():
             folder.rmdir()
-    with pytest.raises(DataError, match=r"val: holds no folders of classes .* one folder a class as well"):
+    with pytest.raises(DataError, match=r"val: holds no folders of classes .* one folder per class as well"):
         load(root)
     shutil.rmtree(flat)
     with pytest.raises(DataError, match=r"val: there is no such folder; download ILSVRC2012 from"):

@@ -324,7 +324,7 @@ def test_voc_takes_the_augmented_set_where_it_is_whole(tmp_path: Path) -> None:
     assert DATASETS["voc2012"]().load(tmp_path / "more", SIZE, seed=0).fingerprint == more.fingerprint
     official = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     augmented.write_text("\n".join([*ids, official[0]]))
-    with pytest.raises(DataError, match=rf"train_aug\.txt: lists 1 image\(s\) of val\.txt, as .*{official[0]}"):
+    with pytest.raises(DataError, match=rf"train_aug\.txt: lists 1 image\(s\) of val\.txt, such as .*{official[0]}"):
         DATASETS["voc2012"]().load(tmp_path / "more", SIZE, seed=0)
     shutil.rmtree(folder / "SegmentationClassAug")
     with pytest.raises(DataError, match=r"has train_aug\.txt alone"):

@@ -13,7 +13,7 @@ from PIL import Image
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
-from heterokd.datasets.io.inspect import look, use
+from heterokd.datasets.io.inspect import inspect_folder, usable_folder
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, DataError
 from heterokd.execution.auto import FAMILIES, AutoRequest, propose
@@ -56,11 +56,11 @@ def spoil(folder: Path) -> None:
 def test_a_folder_is_seen_as_it_is(tmp_path: Path, digits: Splits) -> None:
     folder = tmp_path / "scans"
     write_digits(folder, digits, 10)
-    clean = look(folder)
+    clean = inspect_folder(folder)
     assert not clean.left_out
-    assert use(clean, tmp_path / "links") == folder
+    assert usable_folder(clean, tmp_path / "links") == folder
     spoil(folder)
-    seen = look(folder)
+    seen = inspect_folder(folder)
     assert seen.classes == tuple(f"digit {label}" for label in range(10))
     assert {str(path): reason for path, reason in seen.left_out.items()} == {
         "digit 0/cut.png": "damaged",
@@ -76,11 +76,11 @@ def test_a_folder_is_seen_as_it_is(tmp_path: Path, digits: Splits) -> None:
     assert "from 9 (digit 1) to 10" in said
     assert "40 RGB, 30 L, 29 RGBA" in said or "40 RGB, 30 RGBA, 29 L" in said
     assert "left out: 2 files, damaged (such as digit 0/cut.png)" in said
-    links = use(seen, tmp_path / "links")
+    links = usable_folder(seen, tmp_path / "links")
     assert sorted(path.relative_to(links) for path in links.rglob("*.png")) == sorted(file.path for file in seen.kept)
     assert len(load_dataset("image_folder", links, 32).train) + 39 == pytest.approx(99, abs=3)
     (links / "digit 3" / "000.png").readlink().unlink()  # a file goes: its link goes with it
-    again = use(look(folder), links)
+    again = usable_folder(inspect_folder(folder), links)
     assert not (again / "digit 3" / "000.png").is_symlink()
 
 
@@ -90,7 +90,7 @@ def test_what_stands_in_two_splits_is_taken_out_of_train(tmp_path: Path, digits:
     leaked = next((folder / "test" / "digit 4").iterdir())
     (folder / "train" / "digit 4" / "leak.png").write_bytes(leaked.read_bytes())
     (folder / "val" / "digit 4" / "leak.png").write_bytes(leaked.read_bytes())
-    seen = look(folder)
+    seen = inspect_folder(folder)
     assert seen.splits == ("train", "val", "test")
     assert {str(path): why for path, why in seen.left_out.items()} == {
         "train/digit 4/leak.png": "in test as well",
@@ -101,13 +101,13 @@ def test_what_stands_in_two_splits_is_taken_out_of_train(tmp_path: Path, digits:
 
 def test_folders_that_cannot_be_used(tmp_path: Path, digits: Splits) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        look(tmp_path / "none")
+        inspect_folder(tmp_path / "none")
     write_digits(tmp_path / "few", digits, 4)
     with pytest.raises(DataError, match="digit 0: holds 4 usable images, 5 are needed"):
-        look(tmp_path / "few")
+        inspect_folder(tmp_path / "few")
     (tmp_path / "empty" / "cats").mkdir(parents=True)
     with pytest.raises(DataError, match="expected a folder for each of two or more classes"):
-        look(tmp_path / "empty")
+        inspect_folder(tmp_path / "empty")
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
 
 
 def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
-    root, seen = Workspace(tmp_path / "runs"), look(scans)
-    images = use(seen, tmp_path / "links")
+    root, seen = Workspace(tmp_path / "runs"), inspect_folder(scans)
+    images = usable_folder(seen, tmp_path / "links")
     request = AutoRequest(images, ["vit_tiny_patch16_224"], max_params_m=1.0, hours=0.5)
     made = propose(seen, request, root, fit=False)
     assert made.file == root.path.resolve() / "auto" / "my-scans.yaml"
@@ -146,7 +146,7 @@ def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -
 
 
 def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
-    root, seen = Workspace(tmp_path / "runs"), look(scans)
+    root, seen = Workspace(tmp_path / "runs"), inspect_folder(scans)
 
     def proposed(*students: str, teacher: str = "test_vit", **limits: float) -> tuple[str, ...]:
         made = propose(seen, AutoRequest(scans, [teacher], students, **limits), root, fit=False)

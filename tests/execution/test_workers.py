@@ -21,8 +21,8 @@ from heterokd.config.methods import methods_of
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
-from heterokd.datasets.io.loaders import make_loaders
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.io.loaders import Worker, make_loaders
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import PairError, TrainingDiverged
 from heterokd.networks.network import build_network
 from heterokd.training.teacher import LiveTeacher
@@ -87,9 +87,8 @@ def trained(recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bo
 
     whole = load_dataset("digits", image_size=32, labels_per_class=4)
     splits, settings = replace(whole, val=whole.val.chosen(np.arange(30))), recipe.training
-    loaders = make_loaders(
-        splits, POLICIES["digits"], settings.batch_size, settings.seed, rank=group.rank(), world_size=group.size()
-    )
+    views, worker = ViewSpec(POLICIES["digits"], settings.seed), Worker(group.rank(), group.size())
+    loaders = make_loaders(splits, views, settings.batch_size, worker=worker)
     done = train(recipe, teacher, loaders, keep, wrap=group.data_parallel, **more)
     weights = {key: value.clone() for key, value in done.student.state_dict().items()}
     return {"reports": reports, "weights": weights, "epochs": done.epochs, "stopped": done.stopped}

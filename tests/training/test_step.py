@@ -24,7 +24,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import ConfigError
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
@@ -64,7 +64,7 @@ def recipe_of(experiment: Experiment, method: str = "kd", student: str = "test_r
 
 def loaders_of(recipe: Recipe) -> Loaders:
     splits = load_dataset("digits", image_size=32, labels_per_class=4)
-    return make_loaders(splits, POLICIES["digits"], recipe.training.batch_size)
+    return make_loaders(splits, ViewSpec(POLICIES["digits"]), recipe.training.batch_size)
 
 
 def updates_of(recipe: Recipe, teacher: LiveTeacher) -> Updates:

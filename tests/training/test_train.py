@@ -15,7 +15,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
-from heterokd.datasets.views.policy import POLICIES
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import CheckpointError, PairError, TrainingDiverged
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
@@ -50,7 +50,7 @@ def resnet_teacher() -> LiveTeacher:
 
 def loaders_of(recipe: Recipe) -> Loaders:
     splits = load_dataset("digits", image_size=32, labels_per_class=recipe.data.labels_per_class)
-    return make_loaders(splits, POLICIES["digits"], recipe.training.batch_size, seed=recipe.training.seed)
+    return make_loaders(splits, ViewSpec(POLICIES["digits"], recipe.training.seed), recipe.training.batch_size)
 
 
 def run(

@@ -1,1 +1,1 @@
-"""Read images, label maps and tables; batches for training and evaluation."""
+"""Read images, label maps and tables; make batches for training and evaluation."""

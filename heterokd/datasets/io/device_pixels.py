@@ -7,20 +7,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heterokd.datasets.io.images import ArrayImages, image_shape, source_of
 from heterokd.datasets.io.shared_pixels import SharedImages
-from heterokd.datasets.io.split import ArrayImages, ChosenImages, Split
+from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.mixing import Mix
 from heterokd.outputs import Batch
 
 # A split of at most this many bytes is read once and stays in memory as uint8.
 RESIDENT_BYTES = 2**28
-# On a GPU it stays there when it takes at most this share of what is free.
+# On a GPU it stays there if it takes at most this share of the free memory.
 RESIDENT_SHARE = 1 / 4
 # Number of batches that are prefetched.
 AHEAD = 2
@@ -33,7 +35,7 @@ class Chosen:
     Attributes:
         index: [B] positions in the split.
         view: [B] view numbers; None for plain images.
-        mix: the partners of mixed views.
+        mix: partners of mixed views.
     """
 
     index: NDArray[np.int64]
@@ -79,8 +81,7 @@ class SplitPixels:
         # With its index: in another thread, "cuda" may mean another GPU.
         self.split, self.device, self._room = split, torch.empty(0, device=device).device, room
         # Images that are in host memory, or mapped into it, are not copied again.
-        sources = [split.images] if split.label_maps is None else [split.images, split.label_maps]
-        kinds = {type(source.images if isinstance(source, ChosenImages) else source) for source in sources}
+        kinds = {type(source_of(images)) for images in (split.images, split.label_maps) if images is not None}
         on_host = self.device.type == "cpu"
         self._direct = on_host and kinds == {ArrayImages}
         self._may_stay = not (on_host and kinds <= {ArrayImages, SharedImages})
@@ -112,7 +113,7 @@ class SplitPixels:
     def at(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Read the pixels and label maps at some positions to the device."""
         if not self._direct and self._stays():
-            assert self._resident is not None  # put there by `_stays`
+            assert self._resident is not None  # set by `_stays`
             pixels, maps = self._resident
             chosen = torch.from_numpy(positions).to(self.device, non_blocking=True)
             return pixels[chosen], None if maps is None else maps[chosen]
@@ -141,7 +142,7 @@ class SplitPixels:
             room = self._room
             if self.device.type == "cuda" and room:
                 room = int(torch.cuda.mem_get_info(self.device)[0] * RESIDENT_SHARE)
-            if len(self.split) * self.split.images.read(np.zeros(1, np.int64)).nbytes <= room:
+            if len(self.split) * prod(image_shape(self.split.images)) <= room:
                 self._resident = self._read(np.arange(len(self.split))).get()
             else:
                 self._may_stay = False

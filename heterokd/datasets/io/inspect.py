@@ -1,67 +1,66 @@
-"""look(): what is in a folder of images, before anything is built on it.
+"""Inspect a folder of images before a search.
 
-    ROOT/CLASS/*.jpg, or ROOT/{train,val,test}/CLASS/*.jpg        as heterokd/datasets/image_folder.py reads them
+    ROOT/CLASS/*.jpg, or ROOT/{train,val,test}/CLASS/*.jpg        see heterokd/datasets/image_folder.py
 
-Every file is opened and decoded once. What must not be trained on is named: files that are damaged, copies of an image
-under two labels, and images of val or test that stand in train as well, which would make every figure too good.
+Every file is opened and decoded once. Files that must not be used are left out: damaged files, copies of an image under
+two labels, and images of val or test that are also in train, which would inflate every metric.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from PIL import Image
 
-from heterokd.datasets.io.image_files import MAX_THREADS, class_folders, image_names, read_image
-from heterokd.datasets.io.split import SPLIT_NAMES
+from heterokd.datasets.io.decoded_files import decoding_threads
+from heterokd.datasets.io.image_files import SUFFIXES, class_folders, file_names, present_splits
+from heterokd.datasets.io.read_image import read_image
+from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
 from heterokd.errors import DataError
 
 DECODED = 8
-"""Side at which a file is decoded to see whether it can be: what fails does so at any size."""
+"""Side in pixels at which files are decoded; a damaged file fails at any size."""
 
 FEWEST = 5
-"""Images of a class below which it cannot be split into train, val and test."""
+"""Minimum number of images of a class for a split into train, val and test."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file.
+    """An image file.
 
     Attributes:
-        path: below the folder.
-        split: train, val or test; empty where the folder has no splits.
-        label: its class.
-        side: the shorter one, in pixels; 0 where it is damaged.
-        mode: PIL's: RGB, L, RGBA, ...
-        content: of the file, hashed.
-        damage: why it cannot be read; None where it can.
+        path: path below the folder.
+        split: train, val or test; None if the folder has no splits.
+        label: name of the class.
+        side: shorter side in pixels; 0 if the file is damaged.
+        mode: mode of PIL: RGB, L, RGBA, ...
+        content: SHA-256 of the file; empty if it is damaged.
     """
 
     path: Path
-    split: str
+    split: SplitName | None
     label: str
-    side: int
-    mode: str
-    content: str
-    damage: str | None
+    side: int = 0
+    mode: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was found.
+class FolderInspection:
+    """Content of a folder of images.
 
     Attributes:
-        folder: that was looked at.
-        classes: their names.
+        folder: the folder.
+        classes: names of the classes.
         files: all image files.
-        others: files that are no images by their names, and are not read.
+        others: number of files with other suffixes, which are ignored.
         left_out: files that must not be used, with the reason.
     """
 
@@ -78,92 +77,91 @@ class Look:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that the folder has of train, val and test; none where it has classes at once."""
+        """Split folders present; empty if classes are at the top level."""
         present = {file.split for file in self.files}
         return tuple(name for name in SPLIT_NAMES if name in present)
 
     @property
     def side(self) -> int:
-        """The shorter side of an image, in the median."""
+        """Median of the images' shorter sides, in pixels."""
         return int(median(file.side for file in self.kept))
 
     def sentences(self) -> list[str]:
-        """For people."""
+        """Describe the folder, a sentence per line."""
         kept = self.kept
-        counts = Counter(file.label for file in kept)
-        most, fewest = counts.most_common()[0], counts.most_common()[-1]
+        counts = Counter(file.label for file in kept).most_common()
+        (largest, most), (smallest, fewest) = counts[0], counts[-1]
         sides = sorted(file.side for file in kept)
         modes = ", ".join(f"{count} {mode}" for mode, count in Counter(file.mode for file in kept).most_common())
         splits = ", ".join(f"{sum(file.split == name for file in kept)} {name}" for name in self.splits)
-        said = [
+        balance = f": {most / fewest:.1f} times as many" if most > 1.5 * fewest else ", balanced"
+        lines = [
             f"{len(kept)} images of {len(self.classes)} classes; {splits or 'no splits: they will be made, 60/20/20'}",
-            f"from {fewest[1]} ({fewest[0]}) to {most[1]} ({most[0]}) images a class"
-            + (f": {most[1] / fewest[1]:.1f} times as many" if most[1] > 1.5 * fewest[1] else ", balanced"),
+            f"from {fewest} ({smallest}) to {most} ({largest}) images a class{balance}",
             f"shorter sides of {sides[0]} to {sides[-1]} pixels, {self.side} in the median; {modes}",
         ]
         for reason, count in Counter(self.left_out.values()).most_common():
             example = next(path for path, why in self.left_out.items() if why == reason)
-            said.append(f"left out: {count} files, {reason} (such as {example})")
+            lines.append(f"left out: {count} files, {reason} (such as {example})")
         if self.others:
-            said.append(f"not read: {self.others} other files")
-        return said
+            lines.append(f"not read: {self.others} other files")
+        return lines
 
 
-def look(folder: Path) -> Look:
-    """Look at every image of a folder.
+def inspect_folder(folder: Path) -> FolderInspection:
+    """Decode and hash every image of a folder.
 
     Raises:
-        DataError: there is no such folder, it has fewer than two classes, or too little is left of a class.
+        DataError: the folder is missing, has fewer than two classes, or a class has too few usable images.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; give the folder that holds a folder for each class")
-    splits: list[str] = [name for name in SPLIT_NAMES if (folder / name).is_dir()]
-    if splits and "train" not in splits:
-        raise DataError(f"{folder}: has {' and '.join(splits)} but no train; add {folder / 'train'}")
-    classes = class_folders(folder / "train" if splits else folder)
+    present = present_splits(folder)
+    splits: list[SplitName | None] = [*present] or [None]
+    classes = class_folders(folder / "train" if present else folder)
     found, others = [], 0
-    for split in splits or [""]:
+    for split in splits:
         for label in classes:
-            place = folder / split / label
-            images, rest = image_names(place) if place.is_dir() else ([], 0)
-            found += [(Path(split, label, image), split, label) for image in images]
+            parent = Path(split or "", label)
+            images, rest = file_names(folder / parent, SUFFIXES) if (folder / parent).is_dir() else ([], 0)
+            found += [ImageFile(parent / image, split, label) for image in images]
             others += rest
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        files = tuple(pool.map(lambda one: _open(folder, *one), found))
-    seen = Look(folder, classes, files, others, _left_out(files))
-    for split in splits or [""]:
+    with decoding_threads() as pool:
+        files = tuple(pool.map(partial(_read, folder), found))
+    seen = FolderInspection(folder, classes, files, others, _left_out(files))
+    for split in splits:
         counts = Counter(file.label for file in seen.kept if file.split == split)
         fewest = 1 if split in ("val", "test") else FEWEST
         for label in classes:
             if counts[label] < fewest:
-                where = folder / split / label
+                where = folder / (split or "") / label
                 raise DataError(f"{where}: holds {counts[label]} usable images, {fewest} are needed; add or remove it")
     return seen
 
 
-def _open(folder: Path, path: Path, split: str, label: str) -> ImageFile:
-    file = folder / path
+def _read(folder: Path, file: ImageFile) -> ImageFile:
+    """Return a file with side, mode and hash; unchanged if it is damaged."""
+    path = folder / file.path
     try:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        read_image(file, DECODED)
-        with Image.open(file) as image:
-            side, mode = min(image.size), image.mode
-    except (DataError, OSError) as error:
-        return ImageFile(path, split, label, 0, "", "", str(error))
-    return ImageFile(path, split, label, side, mode, content, None)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        read_image(path, DECODED)
+        with Image.open(path) as image:
+            return replace(file, side=min(image.size), mode=image.mode, content=content)
+    except (DataError, OSError):
+        return file
 
 
 def _left_out(files: Iterable[ImageFile]) -> dict[Path, str]:
-    left = {file.path: "damaged" for file in files if file.damage is not None}
+    left = {file.path: "damaged" for file in files if not file.content}
     copies: dict[str, list[ImageFile]] = {}
     for file in files:
-        if file.damage is None:
+        if file.content:
             copies.setdefault(file.content, []).append(file)
     for group in copies.values():
         if len({file.label for file in group}) > 1:
             left |= {file.path: "the same image under two labels" for file in group}
             continue
-        # Test first, then val: those stay as they were given, and train loses what they hold.
+        # Test first, then val: their images stay, and the copies in train are left out.
         ordered = sorted(group, key=lambda file: (-SPLIT_NAMES.index(file.split) if file.split else 0, file.path))
         for file in ordered[1:]:
             same = file.split == ordered[0].split
@@ -171,16 +169,21 @@ def _left_out(files: Iterable[ImageFile]) -> dict[Path, str]:
     return left
 
 
-def use(seen: Look, place: Path) -> Path:
-    """The folder to read: the one that was looked at, or, where files are left out, links to the others in `place`."""
+def usable_folder(seen: FolderInspection, links: Path) -> Path:
+    """Return the folder to read: the inspected one, or, if files are left out, `links`, filled with links to the rest.
+
+    Args:
+        seen: content of the inspected folder.
+        links: folder for the links; created if it is needed.
+    """
     if not seen.left_out:
         return seen.folder.resolve()
     for file in seen.kept:
-        link = place / file.path
+        link = links / file.path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to((seen.folder / file.path).resolve())
-    for link in [path for path in place.rglob("*") if path.is_symlink()]:
-        if link.relative_to(place) in seen.left_out or not link.exists():
+    for link in [path for path in links.rglob("*") if path.is_symlink()]:
+        if link.relative_to(links) in seen.left_out or not link.exists():
             link.unlink()
-    return place.resolve()
+    return links.resolve()

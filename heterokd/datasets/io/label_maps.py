@@ -1,9 +1,9 @@
-"""Label files: images with a label map each, both in files, for every data set of segmentation that ships them so.
+"""Data sets of image files with a label map each (segmentation).
 
-A label map is a PNG of one channel (8-bit grey, or palette: its numbers, not its colours), as large as its image and as
-it lies in the file (EXIF does not turn images here, as it does not turn label maps). All images of a data set are read
-onto one canvas: what is larger is shrunk to fit within it (images bilinearly and smoothed, label maps to the nearest
-pixel), what is smaller lies at its top left corner, and the rest is black and IGNORE. Nothing is ever enlarged.
+A label map is a PNG with one channel (8-bit grey, or palette: its numbers, not its colours) and the size of its image.
+EXIF orientations are ignored, since label maps have none. All images of a data set are read onto a canvas of one size:
+larger images are shrunk to fit (images bilinearly with antialiasing, label maps to the nearest pixel), smaller ones lie
+in the top left corner, and the rest is black and IGNORE. Nothing is enlarged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from heterokd.datasets.io.image_files import SIZES_SAMPLE, DecodedFiles, memory_budget, to_rgb
+from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
+from heterokd.datasets.io.image_files import SIZES_SAMPLE
+from heterokd.datasets.io.read_image import to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
 from heterokd.outputs import IGNORE
 
 UNKNOWN = -1
-"""What `class_table` holds for numbers that no label map may hold."""
+"""Value of `class_table` for numbers that no label map may hold."""
 
 Canvas = tuple[int, int]
 
@@ -35,9 +37,9 @@ class SceneFiles:
     """Pairs of image file and label file.
 
     Attributes:
-        folder: what the names are relative to.
-        images: [N] paths below `folder` as bytes.
-        labels: [N] the same of their label maps.
+        folder: folder that the names are relative to.
+        images: [N] paths of the images below `folder`, see `path_array`.
+        labels: [N] paths of their label maps.
     """
 
     folder: Path
@@ -47,20 +49,20 @@ class SceneFiles:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, place: int) -> Path:
-        """Where the image at a position lies."""
-        return self.folder / os.fsdecode(self.images[place])
+    def image(self, position: int) -> Path:
+        """Return the path of the image at a position."""
+        return self.folder / os.fsdecode(self.images[position])
 
-    def label(self, place: int) -> Path:
-        """Where its label map lies."""
-        return self.folder / os.fsdecode(self.labels[place])
+    def label(self, position: int) -> Path:
+        """Return the path of the image's label map."""
+        return self.folder / os.fsdecode(self.labels[position])
 
     def chosen(self, index: NDArray[np.int64]) -> SceneFiles:
-        """The pairs at `index`; positions count anew from 0."""
+        """Select the pairs at `index`; positions start at 0 again."""
         return SceneFiles(self.folder, self.images[index], self.labels[index])
 
-    def parted(self, share: float, seed: int) -> tuple[SceneFiles, SceneFiles]:
-        """The pairs without a seeded share of them, and that share, at least one."""
+    def hold_out(self, share: float, seed: int) -> tuple[SceneFiles, SceneFiles]:
+        """Split off a seeded share, at least one pair; return the rest and the share."""
         order = permutation(len(self), 0, "split", seed)
         count = max(1, round(share * len(self)))
         return self.chosen(np.sort(order[count:])), self.chosen(np.sort(order[:count]))
@@ -73,9 +75,9 @@ class SceneImages(DecodedFiles):
         super().__init__(len(files), (*canvas, 3), kept=kept)
         self.files, self.canvas = files, canvas
 
-    def decode(self, place: int) -> NDArray[np.uint8]:
-        """The image at a position, [Hc, Wc, 3]."""
-        return read_scene(self.files.image(place), self.canvas)
+    def decode(self, position: int) -> NDArray[np.uint8]:
+        """Read the image at a position, [Hc, Wc, 3]."""
+        return read_scene(self.files.image(position), self.canvas)
 
 
 class SceneLabels(DecodedFiles):
@@ -87,26 +89,27 @@ class SceneLabels(DecodedFiles):
         super().__init__(len(files), canvas, kept=kept)
         self.files, self.canvas, self.class_table, self.advice = files, canvas, class_table, advice
 
-    def decode(self, place: int) -> NDArray[np.uint8]:
-        """The label map at a position, [Hc, Wc]."""
-        path = self.files.label(place)
+    def decode(self, position: int) -> NDArray[np.uint8]:
+        """Read the label map at a position, [Hc, Wc]."""
+        path, image = self.files.label(position), self.files.image(position)
         numbers = read_numbers(path, self.advice)
-        image = self.files.image(place)
         with _opened(image) as opened:
             if opened.size != numbers.shape[::-1]:
-                sizes = f"{numbers.shape[1]} x {numbers.shape[0]} pixels, its image {image} {opened.width} x"
-                raise DataError(f"{path}: is {sizes} {opened.height}; {self.advice}")
+                raise DataError(
+                    f"{path}: is {numbers.shape[1]} x {numbers.shape[0]} pixels, its image {image} {opened.width} x "
+                    f"{opened.height}; {self.advice}"
+                )
         classes = self.class_table[numbers]
         if classes.min() == UNKNOWN:
             number = numbers[classes == UNKNOWN][0]
             raise DataError(f"{path}: holds the label {number}, expected {_ranges(self.class_table)}; {self.advice}")
-        inside = _fitted((classes.shape[0], classes.shape[1]), self.canvas)
+        inside = _fitted(numbers.shape[0], numbers.shape[1], self.canvas)
         fitted = Image.fromarray(classes.astype(np.uint8)).resize(inside[::-1], Image.Resampling.NEAREST)
         return _on_canvas(np.asarray(fitted), self.canvas, IGNORE)
 
 
 def class_table(class_of: Mapping[int, int]) -> NDArray[np.int16]:
-    """Class number or IGNORE of every number [256] that a label file may hold; `UNKNOWN` for the others."""
+    """Return the class number (or IGNORE) of every number [256] in a label file; `UNKNOWN` for other numbers."""
     table = np.full(256, UNKNOWN, np.int16)
     for number, label in class_of.items():
         table[number] = label
@@ -114,13 +117,13 @@ def class_table(class_of: Mapping[int, int]) -> NDArray[np.int16]:
 
 
 def read_scene(path: Path, canvas: Canvas) -> NDArray[np.uint8]:
-    """An image on a canvas, [Hc, Wc, 3] uint8.
+    """Read an image onto a canvas, [Hc, Wc, 3] uint8.
 
     Raises:
-        DataError: the file is damaged, is no image or has gone.
+        DataError: the file is damaged, missing or not an image.
     """
     with _opened(path) as opened:
-        inside = _fitted((opened.height, opened.width), canvas)
+        inside = _fitted(opened.height, opened.width, canvas)
         try:
             opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
             image = to_rgb(opened)
@@ -132,13 +135,13 @@ def read_scene(path: Path, canvas: Canvas) -> NDArray[np.uint8]:
 
 
 def read_numbers(path: Path, advice: str) -> NDArray[np.uint8]:
-    """The numbers of a label file as they are, [H, W].
+    """Read the numbers of a label file, [H, W].
 
     Raises:
-        DataError: the file is damaged, is no PNG of one channel of 8 bits, or has gone.
+        DataError: the file is damaged, missing, or not a PNG with one channel of 8 bits.
     """
     with _opened(path) as opened:
-        # Grey of fewer bits would be stretched to 255; a palette's numbers never are.
+        # PIL scales grey of fewer bits to 255; it does not scale the numbers of a palette.
         kind = f"{opened.format} of mode {opened.tile[0][3] if opened.tile else opened.mode}"
         if opened.format != "PNG" or not (opened.mode == "P" or kind.endswith(" L")):
             raise DataError(f"{path}: is a {kind}, expected a PNG of palette or 8-bit grey; {advice}")
@@ -148,6 +151,8 @@ def read_numbers(path: Path, advice: str) -> NDArray[np.uint8]:
             raise _unreadable(path, error) from None
 
 
+# The description of a data set, which every data set of label maps gives once; the table and the canvas are part of the
+# fingerprint.
 def scene_splits(
     dataset: str,
     files: Mapping[SplitName, SceneFiles],
@@ -157,16 +162,16 @@ def scene_splits(
     table: NDArray[np.int16],
     advice: str,
 ) -> Splits:
-    """A data set of image files with label files; both are decoded when they are read.
+    """Make a data set of image files with label files; both are decoded when they are read.
 
     Args:
-        dataset: its name, part of the fingerprint.
-        files: of each split.
+        dataset: name of the data set, part of the fingerprint.
+        files: files of each split.
         class_names: name of each class number.
-        image_size: what the canvas follows from.
-        canvas: height and width that every image is read at, in pixels.
+        image_size: the setting `data.image_size`, from which the canvas is derived.
+        canvas: height and width of every image that is read, in pixels.
         table: see `class_table`.
-        advice: how to get the files, for the errors' sentences.
+        advice: how to get the files, for error messages.
 
     Raises:
         DataError: a split has no images, or a file is missing.
@@ -179,11 +184,9 @@ def scene_splits(
         if not len(chosen):
             raise DataError(f"{chosen.folder}: has too few images, none is left for {name}; {advice}")
         every = -(-len(chosen) // SIZES_SAMPLE)
-        for place in range(len(chosen)):
-            sizes = _sizes(chosen, place, advice) if place % every == 0 else ""
-            digest.update(
-                b"\0".join((name.encode(), chosen.images[place], chosen.labels[place], sizes.encode(), b"\n"))
-            )
+        for position, names in enumerate(zip(chosen.images.tolist(), chosen.labels.tolist(), strict=True)):
+            sizes = _sizes(chosen, position, advice) if position % every == 0 else ""
+            digest.update(b"\0".join((name.encode(), *names, sizes.encode(), b"\n")))
         kept = len(chosen) * canvas[0] * canvas[1] * 4 <= memory_budget()
         splits[name] = Split(
             SceneImages(chosen, canvas, kept=kept),
@@ -191,29 +194,22 @@ def scene_splits(
             name,
             SceneLabels(chosen, canvas, table, advice, kept=kept),
         )
-    return Splits(
-        train=splits["train"],
-        val=splits["val"],
-        test=splits["test"],
-        class_names=class_names,
-        image_size=image_size,
-        fingerprint=digest.hexdigest(),
-    )
+    return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest())
 
 
-def _sizes(files: SceneFiles, place: int, advice: str) -> str:
-    image, label = files.image(place), files.label(place)
+def _sizes(files: SceneFiles, position: int, advice: str) -> str:
+    image, label = files.image(position), files.label(position)
     sizes = []
-    for path, what in ((image, "is missing"), (label, f"is missing, the label map of {image}")):
+    for path, problem in ((image, "is missing"), (label, f"is missing, the label map of {image}")):
         try:
-            sizes.append(os.stat(path).st_size)
+            sizes.append(str(os.stat(path).st_size))
         except OSError:
-            raise DataError(f"{path}: {what}; {advice}") from None
-    return ",".join(map(str, sizes))
+            raise DataError(f"{path}: {problem}; {advice}") from None
+    return ",".join(sizes)
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
-    """A file whose pixels are not decoded yet."""
+    """Open an image file without decoding its pixels."""
     try:
         return Image.open(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -224,10 +220,10 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read as an image ({error}); replace it by the original")
 
 
-def _fitted(size: tuple[int, int], canvas: Canvas) -> tuple[int, int]:
-    """Height and width at which an image of `size` fits within the canvas, its own where it does already."""
-    scale = min(1.0, canvas[0] / size[0], canvas[1] / size[1])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def _fitted(height: int, width: int, canvas: Canvas) -> tuple[int, int]:
+    """Return the height and width at which an image fits in the canvas; unchanged if it fits already."""
+    scale = min(1.0, canvas[0] / height, canvas[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int) -> NDArray[np.uint8]:
@@ -237,7 +233,7 @@ def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int) -> NDArray[
 
 
 def _ranges(table: NDArray[np.int16]) -> str:
-    """The numbers that a label file may hold, as words: "0 to 20 or 255"."""
+    """Describe the numbers that a label file may hold: "0 to 20 or 255"."""
     known = np.flatnonzero(table != UNKNOWN)
     runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
     return " or ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -1,11 +1,12 @@
 """Loaders of augmented and plain images, in a seeded order, sharded over workers.
 
-The order of an epoch and the view of every image are pure functions of (seed, epoch): resuming needs no stored state,
-and the global batches are the same for any number of workers; worker r takes its slice of each.
+The order of an epoch and the view of every image are pure functions of (seed, epoch). So resuming needs no stored
+state, and the global batches are the same for any number of workers; each worker takes a slice of each batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,84 +16,89 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
+from heterokd.datasets.io.images import image_shape
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.color import plain_images
 from heterokd.datasets.views.mixing import draw_mix, mix_labels, mix_views
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import ViewSpec
 from heterokd.datasets.views.random import STREAM_TURN, permutation, philox_key, random_words
-from heterokd.datasets.views.render import unmixed_views, view_images, view_scenes
+from heterokd.datasets.views.render import view_images, view_scenes
 from heterokd.errors import DataError
 from heterokd.outputs import Batch
 
-# Images of an evaluation step unless training takes more: no gradient is kept, so memory is no matter.
+# Default number of images of an evaluation step: without gradients, memory is no limit.
 EVAL_BATCH = 256
-# In segmentation an evaluation step holds a score for every class and pixel: at most this many.
+# Maximum number of scores of an evaluation step in segmentation, which has a score for every class and pixel.
 EVAL_SCORES = 2**26
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker of a sharded training.
+
+    Attributes:
+        rank: number of the worker, from 0.
+        world_size: number of workers.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+
+SINGLE = Worker()
 
 
 class TrainLoader:
     """Views of a split's images, in a new order every epoch.
 
+    An epoch has only full batches; a split smaller than `batch_size` is a single batch. With `views.views=K`, each run
+    of K epochs shows the K views of each image once: in the first run those of `views=None`, later each image starts at
+    another view number, so that an epoch mixes view numbers.
+
     Args:
-        split: the images; `Batch.index` is the position in this very split.
-        policy: how views differ from their image.
-        batch_size: images of a step over all workers, of which each takes nearly as many as the others.
-        seed: of order and views.
-        views: how many views each image has; None draws a fresh one every epoch. With `views=K`, each run of K epochs
-            shows each image's K views once; in the first run they are those of `views=None`, later each image starts at
-            its own place, so that an epoch mixes view numbers.
-        crop: height and width of a view in segmentation, in pixels; None takes the whole canvas.
-        num_classes: K of the data set, where the policy mixes images.
-        drop_last: leave out a last, smaller batch; None does so when there is at least one full batch.
-        rank: this worker's number.
-        world_size: how many workers.
-        device: where the batches lie.
+        split: images; `Batch.index` is the position in this split.
+        views: augmentation policy, seed of order and views, number of views, crop.
+        batch_size: number of images of a step over all workers, which share them nearly equally.
+        num_classes: K of the data set; needed only if the policy mixes images.
+        worker: the worker whose slices are loaded.
+        device: device of the batches.
 
     Raises:
-        DataError: the split has too few images for one step, `batch_size` is less than an image for each worker, or the
-            policy mixes images of which the number of classes is not known.
+        DataError: the split has too few images for one step, `batch_size` is smaller than the number of workers, or the
+            policy mixes images and the number of classes is unknown.
     """
 
     def __init__(
         self,
         split: Split,
-        policy: AugmentPolicy,
+        views: ViewSpec,
         batch_size: int,
-        seed: int = 0,
         *,
-        views: int | None = None,
-        crop: tuple[int, int] | None = None,
         num_classes: int | None = None,
-        drop_last: bool | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        worker: Worker = SINGLE,
         device: torch.device | str = "cpu",
     ) -> None:
-        if batch_size < world_size:
-            raise DataError(f"training.batch_size: {batch_size} images are too few for {world_size} workers")
-        if views is not None and views < 1:
-            raise DataError(f"an image needs at least one view, got views={views}")
-        self.split, self.policy, self.batch_size, self.seed, self.views = split, policy, batch_size, seed, views
-        self.rank, self.world_size, self.crop, self.num_classes = rank, world_size, crop, num_classes
-        if policy.mixes and (num_classes is None or split.label_maps is not None):
+        if batch_size < worker.world_size:
+            raise DataError(f"training.batch_size: {batch_size} images are too few for {worker.world_size} workers")
+        if views.views is not None and views.views < 1:
+            raise DataError(f"an image needs at least one view, got views={views.views}")
+        if views.policy.mixes and (num_classes is None or split.label_maps is not None):
             raise DataError(
                 "mixup and cutmix make shares of classes: they need the number of classes (num_classes) "
                 "and images without label maps"
             )
-        full, rest = divmod(len(split), batch_size)
-        dropped = full > 0 if drop_last is None else drop_last
-        # Every worker needs an image in every step, or the others would wait for it.
-        self._steps = full if dropped or rest < world_size else full + 1
-        if self._steps == 0:
+        if len(split) < worker.world_size:  # a worker without an image would stop the others
             raise DataError(
                 f"the {split.name} split has {len(split)} images, too few for one batch of {batch_size} over "
-                f"{world_size} worker(s); lower training.batch_size or training.workers"
+                f"{worker.world_size} worker(s); lower training.batch_size or training.workers"
             )
+        self.split, self.views, self.batch_size = split, views, batch_size
+        self.num_classes, self.worker = num_classes, worker
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
         """Return the number of steps of an epoch."""
-        return self._steps
+        return max(1, len(self.split) // self.batch_size)
 
     def images(self, step: int) -> int:
         """Return the number of images of a step, over all workers."""
@@ -100,7 +106,7 @@ class TrainLoader:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield this worker's batches of an epoch, counted from 0."""
-        order = permutation(len(self.split), epoch, self.seed)
+        order = permutation(len(self.split), epoch, self.views.seed)
         shares = [self._share(order[step * self.batch_size :][: self.batch_size]) for step in range(len(self))]
         chosen = (self._chosen(share, self.view_numbers(share, epoch)) for share in shares)
         for views, pixels, maps in self._pixels.batches(chosen):
@@ -113,33 +119,35 @@ class TrainLoader:
 
     def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Return the view number [B] of each image in an epoch."""
-        if self.views is None or epoch < self.views:
+        count = self.views.views
+        if count is None or epoch < count:
             return np.full(len(index), epoch, np.int64)
-        words = random_words(philox_key("turn", self.seed), STREAM_TURN, index, epoch // self.views)
-        return (words[:, 0].astype(np.int64) + epoch) % self.views
+        words = random_words(philox_key("turn", self.views.seed), STREAM_TURN, index, epoch // count)
+        return (words[:, 0].astype(np.int64) + epoch) % count
 
     def _share(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        start, end = (len(index) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return index[start:end]
+        rank, world_size = self.worker.rank, self.worker.world_size
+        return index[len(index) * rank // world_size : len(index) * (rank + 1) // world_size]
 
     def _chosen(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Chosen:
-        mix = draw_mix(self.policy, index, view, len(self.split), self.seed) if self.policy.mixes else None
-        return Chosen(index, view, mix)
+        policy, seed = self.views.policy, self.views.seed
+        return Chosen(index, view, draw_mix(policy, index, view, len(self.split), seed) if policy.mixes else None)
 
     def _batch(self, chosen: Chosen, pixels: Tensor, maps: Tensor | None) -> Batch:
         index, view, mix = chosen.index, chosen.view, chosen.mix
-        assert view is not None  # given by `_chosen`
+        policy, seed = self.views.policy, self.views.seed
+        assert view is not None  # set by `_chosen`
         if maps is not None:
-            size = self.crop or (maps.shape[1], maps.shape[2])
-            images, maps = view_scenes(pixels, maps, index, view, self.policy, size, self.seed)
+            size = self.views.crop or (maps.shape[1], maps.shape[2])
+            images, maps = view_scenes(pixels, maps, index, view, policy, size, seed)
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
-            return self._pixels.batch(view_images(pixels, index, view, self.policy, self.seed), index, view)
-        # A view and its partner are made at once.
-        both = unmixed_views(pixels, chosen.positions, np.concatenate((view, mix.view)), self.policy, self.seed)
+            return self._pixels.batch(view_images(pixels, index, view, policy, seed), index, view)
+        # The views and their partners are rendered together.
+        both = view_images(pixels, chosen.positions, np.concatenate((view, mix.view)), policy, seed)
         images, share = mix_views(both[: len(index)], both[len(index) :], mix)
         labels = self.split.labels
-        assert self.num_classes is not None  # seen to by `__init__`
+        assert self.num_classes is not None  # checked by `__init__`
         shares = mix_labels(labels[index], labels[mix.index], share, self.num_classes)
         return self._pixels.batch(images, index, view, shares)
 
@@ -148,9 +156,9 @@ class EvalLoader:
     """Plain images of a split, in order, each once.
 
     Args:
-        split: the images; `Batch.index` is the position in this very split.
-        batch_size: images of a step; the last may have fewer.
-        device: where the batches lie.
+        split: images; `Batch.index` is the position in this split.
+        batch_size: number of images of a step; the last step may have fewer.
+        device: device of the batches.
     """
 
     def __init__(self, split: Split, batch_size: int, *, device: torch.device | str = "cpu") -> None:
@@ -163,8 +171,8 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         everything = np.arange(len(self.split))
-        shares = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
-        for chosen, pixels, maps in self._pixels.batches(shares):
+        steps = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
+        for chosen, pixels, maps in self._pixels.batches(steps):
             yield self._pixels.batch(plain_images(pixels), chosen.index, None, maps)
 
 
@@ -185,36 +193,20 @@ class Loaders:
 
 def make_loaders(
     splits: Splits,
-    policy: AugmentPolicy,
+    views: ViewSpec,
     batch_size: int,
-    seed: int = 0,
     *,
-    views: int | None = None,
-    crop: tuple[int, int] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    worker: Worker = SINGLE,
     device: torch.device | str = "cpu",
-    eval_batch_size: int | None = None,
 ) -> Loaders:
     """Create loaders of train and val; see `TrainLoader`. Every worker gets all of val.
 
     Raises:
-        DataError: train has too few images for one step, or `batch_size` is less than an image for each worker.
+        DataError: train has too few images for one step, or `batch_size` is smaller than the number of workers.
     """
-    train = TrainLoader(
-        splits.train,
-        policy,
-        batch_size,
-        seed,
-        views=views,
-        crop=crop,
-        num_classes=splits.num_classes,
-        rank=rank,
-        world_size=world_size,
-        device=device,
-    )
-    val = open_split(splits.val, splits.num_classes, eval_batch_size or max(batch_size, EVAL_BATCH), device=device)
-    return Loaders(train, val, splits.num_classes)
+    classes = splits.num_classes
+    train = TrainLoader(splits.train, views, batch_size, num_classes=classes, worker=worker, device=device)
+    return Loaders(train, open_split(splits.val, classes, max(batch_size, EVAL_BATCH), device=device), classes)
 
 
 def open_split(
@@ -222,11 +214,11 @@ def open_split(
 ) -> EvalLoader:
     """Create a loader of plain images, with small steps in segmentation, whose scores take much memory."""
     if split.label_maps is not None and len(split):
-        pixels = split.label_maps.read(np.zeros(1, np.int64))[0].size
+        pixels = math.prod(image_shape(split.label_maps))
         batch_size = max(1, min(batch_size, EVAL_SCORES // (num_classes * pixels)))
     return EvalLoader(split, batch_size, device=device)
 
 
-def open_test(splits: Splits, batch_size: int = EVAL_BATCH, *, device: torch.device | str = "cpu") -> EvalLoader:
+def open_test(splits: Splits) -> EvalLoader:
     """Create the loader of the test split, for promotion only."""
-    return open_split(splits.test, splits.num_classes, batch_size, device=device)
+    return open_split(splits.test, splits.num_classes)

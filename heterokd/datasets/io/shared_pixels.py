@@ -11,29 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.image_files import DecodedFiles, machine_memory
-from heterokd.datasets.io.split import READ_AT_ONCE, READ_BYTES, ChosenImages, Images, LabelMaps, Split, Splits
+from heterokd.datasets.io.decoded_files import DecodedFiles, machine_memory
+from heterokd.datasets.io.images import Images, image_shape, read_pieces, source_of
+from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 HEADER = 4096
-# A file is written where at least as much of the disk again stays free.
+# Free space of the disk that writing a file needs, in sizes of the file.
 FREE_SHARE = 2.0
-# Of the machine's memory, for a file: larger ones would not stay in it, and would fill disks that nobody gave for it.
+# Maximum size of a file, as a share of the machine's memory: larger files would not stay in memory, and would fill
+# disks.
 SHARED_MEMORY = 1 / 4
 
 
@@ -74,14 +76,13 @@ def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
     return replace(split, images=images, label_maps=maps)
 
 
-def _fits(images: Images | LabelMaps) -> bool:
-    source = images.images if isinstance(images, ChosenImages) else images
-    if not isinstance(source, DecodedFiles) or not len(images):
+def _fits(images: Images) -> bool:
+    if not isinstance(source_of(images), DecodedFiles) or not len(images):
         return False
-    return len(images) * images.read(np.zeros(1, np.int64)).nbytes <= SHARED_MEMORY * machine_memory()
+    return len(images) * math.prod(image_shape(images)) <= SHARED_MEMORY * machine_memory()
 
 
-def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, split: str) -> Images | LabelMaps:
+def shared_pixels(folder: Path, images: Images, fingerprint: str, split: str) -> Images:
     """Decode images or label maps once for all processes of this machine.
 
     Args:
@@ -98,19 +99,19 @@ def shared_pixels(folder: Path, images: Images | LabelMaps, fingerprint: str, sp
     """
     if not len(images):
         return images
-    shape = (len(images), *images.read(np.zeros(1, np.int64)).shape[1:])
+    shape = (len(images), *image_shape(images))
     name = hashlib.sha256(f"{FORMAT}:{fingerprint}:{split}:{shape}".encode()).hexdigest()[:24]
     path = folder / f"{split}-{name}.pixels"
     folder.mkdir(parents=True, exist_ok=True)
     shared = SharedImages(path, shape)
     if shared.is_whole():
-        with suppress(OSError):  # says when it was last used
+        with suppress(OSError):  # records when it was last used
             os.utime(path)
         return shared
     with FileLock(path.with_suffix(".lock")):
         if not shared.is_whole():  # nobody wrote it while this process waited
-            for left in folder.glob(f"{path.name}.*.part"):  # by one that was stopped: writers hold the lock
-                left.unlink()
+            for unfinished in folder.glob(f"{path.name}.*.part"):  # of a killed process: running writers hold the lock
+                unfinished.unlink()
             if shutil.disk_usage(folder).free < shared.size * FREE_SHARE:
                 return images
             _write(shared, images)
@@ -133,17 +134,17 @@ class SharedImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Pickle only the path: another process maps the file again."""
         return {**self.__dict__, "_mapped": None}
 
     @property
     def size(self) -> int:
         """Size of the file in bytes."""
-        return self._start + int(np.prod(self.shape, dtype=np.int64))
+        return self.start + math.prod(self.shape)
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
         """Offset of the pixels, aligned to a page."""
         return HEADER + -(-len(self) * 8 // HEADER) * HEADER
 
@@ -162,10 +163,10 @@ class SharedImages:
             return False
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images or label maps at `index` [B], as a new array [B, ...].
+        """Read the images or label maps at `index` [B] into a new array [B, ...].
 
         Raises:
-            DataError: the file has gone, or an image in it is damaged.
+            DataError: the file is missing, or an image in it is damaged.
         """
         if self._mapped is None:
             self._mapped = self._map()
@@ -175,48 +176,45 @@ class SharedImages:
         if new.any():
             wrong = index[new][checksums(chosen[new]) != sums[index[new]]]
             if len(wrong):
-                raise DataError(f"{self.path}: image {wrong[0]} is damaged; remove the file, and it is written anew")
+                raise DataError(f"{self.path}: image {wrong[0]} is damaged; remove the file, and it is written again")
             self._checked[index] = True
         return chosen
 
     def _map(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
         if not self.is_whole():
-            raise DataError(f"{self.path}: is missing or damaged; start again, and it is written anew")
+            raise DataError(f"{self.path}: is missing or damaged; start again, and it is written again")
         sums = np.memmap(self.path, np.uint64, "r", HEADER, (len(self),))
-        return np.array(sums), np.memmap(self.path, np.uint8, "r", self._start, self.shape)
+        return np.array(sums), np.memmap(self.path, np.uint8, "r", self.start, self.shape)
 
 
 def checksums(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A 64-bit sum [B] of each of some images [B, ...], in which every byte and its place count.
+    """Compute a 64-bit checksum [B] of images [B, ...].
 
-    Words are multiplied by odd numbers, so that a change of any single word changes the sum.
+    Words are multiplied by different odd numbers, so that a change of any single word changes the sum.
     """
     flat = pixels.reshape(len(pixels), -1)
     words = np.zeros((len(flat), -(-flat.shape[1] // 8)), np.uint64)
     words.view(np.uint8)[:, : flat.shape[1]] = flat
     factors = np.arange(1, 2 * words.shape[1], 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     words *= factors
-    # The sum of nothing but zeros, as a hole in a file has, is not zero.
+    # The sum of zeros is not zero, so that a hole in a file is detected.
     return np.asarray(words.sum(axis=1, dtype=np.uint64) + np.uint64(1))
 
 
-def _write(shared: SharedImages, images: Images | LabelMaps) -> None:
-    """Decode everything into a file beside the one meant, and give it its name once it is whole."""
+def _write(shared: SharedImages, images: Images) -> None:
+    """Decode all images into a file next to the final one, and rename it when it is complete."""
     part = shared.path.with_name(f"{shared.path.name}.{os.getpid()}.part")
-    sums = np.zeros(len(shared), np.uint64)
-    image = int(np.prod(shared.shape[1:], dtype=np.int64))
-    count = max(1, min(READ_AT_ONCE, READ_BYTES // image))
+    sums: list[NDArray[np.uint64]] = []
     try:
         with part.open("wb") as file:
             file.truncate(shared.size)
-            file.seek(shared.size - image * len(shared))
-            for start in range(0, len(shared), count):
-                pixels = images.read(np.arange(start, min(start + count, len(shared))))
-                sums[start : start + len(pixels)] = checksums(pixels)
+            file.seek(shared.start)
+            for pixels in read_pieces(images, np.arange(len(shared))):
+                sums.append(checksums(pixels))
                 file.write(np.ascontiguousarray(pixels).data)
             file.seek(0)
             file.write(shared.header)
-            file.write(sums.data)
+            file.write(np.concatenate(sums).data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(shared.path)

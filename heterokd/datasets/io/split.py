@@ -1,21 +1,22 @@
 """Data sets and their splits: train, val and test.
 
-A search reads train and val only; test is read once, by promotion.
+A search reads only train and val; test is read once, by promotion.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, ResizedImages, read_pieces, source_of
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
@@ -29,96 +30,11 @@ SHARES = (0.6, 0.2, 0.2)
 HELD_OUT = 0.2
 """Share of train that becomes val (or test) if a data set has two official splits."""
 
-# Images decoded for mean and std when they lie in files; the error of a mean over them is below a grey level.
+# Number of image files that are decoded for mean and std; the error of their mean is below a grey level.
 STATISTICS_SAMPLE = 512
-READ_AT_ONCE = 512
-READ_BYTES = 2**28
-# Images of a split that are decoded before work begins: a second or two, and all images of a small set.
-LOOK_BYTES = 2**27
-LOOK_AT_LEAST = 32
-
-
-class Images(Protocol):
-    """Images that are read by position."""
-
-    def __len__(self) -> int:
-        """How many."""
-        ...
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read the images at `index` [B] into a new array [B, S, S, 3].
-
-        Raises:
-            DataError: an image is damaged or has gone; names the file.
-        """
-        ...
-
-
-class LabelMaps(Protocol):
-    """Label maps of segmentation, read by position."""
-
-    def __len__(self) -> int:
-        """How many."""
-        ...
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read the label maps at `index` [B] into a new array [B, H, W]: class numbers, 255 for ignored pixels.
-
-        Raises:
-            DataError: a label map is damaged, has gone or does not fit its image; names the file.
-        """
-        ...
-
-
-class ArrayImages:
-    """Images [N, H, W, 3] or label maps [N, H, W] in memory, uint8."""
-
-    def __init__(self, array: NDArray[np.uint8]) -> None:
-        self.array = array
-        self.array.flags.writeable = False
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images or label maps at `index` [B], as a new array."""
-        chosen: NDArray[np.uint8] = self.array[index]
-        return chosen
-
-
-class ResizedImages:
-    """Images in memory, [N, H, W, 3] uint8, resized when they are read."""
-
-    def __init__(self, array: NDArray[np.uint8], image_size: int) -> None:
-        self.array, self.image_size = array, image_size
-        self.array.flags.writeable = False
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read the images at `index` [B] into a new array [B, S, S, 3], resized bilinearly with antialiasing."""
-        import torch  # lazily: experiments are checked without torch
-        import torch.nn.functional as F
-
-        size = (self.image_size, self.image_size)
-        planes = torch.from_numpy(self.array[index]).permute(0, 3, 1, 2)
-        resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
-        return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
-
-
-class ChosenImages:
-    """A subset of images or label maps, in a given order."""
-
-    def __init__(self, images: Images | LabelMaps, index: NDArray[np.int64]) -> None:
-        self.images, self.index = images, index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images or label maps at `index` [B], as a new array."""
-        return self.images.read(self.index[index])
+# Images of a split that are decoded before training starts: a second or two, and all images of a small data set.
+CHECK_BYTES = 2**27
+CHECK_AT_LEAST = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +43,7 @@ class Split:
 
     Attributes:
         images: read by position; in segmentation all of one canvas size, [Hc, Wc].
-        labels: [N] class numbers; zeros where every image has a label map instead.
+        labels: [N] class numbers; zeros if every image has a label map instead.
         name: train, val or test.
         label_maps: of segmentation, [Hc, Wc] each; None in classification.
     """
@@ -135,7 +51,7 @@ class Split:
     images: Images
     labels: NDArray[np.int64]
     name: SplitName
-    label_maps: LabelMaps | None = None
+    label_maps: Images | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,19 +65,11 @@ class Split:
     def digest(self) -> str:
         """SHA-256 of all pixels and labels, in hexadecimal; reads every image."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, "<i8").tobytes())
-        everything = np.arange(len(self))
-        for pixels in self.pieces(everything):
-            digest.update(pixels.tobytes())
-        if self.label_maps is not None:
-            for start in range(0, len(self), READ_AT_ONCE):
-                digest.update(self.label_maps.read(everything[start : start + READ_AT_ONCE]).tobytes())
+        for images in (self.images, self.label_maps):
+            if images is not None:
+                for pixels in read_pieces(images, np.arange(len(self))):
+                    digest.update(pixels.tobytes())
         return digest.hexdigest()
-
-    def pieces(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images at `index`, a few hundred at a time."""
-        count = max(1, min(READ_AT_ONCE, READ_BYTES // self.images.read(index[:1]).nbytes)) if len(index) else 1
-        for start in range(0, len(index), count):
-            yield self.images.read(index[start : start + count])
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,12 +110,12 @@ class Splits:
     @cached_property
     def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of all train images in memory, or of a fixed sample of image files."""
-        in_memory = isinstance(_source(self.train.images), ArrayImages)
+        in_memory = isinstance(source_of(self.train.images), ArrayImages)
         order = permutation(len(self.train), 0, "statistics")
         index = np.sort(order if in_memory else order[:STATISTICS_SAMPLE])
         total, squares, count = np.zeros(3), np.zeros(3), 0
-        for pixels in self.train.pieces(index):
-            flat = pixels.reshape(-1, 3)  # whole numbers: as floats they would take eight times the memory
+        for pixels in read_pieces(self.train.images, index):
+            flat = pixels.reshape(-1, 3)  # integers: as floats they would take eight times the memory
             total += flat.sum(0, dtype=np.uint64)
             squares += np.square(flat, dtype=np.uint16).sum(0, dtype=np.uint64)
             count += len(flat)
@@ -218,22 +126,21 @@ class Splits:
         std_red, std_green, std_blue = (max(float(value), 1e-3) for value in std / 255)
         return (red, green, blue), (std_red, std_green, std_blue)
 
-    def look(self) -> None:
+    def check_images(self) -> None:
         """Decode some images of train and val, all of a small set, to find damaged files before training.
 
         Raises:
             DataError: an image or a label map is damaged; names the file.
         """
         for split in (self.train, self.val):
-            if not len(split) or _in_memory(split.images):
+            if not len(split) or isinstance(source_of(split.images), ArrayImages | ResizedImages):
                 continue
-            count = max(LOOK_AT_LEAST, LOOK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
+            count = max(CHECK_AT_LEAST, CHECK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
             index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
-            for _ in split.pieces(index):
-                pass
-            if split.label_maps is not None:
-                for start in range(0, len(index), LOOK_AT_LEAST):
-                    split.label_maps.read(index[start : start + LOOK_AT_LEAST])
+            for images in (split.images, split.label_maps):
+                if images is not None:
+                    for _ in read_pieces(images, index):  # raises if an image is damaged
+                        pass
 
     def with_labels_per_class(self, count: int, seed: int = 0) -> Splits:
         """Keep `count` seeded train images of each class; val and test are unchanged.
@@ -271,17 +178,6 @@ class Splits:
         return replace(self, train=self.train.chosen(kept), fingerprint=digest.hexdigest())
 
 
-def _source(images: Images | LabelMaps) -> Images | LabelMaps:
-    """Return the images that a subset is selected from."""
-    while isinstance(images, ChosenImages):
-        images = images.images
-    return images
-
-
-def _in_memory(images: Images) -> bool:
-    return isinstance(_source(images), ArrayImages | ResizedImages)
-
-
 class Dataset(ABC):
     """A source of images and labels. One file of `heterokd/datasets/` holds one final subclass of it.
 
@@ -299,7 +195,7 @@ class Dataset(ABC):
 
     @classmethod
     def policy_at(cls, image_size: int) -> AugmentPolicy:
-        """Its views at an image size unless the experiment says otherwise; most sets have one policy for all sizes."""
+        """Return the default policy at an image size; most data sets have the same for all sizes."""
         return cls.default_policy
 
     @abstractmethod

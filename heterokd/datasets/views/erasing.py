@@ -1,4 +1,4 @@
-"""Random erasing: one rectangle of some views turns black, or shows random colours.
+"""Random erasing: a rectangle of some views becomes black or random colours.
 
 Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, https://arxiv.org/abs/1708.04896.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.datasets.views.random import STREAM_NOISE, Draws, between, between_log, random_words, to_device, view_key
 
-# The paper's share of the area and side ratio of an erased rectangle.
+# Area of an erased rectangle as a share of the view, and its side ratio, as in the paper.
 ERASE_AREA = (0.02, 0.4)
 ERASE_RATIO = (0.3, 1 / 0.3)
 
@@ -26,10 +26,10 @@ def erase(
     view: NDArray[np.int64] | int,
     draws: Draws,
 ) -> Tensor:
-    """Views [B, 3, H, W] with one rectangle erased in some of them; the tensor given is changed.
+    """Erase a rectangle in some of the views [B, 3, H, W], in place.
 
-    With `erasing_noise` every pixel of a rectangle gets a colour of its own, evenly drawn: once an image is normalised,
-    that has nearly the spread of the normal noise which timm draws.
+    With `erasing_noise` every pixel of a rectangle gets a uniformly drawn colour: in a normalised image its variance is
+    close to that of timm's normal noise.
     """
     area, ratio = between(draws["erase_area"], ERASE_AREA), between_log(draws["erase_ratio"], ERASE_RATIO)
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
@@ -43,7 +43,7 @@ def erase(
     places, erased = to_device(chosen, pixels.device), to_device(inside, pixels.device)
     some = pixels[places]
     if policy.erasing_noise:
-        views = view[chosen] if isinstance(view, np.ndarray) and view.ndim else view
+        views = np.broadcast_to(view, len(index))[chosen]
         words = random_words(view_key(policy, seed), STREAM_NOISE, index[chosen], views)[:, 0]
         some = torch.where(erased, noise(words.astype(np.int64), some), some)
     else:
@@ -58,7 +58,7 @@ def rectangles(
     bottom: NDArray[np.float64],
     size: tuple[int, int],
 ) -> NDArray[np.bool_]:
-    """[B, 1, h, w] which pixels have their middle in a rectangle; its edges are shares of the sides."""
+    """Return the pixels [B, 1, h, w] whose centre is in a rectangle; the edges are shares of the sides."""
     down, across = ((np.arange(side) + 0.5) / side for side in size)
     columns = (across >= left[:, None]) & (across < right[:, None])
     rows = (down >= top[:, None]) & (down < bottom[:, None])
@@ -66,18 +66,18 @@ def rectangles(
 
 
 def noise(words: NDArray[np.int64], like: Tensor) -> Tensor:
-    """Random colours, even in [0, 1] at 256 levels: the same on every machine.
+    """Return random colours, uniform over 256 levels in [0, 1]; the same on every machine.
 
     Args:
-        words: [B] the 32-bit word that each image's noise grows from.
-        like: [B, 3, H, W] views.
+        words: [B] 32-bit seeds of the images.
+        like: views [B, 3, H, W] whose shape, type and device are used.
     """
     height, width = like.shape[2:]
     mask = 0xFFFFFFFF
     place = torch.arange(height * width, device=like.device).view(1, height, width)
     word = (to_device(words, like.device).view(-1, 1, 1) + place * 0x9E3779B9) & mask
     # A mixer of 32-bit words (degski's, with 7FEB352D and 846CA68B as by Chris Wellons, "Prospecting for hash
-    # functions", 2018): the products may pass 64 bits, but their low halves are right.
+    # functions", 2018): the products may exceed 64 bits, but their low halves are exact.
     word = ((word ^ (word >> 16)) * 0x7FEB352D) & mask
     word = ((word ^ (word >> 15)) * 0x846CA68B) & mask
     word = word ^ (word >> 16)

@@ -1,12 +1,12 @@
-"""RandAugment: a few operations in a row, drawn anew for every view, on 256 levels a channel as PIL has them.
+"""RandAugment: random operations in a row, drawn for every view, on 256 levels per channel as in PIL.
 
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", NeurIPS 2020,
-https://arxiv.org/abs/1909.13719; the list of operations, their strengths and the half of them that is left out follow
-timm's `rand-...-inc1` (every operation grows with the magnitude). Positions are resampled bilinearly, and what comes
-from outside is `FILL`.
+https://arxiv.org/abs/1909.13719; the operations, their strengths and the probability of applying them follow timm's
+`rand-...-inc1` (the effect of every operation grows with the magnitude). Geometric operations resample bilinearly, with
+`FILL` outside the image.
 
-Each operation is done to all images of a batch that drew it at once. Whatever maps a level to a level, image by image
-and channel by channel, is one look into a table; what moves pixels is one affine map.
+Each operation is applied at once to all images of a batch that drew it. Operations that map levels to levels, per image
+and channel, are a single table look-up; operations that move pixels are a single affine map.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ OPERATIONS = (
 )
 TABLES = ("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "contrast", "brightness")
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-# What does each operation; the last entry, -1, is for none.
+# Index of the function that applies each operation, see `operate`; the last entry, -1, means none.
 KINDS = np.array(
     [0 if name in TABLES else 1 if name in MOVES else 2 if name == "colour" else 3 for name in OPERATIONS] + [-1]
 )
 
-# An operation that was drawn is done with this probability.
+# Probability that a drawn operation is applied.
 DONE = 0.5
-# What the largest magnitude, 10, means.
+# The largest magnitude, and the strengths of the operations at it.
 LARGEST = 10.0
 DEGREES, SHEAR, SHIFT, FACTOR, SOLARIZE_ADD = 30.0, 0.3, 0.45, 0.9, 110.0
-# Level of what comes from outside the image: middle grey, as timm's.
+# Level outside the image: middle grey, as in timm.
 FILL = 128.0
 # Weights of red, green and blue in PIL's grey, in 1 / 65536.
 GREY_PARTS = (19595, 38470, 7471)
@@ -46,10 +46,10 @@ GREY_PARTS = (19595, 38470, 7471)
 def operation_draws(
     policy: AugmentPolicy, seed: int, index: NDArray[np.int64], view: NDArray[np.int64] | int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which operations each view gets and how strong they are.
+    """Draw the operations of each view and their strengths.
 
     Returns:
-        Places in `OPERATIONS`, [B, operations], -1 where none is done, and magnitudes in [-1, 1], whose sign matters to
+        Indices in `OPERATIONS`, [B, operations], -1 for none, and magnitudes in [-1, 1], whose sign is the direction of
         operations with two directions.
     """
     words = random_words(view_key(policy, seed), STREAM_OPERATION, index, view, blocks=policy.operations)
@@ -63,7 +63,7 @@ def operation_draws(
 def operate(
     pixels: Tensor, policy: AugmentPolicy, seed: int, index: NDArray[np.int64], view: NDArray[np.int64] | int
 ) -> Tensor:
-    """Views [B, 3, H, W] in [0, 1] after their operations: float32 at 256 levels."""
+    """Apply their operations to views [B, 3, H, W] in [0, 1]; returns float32 with 256 levels."""
     levels = (pixels * 255).round_().to(torch.uint8)
     numbers, magnitudes = operation_draws(policy, seed, index, view)
     for number, magnitude in zip(numbers.T, magnitudes.T, strict=True):
@@ -76,28 +76,27 @@ def operate(
 
 
 def _factor(magnitude: NDArray[np.float64]) -> NDArray[np.float32]:
-    """How far from the plainer image an enhancement goes: 0 is that image, 1 the view itself; float32 as in PIL."""
+    """Return the weight of the view in an enhancement, float32 as in PIL: 0 is the plain image, 1 the view itself."""
     return np.maximum(0.1, 1 + FACTOR * magnitude).astype(np.float32)
 
 
 def _look_up(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
-    """Every level [n, 3, H, W] replaced by what the table of its image and channel says."""
+    """Replace every level [n, 3, H, W] by its entry in the table of its image and channel."""
     table = to_device(_fixed_tables(number, magnitude), levels.device)
-    for name in ("auto_contrast", "equalize", "contrast"):  # these depend on the image
+    for name in ("auto_contrast", "equalize", "contrast"):  # tables that depend on the image
         chosen = np.flatnonzero(number == OPERATIONS.index(name))
         if len(chosen):
             places = to_device(chosen, levels.device)
-            some = levels[places]
             if name == "contrast":
-                tables = _contrast_tables(some, magnitude[chosen])
+                tables = _contrast_tables(levels[places], magnitude[chosen])
             else:
-                tables = (_stretched if name == "auto_contrast" else _equalized)(_histogram(some))
+                tables = (_stretched if name == "auto_contrast" else _equalized)(_histogram(levels[places]))
             table.index_copy_(0, places, tables.to(torch.uint8))
     return table.flatten()[_places(levels)]
 
 
 def _fixed_tables(number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Tables [n, 3, 256] of the operations that are the same for every image; others leave the levels alone."""
+    """Return tables [n, 3, 256] of the operations that are the same for every image; identity for the others."""
     strength, ramp = np.abs(magnitude)[:, None], np.arange(256.0)
     step = 2 ** (4 + np.floor(strength * 4))  # 4 to 0 bits are kept
     brightness = np.floor(np.clip(ramp.astype(np.float32) * _factor(magnitude)[:, None], 0, 255))
@@ -115,21 +114,21 @@ def _fixed_tables(number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> 
 
 
 def _places(levels: Tensor) -> Tensor:
-    """Where the entry of each level [n, 3, H, W] stands in tables [n, 3, 256] laid end to end."""
+    """Return the position of each level's entry [n, 3, H, W] in flattened tables [n, 3, 256]."""
     count = len(levels) * 3
     starts = torch.arange(0, count * 256, 256, device=levels.device, dtype=torch.int32).view(-1, 3, 1, 1)
     return levels + starts
 
 
 def _histogram(levels: Tensor) -> Tensor:
-    """How often each level comes in each channel: int64 [n, 3, 256] of [n, 3, H, W]."""
+    """Count the levels of each channel: [n, 3, H, W] -> int64 [n, 3, 256]."""
     places = _places(levels).flatten().long()
     counts = torch.zeros(len(levels) * 3 * 256, dtype=torch.int64, device=levels.device)
     return counts.scatter_add_(0, places, torch.ones_like(places)).view(-1, 3, 256)
 
 
 def _stretched(histogram: Tensor) -> Tensor:
-    """Tables that bring each channel's darkest level to 0 and its lightest to 255."""
+    """Return tables that map each channel's darkest level to 0 and its lightest to 255."""
     ramp = torch.arange(256, device=histogram.device, dtype=torch.float64)
     low = torch.where(histogram > 0, ramp, 256).amin(dim=2, keepdim=True)
     high = torch.where(histogram > 0, ramp, -1).amax(dim=2, keepdim=True)
@@ -138,7 +137,7 @@ def _stretched(histogram: Tensor) -> Tensor:
 
 
 def _equalized(histogram: Tensor) -> Tensor:
-    """Tables that spread each channel's levels evenly."""
+    """Return tables that equalise each channel's histogram."""
     ramp, held = torch.arange(256, device=histogram.device), histogram > 0
     lightest = torch.where(held, ramp, -1).amax(dim=2, keepdim=True)
     step = (histogram.sum(dim=2, keepdim=True) - histogram.gather(2, lightest)) // 255
@@ -148,7 +147,7 @@ def _equalized(histogram: Tensor) -> Tensor:
 
 
 def _contrast_tables(levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
-    """Tables that go towards and beyond the image's mean grey."""
+    """Return tables that interpolate between the image's mean grey and the image, and beyond."""
     grey = _grey(levels)
     mean = (grey.flatten(1).sum(dim=1).double() / grey[0].numel() + 0.5).floor().float().view(-1, 1, 1)
     factor = to_device(_factor(magnitude), levels.device).view(-1, 1, 1)
@@ -157,26 +156,26 @@ def _contrast_tables(levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
 
 
 def _grey(levels: Tensor) -> Tensor:
-    """Grey levels [n, 1, H, W] as PIL rounds them, int32."""
+    """Return grey levels [n, 1, H, W], int32, rounded as in PIL."""
     parts = [levels[:, place : place + 1].int() * part for place, part in enumerate(GREY_PARTS)]
     return (parts[0] + parts[1] + parts[2] + 0x8000) >> 16
 
 
 def _blended(plain: Tensor, levels: Tensor, magnitude: NDArray[np.float64]) -> Tensor:
-    """From the plainer image towards and beyond the image itself."""
+    """Interpolate between a plain image and the image itself, and beyond."""
     factor = to_device(_factor(magnitude), levels.device).view(-1, 1, 1, 1)
     plain = plain.float()
-    # Whole levels in float32: the difference is exact, and a cut to bytes is a cut to whole ones.
+    # Integer levels are exact in float32; the conversion to bytes truncates, as in PIL.
     return (levels.float().sub_(plain).mul_(factor).add_(plain)).clamp_(0, 255).to(torch.uint8)
 
 
 def _saturate(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
-    """Towards and beyond the pixel's own grey."""
+    """Interpolate between each pixel's grey and its colour, and beyond."""
     return _blended(_grey(levels), levels, magnitude)
 
 
 def _sharpen(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
-    """Towards and beyond the image smoothed by 3 x 3 pixels, the middle one five times; the border stays."""
+    """Interpolate between the image smoothed over 3 x 3 pixels (centre weight 5; not at the border) and the image."""
     smooth = levels.clone()
     height, width = levels.shape[2:]
     if min(height, width) >= 3:
@@ -188,7 +187,7 @@ def _sharpen(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.fl
 
 
 def _move(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float64]) -> Tensor:
-    """Turn about the middle, slant from the upper left corner, or shift."""
+    """Rotate around the centre, shear from the upper left corner, or translate."""
     height, width = levels.shape[2:]
 
     def only(name: str, value: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,18 +195,11 @@ def _move(levels: Tensor, number: NDArray[np.int64], magnitude: NDArray[np.float
 
     angle = only("rotate", np.deg2rad(DEGREES * magnitude))
     cos, sin = np.cos(angle), np.sin(angle)
-    # In units of half a side: a slant that moves a row by its distance from the top.
-    slant_x = only("shear_x", SHEAR * magnitude * height / width)
-    slant_y = only("shear_y", SHEAR * magnitude * width / height)
+    # In units of half a side: a shear moves a row by its distance from the top.
+    shear_x = only("shear_x", SHEAR * magnitude * height / width)
+    shear_y = only("shear_y", SHEAR * magnitude * width / height)
     shift_x, shift_y = only("translate_x", 2 * SHIFT * magnitude), only("translate_y", 2 * SHIFT * magnitude)
-    rows = np.stack(
-        (
-            cos,
-            -sin * height / width + slant_x,
-            slant_x + shift_x,
-            sin * width / height + slant_y,
-            cos,
-            slant_y + shift_y,
-        )
-    )
+    to_x = (cos, -sin * height / width + shear_x, shear_x + shift_x)
+    to_y = (sin * width / height + shear_y, cos, shear_y + shift_y)
+    rows = np.stack((*to_x, *to_y))
     return resample(levels.float(), rows, FILL).round_().to(torch.uint8)

@@ -110,8 +110,7 @@ def view_outputs(
         device: device of the views and of the teacher.
     """
     steady = SteadyTeacher(live)
-    classes = live.spec.num_classes
-    loader = TrainLoader(split, views.policy, 1, views.seed, crop=views.crop, num_classes=classes, device=device)
+    loader = TrainLoader(split, views, 1, num_classes=live.spec.num_classes, device=device)
 
     def compute(index: NDArray[np.int64], view: NDArray[np.int64]) -> Mapping[str, Tensor]:
         return steady.tensors(loader.views_of(index, view), signals)

@@ -52,7 +52,7 @@ def recipe_of(tiny_file: Callable[..., Path], method: str, batch_size: int) -> R
 
 
 def loaders_of(splits: Splits, recipe: Recipe, views: int) -> Loaders:
-    return make_loaders(splits, POLICY, recipe.training.batch_size, seed=recipe.training.seed, views=views)
+    return make_loaders(splits, ViewSpec(POLICY, recipe.training.seed, views), recipe.training.batch_size)
 
 
 def trained(recipe: Recipe, teacher: Teacher, splits: Splits, views: int = 3) -> tuple[str, dict[str, float]]:
@@ -124,7 +124,7 @@ def test_a_finished_cache_needs_no_teacher(splits: Splits, tiny_file: Callable[.
 
 
 def batches(splits: Splits, views: int, epochs: int, size: int = 16) -> Iterator[Batch]:
-    loader = make_loaders(splits, POLICY, size, seed=0, views=views).train
+    loader = make_loaders(splits, ViewSpec(POLICY, views=views), size).train
     for epoch in range(epochs):
         yield from loader.epoch(epoch)
 
