@@ -102,7 +102,7 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
-                f"{self._group}: {name!r} of {_owner(entry)} ({entry.value}) is no subclass of "
+                f"{self._group}: {name!r} of {_owner(entry)} ({entry.value}) is not a subclass of "
                 f"{self._base.replace(':', '.')}; mend or uninstall that package"
             )
         return cast("type[T]", found)
@@ -189,7 +189,7 @@ def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
         hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
         raise ConfigError(f"{file}: defines no class {class_name!r}; {hint}")
     if not issubclass(found, _named(base)):
-        raise ConfigError(f"{file}: {class_name} is no subclass of {base.replace(':', '.')}; derive it from that class")
+        raise ConfigError(f"{file}: {class_name} is not a subclass of {base.replace(':', '.')}; make it one")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{file}: {class_name} does not define {missing}; add it")

@@ -139,19 +139,19 @@ TEXTS = {
     "a: b: c": "e.yaml:1: is not valid YAML",
     "name: a\nname: b": "e.yaml:2: is not valid YAML: the key 'name' appears twice",
     "\tname: a": "a tab cannot indent",
-    "a: &x 1\nb: *x": "anchors (&) and aliases (*) are not read",
+    "a: &x 1\nb: *x": "anchors (&) and aliases (*) are not supported",
     "!!python/object/apply:os.system ['ls']": "is not valid YAML",
-    "a: !!int x": "a value is not what it is tagged as",
-    "a: !!float x": "a value is not what it is tagged as",
-    "a: !!timestamp x": "a value is not what it is tagged as",
-    "a: !!timestamp 2026-99-99": "a value is not what it is tagged as",
+    "a: !!int x": "a value does not fit its tag",
+    "a: !!float x": "a value does not fit its tag",
+    "a: !!timestamp x": "a value does not fit its tag",
+    "a: !!timestamp 2026-99-99": "a value does not fit its tag",
     "a: 1\n---\nb: 2": "is not valid YAML",
     "%YAML 9.9\n---\na: 1": "is not valid YAML",
-    "a: \x07": "it holds control characters",
+    "a: \x07": "it contains control characters",
     "? [a, b]\n: 3": "is not valid YAML",
-    "1: 2": "a key must be a word",
-    "true: 1": "a key must be a word",
-    "? !!binary aGk=\n: 1": "a key must be a word",
+    "1: 2": "a key must be a string",
+    "true: 1": "a key must be a string",
+    "? !!binary aGk=\n: 1": "a key must be a string",
     "[" * 3000: "it is nested too deeply",
     "{" * 3000: "it is nested too deeply",
     "a: !!binary '***'": "there is no such key",
@@ -478,7 +478,7 @@ def test_a_file_that_is_no_experiment(refused: Callable[..., str], tmp_path: Pat
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x89PNG\r\n", b"a: \xed\xa0\xbd"])
 def test_a_file_that_is_no_text(refused: Callable[..., str], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "e.yaml").write_bytes(content)
-    assert "e.yaml: is not a text in UTF-8" in refused("search", "e.yaml")
+    assert "e.yaml: is not text in UTF-8" in refused("search", "e.yaml")
 
 
 @pytest.mark.parametrize(("make", "says"), IMAGES, ids=[make.__name__ for make, _ in IMAGES])

@@ -49,7 +49,7 @@ def test_installed_packages_add_names_and_take_none_away(methods: Implementation
     [
         ("kd", "heterokd and plug both define 'kd'; uninstall plug, or ask its authors for another name"),
         ("gone", r"'gone' of plug cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
-        ("unrelated", r"'unrelated' of plug \(plug_module:Unrelated\) is no subclass of heterokd.method.Method"),
+        ("unrelated", r"'unrelated' of plug \(plug_module:Unrelated\) is not a subclass of heterokd.method.Method"),
     ],
 )
 def test_an_entry_point_that_is_wrong(methods: Implementations[object], name: str, sentence: str) -> None:

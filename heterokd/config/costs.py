@@ -1,4 +1,4 @@
-"""Limits on what a student may cost, in the sections `search` and `promotion`."""
+"""Limits on a student's costs, in the sections `search` and `promotion`."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from heterokd.errors import did_you_mean
 from heterokd.networks.student_costs import STUDENT_COSTS
 
 STUDENT = "student/"
-"""Prefix of the keys of costs, among objectives and limits."""
+"""Prefix of costs in objectives and limits."""
 
 
 class CostLimits(Settings):
-    """Upper limits of what a student may cost; what is left out has no limit."""
+    """Upper limits of a student's costs; a cost that is left out has no limit."""
 
     max_params_m: float | None = Field(None, gt=0, description="millions of parameters")
     max_latency_ms: float | None = Field(
-        None, gt=0, description="median of a forward at batch 1 on one core, in milliseconds"
+        None, gt=0, description="median of a forward pass at batch 1 on a single core, in milliseconds"
     )
     limits: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="of any other cost, as in {student/flops_g: 0.5}"
+        default_factory=dict, description="of any other cost, for example {student/flops_g: 0.5}"
     )
 
     @field_validator("limits")
     @classmethod
-    def _of_costs(cls, limits: dict[str, float]) -> dict[str, float]:
+    def _are_costs(cls, limits: dict[str, float]) -> dict[str, float]:
         for key in limits:
             check_cost(key)
-            if f"max_{key.removeprefix(STUDENT)}" in cls.model_fields:
-                raise ValueError(f"{key}: is limited by max_{key.removeprefix(STUDENT)}")
+            if (limit := f"max_{key.removeprefix(STUDENT)}") in cls.model_fields:
+                raise ValueError(f"{key}: is limited by {limit}; set that key instead")
         return limits
 
     @property
     def cost_limits(self) -> dict[str, tuple[str, float]]:
         """By cost, the key of its limit and the limit."""
         found = {key.removeprefix(STUDENT): (f"limits.{key}", limit) for key, limit in self.limits.items()}
-        for name in ("params_m", "latency_ms"):
-            if (limit := getattr(self, f"max_{name}")) is not None:
-                found[name] = (f"max_{name}", limit)
+        for name, maximum in (("params_m", self.max_params_m), ("latency_ms", self.max_latency_ms)):
+            if maximum is not None:
+                found[name] = (f"max_{name}", maximum)
         return found
 
 
 def check_cost(key: str) -> None:
-    """Refuse a key that is no cost of a student.
+    """Check that a key names a cost of a student.
 
     Raises:
-        ValueError: which cost was meant.
+        ValueError: unknown cost.
     """
     known = [f"{STUDENT}{name}" for name in STUDENT_COSTS]
     if key not in known:

@@ -1,14 +1,15 @@
-"""The section `data`: which images, split how, augmented how."""
+"""The section `data`: the images, their split and their augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from operator import not_
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from heterokd.config.extension import Extension, is_none, is_reference, read_extension
+from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, PathName, Settings
 from heterokd.datasets import DATASETS
 from heterokd.datasets.io.split import Dataset
@@ -20,14 +21,14 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset]:
-    """Look a data set up.
+    """Look up a data set.
 
     Args:
         name: of the data set.
-        extension: the file that defines it, if it is neither heterokd's nor an installed package's.
+        extension: the file that defines it, unless it belongs to heterokd or an installed package.
 
     Raises:
-        ConfigError: there is no such data set, or the class in its file is none.
+        ConfigError: unknown data set, or the class in its file is not a data set.
     """
     if extension is None:
         if name not in DATASETS:
@@ -41,8 +42,8 @@ def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset
     return kind
 
 
-def task_named(content: Mapping[str, Any]) -> TaskName | None:
-    """The task of a section `data` that has not been checked yet; None where it names no data set."""
+def task_named(content: Mapping[str, object]) -> TaskName | None:
+    """Return the task of an unchecked section `data`; None if the section is not valid."""
     with suppress(ValidationError):
         return DataSettings.model_validate(content).task
     return None
@@ -52,31 +53,31 @@ class DataSettings(Settings):
     """The images of an experiment."""
 
     extension: Extension | None = Field(
-        None, exclude_if=is_none, description="the file of a user's data set; filled in from `dataset`"
+        None, exclude_if=not_, description="the file of a user's data set; filled in from `dataset`"
     )
     dataset: str = Field(description="a name that `heterokd datasets` lists, or FILE.py:Class")
-    root: PathName | None = Field(None, description="folder of the data set, for those that are not embedded")
+    root: PathName | None = Field(None, description="folder of the data set; data sets in the package need none")
     image_size: int = Field(32, ge=8, le=2048, description="height = width of a view, in pixels")
     crop: tuple[Side, Side] | None = Field(
         None, strict=False, description="segmentation: height and width of a view; default: image_size twice"
     )
     evaluation: Literal["whole", "sliding"] = Field(
-        "whole", description="segmentation: images as a whole, or by windows of the views' size"
+        "whole", description="segmentation: evaluate whole images, or sliding windows of a view's size"
     )
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
     train_images: int | None = Field(None, ge=1, description="keep this many training images of all classes together")
     augment: str | AugmentPolicy | None = Field(
-        None, description="name or settings of a policy; default: the data set's"
+        None, description="name or settings of an augmentation policy; default: the data set's"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the train / val / test split")
 
     @model_validator(mode="before")
     @classmethod
-    def _with_file(cls, content: Any) -> Any:
-        """Read the file of a user's data set; the name then is that of its class."""
+    def _with_file(cls, content: object) -> object:
+        """Read the file of a user's data set, whose name is then that of its class."""
         if not isinstance(content, Mapping) or not is_reference(content.get("dataset")):
             return content
-        with suppress(ConfigError):  # which `_known_dataset` raises again, for its key
+        with suppress(ConfigError):  # `_known_dataset` raises it again, for the key `dataset`
             extension = read_extension(content["dataset"], DATASETS)
             return {**content, "dataset": extension.name, "extension": extension}
         return content
@@ -92,27 +93,23 @@ class DataSettings(Settings):
             raise ValueError(str(error)) from None
         return name
 
-    @model_validator(mode="after")
-    def _root_when_needed(self) -> DataSettings:
-        if self.dataset_class.needs_root and self.root is None:
-            raise ValueError(f"data set {self.dataset!r} is read from a folder: set data.root to it")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_task(self) -> DataSettings:
-        changed = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
-        mixes = self.policy.mixes or bool(self.policy.operations)
-        reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
-        if reason is not None:
-            raise ValueError(reason)
-        return self
-
     @field_validator("augment")
     @classmethod
     def _known_policy(cls, policy: str | AugmentPolicy | None) -> str | AugmentPolicy | None:
         if isinstance(policy, str) and policy not in POLICIES:
             raise ValueError(f"there is no augmentation policy {policy!r}; {did_you_mean(policy, POLICIES)}")
         return policy
+
+    @model_validator(mode="after")
+    def _fits_the_data_set(self) -> DataSettings:
+        if self.dataset_class.needs_root and self.root is None:
+            raise ValueError(f"data set {self.dataset!r} is read from a folder: set data.root to it")
+        changed = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        mixes = self.policy.mixes or bool(self.policy.operations)
+        reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
+        if reason is not None:
+            raise ValueError(reason)
+        return self
 
     @property
     def dataset_class(self) -> type[Dataset]:
@@ -136,12 +133,12 @@ class DataSettings(Settings):
 
     @property
     def window(self) -> tuple[int, int] | None:
-        """Height and width of the windows that slide over images in evaluation; None: images as a whole."""
+        """Height and width of the sliding windows in evaluation; None if images are evaluated whole."""
         return self.view_size if self.evaluation == "sliding" else None
 
     @property
     def policy(self) -> AugmentPolicy:
-        """The augmentation policy in full."""
+        """The augmentation policy with all its settings."""
         if isinstance(self.augment, AugmentPolicy):
             return self.augment
         if self.augment is None:

@@ -1,11 +1,11 @@
-"""Experiment: a question in YAML; its samples become recipes."""
+"""Experiment: data, networks, training budget and search space of a study; its samples become recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from heterokd.method import Method
 
 TEACHER = "teacher.network"
-"""Key of a sample: the teacher, if several are searched."""
+"""Key of a sample that names the teacher, if several are searched."""
 
 
 class Experiment(Settings):
-    """A question: data, teachers, students, training budget, what to search, where to log."""
+    """Settings of a study: data, teachers, students, training budget, search, cluster, logging, promotion."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_' and '-'")
     data: DataSettings
@@ -47,31 +47,24 @@ class Experiment(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _metric_named(cls, content: Any) -> Any:
-        """Fill in the metric, so that a study's file names what students are selected by."""
+    def _metric_named(cls, content: object) -> object:
+        """Fill in the metric, so that a study's file names the metric that selects students."""
         if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping):
             return content
         search, task = content.get("search", {}), task_named(content["data"])
-        if not isinstance(search, Mapping) or task is None:
+        if not isinstance(search, Mapping) or task is None or search.get("metric") is not None:
             return content
         objectives = search.get("objectives")
-        if isinstance(objectives, (list, tuple)) and objectives and search.get("metric") in (None, objectives[0]):
-            return {**content, "search": {**search, "metric": objectives[0]}}
-        if search.get("metric") is not None:
-            return content
-        return {**content, "search": {**search, "metric": score_of(task)}}
+        metric = objectives[0] if isinstance(objectives, (list, tuple)) and objectives else score_of(task)
+        return {**content, "search": {**search, "metric": metric}}
 
     @model_validator(mode="after")
-    def _metric_of_the_task(self) -> Experiment:
+    def _metric_fits(self) -> Experiment:
         names = [f"val/{name}" for name in TASKS[self.data.task].metric_names]
         if self.metric not in names:
             raise ValueError(
                 f"search.metric: {self.metric!r} is not measured in {self.data.task}; choose {' or '.join(names)}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_metric(self) -> Experiment:
         objectives = self.search.objectives
         if objectives and objectives[0] != self.metric:
             raise ValueError(
@@ -82,35 +75,35 @@ class Experiment(Settings):
 
     @property
     def space(self) -> SpaceSettings:
-        """The search space; `load_experiment` has read the file and resolved `methods`."""
+        """The search space, after `load_experiment` has read its file and resolved `methods`."""
         if isinstance(self.search.space, Path):
             raise ConfigError(f"search.space: {self.search.space} has not been read; use load_experiment")
         return self.search.space
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that are searched."""
+        """Names of the searched methods."""
         return methods_of(self.data.task) if self.space.methods == "all" else self.space.methods
 
     def knows(self, method: str) -> bool:
-        """Whether there is a method of that name: heterokd's, an installed package's, or one of the space's files."""
+        """Whether a method of this name exists in heterokd, an installed package or a file of the search space."""
         return method in METHODS or method in self.space.extensions
 
     def method_class(self, method: str) -> type[Method]:
-        """Look a method up.
+        """Look up a method.
 
         Raises:
-            ConfigError: there is no such method, or the class in its file cannot be built.
+            ConfigError: unknown method, or the class in its file cannot be built.
         """
         return method_class(method, self.space.extensions.get(method))
 
     def reads_teacher(self, method: str) -> bool:
-        """Whether a method reads any output of the teacher; if not, its training is the same for every teacher."""
+        """Whether a method reads any output of the teacher; otherwise its training is the same for every teacher."""
         return self.method_class(method).teacher_needs != Signal.NONE
 
     @property
     def metric(self) -> Metric:
-        """The metric that students are selected by."""
+        """The metric that selects students."""
         return self.search.metric or score_of(self.data.task)
 
     @property
@@ -125,47 +118,50 @@ class Experiment(Settings):
 
     @property
     def maximise(self) -> bool:
-        """Whether a larger metric is a better student."""
+        """Whether a larger metric is better."""
         return self.metric != "val/loss"
 
     @property
     def by_student(self) -> bool:
-        """Whether trials are compared within each student only, since costs count beside the metric."""
+        """Whether trials are compared within each student only, because costs are objectives, too."""
         return len(self.student.networks) > 1 and bool(self.search.costs)
 
     def without(self, networks: Collection[str]) -> Experiment:
-        """Return the same experiment without some of its students."""
+        """Return the experiment without some of its students."""
         left = tuple(network for network in self.student.networks if network not in networks)
         if left == self.student.networks:
             return self
         return self.model_copy(update={"student": self.student.model_copy(update={"network": left})})
 
     def with_methods(self, methods: Sequence[str]) -> Experiment:
-        """Return the same experiment over other methods.
+        """Return the experiment with other methods.
 
         Args:
             methods: names, or `FILE.py:Class`.
 
         Raises:
-            ConfigError: there is no such method.
+            ConfigError: unknown method.
         """
         try:
             space = SpaceSettings.model_validate({**self.space.model_dump(), "methods": list(methods)})
         except ValidationError as error:
             raise ConfigError(sentences(error, SpaceSettings, "search.space")) from None
-        return self.model_copy(update={"search": self.search.model_copy(update={"space": space})})
+        return self.with_space(space)
 
-    def with_overrides(self, overrides: Mapping[str, Any]) -> Experiment:
-        """Return the same experiment with other overrides in its search space."""
-        space = self.space.model_copy(update={"overrides": dict(overrides)})
+    def with_overrides(self, overrides: Mapping[str, object]) -> Experiment:
+        """Return the experiment with other overrides in its search space."""
+        return self.with_space(self.space.model_copy(update={"overrides": dict(overrides)}))
+
+    def with_space(self, space: SpaceSettings) -> Experiment:
+        """Return the experiment with another search space."""
         return self.model_copy(update={"search": self.search.model_copy(update={"space": space})})
 
     def for_teacher(self, teacher: str) -> Experiment:
-        """Return the same experiment with one of its teachers; its recipes are those of samples that name it."""
+        """Return the experiment with a single teacher; its recipes equal those of samples that name this teacher."""
         return self.model_copy(update={"teacher": self.teacher.only(teacher)})
 
     def shared_domains(self) -> dict[str, Domain]:
-        """Domains that methods share: `training.*`; `student.network` and `teacher.network` when they are lists."""
+        """Return the shared domains: `training.*`, and `student.network` and `teacher.network` if they are lists."""
         found = {key: read_domain(value, f"search space: shared.{key}") for key, value in self.space.shared.items()}
         if len(self.student.networks) > 1:
             found["student.network"] = Choice(*self.student.networks)
@@ -174,14 +170,14 @@ class Experiment(Settings):
         return found
 
     def domains(self, method: str) -> dict[str, Domain]:
-        """All domains of a method's samples: parameters and shared domains; no teacher if the method reads none."""
+        """Return all domains of a method's samples, without `teacher.network` if the method reads no teacher."""
         found = self.method_domains(method) | self.shared_domains()
         if not self.reads_teacher(method):
             found.pop(TEACHER, None)
         return found
 
     def method_domains(self, method: str) -> dict[str, Domain]:
-        """Domains of a method, keyed `method.parameter`, after the search space's overrides."""
+        """Return a method's domains by `method.parameter`, after the search space's overrides."""
         found = {f"{method}.{name}": domain for name, domain in domains(self.method_class(method).Params).items()}
         for key, value in self.space.overrides.items():
             if key.split(".", 1)[0] == method:
@@ -189,32 +185,32 @@ class Experiment(Settings):
         return found
 
     def published(self, method: str, settings: Sample = MappingProxyType({})) -> dict[str, Scalar]:
-        """The sample that is tried first: the method's defaults and the experiment's training settings.
+        """Return a method's first sample: its defaults and the experiment's training settings.
 
-        Values outside of a narrowed domain are replaced by its nearest value.
+        A value outside of a narrowed domain is replaced by the nearest value of the domain.
 
         Args:
             method: its name.
-            settings: values to use in place of defaults, keys as in a sample; also of parameters and training
+            settings: values that replace defaults, with the keys of a sample. They may name parameters and training
                 settings that are not searched, unless the search space pins them.
         """
-        defaults = self.method_class(method).Params().model_dump()
-        sample: dict[str, Scalar] = {"method": method}
-        for key, domain in self.method_domains(method).items():
-            sample[key] = _nearest(settings.get(key, defaults[key.split(".", 1)[1]]), domain)
-        first = {"student.network": self.student.networks[0], TEACHER: self.teacher.networks[0]}
-        for key, domain in self.domains(method).items():
-            if key not in sample:
-                value = first[key] if key in first else getattr(self.training, key.split(".", 1)[1])
-                sample[key] = _nearest(settings.get(key, value), domain)
-        return {**settings, **sample}
+        defaults: dict[str, Scalar] = {
+            **{f"{method}.{name}": value for name, value in self.method_class(method).Params()},
+            **{f"training.{name}": value for name, value in self.training},
+            "student.network": self.student.networks[0],
+            TEACHER: self.teacher.networks[0],
+        }
+        sample = {
+            key: _nearest(settings.get(key, defaults[key]), domain) for key, domain in self.domains(method).items()
+        }
+        return {**settings, "method": method, **sample}
 
     def recipe(self, sample: Sample, *, seed: int | None = None) -> Recipe:
         """Return the training that a sample describes.
 
         Args:
             sample: `method`, that method's `method.parameter` values, `training.*`, `student.network`,
-                `teacher.network`; what is left out has its default, of networks the first.
+                `teacher.network`; a key that is left out has its default, a network is then the first of its list.
             seed: of weights, order and views; default: the experiment's.
 
         Raises:
@@ -224,14 +220,7 @@ class Experiment(Settings):
         if not isinstance(method, str) or not self.knows(method):
             raise ConfigError(f"sample: there is no method {method!r}; {did_you_mean(str(method), METHODS)}")
         extension = self.space.extensions.get(method)
-        params: dict[str, Scalar] = {}
-        for key, value in self.space.overrides.items():
-            owner, _, name = key.partition(".")
-            domain = read_domain(value, f"search space: overrides.{key}") if owner == method else None
-            if isinstance(domain, Choice) and len(domain.options) == 1:
-                params[name] = domain.options[0]
-        if self.training.gather:
-            params = self.method_class(method).gather_settings() | params
+        params = self._pinned(method)
         training: dict[str, Scalar] = {}
         networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():
@@ -243,12 +232,7 @@ class Experiment(Settings):
             elif section == "training":
                 training[name] = value
             elif key in ("student.network", TEACHER):
-                known = self.student.networks if section == "student" else self.teacher.networks
-                if value not in known:
-                    raise ConfigError(f"sample: {key}: {value!r} is not in the experiment; known: {', '.join(known)}")
-                if key == TEACHER and not self.reads_teacher(method):
-                    raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
-                networks[section] = str(value)
+                networks[section] = self._network(method, key, value)
             else:
                 raise ConfigError(
                     f"sample: key {key!r} belongs neither to {method!r} nor to training, student or teacher"
@@ -267,9 +251,30 @@ class Experiment(Settings):
             extension=extension,
         )
 
+    def _pinned(self, method: str) -> dict[str, Scalar]:
+        """Return the parameters that the search space pins to a value, and those that `training.gather` sets."""
+        params: dict[str, Scalar] = {}
+        if self.training.gather:
+            params |= self.method_class(method).gather_settings()
+        for key, value in self.space.overrides.items():
+            owner, _, name = key.partition(".")
+            domain = read_domain(value, f"search space: overrides.{key}") if owner == method else None
+            if isinstance(domain, Choice) and len(domain.options) == 1:
+                params[name] = domain.options[0]
+        return params
+
+    def _network(self, method: str, key: str, value: Scalar) -> str:
+        """Check a sample's student or teacher."""
+        known = self.teacher.networks if key == TEACHER else self.student.networks
+        if value not in known:
+            raise ConfigError(f"sample: {key}: {value!r} is not in the experiment; known: {', '.join(known)}")
+        if key == TEACHER and not self.reads_teacher(method):
+            raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
+        return str(value)
+
 
 def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> TrainingSettings:
-    """Replace some values of a training and check the result."""
+    """Replace some training settings and validate the result."""
     try:
         return TrainingSettings.model_validate({**training.model_dump(), **changes})
     except ValidationError as error:
@@ -277,7 +282,7 @@ def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> Traini
 
 
 def ends(domain: Domain) -> tuple[Scalar, ...]:
-    """The values at which a domain is checked: all options, or both bounds."""
+    """Return the values at which a domain is checked: all options, or both bounds."""
     return domain.options if isinstance(domain, Choice) else (domain.low, domain.high)
 
 

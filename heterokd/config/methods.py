@@ -1,11 +1,11 @@
-"""What configurations need of methods, by name: their classes and their parameters."""
+"""Classes and parameters of methods by name."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def method_class(name: str, extension: Extension | None = None) -> type[Method]:
-    """Look a method up.
+    """Look up a method.
 
     Args:
         name: of the method.
-        extension: the file that defines it, if it is neither heterokd's nor an installed package's.
+        extension: the file that defines it, unless it belongs to heterokd or an installed package.
 
     Raises:
-        ConfigError: there is no such method, or the class in its file cannot be built.
+        ConfigError: unknown method, or the class in its file cannot be built.
     """
     if extension is not None:
         return _from_file(extension)
@@ -46,23 +46,23 @@ def _from_file(extension: Extension) -> type[Method]:
         inspect.signature(kind).bind(None, None, None)
     except TypeError as error:
         raise ConfigError(
-            f"{where} cannot be made from (params, student, teacher) ({error}); leave __init__ to Method, and make "
-            "projectors in build"
+            f"{where} cannot be constructed from (params, student, teacher) ({error}); define build, which makes "
+            "projectors, instead of __init__"
         ) from None
     if not (isinstance(kind.Params, type) and issubclass(kind.Params, MethodParams)):
-        raise ConfigError(f"{where}.Params is no subclass of heterokd.method.MethodParams; derive it from that class")
+        raise ConfigError(f"{where}.Params is not a subclass of heterokd.method.MethodParams; make it one")
     try:
         kind.Params()
     except ValidationError as error:
         missing = ", ".join(str(fault["loc"][0]) for fault in error.errors() if fault["loc"])
-        raise ConfigError(f"{where}.Params: {missing or 'a parameter'} needs a default that is allowed") from None
+        raise ConfigError(f"{where}.Params: {missing or 'a parameter'} has no valid default; add a default") from None
     return kind
 
 
 def method_params(
-    method: str, values: Mapping[str, Any], where: str = "recipe", extension: Extension | None = None
+    method: str, values: Mapping[str, object], where: str = "recipe", extension: Extension | None = None
 ) -> MethodParams:
-    """Check plain values and return them as the method's parameters.
+    """Validate plain values as the parameters of a method.
 
     Raises:
         ConfigError: an unknown method or parameter, or a value of the wrong type or out of bounds.
@@ -78,10 +78,10 @@ def method_params(
 
 
 def pairing(method: str, teacher: str) -> str:
-    """Name a method with one of several teachers, as the excluded methods list it."""
+    """Return the key of a method with one of several teachers among excluded methods."""
     return f"{method} from {teacher}"
 
 
 def methods_of(task: TaskName) -> tuple[str, ...]:
-    """Names of heterokd's methods whose equations are written for a task; installed packages do not change them."""
+    """Return the names of heterokd's methods for a task, without those of installed packages."""
     return tuple(name for name in METHODS.builtin if task in METHODS[name].tasks)

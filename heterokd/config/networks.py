@@ -1,10 +1,10 @@
-"""The sections `teacher` and `student`: networks by name, or lists of names to be searched."""
+"""The sections `teacher` and `student`: a network by name, or a list of names to search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,35 +12,41 @@ from heterokd.config.settings import Names, PathName, Settings
 from heterokd.config.training import TeacherTraining
 from heterokd.errors import did_you_mean
 
+Score = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"),
+]
+
 
 class NetworkSettings(Settings):
     """A timm network."""
 
     network: str = Field(description="name of a timm network")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to timm.create_model")
+    options: dict[str, object] = Field(default_factory=dict, description="passed to timm.create_model")
     pretrained: bool = Field(False, description="start from timm's published weights")
 
     @field_validator("options")
     @classmethod
-    def _not_ours(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _check_options(cls, options: dict[str, object]) -> dict[str, object]:
         if "num_classes" in options:
-            raise ValueError("num_classes follows from the data set; take it out of the options")
+            raise ValueError("num_classes follows from the data set; remove it from the options")
         if "pretrained" in options:
-            raise ValueError("pretrained is a key beside options: set it there")
+            raise ValueError("pretrained is no option but a key next to `options`; set it there")
         if "checkpoint_path" in options:
-            raise ValueError("checkpoint_path is timm's; a teacher's weights are given as teacher.checkpoint")
+            raise ValueError("checkpoint_path is not supported; set teacher.checkpoint instead")
         for key, value in options.items():
-            if value is None:  # timm would pass over it in silence; `{depth:6}`, without the space, is read like this
+            if value is None:  # timm ignores it silently; `{depth:6}`, without the space, is read like this
                 raise ValueError(f"{key!r} has no value; write `name: value`, with a space after the colon")
         return options
 
 
 class SearchedNetworks(NetworkSettings):
-    """A network, or a list of networks to be searched."""
+    """A network, or a list of networks to search."""
 
     network: str | Names = Field(description="name of a timm network, or a list of names")  # type: ignore[assignment]
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="passed to timm.create_model; of a list: for all, or {network: options}"
+    options: dict[str, object] = Field(
+        default_factory=dict,
+        description="passed to timm.create_model; of a list: the same for all, or {network: options}",
     )
 
     @field_validator("network")
@@ -57,10 +63,10 @@ class SearchedNetworks(NetworkSettings):
         named = [key for key in self.options if key in self.networks]
         for key, options in self.options.items() if named else ():
             if key not in self.networks:
-                raise ValueError(f"options: {key!r} is listed with {named[0]!r}; {did_you_mean(key, self.networks)}")
+                raise ValueError(f"options: {key!r} is not a network of the list; {did_you_mean(key, self.networks)}")
             if not isinstance(options, dict):
                 raise ValueError(f"options.{key}: expected the options of this network, as in {{{key}: {{depth: 6}}}}")
-            self._not_ours(options)
+            self._check_options(options)
         return self
 
     @property
@@ -68,21 +74,21 @@ class SearchedNetworks(NetworkSettings):
         """Names of all networks."""
         return (self.network,) if isinstance(self.network, str) else self.network
 
-    def options_of(self, network: str) -> dict[str, Any]:
-        """Return the options of one network."""
-        if any(key in self.networks for key in self.options):
-            options: dict[str, Any] = self.options.get(network, {})
-            return options
-        return self.options
+    def options_of(self, network: str) -> dict[str, object]:
+        """Return the options of a network."""
+        if not any(key in self.networks for key in self.options):
+            return self.options
+        options = self.options.get(network)
+        return options if isinstance(options, dict) else {}
 
 
 class TeacherSettings(NetworkSettings):
-    """The teacher: a frozen network."""
+    """A teacher: a frozen network."""
 
-    checkpoint: PathName | None = Field(None, description="safetensors file of its weights; it is verified, not fitted")
-    min_score: float | None = Field(
-        None, ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"
+    checkpoint: PathName | None = Field(
+        None, description="safetensors file of its weights; with it, the teacher is verified instead of fitted"
     )
+    min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
     @model_validator(mode="after")
@@ -93,14 +99,13 @@ class TeacherSettings(NetworkSettings):
 
 
 class TeachersSettings(SearchedNetworks):
-    """The teacher, a frozen network, or a list of teachers to be searched."""
+    """The teacher, a frozen network, or a list of teachers to search."""
 
     checkpoint: PathName | dict[str, PathName] | None = Field(
-        None, description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}"
+        None,
+        description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}",
     )
-    min_score: float | None = Field(
-        None, ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"
-    )
+    min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
     @model_validator(mode="after")
@@ -114,20 +119,20 @@ class TeachersSettings(SearchedNetworks):
                 form = ", ".join(f"{network}: FILE" for network in self.networks)
                 raise ValueError(
                     f"checkpoint: one file cannot hold {len(self.networks)} teachers; write checkpoint: {{{form}}} "
-                    "(teachers that are left out are fitted)"
+                    "(a teacher that is left out is fitted)"
                 )
             return self
         for network in self.checkpoint:
             if network not in self.networks:
-                raise ValueError(f"checkpoint: {network!r} is no teacher here; {did_you_mean(network, self.networks)}")
+                raise ValueError(f"checkpoint: {network!r} is no teacher; {did_you_mean(network, self.networks)}")
         return self
 
     def checkpoint_of(self, network: str) -> Path | None:
-        """Return the file of a teacher's weights; None if the teacher is fitted, or has published weights."""
+        """Return the file of a teacher's weights, or None."""
         return self.checkpoint.get(network) if isinstance(self.checkpoint, Mapping) else self.checkpoint
 
     def settings_of(self, network: str | None = None) -> TeacherSettings:
-        """Return the settings of one network; default: of the first."""
+        """Return the settings of a network; default: of the first."""
         network = network or self.networks[0]
         return TeacherSettings(
             network=network,
@@ -139,15 +144,15 @@ class TeachersSettings(SearchedNetworks):
         )
 
     def only(self, network: str) -> TeachersSettings:
-        """Return the same settings with this teacher alone."""
+        """Return the settings with this teacher only."""
         alone = {"network": network, "options": self.options_of(network), "checkpoint": self.checkpoint_of(network)}
         return self if self.network == network else self.model_copy(update=alone)
 
 
 class StudentSettings(SearchedNetworks):
-    """The student, the network that is trained, or a list of students to be searched."""
+    """The student, the network that is trained, or a list of students to search."""
 
     def settings_of(self, network: str | None = None) -> NetworkSettings:
-        """Return the settings of one network; default: of the first."""
+        """Return the settings of a network; default: of the first."""
         network = network or self.networks[0]
         return NetworkSettings(network=network, options=self.options_of(network), pretrained=self.pretrained)

@@ -1,6 +1,6 @@
-"""From YAML files and `--set` texts to an Experiment; every fault is a sentence with file and key.
+"""Read experiments and recipes from YAML files and `--set` texts; every error names file and key.
 
-YAML stays data: no tags, no inheritance, no interpolation; `1e-3` is a number.
+YAML is data only: no tags, no inheritance, no interpolation.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -23,43 +22,35 @@ from heterokd.domains import domains
 from heterokd.errors import ConfigError, did_you_mean
 
 
-def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment and check all that the file alone shows; no method's code is imported.
-
-    Args:
-        path: a YAML file.
-        overrides: `a.b=value` texts (the command line's `--set`), applied on top; values are YAML.
-
-    Raises:
-        ConfigError: one sentence a fault, each naming file and key.
-    """
-    return _read(path, overrides, SCHEMA.number)[0]
-
-
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read, check and complete an experiment: `read_experiment`, then what its methods' code shows.
+    """Read, check and complete an experiment: `read_experiment`, then the checks that import its methods.
 
     Args:
         path: a YAML file.
-        overrides: `a.b=value` texts (the command line's `--set`), applied on top; values are YAML.
+        overrides: `a.b=value` texts of `--set`, applied on top; values are YAML.
 
     Raises:
-        ConfigError: one sentence a fault, each naming file and key.
+        ConfigError: a line per fault, each naming file and key.
     """
     return _completed(*_read(path, overrides, SCHEMA.number))
 
 
+def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment as `load_experiment` does, but import no method, so that most faults are found quickly."""
+    return _read(path, overrides, SCHEMA.number)[0]
+
+
 def load_study_experiment(path: str | Path) -> Experiment:
-    """Read the experiment.yaml of a study: what it leaves out is as it was in the version that wrote it.
+    """Read the experiment.yaml of a study; a missing key has the default of the version that wrote the file.
 
     Raises:
-        ConfigError: the file is missing or is no experiment.
+        ConfigError: the file is missing or holds no valid experiment.
     """
     return _completed(*_read(path, (), FIRST_SCHEMA))
 
 
 def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Experiment, Source]:
-    """An experiment, and where its keys were written; `schema` is that of a file that does not say it."""
+    """Return an experiment and the sources of its keys; `schema` is the default of the file's schema number."""
     file = Path(path)
     content = read_yaml(file)
     inside = [text for text in overrides if text.startswith(f"{SPACE}.")]
@@ -80,7 +71,7 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
     return _with_parameters(experiment, schema, SCHEMA), source
 
 
-def _schema_number(number: Any, place: str) -> int:
+def _schema_number(number: object, place: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not FIRST_SCHEMA <= number <= SCHEMA.number:
         raise ConfigError(
             f"{place}: expected {FIRST_SCHEMA} to {SCHEMA.number}, got {given(number)}; a file of a newer version of "
@@ -91,20 +82,19 @@ def _schema_number(number: Any, place: str) -> int:
 
 def _completed(experiment: Experiment, source: Source) -> Experiment:
     _refuse(((f"{SPACE}.{key}", text) for key, text in method_faults(experiment)), source)
-    space = experiment.space.model_copy(update={"methods": experiment.methods})
-    return experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
+    return experiment.with_space(experiment.space.model_copy(update={"methods": experiment.methods}))
 
 
 def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) -> Experiment:
-    """Return an experiment with the keys that nobody set at the defaults of an older schema.
+    """Return an experiment whose unset keys have the defaults of an older schema.
 
     Args:
-        experiment: with the defaults of now.
-        schema: of a study that was begun earlier.
+        experiment: with the current defaults.
+        schema: of a study that an earlier version began.
         versions: all schemas.
 
     Raises:
-        ConfigError: a value that was set does not go with an older default.
+        ConfigError: a value that was set is not valid with an older default.
     """
     if schema >= versions.number:
         return experiment
@@ -117,7 +107,7 @@ def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) ->
 
 def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> Experiment:
     """Pin parameters that are not searched and whose default has changed since `schema` to the old default."""
-    if schema >= versions.number:
+    if schema >= versions.number:  # the methods are not imported then
         return experiment
     pinned = {
         f"{method}.{name}": old
@@ -132,13 +122,13 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe.yaml.
 
     Raises:
-        ConfigError: the file is missing or is no recipe.
+        ConfigError: the file is missing or holds no valid recipe.
     """
     content = read_yaml(Path(path))
     schema = _schema_number(content.pop("schema", FIRST_SCHEMA), f"{path}: schema")
     content = SCHEMA.complete(Recipe, content, schema)
-    if isinstance(content.get("params"), dict):
-        content["params"] = SCHEMA.parameters(str(content.get("method")), schema) | content["params"]
+    if isinstance(params := content.get("params"), dict):
+        content["params"] = SCHEMA.parameters(str(content.get("method")), schema) | params
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -149,8 +139,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def dump_experiment(experiment: Experiment) -> str:
     """Return the text of a study's experiment.yaml: every key of the resolved experiment."""
-    content = SCHEMA.mark() | json.loads(experiment.model_dump_json())
-    return dump_yaml(content)
+    return dump_yaml(SCHEMA.mark() | json.loads(experiment.model_dump_json()))
 
 
 def _refuse(found: Iterable[tuple[str, str]], source: Source) -> None:
@@ -159,11 +148,11 @@ def _refuse(found: Iterable[tuple[str, str]], source: Source) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _override(content: dict[str, Any], text: str) -> None:
+def _override(content: dict[str, object], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {text}: expected key=value, for example --set training.epochs=10")
-    # Below `shared` and `overrides` a key has a point in its own name: `kd.temperature`.
+    # Keys of `shared` and `overrides` contain a point: `kd.temperature`.
     *sections, last = key.split(".", 3) if key.startswith(f"{SPACE}.") else key.split(".")
     place = content
     for section in sections:
@@ -176,11 +165,11 @@ def _override(content: dict[str, Any], text: str) -> None:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML ({error.problem}); quote it") from None
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value holds control characters") from None
+        raise ConfigError(f"--set {text}: the value contains control characters; remove them") from None
 
 
-def _inline_space(content: dict[str, Any], file: Path, source: Source) -> str | None:
-    """Replace the name of a space's file by what it holds; the file that was found."""
+def _inline_space(content: dict[str, object], file: Path, source: Source) -> str | None:
+    """Replace the path of a search space by the content of its file; return the path of the file."""
     search = content.get("search")
     space = search.get("space") if isinstance(search, dict) else None
     if not isinstance(search, dict) or not isinstance(space, str):
@@ -189,10 +178,12 @@ def _inline_space(content: dict[str, Any], file: Path, source: Source) -> str | 
     places = [Path(space), *(folder / space for folder in file.resolve().parents[:2])]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        near = [path.name for place in places if place.parent.is_dir() for path in place.parent.glob("*.y*ml")]
-        hint = did_you_mean(Path(space).name, set(near) - {file.name}) if set(near) - {file.name} else "check the path"
+        near = {path.name for place in places if place.parent.is_dir() for path in place.parent.glob("*.y*ml")}
+        near -= {file.name}
+        hint = did_you_mean(Path(space).name, near) if near else "check the path"
         raise ConfigError(
-            f"{source.place(SPACE)}: there is no file {space!r} here, beside {file} or in the folder above; {hint}"
+            f"{source.place(SPACE)}: there is no file {space!r} in the current folder, next to {file} or in the folder "
+            f"above; {hint}"
         )
     search["space"] = read_yaml(found)
     return str(found)

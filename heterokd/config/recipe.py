@@ -1,15 +1,16 @@
-"""Recipe: an answer, one training with no freedom left."""
+"""Recipe: all settings of a single training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from operator import not_
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from heterokd.config.data import DataSettings
-from heterokd.config.extension import UNIDENTIFIED, Extension, is_none
+from heterokd.config.extension import UNIDENTIFIED, Extension
 from heterokd.config.methods import method_class, method_params
 from heterokd.config.networks import NetworkSettings, TeacherSettings
 from heterokd.config.schema import METHODS_SECTION, SCHEMA
@@ -24,33 +25,30 @@ if TYPE_CHECKING:
 
 
 class Recipe(Settings):
-    """An answer: one training with no freedom left; hashable, logged as recipe.yaml, and can be run alone."""
+    """All settings of a single training; hashable, and written to recipe.yaml."""
 
     name: str
     data: DataSettings
     teacher: TeacherSettings
     student: NetworkSettings
     method: str
-    params: dict[str, Any] = Field(description="every parameter of the method")
+    params: dict[str, object] = Field(description="every parameter of the method")
     training: TrainingSettings
     cache: CachingSettings = Field(default_factory=CachingSettings)
-    extension: Extension | None = Field(
-        None, exclude_if=is_none, description="the file that defines the method, if it is a user's own"
-    )
+    extension: Extension | None = Field(None, exclude_if=not_, description="the file that defines a user's method")
 
     @model_validator(mode="after")
     def _known_method(self) -> Recipe:
-        if self.extension is None:  # a file is run when it is needed, not when its recipe is read
+        if self.extension is None:  # reading a recipe does not execute the file of a method
             method_params(self.method, self.params, "params")
         return self
 
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over everything that decides the result; see `Schema.identity`."""
-        workers = {"workers", "gpus_per_worker"}  # who computes, not what
-        content = SCHEMA.identity(
-            self,
-            "recipe",
+        workers = {"workers", "gpus_per_worker"}  # they do not change the result
+        content = self.model_dump(
+            mode="json",
             exclude={
                 "name": True,
                 "data": {"extension": UNIDENTIFIED},
@@ -60,9 +58,11 @@ class Recipe(Settings):
                 "cache": {"max_gb"},
             },
         )
-        stable = SCHEMA.identity(self.method_params, f"{METHODS_SECTION}.{self.method}")
-        content["params"] = {name: value for name, value in self.params.items() if name in stable}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        identity = SCHEMA.identity(self, "recipe", content)
+        params = self.method_params
+        kept = SCHEMA.identity(params, f"{METHODS_SECTION}.{self.method}", params.model_dump(mode="json"))
+        identity["params"] = {name: value for name, value in self.params.items() if name in kept}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def task(self) -> TaskName:
@@ -71,7 +71,7 @@ class Recipe(Settings):
 
     @property
     def views(self) -> int | None:
-        """Number of views of each image; None: a new view every epoch."""
+        """Number of views of each image; None if every epoch shows a new view."""
         return min(self.training.epochs, self.cache.views) if self.cache.enabled else None
 
     def __hash__(self) -> int:
@@ -88,6 +88,5 @@ class Recipe(Settings):
         return method_class(self.method, self.extension)
 
     def to_yaml(self) -> str:
-        """The text of recipe.yaml."""
-        content = SCHEMA.mark() | self.model_dump(mode="json")
-        return dump_yaml(content)
+        """Return the text of recipe.yaml."""
+        return dump_yaml(SCHEMA.mark() | self.model_dump(mode="json"))

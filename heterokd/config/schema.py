@@ -1,12 +1,12 @@
-"""Keys and defaults of earlier versions: what names a recipe or a teacher, and what an older file means.
+"""Schema versions: identities of settings that survive a release, and the defaults of older files.
 
-`schema_1.yaml` lists every key of schema 1 with its default, and is never changed. The identity of settings (what is
-hashed) holds each of these keys with its value, and a later key only where its value differs from the default that it
-was introduced with. So a new key whose default changes nothing leaves every recipe, teacher and study as they are.
+`schema_1.yaml` lists every key of schema 1 with its default, and is never changed. The identity of settings, which is
+hashed, contains each of these keys with its value, and a later key only if its value differs from its first default.
+A new key whose default changes no result therefore changes no hash of a recipe, teacher or study.
 
-A default that is changed raises the schema number: add a row to `CHANGED_DEFAULTS`. A file holds the number of the
-schema that it was written for (`schema: 2`; files of schema 1 do not), and keys that it leaves out have that schema's
-default.
+To change a default, add a row to `CHANGED_DEFAULTS`, which raises the schema number. A file contains the number of the
+schema that it was written for (`schema: 2`; files of schema 1 have no number). A key that it leaves out has the default
+of that schema.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, JsonValue
@@ -29,18 +29,18 @@ Model = TypeVar("Model", bound=BaseModel)
 FIRST_SCHEMA = 1
 METHODS_SECTION = "methods"
 REQUIRED = "(required)"
-"""Stands in `schema_1.yaml` for the default of a key that has none."""
+"""Placeholder in `schema_1.yaml` for the default of a required key."""
 
 
 @dataclass(frozen=True)
 class ChangedDefault:
-    """A default that was changed after it had been released.
+    """A default that changed after a release.
 
     Attributes:
-        key: as in an experiment, `training.warmup_epochs`; of a method's parameter `methods.METHOD.PARAMETER`.
+        key: as in an experiment, `training.warmup_epochs`; a method's parameter is `methods.METHOD.PARAMETER`.
         schema: the first schema number with the new default.
-        old: the default before, as JSON has it.
-        new: the default since.
+        old: the previous default, as JSON.
+        new: the default since, as JSON.
     """
 
     key: str
@@ -50,16 +50,12 @@ class ChangedDefault:
 
 
 CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = ()
-"""In the order of their schema numbers."""
+"""All changed defaults, by ascending schema number."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """All schema numbers up to the newest: their keys and defaults.
-
-    Attributes:
-        changes: defaults that were changed, in the order of their schema numbers.
-    """
+    """The schemas up to the newest, with the defaults that changed between them, by ascending schema number."""
 
     changes: tuple[ChangedDefault, ...] = CHANGED_DEFAULTS
 
@@ -69,40 +65,39 @@ class Schema:
         return self.changes[-1].schema if self.changes else FIRST_SCHEMA
 
     def mark(self) -> dict[str, int]:
-        """Return what a file says of its schema: nothing in schema 1, whose files have no such key."""
+        """Return the key `schema` of a file; schema 1 has no such key."""
         return {"schema": self.number} if self.number > FIRST_SCHEMA else {}
 
-    def identity(self, settings: BaseModel, section: str, **options: Any) -> dict[str, Any]:
-        """Return what names settings: keys of schema 1, and later ones that differ from their first default.
+    def identity(self, settings: BaseModel, section: str, content: Mapping[str, object]) -> dict[str, object]:
+        """Return the identity of settings: keys of schema 1, and later keys that differ from their first default.
 
         Args:
             settings: a section, or a recipe.
-            section: its name in `schema_1.yaml`; of a whole recipe `recipe`.
-            options: `include` or `exclude` of `model_dump`.
+            section: its name in `schema_1.yaml`; `recipe` for a recipe.
+            content: the settings as JSON, without keys that do not belong to the identity.
         """
-        return self._identity(settings, settings.model_dump(mode="json", **options), section)
-
-    def _identity(self, settings: BaseModel, content: Mapping[str, Any], section: str) -> dict[str, Any]:
         first = keys_of_schema_1().get(section, {})
-        kept = {}
+        kept: dict[str, object] = {}
         for key, value in content.items():
             path = key if section == "recipe" else f"{section}.{key}"
             if key not in first and value == self._first_default(type(settings), key, path):
                 continue
             inner = getattr(settings, key)
-            kept[key] = self._identity(inner, value, path) if isinstance(inner, BaseModel) else value
+            if isinstance(inner, BaseModel) and isinstance(value, Mapping):
+                value = self.identity(inner, path, value)
+            kept[key] = value
         return kept
 
-    def _first_default(self, model: type[BaseModel], key: str, path: str) -> Any:
+    def _first_default(self, model: type[BaseModel], key: str, path: str) -> object:
         old = self._changed(FIRST_SCHEMA - 1)
         return old[path] if path in old else _default(model, key)
 
     def _changed(self, schema: int) -> dict[str, JsonValue]:
-        """By key, the default of a schema, for keys whose default a later schema has changed."""
+        """Return the defaults of a schema by key, for keys whose default changed later."""
         return {change.key: change.old for change in reversed(self.changes) if change.schema > schema}
 
-    def default(self, model: type[BaseModel], path: str, schema: int) -> Any:
-        """Return the default of a dotted key in a schema, as JSON has it; `PydanticUndefined` if there is none."""
+    def default(self, model: type[BaseModel], path: str, schema: int) -> object:
+        """Return the default of a dotted key in a schema, as JSON; `PydanticUndefined` if there is none."""
         old = self._changed(schema)
         if path in old:
             return old[path]
@@ -113,17 +108,17 @@ class Schema:
             holder = None if field is None else inner_model(field.annotation)
         return PydanticUndefined if holder is None else _default(holder, key)
 
-    def complete(self, model: type[BaseModel], content: Mapping[str, Any], schema: int) -> dict[str, Any]:
-        """Return the content of a file with changed keys that it leaves out at the defaults of its schema.
+    def complete(self, model: type[BaseModel], content: Mapping[str, object], schema: int) -> dict[str, object]:
+        """Return the content of a file, with missing keys at the defaults of its schema where these changed later.
 
         Args:
-            model: what the file holds, an experiment or a recipe.
-            content: as YAML has it.
+            model: of the content, an experiment or a recipe.
+            content: parsed YAML.
             schema: that the file was written for.
         """
         completed = copy.deepcopy(dict(content))
         for path, old in self._changed(schema).items():
-            place: Any = completed
+            place: object = completed
             *sections, key = path.split(".")
             for section in sections if sections[0] in model.model_fields else ():
                 place = place.setdefault(section, {}) if isinstance(place, dict) else None
@@ -132,16 +127,16 @@ class Schema:
         return completed
 
     def older(self, settings: Model, schema: int) -> Model:
-        """Return settings with the keys that nobody set at the defaults of an older schema.
+        """Return settings whose unset keys have the defaults of an older schema.
 
         Raises:
-            ValidationError: a value that was set does not go with an older default.
+            ValidationError: a value that was set is not valid with an older default.
         """
         model = type(settings)
         return model.model_validate(self.complete(model, settings.model_dump(exclude_unset=True), schema))
 
     def parameters(self, method: str, schema: int) -> dict[str, JsonValue]:
-        """Return a method's parameters whose default differs from the schema's, with the schema's default."""
+        """Return the schema's defaults of a method's parameters, for parameters whose default changed later."""
         prefix = f"{METHODS_SECTION}.{method}."
         changed = self._changed(schema)
         return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
@@ -152,13 +147,13 @@ SCHEMA = Schema()
 
 @lru_cache(maxsize=1)
 def keys_of_schema_1() -> Mapping[str, Mapping[str, JsonValue]]:
-    """By section, and by `methods.METHOD`, the keys of schema 1 with their defaults."""
+    """Return the keys of schema 1 with their defaults, by section or `methods.METHOD`."""
     text = Path(__file__).with_name("schema_1.yaml").read_text(encoding="utf-8")
     found: dict[str, dict[str, JsonValue]] = yaml.safe_load(text)
     return found
 
 
-def _default(model: type[BaseModel], key: str) -> Any:
+def _default(model: type[BaseModel], key: str) -> object:
     field = model.model_fields.get(key)
     default = PydanticUndefined if field is None else field.get_default(call_default_factory=True)
     return default if default is PydanticUndefined else to_jsonable_python(default)

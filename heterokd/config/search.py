@@ -1,15 +1,16 @@
-"""The section `search`: the space, the budget, and how the study decides."""
+"""The section `search`: search space, budget, sampler, pruner and confirmation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, cast, get_args
+from operator import not_
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from heterokd.config.costs import STUDENT, CostLimits, check_cost
-from heterokd.config.extension import Extension, is_empty, is_reference, read_extension
+from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
 from heterokd.errors import ConfigError
 from heterokd.methods import METHODS
@@ -18,34 +19,40 @@ from heterokd.tasks import TASKS, TaskName
 Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
 
 MOST_TRIALS = 10_000
-"""Trials of a search that ends with its budget."""
+"""Number of trials of a search that only its budget ends."""
 LEADERS = 3
-"""Leaders that are repeated if only the number of seeds is given."""
+"""Number of confirmed leaders if only `confirm_seeds` is set."""
 
 
 def score_of(task: TaskName) -> Metric:
-    """Return the metric on val that students of a task are selected by, unless an experiment names another."""
+    """Return the default metric on val that selects students of a task."""
     return cast(Metric, f"val/{TASKS[task].score}")
 
 
 class SpaceSettings(Settings):
     """Content of a search space file."""
 
-    methods: Literal["all"] | Names = Field("all", description="all, or a list of methods; FILE.py:Class is the user's")
-    shared: dict[str, Any] = Field(default_factory=dict, description="domains of training.*, searched for every method")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="narrow a method's domain or pin its value")
+    methods: Literal["all"] | Names = Field("all", description="all, or a list; FILE.py:Class for a user's method")
+    shared: dict[str, object] = Field(
+        default_factory=dict, description="domains of training.*, searched with every method"
+    )
+    overrides: dict[str, object] = Field(
+        default_factory=dict, description="narrower domains, or fixed values, of METHOD.PARAMETER"
+    )
     extensions: dict[str, Extension] = Field(
-        default_factory=dict, exclude_if=is_empty, description="files of methods, by name; filled in from `methods`"
+        default_factory=dict, exclude_if=not_, description="files of methods, by name; filled in from `methods`"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _with_files(cls, content: Any) -> Any:
-        """Read the files of a user's methods; the names then are those of their classes."""
-        methods = content.get("methods") if isinstance(content, Mapping) else None
+    def _with_files(cls, content: object) -> object:
+        """Read the files of a user's methods, whose names are then those of their classes."""
+        if not isinstance(content, Mapping):
+            return content
+        methods = content.get("methods")
         if not isinstance(methods, (list, tuple)) or not any(map(is_reference, methods)):
             return content
-        with suppress(ConfigError):  # which `_readable` raises again, for its key
+        with suppress(ConfigError):  # `_readable` raises it again, for the key `methods`
             found = {method: read_extension(method, METHODS) for method in methods if is_reference(method)}
             named = [found[method].name if method in found else method for method in methods]
             extensions = {extension.name: extension for extension in found.values()}
@@ -64,19 +71,19 @@ class SpaceSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What a search may cost, confirmation included; what is left out has no limit."""
+    """Limits of a whole search, confirmation included; a limit that is left out does not apply."""
 
-    trials: int | None = Field(None, ge=1, description="trainings that are started")
-    trainings: float | None = Field(None, gt=0, description="epochs of all trainings, in full trainings")
-    hours: float | None = Field(None, gt=0, description="wall-clock time, from the start to the last training's end")
-    gpu_hours: float | None = Field(None, gt=0, description="hours of GPUs that train; without any, of trainings")
-    money: float | None = Field(None, gt=0, description="in the price's currency")
-    price: float | None = Field(None, gt=0, description="of one GPU hour")
+    trials: int | None = Field(None, ge=1, description="number of trainings that start")
+    trainings: float | None = Field(None, gt=0, description="epochs of all trainings, in units of a full training")
+    hours: float | None = Field(None, gt=0, description="wall-clock time, to the end of the last training")
+    gpu_hours: float | None = Field(None, gt=0, description="GPU hours of trainings; without a GPU, hours of trainings")
+    money: float | None = Field(None, gt=0, description="maximum price, in the currency of `price`")
+    price: float | None = Field(None, gt=0, description="price of a GPU hour")
 
     @model_validator(mode="after")
     def _money_has_a_price(self) -> BudgetSettings:
         if self.money is not None and self.price is None:
-            raise ValueError("money: has no meaning without the price of a GPU hour; set search.budget.price")
+            raise ValueError("money: needs the price of a GPU hour; set search.budget.price")
         return self
 
     @property
@@ -85,7 +92,7 @@ class BudgetSettings(Settings):
         return any(getattr(self, key) is not None for key in type(self).model_fields if key != "price")
 
     def limits(self) -> str:
-        """Return all limits in words."""
+        """Format all limits."""
         limits = {key: value for key, value in self.model_dump(exclude={"price"}).items() if value is not None}
         return " and ".join(f"{value:g} {key.replace('_', ' ')}" for key, value in limits.items())
 
@@ -96,14 +103,14 @@ class BudgetSettings(Settings):
 
 
 class ClassSettings(Settings):
-    """A class given by its name, with the arguments that it is constructed with."""
+    """A class by name, and the keyword arguments of its constructor."""
 
     name: str = Field(description="package.module:Name")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    options: dict[str, object] = Field(default_factory=dict, description="keyword arguments of the class")
 
     @model_validator(mode="before")
     @classmethod
-    def _name_alone(cls, content: Any) -> Any:
+    def _name_alone(cls, content: object) -> object:
         return {"name": content} if isinstance(content, str) else content
 
     @field_validator("name")
@@ -111,64 +118,63 @@ class ClassSettings(Settings):
     def _has_module_and_class(cls, name: str) -> str:
         module, _, attribute = name.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-            raise ValueError(f"expected package.module:Name, as in optuna.pruners:MedianPruner, got {name!r}")
+            raise ValueError(f"expected package.module:Name, such as optuna.pruners:MedianPruner, got {name!r}")
         return name
 
 
 class SearchSettings(CostLimits):
-    """How the study samples, prunes and confirms."""
+    """Settings of the study: sampling, pruning and confirmation."""
 
-    space: PathName | SpaceSettings = Field(SpaceSettings(), description="a file, or the space itself")
+    space: PathName | SpaceSettings = Field(SpaceSettings(), description="a YAML file, or the search space itself")
     trials: int = Field(
-        24, ge=1, le=MOST, description="trainings, confirmation apart; with a budget, as many as it pays for"
+        24, ge=1, le=MOST, description="trainings without confirmation; default with a budget: as many as it allows"
     )
     budget: BudgetSettings = Field(default_factory=BudgetSettings)
     metric: Metric | None = Field(
         None, description="metric to maximise (val/loss: to minimise); default: val/top1, in segmentation val/miou"
     )
     objectives: Names = Field(
-        (), description="the metric and costs: student/params_m, student/latency_ms, student/flops_g; none: the metric"
+        (), description="the metric, then costs: student/params_m, student/latency_ms, student/flops_g"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
-    warm_start_from: Names = Field((), description="finished studies of similar pairs; their best samples come first")
+    warm_start_from: Names = Field((), description="finished studies, whose best samples are tried first")
     prior_weight: float = Field(
-        0.0, ge=0, le=1, description="share of the first samples whose method published tables choose; it decays"
+        0.0, ge=0, le=1, description="share of first samples whose method published results choose; it decays"
     )
-    parallel: int | None = Field(None, ge=1, description="trials at a time; default: 1 per core (or per GPU)")
+    parallel: int | None = Field(None, ge=1, description="number of parallel trials; default: 1 per core (or per GPU)")
     gpus_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs per trial, also a fraction; auto shares a GPU where memory allows"
+        "auto", description="GPUs per trial, may be a fraction; auto: trials share a GPU if its memory suffices"
     )
     match_starts: bool = Field(
-        False, description="try what `heterokd match` proposes for methods that pair stages, after published settings"
+        False, description="try the settings that `heterokd match` proposes, after the published settings"
     )
-    prune: bool = Field(True, description="stop trials early that are behind at a rung")
-    first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first decision")
-    reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; rungs grow by it")
+    prune: bool = Field(True, description="stop trials early that are worse than others at a rung")
+    first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first rung")
+    reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; ratio of successive rungs")
     pruner: ClassSettings | None = Field(
-        None,
-        description="an Optuna pruner instead, asked every epoch: package.module:Name, or {name: ..., options: ...}",
+        None, description="an Optuna pruner, called at every epoch: package.module:Name, or {name: ..., options: ...}"
     )
     sampler: ClassSettings | None = Field(
-        None,
-        description="an Optuna sampler instead of the TPE: package.module:Name, or {name: ..., options: ...}",
+        None, description="an Optuna sampler instead of TPE: package.module:Name, or {name: ..., options: ...}"
     )
     confirm_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
-        "auto", description="share of all training that repeats leaders on fresh seeds; auto: up to 0.4, by the budget"
+        "auto",
+        description="share of all training for repetitions on fresh seeds; auto: at most 0.4, by the budget",
     )
     confirm_leaders: int | None = Field(
-        None, ge=0, description="repeat this many leaders, each confirm_seeds times, regardless of the share; 0: none"
+        None, ge=0, description="repeat this many leaders, each confirm_seeds times, instead of confirm_share; 0: none"
     )
-    confirm_seeds: int = Field(2, ge=0, description="fresh seeds for each of confirm_leaders")
-    max_failures: int = Field(2, ge=0, description="restarts of a trial whose process died")
+    confirm_seeds: int = Field(2, ge=0, description="fresh seeds of each of the confirm_leaders")
+    max_failures: int = Field(2, ge=0, description="maximum restarts of a trial whose process died")
 
     @field_validator("objectives")
     @classmethod
     def _metric_first(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
         if objectives and objectives[0] not in get_args(Metric):
-            raise ValueError(f"begin with the metric, as in [val/top1, {objectives[0]}]")
+            raise ValueError(f"the first objective is the metric, as in [val/top1, {objectives[0]}]; add it")
         for objective in objectives[1:]:
             if objective in get_args(Metric):
-                raise ValueError(f"{objective}: after the metric come costs of the student only")
+                raise ValueError(f"{objective}: only the first objective is a metric; remove it, or give a cost")
             check_cost(objective)
         if len(set(objectives)) != len(objectives):
             raise ValueError("the list names an objective twice")
@@ -177,28 +183,25 @@ class SearchSettings(CostLimits):
     @model_validator(mode="after")
     def _classes_fit(self) -> SearchSettings:
         if self.pruner is not None and not self.prune:
-            raise ValueError(f"pruner: {self.pruner.name} is never asked while search.prune is false; leave one out")
+            raise ValueError(f"pruner: {self.pruner.name} has no effect if search.prune is false; remove a key")
         if self.sampler is not None and "seed" in self.sampler.options:
-            raise ValueError("sampler: its seed follows from search.seed; take it out of the options")
+            raise ValueError("sampler: its seed follows from search.seed; remove it from the options")
         return self
 
     @property
     def extent(self) -> str:
-        """The number of trials, or the budget, in words."""
+        """The number of trials, or the budget, as text."""
         return self.budget.limits() if self.trials == MOST_TRIALS else f"{self.trials} trials"
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """Costs of the student that count beside the metric, by name: `params_m`."""
+        """Costs of the student among the objectives, without their prefix: `params_m`."""
         return tuple(objective.removeprefix(STUDENT) for objective in self.objectives[1:])
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, content: Any) -> Any:
-        """Spend a budget that does not name `trials`: the default number of trials does not end the search.
-
-        A number of fresh seeds without `confirm_leaders` repeats the default number of leaders.
-        """
+    def _fill_in(cls, content: object) -> object:
+        """Lift the limit on trials if a budget is set without `trials`; set leaders if `confirm_seeds` stands alone."""
         if not isinstance(content, Mapping):
             return content
         if content.get("confirm_seeds") and "confirm_leaders" not in content:

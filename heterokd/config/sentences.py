@@ -1,26 +1,28 @@
-"""Pydantic's faults as sentences: where, what was expected, what was given, the nearest right name."""
+"""Format pydantic's errors as sentences: place, expected value, given value, nearest valid name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from heterokd.errors import did_you_mean, without_password
 
 SPACE = "search.space"
 LONGEST = 60
-"""Characters of a given value that a sentence repeats."""
+"""Maximum number of characters of a given value in a sentence."""
 
 EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",
     "float": "a number",
     "finite_number": "a finite number",
-    "string": "a text",
+    "string": "a string",
     "path": "a file or folder name",
     "tuple": "a list",
     "list": "a list",
@@ -37,12 +39,12 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where the keys of an experiment were written.
+    """The files and `--set` texts that an experiment's keys come from.
 
     Attributes:
         file: the experiment's file.
-        space: the file of its search space, if that is a separate file.
-        overrides: `a.b=value` texts on top; a later one hides an earlier one.
+        space: the file of its search space, if it is a separate file.
+        overrides: `a.b=value` texts; a later text replaces an earlier one.
     """
 
     file: str
@@ -50,7 +52,7 @@ class Source:
     overrides: Sequence[str] = ()
 
     def place(self, key: str) -> str:
-        """`FILE: key`, or the `--set` text that gave the key or a section that holds the key."""
+        """Return `FILE: key`, or the `--set` text that set the key or a section that contains it."""
         in_space = self.space is not None and _is_in(key, SPACE)
         for text in reversed(self.overrides):
             name = text.partition("=")[0]
@@ -68,39 +70,39 @@ def _is_in(key: str, section: str) -> bool:
 
 
 def faults(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """Dotted key and sentence of each fault; a value that fits no member of a union is one fault."""
-    found: dict[str, list[tuple[Mapping[str, Any], type[BaseModel] | None]]] = {}
+    """Return dotted key and sentence of each fault; a value that fits no member of a union is a single fault."""
+    found: dict[str, list[tuple[ErrorDetails, type[BaseModel] | None]]] = {}
     for fault in error.errors(include_url=False):
         key, holder = _key(fault, model)
         found.setdefault(key, []).append((fault, holder))
     for key, group in found.items():
-        # `search.space` may be a file or keys: when a key inside is at fault, that it is no file goes without saying.
+        # `search.space` may be a file or keys: if a key inside is wrong, the fault "not a file" is left out.
         if not any(other != key and _is_in(other, key) for other in found):
             yield key, _sentence(key, group)
 
 
 def sentences(error: ValidationError, model: type[BaseModel], where: str, *, prefix: str = "") -> str:
-    """One line a fault: `where: key: sentence`."""
+    """Return a line per fault: `where: key: sentence`."""
     named = ((".".join(part for part in (prefix, key) if part), text) for key, text in faults(error, model))
     return "\n".join(f"{where}: {key}: {text}" if key else f"{where}: {text}" for key, text in named)
 
 
 def given(value: object) -> str:
-    """A value as its YAML shows it, cut to a length that can be read."""
+    """Format a value as in YAML, shortened to `LONGEST` characters."""
     try:
         text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    except TypeError:  # keys that JSON has not, such as bytes
+    except TypeError:  # keys that JSON does not support, such as bytes
         text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def _sentence(key: str, group: Sequence[tuple[Mapping[str, Any], type[BaseModel] | None]]) -> str:
+def _sentence(key: str, group: Sequence[tuple[ErrorDetails, type[BaseModel] | None]]) -> str:
     fault, holder = group[0]
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
         return f"there is no such key; {did_you_mean(key.rpartition('.')[2], holder.model_fields if holder else ())}"
     if kind == "invalid_key":
-        return "a key must be a word; quote it if it is meant"
+        return "a key must be a string; quote it"
     if kind == "missing":
         return "is missing; add it"
     for other, _ in group:
@@ -110,10 +112,7 @@ def _sentence(key: str, group: Sequence[tuple[Mapping[str, Any], type[BaseModel]
             bound, words = BOUNDS[other["type"]]
             return f"{words} {other['ctx'][bound]:g}, got {given(value)}"
     if kind == "string_pattern_mismatch":
-        return (
-            "must begin with a letter or digit and go on with at most 63 letters, digits, '.', '_' or '-', "
-            f"got {given(value)}"
-        )
+        return f"expected at most 64 letters, digits, '.', '_' or '-', the first a letter or digit, got {given(value)}"
     expected = dict.fromkeys(_expected(other) for other, _ in group)
     options = [option for other, _ in group for option in _options(other)]
     hint = f"; {did_you_mean(value, options)}" if isinstance(value, str) and len(options) > 1 else ""
@@ -122,37 +121,37 @@ def _sentence(key: str, group: Sequence[tuple[Mapping[str, Any], type[BaseModel]
     return f"expected {' or '.join(text for text in expected if text)}, got {given(value)}{hint}"
 
 
-def _expected(fault: Mapping[str, Any]) -> str:
-    kind = str(fault["type"])
+def _expected(fault: ErrorDetails) -> str:
+    kind = fault["type"]
     options = _options(fault)
     if options:
         return options[0] if len(options) == 1 else f"one of {', '.join(options)}"
     return EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0], "")
 
 
-def _options(fault: Mapping[str, Any]) -> list[str]:
-    """The words of a Literal; pydantic lists them as `'a', 'b' or 'c'`."""
+def _options(fault: ErrorDetails) -> list[str]:
+    """Return the values of a Literal, which pydantic lists as `'a', 'b' or 'c'`."""
     if fault["type"] != "literal_error":
         return []
-    return [word.strip().strip("'") for word in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
+    return re.findall(r"'([^']*)'", fault["ctx"]["expected"])
 
 
-def _key(fault: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
-    """The dotted key as the file spells it, without pydantic's names of union members; and what its holder knows."""
+def _key(fault: ErrorDetails, model: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
+    """Return the dotted key as in the file, without pydantic's names of union members, and the model that holds it."""
     key = ""
     holder: type[BaseModel] | None = model
     for number, part in enumerate(fault["loc"], start=1):
         written = number == len(fault["loc"]) and fault["type"] in ("extra_forbidden", "invalid_key", "missing")
-        if written or (holder is not None and part in holder.model_fields):
+        if written or (isinstance(part, str) and holder is not None and part in holder.model_fields):
             key += f".{part}" if key else str(part)
             if not written and holder is not None:
-                holder = inner_model(holder.model_fields[part].annotation)
+                holder = inner_model(holder.model_fields[str(part)].annotation)
         elif isinstance(part, int):
             key += f"[{part}]"
     return key, holder
 
 
-def inner_model(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings that a field of this annotation may hold, alone or in a union."""
+def inner_model(annotation: object) -> type[BaseModel] | None:
+    """Return the model that a field of this annotation may hold, alone or in a union."""
     members = (annotation, *get_args(annotation))
     return next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)

@@ -1,4 +1,4 @@
-"""Settings: the base of every section of an experiment, and the types that sections share."""
+"""Settings: the base class of an experiment's sections, and the types that sections share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ConfigDict, Strict
 from heterokd.domains import Scalar
 
 Sample = Mapping[str, Scalar]
-"""What a study proposes for a trial: `method`, that method's `method.parameter` values, `training.*`, networks."""
+"""Values of a trial by key: `method`, its parameters (`kd.temperature`), `training.*`, and networks."""
 
-# YAML has names for neither: a path is written as a text, a tuple as a list.
+# YAML has no paths and tuples: they are written as strings and lists.
 PathName = Annotated[Path, Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 LARGEST_SEED = 2**63 - 1
-"""Of torch's generators."""
+"""Largest seed of torch's generators."""
 MOST = 1_000_000
-"""Upper limit of trials and of images in a batch: larger values are typing mistakes."""
+"""Maximum number of trials, and of images in a batch; a larger number is a typing mistake."""
 
 
 class Settings(BaseModel):
-    """A section of an experiment: frozen; unknown keys are errors; `true` and "3" are no numbers."""
+    """A section of an experiment: frozen, without unknown keys, and strict (`true` and "3" are not numbers)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

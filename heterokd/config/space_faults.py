@@ -1,9 +1,8 @@
-"""Faults of a search space: those that names show, then those that the methods' code shows."""
+"""Faults of a search space: first by names alone, then with the methods' classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,33 +14,33 @@ from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
 
 NEVER_SEARCHED = {
-    "seed": "the best seed is luck, which confirmation removes",
-    "workers": "it is about machines, not about results",
-    "gpus_per_worker": "it is about machines, not about results",
+    "seed": "the best seed is chance, not a better setting",
+    "workers": "it changes no result",
+    "gpus_per_worker": "it changes no result",
 }
-"""Settings of a training that cannot be searched, with the reason."""
+"""Training settings that cannot be searched, with the reason."""
 
 
 def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Find what names alone show to be wrong with a space: key below `search.space`, and a sentence."""
+    """Yield key below `search.space` and sentence of each fault that can be found without importing a method."""
     space = experiment.space
     known = (*METHODS, *space.extensions)
     named = () if space.methods == "all" else space.methods
     if not named and space.methods != "all":
-        yield "methods", f"the list is empty; write all, or some of {', '.join(METHODS)}"
+        yield "methods", f"the list is empty; write all, or names from {', '.join(METHODS)}"
     for method in dict.fromkeys(named):
         if not experiment.knows(method):
             yield "methods", f"there is no method {method!r}; {did_you_mean(method, known)}"
         if named.count(method) > 1:
-            yield "methods", f"{method!r} is listed twice; remove one"
+            yield "methods", f"{method!r} is listed twice; remove it once"
     for key, value in space.shared.items():
         name = key.removeprefix("training.")
         if name == key or name not in TrainingSettings.model_fields:
             near = did_you_mean(name, TrainingSettings.model_fields)
-            yield f"shared.{key}", f"expected training.NAME with a setting's name; {near}"
+            yield f"shared.{key}", f"expected training.NAME with the name of a setting; {near}"
             continue
         if name in NEVER_SEARCHED:
-            yield f"shared.{key}", f"is not searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
+            yield f"shared.{key}", f"cannot be searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for key in space.overrides:
@@ -53,7 +52,7 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Find what the methods' code shows to be wrong with a space whose names are right."""
+    """Yield the faults that the methods' classes show, for a space whose names are valid."""
     space, task = experiment.space, experiment.data.task
     for method in experiment.methods:
         try:
@@ -62,8 +61,9 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield "methods", str(error)
             continue
         if task not in tasks:
-            other = " and ".join(sorted(tasks))
-            yield "methods", f"{method!r} is written for {other}, data set {experiment.data.dataset!r} is for {task}"
+            supported = " and ".join(sorted(tasks))
+            reason = f"{method!r} supports {supported}, but data set {experiment.data.dataset!r} is for {task}"
+            yield "methods", f"{reason}; remove the method"
     for key, value in space.overrides.items():
         method, _, name = key.partition(".")
         try:
@@ -78,8 +78,8 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield f"overrides.{key}", f"{method!r} has no parameter {name!r}; {did_you_mean(name, params.model_fields)}"
 
 
-def _domain_faults(key: str, name: str, value: Any, settings: BaseModel) -> Iterator[tuple[str, str]]:
-    """Find why a value cannot be the domain of a field of `settings`, given its other fields."""
+def _domain_faults(key: str, name: str, value: object, settings: BaseModel) -> Iterator[tuple[str, str]]:
+    """Yield the faults of a domain of a field of `settings`, given its other fields."""
     model = type(settings)
     try:
         found = read_domain(value, key, domains(model).get(name))

@@ -1,4 +1,4 @@
-"""The section `training`, of students, and `teacher.training`."""
+"""The sections `training`, of students, and `teacher.training`."""
 
 from __future__ import annotations
 
@@ -17,54 +17,61 @@ USUAL_OPTIMIZERS = (
     *("lamb", "laprop", "lars", "lion", "madgrad", "mars", "momentum", "nadam", "nadamw", "nesterov", "novograd"),
     *("radam", "rmsprop", "rmsproptf", "sgd", "sgdp", "sgdw"),
 )
-"""Optimizers of every timm that heterokd runs with: accepted without importing timm and torch."""
+"""Optimizers of every supported version of timm, accepted without importing timm and torch."""
 
 
 class TrainingSettings(Settings):
-    """How a student, or a teacher, is trained."""
+    """Settings of a training."""
 
     epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="passes over the training images")
-    batch_size: int = Field(64, ge=1, le=MOST, description="images per optimizer update, over all workers")
-    optimizer: str = Field("sgd", description="name of an optimizer of timm.optim")
+    batch_size: int = Field(64, ge=1, le=MOST, description="images per optimizer update, of all workers together")
+    optimizer: str = Field("sgd", description="name of an optimizer in timm.optim")
     learning_rate: float = Field(0.05, gt=0, description="maximum, after warm-up")
     min_learning_rate: float = Field(0.0, ge=0, description="at the end of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have momentum")
     weight_decay: float = Field(5e-4, ge=0, description="not applied to norms and biases")
-    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field("cosine", description="of timm.scheduler")
+    schedule: Literal["cosine", "step", "poly", "tanh", "constant"] = Field("cosine", description="from timm.scheduler")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the learning rate rises from near zero")
-    task_weight: float = Field(1.0, ge=0, description="multiplies the cross-entropy with the labels")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
-    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; larger ones are scaled down")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, evaluated and kept")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto measures once per device and shape")
+    task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label that is spread over all classes")
+    clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm; larger gradients are scaled down")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of the moving average of the weights that is kept",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the faster, measured per device and shape"
+    )
     channels_last: bool | Literal["auto"] = Field("auto", description="memory format of the student's maps")
     accumulate: int = Field(
         1,
         ge=1,
-        description="split each update into this many parts, to save memory; batch norms, and methods that compare "
-        "images, see a part at a time",
+        description="split each update into this many parts to save memory; batch norms, and methods that compare "
+        "images, work on a single part",
     )
-    compile: bool = Field(False, description="torch.compile the student; pays off in long trainings on a GPU")
-    trainable: Literal["all", "head"] = Field("all", description="head: a linear classifier on the frozen encoder")
+    compile: bool = Field(False, description="torch.compile the student; worthwhile for long trainings on a GPU")
+    trainable: Literal["all", "head"] = Field("all", description="head: train only the classifier, on a frozen encoder")
     workers: Count | Annotated[tuple[Count, Count], Strict(False)] = Field(
         1,
-        description="data-parallel workers that share a training; [least, most] takes what the cluster has",
+        description="data-parallel workers of a training; [minimum, maximum] uses as many as the cluster has",
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs for each of several workers, also a fraction; auto: 1, where there are GPUs"
+        "auto", description="GPUs of each of several workers, may be a fraction; auto: 1 if there are GPUs"
     )
-    sync_batch_norm: bool = Field(False, description="batch norms take their statistics over the images of all workers")
+    sync_batch_norm: bool = Field(False, description="batch norms use statistics over the images of all workers")
     gather: bool = Field(
-        False, description="methods that compare the images of a batch compare those of all workers, where they can"
+        False, description="methods that compare the images of a batch compare those of all workers, if they support it"
     )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of weights, order and views")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of initial weights, order of images and views")
 
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         if name in USUAL_OPTIMIZERS:
             return name
-        from heterokd.networks.optimizer_names import optimizer_names  # with timm and torch
+        from heterokd.networks.optimizer_names import optimizer_names  # imports timm and torch
 
         if name not in optimizer_names():
             raise ValueError(f"timm has no optimizer {name!r}; {did_you_mean(name, optimizer_names())}")
@@ -79,18 +86,22 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _falls(self) -> TrainingSettings:
+    def _schedule_fits(self) -> TrainingSettings:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
-                f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate ({self.learning_rate:g}), from "
-                "which it falls; lower it"
+                f"min_learning_rate: {self.min_learning_rate:g} is above learning_rate ({self.learning_rate:g}), which "
+                "is the maximum; lower it"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g} epochs of warm-up do not fit into {self.epochs}; lower it"
             )
         return self
 
     @model_validator(mode="after")
     def _workers_fit(self) -> TrainingSettings:
         if self.least_workers > self.most_workers:
-            raise ValueError(f"workers: expected [least, most], got {list(self.worker_range)}")
+            raise ValueError(f"workers: expected [minimum, maximum], got {list(self.worker_range)}")
         if self.batch_size < self.most_workers * self.accumulate:
             raise ValueError(
                 f"workers: {self.batch_size} images (batch_size) are too few for {self.most_workers} workers with "
@@ -101,7 +112,7 @@ class TrainingSettings(Settings):
                 f"gpus_per_worker: expected a fraction of a GPU or a whole number of GPUs, got {self.gpus_per_worker:g}"
             )
         if self.sync_batch_norm and self.compile:
-            raise ValueError("sync_batch_norm: workers cannot exchange statistics in compiled code; leave compile out")
+            raise ValueError("sync_batch_norm: is not supported in compiled code; remove training.compile")
         return self
 
     @property
@@ -111,7 +122,7 @@ class TrainingSettings(Settings):
 
     @property
     def least_workers(self) -> int:
-        """Minimum number of workers: a training with fewer does not start."""
+        """Minimum number of workers; a training does not start with fewer."""
         return self.worker_range[0]
 
     @property
@@ -121,20 +132,12 @@ class TrainingSettings(Settings):
 
     @property
     def is_shared(self) -> bool:
-        """Whether several workers may share the training."""
+        """Whether the training may have several workers."""
         return self.most_workers > 1
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> TrainingSettings:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs:g} epochs of warm-up do not fit into {self.epochs}; lower it"
-            )
-        return self
 
 
 class TeacherTraining(TrainingSettings):
-    """How a teacher without checkpoint and without pretrained weights is fitted, on all training images."""
+    """How a teacher without checkpoint is fitted, on all training images."""
 
     epochs: int = Field(60, ge=1, le=MOST_EPOCHS)
     optimizer: str = "adamw"
@@ -144,7 +147,9 @@ class TeacherTraining(TrainingSettings):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _one_process(self) -> TeacherTraining:
+    def _single_process(self) -> TeacherTraining:
         if self.is_shared:
-            raise ValueError("workers: a teacher is fitted by one process; leave it out, or give teacher.checkpoint")
+            raise ValueError(
+                "workers: a teacher is fitted by a single process; remove the key, or set teacher.checkpoint"
+            )
         return self

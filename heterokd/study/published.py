@@ -160,7 +160,8 @@ def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Sc
 
 @lru_cache(maxsize=1)
 def _settings() -> tuple[dict[str, Any], ...]:
-    return tuple(read_yaml(FOLDER / "settings.yaml")["settings"])
+    settings: Any = read_yaml(FOLDER / "settings.yaml")["settings"]
+    return tuple(settings)
 
 
 def _setting(entry: Mapping[str, Any]) -> PublishedSetting:
@@ -191,7 +192,7 @@ class _Row:
 def _pairs() -> dict[tuple[str, str, str], PublishedPair]:
     found: dict[tuple[str, str, str], list[_Row]] = {}
     for file in sorted(FOLDER.glob("*_table*.yaml")):
-        table = read_yaml(file)
+        table: Mapping[str, Any] = read_yaml(file)
         for row in table["rows"]:
             key = (row.get("dataset", table.get("dataset")), row["teacher"]["network"], row["student"]["network"])
             found.setdefault(key, []).append(_Row(_source(table, row), tuple(table.get("notes", ())), row))

@@ -81,7 +81,7 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
         "network": teacher.network,
         "options": teacher.options,
         "pretrained": teacher.pretrained,
-        "training": SCHEMA.identity(recipe.training, "training"),
+        "training": SCHEMA.identity(recipe.training, "training", recipe.training.model_dump(mode="json")),
         "augment": recipe.data.policy.hash,
         "image_size": recipe.data.image_size,
         "data": fingerprint,

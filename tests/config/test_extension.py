@@ -72,7 +72,7 @@ def test_reading_a_recipe_runs_nothing(load: Callable[..., Experiment], tmp_path
     assert load_recipe(tmp_path / "recipe.yaml").method == "mykd"
     content["extension"]["sha256"] = recipe.extension.sha256 if recipe.extension else ""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=r"extension: text: is not the text of \./my_method\.py any more"):
+    with pytest.raises(ConfigError, match=r"extension: text: differs from the original text of \./my_method\.py"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
@@ -121,10 +121,10 @@ def test_distill_takes_a_file_in_python(tiny_file: Write, tmp_path: Path) -> Non
 
 BROKEN = {
     "no file": ("none.py:MyKD", None, "there is no file none.py; paths begin where heterokd is run"),
-    "no class": ("m.py:Nothing", user_classes.METHOD, "m.py: defines no class 'Nothing'; "),
-    "no class named": ("m.py", user_classes.METHOD, "m.py: name its class as well, m.py:Class"),
+    "no class": ("m.py:Nothing", user_classes.METHOD, "m.py: there is no class 'Nothing'; "),
+    "no class named": ("m.py", user_classes.METHOD, "m.py: the name of the class is missing; write m.py:Class"),
     "no Python": ("m.py:MyKD", "class MyKD:\n  def (", "m.py:2: is not valid Python (invalid syntax)"),
-    "no method": ("m.py:MyKD", "class MyKD:\n    pass\n", "m.py: MyKD is no subclass of heterokd.method.Method"),
+    "no method": ("m.py:MyKD", "class MyKD:\n    pass\n", "m.py: MyKD is not a subclass of heterokd.method.Method"),
     "abstract": (
         "m.py:MyKD",
         "from heterokd.method import Method\nclass MyKD(Method):\n    pass\n",
@@ -138,19 +138,19 @@ BROKEN = {
     "constructor": (
         "m.py:MyKD",
         f"{user_classes.METHOD}\n    def __init__(self, params, student, teacher, more):\n        pass\n",
-        "m.py: MyKD cannot be made from (params, student, teacher) (missing a required argument: 'more')",
+        "m.py: MyKD cannot be constructed from (params, student, teacher) (missing a required argument: 'more')",
     ),
     "default": (
         "m.py:MyKD",
         user_classes.METHOD.replace('Field(1.0, gt=0, description="multiplies the loss")', "Field(gt=0)"),
-        "m.py: MyKD.Params: weight needs a default that is allowed",
+        "m.py: MyKD.Params: weight has no valid default",
     ),
     "taken": (
         "m.py:KD",
         user_classes.METHOD.replace("MyKD", "KD"),
-        "m.py: class KD would go by the name 'kd', which is taken; rename the class",
+        "m.py: class KD would have the name 'kd', which is taken; rename the class",
     ),
-    "reserved": ("m.py:Training", "class Training:\n    pass\n", "would go by the name 'training', which is taken"),
+    "reserved": ("m.py:Training", "class Training:\n    pass\n", "would have the name 'training', which is taken"),
     "build": (
         "m.py:MyKD",
         f"{user_classes.METHOD}\n    def build(self, student, teacher):\n        self.x = student.nothing\n",
@@ -178,7 +178,7 @@ def test_a_method_that_is_refused(cli: Run, tiny_file: Write, tmp_path: Path, fa
     [
         (
             "class MyData:\n    pass\n",
-            "tiny.yaml: data.dataset: d.py: MyData is no subclass of heterokd.datasets.io.split",
+            "tiny.yaml: data.dataset: d.py: MyData is not a subclass of heterokd.datasets.io.split",
         ),
         (user_classes.DATA.replace("(Digits)", "(Digits, tasks='x')"), "d.py: cannot be imported (TypeError"),
         (user_classes.DATA + '\n    tasks = "detection"\n', "d.py: MyData.tasks is 'detection'; did you mean"),

@@ -111,8 +111,8 @@ def test_small_students_are_not_pruned_for_being_small() -> None:
 @pytest.mark.parametrize(
     ("search", "sentence"),
     [
-        ({"objectives": ["student/params_m"]}, "begin with the metric"),
-        ({"objectives": ["val/top1", "val/top5"]}, "val/top5: after the metric come costs of the student only"),
+        ({"objectives": ["student/params_m"]}, "the first objective is the metric"),
+        ({"objectives": ["val/top1", "val/top5"]}, "val/top5: only the first objective is a metric"),
         ({"objectives": ["val/top1", "student/params_m", "student/params_m"]}, "names an objective twice"),
         ({"objectives": ["val/top1", "student/flops"]}, "no such cost of a student; did you mean 'student/flops_g'"),
         ({"objectives": ["val/top1"], "metric": "val/loss"}, "leave search.metric out"),

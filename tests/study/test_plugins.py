@@ -279,7 +279,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(key: str, value: Any, mess
     ("search", "message"),
     [
         ({"pruner": "MedianPruner"}, r"search\.pruner\.name: expected package\.module:Name"),
-        ({"pruner": "optuna.pruners:NopPruner", "prune": False}, "never asked while search.prune is false"),
+        ({"pruner": "optuna.pruners:NopPruner", "prune": False}, "has no effect if search.prune is false"),
         ({"sampler": {"name": "optuna.samplers:GPSampler", "options": {"seed": 1}}}, "follows from search.seed"),
         ({"pruner": {"name": "optuna.pruners:MedianPruner", "option": {}}}, "did you mean 'options'"),
     ],
