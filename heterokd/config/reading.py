@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -106,16 +107,16 @@ def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) ->
 
 
 def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> Experiment:
-    """Pin parameters that are not searched and whose default has changed since `schema` to the old default."""
+    """Search what an older schema searched: its domains, and its defaults of parameters that are not searched."""
     if schema >= versions.number:  # the methods are not imported then
         return experiment
-    pinned = {
-        f"{method}.{name}": old
-        for method in experiment.methods
-        for name, old in versions.parameters(method, schema).items()
-        if name not in domains(experiment.method_class(method).Params)
-    }
-    return experiment.with_overrides({**pinned, **experiment.space.overrides})
+    older: dict[str, object] = {}
+    for method in experiment.methods:
+        searched = domains(experiment.method_class(method).Params)
+        defaults, before = versions.parameters(method, schema), versions.parameter_domains(method, schema)
+        older |= {f"{method}.{name}": old for name, old in defaults.items() if name not in searched}
+        older |= {f"{method}.{name}": asdict(old) for name, old in before.items()}
+    return experiment.with_overrides({**older, **experiment.space.overrides})
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -4,9 +4,10 @@
 hashed, contains each of these keys with its value, and a later key only if its value differs from its first default.
 A new key whose default changes no result therefore changes no hash of a recipe, teacher or study.
 
-To change a default, add a row to `CHANGED_DEFAULTS`, which raises the schema number. A file contains the number of the
-schema that it was written for (`schema: 2`; files of schema 1 have no number). A key that it leaves out has the default
-of that schema.
+To change a default, add a row to `CHANGED_DEFAULTS`, which raises the schema number; also for a later key whose absence
+meant something else than its default. To change the domain of a method's parameter, add a row to `CHANGED_DOMAINS`. A
+file contains the number of the schema that it was written for (`schema: 2`; files of schema 1 have no number). A key
+that it leaves out has the default and the domain of that schema.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from heterokd.config.sentences import inner_model
+from heterokd.domains import Choice, Domain, Float, Int
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -49,15 +51,49 @@ class ChangedDefault:
     new: JsonValue
 
 
-CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = ()
+@dataclass(frozen=True)
+class ChangedDomain:
+    """A search domain of a method's parameter that was changed after it had been released.
+
+    Attributes:
+        key: `methods.METHOD.PARAMETER`.
+        schema: the first schema number with the new domain.
+        old: the domain before; of a parameter that was not searched or did not exist, a choice of its only value.
+    """
+
+    key: str
+    schema: int
+    old: Domain
+
+
+CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
+    ChangedDefault("methods.rsd.weight", 2, 1.0, 0.1),
+    ChangedDefault("methods.rsd.off_diagonal_weight", 2, 5e-3, 0.01),
+    ChangedDefault("methods.rsd.hidden_dim", 2, 2048, None),
+    ChangedDefault("methods.rsd.reduction", 2, "mean", "sum"),
+    ChangedDefault("methods.rsd.initialisation", 2, "uniform", "truncated_normal"),
+)
 """All changed defaults, by ascending schema number."""
+
+CHANGED_DOMAINS: tuple[ChangedDomain, ...] = (
+    ChangedDomain("methods.rsd.weight", 2, Float(0.1, 10, log=True)),
+    ChangedDomain("methods.rsd.hidden_dim", 2, Int(128, 4096, log=True)),
+    ChangedDomain("methods.rsd.hidden_ratio", 2, Choice(2)),
+)
+"""All changed domains, by ascending schema number."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The schemas up to the newest, with the defaults that changed between them, by ascending schema number."""
+    """The schemas up to the newest, with what changed between them, by ascending schema number.
+
+    Attributes:
+        changes: defaults.
+        domains: domains of methods' parameters.
+    """
 
     changes: tuple[ChangedDefault, ...] = CHANGED_DEFAULTS
+    domains: tuple[ChangedDomain, ...] = CHANGED_DOMAINS
 
     @property
     def number(self) -> int:
@@ -139,6 +175,12 @@ class Schema:
         """Return the schema's defaults of a method's parameters, for parameters whose default changed later."""
         prefix = f"{METHODS_SECTION}.{method}."
         changed = self._changed(schema)
+        return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
+
+    def parameter_domains(self, method: str, schema: int) -> dict[str, Domain]:
+        """Return a method's parameters whose domain differs from the schema's, with the schema's domain."""
+        prefix = f"{METHODS_SECTION}.{method}."
+        changed = {change.key: change.old for change in reversed(self.domains) if change.schema > schema}
         return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
 
 

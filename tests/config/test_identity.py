@@ -111,6 +111,13 @@ def recipe(experiment: Experiment) -> Recipe:
     return experiment.recipe({"method": "kd"})
 
 
+def keys_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe.yaml holds, without the schema number, which `load_recipe` takes out."""
+    content: dict[str, Any] = yaml.safe_load(recipe.to_yaml())
+    assert content.pop("schema") == SCHEMA.number
+    return content
+
+
 def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     copied: dict[str, Any] = json.loads(json.dumps(content))
     *sections, last = key.split(".")
@@ -122,7 +129,7 @@ def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def test_a_key_that_is_off_leaves_recipes_and_their_checkpoints(recipe: Recipe) -> None:
-    content = yaml.safe_load(recipe.to_yaml())
+    content = keys_of(recipe)
     assert LaterRecipe.model_validate(content).hash == recipe.hash, "a checkpoint holds it, and is refused by it"
     for section in ("", "data.", "data.augment.", "teacher.", "teacher.training.", "student.", "training.", "cache."):
         off, on = (LaterRecipe.model_validate(changed(content, f"{section}new_key", value)) for value in (False, True))
@@ -130,7 +137,7 @@ def test_a_key_that_is_off_leaves_recipes_and_their_checkpoints(recipe: Recipe) 
 
 
 def test_a_parameter_that_is_off_leaves_a_methods_recipes(recipe: Recipe) -> None:
-    content = yaml.safe_load(recipe.to_yaml())
+    content = keys_of(recipe)
     without, off, on = (
         RecipeOfLaterMethod.model_validate({**content, "params": {**content["params"], **more}}).hash
         for more in ({}, {"new_key": False}, {"new_key": True})
@@ -141,7 +148,7 @@ def test_a_parameter_that_is_off_leaves_a_methods_recipes(recipe: Recipe) -> Non
 def test_a_key_that_is_off_leaves_fitted_teachers(experiment: Experiment) -> None:
     fit, teacher = teacher_recipe(experiment), experiment.teacher.settings_of()
     folder = teacher_hash(teacher, fit, "data")
-    content, settings = yaml.safe_load(fit.to_yaml()), teacher.model_dump(mode="json")
+    content, settings = keys_of(fit), teacher.model_dump(mode="json")
     assert teacher_hash(LaterTeacher.model_validate(settings), LaterRecipe.model_validate(content), "data") == folder
     on = LaterRecipe.model_validate(changed(content, "training.new_key", True))
     assert teacher_hash(teacher, on, "data") != folder
@@ -232,13 +239,13 @@ NextExperiment: Any = create_model(
 
 
 def test_a_changed_default_leaves_the_meaning_of_older_files(recipe: Recipe) -> None:
-    content = yaml.safe_load(recipe.to_yaml())
+    content = keys_of(recipe)
     del content["training"]["warmup_epochs"]
     old, middle, new = (NextRecipe.model_validate(NEXT.complete(NextRecipe, content, schema)) for schema in (1, 2, 3))
     assert [one.training.warmup_epochs for one in (old, middle, new)] == [0.0, 1.0, 2.0]
     assert old.hash == recipe.hash != new.hash
     assert content == yaml.safe_load(yaml.safe_dump(content)), "what is read is not changed"
-    assert (NEXT.number, NEXT.mark(), Schema().mark()) == (3, {"schema": 3}, {})
+    assert (NEXT.number, NEXT.mark(), Schema((), ()).mark()) == (3, {"schema": 3}, {})
     assert [NEXT.parameters("kd", schema) for schema in (1, 2)] == [{"temperature": 1.0}, {}]
     assert NEXT.parameters("dkd", 1) == {}
 
@@ -265,16 +272,61 @@ def test_a_changed_default_of_a_method_leaves_older_studies(tiny_file: Write) ->
 
 def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    assert "schema" not in recipe.to_yaml(), "files of schema 1 read as before there were schema numbers"
-    file.write_text(f"schema: 1\n{recipe.to_yaml()}")
-    assert load_recipe(file) == recipe
+    content = keys_of(recipe)
+    for number in ({}, {"schema": 1}, {"schema": SCHEMA.number}):
+        file.write_text(yaml.safe_dump(number | content))
+        assert load_recipe(file) == recipe, "which leaves no key out"
     assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file())
     for number in (SCHEMA.number + 1, 0, "new"):
-        file.write_text(f"schema: {number}\n{recipe.to_yaml()}")
+        file.write_text(yaml.safe_dump({"schema": number} | content))
         with pytest.raises(ConfigError, match=rf"{file}: schema: expected 1 to {SCHEMA.number}, got "):
             load_recipe(file)
         with pytest.raises(ConfigError, match=rf"--set schema={number}: expected 1 to {SCHEMA.number}, got "):
             load_experiment(tiny_file(), [f"schema={number}"])
+
+
+def older_recipe(recipe: Recipe, method: str, tmp_path: Path) -> Recipe:
+    """Write a recipe as schema 1 did, with that schema's defaults of the method, and read it."""
+    content = keys_of(recipe) | {"method": method, "params": dict(keys_of_schema_1()[f"methods.{method}"])}
+    file = tmp_path / f"{method}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return load_recipe(file)
+
+
+CHANGED = sorted({change.key.split(".")[1] for change in CHANGED_DEFAULTS if change.key.startswith("methods.")})
+
+
+@pytest.mark.parametrize("method", CHANGED)
+def test_an_older_recipe_keeps_its_values_and_its_name(method: str, recipe: Recipe, tmp_path: Path) -> None:
+    old = older_recipe(recipe, method, tmp_path)
+    written = keys_of_schema_1()[f"methods.{method}"]
+    assert {name: old.params[name] for name in written} == written
+    later = {change.key.rpartition(".")[2]: change.old for change in CHANGED_DEFAULTS if f".{method}." in change.key}
+    params = old.method_params.model_dump()
+    assert {name: params[name] for name in later} == later, "also of keys that it does not have"
+
+    plain = json.loads(json.dumps(old.model_dump(mode="json")))
+    assert SCHEMA.identity(old.method_params, f"methods.{method}") == written, "as it was hashed in schema 1"
+    assert Recipe.model_validate({**plain, "params": {}}).hash != old.hash, "defaults of today are another recipe"
+    file = tmp_path / "again.yaml"
+    file.write_text(old.to_yaml())
+    assert load_recipe(file) == old, "written with today's schema number, it means the same"
+
+
+def test_an_older_study_of_rsd_searches_what_it_searched(tiny_file: Write) -> None:
+    older = load_experiment(tiny_file(search={"space": {"methods": ["rsd"]}}), ["schema=1"])
+    assert {key: str(domain) for key, domain in older.method_domains("rsd").items()} == {
+        "rsd.weight": "0.1 to 10, log",
+        "rsd.off_diagonal_weight": "0.001 to 0.1, log",
+        "rsd.hidden_ratio": "2",
+        "rsd.hidden_dim": "128 to 4096, log",
+        "rsd.reduction": "mean",
+        "rsd.initialisation": "uniform",
+    }
+    asked = load_experiment(
+        tiny_file(search={"space": {"methods": ["rsd"], "overrides": {"rsd.weight": 3.0}}}), ["schema=1"]
+    )
+    assert asked.method_domains("rsd")["rsd.weight"] == Choice(3.0), "what somebody set stays"
 
 
 def defaults_of_schema_1() -> list[tuple[str, Any, type[BaseModel], str]]:
@@ -301,4 +353,7 @@ def test_a_default_that_changes_is_listed() -> None:
             assert isinstance(default, dict), name
         else:
             assert default == newest.get(name, first), f"{name}: list its new default in CHANGED_DEFAULTS"
+    for change in CHANGED_DEFAULTS:
+        _, method, name = change.key.split(".")
+        assert METHODS[method].Params.model_fields[name].default == change.new, change.key
     assert [change.schema for change in CHANGED_DEFAULTS] == sorted(change.schema for change in CHANGED_DEFAULTS)

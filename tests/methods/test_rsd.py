@@ -77,7 +77,7 @@ def test_identical_uncorrelated_embeddings_give_zero() -> None:
     columns = torch.kron(torch.kron(row, row), row)[:, 1:]
     assert rsd_loss(columns, columns).item() == pytest.approx(0.0, abs=1e-6)
     assert rsd_loss(3 * columns + 5, columns).item() == pytest.approx(0.0, abs=1e-6)
-    assert rsd_loss(-columns, columns).item() == pytest.approx(4.0, rel=1e-5)
+    assert rsd_loss(-columns, columns).item() == pytest.approx(4.0 * 7, rel=1e-5)
 
 
 def test_constant_dimensions_are_finite_and_pass_no_gradient() -> None:
@@ -115,6 +115,26 @@ def test_projector_is_linear_norm_gelu_linear() -> None:
     assert run(method, student, teacher).item() == pytest.approx(expected, rel=1e-4)
     mixed = torch.rand(12, 10).softmax(dim=1)
     assert run(method, student, teacher, mixed).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_defaults_are_those_of_the_authors_program() -> None:
+    """Reference: `rsd_loss` of VISION-SJTU/RSD at commit be825ae, in float64, times its `--rsd-loss-weight`."""
+    draw = torch.Generator().manual_seed(22)
+    student, teacher = (torch.randn(128, 96, generator=draw, dtype=torch.float64) for _ in range(2))
+    params = RSD.Params()
+    loss = params.weight * rsd_loss(student, teacher, params.off_diagonal_weight, params.reduction)
+    assert loss.item() == pytest.approx(9.91140821, rel=2e-5)
+
+
+def test_projector_is_twice_as_wide_as_the_student() -> None:
+    torch.manual_seed(0)
+    wide = OutputSpec(num_classes=10, embedding_dim=256, stages=())
+    first, norm, _, last = RSD(None, wide, TEACHER).projector
+    assert (first.weight.shape, norm.num_features, last.weight.shape) == ((512, 256), 512, (9, 512))
+    assert first.weight.std().item() == pytest.approx(0.02, rel=0.05), "uniform weights of this width have 0.036"
+    uniform, *_ = RSD(RSD.Params(initialisation="uniform"), wide, TEACHER).projector
+    assert uniform.weight.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
+    assert RSD(RSD.Params(hidden_dim=7), wide, TEACHER).projector[0].out_features == 7
 
 
 def test_batch_of_one_gives_zero() -> None:
