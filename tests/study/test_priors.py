@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from heterokd.config.experiment import Experiment
 from heterokd.datasets import DATASETS
+from heterokd.domains import Choice, domains
 from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study import priors, published
@@ -365,3 +367,45 @@ def test_the_prior_chooses_the_first_methods_and_the_sampler_their_values(tmp_pa
         study.finish(assignment.number, "complete", {"val/top1": 0.9 if assignment.recipe.method == "dist" else 0.1})
     assert sum(method in ("hcd", "rsd") for method in drawn[:3]) >= 2
     assert drawn[-10:].count("dist") >= 5
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "student", "values", "task_weight"),
+    [
+        ("lskd", "resnet34", "resnet18", {"temperature": 2.0, "weight": 9.0}, 1.0),
+        ("lskd", "resnet50", "mobilenetv1_100", {"temperature": 2.0, "weight": 9.0}, 0.5),
+        ("sdd", "resnet34", "resnet18", {"kind": "kd", "scales": "12", "temperature": 4.0, "weight": 0.9}, 0.1),
+        ("sdd", "resnet50", "mobilenetv1_100", {"kind": "kd", "scales": "124", "temperature": 4.0, "weight": 0.9}, 0.1),
+        ("cat_kd", "resnet34", "resnet18", {"weight": 0.5, "resolution": 4, "normalise": False}, 1.0),
+        ("cat_kd", "resnet50", "mobilenetv1_100", {"weight": 10.0, "resolution": 2, "normalise": True}, 1.0),
+    ],
+)
+def test_settings_are_those_of_the_authors_configurations(
+    method: str, teacher: str, student: str, values: dict[str, Any], task_weight: float
+) -> None:
+    (setting,) = published_settings(method, "imagenet", teacher, student)
+    assert (setting.values, setting.task_weight) == (values, task_weight)
+
+
+def test_fcfd_weighs_maps_by_the_pair() -> None:
+    weights = {
+        student: published_settings("fcfd", "imagenet", teacher, student)[0].values["feature_weight"]
+        for teacher, student in (("resnet34", "resnet18"), ("resnet50", "mobilenetv1_100"))
+    }
+    assert weights == {"resnet18": 0.02, "mobilenetv1_100": 5.0}
+
+
+def test_a_setting_from_a_program_names_its_commit() -> None:
+    sources = {entry["source"] for entry in table("settings")["settings"] if "github.com" in entry["source"]}
+    assert sources
+    assert not [source for source in sources if not re.search(r"github\.com/[\w.-]+/[\w.-]+ at [0-9a-f]{7}\b", source)]
+
+
+def test_published_settings_lie_inside_their_methods_domains() -> None:
+    for entry in table("settings")["settings"]:
+        params = METHODS[entry["method"]].Params
+        params.model_validate(entry["values"])
+        searched = domains(params)
+        assert not {
+            name: value for name, value in entry["values"].items() if value not in searched.get(name, Choice(value))
+        }
