@@ -69,7 +69,7 @@ class SRRL(Method):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Compute the terms `regression` and `feature`."""
         projected, target = self.projector(student.stages[-1].float()), teacher.stages[-1].detach()
-        logits = teacher.tail(resize_map(projected, tuple(target.shape[-2:])), 5)
+        logits = teacher.tail(resize_map(projected, (target.shape[2], target.shape[3])), 5)
         return {
             "regression": self.params.weight * srrl_loss(logits, teacher.logits),
             "feature": self.params.feature_weight * feature_mean_loss(projected, target),

@@ -48,7 +48,7 @@ class OrthogonalProjection(nn.Module):
     def matrix(self) -> Tensor:
         """Return P, [D_out, D_in]: the product of the reflections at the columns, whose diagonal counts as 1."""
         below = self.vectors.float().tril(-1)
-        tall = torch.linalg.householder_product(below, 2 / (1 + below.square().sum(dim=0)))
+        tall: Tensor = torch.linalg.householder_product(below, 2 / (1 + below.square().sum(dim=0)))
         return tall if self.widens else tall.T
 
     def forward(self, x: Tensor) -> Tensor:
