@@ -24,13 +24,13 @@ def load_dataset(
     labels_per_class: int | None = None,
     train_images: int | None = None,
 ) -> Splits:
-    """Load and split a data set, cached per process (changes of the folder are not noticed).
+    """Load and split a data set; cached per process, so that later changes of the folder are not read.
 
     Args:
         dataset: a key of `DATASETS`, or a subclass of `Dataset`.
         root: folder of the data set, if it needs a folder.
         image_size: height = width in pixels.
-        seed: seed of the split and of the chosen images.
+        seed: seed of the split and of the images that are kept.
         labels_per_class: number of training images to keep of each class.
         train_images: number of training images to keep.
 
@@ -43,20 +43,12 @@ def load_dataset(
     if kind.needs_root and root is None:
         raise DataError(f"data set {dataset!r} is read from a folder: set data.root to it")
     folder = Path(root) if root is not None and kind.needs_root else None
-    return _load(kind, folder, image_size, seed, labels_per_class, train_images)
+    splits = _load(kind, folder, image_size, seed)
+    if labels_per_class is not None:
+        splits = splits.with_labels_per_class(labels_per_class, seed)
+    return splits if train_images is None else splits.with_train_images(train_images, seed)
 
 
 @lru_cache(maxsize=8)
-def _load(
-    kind: type[Dataset],
-    root: Path | None,
-    image_size: int,
-    seed: int,
-    labels_per_class: int | None,
-    train_images: int | None,
-) -> Splits:
-    if train_images is not None:
-        return _load(kind, root, image_size, seed, labels_per_class, None).with_train_images(train_images, seed)
-    if labels_per_class is not None:
-        return _load(kind, root, image_size, seed, None, None).with_labels_per_class(labels_per_class, seed)
+def _load(kind: type[Dataset], root: Path | None, image_size: int, seed: int) -> Splits:
     return kind().load(root, image_size, seed)

@@ -61,7 +61,7 @@ class ADE20K(Dataset):
         kept, held_out = _pairs(folder, "training").hold_out(VAL_SHARE, seed)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
         table = class_table({0: IGNORE, **{number + 1: number for number in range(len(CLASS_NAMES))}})
-        return scene_splits("ade20k", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
+        return scene_splits("ade20k", files, CLASS_NAMES, (image_size, image_size), table, ADVICE)
 
 
 def _pairs(folder: Path, split: str) -> SceneFiles:

@@ -66,7 +66,7 @@ class Cityscapes(Dataset):
         class_of = dict.fromkeys(range(NUMBERS), IGNORE)
         class_of.update({number: label for label, number in enumerate(CLASSES.values())})
         canvas = (image_size, 2 * image_size)
-        return scene_splits("cityscapes", files, tuple(CLASSES), image_size, canvas, class_table(class_of), ADVICE)
+        return scene_splits("cityscapes", files, tuple(CLASSES), canvas, class_table(class_of), ADVICE)
 
 
 def _find(root: Path, split: str) -> dict[str, list[str]]:

@@ -3,10 +3,10 @@
 Wah, Branson, Welinder, Perona, Belongie: "The Caltech-UCSD Birds-200-2011 Dataset", California Institute of Technology,
 CNS-TR-2011-001, https://www.vision.caltech.edu/datasets/cub_200_2011/:
 
-    ROOT/CUB_200_2011/{images.txt,image_class_labels.txt,train_test_split.txt,classes.txt,bounding_boxes.txt,images/}
+    ROOT/CUB_200_2011/{images.txt,image_class_labels.txt,train_test_split.txt,classes.txt,images/}
 
 Test is the official test set, 5794 images; of the official 5994 training images a seeded 10 % of each class become val.
-Images are whole; `CUB200(crop_to_box=True)` reads only the birds' bounding boxes, unlike most papers.
+Bounding boxes are not used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heterokd.datasets.io.image_files import LabelledFiles, file_splits, path_array
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
@@ -31,18 +30,11 @@ ADVICE = (
 
 
 class CUB200(Dataset):
-    """11 788 photographs of birds, 200 species (Wah et al. 2011).
-
-    Args:
-        crop_to_box: read each bird's bounding box instead of the whole image.
-    """
+    """11 788 photographs of birds, 200 species (Wah et al. 2011)."""
 
     needs_root = True
     default_policy = POLICIES["standard"]
     licence = "non-commercial research and education only; the photographs belong to their authors"
-
-    def __init__(self, crop_to_box: bool = False) -> None:
-        self.crop_to_box = crop_to_box
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images are decoded when read."""
@@ -55,8 +47,7 @@ class CUB200(Dataset):
         in_train = np.array(_column(folder / "train_test_split.txt", name_of, frozenset("01"))) == "1"
         class_names = tuple(name.partition(".")[2].replace("_", " ") or name for name in class_of.values())
         names = path_array(f"images/{name}" for name in name_of.values())
-        regions = _boxes(folder / "bounding_boxes.txt", name_of) if self.crop_to_box else None
-        files = LabelledFiles(folder, names, labels, regions)
+        files = LabelledFiles(folder, names, labels)
         train, test = (files.chosen(np.flatnonzero(part)) for part in (in_train, ~in_train))
         for part, what in ((train, "training"), (test, "test")):
             without = np.setdiff1d(np.arange(len(class_names)), part.labels)
@@ -68,7 +59,7 @@ class CUB200(Dataset):
         return file_splits("cub200", splits, class_names, image_size, ADVICE)
 
 
-def _column(path: Path, name_of: dict[str, str], known: frozenset[str] | None = None) -> list[str]:
+def _column(path: Path, name_of: dict[str, str], known: frozenset[str]) -> list[str]:
     """Read a file's value for each image, in the order of images.txt.
 
     Raises:
@@ -78,16 +69,6 @@ def _column(path: Path, name_of: dict[str, str], known: frozenset[str] | None = 
     for key in name_of:
         if key not in value_of:
             raise DataError(f"{path}: has no line for image {key} of images.txt; {ADVICE}")
-        if known is not None and value_of[key] not in known:
+        if value_of[key] not in known:
             raise DataError(f"{path}: image {key} has the unknown value {value_of[key]!r}; {ADVICE}")
     return [value_of[key] for key in name_of]
-
-
-def _boxes(path: Path, name_of: dict[str, str]) -> NDArray[np.float64]:
-    """Read left, top, right and bottom edges [N, 4]; the file has left, top, width and height."""
-    try:
-        boxes = np.array([value.split() for value in _column(path, name_of)], np.float64).reshape(-1, 4)
-    except ValueError:
-        raise DataError(f"{path}: expected `<id> <x> <y> <width> <height>` on every line; {ADVICE}") from None
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes

@@ -23,7 +23,7 @@ from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
 
 FOLDER = Path("fgvc-aircraft-2013b", "data")
-BANNER = 20
+WITHOUT_BANNER = (0.0, 0.0, 0.0, -20.0)
 ADVICE = (
     "download FGVC-Aircraft (fgvc-aircraft-2013b.tar.gz) from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ "
     "and unpack it there"
@@ -56,5 +56,4 @@ def _read_split(folder: Path, name: str, number_of: dict[str, int]) -> LabelledF
         raise DataError(f"{path}: has no image of variant {variant!r}; {ADVICE}")
     names = path_array(f"images/{key}.jpg" for key in variant_of)
     labels = np.array([number_of[variant] for variant in variant_of.values()], np.int64)
-    regions = np.tile(np.array([0, 0, 0, -BANNER], np.float64), (len(labels), 1))
-    return LabelledFiles(folder, names, labels, regions)
+    return LabelledFiles(folder, names, labels, WITHOUT_BANNER)

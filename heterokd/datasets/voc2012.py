@@ -79,7 +79,7 @@ class VOC2012(Dataset):
         kept, held_out = train.hold_out(VAL_SHARE, seed)
         table = class_table({number: number for number in range(len(CLASS_NAMES))} | {255: IGNORE})
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
-        return scene_splits("voc2012", files, CLASS_NAMES, image_size, (image_size, image_size), table, ADVICE)
+        return scene_splits("voc2012", files, CLASS_NAMES, (image_size, image_size), table, ADVICE)
 
 
 def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:

@@ -17,36 +17,21 @@ Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
 class FeatureInfo(TypedDict):
-    """An entry of timm's `feature_info`: a map that a module of the network gives.
+    """An entry of timm's `feature_info`: a map inside the network."""
 
-    Attributes:
-        num_chs: channels of the map.
-        reduction: input pixels per map pixel.
-        module: dotted name of the module.
-    """
-
-    num_chs: int
-    reduction: int
-    module: str
+    num_chs: int  # channels
+    reduction: int  # input pixels per map pixel
+    module: str  # dotted name of the module that gives the map
 
 
 class PretrainedConfig(TypedDict):
-    """The keys of timm's `pretrained_cfg` that are read here.
+    """The keys of timm's `pretrained_cfg` that are read here."""
 
-    Attributes:
-        input_size: channels, height and width of the images.
-        mean: mean per channel, of images in [0, 1].
-        std: standard deviation per channel.
-        classifier: dotted name of the last classifier, or of both classifiers.
-        first_conv: dotted name of the first convolution.
-        fixed_input_size: whether the network takes images of one size only.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
+    input_size: tuple[int, int, int]  # channels, height and width
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
     std: tuple[float, ...]
-    classifier: NotRequired[str | tuple[str, ...] | None]
-    first_conv: NotRequired[str | tuple[str, ...] | None]
+    classifier: NotRequired[str | tuple[str, ...] | None]  # dotted name of the last classifier, or of two
+    first_conv: NotRequired[str | tuple[str, ...] | None]  # dotted name of the first convolution
     fixed_input_size: NotRequired[bool]
 
 
@@ -77,24 +62,14 @@ def classifier_of(body: TimmBody) -> nn.Module:
 
 
 class SegmentationEncoder(nn.Module):
-    """Encoder of smp: images to a list of maps.
+    """Encoder of smp: images to a list of maps."""
 
-    Attributes:
-        output_stride: input pixels per pixel of the last map.
-    """
-
-    output_stride: int
+    output_stride: int  # input pixels per pixel of the last map
 
 
 class SegmentationBody(nn.Module):
-    """Segmentation network of smp.
-
-    Attributes:
-        encoder: images to maps.
-        decoder: maps to the embedding.
-        segmentation_head: embedding to logits; its first layer is the last convolution.
-    """
+    """Segmentation network of smp."""
 
     encoder: SegmentationEncoder
-    decoder: nn.Module
-    segmentation_head: nn.Sequential
+    decoder: nn.Module  # maps to embedding
+    segmentation_head: nn.Sequential  # embedding to logits; the first layer is the last convolution

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
-from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +42,6 @@ class Network(nn.Module):
         super().__init__()
         self.name = name
         self.options = dict(options)
-        self.first_stage = 1
         self.body = body
         self.split = split
         self.spec: OutputSpec = split.spec
@@ -60,7 +57,6 @@ class Network(nn.Module):
                 networks (distilled DeiT) return the mean of both heads' logits, in training mode too.
         """
         split = self.split
-        self.require_stage(1)
         if needs & ~self.spec.serves:
             raise PairError(f"network {self.name!r} has no {needs & ~self.spec.serves}: its structure does not give it")
         x = run_parts(self.body, split.stem, self.normalise(images))
@@ -96,10 +92,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def margins(self) -> tuple[Tensor, ...]:
         """Return four vectors [C]: see `heterokd.outputs.PreActivations`."""
-        names = [norm for _, norm in self.split.activations]
+        weights = self.body.get_parameter
         return tuple(
-            expected_negative(*(self.body.get_parameter(f"{name}.{key}").float() for key in ("bias", "weight")))
-            for name in names
+            expected_negative(weights(f"{norm}.bias").float(), weights(f"{norm}.weight").float())
+            for _, norm in self.split.activations
         )
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -117,21 +113,6 @@ class Network(nn.Module):
     def tail(self) -> NetworkTail:
         """The network from stage j to its logits, not bound to a forward."""
         return NetworkTail(self)
-
-    def trim_to_tail(self, j: int) -> None:
-        """Remove the modules before stage `j` (2 to 5) in place, to free their memory; the tail from j on is kept."""
-        for name in chain(self.split.stem, *self.split.stages[: j - 1]):
-            parent, _, child = name.rpartition(".")
-            if isinstance(attrgetter(name)(self.body), nn.Module):
-                setattr(self.body.get_submodule(parent), child, nn.Identity())
-        self.first_stage = max(self.first_stage, j)
-
-    def require_stage(self, j: int) -> None:
-        """Raise PairError if stage `j` was removed by `trim_to_tail`."""
-        if j < self.first_stage:
-            raise PairError(
-                f"network {self.name!r} was trimmed to its tail from {self.first_stage} on: stage {j} is not there"
-            )
 
     @property
     def head(self) -> nn.Module:
@@ -270,7 +251,6 @@ class NetworkTail:
         """Convert `x` to the body's input of stage j, with class tokens; return also whether its size is usual."""
         network, spec = self.network, self.network.spec
         where = f"network {network.name!r}: {call}"
-        network.require_stage(j)
         before, side = spec.at(j - 1), spec.side(j - 1)
         giver = f"stage {j - 1}" if j > 1 else "the stem"
         if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != before.channels:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from heterokd.networks.bodies import create_body
 from heterokd.networks.body_types import Normalisation
 from heterokd.networks.classifier import Network
-from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, build_segmentation
-from heterokd.networks.segmentation_bodies import lay_out
+from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation
+from heterokd.networks.segmentation_bodies import create_segmentation_body, lay_out
 from heterokd.networks.segmentation_names import is_segmentation
 from heterokd.networks.splits import split_network
 from heterokd.outputs import OutputSpec
@@ -49,7 +49,9 @@ def build_network(
             incompatible, or weights are missing.
     """
     if is_segmentation(name):
-        return build_segmentation(name, num_classes, options, pretrained, image_size, normalisation)
+        layout = lay_out(name, num_classes, options, image_size)
+        whole = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
+        return SegmentationNetwork(name, whole, layout, options or {}, normalisation or encoder_normalisation(name))
     split = split_network(name, num_classes, options, image_size)
     body = create_body(name, num_classes, split.arguments, pretrained)
     config = body.pretrained_cfg

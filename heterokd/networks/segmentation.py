@@ -18,8 +18,6 @@ from heterokd.networks.body_types import Normalisation, SegmentationBody
 from heterokd.networks.segmentation_bodies import (
     SegmentationLayout,
     classify,
-    create_segmentation_body,
-    lay_out,
     stage_maps,
 )
 from heterokd.networks.segmentation_names import smp_encoders, split_name
@@ -165,22 +163,8 @@ def _pad_alike(module: nn.Module) -> None:
             _pad_alike(child)
 
 
-def build_segmentation(
-    name: str,
-    num_classes: int,
-    options: Mapping[str, object] | None,
-    pretrained: bool,
-    image_size: int | None,
-    normalisation: Normalisation | None,
-) -> SegmentationNetwork:
-    """Build a segmentation network: see `heterokd.networks.network.build_network`."""
-    layout = lay_out(name, num_classes, options, image_size)
-    body = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
-    return SegmentationNetwork(name, body, layout, options or {}, normalisation or _statistics(name))
-
-
-def _statistics(name: str) -> Normalisation:
-    """Return mean and deviation of the training images of the encoder's weights."""
+def encoder_normalisation(name: str) -> Normalisation:
+    """Return mean and standard deviation of the images that the encoder's published weights were trained on."""
     _, encoder = split_name(name)
     config = None if encoder in smp_encoders() else timm.get_pretrained_cfg(encoder, allow_unregistered=True)
     return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if config is None else (config.mean, config.std)

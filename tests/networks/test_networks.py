@@ -457,23 +457,6 @@ def test_wrong_tails() -> None:
         maxvit.tail(torch.rand(2, 64, 24, 24), 3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_trim_to_tail(name: str) -> None:
-    options = {"resnet18": {}, "vit_small_patch16_224": VIT}.get(name, SWIN)
-    network = scrambled(name, options, 32)
-    before = sum(parameter.numel() for parameter in network.parameters())
-    stage_map = torch.rand(2, network.spec.stages[2].channels, network.spec.side(3), network.spec.side(3))
-    with torch.no_grad():
-        logits = network.tail(stage_map, 4)
-        network.trim_to_tail(4)
-        assert torch.equal(network.tail(stage_map, 4), logits)
-    assert sum(parameter.numel() for parameter in network.parameters()) < before
-    with pytest.raises(PairError, match="trimmed to its tail from 4 on: stage 3 is not there"):
-        network.tail(stage_map, 3)
-    with pytest.raises(PairError, match="trimmed"):
-        network(torch.rand(2, 3, 32, 32))
-
-
 def test_classifier_that_is_a_convolution() -> None:
     network = build_network("resnetv2_18", 3, image_size=32).eval()
     given = network(torch.rand(2, 3, 32, 32), ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,13 @@ class LabelledFiles:
         folder: folder that the names are relative to.
         names: [N] paths below `folder`, see `path_array`.
         labels: [N] class numbers.
-        regions: [N, 4] see `read_image`; None for whole images.
+        region: region of every image that is read, see `read_image`.
     """
 
     folder: Path
     names: NDArray[np.bytes_]
     labels: NDArray[np.int64]
-    regions: NDArray[np.float64] | None = None
+    region: Region = WHOLE
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,17 +49,9 @@ class LabelledFiles:
         """Return the image's path below `folder`."""
         return os.fsdecode(self.names[position])
 
-    def region(self, position: int) -> Region:
-        """Return the region of the image that is read."""
-        if self.regions is None:
-            return WHOLE
-        left, top, right, bottom = (float(edge) for edge in self.regions[position])
-        return left, top, right, bottom
-
     def chosen(self, index: NDArray[np.int64]) -> LabelledFiles:
         """Select the files at `index`; positions start at 0 again."""
-        regions = None if self.regions is None else self.regions[index]
-        return LabelledFiles(self.folder, self.names[index], self.labels[index], regions)
+        return replace(self, names=self.names[index], labels=self.labels[index])
 
     def hold_out(self, share: float, seed: int, class_names: Sequence[str]) -> tuple[LabelledFiles, LabelledFiles]:
         """Split off a seeded share of each class; return the rest and the share.
@@ -84,7 +76,7 @@ class FileImages(DecodedFiles):
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [S, S, 3]."""
-        return read_image(self.files.path(position), self.image_size, self.files.region(position))
+        return read_image(self.files.path(position), self.image_size, self.files.region)
 
 
 def path_array(paths: Iterable[str]) -> NDArray[np.bytes_]:
@@ -182,7 +174,7 @@ def file_splits(
         every = -(-len(chosen) // sizes) or 1
         for position, label in enumerate(chosen.labels.tolist()):
             size = _size(chosen.path(position), advice) if position % every == 0 else ""
-            region = "" if chosen.regions is None else f"\0{chosen.region(position)}"
+            region = "" if chosen.region == WHOLE else f"\0{chosen.region}"
             line = f"{name}\0{chosen.name(position)}\0{size}\0{label}{region}\n"
             digest.update(line.encode(errors="surrogateescape"))
         splits[name] = Split(FileImages(chosen, image_size), chosen.labels, name)

@@ -151,13 +151,10 @@ def read_numbers(path: Path, advice: str) -> NDArray[np.uint8]:
             raise _unreadable(path, error) from None
 
 
-# The description of a data set, which every data set of label maps gives once; the table and the canvas are part of the
-# fingerprint.
 def scene_splits(
     dataset: str,
     files: Mapping[SplitName, SceneFiles],
     class_names: tuple[str, ...],
-    image_size: int,
     canvas: Canvas,
     table: NDArray[np.int16],
     advice: str,
@@ -168,8 +165,7 @@ def scene_splits(
         dataset: name of the data set, part of the fingerprint.
         files: files of each split.
         class_names: name of each class number.
-        image_size: the setting `data.image_size`, from which the canvas is derived.
-        canvas: height and width of every image that is read, in pixels.
+        canvas: height and width of every image that is read, in pixels; the height is `data.image_size`.
         table: see `class_table`.
         advice: how to get the files, for error messages.
 
@@ -194,7 +190,7 @@ def scene_splits(
             name,
             SceneLabels(chosen, canvas, table, advice, kept=kept),
         )
-    return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest())
+    return Splits(**splits, class_names=class_names, image_size=canvas[0], fingerprint=digest.hexdigest())
 
 
 def _sizes(files: SceneFiles, position: int, advice: str) -> str:
