@@ -112,9 +112,7 @@ def write_cub200(root: Path) -> None:
     folder = root / "CUB_200_2011"
     rng = np.random.default_rng(0)
     classes = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
-    lines: dict[str, list[str]] = {
-        name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")
-    }
+    lines: dict[str, list[str]] = {name: [] for name in ("images", "image_class_labels", "train_test_split")}
     for number, name in enumerate(classes, 1):
         (folder / "images" / name).mkdir(parents=True)
         for place in range(16):
@@ -124,7 +122,6 @@ def write_cub200(root: Path) -> None:
             lines["images"].append(f"{key} {file}")
             lines["image_class_labels"].append(f"{key} {number}")
             lines["train_test_split"].append(f"{key} {int(place % 4 != 0)}")
-            lines["bounding_boxes"].append(f"{key} 10.0 5.0 20.0 24.0")
     for name, content in lines.items():
         (folder / f"{name}.txt").write_text("\n".join(content) + "\n")
     (folder / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(classes, 1)))

@@ -1,16 +1,13 @@
-"""CUB-200-2011: the archive's tables, its official split, and the boxes around its birds."""
+"""CUB-200-2011: the archive's tables and its official split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from tiny_datasets import write_cub200
 
 from heterokd.datasets.cub200 import CUB200
-from heterokd.datasets.io.image_files import FileImages
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import DataError
 
@@ -23,8 +20,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(root: Path, crop_to_box: bool = False) -> Splits:
-    return CUB200(crop_to_box).load(root, 16, seed=0)
+def load(root: Path) -> Splits:
+    return CUB200().load(root, 16, seed=0)
 
 
 def test_official_test_is_test(root: Path) -> None:
@@ -35,23 +32,6 @@ def test_official_test_is_test(root: Path) -> None:
     # Every fourth image is one of test in the tiny copy; the label is the folder's number.
     assert all(int(files.name(place).split("_")[-2]) % 4 == 0 for place in range(len(files)))
     assert [int(files.name(place).split("/")[1][:3]) - 1 for place in range(len(files))] == files.labels.tolist()
-
-
-def test_boxes_are_read_when_asked(root: Path) -> None:
-    whole, boxed = load(root), load(root, crop_to_box=True)
-    assert whole.fingerprint != boxed.fingerprint
-    assert isinstance(boxed.train.images, FileImages)
-    with Image.open(boxed.train.images.files.path(0)) as image:
-        # The tiny copy's box starts at (10, 5) and is 20 wide and 24 high: its middle square starts 2 lower.
-        expected = image.crop((10, 7, 30, 27)).resize((16, 16), Image.Resampling.BICUBIC)
-        inner = np.asarray(expected)[2:-2].astype(int)
-    read = boxed.train.images.read(np.array([0]))[0]
-    assert np.abs(read[2:-2].astype(int) - inner).max() <= 1
-    path = root / FOLDER / "bounding_boxes.txt"
-    path.write_text(path.read_text().replace("10.0 5.0 20.0 24.0", "10.0 5.0 20.0", 1))
-    with pytest.raises(DataError, match=r"bounding_boxes\.txt: expected `<id> <x> <y> <width> <height>`"):
-        load(root, crop_to_box=True)
-    assert load(root).fingerprint == whole.fingerprint
 
 
 @pytest.mark.parametrize("name", ["images", "classes", "image_class_labels", "train_test_split"])

@@ -20,12 +20,12 @@ from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.mixing import Mix
 from heterokd.outputs import Batch
 
-# A split of at most this many bytes is read once and stays in memory as uint8.
+# Maximum size of a split that is read once and kept on the device as uint8.
 RESIDENT_BYTES = 2**28
-# On a GPU it stays there if it takes at most this share of the free memory.
+# On a GPU: maximum share of the free memory.
 RESIDENT_SHARE = 1 / 4
 # Number of batches that are prefetched.
-AHEAD = 2
+PREFETCHED = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,51 +69,54 @@ class _Read:
 class SplitPixels:
     """Pixels and label maps of a split on a device.
 
-    They are read directly from memory, stay on the device if they fit, or are prefetched by a thread.
+    They are read directly from memory, kept on the device if they fit, or prefetched by a thread.
 
     Args:
         split: images to read.
         device: target device.
-        room: maximum bytes of a resident split; on a GPU, unless 0, a share of its free memory instead.
+        max_bytes: maximum size of a resident split; on a GPU, unless 0, a share of its free memory instead.
     """
 
-    def __init__(self, split: Split, device: torch.device | str, room: int = RESIDENT_BYTES) -> None:
+    def __init__(self, split: Split, device: torch.device | str, max_bytes: int = RESIDENT_BYTES) -> None:
         # With its index: in another thread, "cuda" may mean another GPU.
-        self.split, self.device, self._room = split, torch.empty(0, device=device).device, room
+        self.split, self.device, self._max_bytes = split, torch.empty(0, device=device).device, max_bytes
         # Images that are in host memory, or mapped into it, are not copied again.
         kinds = {type(source_of(images)) for images in (split.images, split.label_maps) if images is not None}
         on_host = self.device.type == "cpu"
         self._direct = on_host and kinds == {ArrayImages}
-        self._may_stay = not (on_host and kinds <= {ArrayImages, SharedImages})
+        self._may_be_resident = not (on_host and kinds <= {ArrayImages, SharedImages})
         self._resident: tuple[Tensor, Tensor | None] | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def batches(self, wanted: Iterable[Chosen]) -> Iterator[tuple[Chosen, Tensor, Tensor | None]]:
         """Yield each batch with its pixels [B, H, W, 3] and label maps [B, H, W], both uint8."""
-        if self._direct or self._stays():
+        if self._direct or self._is_resident():
             for chosen in wanted:
                 yield chosen, *self.at(chosen.positions)
             return
-        coming: deque[tuple[Chosen, Future[_Read]]] = deque()
-        following = iter(wanted)
+        pending: deque[tuple[Chosen, Future[_Read]]] = deque()
+        remaining = iter(wanted)
         with ThreadPoolExecutor(1) as reader:  # a single thread: sources of images need not be thread-safe
+
+            def submit(count: int) -> None:
+                for chosen in islice(remaining, count):
+                    pending.append((chosen, reader.submit(self._read, chosen.positions)))
+
             try:
-                coming.extend(
-                    (chosen, reader.submit(self._read, chosen.positions)) for chosen in islice(following, AHEAD)
-                )
-                while coming:
-                    chosen, read = coming.popleft()
+                submit(PREFETCHED)
+                while pending:
+                    chosen, read = pending.popleft()
                     pixels, maps = read.result().get()
-                    coming.extend((more, reader.submit(self._read, more.positions)) for more in islice(following, 1))
+                    submit(1)
                     yield chosen, pixels, maps
             finally:
-                for _, read in coming:
+                for _, read in pending:
                     read.cancel()
 
     def at(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Read the pixels and label maps at some positions to the device."""
-        if not self._direct and self._stays():
-            assert self._resident is not None  # set by `_stays`
+        if not self._direct and self._is_resident():
+            assert self._resident is not None  # set by `_is_resident`
             pixels, maps = self._resident
             chosen = torch.from_numpy(positions).to(self.device, non_blocking=True)
             return pixels[chosen], None if maps is None else maps[chosen]
@@ -136,16 +139,16 @@ class SplitPixels:
             shown=None if view is None else torch.from_numpy(np.stack((index, view), axis=1)),
         )
 
-    def _stays(self) -> bool:
+    def _is_resident(self) -> bool:
         """Whether the split is resident on the device; the first call copies it."""
-        if self._resident is None and self._may_stay and len(self.split):
-            room = self._room
-            if self.device.type == "cuda" and room:
-                room = int(torch.cuda.mem_get_info(self.device)[0] * RESIDENT_SHARE)
-            if len(self.split) * prod(image_shape(self.split.images)) <= room:
+        if self._resident is None and self._may_be_resident and len(self.split):
+            limit = self._max_bytes
+            if self.device.type == "cuda" and limit:
+                limit = int(torch.cuda.mem_get_info(self.device)[0] * RESIDENT_SHARE)
+            if len(self.split) * prod(image_shape(self.split.images)) <= limit:
                 self._resident = self._read(np.arange(len(self.split))).get()
             else:
-                self._may_stay = False
+                self._may_be_resident = False
         return self._resident is not None
 
     def _read(self, positions: NDArray[np.int64]) -> _Read:

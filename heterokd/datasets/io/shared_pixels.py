@@ -49,7 +49,7 @@ def share_splits(folder: Path, splits: Splits) -> Splits:
         splits: splits of the data set.
 
     Raises:
-        DataError: an image is damaged or has gone; names the file.
+        DataError: an image is damaged or missing; names the file.
     """
     train, val = (_share_split(folder, split, splits.fingerprint) for split in (splits.train, splits.val))
     return replace(splits, train=train, val=val)
@@ -72,7 +72,7 @@ def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
         if maps is not None and _fits(maps):
             maps = shared_pixels(folder, maps, fingerprint, f"{split.name}-labels")
     except OSError as error:
-        logger.warning("decoded images are not shared between trainings (%s): each decodes for itself", error)
+        logger.warning("decoded images are not shared between trainings (%s): each training decodes all images", error)
     return replace(split, images=images, label_maps=maps)
 
 
@@ -95,7 +95,7 @@ def shared_pixels(folder: Path, images: Images, fingerprint: str, split: str) ->
         The images from the file, or the given images if the disk has too little space.
 
     Raises:
-        DataError: an image is damaged or has gone; names the file.
+        DataError: an image is damaged or missing; names the file.
     """
     if not len(images):
         return images
@@ -109,7 +109,7 @@ def shared_pixels(folder: Path, images: Images, fingerprint: str, split: str) ->
             os.utime(path)
         return shared
     with FileLock(path.with_suffix(".lock")):
-        if not shared.is_whole():  # nobody wrote it while this process waited
+        if not shared.is_whole():  # no other process wrote it in the meantime
             for unfinished in folder.glob(f"{path.name}.*.part"):  # of a killed process: running writers hold the lock
                 unfinished.unlink()
             if shutil.disk_usage(folder).free < shared.size * FREE_SHARE:
@@ -123,7 +123,7 @@ class SharedImages:
 
     Args:
         path: the file.
-        shape: what it holds, [N, ...] uint8.
+        shape: shape of the uint8 content, [N, ...].
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:

@@ -171,7 +171,7 @@ def test_evaluation_sees_plain_images_in_order(splits: Splits) -> None:
 def test_large_splits_are_read_batch_by_batch(counted: Counted) -> None:
     split = Split(counted, np.zeros(len(counted), np.int64), "train")
     wanted = [Chosen(index) for index in np.array_split(np.arange(len(counted)), 20)]
-    whole, ahead = SplitPixels(split, "cpu", room=len(counted) * 105), SplitPixels(split, "cpu", room=0)
+    whole, ahead = SplitPixels(split, "cpu", max_bytes=len(counted) * 105), SplitPixels(split, "cpu", max_bytes=0)
     for (chosen, pixels, _), (same_chosen, read, _) in zip(whole.batches(wanted), ahead.batches(wanted), strict=True):
         assert chosen is same_chosen
         assert torch.equal(pixels, read)
