@@ -150,16 +150,7 @@ class Outputs:
         MissingSignal: a signal is read that was not requested.
     """
 
-    __slots__ = (
-        "_class_maps",
-        "_embedding",
-        "_logits",
-        "_pre_activations",
-        "_stages",
-        "_stem",
-        "_tail",
-        "owner",
-    )
+    __slots__ = ("_class_maps", "_embedding", "_logits", "_pre_activations", "_stages", "_stem", "_tail", "owner")
 
     # All arguments are optional tensors of the same object: a parameter object would be this class again.
     def __init__(
@@ -304,12 +295,7 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return replace(
-            self,
-            images=move(self.images),
-            labels=move(self.labels),
-            index=move(self.index),
-        )
+        return replace(self, images=move(self.images), labels=move(self.labels), index=move(self.index))
 
 
 def hard_labels(labels: Tensor) -> Tensor:

@@ -96,12 +96,7 @@ def _texture(index: NDArray[np.int64], side: int, key: tuple[int, int]) -> tuple
 
 
 def _objects(
-    canvas: Tensor,
-    lightness: Tensor,
-    glyphs: Tensor,
-    classes: Tensor,
-    index: NDArray[np.int64],
-    key: tuple[int, int],
+    canvas: Tensor, lightness: Tensor, glyphs: Tensor, classes: Tensor, index: NDArray[np.int64], key: tuple[int, int]
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """Draw the objects on canvases [B, 3, S, S]; return also the labels [B, S, S]."""
     side = canvas.shape[-1]
@@ -149,12 +144,7 @@ def _positions(side: int) -> tuple[Tensor, Tensor]:
 
 
 def _frame(
-    side: int,
-    draw: Tensor,
-    centre: tuple[Tensor, Tensor] | None,
-    jitter: float,
-    size: tuple[float, float],
-    turn: float,
+    side: int, draw: Tensor, centre: tuple[Tensor, Tensor] | None, jitter: float, size: tuple[float, float], turn: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the positions u and v [B, S, S] of all pixels in an object's frame, and half its side in pixels [B].
 

@@ -19,15 +19,7 @@ from numpy.typing import NDArray
 
 from heterokd.datasets.digits import read_digits
 from heterokd.datasets.io.images import ArrayImages
-from heterokd.datasets.io.split import (
-    SHARES,
-    SPLIT_NAMES,
-    Dataset,
-    Split,
-    SplitName,
-    Splits,
-    stratified_split,
-)
+from heterokd.datasets.io.split import SHARES, SPLIT_NAMES, Dataset, Split, SplitName, Splits, stratified_split
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.datasets.views.random import philox_key
 

@@ -12,13 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heterokd.datasets.io.image_files import (
-    LabelledFiles,
-    class_folders,
-    file_splits,
-    list_classes,
-    present_splits,
-)
+from heterokd.datasets.io.image_files import LabelledFiles, class_folders, file_splits, list_classes, present_splits
 from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
 from heterokd.errors import DataError
 

@@ -86,7 +86,5 @@ def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:
     """List the images that a file names by id (2007_000032), or by the paths of image and label map."""
     ids = [PurePosixPath(line.split()[0]).stem for line in lines if line.strip()]
     return SceneFiles(
-        folder,
-        path_array(f"JPEGImages/{name}.jpg" for name in ids),
-        path_array(f"{labels}/{name}.png" for name in ids),
+        folder, path_array(f"JPEGImages/{name}.jpg" for name in ids), path_array(f"{labels}/{name}.png" for name in ids)
     )

@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 from heterokd.errors import PairError
 from heterokd.networks.body_types import Normalisation, SegmentationBody
-from heterokd.networks.segmentation_bodies import (
-    SegmentationLayout,
-    classify,
-    stage_maps,
-)
+from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, stage_maps
 from heterokd.networks.segmentation_names import smp_encoders, split_name
 from heterokd.outputs import Outputs, OutputSpec, Signal
 

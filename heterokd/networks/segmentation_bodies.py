@@ -97,16 +97,13 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
             arguments.setdefault("strict_img_size", False)
         if "img_size" in known:
             arguments.setdefault("img_size", -(-image_size // UNDILATED) * UNDILATED)
-    tried = [arguments]
-    if architecture in DILATED and "encoder_output_stride" not in arguments:
-        tried.append(arguments | {"encoder_output_stride": UNDILATED})
-    for chosen in tried:
-        try:
-            return SegmentationLayout(chosen, *_measure(name, num_classes, chosen, image_size))
-        except NetworkError:
-            if chosen is tried[-1]:
-                raise
-    raise AssertionError("unreachable")
+    try:
+        return SegmentationLayout(arguments, *_measure(name, num_classes, arguments, image_size))
+    except NetworkError:
+        if architecture not in DILATED or "encoder_output_stride" in arguments:
+            raise
+    arguments["encoder_output_stride"] = UNDILATED
+    return SegmentationLayout(arguments, *_measure(name, num_classes, arguments, image_size))
 
 
 def create_segmentation_body(
@@ -212,12 +209,7 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, object], image
         StageSpec(y.shape[1], stride, _kind(y.shape[1], attention)) for y, stride in zip(maps, strides, strict=True)
     )
     return math.lcm(multiple, *strides), OutputSpec(
-        num_classes,
-        int(embedding.shape[1]),
-        stages,
-        image_size,
-        serves=SERVES,
-        logits_stride=side // logits.shape[-1],
+        num_classes, int(embedding.shape[1]), stages, image_size, serves=SERVES, logits_stride=side // logits.shape[-1]
     )
 
 

@@ -192,12 +192,7 @@ class Loaders:
 
 
 def make_loaders(
-    splits: Splits,
-    views: ViewSpec,
-    batch_size: int,
-    *,
-    worker: Worker = SINGLE,
-    device: torch.device | str = "cpu",
+    splits: Splits, views: ViewSpec, batch_size: int, *, worker: Worker = SINGLE, device: torch.device | str = "cpu"
 ) -> Loaders:
     """Create loaders of train and val; see `TrainLoader`. Every worker gets all of val.
 

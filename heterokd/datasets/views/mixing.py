@@ -51,11 +51,7 @@ class Mix:
 
 
 def draw_mix(
-    policy: AugmentPolicy,
-    index: NDArray[np.int64],
-    view: NDArray[np.int64] | int,
-    count: int,
-    seed: int = 0,
+    policy: AugmentPolicy, index: NDArray[np.int64], view: NDArray[np.int64] | int, count: int, seed: int = 0
 ) -> Mix:
     """Draw the partners of views, and their shares.
 

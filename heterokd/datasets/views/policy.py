@@ -61,10 +61,7 @@ class AugmentPolicy(BaseModel):
     magnitude_std: float = Field(0.0, ge=0, le=10, description="RandAugment: standard deviation of the strength")
     mixup: float = Field(0.0, ge=0, le=10, description="blend views of two images, with shares from Beta(mixup, mixup)")
     cutmix: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="insert a piece of another image's view, with its area from Beta(cutmix, cutmix)",
+        0.0, ge=0, le=10, description="insert a piece of another image's view, with its area from Beta(cutmix, cutmix)"
     )
 
     @property
@@ -93,10 +90,7 @@ class AugmentPolicy(BaseModel):
         return self.mixup > 0 or self.cutmix > 0
 
 
-_FIRST = {
-    *("scale", "ratio", "translate", "rotation", "flip"),
-    *("brightness", "contrast", "saturation", "erasing"),
-}
+_FIRST = {"scale", "ratio", "translate", "rotation", "flip", "brightness", "contrast", "saturation", "erasing"}
 """Settings of the first policies, part of every hash. The default of later settings is "off", and never changes."""
 
 

@@ -18,11 +18,7 @@ from heterokd.outputs import IGNORE
 
 
 def view_images(
-    images: Tensor,
-    index: NDArray[np.int64],
-    view: NDArray[np.int64] | int,
-    policy: AugmentPolicy,
-    seed: int = 0,
+    images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | int, policy: AugmentPolicy, seed: int = 0
 ) -> Tensor:
     """Render the given view of each image. With a policy that mixes images, `mix_views` makes mixed views of these.
 
