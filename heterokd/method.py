@@ -1,4 +1,4 @@
-"""Method: the only base class of heterokd. One file of `heterokd/methods/` holds one final subclass of it."""
+"""Method: base class of the distillation methods. Each file of `heterokd/methods/` holds a final subclass."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Cityscapes(Dataset):
     needs_root = True
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
-    licence = "its own: non-commercial research, teaching and personal experiments, after registration"
+    licence = "Cityscapes terms: non-commercial research, teaching and personal experiments, after registration"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -55,7 +55,7 @@ class Cityscapes(Dataset):
         names, test = _find(folder, "train"), _find(folder, "val")
         if len(names) < 2:
             raise DataError(
-                f"{folder / 'leftImg8bit' / 'train'}: has a single city, but train and val need one each; {ADVICE}"
+                f"{folder / 'leftImg8bit' / 'train'}: has a single city, two are needed for train and val; {ADVICE}"
             )
         held_out = _held_out({city: len(files) for city, files in names.items()}, seed)
         files: dict[SplitName, SceneFiles] = {

@@ -62,8 +62,8 @@ class VOC2012(Dataset):
         found = {path for path in (lists / AUGMENTED_LIST, folder / AUGMENTED_LABELS) if path.exists()}
         if len(found) == 1:
             raise DataError(
-                f"{folder}: has {found.pop().name} alone; the augmented training set needs both "
-                f"{LISTS}/{AUGMENTED_LIST} and {AUGMENTED_LABELS}: add the other one or remove it"
+                f"{folder}: has only {found.pop().name}; the augmented training set needs both "
+                f"{LISTS}/{AUGMENTED_LIST} and {AUGMENTED_LABELS}: add the other or remove it"
             )
         if found:
             train = _pairs(folder, read_lines(lists / AUGMENTED_LIST, ADVICE), AUGMENTED_LABELS)

@@ -1,4 +1,4 @@
-"""Build timm's networks by name, only in this module; `architectures` adds networks to timm's list."""
+"""Build timm's networks by name; `architectures` adds networks to timm's list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.body_types import TimmBody
 from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
 
-PATIENCE = 5.0
+CONNECT_TIMEOUT = 5.0
 """Timeout of a connection to the host of the weights, in seconds."""
 
 
@@ -47,7 +47,7 @@ def no_weights(name: str) -> str | None:
         return "downloads are switched off" if constants.HF_HUB_OFFLINE else None
     try:
         # Checked first: a download retries for a minute before it fails.
-        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE).close()
+        socket.create_connection((address.hostname or "", address.port or 443), CONNECT_TIMEOUT).close()
     except OSError as error:
         return f"no connection: {error.strerror or error}"
     return None
@@ -79,7 +79,7 @@ def create_body(name: str, num_classes: int, arguments: Mapping[str, object], pr
         raise NetworkError(f"network {name!r} is not one of timm's: {did_you_mean(architecture, timm.list_models())}")
     try:
         return cast(TimmBody, _create(name, num_classes, arguments, pretrained))
-    except Exception as error:  # timm's constructors raise whatever their layers raise
+    except Exception as error:  # timm's constructors raise any exception of their layers
         unknown = unknown_argument(error)
         if unknown in arguments:
             raise NetworkError(

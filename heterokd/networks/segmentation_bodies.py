@@ -118,7 +118,7 @@ def create_segmentation_body(
         return cast(SegmentationBody, _create(name, num_classes, arguments, pretrained))
     except NetworkError:
         raise
-    except Exception as error:  # smp's and timm's constructors raise whatever their layers raise
+    except Exception as error:  # smp's and timm's constructors raise any exception of their layers
         sentence = f"{first_line(error)} ({type(error).__name__})"
         if pretrained:
             raise NetworkError(f"network {name!r}: its encoder's weights cannot be loaded: {sentence}") from error

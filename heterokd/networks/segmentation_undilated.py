@@ -19,7 +19,6 @@ class UndilatedDeepLab(SegmentationModel):  # type: ignore[misc]  # smp is not t
     and shapes of smp's class, since dilation changes no shape.
     """
 
-    # All arguments are smp's; the two mappings hold those of its encoder and of its decoder.
     def __init__(
         self,
         architecture: str,

@@ -1,4 +1,4 @@
-"""Folders that timm can open: `timm.create_model("local-dir:FOLDER", pretrained=True)` reads their config.json."""
+"""Write and open folders for `timm.create_model("local-dir:FOLDER", pretrained=True)`, which reads their config.json."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, ob
 
 
 def open_timm_folder(folder: Path) -> nn.Module:
-    """Open such a folder with timm alone; the network is in evaluation mode.
+    """Open a folder with timm only; the network is in evaluation mode.
 
     Raises:
         Exception: any error of timm.

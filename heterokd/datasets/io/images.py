@@ -16,15 +16,10 @@ READ_BYTES = 2**28
 class Images(Protocol):
     """Images, or label maps of segmentation, that are read by position."""
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+    def __len__(self) -> int: ...
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Read the images at `index` [B] into a new array.
-
-        Returns:
-            Images [B, H, W, 3]; label maps [B, H, W] of class numbers, 255 for ignored pixels.
+        """Read images [B, H, W, 3] at `index` [B], or label maps [B, H, W] with 255 for ignored pixels, as a new array.
 
         Raises:
             DataError: a file is damaged, missing, or a label map that does not fit its image; names the file.

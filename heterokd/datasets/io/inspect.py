@@ -170,7 +170,7 @@ def _left_out(files: Iterable[ImageFile]) -> dict[Path, str]:
 
 
 def usable_folder(seen: FolderInspection, links: Path) -> Path:
-    """Return the folder to read: the inspected one, or, if files are left out, `links`, filled with links to the rest.
+    """Return the folder to read: the inspected folder, or, if files are left out, `links` with links to the others.
 
     Args:
         seen: content of the inspected folder.

@@ -34,12 +34,7 @@ EVAL_SCORES = 2**26
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker of a sharded training.
-
-    Attributes:
-        rank: number of the worker, from 0.
-        world_size: number of workers.
-    """
+    """Rank of a worker, from 0, and the number of workers of a sharded training."""
 
     rank: int = 0
     world_size: int = 1
@@ -97,7 +92,6 @@ class TrainLoader:
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
-        """Return the number of steps of an epoch."""
         return max(1, len(self.split) // self.batch_size)
 
     def images(self, step: int) -> int:
@@ -166,7 +160,6 @@ class EvalLoader:
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
-        """Return the number of steps."""
         return -(-len(self.split) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -178,13 +171,7 @@ class EvalLoader:
 
 @dataclass(frozen=True, eq=False)
 class Loaders:
-    """Loaders of a training: train and val, never test.
-
-    Attributes:
-        train: views of the training images.
-        val: plain validation images.
-        num_classes: K of the data set.
-    """
+    """Loaders of a training: views of the training images, plain validation images, never test."""
 
     train: TrainLoader
     val: EvalLoader

@@ -42,10 +42,10 @@ class Split:
     """Images with labels.
 
     Attributes:
-        images: read by position; in segmentation all of one canvas size, [Hc, Wc].
+        images: read by position; in segmentation all have the size of the canvas, [Hc, Wc].
         labels: [N] class numbers; zeros if every image has a label map instead.
         name: train, val or test.
-        label_maps: of segmentation, [Hc, Wc] each; None in classification.
+        label_maps: label maps of segmentation, [Hc, Wc] each; None in classification.
     """
 
     images: Images
@@ -74,7 +74,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set at one image size, split.
+    """The splits of a data set at an image size.
 
     Attributes:
         train: training images.
@@ -99,7 +99,7 @@ class Splits:
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """Mean of the train images' red, green and blue, in [0, 1]; see `_statistics`."""
+        """Mean of the train images' red, green and blue, in [0, 1]; of a fixed sample if images are in files."""
         return self._statistics[0]
 
     @property
@@ -109,7 +109,6 @@ class Splits:
 
     @cached_property
     def _statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of all train images in memory, or of a fixed sample of image files."""
         in_memory = isinstance(source_of(self.train.images), ArrayImages)
         order = permutation(len(self.train), 0, "statistics")
         index = np.sort(order if in_memory else order[:STATISTICS_SAMPLE])
@@ -179,7 +178,7 @@ class Splits:
 
 
 class Dataset(ABC):
-    """A source of images and labels. One file of `heterokd/datasets/` holds one final subclass of it.
+    """A source of images and labels. Each file of `heterokd/datasets/` holds a final subclass.
 
     Attributes:
         needs_root: whether it is read from the folder `data.root`.

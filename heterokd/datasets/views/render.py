@@ -49,7 +49,7 @@ def view_images(
     return pixels
 
 
-# As `view_images`, with the label maps and the size of the crop.
+# Seven parameters: those of `view_images`, the label maps and the size of the crop.
 def view_scenes(
     images: Tensor,
     label_maps: Tensor,
