@@ -1,4 +1,4 @@
-"""Write and open folders for `timm.create_model("local-dir:FOLDER", pretrained=True)`, which reads their config.json."""
+"""Folders for `timm.create_model("local-dir:FOLDER", pretrained=True)`, which reads their config.json."""
 
 from __future__ import annotations
 
