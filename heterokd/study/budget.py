@@ -1,7 +1,7 @@
-"""What a search has cost, and whether what comes next still fits its budget.
+"""Spending: what a search has cost, and whether another training fits its budget.
 
-All limits are brought to one unit, the full training: what a limit allows in all is what trainings have cost so far,
-divided by the share of the limit that is used up.
+All limits are converted to the same unit, the full training: the total that a limit allows is the number of trainings
+so far, divided by the share of the limit that they used.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from heterokd.config.search import BudgetSettings
 HOUR = 3600.0
 
 TOLERANCE = 1e-9
-"""Of sums of shares of a training."""
+"""Rounding error of sums of shares of a training."""
 
 LEAST_KNOWN = 0.5
-"""Full trainings that have been paid for before a limit of time is brought to trainings."""
+"""Minimum of full trainings before a limit of time is converted to trainings."""
 
 
 @dataclass
 class Spending:
-    """What has been spent; seconds pass by the clock of whoever calls `pass_time`.
+    """What has been spent; the caller of `pass_time` measures the time.
 
     Attributes:
-        budget: its limits.
-        devices: that one training keeps busy: GPUs, or a share of one.
+        budget: limits.
+        devices: GPUs of a training, which may be a fraction.
         search: full trainings of starts and samples that have ended.
-        confirmation: of repetitions.
-        begun: trainings that were handed out.
-        seconds: of wall-clock time in which something ran.
-        device_seconds: of devices that trained.
+        confirmation: full trainings of repetitions that have ended.
+        begun: number of trainings that have started.
+        seconds: wall-clock time during which trainings ran.
+        device_seconds: device time of trainings.
     """
 
     budget: BudgetSettings
@@ -49,27 +49,27 @@ class Spending:
 
     @property
     def money(self) -> float | None:
-        """In the price's currency; None without a price."""
+        """Cost in the price's currency; None without a price."""
         price = self.budget.price
         return None if price is None else price * self.device_seconds / HOUR
 
     def pass_time(self, seconds: float, running: int) -> None:
-        """Time in which this many trainings ran."""
+        """Add a time during which `running` trainings ran."""
         self.seconds += seconds
         self.device_seconds += seconds * running * self.devices
 
     def is_exhausted(self) -> bool:
-        """Whether a limit of time or of trainings is reached: what runs ends at its next report."""
+        """Return whether a limit of time or of trainings is reached; running trials then end at their next report."""
         if self.budget.trainings is not None and self.trainings >= self.budget.trainings - TOLERANCE:
             return True
         return any(spent >= limit for spent, limit in self._times())
 
     def fits(self, running: int, underway: float) -> bool:
-        """Whether one more full training can still end within every limit.
+        """Return whether another full training can end within all limits.
 
         Args:
-            running: trainings, of which each may still go on to its end.
-            underway: full trainings that they have done of it.
+            running: number of running trainings, each of which may become a full one.
+            underway: full trainings that they have done so far.
         """
         budget = self.budget
         if self.is_exhausted() or (budget.trials is not None and self.begun >= budget.trials):
@@ -77,7 +77,7 @@ class Spending:
         if budget.trainings is not None and self.trainings + running + 1 > budget.trainings + TOLERANCE:
             return False
         if self.trainings + underway < LEAST_KNOWN:
-            return True  # what a training costs is not known yet
+            return True  # the cost of a training is unknown yet
         each = self.device_seconds / (self.trainings + underway)
         if budget.hours is not None and self.seconds + each / self.devices > HOUR * budget.hours:
             return False
@@ -85,7 +85,7 @@ class Spending:
         return all(needed <= limit for _, limit in self._device_times())
 
     def total(self, underway: float) -> float | None:
-        """Full trainings that the tightest limit pays for in all; None: no limit, or not known yet."""
+        """Return the total number of full trainings within all limits; None: no limit, or not known yet."""
         found = [] if self.budget.trainings is None else [self.budget.trainings]
         done = self.trainings + underway
         if done >= LEAST_KNOWN:
@@ -96,7 +96,7 @@ class Spending:
         return min(found, default=None)
 
     def as_dict(self) -> dict[str, float | None]:
-        """What was spent, with the keys of `search.budget`."""
+        """Return what was spent, by the keys of `search.budget`."""
         return {
             "trials": self.begun,
             "trainings": round(self.trainings, 3),

@@ -1,4 +1,4 @@
-"""Who is trained again on a fresh seed, and how much of a search that may take."""
+"""Confirmation: which configurations are repeated on fresh seeds, and with which share of a search."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.study.assignment import SEED_STEP
 from heterokd.study.leaderboard import Leaderboard, metric
-from heterokd.study.posterior import Posterior, most_telling
+from heterokd.study.posterior import Posterior, best_repetition
 from heterokd.study.trials import TrialRecord, Trials
 
 LARGEST_SHARE = 0.4
-"""Of all training, repetitions included; what a pilot on exhaustive tables found best at 40 full trainings."""
+"""Maximum share of all training, with repetitions: the best at 40 full trainings in a pilot on exhaustive tables."""
 
 COLD = (12.0, 30.0)
-"""Full trainings below which nothing is repeated, since one more sample is worth more, and from which the largest share
-is; in between it grows evenly."""
+"""Full trainings up to which nothing is repeated, since another sample is worth more, and from which the share is
+largest; in between it grows linearly."""
 
 WARM = (6.0, 24.0)
-"""The same where the search begins at settings that are known to be good: then there are leaders sooner."""
+"""The same for a search that starts from settings known to be good, which has leaders sooner."""
 
 SETTLED = 0.01
-"""Expected gain of one more repetition, in seed deviations, below which the decision counts as made."""
+"""Expected gain of another repetition, in seed deviations, below which the decision is made."""
 
 FEWEST = 6
-"""Repetitions before a decision may count as made: until then, how much seeds scatter is hardly known."""
+"""Minimum number of repetitions before a decision is made: with fewer, the variance over seeds is hardly known."""
 
 LEADER_SEEDS = 2
-"""Fresh seeds of whoever leads, before others are looked at: none wins by a single lucky repetition."""
+"""Fresh seeds of the leader before others are considered, so that none wins by a single lucky repetition."""
 
 BASELINE_SEEDS = 2
 """Fresh seeds of scratch, so that the gain over it has an interval."""
 
 BASELINE_EVERY = 6
-"""Repetitions in all for each of scratch's."""
+"""Number of repetitions for each of scratch's."""
 
 CONTENDERS = 100
-"""Configurations without a repetition that are looked at for one: the gain falls with their value."""
+"""Number of configurations without a repetition that are considered: the gain decreases with their value."""
 
 MOST_FAILURES = 2
-"""Repetitions of a configuration that failed, after which it is left alone."""
+"""Failed repetitions of a configuration after which it is repeated no more."""
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """One training of a known configuration on a fresh seed."""
+    """A training of trial `number`'s configuration on a fresh seed."""
 
     number: int
     seed: int
 
 
 def share(experiment: Experiment, total: float, *, is_warm: bool) -> float:
-    """Share of `total` full trainings that repeats leaders.
+    """Return the share of `total` full trainings that repeats leaders.
 
     Args:
-        experiment: `search.confirm_share` says how much, or `auto`.
+        experiment: `search.confirm_share` is the share, or `auto`.
         total: full trainings of the whole search, repetitions included.
-        is_warm: whether it begins at settings that are known to be good.
+        is_warm: whether it starts from settings known to be good.
     """
     asked = experiment.search.confirm_share
     if asked != "auto":
@@ -69,7 +69,7 @@ def share(experiment: Experiment, total: float, *, is_warm: bool) -> float:
 
 
 def share_after(experiment: Experiment, searched: float, *, is_warm: bool) -> float:
-    """The share in a search without a budget, which follows from what its samples cost."""
+    """Return the share in a search without a budget, given the full trainings of its samples."""
     part = 0.0
     for _ in range(20):  # total = searched / (1 - share(total)), iterated to its fixed point
         part = share(experiment, searched / (1 - part), is_warm=is_warm)
@@ -79,90 +79,84 @@ def share_after(experiment: Experiment, searched: float, *, is_warm: bool) -> fl
 def next_repetition(
     trials: Trials, leaderboard: Leaderboard, capacity: int, students: Sequence[str] = ()
 ) -> Repetition | None:
-    """The repetition that can still change the decision most; None when none can.
+    """Return the repetition with the largest expected effect on the decision; None if there is none.
 
     Args:
-        trials: of the study so far.
-        leaderboard: what they say.
-        capacity: repetitions that there is room for in all.
-        students: on the Pareto front, where there is one: the best of each is a decision of its own.
+        trials: trials of the study so far.
+        leaderboard: their ranking.
+        capacity: maximum number of repetitions.
+        students: students on the Pareto front; the best configuration of each is decided separately.
     """
-    begun = sum(map(len, trials.confirmations.values()))
-    if begun >= capacity:
+    started = sum(map(len, trials.confirmations.values()))
+    if started >= capacity:
         return None
-    baseline = _best(leaderboard, [one for one in leaderboard.complete.values() if one.method == BASELINE])
+    baseline = next((record for record in _ranked_records(leaderboard) if record.method == BASELINE), None)
     if baseline is not None:
         wanted = min(BASELINE_SEEDS, capacity // BASELINE_EVERY)
         done = len(trials.confirmations.get(baseline.number, ()))
-        if done < wanted and begun >= 2 * (done + 1) and not _is_hopeless(trials, baseline.number):
-            return _again(trials, baseline)
-    done_of = dict.fromkeys(students or ("",), 0)
+        if done < wanted and started >= 2 * (done + 1) and not _fails(trials, baseline.number):
+            return _repeat(trials, baseline)
+    counts = dict.fromkeys(students or ("",), 0)
     for number, repeats in trials.confirmations.items():
         group = leaderboard.group(trials[number])
-        if group in done_of:
-            done_of[group] += len(repeats)
-    for group in sorted(done_of, key=lambda group: done_of[group]):
-        repetition = _in_group(trials, leaderboard, group, done_of[group])
-        if repetition is not None:
-            return repetition
-    return None
+        if group in counts:
+            counts[group] += len(repeats)
+    found = (_in_group(trials, leaderboard, group, counts[group]) for group in sorted(counts, key=counts.__getitem__))
+    return next((repetition for repetition in found if repetition is not None), None)
 
 
-def _in_group(trials: Trials, leaderboard: Leaderboard, group: str, begun: int) -> Repetition | None:
-    """The repetition that can still change most who is best of a group; None when none can."""
+def _in_group(trials: Trials, leaderboard: Leaderboard, group: str, started: int) -> Repetition | None:
+    """Return the repetition with the largest expected effect on the best of a group; None if the decision is made."""
     population = leaderboard.population(group)
-    beliefs: dict[int, Posterior] = {}
-    for one in leaderboard.foremost(CONTENDERS):
-        if leaderboard.group(one) != group:
-            continue
-        belief = leaderboard.belief(
-            one.number, sum(other.is_running for other in trials.confirmations.get(one.number, ()))
-        )
-        if belief is not None and not _is_hopeless(trials, one.number):
-            beliefs[one.number] = belief
-    if len(beliefs) < 2 or population is None:
+    posteriors: dict[int, Posterior] = {}
+    for number in (
+        record.number for record in leaderboard.candidates(CONTENDERS) if leaderboard.group(record) == group
+    ):
+        running = sum(record.is_running for record in trials.confirmations.get(number, ()))
+        found = leaderboard.posterior(number, running)
+        if found is not None and not _fails(trials, number):
+            posteriors[number] = found
+    if len(posteriors) < 2 or population is None:
         return None
-    noise = population.noise
-    leader = max(beliefs, key=lambda one: (beliefs[one].mean, -one))
+    leader = max(posteriors, key=lambda number: (posteriors[number].mean, -number))
     if len(trials.confirmations.get(leader, ())) < LEADER_SEEDS:
-        return _again(trials, leaderboard.complete[leader])
-    number, gain = most_telling(beliefs, noise)
-    is_open = gain > SETTLED * noise or begun < FEWEST
-    return _again(trials, leaderboard.complete[number]) if is_open else None
+        return _repeat(trials, leaderboard.complete[leader])
+    number, gain = best_repetition(posteriors, population.noise)
+    is_open = gain > SETTLED * population.noise or started < FEWEST
+    return _repeat(trials, leaderboard.complete[number]) if is_open else None
 
 
 def fixed_repetitions(trials: Trials, leaderboard: Leaderboard) -> list[Repetition]:
-    """Every repetition that a finished search with `confirm_leaders` deserves and has not got yet.
+    """List the repetitions that a finished search with `confirm_leaders` still lacks.
 
-    The leading trials by their search value, and scratch's best, each on the same number of fresh seeds.
+    The leading trials by their value of the search, and scratch's best, each on the same number of fresh seeds.
     """
     settings = leaderboard.experiment.search
-    found = [one for one in leaderboard.complete.values() if math.isfinite(metric(one))]
-    found.sort(key=lambda one: (-leaderboard.sign * metric(one), one.number))
-    chosen = found[: settings.confirm_leaders]
-    baseline = [one for one in found if one.method == BASELINE]
+    ranked = _ranked_records(leaderboard)
+    chosen = ranked[: settings.confirm_leaders]
+    baseline = [record for record in ranked if record.method == BASELINE]
     if chosen and baseline and baseline[0] not in chosen:
         chosen.append(baseline[0])
-    # Seed by seed, not leader by leader: a search that is cut short has still repeated each of them.
+    # Seed by seed, not leader by leader: a search that is interrupted has repeated each of them.
     return [
-        Repetition(one.number, seed)
+        Repetition(record.number, seed)
         for repetition in range(1, settings.confirm_seeds + 1)
-        for one in chosen
-        if (seed := one.seed + SEED_STEP * repetition)
-        not in [made.seed for made in trials.confirmations.get(one.number, ())]
+        for record in chosen
+        if (seed := record.seed + SEED_STEP * repetition)
+        not in [made.seed for made in trials.confirmations.get(record.number, ())]
     ]
 
 
-def _best(leaderboard: Leaderboard, found: list[TrialRecord]) -> TrialRecord | None:
-    finite = [one for one in found if math.isfinite(metric(one))]
-    return max(finite, key=lambda one: (leaderboard.sign * metric(one), -one.number), default=None)
+def _ranked_records(leaderboard: Leaderboard) -> list[TrialRecord]:
+    """Rank the complete trials by their value of the search."""
+    finite = [record for record in leaderboard.complete.values() if math.isfinite(metric(record))]
+    return sorted(finite, key=lambda record: (-leaderboard.sign * metric(record), record.number))
 
 
-def _again(trials: Trials, found: TrialRecord) -> Repetition:
+def _repeat(trials: Trials, found: TrialRecord) -> Repetition:
     return Repetition(found.number, found.seed + SEED_STEP * (1 + len(trials.confirmations.get(found.number, ()))))
 
 
-def _is_hopeless(trials: Trials, number: int) -> bool:
+def _fails(trials: Trials, number: int) -> bool:
     group = trials.confirmations.get(number, ())
-    failures = [one for one in group if one.status.is_final and not one.is_complete]
-    return len(failures) >= MOST_FAILURES
+    return sum(record.status.is_final and not record.is_complete for record in group) >= MOST_FAILURES

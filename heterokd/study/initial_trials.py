@@ -1,4 +1,4 @@
-"""What a study begins with: each method's published settings, and every student and teacher once."""
+"""Initial trials of a study: each method's published settings, and every student and teacher once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
 from heterokd.errors import StudyError
 from heterokd.methods import BASELINE, VANILLA_KD
-from heterokd.storage.files import read_json
+from heterokd.storage.files import damaged, read_json
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import Origin, teachers_of
@@ -20,26 +20,26 @@ from heterokd.study.storage import StudyFacts
 
 @dataclass(frozen=True)
 class Start:
-    """Values that are given: of a start, or of a configuration that is repeated."""
+    """A sample to try before the sampler's, and its origin."""
 
     origin: Origin
     sample: Mapping[str, Scalar]
 
     @property
     def method(self) -> str:
-        """The method that is distilled with."""
+        """Name of the method."""
         return str(self.sample["method"])
 
 
 def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) -> list[Start]:
-    """Scratch, what led in other studies, every other teacher once, each method's published settings.
+    """List scratch, the leaders of other studies, every other teacher once, each method's published settings.
 
-    Methods come by the rank that published tables let expect.
+    Methods are sorted by their expected rank in published tables.
 
     Args:
-        experiment: the question.
-        facts: of the study.
-        folder: of the study, where `heterokd match` leaves its proposals.
+        experiment: experiment of the study.
+        facts: facts of the study.
+        folder: folder of the study with the proposals of `heterokd match`.
 
     Raises:
         StudyError: `search.match_starts` is set, and the study has not been matched.
@@ -47,7 +47,7 @@ def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) 
     ordered = sorted(expected_ranks(experiment, facts.methods), key=lambda method: method != BASELINE)
 
     def exists(sample: Mapping[str, Scalar]) -> bool:
-        """Whether a sample that others propose can be trained here."""
+        """Return whether a sample of another source can be trained here."""
         method, teacher = str(sample["method"]), sample.get(TEACHER)
         known = teachers_of(experiment, method, facts.excluded)
         return method in facts.methods and (teacher is None or teacher in known)
@@ -63,52 +63,52 @@ def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) 
 def published_starts(
     experiment: Experiment, methods: Sequence[str], excluded: Container[str] = ()
 ) -> list[dict[str, Scalar]]:
-    """Scratch (of each student, where size counts), every other teacher once, each method's published settings.
+    """List scratch (for each student if costs count), every other teacher once, each method's published settings.
 
-    A method follows the first teacher for which it exists, by the settings that are published for that pair.
+    A method uses the first teacher for which it can be built, with the settings published for that pair.
 
     Args:
-        experiment: the question.
-        methods: of the study, in the order in which they are tried.
+        experiment: experiment of the study.
+        methods: methods in the order in which they are tried.
         excluded: see `teachers_of`.
     """
     baseline: list[dict[str, Scalar]] = []
     starts: list[dict[str, Scalar]] = []
     for method in methods:
-        own = teachers_of(experiment, method, excluded) or experiment.teacher.networks
-        (baseline if method == BASELINE else starts).extend(_published(experiment, method, own[0]))
+        teachers = teachers_of(experiment, method, excluded) or experiment.teacher.networks
+        (baseline if method == BASELINE else starts).extend(_published(experiment, method, teachers[0]))
     if experiment.by_student and baseline:
         baseline += [{**baseline[0], "student.network": network} for network in experiment.student.networks[1:]]
-    return [*baseline, *_of_each_teacher(experiment, methods, excluded, starts), *starts]
+    return [*baseline, *_other_teachers(experiment, methods, excluded, starts), *starts]
 
 
 def _published(experiment: Experiment, method: str, teacher: str) -> list[dict[str, Scalar]]:
-    """A method's published settings for one of the experiment's teachers, as samples of the experiment."""
+    """Return a method's published settings for a teacher as samples of the experiment."""
     chosen = {TEACHER: teacher} if TEACHER in experiment.domains(method) else {}
     return [{**sample, **chosen} for sample in published_samples(experiment.for_teacher(teacher), method)]
 
 
-def _of_each_teacher(
+def _other_teachers(
     experiment: Experiment, methods: Sequence[str], excluded: Container[str], starts: Sequence[dict[str, Scalar]]
 ) -> list[dict[str, Scalar]]:
-    """The other teachers by a method that shows what each is worth; by any, where no such method is searched."""
+    """Return a start for each other teacher, with a reference method if possible, otherwise with any."""
     found: list[dict[str, Scalar]] = []
     for teacher in experiment.teacher.networks:
         known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
-        followed_by = [start["method"] for start in starts if start.get(TEACHER, teacher) == teacher]
+        started = [start["method"] for start in starts if start.get(TEACHER, teacher) == teacher]
         vanilla = [method for method in known if method in VANILLA_KD.values()]
-        if vanilla and vanilla[0] not in followed_by:
+        if vanilla and vanilla[0] not in started:
             found += _published(experiment, vanilla[0], teacher)[:1]
-        elif known and not followed_by:
+        elif known and not started:
             found += _published(experiment, known[0], teacher)[:1]
     return found
 
 
 def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequence[str]) -> list[dict[str, Scalar]]:
-    """The starts that `heterokd match` proposes for these methods, if `search.match_starts` asks for them.
+    """Return the starts that `heterokd match` proposed for these methods if `search.match_starts` is set.
 
     Raises:
-        StudyError: the study has not been matched.
+        StudyError: the study has not been matched, or match.json is damaged.
     """
     if not experiment.search.match_starts:
         return []
@@ -119,6 +119,9 @@ def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequen
             "set it to false"
         )
     known = {experiment.recipe(sample).hash for method in methods for sample in published_samples(experiment, method)}
-    starts = parse(list[dict[str, Scalar]], content["starts"])
+    try:
+        starts = parse(list[dict[str, Scalar]], content["starts"])
+    except ValueError as error:
+        raise damaged(folder.match_file, error) from None
     samples = [experiment.published(method, start) for start in starts if (method := str(start["method"])) in methods]
     return [sample for sample in samples if experiment.recipe(sample).hash not in known]

@@ -1,4 +1,4 @@
-"""What a study's trainings have cost so far, and which of them are running."""
+"""Ledger: the costs of a study's trainings so far, and which of them are running."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from heterokd.study.trials import TrialRecord, Trials
 
 
 class Ledger:
-    """Accounts of a study; what it had cost when it was last open is read from its trials.
+    """Costs of a study; those of earlier runs are read from its trials.
 
     Attributes:
         spending: what has been spent.
-        running: numbers of the trials that were handed out and have not ended.
+        running: numbers of the running trials.
     """
 
     def __init__(self, experiment: Experiment, trials: Trials, clock: Callable[[], float], devices: float) -> None:
@@ -33,19 +33,19 @@ class Ledger:
             self.spending.device_seconds = max(self.spending.device_seconds, device_seconds)
 
     def pass_time(self) -> None:
-        """Count the time since the last call for all trials that are running."""
+        """Add the time since the last call for all running trials."""
         now = self._clock()
         if self.running:
             self.spending.pass_time(max(now - self._last, 0.0), len(self.running))
         self._last = now
 
     def begin(self, number: int) -> None:
-        """Count a trial that is handed out."""
+        """Add a trial that starts."""
         self.running.add(number)
         self.spending.begun = len(self._trials.search) + sum(1 for _ in self._trials.repetitions())
 
     def end(self, record: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> None:
-        """Pay for a trial that has ended for good or was paused, and write its costs to the database."""
+        """Add the costs of a trial that has ended or was paused, and write them to the database."""
         trained = self._trained(record, status, metrics)
         if status.is_final:
             record.trained = trained
@@ -54,23 +54,23 @@ class Ledger:
         self._trials.set_attr(record.number, "ended", {"status": str(status), **costs})
 
     def underway(self) -> float:
-        """Full trainings that the running trials have done so far, by their last report."""
+        """Return the full trainings that the running trials have done until their last report."""
         return math.fsum(record.reached / record.epochs for record in map(self._trials.__getitem__, self.running))
 
     def searched(self) -> float:
-        """Full trainings of the search, each running one as a whole."""
+        """Return the full trainings of the search, counting each running trial as a full one."""
         return self.spending.search + sum(self._trials[number].origin != "confirm" for number in self.running)
 
     def fits(self) -> bool:
-        """Whether one more full training can end within the budget."""
+        """Return whether another full training can end within the budget."""
         return self.spending.fits(len(self.running), self.underway())
 
     def total(self) -> float | None:
-        """Full trainings that the budget pays for in all; None: no limit, or not known yet."""
+        """Return the total number of full trainings within the budget; None: no limit, or not known yet."""
         return self.spending.total(self.underway())
 
     def _trained(self, record: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> float:
-        """Epochs that a training took. A failure at the start is not free, or nothing would end such a search."""
+        """Return the epochs of a training; a failure at the start is not free, or such a search would not end."""
         if status == TrialStatus.COMPLETE:
             return float(record.epochs)
         epochs = max(float(metrics.get("epoch", 0)), float(record.reached))

@@ -1,9 +1,9 @@
-"""Optuna's pruners and samplers in the place of ours: `search.pruner` and `search.sampler` of an experiment.
+"""Optuna's pruners and samplers instead of ours: `search.pruner` and `search.sampler` of an experiment.
 
-A class is named as `package.module:Name`. Optuna's pruners decide on what `trial.should_prune()` would show them: every
-epoch's metric of every trial of the study. Optuna's samplers expect trials that all have the same parameters, which a
-search over methods does not have: each group of parameters (what methods share, what is a method's alone) is sampled by
-itself, from the trials that have it.
+A class is named as `package.module:Name`. A pruner decides as in `trial.should_prune()`, on the metric of every epoch
+of every trial of the study. Optuna's samplers expect that all trials have the same parameters, which is not the case
+for several methods: each group of parameters (those that methods share, those of a method) is sampled separately, from
+the trials that have it.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ logger = logging.getLogger(__name__)
 Built = TypeVar("Built")
 
 
-def build(settings: ClassSettings, base: type[Built], key: str, **defaults: Any) -> Built:
+def build(settings: ClassSettings, base: type[Built], key: str, seed: int | None = None) -> Built:
     """Construct the class that an experiment names.
 
     Args:
-        settings: its name and arguments.
-        base: what it must be a subclass of.
-        key: of the experiment, for errors.
-        defaults: arguments that are passed where the class takes them.
+        settings: name and arguments of the class.
+        base: required base class.
+        key: key of the experiment, for errors.
+        seed: passed if the class has such an argument and the settings have none.
 
     Raises:
-        ConfigError: there is no such class, it is of another kind, or its arguments do not fit.
+        ConfigError: the class does not exist, is no subclass of `base`, or does not take these arguments.
     """
     found = load_named(settings.name, key)
     if not (isinstance(found, type) and issubclass(found, base)):
         kind = f"{base.__module__.partition('._')[0]}.{base.__name__}"
-        raise ConfigError(f"{key}: {settings.name!r} is no subclass of {kind}; name one")
-    parameters = inspect.signature(found).parameters
-    arguments = {name: value for name, value in defaults.items() if name in parameters} | settings.options
+        raise ConfigError(f"{key}: {settings.name!r} is no subclass of {kind}; name a subclass")
+    has_seed = seed is not None and "seed" in inspect.signature(found).parameters
+    arguments = ({"seed": seed} if has_seed else {}) | settings.options
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -62,10 +62,7 @@ def build(settings: ClassSettings, base: type[Built], key: str, **defaults: Any)
 
 
 class OptunaPruner:
-    """An Optuna pruner, asked after every epoch as `trial.should_prune()` asks it.
-
-    Methods that others are compared with are trained to the end all the same.
-    """
+    """An Optuna pruner, called after every epoch as by `trial.should_prune()`; references are never stopped."""
 
     every_epoch: ClassVar[bool] = True
 
@@ -73,24 +70,25 @@ class OptunaPruner:
         self._pruner = pruner
 
     def decide(self, trials: Trials, record: TrialRecord, epoch: int) -> str | None:
-        """The pruner's name where it stops a training; see `Pruner`."""
-        stops = trials.should_prune(record.number, self._pruner)  # of references, too: halving counts whom it has seen
+        """Return the pruner's name if it stops a training; see `Pruner`."""
+        # Also called for references: Optuna's successive halving counts the trials that it has seen.
+        stops = trials.should_prune(record.number, self._pruner)
         return type(self._pruner).__name__ if stops and not is_reference(record) else None
 
 
 class OptunaSampler:
-    """An Optuna sampler, one object for as long as a study is open; see `Sampler`."""
+    """An Optuna sampler, the same object as long as a study is open; see `Sampler`."""
 
     def __init__(self, sampler: BaseSampler) -> None:
         self._sampler = _GroupByGroup(sampler)
 
     def estimator(self, seed: int) -> BaseSampler:
-        """The sampler, whatever the seed: like in Optuna, it draws on."""
+        """Return the sampler, which ignores the seed and continues its sequence as in Optuna."""
         return self._sampler
 
 
 class _GroupByGroup(BaseSampler):
-    """A sampler that sees, of each group of parameters that it is asked for, only the trials that have them."""
+    """A sampler that reads, for each group of parameters, only the trials that have them."""
 
     def __init__(self, sampler: BaseSampler) -> None:
         self._sampler, self._apart = sampler, set[frozenset[str]]()
@@ -112,7 +110,7 @@ class _GroupByGroup(BaseSampler):
     ) -> dict[str, Any]:
         try:
             return self._sampler.sample_relative(_having(study, search_space), trial, search_space)
-        except Exception as error:  # noqa: BLE001  samplers of one population (NSGA-II) know no groups
+        except Exception as error:  # noqa: BLE001  samplers with a population (NSGA-II) do not support groups
             names = frozenset(search_space)
             if names not in self._apart:
                 logger.warning("search.sampler: %s are sampled independently (%s)", ", ".join(sorted(names)), error)
@@ -126,23 +124,23 @@ class _GroupByGroup(BaseSampler):
 
 
 class _Endless(StudyView):
-    """A study that its sampler cannot stop: when it has seen all samples, they are known, see `STOP_AFTER`."""
+    """A study that its sampler cannot stop; `STOP_AFTER` known samples in a row stop it."""
 
     def stop(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _having(study: optuna.Study, names: Collection[str]) -> optuna.Study:
-    """A study's trials that have these parameters."""
+    """Return a view of a study's trials that have these parameters."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params.keys() >= set(names)]
     return cast(optuna.Study, StudyView(study, trials))
 
 
 def make_pruner(experiment: Experiment) -> Pruner:
-    """The pruner that an experiment asks for.
+    """Make the pruner of an experiment.
 
     Raises:
-        ConfigError: `search.pruner` names no pruner, or its options do not fit.
+        ConfigError: `search.pruner` names no pruner, or its options are invalid.
     """
     if not experiment.search.prune:
         return NoPruning()
@@ -153,19 +151,19 @@ def make_pruner(experiment: Experiment) -> Pruner:
 
 
 def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sampler:
-    """The sampler that an experiment asks for.
+    """Make the sampler of an experiment.
 
     Args:
-        experiment: the question.
-        methods: how many are searched.
-        begun: trials that the study has already: one that goes on does not draw the same numbers again.
+        experiment: experiment of the study.
+        methods: number of methods.
+        begun: number of existing trials, so that a resumed study does not draw the same numbers again.
 
     Raises:
-        ConfigError: `search.sampler` names no sampler, or its options do not fit.
+        ConfigError: `search.sampler` names no sampler, or its options are invalid.
     """
     settings = experiment.search.sampler
     if settings is None:
-        # The starts tell methods apart and little else; a few uniform samples tell parameters apart.
+        # The starts compare methods and little else; a few uniform samples compare parameters.
         return TreeParzen(startup=max(10, methods + 5))
     seed = seed_at(experiment.search.seed, begun)
     built = build(settings, BaseSampler, "search.sampler", seed=seed)  # type: ignore[type-abstract]
@@ -173,14 +171,14 @@ def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sample
 
 
 def check_plugins(experiment: Experiment, excluded: Container[str] = ()) -> None:
-    """Refuse a pruner or a sampler that cannot work here, before anything is computed.
+    """Check that pruner and sampler work for an experiment, before anything is computed.
 
     Args:
-        experiment: the question.
-        excluded: methods that cannot exist for the pair; see `check_experiment`.
+        experiment: experiment of the study.
+        excluded: methods that cannot be built for the pair; see `check_experiment`.
 
     Raises:
-        ConfigError: a class that is named does not exist, cannot be constructed, or cannot sample from this space.
+        ConfigError: a class does not exist, cannot be constructed, or cannot sample from this space.
     """
     make_pruner(experiment)
     if experiment.search.sampler is None:
@@ -192,8 +190,8 @@ def check_plugins(experiment: Experiment, excluded: Container[str] = ()) -> None
         trials = Trials(optuna.create_study(direction=direction(experiment)), is_kept=False)
         try:
             propose(trials, spaces, sampler, experiment.search.seed, chosen={"method": method})
-        except Exception as error:  # noqa: BLE001  whatever a foreign class raises means that it does not fit
+        except Exception as error:  # noqa: BLE001  whatever the class raises, it does not support this space
             raise ConfigError(
                 f"search.sampler: {experiment.search.sampler.name!r} cannot sample the parameters of method {method!r} "
-                f"({error}); each method has its own, so name a sampler that handles conditional search spaces"
+                f"({error}); name a sampler that supports conditional search spaces"
             ) from None

@@ -1,4 +1,4 @@
-"""How far a study is."""
+"""StudyProgress: number of trials in each state."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """How far a study is. `planned = complete + pruned + failed + paused +` those still running or to come.
+    """Number of trials in each state; `planned` is the sum of all ended, running and future trials of the search.
 
     Attributes:
-        planned: trainings of the search, confirmations apart; an estimate where a budget decides.
-        running: handed out and not finished, confirmations included.
-        complete: of the search, trained to the end.
-        pruned: of the search, stopped at a rung.
-        diverged: of the search, pruned or failed because a metric or a loss was no number.
-        negative_transfer: of those pruned, clearly worse than the same student trained on labels alone.
-        paused: of the search, ended by the budget at their last report; a larger budget goes on with them.
-        failed: of the search.
-        confirmations_done: finished, in whatever way.
-        confirmations_planned: exact once the search is over, the most that can be before.
-        finished: nothing runs and nothing is left, or the budget is spent.
+        planned: trials of the search, without confirmations; an estimate if a budget decides.
+        running: running trials, including confirmations.
+        complete: complete trials of the search.
+        pruned: pruned trials of the search.
+        diverged: trials of the search that were pruned or failed because a metric or a loss was not finite.
+        negative_transfer: pruned trials that were clearly worse than the same student without a teacher.
+        paused: trials of the search that the budget ended at their last report; a larger budget continues them.
+        failed: failed trials of the search.
+        confirmations_done: finished confirmations, whether complete or not.
+        confirmations_planned: exact after the search, a maximum before.
+        finished: whether nothing runs and nothing is left, or the budget is spent.
     """
 
     planned: int = 0
@@ -37,10 +37,10 @@ class StudyProgress:
 
     @property
     def done(self) -> int:
-        """Trainings that have ended, confirmations included."""
+        """Number of trials that have ended, including confirmations."""
         return self.complete + self.pruned + self.failed + self.confirmations_done
 
     @property
     def total(self) -> int:
-        """Trainings in all, confirmations included."""
+        """Total number of trials, including confirmations."""
         return self.planned + self.confirmations_planned

@@ -1,9 +1,9 @@
-"""The papers' tables and hyper-parameters as data, found by data set, teacher and student.
+"""Published results and hyper-parameters, by data set, teacher and student.
 
-`tables/*.yaml` holds the numbers (every table names its paper), `tables/settings.yaml` the hyper-parameters. Both were
-selected on test sets: here they are starting points and a comparison, never targets.
+`tables/*.yaml` holds the results (every table names its paper), `tables/settings.yaml` the hyper-parameters. Both were
+selected on test sets: here they are starting points and references, never targets.
 
-A network's name counts without timm's tag (`resnet50.tv_in1k` is `resnet50`), and its options do not count.
+A network is identified by its name without timm's tag (`resnet50.tv_in1k` is `resnet50`) and without its options.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FOLDER = Path(__file__).parent / "tables"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One cell of a table.
+    """A cell of a table.
 
     Attributes:
-        method: `scratch` for the student without a teacher.
-        value: per cent, on the test split.
-        top5: per cent, on the test split; None if it is not printed.
-        source: paper and table, and who quotes it if the paper itself was not read; several that agree.
-        metric: the score of the data set's task, of which `value` is one.
+        method: name of the method; `scratch` for the student without a teacher.
+        value: score in per cent, on the test split.
+        top5: top-5 accuracy in per cent, on the test split; None if it is not published.
+        source: paper and table, and the paper that quotes it if it was not read itself; all sources that agree.
+        metric: metric of `value`.
     """
 
     method: str
@@ -45,19 +45,19 @@ class PublishedResult:
 
 @dataclass(frozen=True)
 class PublishedPair:
-    """All published numbers of one data set, teacher and student.
+    """All published numbers of a data set, teacher and student.
 
     Attributes:
         dataset: name in heterokd.
         teacher: the network, without timm's tag.
         student: the network, without timm's tag.
-        teacher_name: as printed in the paper.
-        student_name: as printed in the paper.
+        teacher_name: name in the paper.
+        student_name: name in the paper.
         teacher_kind: cnn, attention or mlp.
         student_kind: cnn, attention or mlp.
-        teacher_value: per cent, of the first table that has it; None if none does.
-        results: never empty; several of a method if sources disagree, the number of the method's paper first.
-        notes: of the tables.
+        teacher_value: score in per cent, of the first table that has it, or None.
+        results: never empty; several of a method if sources disagree, that of the method's paper first.
+        notes: notes of the tables.
     """
 
     dataset: str
@@ -72,36 +72,36 @@ class PublishedPair:
     notes: tuple[str, ...] = ()
 
     def of(self, method: str) -> PublishedResult | None:
-        """The method's number, that of its paper if sources disagree; None if no table has it."""
+        """Return the method's result, that of its paper if sources disagree; None if no table has it."""
         return next((result for result in self.results if result.method == method), None)
 
     @property
     def metric(self) -> str:
-        """Metric of all its numbers."""
+        """Metric of the results."""
         return self.results[0].metric
 
     @property
     def metric_name(self) -> str:
-        """The metric as printed."""
+        """Printed name of the metric."""
         return metric_name(self.metric)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods in the tables, with the baseline, each once."""
+        """Methods in the tables, including the baseline, without duplicates."""
         return tuple(dict.fromkeys(result.method for result in self.results))
 
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """Hyper-parameters of one method on some pairs.
+    """Hyper-parameters of a method on some pairs.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         values: parameters that differ from the method's defaults, or are named explicitly.
-        task_weight: of the cross-entropy with the labels; None: that of the experiment.
-        top1: per cent, of exactly these settings, if a table has it.
-        source: where they are printed.
-        reading: what had to be guessed.
+        task_weight: weight of the cross-entropy with the labels; None: that of the experiment.
+        top1: top-1 accuracy in per cent of these settings, if a table has it.
+        source: paper and section.
+        reading: assumptions where the paper is incomplete.
     """
 
     method: str
@@ -113,23 +113,23 @@ class PublishedSetting:
 
     @property
     def sample(self) -> dict[str, Scalar]:
-        """The settings with a sample's keys."""
+        """Settings by the keys of a sample."""
         weight = {} if self.task_weight is None else {"training.task_weight": self.task_weight}
         return {f"{self.method}.{name}": value for name, value in self.values.items()} | weight
 
 
 def published_results(dataset: str, teacher: str, student: str) -> PublishedPair | None:
-    """All published numbers of a pair; None if no table has it."""
+    """Return all published numbers of a pair; None if no table has it."""
     return _pairs().get((dataset, _plain(teacher), _plain(student)))
 
 
 def published_pairs() -> tuple[PublishedPair, ...]:
-    """Every pair of every table, each once, in the order of the tables."""
+    """Return the pairs of all tables, in the order of the tables."""
     return tuple(_pairs().values())
 
 
 def published_settings(method: str, dataset: str, teacher: str, student: str) -> tuple[PublishedSetting, ...]:
-    """The published hyper-parameters of a method on a pair, those of the printed tables first."""
+    """Return the published hyper-parameters of a method on a pair, those of the published results first."""
     found = []
     for entry in _settings():
         fits = (
@@ -144,9 +144,9 @@ def published_settings(method: str, dataset: str, teacher: str, student: str) ->
 
 
 def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Scalar], ...]:
-    """Samples of a method to try first: its published settings for the experiment's first pair, or its defaults.
+    """Return a method's published settings for the experiment's first pair as samples, or its defaults.
 
-    Values outside a narrowed domain are replaced by the nearest one in it. Never empty, without duplicates.
+    Values outside a narrowed domain are clipped to it. Never empty, without duplicates.
     """
     teacher, student = experiment.teacher.networks[0], experiment.student.networks[0]
     settings = published_settings(method, experiment.data.dataset, teacher, student)
@@ -212,14 +212,14 @@ def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
     for row in rows:
         for method, value, top5 in _cells(row):
             # A cell with top-5 and a cell without are the same number if their scores are equal.
-            same = next((one for one in sources if one[:2] == (method, value) and None in (one[2], top5)), None)
+            same = next((cell for cell in sources if cell[:2] == (method, value) and None in (cell[2], top5)), None)
             if same is not None and same[2] is None and top5 is not None:
                 sources[method, value, top5] = sources.pop(same)
                 same = (method, value, top5)
             sources.setdefault(same or (method, value, top5), []).append(row.source)
 
     def is_foreign(cell: tuple[str, float, float | None]) -> bool:
-        """A number that the method's paper does not print."""
+        """Return whether a number is not from the method's paper."""
         return not any(source.lower().startswith((f"{cell[0]},", f"{cell[0]} ")) for source in sources[cell])
 
     first = rows[0].content
@@ -239,7 +239,7 @@ def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
 
 
 def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
-    """Method, score and top-5 of a row, the student from scratch first."""
+    """Yield method, score and top-5 of a row, the student from scratch first."""
     student = row.content["student"]
     if student.get(BASELINE, True):
         yield BASELINE, student[row.metric], student.get("top5")

@@ -1,4 +1,4 @@
-"""The question of a study: what decides a search, kept in its database and compared whenever the study goes on."""
+"""Question of a study: the settings that decide a search, kept in its database and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import method_space
 
-# What may change between two runs of a study: it decides where and for how long, never what is comparable.
+# Keys that may change between two runs of a study: they decide where and how long, not what is compared.
 FREE_KEYS = {
     "parallel",
     "trials",
@@ -35,11 +35,11 @@ LISTED = f"{SPACE}methods"
 
 
 def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
-    """What decides a search, as plain values; the space by its domains, which the code may change as well.
+    """Return the settings that decide a search as plain values, with the domains of the space.
 
     Args:
-        experiment: the question.
-        methods: that the study searches.
+        experiment: experiment of the study.
+        methods: methods of the study.
     """
     content = experiment.model_dump(
         mode="json",
@@ -70,14 +70,14 @@ def _domains(experiment: Experiment, methods: Sequence[str]) -> dict[str, Domain
 
 
 def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
-    """Return the experiment as the study in a folder asks it; nothing is written there.
+    """Return the experiment with the defaults of an existing study; nothing is written.
 
-    A study goes on with what it was begun with: the defaults of its schema, and the default of each parameter that a
-    method has gained since.
+    A study is resumed with the defaults of its schema, and with the default of each parameter that a method has gained
+    since.
 
     Args:
-        experiment: the question of now.
-        folder: of a study, which need not exist.
+        experiment: the current experiment.
+        folder: folder of the study, which need not exist.
 
     Raises:
         StudyError: the study belongs to another experiment, or searches a method that this version does not have.
@@ -100,7 +100,7 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
 
 
 def _read_attributes(folder: StudyFolder) -> dict[str, Any]:
-    """The user attributes of a study; empty where there is none, or where its database has to be mended by a writer."""
+    """Read the user attributes of a study; empty without a database, or if SQLite must recover it with write access."""
     if not folder.database.is_file():
         return {}
     address = f"file:{quote(str(folder.database.absolute()))}?mode=ro"
@@ -117,12 +117,12 @@ def _read_attributes(folder: StudyFolder) -> dict[str, Any]:
 
 
 def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder: StudyFolder) -> None:
-    """Compare an experiment with the question that a study was begun with.
+    """Compare an experiment with the settings that a study was started with.
 
     Args:
-        attributes: of the study.
-        experiment: the question of now.
-        folder: of the study.
+        attributes: user attributes of the study.
+        experiment: the current experiment.
+        folder: folder of the study.
 
     Raises:
         StudyError: they differ, or a method of the study is missing here.
@@ -132,7 +132,7 @@ def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder
     if lost:
         raise StudyError(
             f"{folder.database}: the study searches method {lost[0]!r}, which neither the experiment nor this version "
-            "of heterokd has; install the one that does, or give the experiment another name to begin a new study"
+            "of heterokd has; install the version that has it, or rename the experiment to start a new study"
         )
     before, now = dict(_leaves(attributes["question"])), dict(_leaves(question(experiment, methods)))
     added = _added(experiment, methods, before, now, attributes.get("schema", FIRST_SCHEMA))
@@ -140,15 +140,15 @@ def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder
         old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
         if old != new and key not in added:
             raise StudyError(
-                f"{folder.path}: {key} was {old} when this study began and is {new} now; set it back, or give the "
-                "experiment another name to begin a new study"
+                f"{folder.path}: {key} was {old} when this study started and is {new} now; set it back, or rename the "
+                "experiment to start a new study"
             )
 
 
 def _added(
     experiment: Experiment, methods: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any], schema: int
 ) -> set[str]:
-    """Keys that only the code has added since a study began."""
+    """Return the keys that the code has added since the study started."""
     domains, overrides = _domains(experiment, methods), experiment.space.overrides
     added = set()
     for key, value in now.items():
@@ -169,10 +169,10 @@ def _added(
 
 
 def only_new_methods(before: Sequence[str], now: Sequence[str], every: Sequence[str]) -> bool:
-    """Whether two lists of methods are both `all`, the later one with papers that were added to the folder.
+    """Return whether two lists of methods are both `all`, the later one with methods that were added since.
 
     Args:
-        before: methods that a study was begun with.
+        before: methods that a study was started with.
         now: methods of the experiment.
         every: all methods of the task.
     """

@@ -1,4 +1,4 @@
-"""RankedConfig: one configuration that was trained to the end, and the Pareto front of several."""
+"""RankedConfig: a configuration that was trained to the end, and the Pareto front of several."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from heterokd.domains import Scalar
 
 @dataclass(frozen=True)
 class RankedConfig:
-    """One configuration: the trial that found it and its confirmations. A value that is not finite is None.
+    """A configuration: the trial that found it and its confirmations. A value that is not finite is None.
 
     Attributes:
-        number: the trial that found it.
-        method: its method.
-        sample: its values.
-        origin: how it came up.
-        search_value: the metric of the trial that found it. The best of many noisy values overstates its
-            configuration, so the mean of a confirmed one leaves it out.
-        values: the metric on each fresh seed; the search value alone as long as it is not confirmed.
-        seeds: of `values`.
+        number: number of the trial that found it.
+        method: name of the method.
+        sample: values of its parameters.
+        origin: origin of the sample, see `Assignment`.
+        search_value: metric of the trial that found it. The best of many noisy values is biased, so the mean of a
+            confirmed configuration excludes it.
+        values: metric on each fresh seed; the search value alone if it is not confirmed.
+        seeds: seeds of `values`.
         numbers: trials of `values`.
-        mean: of `values`; None where one of them is.
-        low: lower end of the mean's 95 % interval; None without two confirmations of any one configuration.
+        mean: mean of `values`; None if a value is None.
+        low: lower end of the mean's 95 % interval; None if no configuration has two confirmations.
         high: upper end.
-        expected: the value to expect of one more training: all values, shrunk towards what the better configurations
-            of the study reach (those whose first epochs were like its own) by as much as seeds scatter. The best of
-            several means overstates it; this does not. Studies of the first versions do not have it.
-        expected_deviation: how sure that is; None when nothing can be said.
-        confirmed: whether `values` are fresh.
-        student: the network; studies of the first versions do not name it.
+        expected: posterior mean: all values, shrunk towards those of the study's better configurations (with similar
+            first epochs), more with a larger variance over seeds. Unlike the best of several means, it is not biased.
+            Studies of the first versions do not have it.
+        expected_deviation: posterior standard deviation, or None.
+        confirmed: whether `values` are from fresh seeds.
+        student: name of the network; studies of the first versions do not have it.
     """
 
     number: int
@@ -52,29 +52,33 @@ class RankedConfig:
 
     @property
     def half_width(self) -> float | None:
-        """Half width of the 95 % interval, the larger side where the metric's range cuts it; None without one."""
+        """Half width of the 95 % interval, the larger side if it is clipped to the metric's range; None without it."""
         if self.low is None or self.high is None or self.mean is None:
             return None
         return max(self.mean - self.low, self.high - self.mean)
 
 
 def pareto_front(
-    ranked: Sequence[RankedConfig], facts: Mapping[str, Mapping[str, float]], costs: Sequence[str]
+    ranked: Sequence[RankedConfig], students: Mapping[str, Mapping[str, float]], objectives: Sequence[str]
 ) -> list[RankedConfig]:
-    """The best of each student, without those that another one beats or equals in everything; best metric first.
+    """Return the best configuration of each student that no other dominates, best metric first.
 
     Args:
-        ranked: best first.
-        facts: by student, what it costs.
-        costs: keys of the facts that count.
+        ranked: configurations, best first.
+        students: costs of each student.
+        objectives: keys of the costs that are objectives.
     """
-    members: list[RankedConfig] = []
+
+    def costs_of(config: RankedConfig) -> list[float]:
+        known = students.get(config.student, {})
+        return [known.get(key, math.inf) for key in objectives]
+
+    front: list[RankedConfig] = []
     for config in ranked:
-        # Whoever comes later has no better metric: it must cost less of something than each who came before.
-        mine = facts.get(config.student, {})
-        if config.student not in [member.student for member in members] and all(
-            any(mine.get(cost, math.inf) < facts.get(member.student, {}).get(cost, math.inf) for cost in costs)
-            for member in members
+        # A later configuration has no better metric: each earlier one must exceed it in some cost.
+        costs = costs_of(config)
+        if config.student not in [member.student for member in front] and all(
+            any(mine < other for mine, other in zip(costs, costs_of(member), strict=True)) for member in front
         ):
-            members.append(config)
-    return members
+            front.append(config)
+    return front

@@ -1,4 +1,4 @@
-"""What to try next: a group-aware multivariate TPE over the methods and each method's own values.
+"""Sampler: a group-aware multivariate TPE over the methods and the parameters of each method.
 
 Watanabe, "Tree-Structured Parzen Estimator", 2023, https://arxiv.org/abs/2304.11127; Falkner, Klein, Hutter, "BOHB",
 ICML 2018, for its multivariate form.
@@ -25,42 +25,42 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.trials import TrialRecord, Trials
 
 Spaces = Mapping[str, Mapping[str, Domain]]
-"""By method, the domains of its values. Options of one key may differ between methods (teachers, some of which a method
-does not exist for): Optuna knows them all, and a sample has its method's own."""
+"""Domains of each method. Options of a key may differ between methods (teachers for which a method cannot be built):
+Optuna has all options, and a sample has an option of its method."""
 
 Prior = Sequence[tuple[Mapping[str, Scalar], float]]
-"""Values that are taken without asking the estimator, each set with its probability."""
+"""Values that replace the estimator's, each set with its probability."""
 
 RANDOM_AFTER = 5
-"""Samples in a row that were already known before the sampler is replaced by a uniform one for the next."""
+"""Known samples in a row after which the next sample is uniform."""
 
 STOP_AFTER = 25
-"""Samples in a row that were already known before the space counts as exhausted."""
+"""Known samples in a row after which the space counts as exhausted."""
 
 LEARNED = 500
-"""Trials that the estimator learns from: its time grows with them. Older ones would weigh next to nothing."""
+"""Maximum number of trials of the estimator, whose time grows with them; older ones would have little weight."""
 
 BEST = 25
-"""Of these, the best ones, however old: as many as the estimator sets apart from the others, see `default_gamma`."""
+"""Number of the best trials among them, of any age: as many as TPE's `default_gamma` separates from the others."""
 
 
 class Sampler(Protocol):
-    """Gives the estimator that proposes values."""
+    """Makes the estimator that proposes values."""
 
     def estimator(self, seed: int) -> optuna.samplers.BaseSampler:
-        """For one sample; it is asked for one group of values after the other, see `_GroupSampler`.
+        """Make the estimator of a sample, which proposes each group of values in turn; see `_GroupSampler`.
 
         Args:
-            seed: another one for each sample of a study.
+            seed: seed of the sample, different for each sample of a study.
         """
 
 
 @dataclass(frozen=True)
 class TreeParzen:
-    """A multivariate tree-structured Parzen estimator, a fresh one for each sample: a restart changes no sample.
+    """A multivariate tree-structured Parzen estimator, a new one for each sample, so that a restart changes no sample.
 
     Attributes:
-        startup: finished trials before the estimator replaces uniform samples.
+        startup: number of finished trials before which samples are uniform.
     """
 
     startup: int
@@ -82,35 +82,43 @@ def propose(
     prior: Prior = (),
     chosen: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> tuple[optuna.Trial, dict[str, Scalar]]:
-    """A new trial, in memory only, and its sample.
+    """Return a new trial, in memory only, and its sample.
 
     Args:
-        trials: of the study so far.
-        spaces: by method, the domains of its values.
-        sampler: gives the estimator.
-        seed: of the search.
-        prior: with which probability a method is taken without asking the estimator, which still gives its values.
-        chosen: values that are not asked for.
+        trials: trials of the study so far.
+        spaces: domains of each method.
+        sampler: makes the estimator.
+        seed: seed of the search.
+        prior: probabilities with which a method is drawn without the estimator, which then samples its parameters.
+        chosen: fixed values.
     """
-    trials.memory.sampler = _group_sampler(trials, spaces, sampler, seed, prior, chosen)
+    seed = seed_at(seed, len(trials))
+    if trials.known_in_a_row >= RANDOM_AFTER:
+        estimator: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
+    else:
+        estimator, chosen = sampler.estimator(seed), {**_draw(prior, seed), **chosen}
+    trials.memory.sampler = _GroupSampler(spaces, estimator, chosen, seed)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
-    for key, domain in _known(spaces, method).items():
+    for key, domain in _with_all_options(spaces, method).items():
         sample[key] = _suggest(trial, key, domain)
     return trial, sample
 
 
 def distributions(spaces: Spaces, method: str) -> dict[str, BaseDistribution]:
-    """What the sampler learns from a trial that it did not propose; nothing for a method that it never proposes."""
+    """Return the distributions of a trial that the sampler did not propose; empty for a method that is not sampled."""
     if method not in spaces:
         return {}
-    own = {key: _distribution(domain) for key, domain in _known(spaces, method).items()}
-    return {"method": CategoricalDistribution(tuple(spaces)), **own}
+    domains = _with_all_options(spaces, method)
+    return {
+        "method": CategoricalDistribution(tuple(spaces)),
+        **{key: _distribution(domain) for key, domain in domains.items()},
+    }
 
 
-def _known(spaces: Spaces, method: str) -> dict[str, Domain]:
-    """A method's domains as Optuna knows them: with every option that a key has for any method."""
+def _with_all_options(spaces: Spaces, method: str) -> dict[str, Domain]:
+    """Return a method's domains as Optuna has them: with every option that a key has for any method."""
     found = dict(spaces[method])
     for key, domain in found.items():
         if isinstance(domain, Choice) and not key.startswith(f"{method}."):
@@ -121,12 +129,12 @@ def _known(spaces: Spaces, method: str) -> dict[str, Domain]:
 
 
 def has_freedom(space: Mapping[str, Domain]) -> bool:
-    """Whether there is more than one possible sample."""
+    """Return whether there are several possible samples."""
     return not all(_distribution(domain).single() for domain in space.values())
 
 
 def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
-    """Give a sample that is known already the outcome of the trial that knows it, in memory."""
+    """End a known sample like the trial that has the same values, in memory."""
     if trials.every_epoch or known.status == TrialStatus.PRUNED:
         for epoch, value in trials.epochs_of(known.number).items():
             trial.report(value, epoch)
@@ -135,18 +143,18 @@ def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
     elif known.status == TrialStatus.PRUNED:
         trials.memory.tell(trial, state=TrialState.PRUNED)
     else:
-        # Still running, or failed: there is no value to learn from, and the sampler overlooks a failure.
+        # Running or failed: there is no value to learn from, and the sampler ignores failures.
         trials.memory.tell(trial, state=TrialState.FAIL)
 
 
 class _GroupSampler(optuna.samplers.BaseSampler):
-    """A multivariate estimator for the method and what all methods share, then one for the method's own values.
+    """A multivariate estimator for the method and what all methods share, then another for the method's parameters.
 
-    What several methods share but not all (whom they follow: scratch follows nobody) has an estimator of its own, which
-    learns from all that have it.
+    A parameter of several but not all methods (the teacher: scratch has none) has a separate estimator, which learns
+    from all trials that have it.
 
-    Optuna's `group=True` finds these groups by itself, from all trials, and samples the values of every method for
-    each trial, of which all but one method's are thrown away: its time grows with the number of methods.
+    Optuna's `group=True` derives these groups from all trials and samples the values of every method for each trial,
+    of which only one method's are used: its time grows with the number of methods.
     """
 
     def __init__(
@@ -156,7 +164,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._spaces, self._random = spaces, random.Random(seed)
         common = set.intersection(*(set(space) for space in spaces.values()))
         counts = Counter(key for space in spaces.values() for key in space)
-        known = {method: _known(spaces, method) for method in spaces}
+        known = {method: _with_all_options(spaces, method) for method in spaces}
         first = next(iter(spaces))
         methods: dict[str, BaseDistribution] = {"method": CategoricalDistribution(tuple(spaces))}
         self._common = (methods if len(spaces) > 1 else {}) | _free(known[first], common)
@@ -174,7 +182,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._estimator.after_trial(study, trial, state, values)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}  # what is sampled together depends on the method, which is not known yet
+        return {}  # the parameters that are sampled together depend on the method, which is not known yet
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -200,14 +208,14 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         return self._possible(param_name, trial)
 
     def _possible(self, key: str, trial: FrozenTrial) -> Scalar:
-        """The value of a key; where the method does not have it, one of those that it has, evenly."""
+        """Return the value of a key, or a uniform option of the method if it does not have this value."""
         value = self._values[key]
         domain = None if key == "method" else self._spaces[trial.params["method"]][key]
         return value if not isinstance(domain, Choice) or value in domain else self._random.choice(domain.options)
 
 
 class StudyView:
-    """A study with some of its trials, for an estimator that reads them by `get_trials`."""
+    """View of a study with some of its trials, for an estimator that reads them by `get_trials`."""
 
     def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         self._study, self._kept = study, trials
@@ -216,18 +224,18 @@ class StudyView:
         return getattr(self._study, name)
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """As `Study.get_trials`."""
+        """Return the trials; see `Study.get_trials`."""
         return self._get_trials(deepcopy, states)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        """As `Study._get_trials`, which Optuna's samplers call."""
+        """Return the trials; see `Study._get_trials`, which Optuna's samplers call."""
         return [trial for trial in self._kept if states is None or trial.state in states]
 
 
 class _Learned(StudyView):
-    """A study with the trials that an estimator learns from: the newest, and the best in each direction."""
+    """View of a study with the trials that an estimator learns from: the newest, and the best in each direction."""
 
     def __init__(self, study: optuna.Study) -> None:
         trials = study.get_trials(deepcopy=False)
@@ -244,33 +252,18 @@ class _Learned(StudyView):
 
 
 def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribution]:
-    """The distributions of these keys, but of those that have a single value, which is not sampled."""
+    """Return the distributions of these keys, without those that have a single value, which is not sampled."""
     found = {key: _distribution(domain) for key, domain in space.items() if key in keys}
     return {key: distribution for key, distribution in found.items() if not distribution.single()}
 
 
-def _group_sampler(
-    trials: Trials,
-    spaces: Spaces,
-    sampler: Sampler,
-    seed: int,
-    prior: Prior,
-    chosen: Mapping[str, Scalar],
-) -> _GroupSampler:
-    """For the next sample, seeded by what is in the database."""
-    seed = seed_at(seed, len(trials))
-    if trials.known_in_a_row >= RANDOM_AFTER:
-        return _GroupSampler(spaces, optuna.samplers.RandomSampler(seed), chosen, seed)
-    return _GroupSampler(spaces, sampler.estimator(seed), {**_draw(prior, seed), **chosen}, seed)
-
-
 def seed_at(seed: int, count: int) -> int:
-    """The seed for what follows `count` trials of a search."""
+    """Derive the seed of the sample that follows `count` trials of a search."""
     return int.from_bytes(hashlib.sha256(f"{seed} {count}".encode()).digest()[:4], "big")
 
 
 def _draw(prior: Prior, seed: int) -> Mapping[str, Scalar]:
-    """One of the prior's with its probability; nothing with what is left of 1."""
+    """Draw values from the prior; empty with the remaining probability."""
     place = random.Random(seed).random()
     for values, probability in prior:
         place -= probability

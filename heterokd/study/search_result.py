@@ -1,4 +1,4 @@
-"""SearchResult: what a search leaves, as a user of Optuna and pandas expects it."""
+"""SearchResult: the result of a search, for users of Optuna and pandas."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search leaves. Trials and the Optuna study are read when they are first asked for.
+    """Result of a search. Trials and the Optuna study are read on first access.
 
     Attributes:
-        folder: the study's files, report.html among them.
+        folder: files of the study, including report.html.
         summary: progress, winner, scratch and leaders.
-        teacher: network, score on val and weights hash of the winner's teacher; of the first one where scratch won.
-        uri: the MLflow store.
-        model: name and version of the registered winner; None when there is none, or the store did not answer.
+        teacher: network, score on val and weights hash of the winner's teacher; of the first teacher if scratch won.
+        uri: URI of the MLflow store.
+        model: name and version of the registered winner; None if there is none, or if the store is unreachable.
     """
 
     folder: StudyFolder
@@ -40,25 +40,25 @@ class SearchResult:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to train; an interrupted search goes on with `resume=True`."""
+        """Whether nothing is left to train; `resume=True` continues an interrupted search."""
         return self.summary.progress.finished
 
     @property
     def report(self) -> Path:
-        """The study's page."""
+        """File of the study's report."""
         return self.folder.report
 
     @property
     def winner(self) -> RankedConfig | None:
-        """The configuration of the best lower confidence bound; None when no trial was trained to the end."""
+        """Configuration with the best lower confidence bound; None if no trial is complete."""
         return self.summary.winner
 
     @property
     def best_params(self) -> dict[str, Scalar]:
-        """The winner's sample.
+        """Values of the winner's parameters.
 
         Raises:
-            StudyError: no trial was trained to the end.
+            StudyError: no trial is complete.
         """
         return dict(self._found().sample)
 
@@ -66,16 +66,16 @@ class SearchResult:
     def best_trial(self) -> optuna.trial.FrozenTrial:
         """The winner's trial in the Optuna study.
 
-        `study.best_trial` may be another one: it has the best single value, which overstates its configuration.
+        `study.best_trial` may be another trial: it has the best single value, which is biased.
 
         Raises:
-            StudyError: no trial was trained to the end.
+            StudyError: no trial is complete.
         """
         return self.study.trials[self._found().number]
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The Optuna study, opened to be read: for Optuna's plots and importances."""
+        """The Optuna study, opened read-only, for Optuna's plots and importances."""
         import optuna
 
         url = f"sqlite:///file:{self.folder.database.absolute()}?mode=ro&uri=true"
@@ -83,9 +83,9 @@ class SearchResult:
 
     @cached_property
     def trials(self) -> pandas.DataFrame:
-        """One row a trial: number, state, method, origin, value, params_*, confirms, seed, seconds, path.
+        """A row per trial: number, state, method, origin, value, params_*, confirms, seed, seconds, path.
 
-        `value` is the metric at the trial's end, or at its last epoch where it was stopped.
+        `value` is the final metric, or that of the last epoch if the trial was stopped.
         """
         import pandas
 
@@ -111,5 +111,5 @@ class SearchResult:
 
     def _found(self) -> RankedConfig:
         if self.winner is None:
-            raise StudyError(f"{self.folder.path}: no trial was trained to the end; see the page for what ended them")
+            raise StudyError(f"{self.folder.path}: no trial is complete; see report.html for the reasons")
         return self.winner

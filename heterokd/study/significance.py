@@ -1,15 +1,15 @@
-"""Which differences between methods are real: paired on common seeds, corrected for how many there are.
+"""Significance of differences between configurations: paired on common seeds, corrected for multiple comparisons.
 
-A seed fixes weights, order and views, so what two configurations reach on one seed is a pair. Two ways to judge pairs:
+A seed fixes weights, order and views, so the values of two configurations on the same seed are a pair. Two tests:
 
-    by itself   t-test of the paired differences: the least squares below, over the pair's common seeds alone
-    pooled      value = configuration + seed + noise, least squares over all values; the noise of every pair is
-                estimated from all of them. For two or three seeds each, where a pair's own deviation says little. It
-                supposes that seeds scatter all configurations alike.
+    separate    t-test of the paired differences: the least squares below, over the pair's common seeds alone
+    pooled      value = configuration + seed + noise, least squares over all values; the variance is estimated from all
+                of them. For two or three seeds each, too few for a variance of each pair. It assumes that the variance
+                over seeds is the same for all configurations.
 
-p-values of all pairs together are corrected by Holm (A Simple Sequentially Rejective Multiple Test Procedure, 1979).
-The effect is Cohen's d of the paired differences with Hedges' correction for few of them (Distribution Theory for
-Glass's Estimator of Effect Size, 1981). How many seeds would settle a tie follows from the noncentral t.
+p-values of all pairs are corrected by Holm (A Simple Sequentially Rejective Multiple Test Procedure, 1979). The effect
+is Cohen's d of the paired differences with Hedges' correction for few of them (Distribution Theory for Glass's
+Estimator of Effect Size, 1981). The number of seeds that would decide a tie follows from the noncentral t.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -28,35 +29,35 @@ from numpy.typing import NDArray
 from heterokd.study.trial_view import TrialView
 
 Values = Mapping[str, Mapping[int, float]]
-"""By configuration and seed, the metric."""
+"""Values of the metric by configuration and seed."""
 
 LEVEL = 0.05
 POWER = 0.8
-"""The chance with which the seeds that a comparison asks for would settle it, were its difference the true one."""
+"""Power of the test with `seeds_needed` seeds if the difference is the true one."""
 
 MOST_SEEDS = 1000
-"""A difference that more seeds than this would be needed for is of no use to anybody."""
+"""Maximum of `seeds_needed`: a difference that needs more seeds is of no practical use."""
 
 Verdict = Literal["better", "worse", "tie", "unknown"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One configuration against another.
+    """Comparison of two configurations.
 
     Attributes:
-        first: is compared.
-        second: with this one.
-        seeds: that both were trained on.
-        difference: of their metric, first minus second, positive where the first is better (also when less is better).
-        low: lower end of its 95 % interval, by itself; None where nothing scatters or there are too few seeds.
+        first: name of the first configuration.
+        second: name of the second.
+        seeds: common seeds.
+        difference: first minus second, positive if the first is better (also when the metric is minimised).
+        low: lower end of its 95 % interval, uncorrected; None without variance or with too few seeds.
         high: upper end.
-        p: two-sided, by itself.
-        p_holm: corrected for all comparisons of the report.
-        effect: the difference in deviations of a seed's difference; None likewise.
-        verdict: `tie` where p_holm is at least `LEVEL`; `unknown` where seeds are too few to say anything.
-        seeds_needed: in all, to settle a tie with `POWER` if the difference is as large as it looks; None where it is
-            settled, or where more than `MOST_SEEDS` were needed.
+        p: two-sided p-value, uncorrected.
+        p_holm: p-value corrected for all comparisons.
+        effect: difference divided by the standard deviation of a seed's difference; None without variance.
+        verdict: `tie` if p_holm is at least `LEVEL`; `unknown` with too few seeds.
+        seeds_needed: total number of seeds that decide a tie with `POWER` if the difference is the true one; None if it
+            is decided, or if more than `MOST_SEEDS` are needed.
     """
 
     first: str
@@ -72,23 +73,23 @@ class Comparison:
     seeds_needed: int | None
 
     def sentence(self, *, digits: int = 4) -> str:
-        """The verdict in words."""
+        """Describe the result in a sentence."""
         if self.verdict == "unknown":
-            return f"{self.first} and {self.second}: {len(self.seeds)} common seed(s) say nothing; train both on more."
+            return f"{self.first} and {self.second}: {len(self.seeds)} common seed(s) are too few; train both on more."
         word = {"better": "is better than", "worse": "is worse than", "tie": "ties with"}[self.verdict]
-        said = f"{self.first} {word} {self.second}: {self.difference:+.{digits}f}, p {self.p_holm:.3f} (Holm)"
+        text = f"{self.first} {word} {self.second}: {self.difference:+.{digits}f}, p {self.p_holm:.3f} (Holm)"
         if self.low is not None and self.high is not None:
-            said += f", 95 % interval {self.low:+.{digits}f} to {self.high:+.{digits}f}"
+            text += f", 95 % interval {self.low:+.{digits}f} to {self.high:+.{digits}f}"
         if self.verdict != "tie":
-            return f"{said}."
+            return f"{text}."
         if self.seeds_needed is None:
-            return f"{said}; a difference like this one cannot be settled with {MOST_SEEDS} seeds."
-        return f"{said}; about {self.seeds_needed} seeds would settle it ({len(self.seeds)} so far)."
+            return f"{text}; {MOST_SEEDS} seeds cannot decide a difference as small as this."
+        return f"{text}; about {self.seeds_needed} seeds would decide it ({len(self.seeds)} so far)."
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """Of one pair, before correction: difference, its standard error, degrees of freedom, deviation of one seed's."""
+    """Difference of a pair, its standard error, degrees of freedom, and standard deviation of a seed's difference."""
 
     seeds: tuple[int, ...]
     difference: float
@@ -98,7 +99,7 @@ class _Estimate:
 
     @property
     def is_known(self) -> bool:
-        # Differences that coincide to the last bit are a coarse metric's, not certainty.
+        # Differences that are equal to the last bit come from a coarse metric, not from certainty.
         return self.freedom > 0 and self.error > 0
 
     @property
@@ -135,15 +136,14 @@ def compare(
     """Compare configurations on the seeds that they share.
 
     Args:
-        values: by configuration and seed; values that are not finite are left out.
-        pairs: which to compare; all of them when left out, each in the order of `values`.
-        pooled: estimate the noise from all values together, see above.
+        values: values by configuration and seed; those that are not finite are left out.
+        pairs: pairs to compare, in this order; by default all, each in the order of `values`.
+        pooled: estimate the variance from all values together, see above.
         maximise: whether a larger value is better.
-
-    Returns:
-        One comparison a pair, in order.
     """
-    known = {name: {seed: one for seed, one in own.items() if math.isfinite(one)} for name, own in values.items()}
+    known = {
+        name: {s: value for s, value in by_seed.items() if math.isfinite(value)} for name, by_seed in values.items()
+    }
     wanted = list(itertools.combinations(known, 2)) if pairs is None else list(pairs)
     sign = 1 if maximise else -1
     if pooled:
@@ -162,7 +162,7 @@ def compare(
         if verdict == "tie" and estimate.is_known:
             growth = estimate.freedom / max(1, len(estimate.seeds) - 1)
             needed = seeds_needed(estimate.difference / estimate.deviation, LEVEL / len(wanted), growth)
-            # A tie after so many seeds says that the next ones must be more, whatever the formula makes of the noise.
+            # These seeds did not decide it, so more are needed, whatever the estimated variance.
             needed = None if needed is None else max(needed, len(estimate.seeds) + 1)
         half = estimate.half_width if estimate.is_known else None
         found.append(
@@ -184,7 +184,7 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in their own order: each stands for the whole family's error."""
+    """Correct p-values by Holm's step-down procedure, in the given order."""
     values = np.asarray(p_values, dtype=float)
     order = np.argsort(values, kind="stable")
     corrected = np.empty_like(values)
@@ -193,15 +193,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(effect: float, level: float = LEVEL, growth: float = 1.0) -> int | None:
-    """Common seeds with which a paired test finds a true `effect` with probability `POWER`.
+    """Return the number of common seeds with which a paired test detects a true `effect` with probability `POWER`.
 
     Args:
-        effect: the difference in deviations of a seed's difference.
-        level: of the test, two-sided.
-        growth: degrees of freedom that a further seed brings.
+        effect: the difference divided by the standard deviation of a seed's difference.
+        level: two-sided level of the test.
+        growth: degrees of freedom that each further seed adds.
 
     Returns:
-        None where more than `MOST_SEEDS` were needed.
+        None if more than `MOST_SEEDS` are needed.
     """
     counts = range(2, MOST_SEEDS + 1)
     place = bisect_left(counts, POWER, key=lambda seeds: power_of(effect, seeds, level, growth))
@@ -209,14 +209,14 @@ def seeds_needed(effect: float, level: float = LEVEL, growth: float = 1.0) -> in
 
 
 def power_of(effect: float, seeds: int, level: float = LEVEL, growth: float = 1.0) -> float:
-    """The probability that a paired two-sided test over `seeds` finds a true `effect` (see `seeds_needed`)."""
+    """Return the power of a paired two-sided test on `seeds` seeds for a true `effect`; see `seeds_needed`."""
     from scipy.special import nctdtr, stdtrit
 
     if seeds < 2 or effect == 0:
         return level
     freedom = growth * (seeds - 1)
     quantile, shift = float(stdtrit(freedom, 1 - level / 2)), abs(effect) * math.sqrt(seeds)
-    # Not a number is how SciPy answers far below the mean, where the probability is none.
+    # Far below the mean, where the probability is 0, SciPy returns NaN.
     above, below = (float(np.nan_to_num(nctdtr(freedom, shift, place))) for place in (quantile, -quantile))
     return 1 - above + below
 
@@ -226,11 +226,11 @@ def _common(values: Values, pair: tuple[str, str]) -> tuple[int, ...]:
 
 
 def _least_squares(values: Values, pairs: Sequence[tuple[str, str]], sign: int) -> list[_Estimate]:
-    """Least squares of configuration + seed; each pair's contrast with the residuals' variance."""
-    # A seed of one configuration, or a configuration without a partner, says nothing of any difference.
-    counted = {seed: sum(seed in own for own in values.values()) for own in values.values() for seed in own}
-    seeds = sorted(seed for seed, count in counted.items() if count > 1)
-    cells = [(name, seed) for name, own in values.items() for seed in seeds if seed in own]
+    """Fit configuration + seed by least squares; return each pair's contrast with the residuals' variance."""
+    # A seed that only one configuration has, and a configuration that shares none, have no information on differences.
+    counts = Counter(seed for by_seed in values.values() for seed in by_seed)
+    seeds = sorted(seed for seed, count in counts.items() if count > 1)
+    cells = [(name, seed) for name, by_seed in values.items() for seed in seeds if seed in by_seed]
     names = list(dict.fromkeys(name for name, _ in cells))
     design = np.zeros((len(cells), len(names) + len(seeds)))
     for row, (name, seed) in enumerate(cells):
@@ -257,15 +257,15 @@ def _least_squares(values: Values, pairs: Sequence[tuple[str, str]], sign: int) 
 
 
 def _rounding(values: NDArray[np.float64]) -> float:
-    """A scatter below this is the rounding of sums."""
+    """Return the standard deviation below which a variance is a rounding error."""
     return 1e-12 * max(1.0, float(np.abs(values).max(initial=0)))
 
 
 def fresh_values(trials: Iterable[TrialView]) -> dict[str, dict[int, float]]:
-    """Collect what each configuration reached on each fresh seed; only those with two seeds or more.
+    """Collect the values of each configuration on fresh seeds, if it has at least two.
 
-    A configuration is named after its method, and after the trial that found it where the method has several. The
-    training that found a leader is left out: the best of many is better than it is.
+    A configuration is named by its method, and by the trial that found it if the method has several. The trial that
+    found a leader is left out: as the best of many, it is biased.
     """
     groups: dict[str, list[TrialView]] = {}
     for trial in trials:
@@ -281,14 +281,14 @@ def fresh_values(trials: Iterable[TrialView]) -> dict[str, dict[int, float]]:
         repeats[0].method if methods.count(repeats[0].method) == 1 else f"{repeats[0].method} (trial {number})": {
             trial.seed: trial.value for trial in repeats if trial.value is not None
         }
-        for number, repeats in sorted(fresh, key=lambda one: one[0])
+        for number, repeats in sorted(fresh, key=lambda found: found[0])
     }
 
 
 def compare_trials(trials: Iterable[TrialView], *, maximise: bool = True) -> list[Comparison]:
-    """Compare all pairs of a study's configurations on fresh seeds, the better one of each pair first.
+    """Compare all pairs of a study's configurations on fresh seeds, the better of each pair first.
 
-    Noise is pooled: a study repeats few configurations on few seeds.
+    The variance is pooled: a study repeats few configurations on few seeds.
     """
     values = fresh_values(trials)
     sign = -1 if maximise else 1
@@ -297,5 +297,5 @@ def compare_trials(trials: Iterable[TrialView], *, maximise: bool = True) -> lis
 
 
 def as_rows(comparisons: Iterable[Comparison]) -> list[dict[str, object]]:
-    """Plain values, for JSON and pages."""
-    return [{**asdict(one), "seeds": list(one.seeds), "sentence": one.sentence()} for one in comparisons]
+    """Convert to plain values, for JSON."""
+    return [{**asdict(pair), "seeds": list(pair.seeds), "sentence": pair.sentence()} for pair in comparisons]

@@ -20,18 +20,12 @@ if TYPE_CHECKING:
     from heterokd.config.experiment import Experiment
 
 SUMMARY_LEADERS = 20
-"""How many leaders a summary holds; it is rewritten after each trial."""
+"""Number of leaders in a summary, which is rewritten after each trial."""
 
 
 @dataclass(frozen=True)
 class HarmfulTrial:
-    """A trial that was clearly worse than the same student trained on labels alone.
-
-    Attributes:
-        number: of the trial.
-        method: its method.
-        epoch: at which it was stopped.
-    """
+    """A trial that was clearly worse than the same student without a teacher, and was stopped at `epoch`."""
 
     number: int
     method: str
@@ -40,27 +34,27 @@ class HarmfulTrial:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What a study has found so far; summary.json, which is rewritten after each trial.
+    """Results of a study so far; summary.json, which is rewritten after each trial.
 
     Attributes:
-        name: of the study.
-        metric: that is searched.
-        maximise: whether a larger one is better.
-        methods: that are searched.
-        excluded: methods that cannot exist for the pair, with the reason.
-        left_out: students that are over a limit, with the reason.
-        students: by name, what each costs.
-        objectives: metric and costs, where costs count.
-        progress: how far the study is.
-        budget: limits, by the names of `search.budget`; None: no limit.
-        spent: by the same names.
-        negative_transfer: trials that did harm.
-        winner: the best configuration; None before any was trained to the end.
-        scratch: the best one without a teacher.
-        front: the best of each student on the Pareto front; empty where the metric alone counts.
-        leaders: the first configurations, best first.
-        teacher: the winner's, or the first one; known once the search has ended.
-        teachers: all of them.
+        name: name of the study.
+        metric: metric that is searched.
+        maximise: whether a larger value is better.
+        methods: methods that are searched.
+        excluded: methods that cannot be built for the pair, with the reason.
+        left_out: students that exceed a limit, with the reason.
+        students: costs of each student.
+        objectives: metric and costs; empty if the metric is the only objective.
+        progress: number of trials in each state.
+        budget: limits, by the keys of `search.budget`; None: no limit.
+        spent: what was spent, by the same keys.
+        negative_transfer: trials with negative transfer.
+        winner: the best configuration; None before the first complete trial.
+        scratch: the best configuration without a teacher.
+        front: Pareto front, the best configuration of each of its students; empty without costs as objectives.
+        leaders: the leading configurations, best first.
+        teacher: the winner's teacher, or the first; known after the search.
+        teachers: all teachers.
     """
 
     name: str
@@ -84,19 +78,19 @@ class StudySummary:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits of the budget that are set."""
+        """Limits of the budget that are set."""
         return {key: limit for key, limit in self.budget.items() if limit is not None and key != "price"}
 
     def confirmed(self, number: int) -> RankedConfig | None:
-        """The leader that a trial found, if it was repeated on fresh seeds."""
-        return next((one for one in self.leaders if one.number == number and one.confirmed), None)
+        """Return the leader that a trial found if it was repeated on fresh seeds, otherwise None."""
+        return next((leader for leader in self.leaders if leader.number == number and leader.confirmed), None)
 
     def teacher_of(self, network: str) -> TeacherCard | None:
-        """The card of a teacher; the winner's where there is none of that name."""
+        """Return the card of a teacher, or that of the winner's teacher if the name is unknown."""
         return next((card for card in self.teachers if card.network == network), self.teacher)
 
     def to_json(self) -> dict[str, object]:
-        """The content of summary.json: plain values, no NaN."""
+        """Return the content of summary.json: plain values, no NaN."""
         content = {("standing" if key == "progress" else key): value for key, value in asdict(self).items()}
         content["front"] = [{**asdict(member), **self.students.get(member.student, {})} for member in self.front]
         if self.teacher is None:
@@ -136,12 +130,12 @@ def read_summary(folder: StudyFolder) -> StudySummary | None:
 def summarise(
     experiment: Experiment, ranked: Sequence[RankedConfig], students: Mapping[str, Mapping[str, float]]
 ) -> StudySummary:
-    """Say what an experiment's configurations have shown.
+    """Summarise an experiment's configurations.
 
     Args:
-        experiment: the question.
+        experiment: experiment of the study.
         ranked: configurations, best first.
-        students: by name, what each costs.
+        students: costs of each student.
     """
     costs = experiment.search.costs
     return StudySummary(
@@ -159,7 +153,7 @@ def summarise(
 
 
 def _plain(value: object) -> object:
-    """As JSON has it: lists for tuples, null for what is not finite."""
+    """Convert to JSON's values: lists for tuples, null for floats that are not finite."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

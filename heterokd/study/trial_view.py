@@ -1,4 +1,4 @@
-"""TrialView: one trial as its folder has it, for pages, tables and data frames."""
+"""TrialView: a trial as read from its folder, for reports, tables and data frames."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from heterokd.storage.trial_status import TrialStatus
 
 @dataclass(frozen=True)
 class TrialView:
-    """One trial.
+    """A trial.
 
     Attributes:
-        number: of the trial.
-        method: that it distils by.
-        student: its network.
-        status: where it stands.
-        origin: how it came up: published, warm, sampled, confirm.
+        number: number of the trial.
+        method: name of the method.
+        student: name of the student's network.
+        status: status of the trial.
+        origin: published, warm, sampled or confirm.
         confirms: number of the trial that it repeats on a fresh seed.
-        sample: its values.
-        seed: of weights, order and views.
-        value: the metric at its end; for one that was stopped, at its last epoch. None where it has none.
-        epochs: finished ones, counted from 1.
-        curve: the metric after each of `epochs`.
-        planned: epochs of a whole training.
-        seconds: that it took; None where its files do not say.
-        reason: why it was stopped.
+        sample: values of its parameters.
+        seed: seed of weights, order and views.
+        value: final metric, or that of the last epoch if it was stopped; None without a finite value.
+        epochs: finished epochs, counted from 1.
+        curve: metric after each of `epochs`.
+        planned: epochs of a complete training.
+        seconds: duration, or None.
+        reason: reason of a stop.
         error: last line of a failure.
-        configuration: names its recipe whatever the seed; the same for a trial and its repetitions.
-        path: its folder.
+        configuration: hash of its recipe without the seed; the same for a trial and its repetitions.
+        path: folder of the trial.
     """
 
     number: int
@@ -59,30 +59,30 @@ class TrialView:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it was trained to the end and has a value."""
+        """Whether it is complete and has a value."""
         return self.status == TrialStatus.COMPLETE and self.value is not None
 
     @property
     def is_search(self) -> bool:
-        """Whether it is one of the search, not a repetition."""
+        """Whether it is a trial of the search, not a repetition."""
         return self.confirms is None
 
 
 def read_trials(folder: StudyFolder, metric: str) -> list[TrialView]:
-    """Read every trial of a study that has begun, by number.
+    """Read all trials of a study that have started, sorted by number.
 
     Args:
-        folder: of the study.
-        metric: that values and curves are of.
+        folder: folder of the study.
+        metric: metric of values and curves.
     """
     return [_view(trial, metric) for trial in folder.trials() if (trial.path / "recipe.yaml").exists()]
 
 
 def _view(trial: TrialFolder, metric: str) -> TrialView:
     snapshot, recipe, error = trial.snapshot, trial.recipe, trial.error
-    reports = [one for one in trial.metrics() if math.isfinite(one.get(metric, math.nan))]
-    ended = snapshot.metrics.get(metric)
-    value = reports[-1][metric] if reports and ended is None else ended
+    reports = [report for report in trial.metrics() if math.isfinite(report.get(metric, math.nan))]
+    final = snapshot.metrics.get(metric)
+    value = reports[-1][metric] if reports and final is None else final
     return TrialView(
         number=trial.number,
         method=recipe.method,
@@ -93,8 +93,8 @@ def _view(trial: TrialFolder, metric: str) -> TrialView:
         sample=snapshot.sample or {"method": recipe.method},
         seed=recipe.training.seed,
         value=value if value is not None and math.isfinite(value) else None,
-        epochs=tuple(int(one["epoch"]) for one in reports),
-        curve=tuple(float(one[metric]) for one in reports),
+        epochs=tuple(int(report["epoch"]) for report in reports),
+        curve=tuple(float(report[metric]) for report in reports),
         planned=recipe.training.epochs,
         seconds=snapshot.seconds,
         reason=snapshot.reason or "",

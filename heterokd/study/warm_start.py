@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from statistics import fmean
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
@@ -14,16 +15,16 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.summary import StudySummary, read_summary
 
 LEADERS = 3
-"""Leaders taken from each study."""
+"""Number of leaders taken from each study."""
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What finished studies of similar pairs suggest.
+    """Samples and ranks from finished studies of similar pairs.
 
     Attributes:
         samples: their leaders, translated to this experiment's space, best first.
-        ranks: by method, its mean rank there: 0 is the best, 1 the worst.
+        ranks: mean rank of each method: 0 is the best, 1 the worst.
     """
 
     samples: tuple[dict[str, Scalar], ...] = ()
@@ -34,7 +35,7 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySum
     """Read the summaries of the studies that `search.warm_start_from` names.
 
     Raises:
-        StudyError: a study is unknown, not finished, or this one.
+        StudyError: a study is unknown, unfinished, or this study itself.
     """
     summaries = []
     for name in experiment.search.warm_start_from:
@@ -46,19 +47,19 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySum
             raise StudyError(f"search.warm_start_from: {error}") from None
         if summary is None or not summary.progress.finished:
             raise StudyError(
-                f"search.warm_start_from: the study {name!r} is not finished; go on with it (heterokd search ... "
-                "--resume), or take it off the list"
+                f"search.warm_start_from: the study {name!r} is not finished; resume it (heterokd search ... --resume) "
+                "or remove it from the list"
             )
         summaries.append(summary)
     return summaries
 
 
 def warm_starts(experiment: Experiment, summaries: Sequence[StudySummary]) -> WarmStart:
-    """Derive starts from other studies, each of which counts the same.
+    """Derive samples and ranks from other studies, with equal weight.
 
     Args:
-        experiment: values outside its domains are replaced by the nearest ones in them, unknown keys are left out.
-        summaries: of the studies.
+        experiment: its domains clip the values; unknown keys are left out.
+        summaries: summaries of the studies.
     """
     columns = []
     ranks: dict[str, list[float]] = {}
@@ -69,20 +70,18 @@ def warm_starts(experiment: Experiment, summaries: Sequence[StudySummary]) -> Wa
         first = list(dict.fromkeys(leader.method for leader in leaders))
         for place, method in enumerate(first):
             ranks.setdefault(method, []).append(place / max(1, len(first) - 1))
-        found = [leader.sample for leader in leaders if leader.method != BASELINE][:LEADERS]
-        columns.append([{**followed, **sample} for sample in found])
-    samples: list[dict[str, Scalar]] = []
+        best = [leader.sample for leader in leaders if leader.method != BASELINE][:LEADERS]
+        columns.append([{**followed, **sample} for sample in best])
     # The best of each study, then the second of each.
-    for place in range(LEADERS):
-        for column in columns:
-            if place < len(column):
-                sample = _translated(experiment, column[place])
-                if sample not in samples:
-                    samples.append(sample)
-    return WarmStart(tuple(samples), {method: math.fsum(found) / len(found) for method, found in ranks.items()})
+    found = [sample for row in zip_longest(*columns) for sample in row if sample is not None]
+    samples: list[dict[str, Scalar]] = []
+    for sample in (_translate(experiment, each) for each in found):
+        if sample not in samples:
+            samples.append(sample)
+    return WarmStart(tuple(samples), {method: fmean(found) for method, found in ranks.items()})
 
 
-def _translated(experiment: Experiment, sample: Mapping[str, Scalar]) -> dict[str, Scalar]:
+def _translate(experiment: Experiment, sample: Mapping[str, Scalar]) -> dict[str, Scalar]:
     method = str(sample["method"])
     known = experiment.domains(method)
     return experiment.published(method, {key: value for key, value in sample.items() if key in known})

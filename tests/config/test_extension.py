@@ -93,7 +93,7 @@ def test_a_changed_file_does_not_go_on_with_a_study(load: Callable[..., Experime
     (tmp_path / "elsewhere.py").write_text(user_classes.METHOD)
     Study.open(load(["kd", "elsewhere.py:MyKD"]), folder)
     (tmp_path / "my_method.py").write_text(f"{user_classes.METHOD}\n# another\n")
-    with pytest.raises(StudyError, match=r"search\.space\.extensions\.mykd\.sha256 was .* when this study began"):
+    with pytest.raises(StudyError, match=r"search\.space\.extensions\.mykd\.sha256 was .* when this study started"):
         Study.open(load(), folder)
 
 

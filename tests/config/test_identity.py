@@ -188,7 +188,7 @@ def test_a_key_that_is_off_leaves_studies(experiment: Experiment, tmp_path: Path
     check_question(stored(experiment), LaterExperiment.model_validate(content), folder)
     for section in ("data", "data.augment", "teacher", "teacher.training", "student", "training", "cache", "search"):
         on = LaterExperiment.model_validate(changed(content, f"{section}.new_key", True))
-        with pytest.raises(StudyError, match=rf"{section}.new_key was absent when this study began and is true now"):
+        with pytest.raises(StudyError, match=rf"{section}.new_key was absent when this study started and is true now"):
             check_question(stored(experiment), on, folder)
     for section in ("tracking", "cluster", "cluster.nodes.a", "promotion", "search.budget"):  # a search may change them
         on = LaterExperiment.model_validate(changed(content, f"{section}.new_key", True))
@@ -200,7 +200,7 @@ def test_a_study_searches_what_it_was_begun_with(tmp_path: Path) -> None:
     asked = load_experiment(GOLDEN / "interrupted.yaml")
     assert as_stored(asked, folder) == asked
     assert as_stored(asked, StudyFolder(tmp_path / "nowhere")) == asked
-    with pytest.raises(StudyError, match=r"training\.epochs was 8 when this study began and is 9 now"):
+    with pytest.raises(StudyError, match=r"training\.epochs was 8 when this study started and is 9 now"):
         as_stored(load_experiment(GOLDEN / "interrupted.yaml", ["training.epochs=9"]), folder)
 
     # As if `dist` had been given the parameter after the study began.
@@ -254,7 +254,7 @@ def test_a_changed_default_leaves_older_studies(tiny_file: Write, tmp_path: Path
     content = yaml.safe_load(tiny_file().read_text())
     before, folder = stored(Experiment.model_validate(content)), StudyFolder(tmp_path)
     now = NextExperiment.model_validate(content)
-    with pytest.raises(StudyError, match=r"training\.warmup_epochs was 0\.0 when this study began and is 2\.0 now"):
+    with pytest.raises(StudyError, match=r"training\.warmup_epochs was 0\.0 when this study started and is 2\.0 now"):
         check_question(before, now, folder)
     check_question(before, NEXT.older(now, 1), folder)
     asked = NextExperiment.model_validate(changed(content, "training.warmup_epochs", 1.0))

@@ -91,5 +91,5 @@ def test_a_changed_experiment_is_refused_before_work(cli: Run, tmp_path: Path) -
     file = GOLDEN / "interrupted.yaml"
     done = cli("search", file, "--resume", "--root", root, "--set", "training.epochs=9", *nowhere)
     assert done.code == 2
-    assert "training.epochs was 8 when this study began and is 9 now; set it back, or give" in done.err
+    assert "training.epochs was 8 when this study started and is 9 now; set it back, or rename" in done.err
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before, "no teacher, no MLflow run, no log"

@@ -17,7 +17,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
 from heterokd.study.confirmation import LARGEST_SHARE, share, share_after
 from heterokd.study.leaderboard import Leaderboard
-from heterokd.study.posterior import EARLY, Population, Posterior, foreseen, most_telling, population
+from heterokd.study.posterior import EARLY, Population, Posterior, best_repetition, expected_offsets, fit_population
 from heterokd.study.study import Study, StudyOptions
 
 NOISE = 0.02
@@ -76,10 +76,10 @@ def search(experiment: Experiment, workers: int = 1) -> tuple[Study, list[Assign
             study.finish(one.number, "complete", {"val/top1": value})
 
 
-# --- beliefs
+# --- posteriors
 
 
-def test_a_belief_is_the_posterior_of_two_normals() -> None:
+def test_a_posterior_is_that_of_two_normals() -> None:
     """Against a grid: prior times likelihood, normalised."""
     searched, fresh = 0.93, [0.90, 0.94]
     grid = np.linspace(0.7, 1.1, 40001)
@@ -89,36 +89,36 @@ def test_a_belief_is_the_posterior_of_two_normals() -> None:
     weight = np.exp(density - density.max())
     weight /= weight.sum()
     mean = float((weight * grid).sum())
-    belief = Population(0.88, 0.03, 0.02).believe(searched, fresh)
-    assert belief.mean == pytest.approx(mean, abs=1e-6)
-    assert belief.deviation == pytest.approx(math.sqrt(float((weight * (grid - mean) ** 2).sum())), rel=1e-4)
+    found = Population(0.88, 0.03, 0.02).posterior(searched, fresh)
+    assert found.mean == pytest.approx(mean, abs=1e-6)
+    assert found.deviation == pytest.approx(math.sqrt(float((weight * (grid - mean) ** 2).sum())), rel=1e-4)
 
 
-def test_values_on_their_way_narrow_a_belief_and_do_not_move_it() -> None:
+def test_pending_values_reduce_the_deviation_and_keep_the_mean() -> None:
     known = Population(0.88, 0.03, 0.02)
-    now, then, measured = known.believe(0.9), known.believe(0.9, expected=2), known.believe(0.9, [0.9, 0.9])
+    now, then, measured = known.posterior(0.9), known.posterior(0.9, pending=2), known.posterior(0.9, [0.9, 0.9])
     assert then.mean == now.mean
     assert then.deviation == pytest.approx(measured.deviation)
     assert then.deviation < now.deviation
 
 
-def test_a_population_recovers_noise_spread_and_what_the_search_overstates() -> None:
+def test_a_population_recovers_noise_spread_and_the_bias_of_the_search() -> None:
     rng = np.random.default_rng(1)
     true = rng.normal(0.9, 0.03, 400)
     searched = dict(enumerate((true + 0.01 + rng.normal(0, 0.02, 400)).tolist()))
     repeated = {key: (true[key] + rng.normal(0, 0.02, 3)).tolist() for key in range(100)}
-    found = population(searched, repeated)
+    found = fit_population(searched, repeated)
     assert found is not None
     assert found.noise == pytest.approx(0.02, rel=0.15)
     assert found.spread == pytest.approx(0.03, rel=0.25)
     assert found.mean == pytest.approx(0.91, abs=0.006)
-    assert found.overstated == pytest.approx(0.01, abs=0.004)
+    assert found.bias == pytest.approx(0.01, abs=0.004)
 
 
 def test_first_epochs_say_where_a_configuration_may_end() -> None:
     ends = {0: 0.1, 1: 0.2, 2: 0.8, 3: 0.82, 4: 0.84, 5: 0.86}
     begins = {0: 0.9, 1: 0.1, 2: 0.4, 3: 0.5, 4: 0.5, 5: 0.6}
-    found = foreseen(ends, begins)
+    found = expected_offsets(ends, begins)
     # By the better half (3, 4, 5), and the obvious formula.
     scale = EARLY * statistics.pstdev([0.82, 0.84, 0.86]) / statistics.pstdev([0.5, 0.5, 0.6])
     middle = statistics.fmean([0.5, 0.5, 0.6])
@@ -129,16 +129,16 @@ def test_first_epochs_say_where_a_configuration_may_end() -> None:
 
 
 def test_first_epochs_say_nothing_of_few_alike_or_unknown_ones() -> None:
-    assert foreseen({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.1, 1: 0.2, 2: 0.3}) == {0: 0.0, 1: 0.0, 2: 0.0}
-    assert set(foreseen({key: key / 10 for key in range(6)}, dict.fromkeys(range(6), 0.5)).values()) == {0.0}
-    found = foreseen(
+    assert expected_offsets({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.1, 1: 0.2, 2: 0.3}) == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert set(expected_offsets({key: key / 10 for key in range(6)}, dict.fromkeys(range(6), 0.5)).values()) == {0.0}
+    found = expected_offsets(
         {key: key / 10 for key in range(6)} | {6: -math.inf}, {key: key / 9 for key in range(5)} | {5: math.nan, 6: 0.5}
     )
     assert found[5] == found[6] == 0.0
     assert found[4] > 0 > found[0]
 
 
-def test_of_two_equal_ends_the_faster_learner_is_believed_in(tmp_path: Path) -> None:
+def test_of_two_equal_ends_the_faster_learner_has_the_higher_posterior(tmp_path: Path) -> None:
     study = Study.open(make_experiment(trials=8, prune=False), StudyFolder(tmp_path))
     for number in range(8):
         one = study.next()
@@ -148,32 +148,32 @@ def test_of_two_equal_ends_the_faster_learner_is_believed_in(tmp_path: Path) -> 
             study.report(one.number, rung, {"val/top1": early}, [{"val/top1": early}])
         study.finish(one.number, "complete", {"val/top1": 0.7 + 0.01 * min(number, 6)})
     leaderboard = Leaderboard(study._trials, study.experiment)
-    slow, fast = leaderboard.belief(6), leaderboard.belief(7)
+    slow, fast = leaderboard.posterior(6), leaderboard.posterior(7)
     assert slow is not None
     assert fast is not None
     assert slow.mean < fast.mean
 
 
-def test_nothing_is_believed_of_a_single_configuration() -> None:
-    assert population({0: 0.9}, {}) is None
-    assert population({0: 0.9, 1: -math.inf}, {0: [0.8]}) is None
+def test_a_single_configuration_has_no_posterior() -> None:
+    assert fit_population({0: 0.9}, {}) is None
+    assert fit_population({0: 0.9, 1: -math.inf}, {0: [0.8]}) is None
 
 
 def test_a_configuration_that_diverges_is_worth_nothing() -> None:
-    assert Population(0.9, 0.1, 0.1).believe(0.95, [-math.inf]).mean == -math.inf
+    assert Population(0.9, 0.1, 0.1).posterior(0.95, [-math.inf]).mean == -math.inf
 
 
 def test_the_gain_of_a_repetition_is_what_a_simulation_finds() -> None:
-    beliefs = {1: Posterior(0.90, 0.010), 2: Posterior(0.89, 0.020), 3: Posterior(0.80, 0.005)}
+    posteriors = {1: Posterior(0.90, 0.010), 2: Posterior(0.89, 0.020), 3: Posterior(0.80, 0.005)}
     noise = 0.02
     rng = np.random.default_rng(1)
     gains = {}
-    for number, belief in beliefs.items():
-        others = max(other.mean for key, other in beliefs.items() if key != number)
-        value = rng.normal(belief.mean, math.hypot(belief.deviation, noise), 400_000)
-        weight = belief.deviation**2 / (belief.deviation**2 + noise**2)
-        gains[number] = float(np.maximum(belief.mean + weight * (value - belief.mean), others).mean()) - 0.90
-    number, gain = most_telling(beliefs, noise)
+    for number, known in posteriors.items():
+        others = max(other.mean for key, other in posteriors.items() if key != number)
+        value = rng.normal(known.mean, math.hypot(known.deviation, noise), 400_000)
+        weight = known.deviation**2 / (known.deviation**2 + noise**2)
+        gains[number] = float(np.maximum(known.mean + weight * (value - known.mean), others).mean()) - 0.90
+    number, gain = best_repetition(posteriors, noise)
     assert number == max(gains, key=lambda key: gains[key]) == 2
     assert gain == pytest.approx(gains[2], rel=0.02)
     assert gains[3] < 1e-6
@@ -274,7 +274,7 @@ def test_a_summary_looks_at_few_configurations_and_says_the_same() -> None:
             next(all_ for all_ in some if all_.method == BASELINE) for some in (everyone, leaderboard.leaders(1))
         ]
         assert scratch[0] == scratch[1]
-        lengths.append((len(leaderboard.foremost(5)), len(everyone)))
+        lengths.append((len(leaderboard.candidates(5)), len(everyone)))
     assert lengths[-1][0] < lengths[-1][1] / 2
 
 

@@ -71,5 +71,5 @@ def test_a_search_without_a_student_says_so(tmp_path: Path) -> None:
     found = SearchResult(folder, fabricated.summary(), fabricated.card(), "")
     assert not found.finished
     assert found.trials.empty
-    with pytest.raises(StudyError, match="no trial was trained to the end"):
+    with pytest.raises(StudyError, match="no trial is complete"):
         _ = found.best_params

@@ -235,5 +235,5 @@ def test_sentences() -> None:
     tie = Comparison("kd", "scratch", (1, 2), 0.01, -0.02, 0.04, 0.3, 0.6, 0.5, "tie", 9)
     assert tie.sentence() == (
         "kd ties with scratch: +0.0100, p 0.600 (Holm), 95 % interval -0.0200 to +0.0400; "
-        "about 9 seeds would settle it (2 so far)."
+        "about 9 seeds would decide it (2 so far)."
     )

@@ -514,7 +514,7 @@ def test_a_trial_that_somebody_else_asked_for_costs_no_budget(folder):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"epochs": 30}, "training.epochs was 27 when this study began and is 30 now"),
+        ({"epochs": 30}, "training.epochs was 27 when this study started and is 30 now"),
         ({"seed": 5}, "search.seed was 0 .* and is 5 now"),
         ({"metric": "val/loss"}, 'search.metric was "val/top1" .* and is "val/loss" now'),
         ({"space": {"methods": ["kd"]}}, r"search.space.methods was .* and is \[\"kd\"\] now"),
