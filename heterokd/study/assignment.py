@@ -1,4 +1,4 @@
-"""What a search hands out: one training, and what the database keeps of it to hand it out again."""
+"""Assignment: a training to run, and the attributes by which the database can resume it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Origin = Literal["published", "warm", "sampled", "confirm"]
 BEHIND: Final = "behind"
 NEGATIVE_TRANSFER: Final = "negative transfer"
 BUDGET: Final = "budget"
-"""Why a trial is stopped: it is behind at a rung, clearly below its scratch twin, or the search's budget is spent.
-After the last one it is paused, not pruned: a search with a larger budget goes on with it. Other reasons are
-`NOT_FINITE` and the name of the class that `search.pruner` names."""
+"""Reasons to stop a trial: it is behind at a rung, clearly below its scratch twin, or the search's budget is spent.
+In the last case it is paused, not pruned: a search with a larger budget continues it. Other reasons are `NOT_FINITE`
+and the name of the class of `search.pruner`."""
 
 REFERENCES = (BASELINE, *VANILLA_KD.values())
-"""Methods whose published settings are trained to the end: whoever wins is compared with them."""
+"""Methods whose published settings are never pruned, since the winner is compared with them."""
 
 SEED_STEP = 1000
-"""Distance between the seeds of a configuration's confirmations, far from any seed that a person would choose next."""
+"""Distance between the seeds of a configuration's confirmations, larger than usual distances between chosen seeds."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One training to run.
+    """A training to run.
 
     Attributes:
-        number: of the trial, in Optuna and as its folder.
-        experiment: the question about the students that are not left out.
-        sample: what was proposed; keys as in the search space.
-        origin: a method's published setting, what led in another study, a sample, or a leader on a fresh seed.
-        rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is asked.
-        confirms: number of the trial that this one repeats on a fresh seed.
-        seed: of weights, order and views; None: the sample's.
-        is_timed: whether `Study.report` is asked after every epoch, since time may run out between rungs, or the pruner
+        number: number of the trial, in Optuna and of its folder.
+        experiment: experiment of the study, without the students that are left out.
+        sample: values by the keys of the search space.
+        origin: a method's published setting, a leader of another study, a sample, or a leader on a fresh seed.
+        rungs: finished epochs (counted from 1) after which a checkpoint is written and `Study.report` is called.
+        confirms: number of the trial that it repeats on a fresh seed.
+        seed: seed of weights, order and views; None: the sample's.
+        is_timed: whether `Study.report` is called after every epoch, because of a budget of time or because the pruner
             reads every epoch.
-        costs: what is known of the student: `params_m`, `latency_ms`.
+        costs: known costs of the student, by the keys of `STUDENT_COSTS`.
     """
 
     number: int
@@ -58,10 +58,10 @@ class Assignment:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The training; made where it is read, since it needs the method's class.
+        """Recipe of the training, made on first access, since it needs the method's class.
 
         Raises:
-            ConfigError: the sample's values do not go together.
+            ConfigError: the combination of values is invalid.
         """
         return self.experiment.recipe(self.sample, seed=self.seed)
 
@@ -75,7 +75,7 @@ def assignment_attrs(
     confirms: int | None = None,
     duplicate_of: int | None = None,
 ) -> dict[str, object]:
-    """What a trial's row holds beside Optuna's own columns: enough to make its assignment again."""
+    """Return the attributes of a trial in the database from which its assignment can be made again."""
     training = experiment.training
     return {
         "sample": dict(sample),
@@ -89,12 +89,12 @@ def assignment_attrs(
 
 
 def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -> tuple[str, ...]:
-    """The teachers for which a method exists; none where it reads none.
+    """Return the teachers for which a method can be built; empty if it reads none.
 
     Args:
-        experiment: the question.
-        method: its name.
-        excluded: methods, and methods with one of several teachers, that are left out; see `check_experiment`.
+        experiment: experiment of the study.
+        method: name of the method.
+        excluded: methods, and pairs of method and teacher, that are left out; see `check_experiment`.
     """
     if method in excluded or not experiment.reads_teacher(method):
         return ()
@@ -102,7 +102,7 @@ def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -
 
 
 def method_space(experiment: Experiment, method: str, excluded: Container[str] = ()) -> dict[str, Domain]:
-    """Where each value of a method's sample may lie; `excluded` as in `teachers_of`."""
+    """Return the domains of a method's parameters; `excluded`: see `teachers_of`."""
     space = experiment.domains(method)
     if TEACHER in space:
         space[TEACHER] = Choice(*teachers_of(experiment, method, excluded))

@@ -1,4 +1,4 @@
-"""Which methods a search samples first: ranks in the published tables, and how fast they lose their influence."""
+"""Priors over methods from their ranks in published tables, whose weight decreases during a search."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from heterokd.study.published import PublishedPair, published_pairs
 from heterokd.tasks import TASKS, TaskName
 
 UNRANKED = 0.5
-"""Mean rank of a method in no table: the middle."""
+"""Mean rank of a method in no table."""
 
 SHARPNESS = 4.0
-"""Log of how much likelier the prior draws the best method (mean rank 0) than the worst (1)."""
+"""Logarithm of the ratio of the prior's probabilities of the best method (mean rank 0) and the worst (1)."""
 
 WARM_WEIGHT = 0.5
 """Share of the first samples whose method is drawn by ranks, in a search with a warm start."""
@@ -25,12 +25,12 @@ WARM_WEIGHT = 0.5
 def method_ranking(
     dataset: str, teacher_kind: str, student_kind: str, task: TaskName = "classification"
 ) -> dict[str, float]:
-    """Mean rank of every method on similar pairs, best first: 0 is the best of each pair, 1 the worst.
+    """Return the mean rank of every method on similar pairs, best first: 0 is the best of each pair, 1 the worst.
 
     Similar pairs have the same data set and kinds (cnn, attention, mlp); if there are none, the same kinds on any data
     set; then the same student's kind; then all pairs, always of the data set's task. Methods are ranked within each
-    pair, so that easy pairs count as much as hard ones; ties share their mean rank. A method that the similar pairs
-    leave out takes its rank from the next wider group.
+    pair, so that easy and hard pairs have equal weight; ties share their mean rank. A method that is missing in the
+    similar pairs takes its rank from the next wider group.
     """
     score = TASKS[task].score
     pairs = [pair for pair in published_pairs() if pair.metric == score]
@@ -48,9 +48,9 @@ def method_ranking(
 
 
 def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, float]:
-    """Expected mean rank of each method on the experiment's (first) pair, best first.
+    """Return the expected mean rank of each method on the experiment's (first) pair, best first.
 
-    Methods in no table are in the middle; ties keep their order.
+    Methods in no table have `UNRANKED`; ties keep their order.
     """
     ranking = method_ranking(experiment.data.dataset, *_kinds(experiment), experiment.data.task)
     expected = {method: ranking.get(method, UNRANKED) for method in methods}
@@ -60,7 +60,7 @@ def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, 
 def method_prior(
     ranks: Mapping[str, float], weight: float, finished: int, warm: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, float]:
-    """Probability with which the next sample's method is drawn by the tables instead of by the sampler.
+    """Return the probability of each method to be drawn by the tables instead of the sampler for the next sample.
 
         share(n) = w exp(-n / N)           q(m) = exp(-s r(m)) / sum_m' exp(-s r(m'))           share(n) q(m)
 
@@ -70,7 +70,7 @@ def method_prior(
     the sampler.
 
     Args:
-        ranks: of the methods that are sampled, see `expected_ranks`.
+        ranks: ranks of the methods that are sampled, see `expected_ranks`.
         weight: w.
         finished: number of finished samples.
         warm: mean ranks in other studies.
@@ -97,8 +97,8 @@ def _mean_ranks(pairs: Iterable[PublishedPair]) -> dict[str, float]:
 
 
 def _kinds(experiment: Experiment) -> tuple[str, str]:
-    """Kinds of teacher and (first) student; empty for a network that cannot be built."""
-    from heterokd.networks.network import predict_spec  # with torch, which a study's actor does without
+    """Return the kinds of teacher and (first) student; empty for a network that cannot be built."""
+    from heterokd.networks.network import predict_spec  # lazily: a study's actor does not import torch
 
     def kind(settings: NetworkSettings) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Makes the trials of a study: samples that the sampler proposes, and trainings whose values are given."""
+"""Proposer: add trials to a study, with values of the sampler or with given values."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Proposer:
     """Adds trials to a study.
 
     Args:
-        experiment: the question about the students that are not left out.
-        space: of the study.
-        trials: of the study so far.
+        experiment: experiment of the study, without the students that are left out.
+        space: space of the study.
+        trials: trials of the study so far.
         sampler: proposes values.
-        warm_ranks: by method, its mean rank in other studies.
+        warm_ranks: mean rank of each method in other studies.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class Proposer:
     ) -> None:
         self._experiment, self._space, self._trials = experiment, space, trials
         self._sampler, self._warm_ranks = sampler, warm_ranks
-        # A method with one possible sample (scratch, usually) runs once, as its published start. Were it among the
-        # sampler's options, a good baseline would be proposed again and again in place of something new.
+        # A method with a single possible sample (usually scratch) runs once, as its published start. As an option of
+        # the sampler, a good baseline would be proposed repeatedly instead of a new sample.
         self._free = {method: domains for method, domains in space.domains.items() if has_freedom(domains)}
 
     @property
     def has_samples(self) -> bool:
-        """Whether there is anything to sample."""
+        """Whether any method has parameters to sample."""
         return bool(self._free)
 
     def start(self, start: Start) -> TrialRecord:
@@ -58,10 +58,9 @@ class Proposer:
         return self._add(Start("confirm", sample), seed=repetition.seed, confirms=repetition.number)
 
     def sample(self) -> TrialRecord | None:
-        """Add a trial with values of the sampler; None if an earlier one has the same recipe, which costs no budget."""
-        prior = self._prior(self._trials.sampled)
-        seed = self._experiment.search.seed
-        trial, sample = propose(self._trials, self._free, self._sampler, seed, prior, self._turn())
+        """Add a trial with values of the sampler; None if an earlier trial has the same recipe, which costs nothing."""
+        prior, seed = self._prior(self._trials.sampled), self._experiment.search.seed
+        trial, sample = propose(self._trials, self._free, self._sampler, seed, prior, self._next_student())
         known = self._trials.numbers.get(self._space.identity(sample))
         trial.set_user_attr("assignment", assignment_attrs(self._experiment, sample, "sampled", duplicate_of=known))
         if known is not None:
@@ -81,15 +80,15 @@ class Proposer:
             )
         )
 
-    def _turn(self) -> dict[str, Scalar]:
-        """Where size counts, students take turns: the sampler would look for the most accurate one alone."""
+    def _next_student(self) -> dict[str, Scalar]:
+        """If costs are objectives, return the student with the fewest trials: the sampler considers accuracy alone."""
         if not self._experiment.by_student:
             return {}
         counts = Counter(record.student for record in self._trials.search)
         return {"student.network": min(self._experiment.student.networks, key=lambda network: counts[network])}
 
     def _prior(self, sampled: int) -> Prior:
-        """Methods with the probability by which tables choose them; of several teachers each in turn, by its ranks."""
+        """Return the methods' probabilities by published ranks, for each of several teachers in turn."""
         teachers = self._experiment.teacher.networks
         teacher = teachers[sampled % len(teachers)]
         ranks = {

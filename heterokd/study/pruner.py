@@ -105,15 +105,15 @@ class AsynchronousHalving:
 
     def _is_behind(self, trials: Trials, record: TrialRecord, epoch: int) -> bool:
         """Return whether a training is outside the best share of a rung; with few values, whether it is not best."""
-        arrived = self._comparable(trials, record, epoch)
-        place = max(1, len(arrived) // self.reduction_factor)
+        values = self._comparable(trials, record, epoch)
+        place = max(1, len(values) // self.reduction_factor)
         if self.maximise:
-            return record.reports[epoch] < arrived[-place]
-        return record.reports[epoch] > arrived[place - 1]
+            return record.reports[epoch] < values[-place]
+        return record.reports[epoch] > values[place - 1]
 
     def _comparable(self, trials: Trials, record: TrialRecord, epoch: int) -> Sequence[float]:
         """Return the values that a training is compared with at a rung, smallest first."""
-        return trials.arrived(epoch, record.epochs, record.student if self.by_student else "")
+        return trials.sorted_reports(epoch, record.epochs, record.student if self.by_student else "")
 
     def _does_harm(self, trials: Trials, record: TrialRecord, epoch: int) -> bool:
         """Return whether a training is significantly worse than the same student trained without a teacher.

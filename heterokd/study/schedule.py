@@ -1,4 +1,4 @@
-"""What a search does next, and how much of it is left: starts, samples, repetitions of leaders, within its budget."""
+"""Schedule: the next step of a search (start, sample or repetition) within its budget, and how many are left."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from heterokd.study.storage import StudyFacts
 from heterokd.study.trials import Trials
 
 Step = Start | Repetition | Literal["sample", "wait"] | None
-"""A start, a repetition, whatever the sampler proposes, nothing until a running trial has ended, nothing more."""
+"""A start, a repetition, a sample, a wait until a running trial has ended, or the end of the search."""
 
 
 class Schedule:
-    """Decides the next step from the trials alone: asking changes nothing.
+    """Decides the next step from the trials alone, without side effects.
 
     Attributes:
-        unfinished: trials of an interrupted run, which are handed out again before anything else.
+        unfinished: trials of an interrupted run, which are resumed before anything else.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Schedule:
         *,
         has_samples: bool,
     ) -> None:
-        """Plan a study.
+        """Make the schedule of a study.
 
         Args:
-            experiment: the question about the students that are not left out.
-            facts: of the study.
-            trials: of the study so far.
-            ledger: what they have cost.
-            space: of the study.
-            has_samples: whether there is anything to sample.
+            experiment: experiment of the study, without the students that are left out.
+            facts: facts of the study.
+            trials: trials of the study so far.
+            ledger: their costs.
+            space: space of the study.
+            has_samples: whether any method has parameters to sample.
         """
         self.unfinished: deque[int] = deque()
         self._experiment, self._settings = experiment, experiment.search
@@ -58,20 +58,20 @@ class Schedule:
 
     @property
     def leaderboard(self) -> Leaderboard:
-        """Every configuration that was trained to the end, compared; read once until `refresh`."""
+        """Ranking of the configurations that were trained to the end, cached until `refresh`."""
         if self._leaderboard is None:
             self._leaderboard = Leaderboard(self._trials, self._experiment)
         return self._leaderboard
 
     def refresh(self) -> None:
-        """Compare again: a trial has ended that counts."""
+        """Drop the cached ranking after the end of a trial that changes it."""
         self._leaderboard = None
 
     def next(self) -> Step:
-        """The next step."""
+        """Return the next step."""
         is_busy = bool(self._ledger.running or self.unfinished)
         if not self._ledger.fits():
-            # What runs may end early, and leave room.
+            # A running trial may end early, so that another one fits.
             return "wait" if is_busy and not self._ledger.spending.is_exhausted() else None
         start = self._next_start()
         is_over = self._search_is_over()
@@ -83,12 +83,12 @@ class Schedule:
         if repetition is not None:
             return repetition
         if not is_over:
-            # No repetition can change the decision: another sample may find something better.
+            # No repetition can change the decision, but another sample may be better.
             return "sample" if start is None else start
         return "wait" if is_busy and self._capacity() else None
 
     def planned(self, step: Step) -> tuple[int, int]:
-        """Trainings of the search, and repetitions, that there will have been at the end, with `step` the next one."""
+        """Estimate the final numbers of trainings of the search and of repetitions, given the next step."""
         begun = len(self._trials.search)
         repeats = sum(1 for _ in self._trials.repetitions())
         is_over = self._search_is_over() or step is None
@@ -113,7 +113,7 @@ class Schedule:
         return planned, max(repeats, self._fixed_count())
 
     def _next_start(self) -> Start | None:
-        """The next start that has not been tried."""
+        """Return the next start that has not been tried, or None."""
         if not self._starts:
             return None
         tried = Counter((record.origin, record.method) for record in self._trials.search)
@@ -123,11 +123,11 @@ class Schedule:
                     return start
                 continue  # another start has the same values
             tried[start.origin, start.method] -= 1
-        self._starts = ()  # trials are only added: all starts have been tried for good
+        self._starts = ()  # trials are never removed, so no start will be left later
         return None
 
     def _next_fixed(self, is_over: bool) -> Step:
-        """The repetitions of a fixed number of leaders, who are known once the search is over."""
+        """Return the next repetition of a fixed number of leaders, which are known after the search."""
         if not self._settings.confirm_leaders or not self._settings.confirm_seeds:
             return None if is_over else "sample"
         if any(record.is_running for record in self._trials.search):
@@ -135,29 +135,29 @@ class Schedule:
         return next(iter(fixed_repetitions(self._trials, self.leaderboard)), None)
 
     def _search_is_over(self) -> bool:
-        """Whether no more start or sample is wanted; some may still run."""
+        """Return whether no start or sample is left; some may still run."""
         if len(self._trials.search) >= self._settings.trials:
             return True
         return self._next_start() is None and (not self._has_samples or self._trials.known_in_a_row >= STOP_AFTER)
 
     def _search_has_room(self) -> bool:
-        """Whether one more training of the search leaves enough of a budget for repetitions."""
+        """Return whether another training of the search leaves enough of the budget for repetitions."""
         total = self._ledger.total()
         return total is None or self._ledger.searched() + 1 <= total - self._reserve(total) + 1e-9
 
     def _reserve(self, total: float) -> float:
-        """Full trainings of a budget that are kept for repetitions."""
+        """Return the full trainings of a budget that are reserved for repetitions."""
         if self._settings.confirm_leaders is None:
             return total * share(self._experiment, total, is_warm=self._is_warm)
         return min(float(self._fixed_count()), total / 2)
 
     def _fixed_count(self) -> int:
-        """Repetitions of `confirm_leaders`, scratch's included."""
+        """Return the number of repetitions of `confirm_leaders`, including scratch."""
         leaders = self._settings.confirm_leaders or 0
         return (leaders + (BASELINE in self._facts.methods and leaders > 0)) * self._settings.confirm_seeds
 
     def _capacity(self) -> int:
-        """Repetitions that there is room for in all."""
+        """Return the maximum number of repetitions."""
         total = self._ledger.total()
         if total is not None:
             part = share(self._experiment, total, is_warm=self._is_warm)
@@ -165,17 +165,17 @@ class Schedule:
             searched = self._ledger.searched()
             part = share_after(self._experiment, searched, is_warm=self._is_warm)
             total = searched / (1 - part)
-        # Rounded up: what the search has left of its part is too little for a training.
+        # Rounded up, since the rest of the search's share is too small for a training.
         return math.ceil(part * total)
 
     @property
     def _is_warm(self) -> bool:
-        """Whether the search began at settings that are known to be good."""
+        """Whether the search started from settings known to be good."""
         return bool(self._facts.warm.samples)
 
     def _front(self) -> list[str]:
-        """Students on the Pareto front so far; empty where the metric alone counts."""
+        """Return the students on the Pareto front so far; empty if the metric is the only objective."""
         if not self._experiment.by_student:
             return []
         leaders = self.leaderboard.leaders(1)
-        return [one.student for one in pareto_front(leaders, self._facts.costs, self._settings.costs)]
+        return [config.student for config in pareto_front(leaders, self._facts.costs, self._settings.costs)]

@@ -1,7 +1,7 @@
-"""SearchSpace: what a study needs to know of methods and networks, as plain data.
+"""SearchSpace: a study's methods and networks as plain data.
 
-Methods and networks are torch modules. The driver, which imports them, makes the space, and the study decides by it
-alone: its actor in a search imports no torch.
+Methods and networks are torch modules. The driver, which imports them, makes the space, and the study uses the space
+alone: its actor in a search does not import torch.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ UNSHARED = ("training.workers", "training.gpus_per_worker")
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Samples of a study.
+    """Search space of a study.
 
     Attributes:
-        domains: by method of the study, the domains of its values.
-        defaults: by method, the values of keys that a sample leaves out.
-        teachers: by method, those that it exists for; none where it reads none.
+        domains: domains of each method's parameters.
+        defaults: values of each method for keys that a sample leaves out.
+        teachers: teachers for which each method can be built; empty if it reads none.
         starts: samples that are tried first, in order.
-        ranks: by teacher, the mean rank that published tables let expect of each method, best first; empty where the
-            study does not use them.
+        ranks: expected rank of each method in published tables, best first, by teacher; empty if the study does not
+            use them.
     """
 
     domains: Mapping[str, Mapping[str, Domain]]
@@ -45,9 +45,9 @@ class SearchSpace:
         """Make the space of a study.
 
         Args:
-            experiment: the question about the students that are not left out.
-            facts: that the study was created with.
-            folder: of the study, where `heterokd match` leaves its proposals.
+            experiment: experiment of the study, without the students that are left out.
+            facts: facts that the study was created with.
+            folder: folder of the study with the proposals of `heterokd match`.
 
         Raises:
             StudyError: `search.match_starts` is set, and the study has not been matched.
@@ -67,7 +67,7 @@ class SearchSpace:
         )
 
     def identity(self, sample: Mapping[str, Scalar]) -> Hashable:
-        """What decides the training that a sample describes: equal for two samples of the same recipe."""
+        """Return the values that decide a sample's training: equal for two samples of the same recipe."""
         values = {**self.defaults[str(sample["method"])], **sample}
         return tuple((key, values[key]) for key in sorted(values) if key not in UNSHARED)
 
@@ -76,9 +76,9 @@ def open_space(experiment: Experiment, folder: StudyFolder, facts: StudyFacts | 
     """Open or create the study in a folder; return its space.
 
     Args:
-        experiment: the question.
-        folder: of the study.
-        facts: for a new study.
+        experiment: experiment of the study.
+        folder: folder of the study.
+        facts: facts of a new study.
 
     Raises:
         StudyError: see `open_database` and `SearchSpace.of`.

@@ -1,4 +1,4 @@
-"""Opening a study: its database, and the question that the database was begun with."""
+"""Database of a study, and the facts that it was created with."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from heterokd.study.warm_start import WarmStart
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """What a study is created with, and keeps whenever it is opened again.
+    """Facts that a study is created with and keeps.
 
     Attributes:
-        excluded: methods that cannot exist for the pair, with the reason; see `check_experiment`.
-        left_out: students that are over a limit, with the reason.
-        costs: by student, what it costs: `params_m`, `latency_ms`.
-        warm: what other studies let expect.
-        methods: that are searched; of a new study those of its experiment that are not excluded.
-        averages: whether rungs hold means over epochs; in studies of older versions they hold single epochs.
+        excluded: methods that cannot be built for the pair, with the reason; see `check_experiment`.
+        left_out: students that exceed a limit, with the reason.
+        costs: costs of each student, by the keys of `STUDENT_COSTS`.
+        warm: samples and ranks from other studies.
+        methods: methods that are searched; in a new study, those of its experiment that are not excluded.
+        averages: whether rungs compare means over epochs; in studies of older versions they compare single epochs.
     """
 
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class StudyFacts:
 
 
 def read_facts(database: optuna.Study) -> StudyFacts:
-    """What a study was created with."""
+    """Read the facts that a study was created with."""
     attrs = database.user_attrs
     warm = attrs.get("warm", {})
     return StudyFacts(
@@ -58,13 +58,13 @@ def read_facts(database: optuna.Study) -> StudyFacts:
 def open_database(
     experiment: Experiment, folder: StudyFolder, facts: StudyFacts, *, is_kept: bool = True, is_compared: bool = False
 ) -> optuna.Study:
-    """Open the study in `folder`, or create it; its user_attrs hold what `read_facts` reads.
+    """Open the study in `folder`, or create it, with its facts as user attributes.
 
     Args:
-        experiment: the question.
-        folder: of the study.
-        facts: for a new study.
-        is_kept: whether it lies on disk; otherwise a new one in memory.
+        experiment: experiment of the study.
+        folder: folder of the study.
+        facts: facts of a new study.
+        is_kept: whether it is on disk; otherwise, it is a new study in memory.
         is_compared: whether the experiment is known to agree with the study; comparing imports the methods.
 
     Raises:
@@ -76,7 +76,7 @@ def open_database(
     if "question" not in attrs:
         _create(database, experiment, facts)
         if is_kept:
-            # The question last: it marks a study whose other attributes are written.
+            # Written last: a study that has a question has all other attributes.
             database.set_user_attr("question", question(experiment, database.user_attrs["methods"]))
     elif not is_compared:
         check_question(attrs, experiment, folder)
@@ -89,7 +89,7 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         return optuna.create_study(
-            storage=_Patient(folder.database),
+            storage=_WaitingStorage(folder.database),
             study_name=experiment.name,
             load_if_exists=True,
             direction=direction(experiment),
@@ -102,7 +102,7 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
 
 
 def direction(experiment: Experiment) -> Literal["maximize", "minimize"]:
-    """Optuna's word for what is better."""
+    """Return Optuna's direction of the metric."""
     return "maximize" if experiment.maximise else "minimize"
 
 
@@ -112,21 +112,21 @@ Answer = TypeVar("Answer")
 
 def _waiting(
     write: Callable[Concatenate[optuna.storages.RDBStorage, Arguments], Answer],
-) -> Callable[Concatenate[_Patient, Arguments], Answer]:
-    """A method of a storage that waits where the disk cannot be written for the moment."""
+) -> Callable[Concatenate[_WaitingStorage, Arguments], Answer]:
+    """Make a method of a storage wait while the disk cannot be written."""
 
     @wraps(write)
-    def patient(storage: _Patient, /, *given: Arguments.args, **named: Arguments.kwargs) -> Answer:
+    def waiting(storage: _WaitingStorage, /, *given: Arguments.args, **named: Arguments.kwargs) -> Answer:
         return when_writable(storage._file, lambda: write(storage, *given, **named))
 
-    return patient
+    return waiting
 
 
-class _Patient(optuna.storages.RDBStorage):
-    """Waits where a write fails because the disk cannot be written for the moment."""
+class _WaitingStorage(optuna.storages.RDBStorage):
+    """A storage whose writes wait while the disk cannot be written (full, or read-only)."""
 
     def __init__(self, file: Path) -> None:
-        # Seconds to wait for another process that writes (a reader of the study on a slow disk).
+        # Timeout in seconds for another process's lock (a reader of the study on a slow disk).
         super().__init__(f"sqlite:///{file.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}})
         self._file = file
 
@@ -139,7 +139,7 @@ class _Patient(optuna.storages.RDBStorage):
 
 
 def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts) -> None:
-    """Freeze in a new study what it is created with; an interrupted call is repeated."""
+    """Write the facts of a new study; an interrupted call is repeated."""
     methods = database.user_attrs.get("methods")
     if methods is None:
         methods = [method for method in experiment.methods if method not in facts.excluded]
@@ -147,7 +147,7 @@ def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts) -
             reasons = "; ".join(f"{method}: {reason}" for method, reason in facts.excluded.items())
             raise StudyError(f"search.space.methods: no method is left to search ({reasons}); list others")
     with warnings.catch_warnings():
-        # Experimental in Optuna; what goes wrong with it is a name on optuna-dashboard's axes.
+        # Experimental in Optuna; a failure would only affect a name on optuna-dashboard's axes.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         database.set_metric_names([experiment.metric])
     database.set_user_attr("methods", methods)

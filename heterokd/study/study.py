@@ -1,15 +1,4 @@
-"""Study: the Optuna study of a search behind four calls: what to run, a report, why it stops, its end.
-
-    study = Study.open(experiment, folder)
-    while (assignment := study.next()) is not None:       "wait": ask again once something has finished
-        study.report(number, epoch, metrics, curve)       at each of assignment.rungs; False: stop, then finish "pruned"
-        study.finish(number, status, metrics)
-
-Order of a search: each method's published settings (scratch first, then by the rank that published tables let expect),
-then samples of a group-aware multivariate TPE, then the leaders again on fresh seeds. Opening a study that was
-interrupted continues it: each decision follows from the database alone, so the same trials come as without the
-interruption (one at a time; with several, the order in which they finish decides as well).
-"""
+"""Study: the Optuna study of a search behind `next`, `report`, `why` and `finish`; see `heterokd.study`."""
 
 from __future__ import annotations
 
@@ -17,12 +6,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import optuna
 
 from heterokd.config.experiment import Experiment
+from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import NOT_FINITE, TrialStatus, read_status
 from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment
@@ -33,28 +23,28 @@ from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
 from heterokd.study.pruner import Pruner, checkpoint_epochs, compared
-from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.ranked_config import RankedConfig, pareto_front
 from heterokd.study.sampler import Sampler
 from heterokd.study.schedule import Schedule
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.storage import StudyFacts, open_database, read_facts
-from heterokd.study.summary import SUMMARY_LEADERS, HarmfulTrial, StudySummary, summarise
+from heterokd.study.summary import SUMMARY_LEADERS, HarmfulTrial, StudySummary
 from heterokd.study.trials import TrialRecord, Trials
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """How a study is opened.
+    """Options of opening a study.
 
     Attributes:
-        facts: for a new study; one that exists keeps what it was created with.
-        storage: `memory` begins a study that is not kept, and touches no file (a simulated search).
-        clock: the time in seconds, by which budgets of time are counted.
-        devices: that one training keeps busy: GPUs, or a share of one; without any, 1.
-        space: of an experiment that agrees with the study; None: it is made and compared here, which imports the
-            methods.
-        pruner: in place of the one that the experiment asks for.
-        sampler: in place of the one that the experiment asks for.
+        facts: facts of a new study; an existing study keeps those that it was created with.
+        storage: `memory` creates a study that is not kept and touches no file (a simulated search).
+        clock: returns the time in seconds, for budgets of time.
+        devices: GPUs of a training, which may be a fraction; without GPUs, 1.
+        space: space of an experiment that agrees with the study; None: it is made and compared here, which imports
+            the methods.
+        pruner: replaces the experiment's pruner.
+        sampler: replaces the experiment's sampler.
     """
 
     facts: StudyFacts = field(default_factory=StudyFacts)
@@ -67,18 +57,18 @@ class StudyOptions:
 
 
 class Study:
-    """A search in progress. Calls come one at a time (in a search it lives in one actor).
+    """A search in progress, which is not thread-safe (in a search, it lives in an actor).
 
     Attributes:
-        experiment: the question about the students that are not left out.
-        folder: where study.db and the trial folders lie.
-        facts: that the study was created with.
+        experiment: experiment of the study, without the students that are left out.
+        folder: folder of study.db and of the trials.
+        facts: facts that the study was created with.
     """
 
     def __init__(
         self, experiment: Experiment, folder: StudyFolder, database: optuna.Study, options: StudyOptions
     ) -> None:
-        """Read a study from its database, which `open` opens.
+        """Read a study from its database; `open` opens it.
 
         Raises:
             ConfigError: the experiment names a pruner or a sampler that cannot be constructed.
@@ -99,16 +89,16 @@ class Study:
         self._schedule = Schedule(
             experiment, self.facts, trials, self._ledger, space, has_samples=self._proposer.has_samples
         )
-        self._halted: set[int] = set()  # told to stop because of the budget
+        self._halted: set[int] = set()  # trials that the budget stops
 
     @classmethod
     def open(cls, experiment: Experiment, folder: StudyFolder, options: StudyOptions | None = None) -> Study:
-        """Open the study in `folder`, or create it; trials that a dead process left running are settled.
+        """Open the study in `folder`, or create it, and recover the trials that were running in a dead process.
 
         Args:
-            experiment: the question, its search space read.
-            folder: where study.db and the trial folders lie.
-            options: how it is opened.
+            experiment: experiment of the study.
+            folder: folder of study.db and of the trials.
+            options: options of opening it.
 
         Raises:
             StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
@@ -116,7 +106,7 @@ class Study:
         """
         options = options or StudyOptions()
         is_kept = options.storage == "disk"
-        # Whoever made the space has compared the question: it takes the methods' classes.
+        # The space was made after comparing the experiment with the study, which needs the methods' classes.
         database = open_database(
             experiment, folder, options.facts, is_kept=is_kept, is_compared=options.space is not None
         )
@@ -132,14 +122,14 @@ class Study:
 
     @property
     def spending(self) -> Spending:
-        """What the search has cost."""
+        """Costs of the search so far."""
         return self._ledger.spending
 
     def next(self) -> Assignment | Literal["wait"] | None:
-        """Choose what to run now.
+        """Choose the next training.
 
         Returns:
-            An assignment; "wait" when what comes next depends on trials that are running; None when nothing is left.
+            An assignment; "wait" if the next one depends on running trials; None if nothing is left.
         """
         self._ledger.pass_time()
         if self._schedule.unfinished and not self.spending.is_exhausted():
@@ -160,21 +150,21 @@ class Study:
     def report(
         self, number: int, epoch: int, metrics: Mapping[str, float], curve: Sequence[Mapping[str, float]] = ()
     ) -> bool:
-        """Record a running trial's metrics, and decide whether it goes on.
+        """Record a running trial's metrics, and decide whether it continues.
 
-        At a rung the mean of the metric over the newest epochs is compared, a third of the training
-        (`pruner.COMPARED`): in the middle of a schedule, where the learning rate is high, a single epoch says little
-        (benchmarks/RESULTS.md says how little), and how soon a method gets going says less of where it ends.
+        Rungs compare the mean of the metric over the newest epochs, a third of the training (`pruner.COMPARED`): in the
+        middle of a schedule, where the learning rate is high, a single epoch predicts the final value badly
+        (benchmarks/RESULTS.md has figures), and the first epochs predict it worse.
 
         Args:
-            number: of the trial.
+            number: number of the trial.
             epoch: finished epochs, counted from 1; unless the pruner reads every epoch, only rungs are recorded.
-            metrics: holds the searched metric; missing or not finite, it ends a trial of the search.
-            curve: metrics of all epochs so far, `metrics` the last; empty: `metrics` alone counts.
+            metrics: has the searched metric; if it is missing or not finite, a trial of the search is stopped.
+            curve: metrics of all epochs so far, `metrics` last; if empty, only `metrics` are used.
 
         Returns:
-            Whether to keep going (`why` says why not). A trial that was once told to stop is told so again, also after
-            a restart.
+            Whether to continue (`why` returns the reason to stop). The decision to stop a trial is final, also after a
+            restart.
         """
         self._ledger.pass_time()
         record = self._trials[number]
@@ -199,17 +189,17 @@ class Study:
         return True
 
     def why(self, number: int) -> str | None:
-        """Say why a trial was told to stop; None when it was not."""
+        """Return the reason to stop a trial, or None."""
         return self._trials[number].stopped or (BUDGET if number in self._halted else None)
 
     def finish(self, number: int, status: TrialStatus, metrics: Mapping[str, float], error: str | None = None) -> None:
         """Record the end of a trial; a second call for the same trial changes nothing.
 
         Args:
-            number: of the trial.
-            status: of its end; a trial that the budget stopped is paused, also where it is called pruned.
-            metrics: of the end. Missing or not finite counts as worst for a complete trial.
-            error: one line, for a failed or diverged trial.
+            number: number of the trial.
+            status: final status; a trial that the budget stopped is paused, even if it is reported as pruned.
+            metrics: final metrics; a missing or infinite metric of a complete trial counts as the worst value.
+            error: a line, for a failed or diverged trial.
         """
         self._ledger.pass_time()
         if number in self._schedule.unfinished:
@@ -222,20 +212,20 @@ class Study:
         if status == TrialStatus.PRUNED and record.stopped is None and number in self._halted:
             status = TrialStatus.PAUSED
         if status not in (TrialStatus.PRUNED, TrialStatus.PAUSED) or record.confirms is not None:
-            self._schedule.refresh()  # a trial of the search that did not reach its end does not change who leads
+            self._schedule.refresh()  # a trial of the search that is not complete does not change the ranking
         if status.is_failure:
             self._trials.set_attr(number, "error", error or "")
         if status == TrialStatus.DIVERGED and record.stopped is None:
             self._trials.stop(number, int(metrics.get("epoch", record.reached)), NOT_FINITE)
         self._ledger.end(record, status, metrics)
         if status == TrialStatus.PAUSED:
-            self._trials.mark(number, status)
+            self._trials.set_status(number, status)
         else:
-            # A pruned one without a value: Optuna takes its last report, from which the sampler learns.
+            # Without a value for a pruned trial: Optuna uses its last report, from which the sampler learns.
             self._trials.end(number, status, self._value(metrics) if status == TrialStatus.COMPLETE else None)
 
     def progress(self) -> StudyProgress:
-        """Count how far the study is."""
+        """Count the trials in each state."""
         repeats = list(self._trials.repetitions())
         states, stopped = Counter[TrialStatus](), Counter[str | None]()
         for (state, reason), count in self._trials.counts.items():
@@ -261,28 +251,38 @@ class Study:
     def leaders(self) -> list[RankedConfig]:
         """Rank the configurations that were trained to the end, best first.
 
-        Where leaders were repeated, those that were come first. All are ordered by the lower confidence bound of what
-        is expected of them (`LOWER` deviations below), then by their mean; among equals, scratch comes last and an
-        earlier trial first.
+        If leaders were repeated, repeated configurations come first. The order is that of the lower confidence bound
+        (`LOWER` standard deviations below the expected value), then of the mean; among equals, scratch comes last and
+        an earlier trial first.
         """
         return self._schedule.leaderboard.leaders()
 
     def summary(self) -> StudySummary:
-        """Summarise what has been found so far."""
-        found = summarise(self.experiment, self._schedule.leaderboard.leaders(SUMMARY_LEADERS), self.facts.costs)
+        """Summarise the results so far."""
+        experiment, facts, costs = self.experiment, self.facts, self.experiment.search.costs
+        ranked = self._schedule.leaderboard.leaders(SUMMARY_LEADERS)
         harmful = [record for record in self._trials.search if record.stopped == NEGATIVE_TRANSFER]
-        return replace(
-            found,
-            methods=self.facts.methods,
-            excluded=self.facts.excluded,
-            left_out=self.facts.left_out,
+        return StudySummary(
+            name=experiment.name,
+            metric=experiment.metric,
+            maximise=experiment.maximise,
+            methods=facts.methods,
+            excluded=facts.excluded,
+            left_out=facts.left_out,
+            students=facts.costs,
+            objectives=tuple(experiment.search.objectives),
             progress=self.progress(),
+            budget=experiment.search.budget.model_dump(),
             spent=self.spending.as_dict(),
             negative_transfer=tuple(HarmfulTrial(each.number, each.method, each.reached) for each in harmful),
+            winner=ranked[0] if ranked else None,
+            scratch=next((config for config in ranked if config.method == BASELINE), None),
+            front=tuple(pareto_front(ranked, facts.costs, costs)) if costs else (),
+            leaders=tuple(ranked[:SUMMARY_LEADERS]),
         )
 
     def _begin(self, record: TrialRecord) -> Assignment:
-        """Hand a trial out, for the first time or again."""
+        """Return the assignment of a trial that starts or is resumed."""
         self._ledger.begin(record.number)
         self._halted.discard(record.number)
         return Assignment(
@@ -298,7 +298,7 @@ class Study:
         )
 
     def _stop_reason(self, record: TrialRecord, epoch: int, value: float) -> str | None:
-        """Why a trial ends at an epoch with this value; repetitions go on to their end."""
+        """Return the reason to stop a trial at an epoch with this value, or None; repetitions are not stopped."""
         if record.origin == "confirm" or epoch >= record.epochs:
             return None
         if not math.isfinite(record.reports.get(epoch, value)):
@@ -306,9 +306,9 @@ class Study:
         return self._pruner.decide(self._trials, record, epoch)
 
     def _recover(self) -> None:
-        """Settle what a dead process left running: adopt what its folder says, hand out the rest again."""
-        for number in self._trials.strangers():
-            # Not of this module's making (`study.ask` by hand): there is nothing to run.
+        """Recover the trials of a dead process: end those that their folder says have ended, resume the others."""
+        for number in self._trials.foreign():
+            # Asked for elsewhere (`study.ask` by hand): there is nothing to run.
             self._trials.end(number, TrialStatus.FAILED)
         for record in [record for record in self._trials if record.is_running]:
             files = self.folder.trial(record.number)
@@ -321,6 +321,6 @@ class Study:
                 self._schedule.unfinished.append(record.number)
 
     def _value(self, metrics: Mapping[str, float]) -> float:
-        """The searched metric; the worst value where it is missing or not finite."""
+        """Return the searched metric, or the worst value if it is missing or not finite."""
         value = float(metrics.get(self.experiment.metric, math.nan))
         return value if math.isfinite(value) else (-math.inf if self.experiment.maximise else math.inf)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
-from heterokd.methods import BASELINE
 from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
 from heterokd.study.progress import StudyProgress
-from heterokd.study.ranked_config import RankedConfig, pareto_front
-
-if TYPE_CHECKING:
-    from heterokd.config.experiment import Experiment
+from heterokd.study.ranked_config import RankedConfig
 
 SUMMARY_LEADERS = 20
 """Number of leaders in a summary, which is rewritten after each trial."""
@@ -125,31 +120,6 @@ def read_summary(folder: StudyFolder) -> StudySummary | None:
         return StudySummary.from_json(content)
     except ValueError as error:
         raise damaged(folder.summary_file, error) from None
-
-
-def summarise(
-    experiment: Experiment, ranked: Sequence[RankedConfig], students: Mapping[str, Mapping[str, float]]
-) -> StudySummary:
-    """Summarise an experiment's configurations.
-
-    Args:
-        experiment: experiment of the study.
-        ranked: configurations, best first.
-        students: costs of each student.
-    """
-    costs = experiment.search.costs
-    return StudySummary(
-        name=experiment.name,
-        metric=experiment.metric,
-        maximise=experiment.maximise,
-        students=students,
-        objectives=tuple(experiment.search.objectives),
-        budget=experiment.search.budget.model_dump(),
-        winner=ranked[0] if ranked else None,
-        scratch=next((config for config in ranked if config.method == BASELINE), None),
-        front=tuple(pareto_front(ranked, students, costs)) if costs else (),
-        leaders=tuple(ranked[:SUMMARY_LEADERS]),
-    )
 
 
 def _plain(value: object) -> object:

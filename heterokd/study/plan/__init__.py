@@ -1,5 +1,5 @@
-"""`heterokd plan`: what a search will take in time, hours of devices, money, memory and disk, before it is begun.
+"""`heterokd plan`: estimate time, device-hours, money, memory and disk of a search before it starts.
 
-`counting` says how many trainings, `measuring` and `timing` what each costs here, `simulating` plays the search with
-both, `estimate` makes a `Plan` of it; `experiment` puts it together, `following` sets it beside what a search took.
+`counts` counts the trainings, `costs` holds the cost of each, `simulation` simulates the search with both, `estimate`
+makes a `Plan` from many simulations, `record` compares it with what the search took. `execution.planning` measures.
 """

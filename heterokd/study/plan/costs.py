@@ -1,4 +1,4 @@
-"""What the parts of a search cost on this machine: plain numbers, measured or read off its first trials."""
+"""Costs of the parts of a search on this machine, measured or taken from its first trials."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One training by one method.
+    """Cost of a training with a method.
 
     Attributes:
-        begin: seconds before the first update: networks, optimizer, first touch.
-        epoch: seconds of an epoch as the search runs it, evaluation included: with the teacher's outputs from a cache
-            where one serves the method.
-        live: the same with the teacher running.
-        stored: whether a cache serves it.
+        begin: seconds before the first update, for networks, optimizer and warm-up.
+        epoch: seconds of an epoch in the search, including evaluation, with cached teacher outputs if possible.
+        live: seconds of an epoch with a running teacher.
+        stored: whether the method can use a cache.
         disk: bytes of the checkpoint and the student's weights.
-        spread: of the measurement, as a share of it.
+        spread: relative spread of the measurement.
     """
 
     begin: float
@@ -30,23 +29,23 @@ class MethodCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """All that a plan multiplies.
+    """Costs of all parts of a search.
 
     Attributes:
-        device: in words.
-        parallel: trials at a time; the measurement was made with as many at a time.
-        cpus: cores of one trial.
-        gpus: GPUs of one trial.
-        start: seconds from the command to a Ray that is ready, and a store for the runs.
-        process: seconds until a trial's process has loaded what it needs.
-        end: seconds from the last trial to the end: pictures, page, registration.
-        teacher: seconds to fit the teacher, or to verify the one that is there.
-        view: seconds of the teacher for one view that a cache stores.
-        methods: by method, of the first student.
-        students: by student, how much longer its trainings take than the first one's.
-        memory: bytes of the whole search.
-        gpu_memory: bytes of a GPU that one trial takes; None without a GPU.
-        source: where the numbers are from.
+        device: description of the device.
+        parallel: number of parallel trials, also during the measurement.
+        cpus: CPU cores per trial.
+        gpus: GPUs per trial.
+        start: seconds from the command until Ray and the MLflow store are ready.
+        process: seconds until a trial's process has imported its modules.
+        end: seconds from the last trial to the end: pictures, report, registration.
+        teacher: seconds to fit the teacher, or to verify an existing teacher.
+        view: seconds of the teacher for a view that a cache stores.
+        methods: cost of each method with the first student.
+        students: training time of each student relative to the first.
+        memory: bytes of memory of the whole search.
+        gpu_memory: bytes of GPU memory per trial; None without a GPU.
+        source: where the costs are from.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""How many trainings a search makes: the part of a plan that needs no clock, but for budgets of time."""
+"""Counts: the number of trainings of a search, which needs no measurement except for budgets of time."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from heterokd.study.sampler import has_freedom
 
 @dataclass(frozen=True)
 class Counts:
-    """What is left of a search.
+    """Number of trainings that are left of a search.
 
     Attributes:
-        methods: all that exist for the pair.
-        students: their networks, the first one's trainings are measured.
-        teachers: their networks; each has caches of its own.
-        starts: methods of the published settings that come first, in order; references are trained to the end.
-        samples: trainings that the sampler proposes, and pruning may end.
-        sampled: methods that it chooses from.
-        epochs: of a whole training.
-        rungs: epochs after which a training may end; empty without pruning.
-        factor: one in so many passes a rung.
-        repeats: trainings again on fresh seeds, at most.
-        seeds: that they are of: each has a cache of its own.
-        is_adaptive: whether repetitions end once they cannot change the decision.
-        done: trainings that are done already.
+        methods: all methods that can be built for the pair.
+        students: networks of the students; trainings of the first are measured.
+        teachers: networks of the teachers, each with separate caches.
+        starts: methods of the published settings, in order; references are never pruned.
+        samples: number of samples, which may be pruned.
+        sampled: methods of the samples.
+        epochs: epochs of a complete training.
+        rungs: epochs after which a training may be pruned; empty without pruning.
+        factor: inverse of the share of trainings that pass a rung.
+        repeats: maximum number of trainings on fresh seeds.
+        seeds: number of these seeds, each with a separate cache.
+        is_adaptive: whether repetitions end when they cannot change the decision.
+        done: number of finished trainings.
         maximise: whether a larger metric is better.
     """
 
@@ -57,12 +57,12 @@ class Counts:
 
     @property
     def trainings(self) -> int:
-        """All that are left, at most."""
+        """Maximum number of trainings that are left."""
         return len(self.starts) + self.samples + self.repeats
 
     @property
     def length(self) -> float:
-        """Of a whole training, what one that may be stopped takes in the mean."""
+        """Mean length of a training that may be pruned, as a share of a complete training."""
         left, before, part = 1.0, 0, 0.0
         for rung in (*self.rungs, self.epochs):
             part += left * (rung - before) / self.epochs
@@ -71,9 +71,9 @@ class Counts:
 
 
 def _length_of(counts: Counts) -> float:
-    """Whole trainings that the starts take in the mean."""
-    spared = sum(method in REFERENCES for method in counts.starts)
-    return spared + (len(counts.starts) - spared) * counts.length
+    """Return the mean length of all starts in complete trainings."""
+    references = sum(method in REFERENCES for method in counts.starts)
+    return references + (len(counts.starts) - references) * counts.length
 
 
 def count(
@@ -82,13 +82,13 @@ def count(
     folder: StudyFolder | None = None,
     affordable: float | None = None,
 ) -> Counts:
-    """What an experiment's search will train.
+    """Count the trainings of an experiment's search.
 
     Args:
-        experiment: the question.
-        excluded: methods that do not exist for the pair, see `check_experiment`.
-        folder: of the study; what is done there is not done again, and what was matched there comes after the starts.
-        affordable: whole trainings that its budget of time or money pays for; None where it has none.
+        experiment: the experiment.
+        excluded: methods that cannot be built for the pair, see `check_experiment`.
+        folder: folder of the study; its finished trainings are subtracted, the proposals of `heterokd match` are added.
+        affordable: complete trainings within a budget of time or money; None without such a budget.
     """
     settings = experiment.search
     methods = tuple(method for method in experiment.methods if method not in excluded)
@@ -117,7 +117,7 @@ def count(
 
 
 def _limit(experiment: Experiment, counts: Counts, affordable: float | None) -> float | None:
-    """Whole trainings that every limit of the budget pays for; None without a limit."""
+    """Return the complete trainings within all limits of the budget; None without a limit."""
     budget = experiment.search.budget
     found = [] if affordable is None else [affordable]
     if budget.trainings is not None:
@@ -128,7 +128,7 @@ def _limit(experiment: Experiment, counts: Counts, affordable: float | None) -> 
 
 
 def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -> Counts:
-    """The same with its repetitions; where a budget ends the search, with as many samples as that pays for."""
+    """Add the repetitions; if a budget ends the search, reduce the samples to what it allows."""
     settings, starts = experiment.search, _length_of(counts)
     configurations = settings.confirm_leaders or 0
     configurations += BASELINE in counts.methods and 0 < configurations < len(counts.starts) + counts.samples
@@ -153,16 +153,15 @@ def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -
 
 
 def _left(counts: Counts, folder: StudyFolder) -> Counts:
-    """What is not done yet."""
+    """Subtract the finished trainings of a study."""
     starts = list(counts.starts)
     done: Counter[str] = Counter()
     for trial in folder.trials():
         snapshot = trial.snapshot
         if snapshot.status == TrialStatus.RUNNING:
             continue
-        origin = snapshot.origin
-        done[origin] += 1
-        if origin == "published" and trial.recipe.method in starts:
+        done[snapshot.origin] += 1
+        if snapshot.origin == "published" and trial.recipe.method in starts:
             starts.remove(trial.recipe.method)
     repeats = max(0, counts.repeats - done["confirm"])
     return replace(

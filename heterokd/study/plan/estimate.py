@@ -1,4 +1,4 @@
-"""Plan: what a search will take, as one plain object with a range to each number; pure, from counts and costs."""
+"""Plan: estimate of a search with intervals, computed from counts and costs."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from heterokd.study.plan.simulation import MOST_ASKED, simulate
 from heterokd.study.pruner import Pruner
 
 RUNS, TRAININGS = 200, 20_000
-"""A search is simulated so often, or fewer times where it is long, so that a plan takes no more than a few seconds."""
+"""Maximum number of simulations, and of trainings in all of them, so that a plan takes at most a few seconds."""
 
 ASKED, LEAST_RUNS = 20_000, 3
-"""Epochs about which a pruner that reads every epoch is asked in all simulations, and the fewest simulations."""
+"""Maximum number of decisions of a pruner that reads every epoch, and minimum number of simulations."""
 
 LOW, HIGH = 0.05, 0.95
-"""A range leaves out so many of the runs at either end."""
+"""Quantiles of the simulations at the ends of a range."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number, and between which two it will lie nine times of ten."""
+    """An expected value with its 90 % interval."""
 
     expected: float
     low: float
     high: float
 
     def times(self, factor: float) -> Range:
-        """All three multiplied."""
+        """Multiply all three values."""
         return Range(factor * self.expected, factor * self.low, factor * self.high)
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What a search needs beside trainings, and what of it is there.
+    """Teachers and caches that a search needs, and which of them exist.
 
     Attributes:
-        teacher_ready: the share of teachers that need not be fitted.
-        teacher_bytes: of the weights of those that are fitted.
-        cache_bytes: of one cache of each teacher's outputs; 0 where no method reads one.
-        cache_ready: the share of the search's own caches that is there.
-        views: teacher outputs that these hold.
+        teacher_ready: share of teachers that need not be fitted.
+        teacher_bytes: size of the weights of those that are fitted.
+        cache_bytes: size of the caches of a seed, over all teachers; 0 if no method reads them.
+        cache_ready: share of the search's caches that exists.
+        views: number of teacher outputs in these caches.
     """
 
     teacher_ready: float
@@ -58,12 +58,12 @@ class Stock:
 
 @dataclass(frozen=True)
 class Prices:
-    """What devices cost.
+    """Prices of devices.
 
     Attributes:
-        per_hour: of all nodes together; None: not known.
-        per_device: of an hour of one core or GPU at work, where the nodes' price is not known.
-        currency: of both.
+        per_hour: hourly price of all nodes; None if unknown.
+        per_device: price of a used core-hour or GPU-hour, if the price of the nodes is unknown.
+        currency: currency of both.
     """
 
     per_hour: float | None = None
@@ -73,26 +73,26 @@ class Prices:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left of a search.
+    """Estimate of what is left of a search.
 
     Attributes:
-        name: of the experiment.
-        device: in words.
-        parallel: trials at a time.
-        trainings: `published`, `sampled` (of which `pruned` are expected to end early), `repeated`, and `done` before.
+        name: name of the experiment.
+        device: description of the device.
+        parallel: number of parallel trials.
+        trainings: `published`, `sampled` (of which `pruned` are expected to be pruned), `repeated`, and `done` before.
         phases: expected seconds of `start`, `teacher`, `search`, `confirmation`, `end`.
-        seconds: of the whole.
-        device_hours: of cores or GPUs at work.
+        seconds: total time.
+        device_hours: hours of busy cores or GPUs.
         device_unit: `core-hours` or `GPU-hours`.
-        money: what the nodes cost for that time; None without prices.
-        currency: of it.
-        memory: bytes of the machine, all processes together; None on a cluster, or where it was not measured.
-        gpu_memory: bytes of a GPU for one trial; None without a GPU.
+        money: price of the nodes for the time; None without prices.
+        currency: currency of the price.
+        memory: bytes of memory of all processes; None on a cluster, or if it was not measured.
+        gpu_memory: bytes of GPU memory per trial; None without a GPU.
         disk: bytes that the search writes.
-        ready: the share of the `teacher`s that is there, and of their `cache`s.
+        ready: share of existing `teacher`s, and of existing `cache`s.
         source: where the costs are from.
-        teachers: how many are followed.
-        left_out: students that are over a limit, with the reason: neither counted nor timed.
+        teachers: number of teachers.
+        left_out: students that exceed a limit, with the reason; they are neither counted nor timed.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Plan:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Convert to plain values."""
         return asdict(self)
 
 
@@ -126,26 +126,25 @@ def estimate(
     prices: Prices,
     new_pruner: Callable[[], Pruner],
 ) -> Plan:
-    """Multiply counts by costs.
+    """Estimate a search from its counts and costs.
 
     Args:
-        name: of the experiment.
-        counts: what is left to train.
-        costs: of the parts.
-        stock: what is there.
-        prices: of what it runs on.
-        new_pruner: makes the pruner of the search, one for each simulation.
+        name: name of the experiment.
+        counts: number of trainings that are left.
+        costs: costs of the parts.
+        stock: existing teachers and caches.
+        prices: prices of the devices.
+        new_pruner: makes the pruner of a simulation.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     missing = round(stock.views * (1 - stock.cache_ready)) if counts.trainings else 0
     runs = range(_run_count(counts, every_epoch=new_pruner().every_epoch))
     simulated = [simulate(counts, costs, stock.views, missing, seed, new_pruner()) for seed in runs]
     around = costs.start + costs.teacher + costs.end
-    whole = [around + one.search + one.confirmation for one in simulated]
-    seconds = _range(whole)
+    seconds = _range([around + run.search + run.confirmation for run in simulated])
     per_place = costs.gpus or costs.cpus
     teacher = costs.teacher * (1.0 if costs.gpus else costs.cpus * costs.parallel)
-    hours = _range([(one.busy * per_place + teacher) / 3600 for one in simulated])
+    hours = _range([(run.busy * per_place + teacher) / 3600 for run in simulated])
     money = None if prices.per_device is None else hours.times(prices.per_device)
     if prices.per_hour is not None:
         money = seconds.times(prices.per_hour / 3600)
@@ -159,15 +158,15 @@ def estimate(
         trainings={
             "published": len(counts.starts),
             "sampled": counts.samples,
-            "pruned": statistics.fmean(one.pruned for one in simulated),
-            "repeated": statistics.fmean(one.repeated for one in simulated),
+            "pruned": statistics.fmean(run.pruned for run in simulated),
+            "repeated": statistics.fmean(run.repeated for run in simulated),
             "done": counts.done,
         },
         phases={
             "start": costs.start,
             "teacher": costs.teacher,
-            "search": statistics.fmean(one.search for one in simulated),
-            "confirmation": statistics.fmean(one.confirmation for one in simulated),
+            "search": statistics.fmean(run.search for run in simulated),
+            "confirmation": statistics.fmean(run.confirmation for run in simulated),
             "end": costs.end,
         },
         seconds=seconds,
@@ -177,7 +176,7 @@ def estimate(
         currency=prices.currency,
         memory=costs.memory,
         gpu_memory=costs.gpu_memory,
-        # Names and pictures, the store and the page are small; weights that a method adds differ.
+        # Pictures, store and report are small; the size of a method's projectors varies.
         disk=Range(disk, 0.7 * disk, 1.4 * disk),
         ready={"teacher": float(stock.teacher_ready), "cache": stock.cache_ready if stock.views else 1.0},
         source=costs.source,
@@ -186,7 +185,7 @@ def estimate(
 
 
 def _run_count(counts: Counts, *, every_epoch: bool) -> int:
-    """How often a search is simulated."""
+    """Return the number of simulations."""
     if every_epoch:
         return max(LEAST_RUNS, min(RUNS, ASKED // (min(counts.trainings, MOST_ASKED) * counts.epochs + 1)))
     return max(10, min(RUNS, TRAININGS // max(1, counts.trainings)))

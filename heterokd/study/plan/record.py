@@ -1,4 +1,4 @@
-"""PlanRecord: the plan that a study was started with and what its search took, as its folder keeps them."""
+"""PlanRecord: the plan that a study was started with and what its search took; plan.json in its folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from heterokd.study.plan.estimate import Plan
 
 @dataclass(frozen=True)
 class Taken:
-    """What a search took, all its runs together.
+    """What a search took in all its runs.
 
     Attributes:
-        seconds: of wall-clock time.
-        teacher_seconds: of them to fit the teachers.
-        device_hours: in the plan's unit.
-        money: in the plan's currency; None without a price.
-        trainings: of the search.
-        pruned: of them, stopped at a rung.
-        repeated: trainings on fresh seeds.
+        seconds: wall-clock time.
+        teacher_seconds: part of it for fitting the teachers.
+        device_hours: device time in the plan's unit.
+        money: cost in the plan's currency; None without a price.
+        trainings: number of trainings of the search.
+        pruned: number of those that were stopped at a rung.
+        repeated: number of trainings on fresh seeds.
         disk: bytes of the study's folder.
-        ratio: `seconds` over what was planned.
+        ratio: `seconds` divided by the planned time.
     """
 
     seconds: float = 0.0
@@ -44,9 +44,9 @@ class PlanRecord:
     """The content of a study's plan.json.
 
     Attributes:
-        question: names what was planned; see `question_of`.
-        plan: what its search was expected to take.
-        costs: that the plan is made of.
+        question: identity of what was planned; see `question_of`.
+        plan: estimate of the search.
+        costs: costs that the plan was made from.
         taken: what the search took; None before its end.
     """
 
@@ -57,12 +57,12 @@ class PlanRecord:
 
 
 def plan_file(folder: StudyFolder) -> Path:
-    """Where a study's plan lies."""
+    """Return the file of a study's plan."""
     return folder.path / "plan.json"
 
 
 def planned(folder: StudyFolder) -> PlanRecord | None:
-    """Read a study's plan; None where it has none.
+    """Read a study's plan; None if it has none.
 
     Raises:
         StudyError: the file is damaged.

@@ -1,8 +1,8 @@
-"""A search simulated without training: which training runs when on how many places, which is pruned, when it ends.
+"""Simulation of a search without training: which trainings run in parallel, which are pruned, and when it ends.
 
-What a search will do is not known: which methods the sampler prefers, and who falls behind at a rung. So it is
-simulated many times with both drawn at random (methods and students evenly whatever the sampler, scores without regard
-to the method), with the pruner of the real search, and the plan's range is the scatter of those runs.
+The methods that the sampler will prefer and the trials that will be pruned are unknown. So the search is simulated many
+times with both drawn at random (methods and students uniformly, scores independent of the method), with the pruner of
+the real search, and the plan's range is that of these simulations.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from heterokd.study.pruner import Pruner
 from heterokd.study.trials import TrialRecord, Trials
 
 BETWEEN_TRIALS = 0.15
-"""Seconds from the end of a trial to the beginning of the next in the same process (benchmarks/quickstart.py)."""
+"""Seconds from the end of a trial to the start of the next in the same process (benchmarks/quickstart.py)."""
 
 LEAST_REPEATED = 0.5
-"""Of the repetitions that an adaptive confirmation has room for, it makes at least this share."""
+"""Minimum share of the maximum number of repetitions that an adaptive confirmation makes."""
 
 NOISE = 0.07
-"""Deviation of a machine's speed between a plan and its search, as a share."""
+"""Relative standard deviation of a machine's speed between a plan and its search."""
 
 EPOCH_NOISE = 0.1
-"""Deviation of a score between epochs, where scores of trainings lie evenly between 0 and 1."""
+"""Standard deviation of a score between epochs, for scores of trainings that are uniform between 0 and 1."""
 
 MOST_ASKED = 200
-"""Trainings about which a pruner that reads every epoch is asked: its time grows with their square. Each later one ends
-where a random one of these did."""
+"""Number of trainings on which a pruner that reads every epoch decides, since its time grows with their square. Later
+trainings end at the epoch of a random one of these."""
 
 
 @dataclass(frozen=True)
 class SimulatedSearch:
-    """One simulated search, times in seconds.
+    """Result of a simulation, times in seconds.
 
     Attributes:
-        search: from the first trial to the last, confirmation apart.
-        confirmation: from the first repetition to the last.
-        busy: of all places together, in trainings and in building caches.
-        pruned: trainings that the pruner ended.
-        repeated: trainings on fresh seeds.
+        search: time from the first trial to the last, without confirmation.
+        confirmation: time from the first repetition to the last.
+        busy: total time of all slots in trainings and in cache building.
+        pruned: number of pruned trainings.
+        repeated: number of trainings on fresh seeds.
     """
 
     search: float
@@ -63,16 +63,16 @@ class SimulatedSearch:
 def simulate(
     counts: Counts, costs: Costs, views: int, missing_views: int, seed: int, pruner: Pruner
 ) -> SimulatedSearch:
-    """Simulate a search once.
+    """Simulate a search.
 
     Args:
-        counts: what it trains.
-        costs: what that costs.
-        views: outputs that caches of fresh views hold, one a teacher (each confirmation's seed has those of whom its
-            leaders follow); 0: no caches.
-        missing_views: those of the search's own caches that are still to be built.
-        seed: of what is drawn.
-        pruner: of the search; one that keeps a state is another object in each simulation.
+        counts: number of trainings.
+        costs: their costs.
+        views: teacher outputs in the caches of a seed, over all teachers (each seed of a confirmation has those of its
+            leaders' teachers); 0: no caches.
+        missing_views: outputs that are missing in the search's caches.
+        seed: seed of the simulation.
+        pruner: pruner of the search, a new object for each simulation if it has state.
     """
     draw = random.Random(seed)
     speed = draw.lognormvariate(0, NOISE)
@@ -82,7 +82,8 @@ def simulate(
     queue: list[tuple[str, Origin]] = [(method, "published") for method in counts.starts]
     queue += [(draw.choice(counts.sampled), "sampled") for _ in range(counts.samples)]
     queue.reverse()
-    # When each place is free: a builder's later. At each event a place goes on, or takes the next training.
+    # Time at which each slot is free, later for those that build caches. At an event a slot continues or starts a
+    # training.
     events = [(costs.process + (building if place < builders else 0.0), place) for place in range(places)]
     running: dict[int, _Training] = {}
     busy, pruned, ends = building * builders, 0, []
@@ -107,7 +108,7 @@ def simulate(
             seconds = costs.methods[method].begin * training.factor
         goal = trainings.next_report(training)
         cost = costs.methods[training.record.method]
-        # Until the cache is there the teacher runs for what is missing.
+        # Until the cache is complete, the teacher computes missing outputs.
         epoch = cost.live if at < building else cost.epoch
         seconds += (goal - training.reached) * epoch * training.factor
         training.reached = goal
@@ -119,7 +120,7 @@ def simulate(
 
 
 def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> tuple[float, float, int]:
-    """Seconds of the repetitions, of all places together, and how many there are."""
+    """Return the time of the repetitions, the total time of all slots, and the number of repetitions."""
     repeats = counts.repeats
     if counts.is_adaptive:
         repeats = round(draw.uniform(LEAST_REPEATED, 1.0) * repeats)
@@ -129,7 +130,7 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
     free, busy = [0.0] * costs.parallel, 0.0
     needed = float(views)
     for number in range(repeats):
-        # Leaders may be of any method; one in each seed's round is scratch, which they are compared with.
+        # Leaders may be of any method; in each seed's round one is scratch, with which they are compared.
         together = math.ceil(repeats / seeds)
         place = number % together
         if place == 0 and len(counts.teachers) > 1:
@@ -140,8 +141,8 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
         factor = costs.students.get(draw.choice(counts.students), 1.0)
         seconds = (cost.begin + counts.epochs * cost.epoch) * factor
         builders = min(costs.parallel, together)
-        if place < builders and any(one.stored for one in costs.methods.values()):
-            # Those that begin a seed together build its cache together.
+        if place < builders and any(method.stored for method in costs.methods.values()):
+            # The first trainings of a seed build its cache together.
             seconds += needed * costs.view / builders
         busy += seconds
         heapq.heapreplace(free, free[0] + seconds + BETWEEN_TRIALS)
@@ -150,7 +151,7 @@ def _confirm(counts: Counts, costs: Costs, views: int, draw: random.Random) -> t
 
 @dataclass
 class _Training:
-    """One simulated training: its record, its rank among all (0 the best), where it ends if that is drawn."""
+    """A simulated training: its record, its rank among all (0 is best), and its last epoch if that is drawn."""
 
     record: TrialRecord
     rank: float
@@ -188,13 +189,13 @@ class _Trainings:
         return training
 
     def next_report(self, training: _Training) -> int:
-        """Epochs after which a training reports next."""
+        """Return the epoch of a training's next report."""
         if training.end is not None:
             return training.end
         return min((epoch for epoch in self._reports if epoch > training.reached), default=self._counts.epochs)
 
     def stops(self, training: _Training) -> bool:
-        """Whether a training that has just reported ends early."""
+        """Return whether a training is pruned at its current epoch."""
         record, epoch = training.record, training.reached
         is_last = epoch == self._counts.epochs
         if training.end is not None:
