@@ -265,7 +265,7 @@ def test_a_gaussian_process_finds_what_is_best() -> None:
         (
             "sampler",
             {"name": "optuna.samplers:GridSampler", "options": {"search_space": {"method": ["kd", "dist"]}}},
-            "cannot sample the parameters of method .scratch. .* handles conditional search spaces",
+            "cannot sample the parameters of method .scratch. .* supports conditional search spaces",
         ),
     ],
 )
