@@ -88,6 +88,8 @@ class Method(nn.Module, ABC):
             checkpoints, but not of the buffers that rank 0 broadcasts in every step.
         has_figure: whether `figure` is implemented.
         has_initial_settings: whether `initial_settings` is implemented.
+        uses_task_loss: whether the cross-entropy with the labels is added to the method's terms, times
+            `training.task_weight`. `build` turns it off for a loss that contains the labels.
     """
 
     student_needs: Signal = Signal.LOGITS
@@ -96,6 +98,7 @@ class Method(nn.Module, ABC):
     memories: ClassVar[tuple[str, ...]] = ()
     has_figure: ClassVar[bool] = False
     has_initial_settings: ClassVar[bool] = False
+    uses_task_loss: bool = True
 
     Params: ClassVar[type[MethodParams]] = MethodParams
 

@@ -72,6 +72,11 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.rsd.hidden_dim", 2, 2048, None),
     ChangedDefault("methods.rsd.reduction", 2, "mean", "sum"),
     ChangedDefault("methods.rsd.initialisation", 2, "uniform", "truncated_normal"),
+    ChangedDefault("methods.tekap.perturbed_weight", 2, 0.8, 0.72),
+    ChangedDefault("methods.ofa.merge_activation", 2, "between", "first"),
+    ChangedDefault("methods.ofa.qkv_bias", 2, True, False),
+    ChangedDefault("methods.ifvd.label_pixel", 2, "centre", "corner"),
+    ChangedDefault("methods.fbt.task_loss", 2, True, False),
 )
 """All changed defaults, by ascending schema number."""
 
@@ -79,6 +84,7 @@ CHANGED_DOMAINS: tuple[ChangedDomain, ...] = (
     ChangedDomain("methods.rsd.weight", 2, Float(0.1, 10, log=True)),
     ChangedDomain("methods.rsd.hidden_dim", 2, Int(128, 4096, log=True)),
     ChangedDomain("methods.rsd.hidden_ratio", 2, Choice(2)),
+    ChangedDomain("methods.fbt.task_loss", 2, Choice(True)),
 )
 """All changed domains, by ascending schema number."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -197,10 +198,10 @@ class PatchMerging(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens [B, N, D], with an optional bias [heads, N, N] on its scores."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -221,10 +222,10 @@ def feed_forward(width: int) -> nn.Sequential:
 class TokenBlock(nn.Module):
     """Pre-norm transformer block over all tokens [B, N, D]."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
+    def __init__(self, width: int, heads: int = 4, *, qkv_bias: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, count_heads(width, heads))
+        self.attention = SelfAttention(width, count_heads(width, heads), qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = feed_forward(width)
 
@@ -236,21 +237,34 @@ class TokenBlock(nn.Module):
 
 
 class TokenProjector(nn.Module):
-    """A stage's map to a vector: patch merging to about 7x7 tokens, max(4 - stage, 1) blocks, the mean over tokens."""
+    """A stage's map to a vector: patch merging to about 7x7 tokens, max(4 - stage, 1) blocks, the mean over tokens.
 
-    def __init__(self, spec: OutputSpec, stage: int, width: int) -> None:
+    A merge has a GELU where another merge follows; with `merge_activation: first` the first merge always has it.
+    """
+
+    def __init__(
+        self,
+        spec: OutputSpec,
+        stage: int,
+        width: int,
+        *,
+        merge_activation: Literal["first", "between"] = "first",
+        qkv_bias: bool = False,
+    ) -> None:
         super().__init__()
         channels, merges = spec.stages[stage - 1].channels, count_merges(spec.side(stage))
         mergers: list[nn.Module] = []
         for merge in range(merges):
             mergers.append(PatchMerging(channels, width))
-            if merge < merges - 1:
+            if merge < merges - 1 or (merge == 0 and merge_activation == "first"):
                 mergers.append(nn.GELU())
             channels = width
         if channels != width:
             mergers.append(nn.Linear(channels, width))
         self.merging = nn.Sequential(*mergers)
-        self.blocks = nn.Sequential(*(TokenBlock(width) for _ in range(max(len(spec.stages) - stage, 1))))
+        self.blocks = nn.Sequential(
+            *(TokenBlock(width, qkv_bias=qkv_bias) for _ in range(max(len(spec.stages) - stage, 1)))
+        )
         initialise(self)
 
     def forward(self, map_BCHW: Tensor) -> Tensor:

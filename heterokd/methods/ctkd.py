@@ -16,8 +16,11 @@ with a task weight of 0.1. theta is a parameter of the method: saved with it, tr
 the student's learning rate. Data-parallel workers average its gradient and hold the same theta.
 
 Deviations: lambda follows the steps, where the authors' code changes it once an epoch. Their SGD decays theta's value
-like a weight; here single numbers are not decayed. The released code has the global variant alone: the width of the
-instance variant's predictor (HIDDEN) and that its inputs take no gradient, so that the student cannot lower its loss
+like a weight; here single numbers are not decayed.
+
+The instance variant's loss is that of the authors' README (zhengli97/CTKD, commit 7d52522): tau_b^2 KL of each image,
+averaged; it adds 1e-7 to the teacher's probabilities, which is left out here. Its predictor is in no released file: the
+width of its hidden layer (HIDDEN), and that its inputs take no gradient, so that the student cannot lower its loss
 through the temperature, are readings of the paper.
 """
 

@@ -22,6 +22,10 @@ fused network is detached where it teaches; L2G has one unshifted Swin block wit
 OFA, here gamma, is 1. With `ofa_form: code` the loss of OFA's authors' code replaces Eq. 3a, and the fused logits
 get the cross-entropy with the labels that Eq. 3a contains.
 
+The task loss: Eq. 1 has none. Its label is in Eq. 3a, where (1 + p_a,y)^gamma log(1 / p_b,y) is a cross-entropy of
+weight 1 and more. So by default the student's cross-entropy is not added, whatever `training.task_weight` says;
+`task_loss: true` adds it, as versions before schema 2 did, and so does `ofa_form: code`, which has no label's term.
+
 Data-parallel workers: negatives of InfoNCE are the other images of one worker's batch; `gather: true` takes those of
 all workers.
 """
@@ -74,6 +78,7 @@ def info_nce(
     return F.cross_entropy(similarity, torch.arange(len(query), device=query.device))
 
 
+# The two networks' logits and embeddings are four tensors.
 def fbt_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -136,6 +141,11 @@ class FBT(Method):
         fused_task_weight: float = Field(
             1.0, ge=0, description="multiplies the fused logits' cross-entropy with the labels; read with the code form"
         )
+        task_loss: Annotated[bool, Choice(False, True)] = Field(
+            False,
+            description="add the student's cross-entropy with the labels, times training.task_weight; Eq. 3a contains "
+            "it, the code form does not and always adds it",
+        )
         detach_fused: Annotated[bool, Choice(True, False)] = Field(
             True, description="stop L(K_f, K_s) from moving the fused network towards the student"
         )
@@ -164,6 +174,7 @@ class FBT(Method):
             if len(spec.stages) != 4:
                 raise PairError(f"fbt: the {owner} must have 4 stages to be fused, it has {len(spec.stages)}")
 
+        self.uses_task_loss = self.params.task_loss or self.params.ofa_form == "code"
         self.front_is_teacher = teacher.kind == "cnn" and student.kind != "cnn"
         front, back = (teacher, student) if self.front_is_teacher else (student, teacher)
         both = Signal.LOGITS | Signal.EMBEDDING

@@ -13,7 +13,16 @@ Liu, Kan, Shan, Chen: "Function-Consistent Feature Distillation", ICLR 2023, htt
     L = w_kl L_kl + w_p L_path_kl + r w_f (L_appearance + L_function),  r rises from 0 to 1 in the first warm-up share
 
 Defaults are those of the authors' ImageNet run ResNet-34 -> ResNet-18 (tau 1, w_f 0.02, two paths, warm-up 5 of 100
-epochs); ResNet-50 -> MobileNet has w_f 5, and so have the CIFAR-100 runs, at tau 4 or 8. Paths cross once, as theirs.
+epochs); ResNet-50 -> MobileNet has w_f 5, and so have the CIFAR-100 runs but one, at tau 4 or 8. Paths cross once, as
+theirs.
+
+`teacher_norms`: the paper's teacher is fixed; `running`, the default, normalises its maps with the statistics of its
+training, as every other method here does. The authors' program (LiuDongyang6/FCFD, commit 2aefb7b, `IN/main.py`:
+`self.model.train()`) leaves the teacher in training mode, so that its batch norms use the batch's statistics, in its
+maps and logits as on the mixed paths; `batch` does the same, and the published settings name it. The difference grows
+as batches get smaller and views get farther from the teacher's training; teachers without batch norm have none.
+`batch` runs the teacher's stages once more, from the input of stage 1, whose norm keeps its running statistics (the
+program's does not), and the teacher's running statistics stay as they are.
 
 The drawn paths are a function of the batch's images (those of all data-parallel workers) and of progress, so a resumed
 training draws the same ones, and so do all workers.
@@ -35,7 +44,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +82,7 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, *, is_last: bool) -> Tens
     return loss
 
 
+# One argument for each symbol of the equation.
 def fcfd_terms(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -126,7 +137,15 @@ def fcfd_loss(
 
 
 class BatchStatistics(TorchFunctionMode):
-    """Inside, batch norms that train normalise with their batch and leave their running statistics alone."""
+    """Inside, batch norms that train normalise with their batch and leave their running statistics alone.
+
+    Args:
+        frozen: also those in evaluation mode, a teacher's.
+    """
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.frozen = frozen
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -137,8 +156,8 @@ class BatchStatistics(TorchFunctionMode):
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
             kwargs |= dict(zip(names, args, strict=False))
             args = (kwargs.pop("input"),)
-            if kwargs.get("training"):
-                kwargs |= {"running_mean": None, "running_var": None}
+            if kwargs.get("training") or self.frozen:
+                kwargs |= {"running_mean": None, "running_var": None, "training": True}
         return func(*args, **kwargs)
 
 
@@ -193,17 +212,29 @@ class FCFD(Method):
         warmup: float = Field(
             0.05, ge=0, le=1, description="share of the training in which w_f rises from zero to its value"
         )
+        teacher_norms: Literal["running", "batch"] = Field(
+            "running",
+            description="statistics of the teacher's batch norms: those of its training, or as in the authors' program "
+            "those of the batch",
+        )
 
     student_needs = Signal.LOGITS | Signal.STAGES | Signal.TAIL
-    teacher_needs = Signal.LOGITS | Signal.STAGES | Signal.TAIL
+    teacher_needs = Signal.LOGITS | Signal.STAGES | Signal.TAIL | Signal.STEM
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
         """Bridges to the teacher after every stage, and to the student after the stages where paths cross.
 
         Raises:
-            PairError: a network has not four stages.
+            PairError: a network has not four stages, or the teacher's stages cannot be run again.
         """
+        is_rerun = self.params.teacher_norms == "batch"
+        if is_rerun and teacher.stem is None:
+            raise PairError(
+                "fcfd: teacher_norms batch runs the teacher again from the input of its stage 1, which is not a square "
+                "map; use teacher_norms: running"
+            )
+        self.teacher_needs = Signal.TAIL | (Signal.STEM if is_rerun else Signal.LOGITS | Signal.STAGES)
         for owner, spec in (("student", student), ("teacher", teacher)):
             if len(spec.stages) != 4:
                 raise PairError(f"fcfd: the {owner} must have 4 stages to be mixed, it has {len(spec.stages)}")
@@ -213,7 +244,7 @@ class FCFD(Method):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Compute the terms `kl`, `path_kl`, `appearance`, `function`, `bridge`."""
         student_tail, teacher_tail = student.tail, teacher.tail
-        targets = [each.detach() for each in teacher.stages]
+        teacher_logits, targets = self._targets(teacher)
         in_teacher = [bridge(each) for bridge, each in zip(self.to_teacher, student.stages, strict=True)]
         in_student = [bridge(each) for bridge, each in zip(self.to_student, targets, strict=False)]
 
@@ -221,10 +252,11 @@ class FCFD(Method):
         for student_first, k in draw_paths(self.params.paths, gathered(batch.index), progress):
             if student_first:
                 x = in_teacher[k - 1]
-                for j in range(k + 1, 5):
-                    x = teacher_tail.step(x, j)
-                    function.append(map_loss(x, targets[j - 1], is_last=j == 4))
-                path_logits.append(teacher_tail(x, 5))
+                with self._norms_of_teacher():
+                    for j in range(k + 1, 5):
+                        x = teacher_tail.step(x, j)
+                        function.append(map_loss(x, targets[j - 1], is_last=j == 4))
+                    path_logits.append(teacher_tail(x, 5))
             else:
                 with BatchStatistics():
                     path_logits.append(student_tail(in_student[k - 1], k + 1))
@@ -232,5 +264,20 @@ class FCFD(Method):
         appearance = [map_loss(x, targets[i], is_last=i == 3) for i, x in enumerate(in_teacher)]
         bridge = [map_loss(x, student.stages[i].detach(), is_last=False) for i, x in enumerate(in_student)]
         return fcfd_terms(
-            student.logits, teacher.logits, path_logits, appearance, function, bridge, self.params, progress
+            student.logits, teacher_logits, path_logits, appearance, function, bridge, self.params, progress
         )
+
+    def _norms_of_teacher(self) -> AbstractContextManager[object]:
+        return BatchStatistics(frozen=True) if self.params.teacher_norms == "batch" else nullcontext()
+
+    def _targets(self, teacher: Outputs) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's logits and four maps, without gradient."""
+        if self.params.teacher_norms == "running":
+            return teacher.logits, [each.detach() for each in teacher.stages]
+        tail, x = teacher.tail, teacher.stem
+        maps: list[Tensor] = []
+        with torch.no_grad(), self._norms_of_teacher():
+            for j in (1, 2, 3, 4):
+                x = tail.step(x, j)
+                maps.append(x)
+            return tail(x, 5), maps

@@ -10,7 +10,11 @@ https://doi.org/10.1007/978-3-030-58571-6_21
     L = kd_weight * PixelKD + variation_weight * variation + adversarial_weight * G + discriminator_weight * D
 
 G and D are the hinge terms of `_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
-those of CIRKD's code (Yang et al., CVPR 2022): 1, 20, 0.001, 0.1.
+those of CIRKD's program (Yang et al., CVPR 2022; winycg/CIRKD, commit dab64db, `losses/ifvd.py`): 1, 20, 0.001, 0.1.
+
+`label_pixel`: a position of the coarse map takes the label of a pixel under it; `corner` the upper left one, as the
+program does (PyTorch's `nearest`), `centre` the middle one (`nearest-exact`), which is less shifted. Both agree where
+the map is as fine as the labels.
 
 Deviations: maps of different grids are averaged to the smaller one first. Positions whose label is IGNORE are excluded;
 the code counts them with a difference of 0.
@@ -18,7 +22,7 @@ the code counts them with a difference of 0.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,8 @@ from heterokd.methods._discriminator import Discriminator
 from heterokd.methods._projectors import to_smaller_grid, unit_positions
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
+
+LabelPixel = Literal["corner", "centre"]
 
 
 def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Tensor:
@@ -50,12 +56,24 @@ def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Ten
         members = members_BNK.float()
         counts_B1K = members.sum(dim=1, keepdim=True).clamp_min(1)
         prototypes_BDK = map_BDHW.float().flatten(2) @ members / counts_B1K
-        own_BDN = unit_positions(prototypes_BDK.unsqueeze(3)) @ members.transpose(1, 2)
-        return (unit_positions(map_BDHW) * own_BDN).sum(dim=1)
+        prototype_BDN = unit_positions(prototypes_BDK.unsqueeze(3)) @ members.transpose(1, 2)
+        return (unit_positions(map_BDHW) * prototype_BDN).sum(dim=1)
+
+
+def coarse_labels(labels_BHW: Tensor, size: tuple[int, int] | torch.Size, pixel: LabelPixel = "corner") -> Tensor:
+    """Resize label maps [B, H, W] to [B, h, w]: the label of each cell's upper left or middle pixel."""
+    if pixel == "centre":
+        return labels_at(labels_BHW, size)
+    corner = F.interpolate(labels_BHW[:, None].float(), size=tuple(size), mode="nearest")
+    return corner[:, 0].to(labels_BHW.dtype)
 
 
 def intra_class_loss(
-    student_map_BDHW: Tensor, teacher_map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int
+    student_map_BDHW: Tensor,
+    teacher_map_BDHW: Tensor,
+    labels_BHW: Tensor,
+    num_classes: int,
+    label_pixel: LabelPixel = "corner",
 ) -> Tensor:
     """Compute the mean squared difference of variation maps over valid positions.
 
@@ -64,12 +82,13 @@ def intra_class_loss(
         teacher_map_BDHW: [B, d, h, w]; takes no gradient.
         labels_BHW: class numbers of any height and width; positions with IGNORE are excluded.
         num_classes: K.
+        label_pixel: whose label a position takes, see `coarse_labels`.
 
     Returns:
         A float32 scalar; 0 where no position is valid.
     """
     student_map, teacher_map = to_smaller_grid(student_map_BDHW.float(), teacher_map_BDHW.detach().float())
-    labels = labels_at(labels_BHW, student_map.shape[-2:])
+    labels = coarse_labels(labels_BHW, student_map.shape[-2:], label_pixel)
     difference_BN = variation_map(student_map, labels, num_classes) - variation_map(teacher_map, labels, num_classes)
     return difference_BN.square().sum() / (labels != IGNORE).sum().clamp_min(1)
 
@@ -80,12 +99,13 @@ def ifvd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    kd_weight: float = 1.0,
-    variation_weight: float = 20.0,
+    params: IFVD.Params | None = None,
 ) -> Tensor:
     """Compute both terms without discriminator, weighted: maps [B, D, h, w], logits [B, K, h, w], labels [B, H, W]."""
-    variation = intra_class_loss(student_map, teacher_map, labels, student_logits.shape[1])
-    return kd_weight * pixel_kd_loss(student_logits, teacher_logits, labels) + variation_weight * variation
+    params = params or IFVD.Params()
+    variation = intra_class_loss(student_map, teacher_map, labels, student_logits.shape[1], params.label_pixel)
+    kd = pixel_kd_loss(student_logits, teacher_logits, labels)
+    return params.kd_weight * kd + params.variation_weight * variation
 
 
 class IFVD(Method):
@@ -105,7 +125,10 @@ class IFVD(Method):
         adversarial_weight: Annotated[float, Choice(0.0, 0.001, 0.01)] = Field(
             0.001, ge=0, description="multiplies the generator's term; 0 builds no discriminator"
         )
-        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the discriminator's own loss")
+        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the loss of the discriminator")
+        label_pixel: LabelPixel = Field(
+            "corner", description="the pixel whose label a position of the map takes: of its cell the corner or centre"
+        )
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING
@@ -119,7 +142,8 @@ class IFVD(Method):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Compute the terms `kd` and `variation`, with a discriminator also `generator` and `discriminator`."""
         params, labels = self.params, batch.labels
-        variation = intra_class_loss(student.embedding, teacher.embedding, labels, self.num_classes)
+        maps = student.embedding, teacher.embedding
+        variation = intra_class_loss(*maps, labels, self.num_classes, params.label_pixel)
         losses = {
             "kd": params.kd_weight * pixel_kd_loss(student.logits, teacher.logits, labels),
             "variation": params.variation_weight * variation,

@@ -1,4 +1,4 @@
-"""OFA: every stage of the student answers with class logits of its own, and the teacher's target class is amplified.
+"""OFA: every stage of the student predicts the classes through a branch, and the teacher's target class is amplified.
 
 Hao, Guo, Han, Tang, Hu, Wang, Xu: "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
 Distillation", NeurIPS 2023, https://arxiv.org/abs/2310.19444
@@ -13,10 +13,13 @@ The authors' code runs the code form; the paper (and FBT, Eq. 3a) prints the oth
 is absorbed into the target weight. eps is called gamma in print. No tau^2 factor in either.
 
 Branches follow the code: separable convolutions for a convolutional stage (width: the larger of both embeddings);
-patch merging and transformer blocks for an attention or MLP stage (width: the student's embedding); then a mean and a
-linear head. Deviations: token branches average the patch tokens where the code reads a class token, because stages
-are maps; one eps serves all exits (the code takes a list; its published values are equal for all); mixed labels give
-m = onehot(argmax).
+patch merging and transformer blocks for an attention or MLP stage (width: the student's embedding), with a GELU after
+the first merge and no bias of queries, keys and values (Hao840/OFAKD, commit f7bb896, `distillers/ofa.py`; the block is
+timm's, whose default is none); then a mean and a linear head. `merge_activation: between` and `qkv_bias: true` are what
+versions before schema 2 ran: a GELU only where another merge follows, and the bias.
+
+Deviations: token branches average the patch tokens where the code reads a class token, because stages are maps; one eps
+serves all exits (the code takes a list; its published values are equal for all); mixed labels give m = onehot(argmax).
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ FORMS = {"code": ofa_loss, "paper": ofa_paper_loss}
 
 
 class OFA(Method):
-    """Let every stage of the student answer with class logits of its own."""
+    """Train every stage of the student to predict the classes as the teacher does."""
 
     class Params(MethodParams):
         """Parameters of OFA."""
@@ -93,6 +96,11 @@ class OFA(Method):
         form: Literal["code", "paper"] = Field(
             "code", description="the loss of the authors' code, or the one that the paper prints"
         )
+        merge_activation: Literal["first", "between"] = Field(
+            "first",
+            description="where token branches have a GELU: after the first of the merges, or only between two merges",
+        )
+        qkv_bias: bool = Field(False, description="bias of queries, keys and values in token branches")
 
     has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.STAGES
@@ -108,7 +116,13 @@ class OFA(Method):
                 projector: nn.Module = ConvProjector(student, stage, width)
             else:
                 width = student.embedding_dim
-                projector = TokenProjector(student, stage, width)
+                projector = TokenProjector(
+                    student,
+                    stage,
+                    width,
+                    merge_activation=self.params.merge_activation,
+                    qkv_bias=self.params.qkv_bias,
+                )
             head = nn.Linear(width, student.num_classes)
             initialise(head)
             self.branches[digit] = nn.Sequential(projector, head)

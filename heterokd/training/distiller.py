@@ -22,7 +22,7 @@ class Distiller(nn.Module):
         student: network to train.
         method: distillation loss, with its projectors.
         task: task loss.
-        task_weight: multiplier of the task loss.
+        task_weight: multiplier of the task loss; 0 for a method that does without it (`Method.uses_task_loss`).
     """
 
     def __init__(self, student: AnyNetwork, method: Method, task: Task, task_weight: float = 1.0) -> None:
@@ -30,7 +30,7 @@ class Distiller(nn.Module):
         self.student = student
         self.method = method
         self.task = task
-        self.task_weight = task_weight
+        self.task_weight = task_weight if method.uses_task_loss else 0.0
         # DDP reads this attribute: names of parameters and buffers that it does not synchronise.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{memory}.{name}"

@@ -29,14 +29,19 @@ LIBRARIES = ("torch 2.14", "torchvision 0.29", "timm 1.0")
 """Of the caches' keys, whatever is installed."""
 
 
-def question(name: str, folder: Path) -> Experiment:
+def question(name: str, folder: Path, schema: int = 1) -> Experiment:
+    """An experiment that was written for schema 1, or the same keys in a file of a later one."""
     file = folder / "experiment.yaml"
-    file.write_text(yaml.safe_dump(STORED["experiments"][name]), encoding="utf-8")
+    file.write_text(yaml.safe_dump({"schema": schema, **STORED["experiments"][name]}), encoding="utf-8")
     return load_experiment(file)
 
 
 def recipe_hash(case: dict[str, Any], folder: Path) -> str:
     return question(case["experiment"], folder).recipe(case["sample"], seed=case["seed"]).hash
+
+
+def recipe_hash_of_schema_2(case: dict[str, Any], folder: Path) -> str:
+    return question(case["experiment"], folder, schema=2).recipe(case["sample"], seed=case["seed"]).hash
 
 
 def stored_recipe_hash(case: dict[str, Any], folder: Path) -> str:
@@ -77,6 +82,7 @@ def policy_hash(case: dict[str, Any], folder: Path) -> str:
 
 FAMILIES = {
     "recipes": recipe_hash,
+    "recipes_of_schema_2": recipe_hash_of_schema_2,
     "stored_recipes": stored_recipe_hash,
     "teachers": fitted_teacher_hash,
     "stored_keys": stored_key_id,

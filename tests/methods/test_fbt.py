@@ -14,6 +14,8 @@ from heterokd.methods.fbt import FBT, fbt_loss, info_nce
 from heterokd.methods.ofa import ofa_loss, ofa_paper_loss
 from heterokd.networks.network import build_network
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, StageSpec
+from heterokd.training.distiller import Distiller
+from heterokd.training.task_modules import ClassificationTask
 
 K, B = 5, 3
 LOGITS_AND_EMBEDDING = Signal.LOGITS | Signal.EMBEDDING
@@ -282,3 +284,13 @@ def test_real_networks(student_name, teacher_name, layout):
     assert all(parameter.grad is not None for parameter in method.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("params", "weight"),
+    [({}, 0.0), ({"task_loss": True}, 0.5), ({"ofa_form": "code"}, 0.5)],
+)
+def test_the_task_loss_is_added_where_the_loss_has_no_label_of_its_own(params, weight):
+    student, teacher = build_network("test_resnet", K), build_network("resnet10t", K)
+    method = FBT(FBT.Params(**params), student.spec, teacher.spec)
+    assert Distiller(student, method, ClassificationTask(K), task_weight=0.5).task_weight == weight

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heterokd.errors import PairError
 from heterokd.methods._projectors import Bridge
 from heterokd.methods.fcfd import CROSSINGS, FCFD, PATHS, BatchStatistics, ConvBridge, draw_paths, fcfd_loss, map_loss
 from heterokd.methods.kd import kd_loss
 from heterokd.networks.classifier import Network
 from heterokd.networks.network import build_network
-from heterokd.outputs import Batch, Outputs, OutputSpec, StageSpec
+from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, StageSpec
 
 K, B = 5, 3
 BATCH = Batch(torch.empty(B, 3, 1, 1), torch.tensor([0, 3, 4]), torch.arange(B))
@@ -248,3 +249,46 @@ def test_a_teacher_that_teaches_itself_through_perfect_bridges_has_nothing_to_le
     outputs = teacher(images, method.teacher_needs)
     batch = Batch(images, torch.tensor([1, 2]), torch.arange(2))
     assert sum(method(outputs, outputs, batch, 1.0).values()).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_norms_of_the_batch_are_the_teacher_in_training_mode():
+    """As the authors' program: maps, logits and mixed paths are those of a teacher that trains."""
+    torch.manual_seed(0)
+    teacher, student = network("test_resnet").requires_grad_(False), network("test_efficientnet")
+    images, labels = torch.rand(4, 3, 64, 64), torch.tensor([1, 2, 0, 4])
+    with torch.no_grad():
+        for _ in range(3):  # running statistics that are not those of this batch
+            teacher.train()(torch.rand(4, 3, 64, 64), Signal.LOGITS)
+    running = {key: value.clone() for key, value in teacher.state_dict().items()}
+    batch = Batch(images, labels, torch.arange(4))
+
+    method = FCFD(FCFD.Params(paths=6, teacher_norms="batch"), student.spec, teacher.spec)
+    assert method.teacher_needs == Signal.TAIL | Signal.STEM
+    outputs = student(images, method.student_needs)
+    with torch.no_grad():
+        taught = teacher.eval()(images, method.teacher_needs)
+    logits, maps = method._targets(taught)
+    terms = method(outputs, taught, batch, 1.0)
+    assert all(torch.equal(teacher.state_dict()[key], value) for key, value in running.items())
+
+    with torch.no_grad():
+        training, expected = teacher.train(), []
+        x = taught.stem
+        for j in (1, 2, 3, 4):
+            x = taught.tail.step(x, j)
+            expected.append(x)
+        torch.testing.assert_close(logits, taught.tail(x, 5))
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    plain = FCFD(FCFD.Params(paths=6), student.spec, teacher.spec)
+    plain.load_state_dict(method.state_dict())
+    as_trained = Outputs(logits, stages=tuple(maps), tail=training(images, Signal.TAIL).tail)
+    for name, value in plain(outputs, as_trained, batch, 1.0).items():
+        torch.testing.assert_close(terms[name], value, msg=name)
+    assert not torch.allclose(teacher.eval()(images, Signal.STAGES).stages[3], maps[3])
+
+
+def test_norms_of_the_batch_need_the_input_of_stage_1():
+    spec = spec_of("cnn", 32, 4)
+    with pytest.raises(PairError, match="teacher_norms: running"):
+        FCFD(FCFD.Params(teacher_norms="batch"), spec, spec)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterokd.methods.ifvd import IFVD, ifvd_loss, intra_class_loss, variation_map
+from heterokd.methods.ifvd import IFVD, coarse_labels, ifvd_loss, intra_class_loss, variation_map
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
 
@@ -88,11 +88,24 @@ def test_terms_are_weighted() -> None:
     student = Outputs(logits=maps(2, 3, 4, 4, seed=0), embedding=maps(2, 6, 4, 4, seed=1))
     teacher = Outputs(logits=maps(2, 3, 4, 4, seed=2), embedding=maps(2, 9, 4, 4, seed=3))
     batch = Batch(torch.zeros(2, 3, 32, 32), label_map(2, 32, 32, num_classes=3), torch.arange(2))
-    plain = IFVD(IFVD.Params(adversarial_weight=0, kd_weight=2, variation_weight=3), of, other)
+    params = IFVD.Params(adversarial_weight=0, kd_weight=2, variation_weight=3)
+    plain = IFVD(params, of, other)
     terms = plain(student, teacher, batch, 0.5)
     assert terms.keys() == {"kd", "variation"}
     torch.testing.assert_close(terms["kd"], 2 * pixel_kd_loss(student.logits, teacher.logits, batch.labels))
     arguments = student.embedding, teacher.embedding, student.logits, teacher.logits, batch.labels
-    torch.testing.assert_close(sum(terms.values()), ifvd_loss(*arguments, kd_weight=2, variation_weight=3))
+    torch.testing.assert_close(sum(terms.values()), ifvd_loss(*arguments, params))
     full = IFVD(None, of, other)(student, teacher, batch, 0.5)
     assert full.keys() == {"kd", "variation", "generator", "discriminator"}
+
+
+def test_a_position_takes_the_label_of_its_corner_or_of_its_centre() -> None:
+    labels = torch.arange(36).view(1, 6, 6)
+    assert coarse_labels(labels, (2, 3), "corner").tolist() == [[[0, 2, 4], [18, 20, 22]]]
+    assert coarse_labels(labels, (2, 3), "centre").tolist() == [[[7, 9, 11], [25, 27, 29]]]
+    assert torch.equal(coarse_labels(labels, (6, 6)), labels)
+    student, teacher = maps(1, 4, 3, 3, seed=0), maps(1, 4, 3, 3, seed=1)
+    fine = label_map(1, 6, 6, num_classes=3)
+    corner = intra_class_loss(student, teacher, fine[:, ::2, ::2], 3)
+    torch.testing.assert_close(intra_class_loss(student, teacher, fine, 3), corner)
+    assert not torch.isclose(intra_class_loss(student, teacher, fine, 3, "centre"), corner)

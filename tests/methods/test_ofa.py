@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from heterokd.methods._projectors import TokenProjector
 from heterokd.methods.ofa import OFA, ofa_loss, ofa_paper_loss
 from heterokd.outputs import Batch, Outputs, OutputSpec, StageSpec
 
@@ -112,3 +113,24 @@ def test_stages_may_be_written_as_a_number():
     assert OFA.Params(stages=34).stages == "34"
     with pytest.raises(ValueError, match="stages"):
         OFA.Params(stages="43")
+
+
+@pytest.mark.parametrize(("side", "first", "between"), [(7, 0, 0), (14, 1, 0), (28, 1, 1), (56, 2, 2)])
+def test_token_branches_have_a_gelu_after_the_first_merge(side, first, between):
+    """Merges from a grid to 7 x 7: none, one, two, three; the last of several has none."""
+    stage = StageSpec(8, 224 // side, "attention")
+    spec = OutputSpec(5, 8, (stage, stage, stage, stage), 224)
+    for where, count in (("first", first), ("between", between)):
+        merging = TokenProjector(spec, 1, 12, merge_activation=where).merging
+        assert sum(isinstance(layer, torch.nn.GELU) for layer in merging) == count, where
+
+
+def test_token_branches_are_those_of_the_authors_unless_an_older_recipe_says_otherwise():
+    spec, teacher = pair("attention", 224, isotropic=True)
+    new = OFA(None, spec, teacher).branches["1"][0]
+    old = OFA(OFA.Params(merge_activation="between", qkv_bias=True), spec, teacher).branches["1"][0]
+    assert [[type(layer).__name__ for layer in branch.merging] for branch in (new, old)] == [
+        ["PatchMerging", "GELU"],
+        ["PatchMerging"],
+    ]
+    assert [branch.blocks[0].attention.qkv.bias is None for branch in (new, old)] == [True, False]
