@@ -23,11 +23,7 @@ from heterokd.training.precision import default_device
 def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Weights) -> list[Path]:
     """Measure a study's winner on val (measured.json) and draw the pictures of the study.
 
-    Args:
-        folder: folder of the study; without a winner nothing is measured.
-        experiment: experiment of the study.
-        root: workspace, which remembers timed costs.
-        weights: weights of the prepared teachers by network; None: the published ones.
+    `weights` are those of the prepared teachers by network. Without a winner nothing is measured.
 
     Returns:
         The files: `confusion.png` in classification; `samples.png` and `iou.png` in segmentation; in both `cka.png`,

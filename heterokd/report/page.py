@@ -34,9 +34,7 @@ DEFAULT_ROOT = "runs"
 def write_report(report: StudyReport, *, root: str | None = None) -> None:
     """Write the page of a study into its folder, from the study's files alone, without data or networks.
 
-    Args:
-        report: content of the study's folder.
-        root: workspace as the reader names it with `--root`; by default, the folder's.
+    `root` is the workspace as the reader names it with `--root`; by default, the folder's.
     """
     loader = PackageLoader("heterokd.report", "template")
     environment = Environment(

@@ -91,10 +91,7 @@ def assignment_attrs(
 def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -> tuple[str, ...]:
     """Return the teachers for which a method can be built; empty if it reads none.
 
-    Args:
-        experiment: experiment of the study.
-        method: name of the method.
-        excluded: methods, and pairs of method and teacher, that are left out; see `check_experiment`.
+    `excluded`: methods, and pairs of method and teacher, that are left out; see `check_experiment`.
     """
     if method in excluded or not experiment.reads_teacher(method):
         return ()

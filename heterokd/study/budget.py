@@ -67,9 +67,7 @@ class Spending:
     def fits(self, running: int, underway: float) -> bool:
         """Return whether another full training can end within all limits.
 
-        Args:
-            running: number of running trainings, each of which may become a full one.
-            underway: full trainings that they have done so far.
+        `underway` are the full trainings that the `running` trials, each of which may become full, have done so far.
         """
         budget = self.budget
         if self.is_exhausted() or (budget.trials is not None and self.begun >= budget.trials):

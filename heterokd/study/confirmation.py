@@ -81,11 +81,8 @@ def next_repetition(
 ) -> Repetition | None:
     """Return the repetition with the largest expected effect on the decision; None if there is none.
 
-    Args:
-        trials: trials of the study so far.
-        leaderboard: their ranking.
-        capacity: maximum number of repetitions.
-        students: students on the Pareto front; the best configuration of each is decided separately.
+    At most `capacity` repetitions are made. If `students` are given (those on the Pareto front), the best configuration
+    of each is decided separately.
     """
     started = sum(map(len, trials.confirmations.values()))
     if started >= capacity:

@@ -73,8 +73,7 @@ class Importance:
 def importances(folder: StudyFolder) -> list[Importance]:
     """Compute importances of what all methods share, then of each method's parameters; empty without a database.
 
-    Args:
-        folder: folder of the study; its database is opened read-only.
+    The database is opened read-only.
     """
     if not folder.database.exists():
         return []

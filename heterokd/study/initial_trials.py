@@ -36,11 +36,6 @@ def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) 
 
     Methods are sorted by their expected rank in published tables.
 
-    Args:
-        experiment: experiment of the study.
-        facts: facts of the study.
-        folder: folder of the study with the proposals of `heterokd match`.
-
     Raises:
         StudyError: `search.match_starts` is set, and the study has not been matched.
     """
@@ -67,10 +62,7 @@ def published_starts(
 
     A method uses the first teacher for which it can be built, with the settings published for that pair.
 
-    Args:
-        experiment: experiment of the study.
-        methods: methods in the order in which they are tried.
-        excluded: see `teachers_of`.
+    `methods` are in the order in which they are tried; `excluded`: see `teachers_of`.
     """
     baseline: list[dict[str, Scalar]] = []
     starts: list[dict[str, Scalar]] = []

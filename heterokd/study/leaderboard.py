@@ -68,9 +68,7 @@ class Leaderboard:
     def posterior(self, number: int, pending: int = 0) -> Posterior | None:
         """Compute the posterior of a configuration, larger is better; None below two configurations.
 
-        Args:
-            number: trial that found it.
-            pending: number of its running repetitions.
+        `pending` is the number of its running repetitions.
         """
         common = self._populations[self.group(self.complete[number])]
         if common is None:
@@ -101,8 +99,7 @@ class Leaderboard:
         (each has few values, too few for an estimate): it assumes the same variance for all of them. It is clipped to
         the metric's range.
 
-        Args:
-            most: only so many are needed, and the best of scratch: others can be left out.
+        With `most`, only so many leaders and the best of scratch are needed: others can be left out.
         """
         if most not in self._ranked:
             half_width = _half_widths([[self._value(one) for one in group] for group in self.repeats.values()])

@@ -12,7 +12,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Collection, Container, Sequence
-from typing import Any, ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -107,7 +107,7 @@ class _GroupByGroup(BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         try:
             return self._sampler.sample_relative(_having(study, search_space), trial, search_space)
         except Exception as error:  # noqa: BLE001  samplers with a population (NSGA-II) do not support groups
@@ -119,7 +119,7 @@ class _GroupByGroup(BaseSampler):
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    ) -> object:
         return self._sampler.sample_independent(_having(study, {param_name}), trial, param_name, param_distribution)
 
 
@@ -153,10 +153,7 @@ def make_pruner(experiment: Experiment) -> Pruner:
 def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sampler:
     """Make the sampler of an experiment.
 
-    Args:
-        experiment: experiment of the study.
-        methods: number of methods.
-        begun: number of existing trials, so that a resumed study does not draw the same numbers again.
+    `begun` is the number of existing trials, so that a resumed study does not draw the same numbers again.
 
     Raises:
         ConfigError: `search.sampler` names no sampler, or its options are invalid.
@@ -173,9 +170,7 @@ def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sample
 def check_plugins(experiment: Experiment, excluded: Container[str] = ()) -> None:
     """Check that pruner and sampler work for an experiment, before anything is computed.
 
-    Args:
-        experiment: experiment of the study.
-        excluded: methods that cannot be built for the pair; see `check_experiment`.
+    `excluded`: methods that cannot be built for the pair; see `check_experiment`.
 
     Raises:
         ConfigError: a class does not exist, cannot be constructed, or cannot sample from this space.

@@ -101,9 +101,7 @@ class Population:
 def fit_population(searched: Mapping[int, float], repeated: Mapping[int, Sequence[float]]) -> Population | None:
     """Fit the model to the values of a search; return None below two finite values.
 
-    Args:
-        searched: value of each configuration, larger is better.
-        repeated: values on fresh seeds, by the same keys.
+    Larger values are better; `repeated` are values on fresh seeds, by the same keys.
     """
     values = [value for value in searched.values() if math.isfinite(value)]
     if len(values) < 2:

@@ -69,11 +69,7 @@ def method_prior(
     The share vanishes within a few N samples, so that wrong tables cannot hold a search back; the rest of 1 belongs to
     the sampler.
 
-    Args:
-        ranks: ranks of the methods that are sampled, see `expected_ranks`.
-        weight: w.
-        finished: number of finished samples.
-        warm: mean ranks in other studies.
+    `ranks`: see `expected_ranks`; `warm` are mean ranks in other studies.
     """
     weight = max(weight, WARM_WEIGHT if warm else 0.0)
     if not weight or not ranks:

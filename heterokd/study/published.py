@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.yaml_files import read_yaml
 from heterokd.domains import Scalar
 from heterokd.formatting import metric_name
 from heterokd.methods import BASELINE
+from heterokd.storage.typed_json import parse
 from heterokd.tasks import TASKS
 
 FOLDER = Path(__file__).parent / "tables"
@@ -93,23 +93,29 @@ class PublishedPair:
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """Hyper-parameters of a method on some pairs.
+    """Hyper-parameters of a method on some pairs; an entry of `tables/settings.yaml`.
 
     Attributes:
         method: name of the method.
+        dataset: name of the data set.
+        source: paper and section.
         values: parameters that differ from the method's defaults, or are named explicitly.
+        teachers: networks without timm's tag; empty: any.
+        students: networks without timm's tag; empty: any.
         task_weight: weight of the cross-entropy with the labels; None: that of the experiment.
         top1: top-1 accuracy in per cent of these settings, if a table has it.
-        source: paper and section.
         reading: assumptions where the paper is incomplete.
     """
 
     method: str
-    values: Mapping[str, Scalar] = field(hash=False)
-    task_weight: float | None
-    top1: float | None
+    dataset: str
     source: str
-    reading: str | None
+    values: Mapping[str, Scalar] = field(hash=False)
+    teachers: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    task_weight: float | None = None
+    top1: float | None = None
+    reading: str | None = None
 
     @property
     def sample(self) -> dict[str, Scalar]:
@@ -130,17 +136,13 @@ def published_pairs() -> tuple[PublishedPair, ...]:
 
 def published_settings(method: str, dataset: str, teacher: str, student: str) -> tuple[PublishedSetting, ...]:
     """Return the published hyper-parameters of a method on a pair, those of the published results first."""
-    found = []
-    for entry in _settings():
-        fits = (
-            entry["method"] == method
-            and entry["dataset"] == dataset
-            and _plain(teacher) in entry.get("teachers", [_plain(teacher)])
-            and _plain(student) in entry.get("students", [_plain(student)])
-        )
-        if fits:
-            found.append(_setting(entry))
-    return tuple(found)
+    return tuple(
+        setting
+        for setting in _settings()
+        if (setting.method, setting.dataset) == (method, dataset)
+        and (not setting.teachers or _plain(teacher) in setting.teachers)
+        and (not setting.students or _plain(student) in setting.students)
+    )
 
 
 def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Scalar], ...]:
@@ -159,95 +161,105 @@ def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Sc
 
 
 @lru_cache(maxsize=1)
-def _settings() -> tuple[dict[str, Any], ...]:
-    settings: Any = read_yaml(FOLDER / "settings.yaml")["settings"]
-    return tuple(settings)
-
-
-def _setting(entry: Mapping[str, Any]) -> PublishedSetting:
-    return PublishedSetting(
-        method=entry["method"],
-        values=dict(entry["values"]),
-        task_weight=entry.get("task_weight"),
-        top1=entry.get("top1"),
-        source=entry["source"],
-        reading=entry.get("reading"),
-    )
+def _settings() -> tuple[PublishedSetting, ...]:
+    return parse(tuple[PublishedSetting, ...], read_yaml(FOLDER / "settings.yaml")["settings"])
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a table, with the table's source and notes."""
+    """A row of a table: scores of a pair."""
 
-    source: str
-    notes: tuple[str, ...]
-    content: Mapping[str, Any]
+    teacher: Mapping[str, str | float | bool]
+    student: Mapping[str, str | float | bool]
+    results: Mapping[str, float | Mapping[str, float]]
+    dataset: str | None = None
+    table: int | str | None = None
+    through: str | None = None
 
     @property
     def metric(self) -> str:
-        return next(task.score for task in TASKS.values() if task.score in self.content["student"])
+        return next(task.score for task in TASKS.values() if task.score in self.student)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file of published results."""
+
+    short: str
+    arxiv: str
+    rows: tuple[_Row, ...]
+    dataset: str | None = None
+    table: int | str | None = None
+    place: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def source(self, row: _Row) -> str:
+        number = row.table or self.table
+        printed = f"{self.short}{f', Table {number}' if number else ''} (arXiv {self.arxiv})"
+        if row.through is not None:
+            return f"{printed}, second-hand through {row.through}"
+        return f"{printed}, {self.place}" if self.place is not None else printed
 
 
 @lru_cache(maxsize=1)
 def _pairs() -> dict[tuple[str, str, str], PublishedPair]:
-    found: dict[tuple[str, str, str], list[_Row]] = {}
+    found: dict[tuple[str, str, str], list[tuple[_Table, _Row]]] = {}
     for file in sorted(FOLDER.glob("*_table*.yaml")):
-        table: Mapping[str, Any] = read_yaml(file)
-        for row in table["rows"]:
-            key = (row.get("dataset", table.get("dataset")), row["teacher"]["network"], row["student"]["network"])
-            found.setdefault(key, []).append(_Row(_source(table, row), tuple(table.get("notes", ())), row))
+        table = parse(_Table, read_yaml(file))
+        for row in table.rows:
+            dataset = row.dataset or table.dataset or ""
+            key = (dataset, str(row.teacher["network"]), str(row.student["network"]))
+            found.setdefault(key, []).append((table, row))
     return {key: _pair(key, rows) for key, rows in found.items()}
 
 
-def _source(table: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    place = row.get("table", table.get("table"))
-    printed = f"{table['short']}{f', Table {place}' if place else ''} (arXiv {table['arxiv']})"
-    if "through" in row:
-        return f"{printed}, second-hand through {row['through']}"
-    return f"{printed}, {table['place']}" if "place" in table else printed
-
-
-def _pair(key: tuple[str, str, str], rows: Sequence[_Row]) -> PublishedPair:
+def _pair(key: tuple[str, str, str], rows: Sequence[tuple[_Table, _Row]]) -> PublishedPair:
     sources: dict[tuple[str, float, float | None], list[str]] = {}
-    for row in rows:
+    for table, row in rows:
         for method, value, top5 in _cells(row):
             # A cell with top-5 and a cell without are the same number if their scores are equal.
             same = next((cell for cell in sources if cell[:2] == (method, value) and None in (cell[2], top5)), None)
             if same is not None and same[2] is None and top5 is not None:
                 sources[method, value, top5] = sources.pop(same)
                 same = (method, value, top5)
-            sources.setdefault(same or (method, value, top5), []).append(row.source)
+            sources.setdefault(same or (method, value, top5), []).append(table.source(row))
 
     def is_foreign(cell: tuple[str, float, float | None]) -> bool:
         """Return whether a number is not from the method's paper."""
         return not any(source.lower().startswith((f"{cell[0]},", f"{cell[0]} ")) for source in sources[cell])
 
-    first = rows[0].content
+    first = rows[0][1]
+    teacher_values = [score for _, row in rows if (score := _score(row.teacher, row.metric)) is not None]
     return PublishedPair(
         *key,
-        teacher_name=first["teacher"]["name"],
-        student_name=first["student"]["name"],
-        teacher_kind=first["teacher"]["kind"],
-        student_kind=first["student"]["kind"],
-        teacher_value=next((value for row in rows if (value := row.content["teacher"].get(row.metric))), None),
+        teacher_name=str(first.teacher["name"]),
+        student_name=str(first.student["name"]),
+        teacher_kind=str(first.teacher["kind"]),
+        student_kind=str(first.student["kind"]),
+        teacher_value=teacher_values[0] if teacher_values else None,
         results=tuple(
-            PublishedResult(*cell, source="; ".join(sources[cell]), metric=rows[0].metric)
+            PublishedResult(*cell, source="; ".join(sources[cell]), metric=first.metric)
             for cell in sorted(sources, key=is_foreign)  # stable: otherwise the order of the tables
         ),
-        notes=tuple(dict.fromkeys(note for row in rows for note in row.notes)),
+        notes=tuple(dict.fromkeys(note for table, _ in rows for note in table.notes)),
     )
 
 
 def _cells(row: _Row) -> Iterable[tuple[str, float, float | None]]:
     """Yield method, score and top-5 of a row, the student from scratch first."""
-    student = row.content["student"]
-    if student.get(BASELINE, True):
-        yield BASELINE, student[row.metric], student.get("top5")
-    for method, value in row.content["results"].items():
+    scratch = _score(row.student, row.metric)
+    if row.student.get(BASELINE, True) and scratch is not None:
+        yield BASELINE, scratch, _score(row.student, "top5")
+    for method, value in row.results.items():
         if isinstance(value, Mapping):
             yield method, value[row.metric], value.get("top5")
         else:
             yield method, value, None
+
+
+def _score(values: Mapping[str, str | float | bool], metric: str) -> float | None:
+    value = values.get(metric)
+    return value if isinstance(value, float) else None
 
 
 def _plain(network: str) -> str:

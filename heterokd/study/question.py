@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from heterokd.config.experiment import Experiment
@@ -17,6 +17,7 @@ from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_o
 from heterokd.domains import Choice, Domain
 from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import method_space
 
 # Keys that may change between two runs of a study: they decide where and how long, not what is compared.
@@ -34,13 +35,17 @@ SPACE = "search.space."
 LISTED = f"{SPACE}methods"
 
 
-def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that decide a search as plain values, with the domains of the space.
+@dataclass(frozen=True)
+class _Stored:
+    """Attributes of a study that decide whether an experiment agrees with it."""
 
-    Args:
-        experiment: experiment of the study.
-        methods: methods of the study.
-    """
+    methods: tuple[str, ...]
+    question: Mapping[str, object]
+    schema: int = FIRST_SCHEMA
+
+
+def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, object]:
+    """Return the settings that decide a search as plain values, with the domains of the space."""
     content = experiment.model_dump(
         mode="json",
         exclude={
@@ -58,7 +63,7 @@ def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, Any]:
     files = {name: file.model_dump(exclude=UNIDENTIFIED) for name, file in experiment.space.extensions.items()}
     if files:
         content["search"]["space"]["extensions"] = files
-    plain: dict[str, Any] = json.loads(json.dumps(content))
+    plain: dict[str, object] = json.loads(json.dumps(content))
     return plain
 
 
@@ -75,23 +80,19 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     A study is resumed with the defaults of its schema, and with the default of each parameter that a method has gained
     since.
 
-    Args:
-        experiment: the current experiment.
-        folder: folder of the study, which need not exist.
-
     Raises:
         StudyError: the study belongs to another experiment, or searches a method that this version does not have.
     """
     attributes = _read_attributes(folder)
     if "question" not in attributes:
         return experiment
-    experiment = at_schema(experiment, attributes.get("schema", FIRST_SCHEMA))
-    known, schema = attributes["question"]["search"]["space"], attributes.get("schema", FIRST_SCHEMA)
-    gained: dict[str, Any] = {}
-    for method in filter(experiment.knows, attributes["methods"]):
-        defaults = experiment.method_class(method).Params().model_dump() | SCHEMA.parameters(method, schema)
+    stored = parse(_Stored, attributes)
+    experiment = at_schema(experiment, stored.schema)
+    known, gained = dict(_leaves(stored.question)), dict[str, object]()
+    for method in filter(experiment.knows, stored.methods):
+        defaults = experiment.method_class(method).Params().model_dump() | SCHEMA.parameters(method, stored.schema)
         for key in experiment.method_domains(method):
-            if key not in known:
+            if f"{SPACE}{key}" not in known:
                 gained[key] = defaults[key.partition(".")[2]]
     if gained:
         experiment = experiment.with_overrides({**gained, **experiment.space.overrides})
@@ -99,7 +100,7 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     return experiment
 
 
-def _read_attributes(folder: StudyFolder) -> dict[str, Any]:
+def _read_attributes(folder: StudyFolder) -> dict[str, object]:
     """Read the user attributes of a study; empty without a database, or if SQLite must recover it with write access."""
     if not folder.database.is_file():
         return {}
@@ -116,26 +117,23 @@ def _read_attributes(folder: StudyFolder) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in rows}
 
 
-def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder: StudyFolder) -> None:
+def check_question(attributes: Mapping[str, object], experiment: Experiment, folder: StudyFolder) -> None:
     """Compare an experiment with the settings that a study was started with.
 
-    Args:
-        attributes: user attributes of the study.
-        experiment: the current experiment.
-        folder: folder of the study.
+    `attributes` are the user attributes of the study.
 
     Raises:
         StudyError: they differ, or a method of the study is missing here.
     """
-    methods = attributes["methods"]
-    lost = [method for method in methods if not experiment.knows(method)]
+    stored = parse(_Stored, attributes)
+    lost = [method for method in stored.methods if not experiment.knows(method)]
     if lost:
         raise StudyError(
             f"{folder.database}: the study searches method {lost[0]!r}, which neither the experiment nor this version "
             "of heterokd has; install the version that has it, or rename the experiment to start a new study"
         )
-    before, now = dict(_leaves(attributes["question"])), dict(_leaves(question(experiment, methods)))
-    added = _added(experiment, methods, before, now, attributes.get("schema", FIRST_SCHEMA))
+    before, now = dict(_leaves(stored.question)), dict(_leaves(question(experiment, stored.methods)))
+    added = _added(experiment, stored, before, now)
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
         if old != new and key not in added:
@@ -146,24 +144,24 @@ def check_question(attributes: Mapping[str, Any], experiment: Experiment, folder
 
 
 def _added(
-    experiment: Experiment, methods: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any], schema: int
+    experiment: Experiment, stored: _Stored, before: Mapping[str, object], now: Mapping[str, object]
 ) -> set[str]:
     """Return the keys that the code has added since the study started."""
-    domains, overrides = _domains(experiment, methods), experiment.space.overrides
+    domains, overrides = _domains(experiment, stored.methods), experiment.space.overrides
     added = set()
     for key, value in now.items():
         method, _, name = key.removeprefix(SPACE).partition(".")
         if key in before:
-            if key == LISTED and only_new_methods(before[key], value, methods_of(experiment.data.task)):
+            if key == LISTED and only_new_methods(_names(before[key]), _names(value), methods_of(experiment.data.task)):
                 added.add(key)
         elif key.startswith(SPACE) and experiment.knows(method):
             field = experiment.method_class(method).Params.model_fields[name]
-            default = SCHEMA.parameters(method, schema).get(name, field.default)
+            default = SCHEMA.parameters(method, stored.schema).get(name, field.default)
             domain = domains[f"{method}.{name}"]
             is_pinned = isinstance(domain, Choice) and domain.options == (default,)
             if is_pinned or f"{method}.{name}" not in overrides:
                 added.add(key)
-        elif value == SCHEMA.default(type(experiment), key, schema):
+        elif value == SCHEMA.default(type(experiment), key, stored.schema):
             added.add(key)
     return added
 
@@ -171,18 +169,19 @@ def _added(
 def only_new_methods(before: Sequence[str], now: Sequence[str], every: Sequence[str]) -> bool:
     """Return whether two lists of methods are both `all`, the later one with methods that were added since.
 
-    Args:
-        before: methods that a study was started with.
-        now: methods of the experiment.
-        every: all methods of the task.
+    `before` are the methods that a study was started with, `now` those of the experiment, `every` all of the task.
     """
     first = keys_of_schema_1()
     are_new = all(f"{METHODS_SECTION}.{method}" not in first for method in set(now) - set(before))
     return are_new and set(before) <= set(now) and tuple(now) == tuple(every)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, (list, str)) else ()
+
+
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}" if key else name)
     else:

@@ -63,10 +63,7 @@ def pareto_front(
 ) -> list[RankedConfig]:
     """Return the best configuration of each student that no other dominates, best metric first.
 
-    Args:
-        ranked: configurations, best first.
-        students: costs of each student.
-        objectives: keys of the costs that are objectives.
+    `ranked` are configurations, best first; `students` their students' costs, of which `objectives` count.
     """
 
     def costs_of(config: RankedConfig) -> list[float]:

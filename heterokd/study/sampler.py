@@ -48,11 +48,7 @@ class Sampler(Protocol):
     """Makes the estimator that proposes values."""
 
     def estimator(self, seed: int) -> optuna.samplers.BaseSampler:
-        """Make the estimator of a sample, which proposes each group of values in turn; see `_GroupSampler`.
-
-        Args:
-            seed: seed of the sample, different for each sample of a study.
-        """
+        """Make the estimator of a sample, which proposes each group of values in turn; see `_GroupSampler`."""
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,7 @@ class Schedule:
     ) -> None:
         """Make the schedule of a study.
 
-        Args:
-            experiment: experiment of the study, without the students that are left out.
-            facts: facts of the study.
-            trials: trials of the study so far.
-            ledger: their costs.
-            space: space of the study.
-            has_samples: whether any method has parameters to sample.
+        `has_samples`: whether any method has parameters to sample.
         """
         self.unfinished: deque[int] = deque()
         self._experiment, self._settings = experiment, experiment.search

@@ -44,11 +44,6 @@ class SearchSpace:
     def of(cls, experiment: Experiment, facts: StudyFacts, folder: StudyFolder) -> SearchSpace:
         """Make the space of a study.
 
-        Args:
-            experiment: experiment of the study, without the students that are left out.
-            facts: facts that the study was created with.
-            folder: folder of the study with the proposals of `heterokd match`.
-
         Raises:
             StudyError: `search.match_starts` is set, and the study has not been matched.
         """
@@ -74,11 +69,6 @@ class SearchSpace:
 
 def open_space(experiment: Experiment, folder: StudyFolder, facts: StudyFacts | None = None) -> SearchSpace:
     """Open or create the study in a folder; return its space.
-
-    Args:
-        experiment: experiment of the study.
-        folder: folder of the study.
-        facts: facts of a new study.
 
     Raises:
         StudyError: see `open_database` and `SearchSpace.of`.

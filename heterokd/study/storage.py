@@ -60,12 +60,8 @@ def open_database(
 ) -> optuna.Study:
     """Open the study in `folder`, or create it, with its facts as user attributes.
 
-    Args:
-        experiment: experiment of the study.
-        folder: folder of the study.
-        facts: facts of a new study.
-        is_kept: whether it is on disk; otherwise, it is a new study in memory.
-        is_compared: whether the experiment is known to agree with the study; comparing imports the methods.
+    Without `is_kept`, it is a new study in memory. With `is_compared`, the experiment is known to agree with the study:
+    comparing it imports the methods.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.

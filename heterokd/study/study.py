@@ -95,11 +95,6 @@ class Study:
     def open(cls, experiment: Experiment, folder: StudyFolder, options: StudyOptions | None = None) -> Study:
         """Open the study in `folder`, or create it, and recover the trials that were running in a dead process.
 
-        Args:
-            experiment: experiment of the study.
-            folder: folder of study.db and of the trials.
-            options: options of opening it.
-
         Raises:
             StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
             ConfigError: the experiment names a pruner or a sampler that cannot be constructed.

@@ -71,9 +71,7 @@ class TrialView:
 def read_trials(folder: StudyFolder, metric: str) -> list[TrialView]:
     """Read all trials of a study that have started, sorted by number.
 
-    Args:
-        folder: folder of the study.
-        metric: metric of values and curves.
+    Values and curves are those of `metric`.
     """
     return [_view(trial, metric) for trial in folder.trials() if (trial.path / "recipe.yaml").exists()]
 

@@ -220,10 +220,7 @@ class Trials:
     def sorted_reports(self, epoch: int, epochs: int, student: str = "") -> Sequence[float]:
         """Return the reports of the search at a rung, smallest first.
 
-        Args:
-            epoch: the rung.
-            epochs: epochs of the complete trainings that count.
-            student: student that counts; empty: all.
+        Only trainings of `epochs` epochs count, and of `student` if it is not empty.
         """
         return self._sorted_reports.get((epoch, epochs, student), ())
 

@@ -57,9 +57,7 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySum
 def warm_starts(experiment: Experiment, summaries: Sequence[StudySummary]) -> WarmStart:
     """Derive samples and ranks from other studies, with equal weight.
 
-    Args:
-        experiment: its domains clip the values; unknown keys are left out.
-        summaries: summaries of the studies.
+    Values are clipped to the experiment's domains; unknown keys are left out.
     """
     columns = []
     ranks: dict[str, list[float]] = {}

@@ -102,11 +102,7 @@ def draw_glance(made: Vector, rows: Sequence[Row], label: str) -> None:
 def draw_strips(made: Vector, strips: Sequence[Strip], levels: Sequence[Level], label: str) -> None:
     """Draw each method's trials as dots, its confirmed mean with interval, and its published setting.
 
-    Args:
-        made: the chart.
-        strips: the methods, from the top.
-        levels: reference values.
-        label: label of the metric's axis.
+    `strips` are the methods from the top, `label` is that of the metric's axis.
     """
     dots = [dot for strip in strips for dot in strip.dots]
     values = [dot.value for dot in dots if dot.mark == TrialStatus.COMPLETE and dot.value is not None]
@@ -141,11 +137,7 @@ def draw_strips(made: Vector, strips: Sequence[Strip], levels: Sequence[Level], 
 def draw_front(made: Vector, members: Sequence[Member], cost: str, metric: str) -> None:
     """Draw students by cost and metric; the Pareto front is a step line, upper left is better.
 
-    Args:
-        made: the chart.
-        members: the students, and the teacher if its cost is known.
-        cost: label of the horizontal axis.
-        metric: label of the vertical axis.
+    `cost` and `metric` label the axes; `members` include the teacher if its cost is known.
     """
     with made.drawing(2.7) as figure:
         axes = new_axes(figure, "both")

@@ -148,12 +148,7 @@ def scatter(
 def draw_history(made: Vector, dots: Sequence[Dot], levels: Sequence[Level], label: str, *, maximise: bool) -> None:
     """Draw the trials of a search in order of their start, and the best value so far.
 
-    Args:
-        made: the chart.
-        dots: the trials.
-        levels: reference values.
-        label: label of the metric's axis.
-        maximise: whether larger is better.
+    `label` is that of the metric's axis; `maximise`: whether larger is better.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -180,13 +175,7 @@ def draw_curves(
 ) -> None:
     """Draw the metric of every trial over its epochs; pruned trials are faint.
 
-    Args:
-        made: the chart.
-        curves: the trials.
-        levels: reference values.
-        rungs: epochs of the rungs.
-        label: label of the metric's axis.
-        maximise: whether larger is better.
+    `label` is that of the metric's axis; `maximise`: whether larger is better.
     """
     from matplotlib.collections import LineCollection
 

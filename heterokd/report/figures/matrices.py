@@ -119,11 +119,7 @@ def draw_confusion(
 def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: str, student: str) -> None:
     """Draw the similarity of two networks' stages as a heat map with numbers.
 
-    Args:
-        target: a PNG file, or a chart of the page.
-        similarity: [student's stage, teacher's stage], about 0 to 1.
-        teacher: name of the teacher.
-        student: name of the student.
+    `similarity` is [student's stage, teacher's stage], about 0 to 1; `teacher` and `student` are names.
     """
     values = np.asarray(similarity, np.float64)
     with figure(target, 0.9 + 0.62 * len(values)) as made:

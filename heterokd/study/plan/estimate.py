@@ -128,13 +128,7 @@ def estimate(
 ) -> Plan:
     """Estimate a search from its counts and costs.
 
-    Args:
-        name: name of the experiment.
-        counts: number of trainings that are left.
-        costs: costs of the parts.
-        stock: existing teachers and caches.
-        prices: prices of the devices.
-        new_pruner: makes the pruner of a simulation.
+    `new_pruner` makes the pruner of a simulation.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     missing = round(stock.views * (1 - stock.cache_ready)) if counts.trainings else 0
