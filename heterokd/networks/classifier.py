@@ -210,9 +210,9 @@ class NetworkTail:
         if j not in (1, 2, 3, 4):
             raise PairError(f"network {network.name!r}: tail.step(x, j={j}): j is 1, 2, 3 or 4, one of the four stages")
         if j == 1 and network.spec.stem is None:
-            raise PairError(f"network {network.name!r}: tail.step(x, j=1): what its stem gives is not a square map")
-        y, whole = self._enter(x, j, f"tail.step(x, j={j})", like)
-        with self._size_matters(x, j, whole):
+            raise PairError(f"network {network.name!r}: tail.step(x, j=1): its stem's output is not a square map")
+        y, usual = self._enter(x, j, f"tail.step(x, j={j})", like)
+        with self._explain_size(x, j, usual):
             y = run_parts(network.body, network.split.stages[j - 1], y)
         stage_map = network._to_map(y, network.split.layout)
         if network.split.prefix:
@@ -226,20 +226,20 @@ class NetworkTail:
                 f"network {network.name!r}: tail(x, j={j}): j is 2, 3 or 4 for a stage, "
                 "or 5 for the final norm and classifier alone"
             )
-        y, whole = self._enter(x, j, f"tail(x, j={j})")
-        with self._size_matters(x, j, whole):
+        y, usual = self._enter(x, j, f"tail(x, j={j})")
+        with self._explain_size(x, j, usual):
             for stage in split.stages[j - 1 :]:
                 y = run_parts(network.body, stage, y)
             logits, embedding = network._head(run_parts(network.body, split.finish, y), needs)
         return Outputs(logits=logits, embedding=embedding)
 
     @contextmanager
-    def _size_matters(self, x: Tensor, j: int, whole: bool) -> Iterator[None]:
+    def _explain_size(self, x: Tensor, j: int, usual: bool) -> Iterator[None]:
         """Raise PairError if a stage with a fixed input size fails on a map of another size."""
         try:
             yield
         except (RuntimeError, AssertionError, ValueError) as error:
-            if whole:
+            if usual:
                 raise
             side = self.network.spec.side(j - 1)
             raise PairError(
@@ -252,10 +252,10 @@ class NetworkTail:
         network, spec = self.network, self.network.spec
         where = f"network {network.name!r}: {call}"
         before, side = spec.at(j - 1), spec.side(j - 1)
-        giver = f"stage {j - 1}" if j > 1 else "the stem"
+        source = f"stage {j - 1}" if j > 1 else "the stem"
         if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != before.channels:
             raise PairError(
-                f"{where} needs what {giver} gives, a map [B, {before.channels}, {side}, {side}] or tokens "
+                f"{where} needs the output of {source}, a map [B, {before.channels}, {side}, {side}] or tokens "
                 f"[B, {side**2}, {before.channels}]; got shape {tuple(x.shape)}"
             )
         positions = x.shape[2] * x.shape[3] if x.dim() == 4 else x.shape[1]
@@ -267,7 +267,7 @@ class NetworkTail:
                 positions -= known
                 prefix, x = x[:, :known], x[:, known:]
             if not _is_square(positions):
-                raise PairError(f"{where}: {positions} tokens are not a square map ({giver} gives {side**2})")
+                raise PairError(f"{where}: {positions} tokens are not a square map ({source} has {side**2})")
             x = _square(x)
         if positions != side**2 and any(stage.kind == "mlp" for stage in spec.stages[j - 1 :]):
             raise PairError(f"{where} mixes exactly {side**2} tokens by linear layers; got {positions}")

@@ -27,9 +27,9 @@ class Cut:
     """Dotted names of the callables of a body, run in order.
 
     Attributes:
-        stem: before the first stage.
-        stages: of each of the four stages.
-        finish: between the last stage and `forward_head`.
+        stem: callables before the first stage.
+        stages: callables of each of the four stages.
+        finish: callables between the last stage and `forward_head`.
     """
 
     stem: tuple[str, ...]
@@ -44,7 +44,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class NetworkParts(Cut):
-    """Parts of a network, and what is known of them before it is built.
+    """Parts of a network, and their outputs.
 
     Attributes:
         layout: layout of the body's tensors between its stages: maps [B, C, H, W] or [B, H, W, C], or tokens [B, N, C].
@@ -52,7 +52,7 @@ class NetworkParts(Cut):
         activations: dotted names of each stage's last ReLU and of the BatchNorm before it; empty unless all four have
             them.
         prefix: names of the parameters of the class, distillation and register tokens, in order.
-        one_head: whether the logits are the classifier's value for the embedding (False for two-headed networks).
+        one_head: whether the logits are the classifier of the embedding (False for two-headed networks).
         arguments: timm's arguments, with the image size if the network takes it.
         spec: shapes of the outputs.
     """
@@ -80,7 +80,9 @@ def describe_parts(
         NetworkError: the parts give no maps, tokens or embedding that `Outputs` can hold.
     """
     if isinstance(getattr(body, "patch_drop", None), nn.Module) and not isinstance(body.patch_drop, nn.Identity):
-        raise NetworkError(f"network {name!r} drops patches while training, so its maps have holes: patch_drop_rate: 0")
+        raise NetworkError(
+            f"network {name!r} drops patches while training, so its maps have holes; set patch_drop_rate: 0"
+        )
     with torch.no_grad():
         entered = x = run_parts(body, cut.stem, images)
         maps = [x := run_parts(body, stage, x) for stage in cut.stages]

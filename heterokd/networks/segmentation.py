@@ -118,7 +118,7 @@ class DeployableSegmentation(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.body = copy.deepcopy(network.body)
-        _pad_alike(self.body)
+        _use_constant_padding(self.body)
         self.multiple = network.multiple
         self.stride = network.spec.logits_stride or 1
         self.register_buffer("mean", network.mean.clone())
@@ -140,11 +140,11 @@ class DeployableSegmentation(nn.Module):
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def _pad_alike(module: nn.Module) -> None:
+def _use_constant_padding(module: nn.Module) -> None:
     """Replace TensorFlow's padding of pooling layers by a constant padding, in place.
 
-    timm computes it from the map's size, with a ceil that torch.export cannot store. It is the same for all maps whose
-    sides are multiples of the stride, and `DeployableSegmentation` has no others.
+    timm computes the padding from the map's size, with a ceil that torch.export cannot store. It is constant for maps
+    whose sides are multiples of the stride, as all maps of `DeployableSegmentation` are.
     """
     for name, child in module.named_children():
         if isinstance(child, AvgPool2dSame):
@@ -156,7 +156,7 @@ def _pad_alike(module: nn.Module) -> None:
             pool = nn.AvgPool2d(child.kernel_size, child.stride, 0, child.ceil_mode, child.count_include_pad)
             setattr(module, name, nn.Sequential(nn.ConstantPad2d(padding, 0.0), pool))
         else:
-            _pad_alike(child)
+            _use_constant_padding(child)
 
 
 def encoder_normalisation(name: str) -> Normalisation:

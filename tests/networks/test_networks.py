@@ -450,7 +450,7 @@ def test_wrong_tails() -> None:
     assert scrambled("swin_tiny_patch4_window7_224", SWIN, 32).tail(torch.rand(2, 16, 12, 12), 2).shape == (2, 5)
     with pytest.raises(PairError, match=r"step\(x, j=5\): j is 1, 2, 3 or 4"):
         mixer.tail.step(torch.rand(2, 32, 8, 8), 5)
-    with pytest.raises(PairError, match=r"needs what the stem gives, a map \[B, 32, 8, 8\]"):
+    with pytest.raises(PairError, match=r"needs the output of the stem, a map \[B, 32, 8, 8\]"):
         mixer.tail.step(torch.rand(2, 3, 8, 8), 1)
     maxvit = scrambled("test_maxvit", {}, 160)  # its relative positions are made for one size
     with pytest.raises(PairError, match=r"stage 3 takes a map of 20 x 20 and no other"):
