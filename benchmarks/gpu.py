@@ -35,7 +35,7 @@ from heterokd.training.precision import Precision, forbid_tf32
 from heterokd.training.setup import measured_precision
 from heterokd.training.step import Updates, compile_student
 from heterokd.training.teacher import LiveTeacher
-from heterokd.training.train import build_distiller, train
+from heterokd.training.train import TrainOptions, build_distiller, train
 
 TEACHER, STUDENT = "swin_tiny_patch4_window7_224", "resnet18"
 MEMORY_METHODS = ("scratch", "kd", "dist", "hcd", "crd", "ofa", "fitnet", "fbt", "review_kd")
@@ -155,7 +155,7 @@ def _train_and_measure(method: str, size: int, batch: int, free_before: int) -> 
     """
     recipe = recipe_of(method, size, batch, precision="fp32")
     splits, teacher = open_pair(recipe)
-    train(recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, device="cuda")
+    train(recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, TrainOptions(device="cuda"))
     torch.cuda.synchronize()
     free_after, _ = torch.cuda.mem_get_info()
     return free_before - free_after
@@ -200,7 +200,7 @@ def _epochs_a_second(barrier: Any, epochs: int) -> float:
             started.append(time.perf_counter())
         return True
 
-    train(recipe, teacher, loaders, report, device="cuda")
+    train(recipe, teacher, loaders, report, TrainOptions(device="cuda"))
     return (epochs - 1) / (time.perf_counter() - started[0])
 
 

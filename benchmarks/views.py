@@ -35,7 +35,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
-from heterokd.training.precision import FP32, device_name
+from heterokd.training.precision import device_name
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import train
 
@@ -125,7 +125,7 @@ def by_index(experiment: Experiment, seed: int, weights: Path | None) -> float:
     recipe = experiment.recipe(experiment.published("kd"), seed=seed)
     splits = open_splits(recipe.data)
     teacher = IndexTeacher(open_prepared(recipe, weights, splits.num_classes), splits.train)
-    return train(recipe, teacher, recipe_loaders(recipe, splits), KEEP_ON, precision=FP32).metrics["val/top1"]
+    return train(recipe, teacher, recipe_loaders(recipe, splits), KEEP_ON).metrics["val/top1"]
 
 
 def teacher_on_views(experiment: Experiment, weights: Path | None, epochs: int = 5) -> float:

@@ -51,6 +51,7 @@ DOORS = {
     "timm": {"networks"},
     "timm.optim": {"training", "networks"},
     "timm.scheduler": {"training"},
+    "timm.utils": {"training"},
     "segmentation_models_pytorch": {"networks"},
     "pyarrow": {"storage", "teachers"},
     "optuna": {"study"},

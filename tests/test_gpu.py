@@ -26,7 +26,7 @@ from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.memory import estimate_memory
 from heterokd.training.precision import forbid_tf32
-from heterokd.training.train import TrainResult, build_distiller, train
+from heterokd.training.train import TrainOptions, TrainResult, build_distiller, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
@@ -120,7 +120,7 @@ def test_no_step_waits_for_the_device(tiny_file: Write, root: Workspace) -> None
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            train(recipe, teacher, loaders, lambda metrics: True, device="cuda")
+            train(recipe, teacher, loaders, lambda metrics: True, TrainOptions(device="cuda"))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = Counter(Path(one.filename).name for one in told if "synchronizing CUDA operation" in str(one.message))
@@ -148,7 +148,9 @@ def test_the_memory_estimate_is_above_what_a_training_takes(tiny_file: Write, ro
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         teacher = open_prepared(recipe, None, splits.num_classes)
-        train(recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, device="cuda")
+        train(
+            recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, TrainOptions(device="cuda")
+        )
         assert torch.cuda.max_memory_reserved() < estimate < free
 
 
@@ -163,8 +165,10 @@ def test_a_full_gpu_is_one_sentence(tiny_file: Write, root: Workspace) -> None:
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(300 * 2**20 / total)
     try:
-        with pytest.raises(ConfigError, match="does not fit into what is free"):
-            train(recipe, None, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, device="cuda")
+        with pytest.raises(ConfigError, match="does not fit into the free memory"):
+            train(
+                recipe, None, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, TrainOptions(device="cuda")
+            )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -183,5 +187,7 @@ def test_scenes_train_on_a_gpu_too(root: Workspace) -> None:
     for method in ("pixel_kd", "heteroakd"):
         recipe = experiment.recipe({"method": method})
         teacher = open_prepared(recipe, None, splits.num_classes)
-        trained = train(recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, device="cuda")
+        trained = train(
+            recipe, teacher, recipe_loaders(recipe, splits, "cuda"), lambda metrics: True, TrainOptions(device="cuda")
+        )
         assert 0 <= trained.metrics["val/miou"] <= 1

@@ -19,7 +19,7 @@ from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import given_teacher
 from heterokd.training.data import open_splits
 from heterokd.training.student import build_configured
-from heterokd.training.student_costs import Candidates, weigh_students
+from heterokd.training.student_costs import Candidates, measure_students
 
 
 def check_experiment(experiment: Experiment) -> dict[str, str]:
@@ -98,10 +98,10 @@ def within_limits(experiment: Experiment, root: Workspace) -> tuple[Experiment, 
 
     Raises:
         NetworkError: a student that cannot be built.
-        ConfigError: no student is left.
+        ConfigError: every student exceeds a limit.
     """
     try:
-        candidates = weigh_students(experiment, root, open_splits(experiment.data).num_classes)
+        candidates = measure_students(experiment, root, open_splits(experiment.data).num_classes)
     except NetworkError as error:
         raise NetworkError(with_key("student", error)) from None
     return experiment.without(candidates.left_out), candidates

@@ -92,7 +92,7 @@ def search(
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         # The database first: a study that another process has begun meanwhile is refused before its file changes.
-        space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.facts, warm))
+        space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.costs, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         summary = run_study(

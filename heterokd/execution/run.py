@@ -11,15 +11,14 @@ import torch
 
 from heterokd import distributed
 from heterokd.config.recipe import Recipe
-from heterokd.networks.weights import save_weights
-from heterokd.storage.disk import when_writable
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse, training_teacher
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.setup import measured_precision
-from heterokd.training.train import Metrics, Report, TrainResult, train
+from heterokd.training.student import save_student
+from heterokd.training.train import Metrics, Report, TrainOptions, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,8 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
         folder.append(metrics)
         return on_epoch(metrics)
 
-    trained = train(
-        recipe,
-        teacher,
-        loaders,
-        report,
-        checkpoint=folder.checkpoint,
-        checkpoint_epochs=context.checkpoint_epochs,
-        save_now=context.save_now,
-        device=device,
-        precision=precision,
-        wrap=distributed.data_parallel,
-    )
+    options = TrainOptions(folder.checkpoint, context.checkpoint_epochs, context.save_now, device, precision)
+    trained = train(recipe, teacher, loaders, report, options)
     if not trained.stopped and distributed.rank() == 0:
-        when_writable(folder.path, lambda: save_weights(trained.student, folder.weights))
+        save_student(trained.student, folder.weights)
     return trained

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -27,15 +26,9 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the state dict of the body atomically: the file is complete or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(_state(network), partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the state dict of the body; see `heterokd.training.student.save_student` for an atomic write."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(_state(network), path, metadata={"format": "pt"})
 
 
 def load_weights(network: AnyNetwork, path: str | Path) -> None:

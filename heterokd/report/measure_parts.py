@@ -24,7 +24,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TaskName
 from heterokd.training.cka import MinibatchCKA
-from heterokd.training.evaluation import deciding, image_results, predict
+from heterokd.training.evaluation import image_results, inference, predict
 from heterokd.training.precision import time_step
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import student_cost
@@ -145,8 +145,8 @@ def _spread(counts: Tensor) -> NDArray[np.int64]:
 
 def _predictions(network: nn.Module, images: Tensor, task: Task, device: torch.device) -> NDArray[np.int64]:
     """Predict class numbers [B, H, W] image by image: scores of every class and pixel take much memory."""
-    with deciding(network) as decide:
-        maps = [task.decide(decide, image[None].to(device)).argmax(dim=1).cpu() for image in images]
+    with inference(network) as logits_of:
+        maps = [task.logits(logits_of, image[None].to(device)).argmax(dim=1).cpu() for image in images]
     predicted: NDArray[np.int64] = torch.cat(maps).numpy()
     return predicted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,13 +18,23 @@ PARTIAL = ".partial"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically, waiting for a disk that cannot be written at present."""
+    """Write a text file atomically, waiting for a disk that cannot be written at present."""
+    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
-    def write() -> None:
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically, waiting for a disk that cannot be written at present.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it gets; it may be called again after it failed.
+    """
+
+    def write_and_rename() -> None:
         with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            write(partial)
 
-    when_writable(path, write)
+    when_writable(path, write_and_rename)
 
 
 @contextmanager

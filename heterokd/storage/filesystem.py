@@ -172,12 +172,14 @@ class RemoteDir:
         return swept
 
 
-def open_folder(place: str | Path) -> RemoteDir:
-    """Open a folder by its path or URL: file://, s3://bucket/..., gs://bucket/...
+def open_folder(place: RemoteDir | str | Path) -> RemoteDir:
+    """Open a folder by its path or URL: file://, s3://bucket/..., gs://bucket/...; return an open folder unchanged.
 
     Raises:
         ConfigError: an unsupported URL, or a URL that the store's client refuses.
     """
+    if isinstance(place, RemoteDir):
+        return place
     text = str(place)
     scheme = urlsplit(text).scheme
     if "://" not in text:

@@ -1,7 +1,7 @@
 """Decide which trainings read the teacher's outputs from a cache, and from which cache.
 
-A cache belongs to a teacher, a data set and the views of a seed. The trials of a search share a seed, and each seed of
-a confirmation is shared by the configurations that are compared on it.
+A cache belongs to a teacher, a data set and the views of a seed. All trials of a search have the same seed; all
+configurations that a confirmation compares on a seed share its cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TaskName
-from heterokd.teachers.cache.build import Progress
+from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.cached_teacher import CacheAccess, CachedTeacher, open_or_build
 from heterokd.teachers.cache.key import CacheKey, CacheSettings, make_key
 from heterokd.teachers.cache.records import Verify, read_key
@@ -30,12 +30,12 @@ from heterokd.training.task_modules import TASK_MODULES
 from heterokd.training.teacher import LiveTeacher, Teacher
 
 CacheUse = Literal["built", "shared", "found"]
-"""How a training uses its cache: "built" completes it first; "shared" reads what others have built so far and runs the
-teacher for the rest; "found" reads a complete cache, and otherwise runs the teacher."""
+"""How a training uses its cache: "built" completes it first; "shared" reads the shards that exist and runs the teacher
+for the rest; "found" reads a complete cache, and otherwise runs the teacher."""
 
 GIGABYTE = 10**9
 CHECKED_BYTES = 2**31
-"""All checksums of a cache of at most this size are verified before a search, which takes a second or two."""
+"""Maximum size of a cache whose checksums are all verified before a search, which takes a second or two."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def stored_signals(task: TaskName) -> Signal:
 
 
 def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
-    """Return whether a cache holds everything that the recipe's method reads of its teacher.
+    """Return whether a cache holds all signals that the recipe's method reads of its teacher.
 
     The tail comes from the loaded network. A method that reads nothing needs no cache.
     """
@@ -59,7 +59,7 @@ def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
 
 
 def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
-    """Return the name and the shape of a recipe's cache."""
+    """Return the key of a recipe's cache."""
     return make_key(splits, cached_views(recipe), live.network, _settings(recipe))
 
 
@@ -81,44 +81,34 @@ def training_teacher(
 
     In fp32 on a CPU both are bit-equal if the batch size is a multiple of 16, see `heterokd.teachers.cache.compute`.
 
-    Args:
-        recipe: the training.
-        splits: its data.
-        live: its live teacher.
-        root: caches lie under `caches/`.
-        device: device of the training.
-        use: see `CacheUse`.
-
     Raises:
         CacheError: the cache is damaged, or of something else.
     """
     if not recipe.cache.enabled or not is_served(recipe, splits, live):
         return live
     key = cache_key(recipe, splits, live)
-    complete = root.cache_folder.at(key.id).exists("manifest.json")
-    if not complete and use == "built" and is_small_enough(recipe, key):
+    is_complete = root.cache_folder.at(key.id).exists(MANIFEST)
+    if not is_complete and use == "built" and is_small_enough(recipe, key):
         try:
             return open_cache(recipe, splits, live, root, device, build=True)
         except CacheError as error:
-            logger.warning("the teacher's cache is not complete (%s): the teacher runs for what is missing", error)
-            use = "found"
-    if not complete and (use == "found" or not is_small_enough(recipe, key)):
-        if recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb):
-            # Rounding is part of the recipe: outputs that are not stored are computed and rounded all the same.
-            return open_cache(recipe, splits, live, root, device, build=False)
-        return live
-    return open_cache(recipe, splits, live, root, device, build=False)
+            logger.warning("the teacher's cache is incomplete (%s); the teacher runs for missing views", error)
+    # Rounding is part of the recipe: outputs that are not stored are computed and rounded as records are.
+    is_rounded = recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb)
+    if is_complete or is_rounded or (use == "shared" and is_small_enough(recipe, key)):
+        return open_cache(recipe, splits, live, root, device, build=False)
+    return live
 
 
 def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace) -> None:
-    """Verify a recipe's cache: all checksums of a small cache, a sample of a larger one.
+    """Verify a recipe's cache: all checksums of a small cache, a sample of the checksums of a larger cache.
 
     Raises:
         CacheError: the cache is damaged, or of something else.
     """
     key = cache_key(recipe, splits, live)
     folder = root.cache_folder.at(key.id)
-    if folder.exists("manifest.json"):
+    if folder.exists(MANIFEST):
         verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
         access = CacheAccess("complete", verify=verify, copies=root.caches)
         open_or_build(root.cache_folder, splits, cached_views(recipe), live, _settings(recipe), access)
@@ -126,27 +116,12 @@ def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspa
         read_key(folder)
 
 
-# The keywords say how the cache is opened; what it is of comes from the first four.
 def open_cache(
-    recipe: Recipe,
-    splits: Splits,
-    live: LiveTeacher,
-    root: Workspace,
-    device: torch.device | str,
-    *,
-    build: bool,
-    progress: Progress | None = None,
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: torch.device | str, *, build: bool
 ) -> CachedTeacher:
-    """Open the cached teacher of a recipe; opened and verified once per process.
+    """Open the cached teacher of a recipe, once per process.
 
-    Args:
-        recipe: the training.
-        splits: its data.
-        live: its live teacher.
-        root: caches lie under `caches/`.
-        device: where the teacher runs.
-        build: complete the cache first, together with other processes that build it.
-        progress: called after each built shard.
+    With `build`, complete the cache first, together with other processes that build it.
 
     Raises:
         CacheError: the cache is damaged, of something else, or too large for the disk.
@@ -154,7 +129,7 @@ def open_cache(
     views, settings = cached_views(recipe), _settings(recipe)
     if not build:
         return _opened(root, splits, views, live, settings, str(device))
-    access = CacheAccess("build", device, copies=root.caches, progress=progress)
+    access = CacheAccess("build", device, copies=root.caches)
     return open_or_build(root.cache_folder, splits, views, live, settings, access)
 
 

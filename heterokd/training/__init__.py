@@ -1,1 +1,1 @@
-"""Train one student, in plain PyTorch."""
+"""Train a student in plain PyTorch."""

@@ -1,4 +1,4 @@
-"""Minibatch CKA: how alike two networks' maps are, whatever their widths, from batch after batch.
+"""Minibatch CKA: similarity of the maps of two networks of any widths, accumulated over batches.
 
 Nguyen, Raghu, Kornblith: "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021, https://arxiv.org/abs/2010.15327
 
@@ -7,7 +7,7 @@ Nguyen, Raghu, Kornblith: "Do Wide and Deep Networks Learn the Same Things?", IC
     CKA = sum_b HSIC_1(K_b, L_b) / sqrt( sum_b HSIC_1(K_b, K_b) sum_b HSIC_1(L_b, L_b) )   over batches b       Eq. 2
 
 HSIC_1 is unbiased (Song et al., Feature Selection via Dependence Maximization, JMLR 2012), so the mean over small
-batches tends to the value of all images at once. All is computed in float64.
+batches tends to the value of all images at once. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -18,51 +18,54 @@ import torch
 from torch import Tensor
 
 FEWEST = 4
-"""Images of a batch below which HSIC_1 is not defined."""
+"""Minimum number of images of a batch for which HSIC_1 is defined."""
 
 
 def gram(features: Tensor) -> Tensor:
-    """Inner products [B, B] of features [B, ...], in float64, with a diagonal of zeros."""
+    """Return the inner products [B, B] of features [B, ...], in float64, with a diagonal of zeros."""
     flat = features.flatten(1).double()
     return (flat @ flat.T).fill_diagonal_(0)
 
 
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
-    """HSIC_1 of two matrices that `gram` made of the same B >= 4 images; a scalar."""
+    """Return HSIC_1, a scalar, of two matrices that `gram` made of the same B >= 4 images."""
     n = len(first)
     if n < FEWEST:
         raise ValueError(f"HSIC_1 needs at least {FEWEST} images, got {n}")
-    of_first, of_second = first.sum(dim=1), second.sum(dim=1)
+    row_sums, other_sums = first.sum(dim=1), second.sum(dim=1)
     trace = (first * second).sum()  # both are symmetric
-    whole = of_first.sum() * of_second.sum() / ((n - 1) * (n - 2))
-    return (trace + whole - 2 / (n - 2) * (of_first @ of_second)) / (n * (n - 3))
+    product = row_sums.sum() * other_sums.sum() / ((n - 1) * (n - 2))
+    return (trace + product - 2 / (n - 2) * (row_sums @ other_sums)) / (n * (n - 3))
 
 
 class MinibatchCKA:
-    """CKA of every map of one network with every map of another.
+    """CKA of every map of a network with every map of another network.
 
     Args:
-        rows: maps of the first network.
-        columns: maps of the second.
+        rows: number of maps of the first network.
+        columns: number of maps of the second network.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
         self._cross = torch.zeros(rows, columns, dtype=torch.float64)
-        self._own = (torch.zeros(rows, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
+        self._rows = torch.zeros(rows, dtype=torch.float64)
+        self._columns = torch.zeros(columns, dtype=torch.float64)
 
     def add(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        """Take in one batch: maps [B, ...] of both networks; one of fewer than `FEWEST` images says nothing."""
+        """Add a batch: maps [B, ...] of both networks; a batch of fewer than `FEWEST` images is skipped."""
         if len(first[0]) < FEWEST:
             return
-        grams = ([gram(one) for one in first], [gram(one) for one in second])
-        for own, some in zip(self._own, grams, strict=True):
-            own += torch.stack([unbiased_hsic(one, one) for one in some]).cpu()
-        for row, one in enumerate(grams[0]):
-            for column, other in enumerate(grams[1]):
-                self._cross[row, column] += unbiased_hsic(one, other).cpu()
+        rows, columns = [gram(features) for features in first], [gram(features) for features in second]
+        self._rows += torch.stack([unbiased_hsic(row, row) for row in rows]).cpu()
+        self._columns += torch.stack([unbiased_hsic(column, column) for column in columns]).cpu()
+        self._cross += torch.stack(
+            [torch.stack([unbiased_hsic(row, column) for column in columns]) for row in rows]
+        ).cpu()
 
     def matrix(self) -> Tensor:
-        """[rows, columns]: 1 for maps that are alike up to rotation and scale; about 0, and slightly below at times,
-        for unrelated ones; 0 where a map does not depend on the image."""
-        scale = (self._own[0].clamp(min=0)[:, None] * self._own[1].clamp(min=0)).sqrt()
+        """Return [rows, columns]: 1 for maps that are equal up to rotation and scale, about 0 for unrelated maps.
+
+        Values of unrelated maps may lie slightly below 0; the value is 0 where a map does not depend on the image.
+        """
+        scale = (self._rows.clamp(min=0)[:, None] * self._columns.clamp(min=0)).sqrt()
         return torch.where(scale > 0, self._cross / scale.clamp(min=torch.finfo(torch.float64).tiny), 0.0)

@@ -18,32 +18,6 @@ from heterokd.errors import ConfigError, DataError, HeterokdError
 from heterokd.storage.workspace import Workspace
 
 
-@lru_cache(maxsize=4)
-def _splits(data: str) -> Splits:
-    settings = DataSettings.model_validate_json(data)
-    extension = settings.extension
-    try:
-        return _loaded(settings)
-    except HeterokdError:
-        raise
-    except Exception as error:
-        if extension is None:
-            raise
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise DataError(f"{extension.file}: {extension.class_name} cannot load its images ({reason})") from error
-
-
-def _loaded(settings: DataSettings) -> Splits:
-    return load_dataset(
-        settings.dataset_class,
-        root=settings.root,
-        image_size=settings.image_size,
-        seed=settings.seed,
-        labels_per_class=settings.labels_per_class,
-        train_images=settings.train_images,
-    )
-
-
 def open_splits(settings: DataSettings) -> Splits:
     """Open the splits that `settings` describe, once per process.
 
@@ -54,8 +28,28 @@ def open_splits(settings: DataSettings) -> Splits:
 
 
 @lru_cache(maxsize=4)
+def _splits(data: str) -> Splits:
+    settings = DataSettings.model_validate_json(data)
+    try:
+        return load_dataset(
+            settings.dataset_class,
+            root=settings.root,
+            image_size=settings.image_size,
+            seed=settings.seed,
+            labels_per_class=settings.labels_per_class,
+            train_images=settings.train_images,
+        )
+    except Exception as error:
+        if settings.extension is None or isinstance(error, HeterokdError):
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        extension = settings.extension
+        raise DataError(f"{extension.file}: {extension.class_name} cannot load its images ({reason})") from error
+
+
+@lru_cache(maxsize=4)
 def training_splits(splits: Splits, root: Workspace) -> Splits:
-    """Return the splits as trainings read them: images in files are decoded once per machine, and shared.
+    """Return the splits with images in files decoded once per machine and shared by its processes.
 
     Raises:
         DataError: an image is damaged or missing.

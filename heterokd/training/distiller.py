@@ -1,8 +1,8 @@
-"""The distiller: student and method as a single trainable module, which DDP wraps. It never holds the teacher.
+"""Distiller: student and method as a single trainable module, which DDP wraps. It does not hold the teacher.
 
-A method's memories (`Method.memories`: hundreds of MiB in some) are in its state, but DDP does not broadcast them from
-rank 0, neither when it wraps nor at every step: each rank builds them from the same seed and fills them itself. A
-module of another kind that wraps a method needs the same attribute for that.
+A method's memories (`Method.memories`, hundreds of MiB in some methods) are part of its state, but DDP does not
+broadcast them from rank 0: each rank builds them from the same seed and fills them itself. Another module that wraps a
+method needs the same attribute, `_ddp_params_and_buffers_to_ignore`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from heterokd.training.task_modules import Task
 
 
 class Distiller(nn.Module):
-    """Computes a distillation step: the student's forward, the task loss (added only here) and the method's terms.
+    """Distillation step: the student's forward, the task loss (added only here) and the method's terms.
 
     Args:
         student: network to train.
@@ -31,7 +31,7 @@ class Distiller(nn.Module):
         self.method = method
         self.task = task
         self.task_weight = task_weight if method.uses_task_loss else 0.0
-        # DDP reads this attribute: names of parameters and buffers that it does not synchronise.
+        # Read by DDP: names of parameters and buffers that it does not synchronise.
         self._ddp_params_and_buffers_to_ignore = [
             f"method.{memory}.{name}"
             for memory in method.memories
@@ -47,13 +47,6 @@ class Distiller(nn.Module):
         """Return the total loss and its named terms (`task` and the method's)."""
         outputs = self.student(batch.images, self.method.student_needs | Signal.LOGITS)
         losses: Losses = {"task": self.task_weight * self.task(outputs.logits, batch.labels)}
-        losses.update(
-            self.method(
-                outputs.only(self.method.student_needs, "student"),
-                teacher.only(self.method.teacher_needs, "teacher"),
-                batch,
-                progress,
-            )
-        )
-        total = sum(losses.values(), start=losses["task"].new_zeros(()))
-        return total, losses
+        student = outputs.only(self.method.student_needs, "student")
+        losses |= self.method(student, teacher.only(self.method.teacher_needs, "teacher"), batch, progress)
+        return sum(losses.values(), start=losses["task"].new_zeros(())), losses

@@ -13,15 +13,15 @@ from heterokd.outputs import Batch
 from heterokd.training.paired_tests import ImageResults
 from heterokd.training.task_modules import Logits, Task, upsample
 
-# The teacher's predictions on a split are kept, one byte per pixel, up to this size.
 CLASSES_BYTES = 2**30
+"""Maximum size of a teacher's stored predictions on a split, at a byte per pixel."""
 
 
 @contextmanager
-def deciding(network: nn.Module) -> Iterator[Logits]:
-    """Give the network as a function from images to logits, in evaluation mode and without gradients."""
+def inference(network: nn.Module) -> Iterator[Logits]:
+    """Yield the network as a function from images to logits, in evaluation mode and without gradients."""
 
-    def logits(images: Tensor) -> Tensor:
+    def logits_of(images: Tensor) -> Tensor:
         outputs = network(images)
         return outputs if isinstance(outputs, Tensor) else outputs.logits
 
@@ -29,13 +29,13 @@ def deciding(network: nn.Module) -> Iterator[Logits]:
     network.eval()
     try:
         with torch.inference_mode():
-            yield logits
+            yield logits_of
     finally:
         network.train(was_training)
 
 
 def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return logits [N, K] in float32 and labels [N] of a classification split, in its order.
+    """Return logits [N, K] in float32 and labels [N] of a classification split, in the order of the split.
 
     Args:
         network: maps images [B, 3, H, W] in [0, 1] to `Outputs` or to logits [B, K]; its mode is restored afterwards.
@@ -43,29 +43,29 @@ def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | 
         device: device of `network`.
     """
     logits, labels = [], []
-    with deciding(network) as decide:
+    with inference(network) as logits_of:
         for batch in loader:
-            logits.append(decide(batch.images.to(device, non_blocking=True)).float())
+            logits.append(logits_of(batch.images.to(device, non_blocking=True)).float())
             labels.append(batch.labels)
     return torch.cat(logits).cpu(), torch.cat(labels)
 
 
 def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu") -> Tensor | None:
-    """Return predicted classes on a split, in its order: [N], or [N, H, W] uint8 in segmentation.
+    """Return predicted classes on a split, in the order of the split: [N], or [N, H, W] uint8 in segmentation.
 
     Returns:
-        None where the maps would take more than `CLASSES_BYTES`.
+        None if the maps would take more than `CLASSES_BYTES`.
     """
     classes: list[Tensor] = []
-    with deciding(network) as decide:
+    with inference(network) as logits_of:
         for batch in loader:
             images = batch.images.to(device, non_blocking=True)
             if batch.labels.dim() == 1:
-                classes.append(decide(images).argmax(dim=1))
+                classes.append(logits_of(images).argmax(dim=1))
                 continue
             if len(loader.split) * batch.labels[0].numel() > CLASSES_BYTES:
                 return None
-            classes.append(upsample(decide(images), images.shape[-2:]).argmax(dim=1).to(torch.uint8))
+            classes.append(upsample(logits_of(images), images.shape[-2:]).argmax(dim=1).to(torch.uint8))
     return torch.cat(classes)
 
 
@@ -77,20 +77,20 @@ def evaluate(
     teacher_classes: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, float]]:
-    """Yield the task's metrics of a network on one split: (`top1`, `top5`, `loss`, `agreement`), or (`miou`, ...).
+    """Yield the task's metrics of a network on a split: (`top1`, `top5`, `loss`, `agreement`), or (`miou`, ...).
 
     Args:
         network: see `predict`.
         loader: batches of plain images.
-        task: names the metrics.
+        task: defines the metrics.
         teacher_classes: [N] or [N, H, W] the teacher's predictions on the same split; `agreement` is the share on
             which student and teacher agree.
         device: device of `network`.
     """
     meter, seen = task.meter(), 0
-    with deciding(network) as decide:
+    with inference(network) as logits_of:
         for batch in loader:
-            logits = task.decide(decide, batch.images.to(device, non_blocking=True))
+            logits = task.logits(logits_of, batch.images.to(device, non_blocking=True))
             teacher = None if teacher_classes is None else teacher_classes[seen : seen + len(batch)].to(device)
             meter.update(logits, batch.labels.to(device), teacher)
             seen += len(batch)
@@ -106,10 +106,10 @@ def image_results(
     Args:
         network: see `predict`.
         loader: batches of plain images.
-        task: how logits become predictions.
+        task: computes predictions from logits.
         device: device of `network`.
     """
-    with deciding(network) as logits:
+    with inference(network) as logits_of:
         return task.image_results(
-            (task.decide(logits, batch.images.to(device)), batch.labels.to(device)) for batch in loader
+            (task.logits(logits_of, batch.images.to(device)), batch.labels.to(device)) for batch in loader
         )

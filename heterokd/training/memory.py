@@ -1,7 +1,7 @@
 """Estimate the GPU memory of a training on the CPU, from a single step with a few images.
 
-What grows with the batch (what autograd keeps, the largest maps) is measured and scaled; what does not (weights,
-gradients, the optimizer's state) is counted after the step.
+Memory that grows with the batch (tensors saved by autograd, the largest maps) is measured and scaled; the rest
+(weights, gradients, the optimizer's state) is counted after the step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
 
 CONTEXT_BYTES = 600 * 2**20
-"""GPU memory of a process before its first tensor: CUDA's context, cuDNN's and cuBLAS's kernels and handles."""
+"""GPU memory of a process before its first tensor: the CUDA context, kernels and handles of cuDNN and cuBLAS."""
 
 SLACK = 1.25
 """Factor for the allocator's rounding and fragmentation."""
@@ -36,10 +36,10 @@ batch 64 on an H200, twice what the step itself keeps (`WORKSPACE_STEPS`); tiny 
 WORKSPACE_STEPS = 2
 
 IMAGES = 2
-"""Images of the measured step."""
+"""Number of images of the measured step."""
 
 MAPS_AT_A_TIME = 3
-"""Maps of the largest size that exist at once without autograd: a layer's input, its output and a shortcut."""
+"""Number of the largest maps that exist at once without autograd: a layer's input, its output and a shortcut."""
 
 
 def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
@@ -47,15 +47,14 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
 
     Args:
         recipe: the training.
-        splits: its data: number of classes, size of the images.
-        gpu_bytes: memory of the GPU; images that take a small share of it stay there.
+        splits: its data set.
+        gpu_bytes: memory of the GPU; a split that takes a small share of it stays there.
 
     Raises:
         PairError: the method cannot exist for the pair.
         NetworkError: a network cannot be built.
     """
     settings = recipe.training
-    part = settings.batch_size // settings.accumulate
     teacher = LiveTeacher(build_configured(recipe.teacher, splits.num_classes, recipe.data.image_size))
     distiller = build_distiller(recipe, teacher, splits.num_classes)
     optimizer = build_optimizer(
@@ -63,38 +62,31 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     )
     batch = _images(recipe, splits.num_classes)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
-    given = Outputs(owner="teacher")
+    reads_teacher = distiller.teacher_needs != Signal.NONE
     with autocast, _largest(teacher.network) as of_teacher:
-        if distiller.teacher_needs != Signal.NONE:
-            given = teacher.outputs(batch, distiller.teacher_needs)
+        outputs = teacher.outputs(batch, distiller.teacher_needs) if reads_teacher else Outputs(owner="teacher")
     distiller.train()
     if settings.trainable == "head":
         distiller.student.eval()
     with _saved([distiller, teacher.network]) as saved, _largest(distiller) as of_student:
         with autocast:
-            loss, _ = distiller(batch, given, 0.5)
-        kept = sum(saved.values())
+            loss, _ = distiller(batch, outputs, 0.5)
+        saved_bytes = sum(saved.values())
     loss.backward()
     optimizer.step()
 
-    weights = _bytes(distiller.parameters()) + _bytes(distiller.buffers())
-    gradients = _bytes(parameter.grad for parameter in distiller.parameters())
-    states = _bytes(value for state in optimizer.state.values() for value in state.values())
-    average = 0 if settings.ema is None else _bytes(distiller.student.parameters())
-    frozen = _bytes(teacher.network.parameters()) if distiller.teacher_needs != Signal.NONE else 0
-    fixed = (
-        weights
-        + gradients
-        + states
-        + average
-        + frozen
-        + sum(_resident(split, gpu_bytes) for split in (splits.train, splits.val))
-    )
+    fixed = _bytes(distiller.parameters()) + _bytes(distiller.buffers())
+    fixed += _bytes(parameter.grad for parameter in distiller.parameters())
+    fixed += _bytes(value for state in optimizer.state.values() for value in state.values())
+    fixed += 0 if settings.ema is None else _bytes(distiller.student.parameters())
+    fixed += _bytes(teacher.network.parameters()) if reads_teacher else 0
+    fixed += sum(_resident(split, gpu_bytes) for split in (splits.train, splits.val))
 
     image = batch.images.nbytes / IMAGES
     maps = MAPS_AT_A_TIME * max(of_student[0], of_teacher[0]) / IMAGES
-    step = part * (kept / IMAGES + maps + image)
-    evaluation = _eval_batch(splits, settings.batch_size) * (maps + image)
+    step = settings.batch_size // settings.accumulate * (saved_bytes / IMAGES + maps + image)
+    eval_batch = open_split(splits.val, splits.num_classes, max(settings.batch_size, EVAL_BATCH)).batch_size
+    evaluation = eval_batch * (maps + image)
     workspace = min(WORKSPACE_BYTES, WORKSPACE_STEPS * max(step, evaluation))
     return CONTEXT_BYTES + int(SLACK * (fixed + max(step, evaluation)) + workspace)
 
@@ -112,15 +104,11 @@ def _images(recipe: Recipe, num_classes: int) -> Batch:
 
 def _resident(split: Split, gpu_bytes: int) -> int:
     """Return the bytes of a split that stays on the device; 0 if it is read batch by batch."""
-    some = np.zeros(1, np.int64)
-    image = split.images.read(some).nbytes
+    first = np.zeros(1, np.int64)
+    image = split.images.read(first).nbytes
     if len(split) * image > RESIDENT_SHARE * gpu_bytes:
         return 0
-    return len(split) * (image + (0 if split.label_maps is None else split.label_maps.read(some).nbytes))
-
-
-def _eval_batch(splits: Splits, batch_size: int) -> int:
-    return open_split(splits.val, splits.num_classes, max(batch_size, EVAL_BATCH)).batch_size
+    return len(split) * (image + (0 if split.label_maps is None else split.label_maps.read(first).nbytes))
 
 
 def _bytes(values: Iterable[object]) -> int:
@@ -130,34 +118,36 @@ def _bytes(values: Iterable[object]) -> int:
 @contextmanager
 def _saved(modules: list[nn.Module]) -> Iterator[dict[int, int]]:
     """Record the bytes of each storage that autograd saves, except weights and buffers."""
-    own = {
+    weights = {
         tensor.untyped_storage().data_ptr()
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
     }
     storages: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        # A detached alias: a tensor that refers to its node would keep the whole graph alive.
+    def record(tensor: Tensor) -> Tensor:
+        # Detached, because a tensor that refers to its node would keep the whole graph alive.
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         yield storages
 
 
 @contextmanager
 def _largest(module: nn.Module) -> Iterator[list[int]]:
-    """Record the bytes of the largest tensor that a layer returns, as a list with one entry."""
+    """Record the bytes of the largest tensor that a layer returns, as a list with a single entry."""
     found = [0]
 
-    def look(layer: nn.Module, inputs: object, output: object) -> None:
+    def measure(layer: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             found[0] = max(found[0], output.nbytes)
 
-    handles = [layer.register_forward_hook(look) for layer in module.modules() if next(layer.children(), None) is None]
+    handles = [
+        layer.register_forward_hook(measure) for layer in module.modules() if next(layer.children(), None) is None
+    ]
     try:
         yield found
     finally:

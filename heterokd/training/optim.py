@@ -1,12 +1,10 @@
-"""Optimizer, learning-rate schedule and weight average of a training, from timm."""
+"""Optimizer and learning-rate schedule of a training, from timm."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-from functools import lru_cache
-from itertools import chain
-from typing import Any
+from functools import lru_cache, partial
+from typing import TypedDict
 
 import timm.optim as timm_optim
 import torch
@@ -15,10 +13,12 @@ from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 from timm.scheduler.tanh_lr import TanhLRScheduler
-from torch import Tensor, nn
+from torch import nn
 
-# Devices on which torch's optimizers have fused kernels.
-FUSED_DEVICES = ("cpu", "cuda", "xpu")
+from heterokd.config.training import TrainingSettings
+
+FUSED_DEVICES = {"cpu", "cuda", "xpu"}
+"""Devices on which torch's optimizers have fused kernels."""
 
 
 def build_optimizer(
@@ -28,18 +28,18 @@ def build_optimizer(
 
     Optimizers with a fused implementation use it: a single kernel updates all weights.
     """
-    on = {parameter.device.type for parameter in module.parameters()}
-    fused: dict[str, Any] = {"fused": True} if has_fused(name) and on <= set(FUSED_DEVICES) else {}
-    optimizer: torch.optim.Optimizer = timm_optim.create_optimizer_v2(  # type: ignore[attr-defined]
+    is_fused = has_fused(name) and {parameter.device.type for parameter in module.parameters()} <= FUSED_DEVICES
+    create = partial(
+        timm_optim.create_optimizer_v2,  # type: ignore[attr-defined]
         module,
         opt=name,
         lr=learning_rate,
         weight_decay=weight_decay,
         momentum=momentum,
         filter_bias_and_bn=True,
-        **fused,
     )
-    if fused and isinstance(optimizer, torch.optim.SGD):
+    optimizer: torch.optim.Optimizer = create(fused=True) if is_fused else create()
+    if is_fused and isinstance(optimizer, torch.optim.SGD):
         _start_momentum(optimizer)
     return optimizer
 
@@ -59,79 +59,45 @@ def _start_momentum(optimizer: torch.optim.SGD) -> None:
 @lru_cache(maxsize=64)
 def has_fused(name: str) -> bool:
     """Return whether an optimizer has a fused implementation."""
-    return (
-        "fused"
-        in inspect.signature(
-            timm_optim.get_optimizer_class(name, bind_defaults=False)  # type: ignore[attr-defined]
-        ).parameters
-    )
+    kind = timm_optim.get_optimizer_class(name, bind_defaults=False)  # type: ignore[attr-defined]
+    return "fused" in inspect.signature(kind).parameters
 
 
-class WeightAverage:
-    """Exponential moving average of a network's weights and buffers, updated by a single fused kernel.
+class _Warmup(TypedDict):
+    """Arguments that all schedulers of timm share."""
 
-    Args:
-        network: network in training.
-        decay: decay of the average per update.
-
-    Attributes:
-        network: copy of the network with the averaged weights.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network)
-        self.decay = decay
-        self._means: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._counts: list[tuple[Tensor, Tensor]] = []
-        averaged = chain(self.network.parameters(), self.network.buffers())
-        for mean, value in zip(averaged, chain(network.parameters(), network.buffers()), strict=True):
-            if mean.is_floating_point():
-                self._means.append(mean.detach())
-                self._values.append(value.detach())
-            else:
-                self._counts.append((mean, value))
-
-    @torch.no_grad()
-    def update(self, *, first: bool) -> None:
-        """Move the average towards the current weights; the first update copies them."""
-        torch._foreach_lerp_(self._means, self._values, 1.0 if first else 1 - self.decay)
-        for mean, value in self._counts:
-            mean.copy_(value)
+    t_in_epochs: bool
+    warmup_t: int
+    warmup_lr_init: float
+    warmup_prefix: bool
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer,
-    name: str,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_epochs: float,
-    learning_rate: float,
-    min_learning_rate: float,
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_epoch: int
 ) -> Scheduler | None:
     """Build timm's schedule, stepped once per optimizer update; None for a constant learning rate.
 
-    The warm-up is part of the epochs and starts at a hundredth of the peak.
+    The warm-up is part of the epochs and starts at a hundredth of the maximum.
     """
-    updates = epochs * steps_per_epoch
-    warmup = min(round(warmup_epochs * steps_per_epoch), updates - 1)
+    name, lowest = settings.schedule, settings.min_learning_rate
+    updates = settings.epochs * steps_per_epoch
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), updates - 1)
     if name == "constant" and warmup == 0:
         return None
-    shared: dict[str, Any] = {
+    shared: _Warmup = {
         "t_in_epochs": False,
         "warmup_t": warmup,
-        "warmup_lr_init": learning_rate / 100 if warmup else 0.0,
+        "warmup_lr_init": settings.learning_rate / 100 if warmup else 0.0,
         "warmup_prefix": True,
     }
     decay = updates - warmup
     scheduler: Scheduler
     if name == "cosine":
-        scheduler = CosineLRScheduler(optimizer, t_initial=decay, lr_min=min_learning_rate, **shared)
+        scheduler = CosineLRScheduler(optimizer, t_initial=decay, lr_min=lowest, **shared)
     elif name == "tanh":
-        scheduler = TanhLRScheduler(optimizer, t_initial=decay, lr_min=min_learning_rate, **shared)
+        scheduler = TanhLRScheduler(optimizer, t_initial=decay, lr_min=lowest, **shared)
     elif name == "poly":
-        scheduler = PolyLRScheduler(optimizer, t_initial=decay, lr_min=min_learning_rate, power=0.9, **shared)
+        scheduler = PolyLRScheduler(optimizer, t_initial=decay, lr_min=lowest, power=0.9, **shared)
     elif name == "step":
         # A tenth at each third of the training: ImageNet's 30 / 60 / 90 of 100 epochs.
         scheduler = StepLRScheduler(optimizer, decay_t=max(1, round(0.3 * decay)), **shared)

@@ -1,8 +1,9 @@
 """Find the number format and memory format with the fastest step on this device; measured once, stored in a file.
 
-bf16 autocast and channels_last pay off for large convolutions and lose on tiny ones (ResNet18 at 224 pixels on a CPU
-with bf16 units: 2.5 times faster; at 32 pixels: half as fast), so `precision: auto` measures. Candidates take turns, so
-that other load disturbs all of them alike, and fp32 is replaced only by a format that is clearly faster, twice.
+bf16 autocast and channels_last are faster for large convolutions and slower for tiny ones (ResNet18 at 224 pixels on a
+CPU with bf16 units: 2.5 times faster; at 32 pixels: half as fast), so `precision: auto` measures. Candidates take
+turns, so that other load disturbs all of them equally, and fp32 is replaced only by a format that is clearly faster in
+two measurements.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 from filelock import FileLock
 
 from heterokd.config.recipe import Recipe
+from heterokd.storage.files import read_json, write_text
+from heterokd.storage.typed_json import parse
 
 MARGIN = 0.9
-"""Another format must take at most this share of fp32's time: smaller gains are noise, and fp32 reproduces best."""
+"""Maximum time of another format as a share of fp32's: smaller gains are noise, and fp32 is the most reproducible."""
 
 ROUNDS = 5
 """Timed steps of each candidate; the median of the ratios decides."""
@@ -46,7 +49,7 @@ class Precision:
 FP32 = Precision()
 
 MeasureStep = Callable[[Precision], float]
-"""Measures the seconds of a training step in a precision, after warm-up; called repeatedly, candidates in turn."""
+"""Function that returns the seconds of a training step in a precision, after warm-up; candidates take turns."""
 
 
 def resolve_precision(
@@ -59,6 +62,9 @@ def resolve_precision(
         device: device of the training.
         measure: measures a step, see `time_step`.
         memory: JSON file of earlier measurements; None stores nothing.
+
+    Raises:
+        StudyError: the file is damaged.
     """
     forbid_tf32(device)
     settings = recipe.training
@@ -85,28 +91,25 @@ def resolve_precision(
         return _fastest(candidates, measure)
     memory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{memory}.lock"):
-        known = json.loads(memory.read_text()) if memory.exists() else {}
-        if key in known:
-            return Precision(**known[key])
-        chosen = _fastest(candidates, measure)
-        scratch = memory.with_suffix(".new")
-        scratch.write_text(json.dumps({**known, key: asdict(chosen)}, indent=1))
-        scratch.replace(memory)
-    return chosen
+        known = parse(dict[str, Precision], read_json(memory))
+        if key not in known:
+            known[key] = _fastest(candidates, measure)
+            write_text(memory, json.dumps({shape: asdict(precision) for shape, precision in known.items()}, indent=1))
+    return known[key]
 
 
 def _fastest(candidates: list[Precision], measure: MeasureStep) -> Precision:
-    """Return the candidate with the smallest median ratio of its time to the first's, which wins close calls."""
+    """Return the candidate with the smallest median ratio of its time to the first's, or the first if it is close."""
     first, *others = candidates
     try:
         ratios = _ratios(first, others, measure)
         fastest = min(others, key=lambda candidate: ratios[candidate])
         if ratios[fastest] > MARGIN:
             return first
-        # Measure twice: a disturbed measurement must not decide for the whole training.
+        # A second measurement, because the first may have been disturbed by other load.
         return fastest if _ratios(first, [fastest], measure)[fastest] <= MARGIN else first
     except torch.OutOfMemoryError:
-        return first  # the training, which holds a single candidate, reports if memory is still too small
+        return first  # the training needs less memory: it holds a single candidate
 
 
 def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> dict[Precision, float]:
@@ -120,7 +123,7 @@ def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> 
 
 
 def time_step(step: Callable[[], object], device: torch.device | str) -> float:
-    """Return the seconds of a call of `step`, until the device has finished."""
+    """Return the seconds until a call of `step` has finished on the device."""
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Resolve a recipe's `precision: auto` by timing a few steps."""
+"""Resolve `precision: auto` of a recipe by timing a few steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from heterokd.training.step import split_batch
 from heterokd.training.teacher import Teacher
 from heterokd.training.train import build_distiller
 
-WARM_UP = 2  # steps before a precision is timed
+WARM_UP = 2
+"""Steps before a precision is timed."""
 
 
 def measured_precision(
     recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device | str, root: Workspace
 ) -> Precision:
-    """Return the recipe's precision; rank 0 resolves `auto` by timing a few steps once per device and shape."""
+    """Return the precision of a recipe; rank 0 resolves `auto` for all ranks, once per device and shape."""
     steps: dict[Precision, Callable[[], object]] = {}
 
     def step_in(precision: Precision) -> Callable[[], object]:
@@ -54,6 +55,6 @@ def measured_precision(
     if distributed.rank() == 0:
         with distributed.alone():
             chosen = resolve_precision(part, device, seconds, root.path / "precision.json")
-    agreed = distributed.broadcast(chosen)
-    assert agreed is not None  # rank 0 has chosen
-    return agreed
+    chosen = distributed.broadcast(chosen)
+    assert chosen is not None  # rank 0 has chosen
+    return chosen

@@ -1,4 +1,4 @@
-"""Optimizer updates. Nothing here synchronises with the device: no value is read back."""
+"""Optimizer updates of a training. No value is read back, so nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,7 +18,7 @@ from heterokd.config.training import TrainingSettings
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 from heterokd.training.distiller import Distiller
-from heterokd.training.optim import WeightAverage, build_optimizer, build_schedule
+from heterokd.training.optim import build_optimizer, build_schedule
 from heterokd.training.precision import Precision
 from heterokd.training.sync_batch_norm import shared_batch_norms
 from heterokd.training.teacher import Teacher
@@ -32,7 +33,7 @@ class Updates:
         distiller: student and method.
         step: the distiller, or its data-parallel wrapper.
         teacher: the teacher, live or cached; None for methods that do not read it.
-        settings: settings of the training.
+        settings: section `training` of the recipe.
         steps_per_epoch: updates per epoch.
         precision: number format of the forward pass.
 
@@ -58,21 +59,13 @@ class Updates:
         self.optimizer = build_optimizer(
             distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum
         )
-        self.schedule = build_schedule(
-            self.optimizer,
-            settings.schedule,
-            epochs=settings.epochs,
-            steps_per_epoch=steps_per_epoch,
-            warmup_epochs=settings.warmup_epochs,
-            learning_rate=settings.learning_rate,
-            min_learning_rate=settings.min_learning_rate,
-        )
-        self.average = None if settings.ema is None else WeightAverage(distiller.student, settings.ema)
+        self.schedule = build_schedule(self.optimizer, settings, steps_per_epoch)
+        self.average = None if settings.ema is None else ModelEmaV3(distiller.student, settings.ema)
 
     @property
-    def kept(self) -> AnyNetwork:
-        """The network that is evaluated and saved."""
-        return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.network)
+    def eval_network(self) -> AnyNetwork:
+        """Network that is evaluated and saved: the student, or its average."""
+        return self.distiller.student if self.average is None else cast(AnyNetwork, self.average.module)
 
     def apply(self, batch: Batch, update: int, share: float = 1.0) -> Losses:
         """Apply one optimizer update.
@@ -80,7 +73,7 @@ class Updates:
         Args:
             batch: batch on the distiller's device.
             update: number of the update in the training, counted from 0.
-            share: image count of this rank's batch divided by the mean over ranks: the weight of its loss.
+            share: weight of the loss: image count of this rank's batch divided by the mean over ranks.
 
         Returns:
             `loss` and its terms, means over this rank's batch, detached, on the device.
@@ -94,11 +87,12 @@ class Updates:
         if self.schedule is not None:
             self.schedule.step_update(update + 1)
         if self.average is not None:
-            self.average.update(first=update == 0)
+            # Counted from 1: the first update copies the weights.
+            self.average.update(self.distiller.student, step=update + 1)
         return losses
 
     def _accumulate(self, batch: Batch, progress: float, weight: float) -> Losses:
-        """Accumulate `weight` times the gradients of the batch, part by part."""
+        """Accumulate `weight` times the gradients of the batch, part by part; return its losses."""
         if self.settings.accumulate == 1:
             return self._differentiate(batch, progress, weight)
         sums: Losses = {}
@@ -111,9 +105,8 @@ class Updates:
         return sums
 
     def _differentiate(self, batch: Batch, progress: float, share: float) -> Losses:
-        """Add `share` times the gradients of a part's loss."""
-        shared = shared_batch_norms(asked=self.settings.sync_batch_norm)
-        with self.precision.autocast(self.device), shared:
+        """Add `share` times the gradients of a part's loss; return the part's losses."""
+        with self.precision.autocast(self.device), shared_batch_norms(enabled=self.settings.sync_batch_norm):
             outputs = Outputs(owner="teacher")
             if self.teacher is not None:
                 outputs = self.teacher.outputs(batch, self.distiller.teacher_needs)
@@ -122,7 +115,7 @@ class Updates:
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
-        """Skip the gradient all-reduce: it happens once per update, in the last part."""
+        """Return a context without the gradient all-reduce, which happens once per update, in the last part."""
         if isinstance(self.step, DistributedDataParallel):
             return cast(AbstractContextManager[None], self.step.no_sync())
         return nullcontext()
@@ -143,9 +136,9 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def compile_student(student: nn.Module, device: torch.device) -> bool:
-    """Compile the student's forward with torch.compile; return whether that works here.
+    """Compile the student's forward with torch.compile; return whether that works on this machine.
 
-    Where it does not (no compiler, no Triton), a warning is logged and the student stays as it is.
+    If it does not (no compiler, no Triton), log a warning and leave the student unchanged.
     """
 
     def twice(x: Tensor) -> Tensor:
@@ -153,10 +146,10 @@ def compile_student(student: nn.Module, device: torch.device) -> bool:
 
     try:
         torch.compile(twice)(torch.ones(8, device=device))
-    except Exception as error:  # noqa: BLE001  every backend raises different errors
+    except Exception as error:  # noqa: BLE001  backends raise different errors
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         logger.warning("training.compile: torch.compile does not work here (%s); training continues without it", reason)
         return False
-    # A training has a few fixed batch sizes: compile for each of them, not for dynamic sizes.
+    # A training has a few fixed batch sizes, each compiled: dynamic sizes are slower.
     student.compile(dynamic=False)
     return True

@@ -1,4 +1,4 @@
-"""Networks as recipes describe them, untrained or with the weights of a trial."""
+"""Build the networks of recipes, untrained or with the weights of a trial."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.networks.network import AnyNetwork, build_network
-from heterokd.networks.weights import load_weights
+from heterokd.networks.weights import load_weights, save_weights
+from heterokd.storage.files import write_file
 
 
 def build_configured(
     settings: NetworkSettings, num_classes: int, image_size: int, *, pretrained: bool = False
 ) -> AnyNetwork:
-    """Build the network of a configuration with random weights, or with published ones.
+    """Build a configured network with random or published weights.
 
     Raises:
         NetworkError: the network cannot be built.
@@ -22,7 +23,7 @@ def build_configured(
 
 
 def build_student(recipe: Recipe, num_classes: int) -> AnyNetwork:
-    """Build a recipe's student as its training starts: with published weights if the recipe asks for them.
+    """Build a recipe's untrained student: with published weights if the recipe asks for them.
 
     Raises:
         NetworkError: the network cannot be built.
@@ -31,7 +32,7 @@ def build_student(recipe: Recipe, num_classes: int) -> AnyNetwork:
 
 
 def open_student(recipe: Recipe, weights: Path, num_classes: int) -> AnyNetwork:
-    """Open a trained student, in evaluation mode, on the CPU.
+    """Open a trained student in evaluation mode on the CPU.
 
     Raises:
         CheckpointError: the weights are missing or damaged.
@@ -39,3 +40,8 @@ def open_student(recipe: Recipe, weights: Path, num_classes: int) -> AnyNetwork:
     network = build_configured(recipe.student, num_classes, recipe.data.image_size)
     load_weights(network, weights)
     return network.eval()
+
+
+def save_student(network: AnyNetwork, file: Path) -> None:
+    """Write a network's weights atomically, waiting for a disk that cannot be written at present."""
+    write_file(file, lambda partial: save_weights(network, partial))

@@ -1,6 +1,6 @@
-"""Costs of students, known before training, and which students of an experiment exceed a limit.
+"""Costs of students, measured before training, and the students of an experiment that exceed a limit.
 
-What depends on the machine is timed in torch, once per architecture, image size and processor, and remembered in
+Costs that depend on the machine are timed in torch, once per architecture, image size and processor, and stored in
 `ROOT/students.json`.
 """
 
@@ -33,37 +33,37 @@ class Candidates:
     """The students of an experiment.
 
     Attributes:
-        facts: by network, what is known of its costs: `params_m`, and what a limit or an objective asks for.
-        left_out: networks that are over a limit, with the reason.
+        costs: costs by network: `params_m`, and every cost that has a limit or is an objective.
+        left_out: networks that exceed a limit, with the reason.
     """
 
-    facts: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, Mapping[str, float]]
     left_out: Mapping[str, str]
 
 
-def weigh_students(experiment: Experiment, root: Workspace, num_classes: int) -> Candidates:
-    """Measure every student of an experiment: its parameters, and each cost that is limited or an objective.
+def measure_students(experiment: Experiment, root: Workspace, num_classes: int) -> Candidates:
+    """Measure every student of an experiment: its parameters, and each cost that has a limit or is an objective.
 
     Args:
-        experiment: `search.objectives` and its limits say what counts.
-        root: remembers what was timed.
-        num_classes: of the data set.
+        experiment: `search` names the costs and their limits.
+        root: workspace that stores timed costs.
+        num_classes: number of classes of the data set.
 
     Raises:
-        NetworkError: a student that cannot be built.
-        ConfigError: no student is left.
+        NetworkError: a student cannot be built.
+        ConfigError: every student exceeds a limit.
     """
     search, data = experiment.search, experiment.data
     limits = search.cost_limits
-    costs = dict.fromkeys(["params_m", *limits, *search.costs])
-    facts: dict[str, dict[str, float]] = {}
+    # Timed costs come last, so that a network that is too large is not timed.
+    names = sorted(dict.fromkeys(["params_m", *limits, *search.costs]), key=lambda name: STUDENT_COSTS[name].is_timed)
+    costs: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for network in experiment.student.networks:
-        settings, facts[network] = experiment.student.settings_of(network), {}
-        # What is timed comes last: a network that is too large already is not timed.
-        for name in sorted(costs, key=lambda name: STUDENT_COSTS[name].is_timed):
+        settings, costs[network] = experiment.student.settings_of(network), {}
+        for name in names:
             value = student_cost(name, settings, num_classes, data.view_size, data.image_size, root)
-            facts[network][name] = value
+            costs[network][name] = value
             key, limit = limits.get(name, ("", value))
             if value > limit:
                 figure = STUDENT_COSTS[name].figure(value)
@@ -71,31 +71,33 @@ def weigh_students(experiment: Experiment, root: Workspace, num_classes: int) ->
                 break
     if len(left_out) == len(experiment.student.networks):
         reasons = "; ".join(left_out.values())
-        raise ConfigError(f"student.network: no student is left ({reasons}); raise the limit, or name smaller ones")
-    return Candidates(facts, left_out)
+        raise ConfigError(
+            f"student.network: no student is within the limits ({reasons}); raise a limit, or name smaller students"
+        )
+    return Candidates(costs, left_out)
 
 
 def student_cost(
     name: str, settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int, root: Workspace
 ) -> float:
-    """Measure a cost of a network with random weights, which do not change it; what is timed is remembered.
+    """Measure a cost of a network with random weights, on which it does not depend.
 
     Args:
-        name: of `STUDENT_COSTS`.
-        settings: of the network.
-        num_classes: of the data set.
+        name: key of `STUDENT_COSTS`.
+        settings: configuration of the network.
+        num_classes: number of classes of the data set.
         size: height and width of an image, in pixels.
-        image_size: that the network is built for.
-        root: where it is remembered.
+        image_size: size that the network is built for.
+        root: workspace that stores timed costs.
     """
     cost = STUDENT_COSTS[name]()
     if not cost.is_timed:
         return _measured(cost, settings, num_classes, size, image_size)
     file = root.path / "students.json"
-    what = [settings.network, sorted(settings.options.items()), num_classes, size, THREADS, torch.__version__]
-    # Files of older versions hold latencies alone, without a name.
-    what += [] if name == "latency_ms" else [name]
-    key = json.dumps([device_name("cpu"), *what], default=str)
+    build = [settings.network, sorted(settings.options.items()), num_classes, size, THREADS, torch.__version__]
+    # Older files hold only latencies, without the name of the cost.
+    named = [] if name == "latency_ms" else [name]
+    key = json.dumps([device_name("cpu"), *build, *named], default=str)
     root.path.mkdir(parents=True, exist_ok=True)
     with FileLock(root.path / ".students.lock"):
         known = parse(dict[str, float], read_json(file))
@@ -106,7 +108,7 @@ def student_cost(
 
 
 def parameters_m(settings: NetworkSettings, num_classes: int, image_size: int) -> float:
-    """Millions of parameters of a network, which is not built for it where its code allows that."""
+    """Return the number of parameters of a network, in millions."""
     return _measured(STUDENT_COSTS["params_m"](), settings, num_classes, (image_size, image_size), image_size)
 
 
@@ -118,7 +120,7 @@ def _measured(
         return cost.measure(deployable(network.eval()), size)
 
     if not cost.is_timed:
-        # Without memory; some encoders compute with their weights while they are made, and cannot be built so.
+        # Without memory for the weights; impossible for encoders that compute with their weights while they are built.
         with suppress(Exception), torch.device("meta"):
             return measure()
     return measure()

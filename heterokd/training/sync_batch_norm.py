@@ -1,8 +1,9 @@
-"""Batch norms whose statistics are those of all workers' images (`training.sync_batch_norm`).
+"""Batch norms with the statistics of all workers' images (`training.sync_batch_norm`).
 
-torch's own SyncBatchNorm runs on GPUs only and takes the place of modules, of which timm has kinds of its own (a batch
-norm with its activation). Here the function that all of them call is replaced while a step runs: modules, checkpoints
-and published weights stay as they are, on any device and backend. One exchange forward and one backward each.
+torch's SyncBatchNorm, to which torch and timm can convert a network, refuses tensors on a CPU, and the conversion
+replaces modules. Here `F.batch_norm`, which all batch norms of torch and timm call, is replaced while a step runs:
+modules, checkpoints and published weights stay unchanged, on any device and backend. It costs an all-reduce in the
+forward and another in the backward pass.
 """
 
 from __future__ import annotations
@@ -20,31 +21,33 @@ from torch.overrides import TorchFunctionMode
 from heterokd import distributed as group
 
 NAMES = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+"""Parameters of `F.batch_norm`, in order."""
 
 
-def shared_batch_norms(*, asked: bool) -> AbstractContextManager[object]:
-    """The context of a step: batch norms that train see the images of all workers, where that is asked and there are.
+def shared_batch_norms(*, enabled: bool) -> AbstractContextManager[object]:
+    """Return the context of a step: with several workers, batch norms in training mode use the images of all of them.
 
     Args:
-        asked: `training.sync_batch_norm`.
+        enabled: `training.sync_batch_norm`.
     """
-    return _SharedBatchNorms() if asked and group.size() > 1 else nullcontext()
+    return _SharedBatchNorms() if enabled and group.size() > 1 else nullcontext()
 
 
 class _SharedBatchNorms(TorchFunctionMode):
-    """Every call of `F.batch_norm` in training mode becomes `shared_batch_norm`."""
+    """Redirects `F.batch_norm` in training mode to `shared_batch_norm`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm:
-            given = dict(zip(NAMES, args, strict=False)) | kwargs
-            if given.pop("training", False):
-                return shared_batch_norm(given.pop("input"), **given)
+            arguments = dict(zip(NAMES, args, strict=False)) | kwargs
+            if arguments.pop("training", False):
+                return shared_batch_norm(arguments.pop("input"), **arguments)
         return func(*args, **kwargs)
 
 
+# The parameters are those of F.batch_norm.
 def shared_batch_norm(
     x: Tensor,
     running_mean: Tensor | None = None,
@@ -54,20 +57,20 @@ def shared_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` in training mode on the parts [B_w, C, *] of all workers; the part of this one, normalised.
+    """Apply `F.batch_norm` in training mode to the parts [B_w, C, *] of all workers; return this worker's part.
 
-    The parts may differ in their first axis. Statistics are in float32, running ones are updated as torch does.
+    The parts may differ in their first axis. Statistics are in float32; running statistics are updated as in torch.
     """
     axes = [0, *range(2, x.dim())]
     values = x.float()
     var_C, mean_C = torch.var_mean(values, dim=axes, correction=0)
     count_C = torch.full_like(mean_C, x.numel() / x.shape[1])
-    everyone_W3C: Tensor = _Every.apply(torch.stack((mean_C, var_C, count_C)))
-    means_WC, vars_WC, counts_WC = everyone_W3C.unbind(1)
+    gathered_W3C: Tensor = _AllGather.apply(torch.stack((mean_C, var_C, count_C)))
+    means_WC, vars_WC, counts_WC = gathered_W3C.unbind(1)
     total_C = counts_WC.sum(0)
     shares_WC = counts_WC / total_C
     mean_C = (shares_WC * means_WC).sum(0)
-    # Of the parts' variances and of the distances of their means: no difference of large squares.
+    # From the parts' variances and the distances of their means: no difference of large squares.
     var_C = (shares_WC * (vars_WC + (means_WC - mean_C).square())).sum(0)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
@@ -77,21 +80,19 @@ def shared_batch_norm(
     scale_C = torch.rsqrt(var_C + eps)
     if weight is not None:
         scale_C = scale_C * weight.float()
-    normal = (values - mean_C.view(shape)) * scale_C.view(shape)
-    return (normal if bias is None else normal + bias.float().view(shape)).to(x.dtype)
+    normalised = (values - mean_C.view(shape)) * scale_C.view(shape)
+    return (normalised if bias is None else normalised + bias.float().view(shape)).to(x.dtype)
 
 
-class _Every(torch.autograd.Function):
-    """`group.every`; backward, the sum over workers of the gradients that reached this one's place."""
+class _AllGather(torch.autograd.Function):
+    """`group.all_gather` with gradient: backward, the sum over workers of the gradients of this worker's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        everyone: Tensor = group.all_gather(rows)
-        return everyone
+        return group.all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        own: Tensor = gradient[group.rank()]
-        return own
+        return gradient[group.rank()]

@@ -1,4 +1,4 @@
-"""The torch side of a task: its loss, how a network decides on an image, and the metrics of a whole split."""
+"""Torch part of a task: the loss, the logits of a network for an image, and the metrics of a whole split."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from heterokd.tasks import Task as Facts
 from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageResults
 
 Logits = Callable[[Tensor], Tensor]
-"""Images [B, 3, H, W] in [0, 1] to class scores before softmax."""
+"""Function from images [B, 3, H, W] in [0, 1] to logits."""
 
-Decided = Iterable[tuple[Tensor, Tensor]]
-"""Batches of what `decide` gave, and the labels."""
+LogitBatches = Iterable[tuple[Tensor, Tensor]]
+"""Batches of logits, as `Task.logits` returns them, with their labels."""
 
-# Neighbouring windows of a sliding evaluation share a third of their side, so that no pixel is judged at a border only.
 WINDOW_STRIDE = 2 / 3
+"""Stride of a sliding evaluation as a share of the window: no pixel is seen only at the border of a window."""
 
 
 class Meter(Protocol):
-    """Metrics of a whole split, added up batch by batch."""
+    """Metrics of a whole split, accumulated batch by batch."""
 
     def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        """Add a batch: what `decide` gave, the labels, and the teacher's decisions on the same images."""
+        """Add a batch: the result of `Task.logits`, the labels, and the teacher's predictions on the same images."""
         ...
 
     def compute(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every metric."""
+        """Yield the name and value of every metric."""
         ...
 
 
@@ -42,10 +42,11 @@ class ClassificationTask(nn.Module):
     Args:
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
+        window: unused.
 
     Attributes:
-        facts: names, shapes and words.
-        cached_signals: what a cache of the teacher's outputs holds.
+        facts: names, shapes and words of the task.
+        cached_signals: signals of the teacher that a cache holds.
     """
 
     facts: ClassVar[Facts] = TASKS["classification"]
@@ -57,28 +58,20 @@ class ClassificationTask(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss: logits [B, K] against class numbers [B] or class shares [B, K], a mean over the batch."""
+        """Return the task loss of logits [B, K] and class numbers [B] or class shares [B, K]: a mean over the batch."""
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
-    def metrics(self, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(`top1`, `top5`, `loss`) over a whole split: logits [N, K], class numbers [N]; shares in [0, 1]."""
-        for name, top_k in (("top1", 1), ("top5", 5)):
-            if top_k <= self.num_classes:
-                among = (logits.topk(top_k, dim=1).indices == labels[:, None]).any(dim=1)
-                yield name, among.float().mean()
-        yield "loss", F.cross_entropy(logits.float(), labels)
-
-    def decide(self, network: Logits, images: Tensor) -> Tensor:
-        """Class scores [B, K] of plain images [B, 3, H, W]."""
+    def logits(self, network: Logits, images: Tensor) -> Tensor:
+        """Return logits [B, K] of plain images [B, 3, H, W]."""
         return network(images)
 
     def meter(self) -> Meter:
-        """A meter that has seen no batch."""
-        return _ClassMeter(self)
+        """Return a new meter: `top1`, `top5`, `loss`, `agreement`."""
+        return _ClassMeter(self.num_classes)
 
-    def image_results(self, decided: Decided) -> ImageResults:
-        """Whether each image is right, from batches of class scores and labels."""
-        pairs = [(scores.float(), labels) for scores, labels in decided]
+    def image_results(self, batches: LogitBatches) -> ImageResults:
+        """Return whether the prediction for each image is correct."""
+        pairs = [(logits.float(), labels) for logits, labels in batches]
         logits, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
         correct = torch.eq(logits.argmax(dim=1), labels)
         return CorrectImages(correct, labels, float(correct.float().mean()))
@@ -90,12 +83,11 @@ class SegmentationTask(nn.Module):
     Args:
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
-        window: height and width of the windows that slide over an image in evaluation, in pixels; None evaluates the
-            image as a whole.
+        window: height and width of the sliding window of an evaluation, in pixels; None evaluates the whole image.
 
     Attributes:
-        facts: names, shapes and words.
-        cached_signals: what a cache of the teacher's outputs holds: not the embedding, a map of hundreds of channels.
+        facts: names, shapes and words of the task.
+        cached_signals: signals of the teacher that a cache holds: no embedding, which is a map of hundreds of channels.
     """
 
     facts: ClassVar[Facts] = TASKS["segmentation"]
@@ -108,18 +100,21 @@ class SegmentationTask(nn.Module):
         self.window = window
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss: logits [B, K, h, w], brought to the labels' size, against label maps [B, H, W].
+        """Return the task loss of logits [B, K, h, w], resized to the labels, and label maps [B, H, W].
 
-        A mean over the pixels that count; 0 where none does.
+        A mean over the labelled pixels; 0 if there are none.
         """
-        scores = upsample(logits, labels.shape[-2:])
-        total = F.cross_entropy(
-            scores, labels, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
+        loss = F.cross_entropy(
+            upsample(logits, labels.shape[-2:]),
+            labels,
+            ignore_index=IGNORE,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        return loss / (labels != IGNORE).sum().clamp(min=1)
 
-    def decide(self, network: Logits, images: Tensor) -> Tensor:
-        """Class scores [B, K, H, W] of images [B, 3, H, W]: from the whole image, or the mean over sliding windows."""
+    def logits(self, network: Logits, images: Tensor) -> Tensor:
+        """Return logits [B, K, H, W] of images [B, 3, H, W]: of the whole image, or the mean over sliding windows."""
         height, width = images.shape[-2:]
         if self.window is None or (self.window[0] >= height and self.window[1] >= width):
             return upsample(network(images), (height, width))
@@ -134,18 +129,18 @@ class SegmentationTask(nn.Module):
         return total / count
 
     def meter(self) -> Meter:
-        """A meter that has seen no batch."""
+        """Return a new meter: `miou`, `pixel_accuracy`, `loss`, `agreement`."""
         return _PixelMeter(self.num_classes)
 
-    def image_results(self, decided: Decided) -> ImageResults:
-        """The confusion matrix of each image, from batches of class scores and label maps."""
+    def image_results(self, batches: LogitBatches) -> ImageResults:
+        """Return the confusion matrix of each image."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # SciPy and matplotlib: 95 MiB
 
         counts: list[Tensor] = []
-        for scores, labels in decided:
+        for logits, labels in batches:
             counts.extend(
-                multiclass_confusion_matrix(one, those, self.num_classes, ignore_index=IGNORE, validate_args=False)
-                for one, those in zip(scores.argmax(dim=1), labels, strict=True)
+                multiclass_confusion_matrix(classes, truth, self.num_classes, ignore_index=IGNORE, validate_args=False)
+                for classes, truth in zip(logits.argmax(dim=1), labels, strict=True)
             )
         images = torch.stack(counts).cpu()
         return ImageConfusions(images, images.sum(dim=2), float(iou_per_class(images.sum(dim=0)).nanmean()))
@@ -159,26 +154,23 @@ TASK_MODULES: dict[TaskName, type[Task]] = {
 
 
 def build_task(name: TaskName, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None) -> Task:
-    """The task of that name; only segmentation reads `window`."""
+    """Build the task of that name."""
     return TASK_MODULES[name](num_classes, label_smoothing, window)
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Score maps [B, K, h, w] at another size, in float32; bilinear, as is the field's habit (classes keep theirs)."""
-    scores = logits.float()
-    if tuple(scores.shape[-2:]) == tuple(size):
-        return scores
-    return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
+    """Resize logits [B, K, h, w] to `size` in float32: bilinear, as is usual in the field."""
+    values = logits.float()
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class, float64 [..., K].
+    """Return the intersection over union of each class, float64 [..., K]; NaN for classes that do not occur.
 
     Args:
-        confusion: [..., K, K] pixel counts, rows are labels and columns decisions.
-
-    Returns:
-        NaN for classes that neither labels nor decisions hold: they have no say in the mean.
+        confusion: [..., K, K] pixel counts; rows are labels, columns predictions.
     """
     counts = confusion.double()
     both = counts.diagonal(dim1=-2, dim2=-1)
@@ -186,10 +178,10 @@ def iou_per_class(confusion: Tensor) -> Tensor:
 
 
 class _ClassMeter:
-    """Keeps every image's logits: K numbers an image are little, and the metrics come from them in one piece."""
+    """Stores the logits of every image, K numbers each, and computes the metrics of the split at once."""
 
-    def __init__(self, task: ClassificationTask) -> None:
-        self.task = task
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.agreed: list[Tensor] = []
@@ -201,20 +193,25 @@ class _ClassMeter:
             self.agreed.append(torch.eq(logits.argmax(dim=1), teacher))
 
     def compute(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.task.metrics(torch.cat(self.logits).cpu(), torch.cat(self.labels).cpu())
+        logits, labels = torch.cat(self.logits).cpu(), torch.cat(self.labels).cpu()
+        for name, top_k in (("top1", 1), ("top5", 5)):
+            if top_k <= self.num_classes:
+                among = (logits.topk(top_k, dim=1).indices == labels[:, None]).any(dim=1)
+                yield name, among.float().mean()
+        yield "loss", F.cross_entropy(logits, labels)
         if self.agreed:
             yield "agreement", torch.cat(self.agreed).float().mean()
 
 
 class _PixelMeter:
-    """Counts pixels over the whole split: a mean over batches would weigh rare classes by where they happen to lie."""
+    """Counts pixels over the whole split: a mean over batches would depend on which batches hold the rare classes."""
 
     def __init__(self, num_classes: int) -> None:
         from torchmetrics.classification import MulticlassConfusionMatrix  # with SciPy and matplotlib: 95 MiB
 
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
         self.loss: Tensor | float = 0.0
-        self.agreed: Tensor | None = None
+        self.agreed: Tensor | int = 0
         self.compared = 0
 
     def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
@@ -222,8 +219,7 @@ class _PixelMeter:
         self.confusion.to(logits.device).update(classes, labels)
         self.loss = self.loss + F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
         if teacher is not None:
-            agreed = (classes == teacher).sum()
-            self.agreed = agreed if self.agreed is None else self.agreed + agreed
+            self.agreed = self.agreed + (classes == teacher).sum()
             self.compared += classes.numel()
 
     def compute(self) -> Iterator[tuple[str, Tensor]]:
@@ -232,11 +228,11 @@ class _PixelMeter:
         yield "miou", iou_per_class(confusion).nanmean()
         yield "pixel_accuracy", confusion.diagonal().sum() / pixels
         yield "loss", torch.as_tensor(self.loss).cpu() / pixels
-        if self.agreed is not None:
-            yield "agreement", self.agreed.cpu() / self.compared
+        if self.compared:
+            yield "agreement", torch.as_tensor(self.agreed).cpu() / self.compared
 
 
 def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin so that they cover everything, the last one flush with the end."""
+    """Return the starts of windows that cover a side; the last window ends with the side."""
     stride = max(1, round(window * WINDOW_STRIDE))
     return [*range(0, length - window, stride), length - window]

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, fitted once and reused by hash, given as a checkpoint, or published by timm."""
+"""Live teachers: frozen networks, fitted here, given as a checkpoint, or published by timm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.errors import CheckpointError
 from heterokd.networks.network import AnyNetwork
-from heterokd.networks.weights import load_weights, weights_hash
+from heterokd.networks.weights import load_weights
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
 from heterokd.training.student import build_configured
@@ -36,10 +36,10 @@ class Teacher(Protocol):
         ...
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
-        """Return the teacher's predicted classes on a split of plain images; computed once per split.
+        """Return the teacher's predicted classes on a split of plain images, [N] or [N, H, W]; computed once per split.
 
         Returns:
-            [N], or [N, H, W] in segmentation; None if these would take too much memory.
+            None if they would take too much memory.
         """
         ...
 
@@ -48,7 +48,7 @@ class LiveTeacher:
     """A frozen network that runs at every step.
 
     Args:
-        network: set to evaluation mode; its parameters no longer require gradients.
+        network: network of the teacher; it is set to evaluation mode, without gradients of its parameters.
     """
 
     def __init__(self, network: AnyNetwork) -> None:
@@ -76,7 +76,7 @@ class LiveTeacher:
 
 
 def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:
-    """Name a teacher's folder: 16 hexadecimal digits over its network, its training and the content of its data."""
+    """Return the name of a teacher's folder: 16 hexadecimal digits over its network, training and data."""
     content = {
         "network": teacher.network,
         "options": teacher.options,
@@ -92,7 +92,7 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
 
 
 def open_teacher(settings: TeacherSettings, num_classes: int, image_size: int, weights: Path | None) -> LiveTeacher:
-    """Open a live teacher with the weights of a file, or with timm's published weights (`weights` None).
+    """Open a live teacher with the weights of a file, or with timm's published weights if `weights` is None.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another network or number of classes.
@@ -112,8 +112,3 @@ def open_teacher(settings: TeacherSettings, num_classes: int, image_size: int, w
     if weights is not None:
         load_weights(network, weights)
     return LiveTeacher(network)
-
-
-def teacher_identity(teacher: LiveTeacher) -> str:
-    """SHA-256 of the teacher's weights: what lineage and caches refer to."""
-    return weights_hash(teacher.network)

@@ -1,13 +1,13 @@
-"""Train one student in plain PyTorch; knows neither Ray, Optuna nor MLflow.
+"""Train a student in plain PyTorch, without Ray, Optuna and MLflow.
 
     train(recipe, teacher, loaders, report) -> TrainResult
 
 `report(metrics) -> bool` is called after each epoch and returns whether to continue; otherwise the training writes its
-checkpoint and returns. Everything random is a pure function of (seed, epoch), so that a resumed training gives the
-same weights as an uninterrupted one.
+checkpoint and returns. All random numbers are a pure function of (seed, epoch), so that a resumed training gives the
+same weights as an uninterrupted training.
 
 In a sharded training (`heterokd.distributed`) each rank calls `train` with its shard of every batch; rank 0 evaluates,
-reports and writes, and its `report` decides for all ranks, so that all return from the same epoch.
+reports and writes, and the result of its `report` holds for all ranks, so that all return after the same epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch
-from heterokd.storage.disk import when_writable
-from heterokd.storage.files import replacing
+from heterokd.storage.files import write_file
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import FP32, Precision, forbid_tf32
@@ -41,9 +39,32 @@ from heterokd.training.teacher import Teacher
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics], bool]
+"""Called with the metrics of each epoch (`epoch` counts finished epochs); returns whether to continue."""
 
 CHECKPOINT_SECONDS = 60.0
-"""A checkpoint is also written at the end of an epoch when this much time has passed since the last one."""
+"""Maximum time between checkpoints; they are written at the end of an epoch."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where and how a training runs; the recipe holds everything else.
+
+    Attributes:
+        checkpoint: file to resume from if it exists, and to write; another number of workers may have written it.
+        checkpoint_epochs: epochs after which a checkpoint is written.
+        save_now: called after each epoch; returns whether to write a checkpoint because the machine may be preempted.
+        device: device to train on.
+        precision: number format and memory format of the forward pass.
+    """
+
+    checkpoint: Path | None = None
+    checkpoint_epochs: Collection[int] = ()
+    save_now: Callable[[], bool] = lambda: False
+    device: torch.device | str = "cpu"
+    precision: Precision = FP32
+
+
+DEFAULT_OPTIONS = TrainOptions()
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class TrainResult:
     """Result of a training.
 
     Attributes:
-        student: the trained network (with averaged weights when `training.ema` is set), in evaluation mode.
+        student: the trained network (with averaged weights if `training.ema` is set), in evaluation mode.
         metrics: metrics of the last epoch.
         epochs: number of finished epochs.
         stopped: whether `report` ended the training early.
@@ -82,42 +103,26 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
 
 
 def train(
-    recipe: Recipe,
-    teacher: Teacher | None,
-    loaders: Loaders,
-    report: Report,
-    *,
-    checkpoint: Path | None = None,
-    checkpoint_epochs: Collection[int] = (),
-    save_now: Callable[[], bool] = lambda: False,
-    device: torch.device | str = "cpu",
-    precision: Precision = FP32,
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    recipe: Recipe, teacher: Teacher | None, loaders: Loaders, report: Report, options: TrainOptions = DEFAULT_OPTIONS
 ) -> TrainResult:
-    """Train one student.
+    """Train a student.
 
     Args:
         recipe: training to run.
         teacher: the frozen teacher; None only for methods that do not read it.
         loaders: training views and validation images.
-        report: called with the metrics of each epoch (`epoch` counts finished ones); False ends the training. Only
-            rank 0 calls it.
-        checkpoint: file to resume from when it exists, and to write at checkpoint epochs; it may have been written by
-            another number of workers.
-        checkpoint_epochs: epochs after which a checkpoint is written.
-        save_now: asked after each epoch whether a checkpoint is wanted: the machine may be about to be taken away.
-        device: device to train on.
-        precision: number format and memory format of the forward pass.
-        wrap: wraps the distiller for data-parallel training.
+        report: called by rank 0 after each epoch; False ends the training.
+        options: checkpoint, device and precision.
 
     Raises:
-        TrainingDiverged: a loss that is not finite; names the terms and the epoch.
-        CheckpointError: the checkpoint is damaged or of another recipe.
+        TrainingDiverged: a loss is not finite; names the terms and the epoch.
+        CheckpointError: the checkpoint is damaged or belongs to another recipe.
         ConfigError: the training does not fit into the GPU's memory.
     """
+    device, checkpoint = torch.device(options.device), options.checkpoint
     forbid_tf32(device)
-    with _full_gpu_in_words(recipe, torch.device(device)):
-        loop = _Loop(recipe, teacher, loaders, torch.device(device), precision, wrap)
+    with _explained_out_of_memory(recipe, device):
+        loop = _Loop(recipe, teacher, loaders, device, options.precision)
         epoch = loop.resume(checkpoint)
         metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
         stopped, saved = False, time.monotonic()
@@ -127,47 +132,40 @@ def train(
             metrics["epoch"] = epoch
             go_on = distributed.broadcast(distributed.rank() != 0 or report(metrics))
             stopped = not go_on and epoch < recipe.training.epochs
-            is_due = (
-                epoch in checkpoint_epochs or stopped or time.monotonic() - saved > CHECKPOINT_SECONDS or save_now()
-            )
+            is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
+            is_due = epoch in options.checkpoint_epochs or stopped or is_late or options.save_now()
             if checkpoint is not None and is_due and distributed.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()
-        return TrainResult(loop.updates.kept.eval(), metrics, epoch, stopped)
+        return TrainResult(loop.updates.eval_network.eval(), metrics, epoch, stopped)
 
 
 @contextmanager
-def _full_gpu_in_words(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Say what to do about a GPU that is full."""
+def _explained_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Replace torch's out-of-memory error by a sentence that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError:
         settings = recipe.training
-        held = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in all)" if device.type == "cuda" else ""
+        total = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in total)" if device.type == "cuda" else ""
         raise ConfigError(
             f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images "
-            f"at a time does not fit into what is free of {device}'s memory{held}; raise training.accumulate, give "
-            "each trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
+            f"at a time does not fit into the free memory of {device}{total}; raise training.accumulate, give each "
+            "trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
         ) from None
 
 
 class _Loop:
-    """The parts of one training, and what happens to them in an epoch."""
+    """The parts of a training, and its epochs."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        teacher: Teacher | None,
-        loaders: Loaders,
-        device: torch.device,
-        precision: Precision,
-        wrap: Callable[[nn.Module], nn.Module] | None,
+        self, recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device, precision: Precision
     ) -> None:
         self.recipe, self.loaders, self.device = recipe, loaders, device
         self.distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
         if precision.channels_last:
             self.distiller.student.to(memory_format=torch.channels_last)
-        self.step = wrap(self.distiller) if wrap else self.distiller
+        self.step = distributed.data_parallel(self.distiller)
         self.updates = Updates(self.distiller, self.step, teacher, recipe.training, len(loaders.train), precision)
         if recipe.training.compile:
             compile_student(self.distiller.student, device)
@@ -176,29 +174,29 @@ class _Loop:
             self.teacher_classes = teacher.classes(loaders.val, self.device)
 
     def train_epoch(self, epoch: int) -> Metrics:
-        """One pass; losses are added up on the device and read once, at the end."""
+        """Train for an epoch; losses are summed on the device and read once, at the end."""
         steps = len(self.loaders.train)
         # Dropout and stochastic methods draw from torch's generator: seeded by epoch, so that resuming changes nothing.
         torch.manual_seed(self.recipe.training.seed * 1_000_003 + epoch + distributed.random_offset())
         self.step.train()
         if self.recipe.training.trainable == "head":
-            # The frozen encoder keeps its statistics and drops nothing: its features are those it is published with.
+            # The frozen encoder keeps its running statistics and has no dropout: its features are the published ones.
             self.distiller.student.eval().head.train()
         started, images = time.perf_counter(), 0
         totals: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loaders.train.epoch(epoch)):
-            together = self.loaders.train.images(number)
-            share = len(batch) * distributed.size() / together
-            losses = self.updates.apply(self._arrive(batch), epoch * steps + number, share)
+            of_all_ranks = self.loaders.train.images(number)
+            share = len(batch) * distributed.size() / of_all_ranks
+            losses = self.updates.apply(self._to_device(batch), epoch * steps + number, share)
             for name, value in losses.items():
                 value = value if share == 1.0 else share * value
                 if name in totals:
                     totals[name] += value
                 else:
                     totals[name] = value.float().clone()
-            images += together
+            images += of_all_ranks
         means = (torch.stack(list(totals.values())) / (steps * distributed.size())).tolist()
-        # Every worker learns what all have found, so that a loss that is not finite ends them all alike.
+        # Every rank gets the means of all ranks, so that all raise if a loss is not finite.
         sums = distributed.all_reduce_sum(dict(zip(totals, means, strict=True)))
         metrics = {f"train/{name}": mean for name, mean in sums.items()}
         self._check_finite(metrics, epoch)
@@ -206,53 +204,51 @@ class _Loop:
         metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
         return metrics
 
-    def _arrive(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: Batch) -> Batch:
         """Move a batch to the device; copies to a GPU start from pinned memory, so that they are asynchronous."""
         if self.device.type == "cuda" and not batch.images.is_cuda:
             batch = replace(batch, images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
         return batch.to(self.device)
 
+    def _check_finite(self, metrics: Metrics, epoch: int) -> None:
+        broken = [key for key, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingDiverged(
+                f"{', '.join(broken)} of method {self.recipe.method!r} is not finite in epoch {epoch + 1}; "
+                f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or set training.clip_grad"
+            )
+
     def evaluate(self) -> Metrics:
-        """The kept network on val: by the first worker, whose figures are everyone's."""
-        found: Metrics = {}
+        """Evaluate the network on val: rank 0 does, and all ranks get its metrics."""
+        metrics: Metrics = {}
         if distributed.rank() == 0:
             pairs = evaluate(
-                self.updates.kept,
+                self.updates.eval_network,
                 self.loaders.val,
                 self.distiller.task,
                 teacher_classes=self.teacher_classes,
                 device=self.device,
             )
-            found = {f"val/{name}": value for name, value in pairs}
-        return distributed.broadcast(found)
+            metrics = {f"val/{name}": value for name, value in pairs}
+        return distributed.broadcast(metrics)
 
     def resume(self, file: Path | None) -> int:
-        """Restore every part from a checkpoint where there is one; the number of finished epochs.
+        """Restore every part from the checkpoint, if there is one; return the number of finished epochs.
 
         Raises:
-            CheckpointError: it is damaged, of another recipe, or not every worker sees it.
+            CheckpointError: it is damaged, belongs to another recipe, or is not seen by every worker.
         """
         is_there = file is not None and file.exists()
         if file is None or not distributed.broadcast(is_there):
             return 0
         if not is_there:
-            raise CheckpointError(f"{file}: the first worker sees it, this one does not; keep --root on a shared disk")
-        epoch = self.load(file)
+            raise CheckpointError(f"{file}: worker 0 sees this file, this worker does not; put --root on a shared disk")
+        epoch = self._load(file)
         if epoch != distributed.broadcast(epoch):
-            raise CheckpointError(f"{file}: workers see different ones; keep --root on a shared disk")
+            raise CheckpointError(f"{file}: the workers see different files; put --root on a shared disk")
         return epoch
 
-    def save(self, file: Path, epoch: int) -> None:
-        """Write a checkpoint as a whole or not at all; a disk that cannot be written for the moment is waited for."""
-        when_writable(file, lambda: self._write(file, epoch))
-
-    def _write(self, file: Path, epoch: int) -> None:
-        content = {name: part.state_dict() for name, part in self._parts().items()}
-        with replacing(file) as partial:
-            torch.save({"recipe": self.recipe.hash, "epoch": epoch, **content}, partial)
-
-    def load(self, file: Path) -> int:
-        """Restore every part from a checkpoint; the number of finished epochs."""
+    def _load(self, file: Path) -> int:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
             recipe, epoch = content["recipe"], int(content["epoch"])
@@ -265,17 +261,18 @@ class _Loop:
             part.load_state_dict(content[name])
         return epoch
 
-    def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds: everything but the teacher."""
-        parts: dict[str, Any] = {"distiller": self.distiller, "optimizer": self.updates.optimizer}
-        if self.updates.average is not None:
-            parts["average"] = self.updates.average.network
-        return parts
+    def save(self, file: Path, epoch: int) -> None:
+        """Write a checkpoint atomically, waiting for a disk that cannot be written at present."""
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        content = {"recipe": self.recipe.hash, "epoch": epoch, **states}
+        write_file(file, lambda partial: torch.save(content, partial))
 
-    def _check_finite(self, metrics: Metrics, epoch: int) -> None:
-        broken = [key for key, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise TrainingDiverged(
-                f"{', '.join(broken)} of method {self.recipe.method!r} is not finite in epoch {epoch + 1}; "
-                f"lower training.learning_rate (now {self.recipe.training.learning_rate:g}) or set training.clip_grad"
-            )
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """Return what a checkpoint holds: everything but the teacher."""
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+            "distiller": self.distiller,
+            "optimizer": self.updates.optimizer,
+        }
+        if self.updates.average is not None:
+            parts["average"] = self.updates.average.module
+        return parts

@@ -294,7 +294,7 @@ def test_a_given_teacher_is_verified_not_fitted(cli: Run, tiny_file: Write, tmp_
     assert card["file"] == card["source"] == str(weights)
     done = cli("teacher", file, "--set", "teacher.min_score=0.99")
     assert done.code == 2
-    assert "teacher.min_score asks for 0.9900" in done.err
+    assert "teacher.min_score requires 0.9900" in done.err
     assert f"{card['val_score']:.4f}" in done.err
     assert not (tmp_path / "runs").exists()
 
@@ -304,7 +304,7 @@ def test_a_fitted_teacher_that_is_too_weak(cli: Run, tiny_file: Write, runs: Pat
         asked = ("--set", "teacher.min_score=0.99", "--set", "data.seed=0")
         done = cli(*command, tiny_file(), "--root", runs, *asked)
         assert done.code == 2
-        assert "teacher.min_score asks for 0.9900; raise teacher.training.epochs or lower it" in done.err
+        assert "teacher.min_score requires 0.9900; raise teacher.training.epochs or lower teacher.min_score" in done.err
 
 
 def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Path) -> None:

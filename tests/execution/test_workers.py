@@ -26,7 +26,7 @@ from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import PairError, TrainingDiverged
 from heterokd.networks.network import build_network
 from heterokd.training.teacher import LiveTeacher
-from heterokd.training.train import Metrics, build_distiller, train
+from heterokd.training.train import Metrics, TrainOptions, build_distiller, train
 
 Write = Callable[..., Path]
 VIT = {"img_size": 32, "patch_size": 8}
@@ -89,7 +89,7 @@ def trained(recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bo
     splits, settings = replace(whole, val=whole.val.chosen(np.arange(30))), recipe.training
     views, worker = ViewSpec(POLICIES["digits"], settings.seed), Worker(group.rank(), group.size())
     loaders = make_loaders(splits, views, settings.batch_size, worker=worker)
-    done = train(recipe, teacher, loaders, keep, wrap=group.data_parallel, **more)
+    done = train(recipe, teacher, loaders, keep, TrainOptions(**more))
     weights = {key: value.clone() for key, value in done.student.state_dict().items()}
     return {"reports": reports, "weights": weights, "epochs": done.epochs, "stopped": done.stopped}
 

@@ -254,7 +254,7 @@ def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
         assert re.search(r"more bytes, [\d,]+ are free", obstacle)
         assert trained(experiment, weights, root, "full", "built") == live
     (record,) = caplog.records
-    assert record.getMessage().startswith("the teacher's cache is not complete (")
+    assert record.getMessage().startswith("the teacher's cache is incomplete (")
 
 
 def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[..., Any], root: Workspace) -> None:

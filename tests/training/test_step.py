@@ -29,7 +29,7 @@ from heterokd.errors import ConfigError
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.outputs import Batch, Outputs, Signal
-from heterokd.training.optim import WeightAverage, build_optimizer, build_schedule, has_fused
+from heterokd.training.optim import build_optimizer, build_schedule, has_fused
 from heterokd.training.precision import FP32
 from heterokd.training.step import Updates, compile_student, split_batch
 from heterokd.training.teacher import LiveTeacher
@@ -85,15 +85,7 @@ def test_weights_are_bit_for_bit_those_of_the_plainest_loop(
     optimizer = timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
         distiller, opt="sgd", lr=settings.learning_rate, weight_decay=settings.weight_decay, momentum=settings.momentum
     )
-    schedule = build_schedule(
-        optimizer,
-        "cosine",
-        epochs=3,
-        steps_per_epoch=len(loaders.train),
-        warmup_epochs=1.0,
-        learning_rate=settings.learning_rate,
-        min_learning_rate=0.0,
-    )
+    schedule = build_schedule(optimizer, settings, len(loaders.train))
     assert schedule is not None
     update = 0
     for epoch in range(3):
@@ -201,22 +193,18 @@ def test_parts_must_be_even(tiny_file: Write) -> None:
         load_experiment(tiny_file(training={"accumulate": 3}))
 
 
-def test_the_average_is_torchs_own() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    mine = WeightAverage(network, 0.9)
+def test_the_average_is_torchs(experiment: Experiment, teacher: LiveTeacher) -> None:
+    recipe = recipe_of(experiment, ema=0.9)
+    updates = updates_of(recipe, teacher)
     mean = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
-    theirs = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
-    for number in range(4):
-        network(torch.randn(8, 4))
-        with torch.no_grad():
-            network[0].weight.add_(torch.randn(4, 4))  # type: ignore[operator]
-        mine.update(first=number == 0)
-        theirs.update_parameters(network)
+    theirs = AveragedModel(updates.distiller.student, multi_avg_fn=mean, use_buffers=True)
+    for number, batch in enumerate([*loaders_of(recipe).train.epoch(0), *loaders_of(recipe).train.epoch(1)]):
+        updates.apply(batch, number)
+        theirs.update_parameters(updates.distiller.student)
+    student, averaged = updates.distiller.student.state_dict(), updates.eval_network.state_dict()
     for name, value in theirs.module.state_dict().items():
-        if value.is_floating_point():
-            assert torch.equal(mine.network.state_dict()[name], value), name
-    assert mine.network[1].num_batches_tracked == 4  # type: ignore[index]
+        assert torch.equal(averaged[name], value if value.is_floating_point() else student[name]), name
+    assert any(not torch.equal(averaged[name], student[name]) for name in averaged)
 
 
 def test_without_a_compiler_training_goes_on(

@@ -20,7 +20,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study, StudyOptions
-from heterokd.training.student_costs import parameters_m, student_cost, weigh_students
+from heterokd.training.student_costs import measure_students, parameters_m, student_cost
 
 
 def make_experiment(students: list[str] | str = "resnet10t", **search: Any) -> Experiment:
@@ -58,27 +58,27 @@ def test_a_latency_is_measured_once(tmp_path: Path) -> None:
 
 def test_students_over_a_limit_are_left_out_with_the_reason(tmp_path: Path) -> None:
     experiment = make_experiment(["test_resnet", "resnet10t"], max_params_m=1.0)
-    candidates = weigh_students(experiment, Workspace(tmp_path), 10)
+    candidates = measure_students(experiment, Workspace(tmp_path), 10)
     assert set(candidates.left_out) == {"resnet10t"}
     assert "search.max_params_m allows 1" in candidates.left_out["resnet10t"]
     assert experiment.without(candidates.left_out).student.networks == ("test_resnet",)
     assert not (tmp_path / "students.json").exists()  # nobody asked for latency
-    with pytest.raises(ConfigError, match="no student is left"):
-        weigh_students(make_experiment("resnet10t", max_params_m=0.1), Workspace(tmp_path), 10)
+    with pytest.raises(ConfigError, match="no student is within the limits"):
+        measure_students(make_experiment("resnet10t", max_params_m=0.1), Workspace(tmp_path), 10)
     with pytest.raises(ConfigError, match="max_latency_ms allows 1e-06"):
-        weigh_students(make_experiment("test_resnet", max_latency_ms=1e-6), Workspace(tmp_path), 10)
+        measure_students(make_experiment("test_resnet", max_latency_ms=1e-6), Workspace(tmp_path), 10)
 
 
 def test_flops_are_an_objective_and_a_limit_by_their_file_alone(tmp_path: Path) -> None:
     students, objectives = ["test_resnet", "resnet10t"], ["val/top1", "student/flops_g"]
     experiment = make_experiment(students, objectives=objectives)
-    facts = weigh_students(experiment, Workspace(tmp_path), 10).facts
-    assert 0 < facts["test_resnet"]["flops_g"] < facts["resnet10t"]["flops_g"]
-    assert "latency_ms" not in facts["test_resnet"]
-    limited = make_experiment(students, limits={"student/flops_g": facts["test_resnet"]["flops_g"]})
-    reason = weigh_students(limited, Workspace(tmp_path), 10).left_out["resnet10t"]
+    costs = measure_students(experiment, Workspace(tmp_path), 10).costs
+    assert 0 < costs["test_resnet"]["flops_g"] < costs["resnet10t"]["flops_g"]
+    assert "latency_ms" not in costs["test_resnet"]
+    limited = make_experiment(students, limits={"student/flops_g": costs["test_resnet"]["flops_g"]})
+    reason = measure_students(limited, Workspace(tmp_path), 10).left_out["resnet10t"]
     assert re.fullmatch(r"resnet10t: 0\.\d+ G FLOPs, search\.limits\.student/flops_g allows 0\.\d+", reason)
-    study = Study.open(experiment, StudyFolder(tmp_path), StudyOptions(StudyFacts(costs=facts)))
+    study = Study.open(experiment, StudyFolder(tmp_path), StudyOptions(StudyFacts(costs=costs)))
     assert list(study.summary().objectives) == objectives
     sample = {"method": "kd", "student.network": "test_resnet"}
     assert experiment.recipe(sample).hash == make_experiment(students).recipe(sample).hash

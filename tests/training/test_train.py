@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.training.precision import Precision
 from heterokd.training.teacher import LiveTeacher
-from heterokd.training.train import Metrics, TrainResult, build_distiller, train
+from heterokd.training.train import Metrics, TrainOptions, TrainResult, build_distiller, train
 
 Write = Callable[..., Path]
 
@@ -54,9 +55,9 @@ def loaders_of(recipe: Recipe) -> Loaders:
 
 
 def run(
-    recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bool] | None = None, **more: object
+    recipe: Recipe, teacher: LiveTeacher, report: Callable[[Metrics], bool] | None = None, **more: Any
 ) -> TrainResult:
-    return train(recipe, teacher, loaders_of(recipe), report or (lambda metrics: True), **more)  # type: ignore[arg-type]
+    return train(recipe, teacher, loaders_of(recipe), report or (lambda metrics: True), TrainOptions(**more))
 
 
 @pytest.mark.parametrize("method", methods_of("classification"))

@@ -129,7 +129,7 @@ def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root:
     begin = time.perf_counter() - began
     steps = [_round(update, device) for _ in range(ROUNDS)]
     mean = statistics.fmean(steps)
-    pass_of_val = time_evaluation(updates.kept, loaders.val, distiller.task, device)
+    pass_of_val = time_evaluation(updates.eval_network, loaders.val, distiller.task, device)
     tensors = [*distiller.state_dict().values(), *_tensors(updates.optimizer.state)]
     student = sum(tensor.nbytes for tensor in distiller.student.state_dict().values())
     return Timed(

@@ -1,4 +1,4 @@
-"""The model that would be served: a registered graph, made to take every image of a test split."""
+"""ServingModel: a registered graph that takes every image of a test split."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from heterokd.training.task_modules import Task, build_task
 class ServingModel(nn.Module):
     """A loaded graph, which torch.export has fixed in evaluation mode.
 
-    Where the task's networks do not resize images, a graph for one size slides over larger images, and smaller ones
-    are filled up at the right and bottom with the network's mean.
+    If the task's networks do not resize images, a graph for a single size slides over larger images, and smaller images
+    are padded at the right and bottom with the network's mean.
     """
 
     def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
@@ -20,16 +20,16 @@ class ServingModel(nn.Module):
         self.sliding = build_task(task.facts.name, task.num_classes, window=self.size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] where every pixel has a class."""
+        """Map images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
         height, width = images.shape[-2:]
         if self.size is None or self.size == (height, width):
             logits: Tensor = self.graph(images)
             return logits
         rows, columns = max(height, self.size[0]), max(width, self.size[1])
-        filled = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
-        filled[..., :height, :width] = images
-        return self.sliding.decide(self.graph, filled)[..., :height, :width]
+        padded = self.graph.get_buffer("mean").expand(len(images), 3, rows, columns).clone()
+        padded[..., :height, :width] = images
+        return self.sliding.logits(self.graph, padded)[..., :height, :width]
 
     def train(self, mode: bool = True) -> ServingModel:
-        """Nothing to switch."""
+        """Return the model unchanged."""
         return self

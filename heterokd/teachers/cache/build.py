@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -33,19 +32,12 @@ from heterokd.teachers.cache.shards import (
 AT_ONCE = 256
 """Views per call of the teacher: bounds a builder's memory in addition to its shard."""
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MANIFEST = "manifest.json"
-Progress = Callable[[int, int], None]
-"""Callback after each shard, called with the number of finished shards and of all."""
 
 
 def missing(folder: RemoteDir, key: CacheKey) -> list[int]:
-    """Return the numbers of the missing or incomplete shards.
-
-    Args:
-        folder: folder of the cache, `caches.at(key.id)`.
-        key: key of the cache.
-    """
+    """Return the numbers of the missing or incomplete shards of the cache in `folder`."""
     layout = layout_of(key)
     if folder.local is None:
         there = {file.name for file in folder.files() if file.size > 0}
@@ -54,13 +46,7 @@ def missing(folder: RemoteDir, key: CacheKey) -> list[int]:
 
 
 def build_shard(folder: RemoteDir, key: CacheKey, number: int, compute: Compute) -> None:
-    """Compute and write a shard; an existing file is replaced.
-
-    Args:
-        folder: folder of the cache.
-        key: key of the cache, which determines the views of the shard.
-        number: number of the shard.
-        compute: function that returns the teacher's outputs for any views.
+    """Compute and write a shard, whose views the key determines; an existing file is replaced.
 
     Raises:
         CacheError: the disk is full or not writable; outputs of another shape or with a value that does not fit.
@@ -75,23 +61,11 @@ def build_shard(folder: RemoteDir, key: CacheKey, number: int, compute: Compute)
 
 
 def build_shards(
-    folder: RemoteDir,
-    key: CacheKey,
-    compute: Compute,
-    numbers: Collection[int] | None = None,
-    progress: Progress | None = None,
+    folder: RemoteDir, key: CacheKey, compute: Compute, numbers: Collection[int] | None = None
 ) -> list[int]:
-    """Build missing shards; concurrent processes share the work.
+    """Build those of the numbered shards (None: all) that are missing; return the numbers of the built shards.
 
-    Args:
-        folder: folder of the cache.
-        key: key of the cache.
-        compute: function that returns the teacher's outputs for any views.
-        numbers: numbers of the shards; None: all.
-        progress: called after each shard.
-
-    Returns:
-        Numbers of the shards that this call built.
+    Concurrent processes share the work.
 
     Raises:
         CacheError: too little free space for the missing shards, or see `build_shard`; finished shards are kept.
@@ -99,14 +73,13 @@ def build_shards(
     wanted = sorted(set(range(layout_of(key).shards) if numbers is None else numbers))
     todo = [number for number in wanted if _is_missing(folder, key, number)]
     if folder.local is None and todo:
-        # Object stores have no locks: a random start makes it rare that two builders compute the same shard.
-        begin_at = random.randrange(len(todo))
-        todo = todo[begin_at:] + todo[:begin_at]
+        # Object stores have no locks: with random starts, two builders rarely compute the same shard.
+        start = random.randrange(len(todo))
+        todo = todo[start:] + todo[:start]
     check_space(folder, key, len(todo))
     begin(folder, key)
     built: list[int] = []
-    done = len(wanted) - len(todo)
-    # First the shards that no other builder has claimed; then wait for the claimed ones, whose builder may have died.
+    # First the shards that no other builder has claimed; then wait for the claimed shards, whose builder may have died.
     for timeout in (0.0, -1.0):
         left = []
         for number in todo:
@@ -117,9 +90,6 @@ def build_shards(
                 if _is_missing(folder, key, number):
                     build_shard(folder, key, number, compute)
                     built.append(number)
-            if progress is not None:
-                done += 1
-                progress(done, len(wanted))
         todo = left
     return built
 
@@ -144,14 +114,13 @@ def finish(folder: RemoteDir, key: CacheKey) -> None:
     Raises:
         CacheError: shards are missing or damaged, or the disk is full.
     """
-    shards = []
     lacking = missing(folder, key)
     if lacking:
-        raise CacheError(f"{folder}: {len(lacking)} shard(s) are missing, the first is {shard_name(lacking[0])}; build")
+        raise CacheError(f"{folder}: {len(lacking)} shards are missing, such as {shard_name(lacking[0])}; build them")
+    shards: list[dict[str, object]] = []
     for number in range(layout_of(key).shards):
         stored = folder.stat(shard_name(number))
-        size = stored.size if stored is not None else 0
-        shards.append({"file": shard_name(number), "bytes": size})
+        shards.append({"file": shard_name(number), "bytes": 0 if stored is None else stored.size})
         if folder.local is not None:
             shards[-1]["crc32"] = read_shard(key, number, str(folder.local / shard_name(number)))[1]
     content = {"cache": key.id, "records": key.records, "shards": shards}
@@ -159,10 +128,10 @@ def finish(folder: RemoteDir, key: CacheKey) -> None:
 
 
 def check_space(folder: RemoteDir, key: CacheKey, shards: int) -> None:
-    """Check that a number of shards of a cache fits on the disk.
+    """Check that a number of shards of a cache fit on the disk.
 
     Raises:
-        CacheError: they do not fit; the message states the needed and the free bytes.
+        CacheError: they do not fit.
     """
     layout = layout_of(key)
     whole = cache_bytes(key)
@@ -170,8 +139,8 @@ def check_space(folder: RemoteDir, key: CacheKey, shards: int) -> None:
     free = folder.free_bytes()
     if shards and free is not None and free < needed:
         raise CacheError(
-            f"{folder}: the cache needs {needed:,} more bytes, {free:,} are free; free some, take another --root, "
-            "fewer views or fp16, or keep only the largest logits (top_k)"
+            f"{folder}: the cache needs {needed:,} more bytes, {free:,} are free; free some space, use another --root, "
+            "fewer views or fp16, or store only the largest logits (top_k)"
         )
 
 
@@ -184,41 +153,39 @@ def write(folder: RemoteDir, name: str, content: bytes | memoryview) -> None:
     try:
         folder.write(name, content)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise CacheError(
                 f"{folder}/{name}: {len(content):,} bytes could not be written because the disk is full "
-                f"({error.strerror}); free some space and run again: finished shards are kept"
+                f"({error.strerror}); free some space and run the command again, finished shards are kept"
             ) from None
         raise CacheError(f"{folder}/{name}: cannot be written ({error}); check the folder's permissions") from None
 
 
 def _is_missing(folder: RemoteDir, key: CacheKey, number: int) -> bool:
+    if not folder.exists(shard_name(number)):
+        return True
     if folder.local is None:
-        return not folder.exists(shard_name(number))
-    return not _is_whole(folder.local, key, number)
-
-
-def _is_whole(folder: Path, key: CacheKey, number: int) -> bool:
-    path = folder / shard_name(number)
-    if not path.exists():
         return False
     try:
-        arrays, claimed = read_shard(key, number, str(path))
+        arrays, claimed = read_shard(key, number, str(folder.local / shard_name(number)))
     except CacheError:
-        return False
-    # Shards of a complete cache are verified when it is opened; those of an interrupted build are verified here.
-    return (folder / MANIFEST).exists() or checksum(arrays) == claimed
+        return True
+    # Shards of a complete cache are verified when it is opened; shards of an interrupted build are verified here.
+    return not folder.exists(MANIFEST) and checksum(arrays) != claimed
 
 
 @contextmanager
 def _claim(folder: RemoteDir, number: int, timeout: float) -> Iterator[bool]:
-    """Lock a shard for this process; the system releases it when the process dies. Object stores have no locks."""
+    """Lock a shard for this process, until it dies at the latest; yield whether it is locked now.
+
+    Object stores have no locks.
+    """
     if folder.local is None:
         yield True
         return
-    place = folder.local / "locks"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / f"{number:06d}.lock", timeout=timeout)
+    locks = folder.local / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{number:06d}.lock", timeout=timeout)
     try:
         lock.acquire()
     except Timeout:

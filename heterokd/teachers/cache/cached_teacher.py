@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, Tail
 from heterokd.storage.filesystem import RemoteDir, open_folder
-from heterokd.teachers.cache.build import Progress, begin, build_shards, finish, missing, write
-from heterokd.teachers.cache.compute import NetworkTeacher, SteadyTeacher, view_outputs
+from heterokd.teachers.cache.build import MANIFEST, begin, build_shards, finish, missing, write
+from heterokd.teachers.cache.compute import block_outputs, view_outputs
 from heterokd.teachers.cache.key import DEFAULT, STORABLE, CacheSettings, make_key
 from heterokd.teachers.cache.locks import Hold, hold
 from heterokd.teachers.cache.maintenance import LAST_USED, nearest
 from heterokd.teachers.cache.records import Records, Verify, open_records
 from heterokd.teachers.cache.shards import decode, encode
+from heterokd.training.teacher import LiveTeacher
 
 
 class CachedTeacher:
@@ -34,24 +35,17 @@ class CachedTeacher:
     Args:
         records: opened cache.
         spec: shapes of the teacher's outputs.
-        live: live teacher, for batches with a view that a partial cache lacks, and for predictions on plain images
-            that are not stored.
-        tail: the teacher's last stages, if they are loaded.
+        live: live teacher, for its tail, for batches with a view that a partial cache lacks, and for predictions on
+            plain images that are not stored.
         held: lock that protects the cache from deletion as long as this object exists.
     """
 
     def __init__(
-        self,
-        records: Records,
-        spec: OutputSpec,
-        *,
-        live: NetworkTeacher | None = None,
-        tail: Tail | None = None,
-        held: Hold | None = None,
+        self, records: Records, spec: OutputSpec, *, live: LiveTeacher | None = None, held: Hold | None = None
     ) -> None:
-        self.records, self.spec, self._tail, self._held = records, spec, tail, held
-        self._live = None if live is None else SteadyTeacher(live)
-        self.serves = records.key.serves | (Signal.NONE if tail is None else Signal.TAIL)
+        self.records, self.spec, self._live, self._held = records, spec, live, held
+        self._tail = cast(Tail, live.network.tail) if live is not None and Signal.TAIL in live.serves else None
+        self.serves = records.key.serves | (Signal.NONE if self._tail is None else Signal.TAIL)
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
         """See `Teacher`.
@@ -81,7 +75,9 @@ class CachedTeacher:
             if stored.shape == (len(loader.split),) and stored.dtype == np.int64:
                 return torch.from_numpy(stored)
         if self._live is None:
-            raise CacheError(f"{folder}: holds no decisions on {loader.split.name}; open it once with the live teacher")
+            raise CacheError(
+                f"{folder}: holds no predictions on {loader.split.name}; open it once with the live teacher"
+            )
         classes = self._live.classes(loader, device)
         if classes is not None and classes.dim() == 1:
             content = io.BytesIO()
@@ -91,16 +87,16 @@ class CachedTeacher:
         return classes
 
     def _stored(self, batch: Batch) -> dict[str, Tensor]:
-        """Return all stored signals of a batch: read, or else computed for the whole batch and rounded alike."""
+        """Read all stored signals of a batch; if a view is missing, compute the batch and round it as a record."""
         device, key = batch.images.device, self.records.key
         if batch.shown is None:
-            raise CacheError("a cached teacher knows views of training images; these batches name none (Batch.shown)")
+            raise CacheError("a cached teacher needs the index and view of each image; this batch has no Batch.shown")
         index, view = batch.shown.numpy().T
         arrays = self.records.gather(index, view)
         if arrays is None:
             if self._live is None:
                 raise CacheError(f"{self.records.folder}: is not finished; build it, or give the live teacher")
-            arrays = encode(key, self._live.tensors(batch, key.serves))
+            arrays = encode(key, block_outputs(self._live, batch, key.serves))
         return decode(key, arrays, device)
 
 
@@ -109,19 +105,17 @@ class CacheAccess:
     """How a cache is opened.
 
     Attributes:
-        mode: "build" computes what is missing first; "partial" opens an incomplete cache and computes what is missing
-            live, step by step; "complete" requires a complete cache.
+        mode: "build" computes missing shards first; "partial" opens an incomplete cache and computes missing views in
+            each step; "complete" requires a complete cache.
         device: device of the teacher.
         verify: checksums to verify, see `open_records`.
         copies: folder for copies of an object store's shards; None: the machine's folder for temporary files.
-        progress: called after each built shard.
     """
 
     mode: Literal["build", "partial", "complete"] = "build"
     device: torch.device | str = "cpu"
     verify: Verify = "sample"
     copies: Path | None = None
-    progress: Progress | None = None
 
 
 BUILD = CacheAccess()
@@ -131,7 +125,7 @@ def open_or_build(
     caches: RemoteDir | Path | str,
     splits: Splits,
     views: ViewSpec,
-    live: NetworkTeacher,
+    live: LiveTeacher,
     settings: CacheSettings = DEFAULT,
     access: CacheAccess = BUILD,
 ) -> CachedTeacher:
@@ -141,7 +135,7 @@ def open_or_build(
         caches: folder of all caches.
         splits: the data set.
         views: views of the training images.
-        live: the teacher; computes missing outputs, and a sample for the audit.
+        live: the teacher; computes missing outputs, and a sample to compare with the stored outputs.
         settings: how outputs are stored.
         access: whether missing outputs are built, and how the cache is verified.
 
@@ -149,21 +143,20 @@ def open_or_build(
         CacheError: the cache is damaged, has another key, is too large for the disk, or is incomplete.
     """
     key = make_key(splits, views, live.network, settings)
-    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
+    root = open_folder(caches)
     folder = root.at(key.id)
     compute = view_outputs(splits.train, views, live, signals=key.serves, device=access.device)
-    complete = folder.exists("manifest.json")
+    complete = folder.exists(MANIFEST)
     held = hold(folder) if access.mode != "complete" or complete else None
     if access.mode == "build" and (not complete or missing(folder, key)):
-        build_shards(folder, key, compute, progress=access.progress)
+        build_shards(folder, key, compute)
         finish(folder, key)
     elif access.mode == "partial" and not folder.exists("key.json"):
         begin(folder, key)
     elif access.mode == "complete" and not complete:
-        raise CacheError(f"{root}: there is no finished cache of {key.describe()}; {nearest(root, key)}")
+        raise CacheError(f"{root}: there is no complete cache of {key.describe()}; {nearest(root, key)}")
     copies = access.copies or Path(tempfile.gettempdir()) / "heterokd-caches"
     records = open_records(folder, key, verify=access.verify, copies=copies)
     records.audit(compute)
     folder.touch(LAST_USED)
-    tail = live.network.tail if Signal.TAIL in live.serves else None
-    return CachedTeacher(records, live.spec, live=live, tail=tail, held=held)
+    return CachedTeacher(records, live.spec, live=live, held=held)

@@ -1,31 +1,32 @@
-"""CacheKey: all that stored teacher outputs depend on, and the name of their folder."""
+"""CacheKey: everything that stored teacher outputs depend on, and the name of their folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
-from heterokd.outputs import OutputSpec, Signal
+from heterokd.outputs import Signal
+from heterokd.storage.typed_json import parse
 
 CACHE_VERSION = 1
-"""Part of every key; to be raised when the same teacher and view give other bytes."""
+"""Part of every key; increase it when the same teacher and view give other bytes."""
 
 SHARD_BYTES = 2**27
 """Maximum size of a shard: large, so that a batch reads few files; small enough to be built in memory."""
 
 STORABLE = Signal.LOGITS | Signal.EMBEDDING
 LIBRARIES = ("torch", "torchvision", "timm")
-MOST_CLASSES = 2**16  # class numbers of top-k logits are stored in 16 bits
+MOST_CLASSES = 2**16
+"""Class numbers of top-k logits are stored in 16 bits."""
 Dtype = Literal["fp16", "fp32"]
 
 FIRST_FIELDS = (
@@ -33,31 +34,7 @@ FIRST_FIELDS = (
     *("teacher", "network", "options", "input_size", "mean", "std", "libraries"),
     *("dtype", "logits", "embedding", "top_k", "shard_bytes", "version"),
 )
-"""Fields of the first keys, part of every cache's name."""
-
-WORDS = {
-    "data": "the data set's content",
-    "split": "the split",
-    "images": "the number of images",
-    "size": "the size of a view",
-    "policy": "the augmentation policy",
-    "seed": "the seed of the views",
-    "views": "the number of views",
-    "teacher": "the teacher's weights",
-    "network": "the teacher's network",
-    "options": "the teacher's options",
-    "input_size": "the teacher's input size",
-    "mean": "the teacher's mean",
-    "std": "the teacher's standard deviation",
-    "libraries": "the library versions",
-    "dtype": "the number format",
-    "logits": "the shape of the logits",
-    "embedding": "the shape of the embedding",
-    "top_k": "the number of logits kept",
-    "shard_bytes": "the size of a shard",
-    "version": "the version of the cache's code",
-}
-"""Description of each field, for messages about the difference of two keys."""
+"""Fields that are part of every id, whatever their value."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +83,11 @@ class CacheKey:
     top_k: int | None = None
     shard_bytes: int = SHARD_BYTES
     version: int = CACHE_VERSION
-    # A field added here needs a default that changes nothing: at its default it is no part of the id, see `to_json`.
+    # A later field needs a default with which the outputs are unchanged: it is then no part of the id, see `to_json`.
 
     def __post_init__(self) -> None:
         if self.logits is None and self.embedding is None:
-            raise CacheError("a cache stores logits, embedding or both; neither was asked for")
+            raise CacheError("a cache stores logits, embedding or both; neither was requested")
         if self.views < 1 or self.images < 1:
             raise CacheError(f"a cache needs images and views, got images={self.images}, views={self.views}")
         if self.top_k is not None:
@@ -129,7 +106,7 @@ class CacheKey:
 
     @property
     def serves(self) -> Signal:
-        """Stored signals."""
+        """Signals that the cache stores."""
         logits = Signal.LOGITS if self.logits is not None else Signal.NONE
         return logits | (Signal.EMBEDDING if self.embedding is not None else Signal.NONE)
 
@@ -140,25 +117,23 @@ class CacheKey:
 
     def describe(self) -> str:
         """Describe the cache in a line."""
-        kept = [] if self.logits is None else [f"logits {list(self.logits)}"]
-        if self.top_k is not None:
-            kept = [f"the {self.top_k} largest of logits {list(self.logits or ())}"]
+        stored = []
+        if self.logits is not None:
+            stored.append(f"{f'the {self.top_k} largest of ' if self.top_k else ''}logits {list(self.logits)}")
         if self.embedding is not None:
-            kept.append(f"embedding {list(self.embedding)}")
+            stored.append(f"embedding {list(self.embedding)}")
         height, width = self.size
         return (
-            f"{' and '.join(kept)} in {self.dtype} of {self.network} ({self.teacher[:8]}) on {self.views} view(s) "
+            f"{' and '.join(stored)} in {self.dtype} of {self.network} ({self.teacher[:8]}) on {self.views} view(s) "
             f"of {self.images} {self.split} images at {height} x {width} (data {self.data[:8]}, seed {self.seed})"
         )
 
     def differences(self, other: CacheKey) -> list[str]:
-        """List the differences in words, with `other` as here: `the number format is fp16 there and fp32 here`."""
-        found = []
-        for field in fields(self):
-            there, here = getattr(self, field.name), getattr(other, field.name)
-            if there != here:
-                found.append(f"{WORDS[field.name]} is {_short(there)} there and {_short(here)} here")
-        return found
+        """List the differences to a key in words: `dtype is fp16 there and fp32 here`; `other` is the key here."""
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return [
+            f"{name} is {_short(there)} there and {_short(here)} here" for name, there, here in pairs if there != here
+        ]
 
     def to_json(self) -> str:
         """Return the text of key.json: the fields of `FIRST_FIELDS`, and others that differ from their default."""
@@ -173,14 +148,10 @@ class CacheKey:
         Raises:
             ValueError: the text is not a key.
         """
-        content: Any = json.loads(text)
-        known = {field.name for field in fields(cls)}
+        content, known = json.loads(text), {field.name for field in fields(cls)}
         if not isinstance(content, dict) or not set(FIRST_FIELDS) <= set(content) <= known:
             raise ValueError("expected a JSON object with the fields of a cache's key")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-        }
-        return cls(**values)
+        return parse(cls, content)
 
 
 @dataclass(frozen=True)
@@ -222,7 +193,8 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
         raise CacheError("a cache stores a fixed number of views of each image; give ViewSpec.views")
     size = views.crop or (splits.image_size, splits.image_size)
     spec = network.spec
-    shapes = signal_shapes(spec, size)
+    # Segmentation stores maps at the decoder's stride.
+    grid = () if spec.logits_stride is None else tuple(math.ceil(side / spec.logits_stride) for side in size)
     return CacheKey(
         data=splits.fingerprint,
         split=splits.train.name,
@@ -239,18 +211,11 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
         std=tuple(network.std.flatten().tolist()),
         libraries=tuple(f"{name} {'.'.join(version(name).split('.')[:2])}" for name in LIBRARIES),
         dtype=settings.dtype,
-        logits=shapes["logits"] if Signal.LOGITS in signals else None,
-        embedding=shapes["embedding"] if Signal.EMBEDDING in signals else None,
+        logits=(spec.num_classes, *grid) if Signal.LOGITS in signals else None,
+        embedding=(spec.embedding_dim, *grid) if Signal.EMBEDDING in signals else None,
         top_k=settings.top_k,
         shard_bytes=settings.shard_bytes,
     )
-
-
-def signal_shapes(spec: OutputSpec, size: tuple[int, int]) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of a view's logits and embedding for views of `size`; segmentation: at the decoder's stride."""
-    stride = spec.logits_stride
-    grid = () if stride is None else tuple(math.ceil(side / stride) for side in size)
-    return {"logits": (spec.num_classes, *grid), "embedding": (spec.embedding_dim, *grid)}
 
 
 def _short(value: object) -> str:

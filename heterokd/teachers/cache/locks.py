@@ -1,7 +1,9 @@
 """Lock a cache against deletion: readers and builders share the lock, deletion takes it exclusively.
 
-The lock is the operating system's (flock), which releases it when the process ends in any way. An object store has no
-locks: there, the user must make sure that a cache is unused before deleting it.
+The lock is the operating system's flock, which is released when the process ends in any way and works on a shared
+mount. filelock's ReadWriteLock is a SQLite database: its readers write to the file, which a user without write
+permission cannot, its locks are unreliable on network file systems, and processes of other versions of heterokd hold
+flocks. An object store has no locks: there, the user must make sure that a cache is unused before deleting it.
 """
 
 from __future__ import annotations
@@ -30,37 +32,37 @@ class Hold:
 
 
 def hold(folder: RemoteDir) -> Hold | None:
-    """Take a shared lock of a cache; waits while it is being deleted.
+    """Take a shared lock of a cache, waiting while the cache is being deleted.
 
     Args:
         folder: folder of the cache; created if it is missing.
 
     Returns:
-        None in an object store, and if the folder is not writable, so that this user cannot delete it either.
+        None in an object store, and in a folder that this user cannot write, and therefore not delete.
     """
     if folder.local is None:
         return None
-    place = folder.local / USE_LOCK
+    file = folder.local / USE_LOCK
     while True:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is_still_there(place, descriptor):
+        if _is_locked_file(file, descriptor):
             return Hold(descriptor)
         os.close(descriptor)  # the cache was deleted in the meantime: this lock protects nothing
 
 
 @contextmanager
 def alone(folder: RemoteDir) -> Iterator[bool]:
-    """Try to lock a cache exclusively until the end of the block; gives whether it is unused."""
-    place = None if folder.local is None else folder.local / USE_LOCK
-    if place is None or not place.exists():
+    """Try to lock a cache exclusively until the end of the block; yield whether it is unused."""
+    file = None if folder.local is None else folder.local / USE_LOCK
+    if file is None or not file.exists():
         yield True
         return
-    descriptor = os.open(place, (os.O_RDWR if os.access(place, os.W_OK) else os.O_RDONLY) | os.O_CLOEXEC)
+    descriptor = os.open(file, (os.O_RDWR if os.access(file, os.W_OK) else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,9 +74,9 @@ def alone(folder: RemoteDir) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _is_still_there(place: Path, descriptor: int) -> bool:
+def _is_locked_file(file: Path, descriptor: int) -> bool:
+    """Whether the path still names the opened file: it may have been deleted, and created again."""
     try:
-        there = os.stat(place)
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-    return os.path.samestat(there, os.fstat(descriptor))

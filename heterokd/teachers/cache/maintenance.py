@@ -30,8 +30,8 @@ class CacheCard:
         bytes: size on the disk.
         records: number of stored views.
         complete: whether all shards exist.
-        last_used: time of the last opening, or else of the last write.
-        in_use: whether a process reads or builds it now; False (unknown) in an object store.
+        last_used: time of the last opening; of the last write if it was never opened.
+        in_use: whether a process reads or builds it now; False in an object store, where this is unknown.
     """
 
     id: str
@@ -45,19 +45,14 @@ class CacheCard:
 
 def list_caches(caches: RemoteDir | Path | str) -> list[CacheCard]:
     """List the caches of a folder, including damaged ones, most recently used first."""
-    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
+    root = open_folder(caches)
     cards = [_card(root.at(name), name) for name in root.folders()]
     return sorted((card for card in cards if card is not None), key=lambda card: card.last_used, reverse=True)
 
 
 def verify_cache(folder: RemoteDir | Path | str, copies: Path | None = None) -> list[str]:
-    """Verify a cache with all its checksums; return a sentence per problem, an empty list if there is none.
-
-    Args:
-        folder: folder of the cache, below the folder of all caches.
-        copies: see `Records`.
-    """
-    folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
+    """Verify a cache with all its checksums; return a sentence per problem. See `Records` for `copies`."""
+    folder = open_folder(folder)
     try:
         key = read_key(folder)
         records = Records(folder, key, read_manifest(folder, key), copies)
@@ -67,19 +62,14 @@ def verify_cache(folder: RemoteDir | Path | str, copies: Path | None = None) -> 
 
 
 def mend_cache(folder: RemoteDir | Path | str) -> list[str]:
-    """Delete the damaged files of a complete cache, so that the next build computes only those.
+    """Delete the damaged files of a complete cache, so that the next build computes only those; return their names.
 
-    Args:
-        folder: folder of the cache, below the folder of all caches.
-
-    Returns:
-        Names of the deleted files; empty if there is no cache, or if it is intact or was never complete: a build
-        verifies the shards of a partial cache itself.
+    A partial cache is left unchanged: a build verifies its shards.
 
     Raises:
         CacheError: its key is damaged, so that none of its files can be trusted.
     """
-    folder = folder if isinstance(folder, RemoteDir) else open_folder(folder)
+    folder = open_folder(folder)
     if not folder.exists(MANIFEST):
         return []
     key = read_key(folder)
@@ -108,24 +98,21 @@ def prune_caches(
     ids: Collection[str] | None = None,
     dry_run: bool = False,
 ) -> list[CacheCard]:
-    """Delete caches by id, by age of the last use, and least recently used ones until the rest fits a size.
+    """Delete caches; return them, or with `dry_run` the caches that would be deleted.
 
     A cache that a process reads or builds now is kept.
 
     Args:
         caches: folder of all caches.
-        unused_for: age of the last use beyond which a cache is deleted.
-        max_bytes: maximum total size of the caches to keep.
-        ids: ids of caches to delete.
-        dry_run: whether to delete nothing.
-
-    Returns:
-        The deleted caches, or with `dry_run` those that would be.
+        unused_for: delete caches that were not used for longer.
+        max_bytes: delete the least recently used caches until the rest has at most this size.
+        ids: delete these caches.
+        dry_run: delete nothing.
 
     Raises:
         CacheError: a given id is unknown or in use, or a cache cannot be deleted.
     """
-    root = caches if isinstance(caches, RemoteDir) else open_folder(caches)
+    root = open_folder(caches)
     cards = list_caches(root)
     unknown = sorted(set(ids or ()) - {card.id for card in cards})
     if unknown:
@@ -133,25 +120,25 @@ def prune_caches(
         raise CacheError(f"{root}: there is no cache {unknown[0]!r}; known: {known}")
     used = next((card.id for card in cards if card.in_use and card.id in (ids or ())), None)
     if used is not None:
-        raise CacheError(f"{root}: cache {used} is in use by a running search or training; wait for it, or end it")
+        raise CacheError(f"{root}: cache {used} is in use by a running search or training; wait until it has ended")
     now = datetime.fromtimestamp(time.time(), UTC)
-    doomed = [
+    chosen = [
         card
         for card in cards
         if card.id in (ids or ()) or (unused_for is not None and now - card.last_used > unused_for and not card.in_use)
     ]
     if max_bytes is not None:
         total = 0
-        for card in sorted((card for card in cards if card not in doomed), key=lambda card: not card.in_use):
+        for card in sorted((card for card in cards if card not in chosen), key=lambda card: not card.in_use):
             total += card.bytes
             if total > max_bytes and not card.in_use:
-                doomed.append(card)
-    return doomed if dry_run else [card for card in doomed if _delete(root.at(card.id))]
+                chosen.append(card)
+    return chosen if dry_run else [card for card in chosen if _delete(root.at(card.id))]
 
 
 def _delete(folder: RemoteDir) -> bool:
     """Delete a cache if it is unused; return whether it was deleted."""
-    with suppress(OSError):  # a cache of an earlier version has no lock file yet
+    with suppress(OSError):  # an older cache may have no lock file
         if folder.local is not None:
             (folder.local / USE_LOCK).parent.mkdir(exist_ok=True)
             (folder.local / USE_LOCK).touch()
@@ -170,15 +157,14 @@ def nearest(root: RemoteDir, key: CacheKey) -> str:
     """Describe how the most similar cache differs from a key, as the end of an error message."""
     others: list[tuple[int, str, list[str]]] = []
     for name in root.folders():
-        try:
-            found = read_key(root.at(name)).differences(key)
-        except CacheError:
-            continue
-        others.append((len(found), name, found))
+        with suppress(CacheError):
+            differences = read_key(root.at(name)).differences(key)
+            others.append((len(differences), name, differences))
     if not others:
-        return "there are no others; build it"
-    _, name, found = min(others)
-    return f"the nearest, {name}, {'is not finished' if not found else 'differs: ' + '; '.join(found)}; build it"
+        return "there are no other caches; build it"
+    _, name, differences = min(others)
+    state = "differs: " + "; ".join(differences) if differences else "is incomplete"
+    return f"the most similar cache, {name}, {state}; build it"
 
 
 def _card(folder: RemoteDir, name: str) -> CacheCard | None:

@@ -1,4 +1,4 @@
-"""Records: a cache opened for reading, its audit, and random batches from memory-mapped shards."""
+"""Records: a cache opened for reading, its verification, and batches of any views from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from heterokd.datasets.views.random import permutation
 from heterokd.errors import CacheError
 from heterokd.storage.files import PARTIAL
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.typed_json import parse
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey
@@ -31,15 +32,31 @@ between devices (TF32, other kernels), far below those of another teacher, polic
 MASS_TOLERANCE = 2e-2
 """Maximum difference of softmax masses of top-k logits, whose classes may swap if their values are close."""
 
-OURS = re.compile(r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/(\d{6}|use)\.lock|classes/\w+\.npy)")
-MEND = "delete it and build the cache again: only what is missing is computed"
+CACHE_FILES = re.compile(
+    r"(key\.json|manifest\.json|last_used|shards/\d{6}\.arrow|locks/(\d{6}|use)\.lock|classes/\w+\.npy)"
+)
+REPAIR = "delete it and build the cache again: only what is missing is computed"
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A shard in manifest.json: its size, and its checksum, which is None in an object store."""
+
+    bytes: int
+    crc32: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of manifest.json: bytes and checksum of every shard; in an object store the checksums are None."""
+    """Content of manifest.json.
 
-    shards: tuple[tuple[int, str | None], ...]
+    Attributes:
+        cache: id of the cache.
+        shards: every shard, in order.
+    """
+
+    cache: str
+    shards: tuple[StoredShard, ...]
 
 
 class Records:
@@ -68,7 +85,7 @@ class Records:
             return {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self._columns.items()}
         if view.max() >= self.key.views or index.max() >= self.key.images or min(view.min(), index.min()) < 0:
             raise CacheError(
-                f"{self.folder}: view {view.max()} of image {index.max()} was asked for, the cache holds "
+                f"{self.folder}: view {view.max()} of image {index.max()} was requested, the cache holds "
                 f"{self.key.views} views of {self.key.images} images; give the loader views={self.key.views}"
             )
         shards, rows = self.layout.locate(index, view)
@@ -96,9 +113,9 @@ class Records:
             if path is None:
                 return None
             arrays, claimed = read_shard(self.key, number, str(path))
-            promised = None if self.manifest is None else self.manifest.shards[number][1]
-            if checksum(arrays) != claimed or promised not in (None, claimed):
-                raise CacheError(f"{path}: is damaged (its content does not match its checksum); {MEND}")
+            expected = None if self.manifest is None else self.manifest.shards[number].crc32
+            if checksum(arrays) != claimed or expected not in (None, claimed):
+                raise CacheError(f"{path}: is damaged (its content does not match its checksum); {REPAIR}")
             self._mapped[number] = arrays
         return self._mapped[number]
 
@@ -112,11 +129,12 @@ class Records:
         Raises:
             CacheError: the difference is larger than number formats and devices explain.
         """
-        there = [number for number in range(self.layout.shards) if self.has(number)]
+        present = [number for number in range(self.layout.shards) if self.has(number)]
         worst = 0.0
-        if not there:
+        if not present:
             return worst
-        chosen = [there[at % len(there)] for at in permutation(max(len(there), views), 0, "audit", self.key.id)[:views]]
+        drawn = permutation(max(len(present), views), 0, "audit", self.key.id)[:views]
+        chosen = [present[number % len(present)] for number in drawn]
         pairs = []
         for place, number in enumerate(sorted(chosen)):
             index, view = self.layout.records(number)
@@ -132,13 +150,13 @@ class Records:
             if name == "logits" and self.key.top_k is not None:
                 a, b, most = a.softmax(1), b.softmax(1), MASS_TOLERANCE
             scale = torch.ones(len(a)) if most == MASS_TOLERANCE else a.flatten(1).abs().amax(1).clamp(min=1e-6)
-            worst_here = float(((a - b).flatten(1).abs().amax(1) / scale).max())
-            worst = max(worst, worst_here)
-            if not worst_here <= most:
+            difference = float(((a - b).flatten(1).abs().amax(1) / scale).max())
+            worst = max(worst, difference)
+            if not difference <= most:
                 raise CacheError(
-                    f"{self.folder}: the stored {name} differ from the teacher's by {worst_here:.3g} (of at most "
-                    f"{most:g}) on a sample of {len(index)} views, so they were made from something else; remove the "
-                    "cache and build it again"
+                    f"{self.folder}: the stored {name} differ from the teacher's by {difference:.3g} (at most {most:g} "
+                    f"is allowed) on a sample of {len(index)} views, so they are of another teacher, policy or data "
+                    "set; remove the cache and build it again"
                 )
         return worst
 
@@ -148,16 +166,16 @@ class Records:
             path = self.folder.local / shard_name(number)
             return path if self.manifest is not None or path.exists() else None
         if self.copies is None:
-            raise CacheError(f"{self.folder}: an object store cannot be mapped; say where copies of its shards may lie")
-        near = open_folder(self.copies / self.key.id)
+            raise CacheError(f"{self.folder}: an object store cannot be memory-mapped; give a folder for copies")
+        local = open_folder(self.copies / self.key.id)
         stored = self.folder.stat(shard_name(number))
         if stored is None and self.manifest is not None:
-            raise CacheError(f"{self.folder}/{shard_name(number)}: is missing; {MEND}")
+            raise CacheError(f"{self.folder}/{shard_name(number)}: is missing; {REPAIR}")
         if stored is None:
             return None
-        copy = near.stat(shard_name(number))
+        copy = local.stat(shard_name(number))
         if copy is None or copy.size != stored.size:
-            near.write(shard_name(number), self.folder.read(shard_name(number)))
+            local.write(shard_name(number), self.folder.read(shard_name(number)))
         return self.copies / self.key.id / shard_name(number)
 
 
@@ -188,14 +206,12 @@ def read_manifest(folder: RemoteDir, key: CacheKey) -> Manifest | None:
     except OSError as error:
         raise CacheError(f"{folder}/{MANIFEST}: cannot be read ({error}); check its permissions") from None
     try:
-        content: dict[str, Any] = json.loads(text)
-        owner = content["cache"]
-        shards = tuple((int(shard["bytes"]), shard.get("crc32")) for shard in content["shards"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{folder}/{MANIFEST}: is damaged ({type(error).__name__}); {MEND}") from None
-    if owner != key.id or len(shards) != layout_of(key).shards:
-        raise CacheError(f"{folder}/{MANIFEST}: belongs to cache {owner}, not to {key.id}; {MEND}")
-    return Manifest(shards)
+        manifest = parse(Manifest, json.loads(text))
+    except ValueError as error:
+        raise CacheError(f"{folder}/{MANIFEST}: is damaged ({error}); {REPAIR}") from None
+    if manifest.cache != key.id or len(manifest.shards) != layout_of(key).shards:
+        raise CacheError(f"{folder}/{MANIFEST}: belongs to cache {manifest.cache}, not to {key.id}; {REPAIR}")
+    return manifest
 
 
 def open_records(folder: RemoteDir, key: CacheKey, *, verify: Verify = "sample", copies: Path | None = None) -> Records:
@@ -204,8 +220,7 @@ def open_records(folder: RemoteDir, key: CacheKey, *, verify: Verify = "sample",
     Args:
         folder: folder of the cache.
         key: expected key.
-        verify: whether to verify the checksums of a sample of the shards or of all; other shards are verified at their
-            first use.
+        verify: checksums to verify: of a sample of the shards, or of all; other shards are verified at their first use.
         copies: see `Records`.
 
     Raises:
@@ -227,15 +242,15 @@ def problems(records: Records, verify: Verify) -> list[str]:
     sizes = {}
     for file in folder.files():
         sizes[file.name] = file.size
-        if not OURS.fullmatch(file.name) and not file.name.endswith(PARTIAL):
-            found.append(f"{folder}/{file.name}: is no file of a cache; move it away")
+        if not CACHE_FILES.fullmatch(file.name) and not file.name.endswith(PARTIAL):
+            found.append(f"{folder}/{file.name}: is not a file of a cache; move it away")
     damaged = set()
-    for number, (size, _) in enumerate(records.manifest.shards if records.manifest else ()):
-        there = sizes.get(shard_name(number))
-        if there != size:
+    for number, shard in enumerate(records.manifest.shards if records.manifest else ()):
+        size = sizes.get(shard_name(number))
+        if size != shard.bytes:
             damaged.add(number)
-            have = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            found.append(f"{folder}/{shard_name(number)}: {have}; {MEND}")
+            state = "is missing" if size is None else f"has {size:,} bytes instead of {shard.bytes:,}"
+            found.append(f"{folder}/{shard_name(number)}: {state}; {REPAIR}")
     present = [n for n in range(layout.shards) if shard_name(n) in sizes and n not in damaged]
     if verify == "sample":
         present = [present[at] for at in permutation(len(present), 0, "verify", records.key.id)[:SAMPLED_SHARDS]]

@@ -1,10 +1,10 @@
-"""Shards: Arrow IPC files of fixed-size records. The position of the record of (index, view) follows from the key.
+"""Shards: Arrow IPC files of fixed-size records; the key determines the position of the record of (index, view).
 
 CACHES/<id>/key.json              what the outputs depend on
             shards/000000.arrow   a block of images in a block of views; its header holds key, number, checksum
             manifest.json         size and checksum of every shard; written last, marks a complete cache
             classes/val.npy       the teacher's predictions on plain images
-            last_used             empty; its modification time is that of the last opening
+            last_used             empty; its modification time is the time of the last opening
             locks/                locks of builders, and use.lock against deletion
 """
 
@@ -130,7 +130,7 @@ def encode(key: CacheKey, outputs: Mapping[str, Tensor]) -> Arrays:
         values = outputs[name].detach().float().cpu()
         if tuple(values.shape[1:]) != shape:
             raise CacheError(
-                f"the teacher's {name} of a view have shape {list(values.shape[1:])}, its cache stores {list(shape)}"
+                f"the teacher's {name} of a view have shape {list(values.shape[1:])}, the cache stores {list(shape)}"
             )
         most = torch.finfo(torch.float16 if key.dtype == "fp16" else torch.float32).max
         if not bool((values.abs() <= most).all()):
@@ -209,7 +209,7 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
     Raises:
         CacheError: the file is missing, truncated, not a shard, or belongs to another cache or number.
     """
-    again = "delete it and build the cache again: only what is missing is computed"
+    repair = "delete it and build the cache again: only what is missing is computed"
     try:
         # The mapping lives as long as the arrays; closing releases the file descriptor.
         with pa.memory_map(path) as mapped:
@@ -217,14 +217,14 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
             batch = reader.get_batch(0)
             batch.validate()
         header = {name.decode(): value.decode() for name, value in (batch.schema.metadata or {}).items()}
-        claimed, owner, place = header["crc32"], header["cache"], int(header["shard"])
+        claimed, owner, position = header["crc32"], header["cache"], int(header["shard"])
     except FileNotFoundError:
-        raise CacheError(f"{path}: there is no such shard; build the cache again: only this is computed") from None
+        raise CacheError(f"{path}: the shard is missing; build the cache again: only this shard is computed") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise CacheError(f"{path}: is truncated or damaged ({first}); {again}") from None
-    if (owner, place) != (key.id, number):
-        raise CacheError(f"{path}: is shard {place} of cache {owner}, not shard {number} of {key.id}; {again}")
+        raise CacheError(f"{path}: is truncated or damaged ({first}); {repair}") from None
+    if (owner, position) != (key.id, number):
+        raise CacheError(f"{path}: is shard {position} of cache {owner}, not shard {number} of {key.id}; {repair}")
     length = layout_of(key).length(number)
     arrays: Arrays = {}
     try:
@@ -235,5 +235,5 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
                 raise ValueError(f"{name} is {flat.dtype}, not {dtype}")
             arrays[name] = flat.reshape(length, *shape)
     except (pa.ArrowException, AttributeError, IndexError, ValueError) as error:
-        raise CacheError(f"{path}: is damaged ({error}); {again}") from None
+        raise CacheError(f"{path}: is damaged ({error}); {repair}") from None
     return arrays, claimed

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused(value: float) -> None:
     outputs = {"logits": torch.full((2, 10), value), "embedding": torch.zeros(2, 6)}
     with pytest.raises(CacheError, match=r"logits hold a value that .* fp16 \(at most 65504\); store fp32"):
         encode(key, outputs)
-    with pytest.raises(CacheError, match=r"embedding of a view have shape \[7\], its cache stores \[6\]"):
+    with pytest.raises(CacheError, match=r"embedding of a view have shape \[7\], the cache stores \[6\]"):
         encode(key, {"logits": torch.zeros(2, 10), "embedding": torch.zeros(2, 7)})
 
 
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(value: float) -> None:
     [
         ({"top_k": 10}, "keep 1 to 9 of 10"),
         ({"top_k": 1, "logits": None}, "stores no logits"),
-        ({"logits": None, "embedding": None}, "neither was asked for"),
+        ({"logits": None, "embedding": None}, "neither was requested"),
         ({"views": 0}, "views=0"),
     ],
 )
