@@ -214,8 +214,9 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
         UserError: there is no such student, or its weights are missing or damaged.
     """
     from heterokd.networks.network import deployable
+    from heterokd.networks.timm_folder import CONFIG
     from heterokd.students.export.find import find_student
-    from heterokd.students.export.formats.safetensors import CONFIG, open_exported
+    from heterokd.students.export.formats.safetensors import open_exported
 
     if (Path(source) / CONFIG).is_file():
         return deployable(open_exported(source))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.artifacts
@@ -23,31 +22,29 @@ class LoggedStudent:
     """A downloaded student.
 
     Attributes:
-        folder: holds student.safetensors, recipe.yaml and student.json.
-        weights: SHA-256 that its weights should have.
-        name: of the registered model; None for a model that was logged alone.
-        version: of the registered model; None for a model that was logged alone.
-        tags: of the version.
+        folder: folder with student.safetensors, recipe.yaml and student.json.
+        weights: expected SHA-256 of its weights.
+        name: name of the registered model; None for a model that was only logged.
+        version: version of the registered model; None for a model that was only logged.
     """
 
     folder: Path
     weights: str
     name: str | None
     version: str | None
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
     """Download the weights, the recipe and student.json of a logged student.
 
     Args:
-        uri: of the tracking store, what `open_store` returned.
+        uri: URI of the tracking store.
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-ID`.
         into: an empty folder.
 
     Raises:
         TrackingError: there is no such model, version or alias, or the store does not answer.
-        CheckpointError: it was not logged by heterokd, or its files are gone.
+        CheckpointError: heterokd did not log it, or its files are missing.
     """
     parts = _URI.fullmatch(model_uri)
     if parts is None:
@@ -58,11 +55,10 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
     client = MlflowClient(uri)
     with answering(uri), quiet(), current(uri):
         if parts["alias"] is None and parts["version"] is None:
-            name, version, tags = None, None, {}
-            model_id = _existing_id(client, parts["name"])
+            name, version, model_id = None, None, _existing_id(client, parts["name"])
         else:
             found = find_version(client, parts["name"], parts["alias"], parts["version"])
-            name, version, tags = found.name, str(found.version), dict(found.tags)
+            name, version = found.name, str(found.version)
             model_id = found.model_id or str(found.source).removeprefix("models:/")
         try:
             logged = client.get_logged_model(model_id)
@@ -71,10 +67,10 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
             )
         except (MlflowException, OSError) as error:
             raise CheckpointError(
-                f"{model_uri}: its weights cannot be fetched ({first_line(error)}); heterokd logs them with every "
-                "model that it registers, so restore the store's artifacts, or export the trial's folder"
+                f"{model_uri}: its weights cannot be downloaded ({first_line(error)}); restore the store's artifacts, "
+                "or export the trial's folder"
             ) from error
-    return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version, tags)
+    return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version)
 
 
 def find_version(client: MlflowClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
@@ -90,10 +86,10 @@ def find_version(client: MlflowClient, name: str, alias: str | None, version: st
             raise
         known = [model.name for model in pages(lambda token: client.search_registered_models(page_token=token))]
         hint = did_you_mean(name, known) if known else "a search registers its winner"
-        raise TrackingError(f"models:/{name}: the registry has no model of that name; {hint}") from None
+        raise TrackingError(f"models:/{name}: the registry has no model of this name; {hint}") from None
     if alias is not None and alias not in model.aliases:
-        given = ", ".join(sorted(model.aliases)) or "none"
-        raise TrackingError(f"models:/{name}@{alias}: no version has that alias (there are: {given})")
+        aliases = ", ".join(sorted(model.aliases)) or "none"
+        raise TrackingError(f"models:/{name}@{alias}: no version has this alias; known: {aliases}")
     try:
         return client.get_model_version(name, str(model.aliases[alias]) if alias is not None else str(version))
     except MlflowException as error:
@@ -109,6 +105,6 @@ def _existing_id(client: MlflowClient, model_id: str) -> str:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TrackingError(
-            f"models:/{model_id}: is not a logged model; a registered model is written models:/{model_id}@champion or "
+            f"models:/{model_id}: is not a logged model; for a registered model, give models:/{model_id}@champion or "
             f"models:/{model_id}/VERSION"
         ) from None

@@ -21,6 +21,7 @@ from heterokd.methods import BASELINE
 from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, TaskName
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
@@ -31,19 +32,14 @@ logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
 EXPORT_ERRORS = (RuntimeError, AssertionError, TypeError, ValueError)
-"""Raised by torch.export and its saving for a network that they cannot export; none is an exception of MLflow."""
+"""Exceptions of torch.export, and of saving its result, for a network that cannot be exported; MLflow raises others."""
 
 
 def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
-    """Log a trained student as a model without pickle, with its weights, recipe and student.json.
-
-    Args:
-        runs: of the study.
-        trial: a complete trial, with its weights.
-        splits: the data set it was trained on.
+    """Log the trained student of a complete trial as a model without pickle, with weights, recipe and student.json.
 
     Returns:
-        The model's URI, `models:/m-...`; that of the model logged before if the weights are the same.
+        URI of the model, `models:/m-...`; the URI of an earlier model if the weights are the same.
 
     Raises:
         TrackingError: the store does not answer.
@@ -59,7 +55,8 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
         for model in known:
             if str(model.status) == "READY" and model.tags.get("heterokd.weights") == digest:
                 return str(model.model_uri)
-        runs.client.log_text(run_id, _card(recipe, network, splits, digest), "weights/student.json")
+        card = network_card(network, splits, recipe.data.view_size)
+        runs.client.log_text(run_id, json.dumps(card, indent=1), "weights/student.json")
         runs.client.log_artifact(run_id, str(trial.weights), "weights")
         runs.client.log_artifact(run_id, str(trial.path / "recipe.yaml"), "weights")
         with mlflow.start_run(run_id=run_id):
@@ -73,15 +70,12 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
 
 
 def graph_size(network: AnyNetwork, view: tuple[int, int]) -> tuple[int, int] | None:
-    """The only image size that a student's graph takes, that of its training views; None if it takes any."""
+    """Return the only image size that a student's graph takes, the size of its training views; None: any size."""
     return None if network.exports_any_size(view) else view
 
 
 def taken_size(model_uri: str) -> tuple[int, int] | None:
-    """The only image size that a logged student takes by its signature; None if it takes any.
-
-    It is looked up in MLflow's current store.
-    """
+    """Return the only image size that a student in MLflow's current store takes; None: any size."""
     signature = mlflow.models.get_model_info(model_uri).signature
     height, width = signature.inputs.inputs[0].shape[-2:]
     return None if -1 in (height, width) else (int(height), int(width))
@@ -89,38 +83,34 @@ def taken_size(model_uri: str) -> tuple[int, int] | None:
 
 def taken_words(size: tuple[int, int] | None) -> str:
     """Describe `taken_size`."""
-    if size is None:
-        # The stride of the deepest map is 32 at most.
-        return "any height and width over 32 pixels"
-    return f"{size[0]} x {size[1]} pixels"
+    # The stride of the deepest map is at most 32.
+    return "any height and width over 32 pixels" if size is None else f"{size[0]} x {size[1]} pixels"
 
 
 def _log_graph(
     runs: StudyRuns, run_id: str, network: AnyNetwork, trial: TrialFolder, num_classes: int, digest: str
 ) -> str | Exception:
-    """Log the graph; the model's URI, or an exception, which would mark the whole run as failed if raised inside it."""
-    recipe, size = trial.recipe, graph_size(network, trial.recipe.data.view_size)
-    try:
-        return _log_model(deployable(network), trial, size, num_classes, digest)
-    except EXPORT_ERRORS as error:
-        failed: Exception = error
-    _drop_unfinished(runs, run_id)
-    if size is not None:
-        return failed
-    height, width = recipe.data.view_size
-    logger.warning(
-        "%s: the graph of network %r takes images of %d x %d pixels alone (torch.export with any size: %s)",
-        trial.path,
-        recipe.student.network,
-        height,
-        width,
-        first_line(failed)[:200],
-    )
-    try:
-        return _log_model(deployable(network), trial, (height, width), num_classes, digest)
-    except EXPORT_ERRORS as error:
-        failed = error
-    _drop_unfinished(runs, run_id)
+    """Log the graph, for images of any size if possible; return the model's URI, or the exception.
+
+    An exception raised inside the run would mark it as failed.
+    """
+    view = trial.recipe.data.view_size
+    failed: Exception | None = None
+    for size in dict.fromkeys((graph_size(network, view), view)):
+        if failed is not None:
+            logger.warning(
+                "%s: the graph of network %r takes only images of %d x %d pixels (torch.export with any size: %s)",
+                trial.path,
+                trial.recipe.student.network,
+                *view,
+                first_line(failed)[:200],
+            )
+        try:
+            return _log_model(deployable(network), trial, size, num_classes, digest)
+        except EXPORT_ERRORS as error:
+            failed = error
+        _delete_unfinished(runs, run_id)
+    assert failed is not None  # no size could be exported
     return failed
 
 
@@ -128,7 +118,7 @@ def _log_model(
     module: nn.Module, trial: TrialFolder, size: tuple[int, int] | None, num_classes: int, digest: str
 ) -> str:
     recipe = trial.recipe
-    # Two images, because torch.export makes a batch size of 1 a constant.
+    # Two images, because torch.export turns a batch size of 1 into a constant.
     images = np.random.default_rng(0).random((2, 3, *(size or recipe.data.view_size)), dtype=np.float32)
     logged = mlflow.pytorch.log_model(
         module,
@@ -136,8 +126,8 @@ def _log_model(
         serialization_format="pt2",  # not pickle
         input_example=images,
         signature=_signature(recipe.task, size, num_classes),
-        # Given, because inferring them imports everything again in a new process.
-        # Without the local part (`+cpu`), which the package index does not know.
+        # Listed, because inferring them imports everything again in a new process; without the local part of a version
+        # (`+cpu`), which package indexes do not have.
         pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in ("torch", "numpy")],
         params=trial_params(recipe, trial.snapshot.sample),
         tags={"heterokd.weights": digest, "heterokd.method": recipe.method},
@@ -145,8 +135,8 @@ def _log_model(
     return str(logged.model_uri)
 
 
-def _drop_unfinished(runs: StudyRuns, run_id: str) -> None:
-    """Delete models whose logging failed, which would stay in the store as `pending`."""
+def _delete_unfinished(runs: StudyRuns, run_id: str) -> None:
+    """Delete models whose logging failed: they would remain in the store as `pending`."""
     found = runs.client.search_logged_models([runs.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     for model in found:
         if str(model.status) != "READY":
@@ -159,20 +149,21 @@ def register(
     """Make a logged student a version of the experiment's registered model.
 
     Args:
-        runs: of the study.
-        trial: that trained the student.
-        model_uri: what `log_student` returned.
-        splits: the data set it was trained on.
-        alias: given to the version.
+        runs: MLflow runs of the study.
+        trial: trial that trained the student.
+        model_uri: URI from `log_student`.
+        splits: data set that it was trained on.
+        alias: alias for the version.
 
     Returns:
-        The version; an existing version of this model is reused.
+        Number of the version; an existing version of this model is reused.
 
     Raises:
         TrackingError: the store does not answer.
     """
     name, recipe, metric = runs.experiment.registered_model, trial.recipe, runs.experiment.metric
     values = [report[metric] for report in trial.metrics() if metric in report]
+    score = f"{values[-1]:.4f}" if values else None
     tags = {
         "method": recipe.method,
         "task": recipe.task,
@@ -184,10 +175,10 @@ def register(
         "trial": str(trial.number),
         "recipe": recipe.hash,
     }
-    if values:
-        tags[metric] = f"{values[-1]:.4f}"
+    if score is not None:
+        tags[metric] = score
     run_id = runs.run_id(trial)
-    # A registry in a file looks models up in the current store.
+    # A registry in a file looks up models in the current store.
     with answering(runs.uri), quiet(), current(runs.uri):
         try:
             runs.client.create_registered_model(
@@ -204,7 +195,6 @@ def register(
         )
         version = next((known for known in versions if known.source == model_uri), None)
         if version is None:
-            found = f"; {metric} {values[-1]:.4f}" if values else ""
             version = runs.client.create_model_version(
                 name,
                 model_uri,
@@ -212,7 +202,8 @@ def register(
                 model_id=model_uri.removeprefix("models:/"),  # a server refuses the version without it
                 tags=tags,
                 description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
-                f"{runs.experiment.name}{found}. Takes images of {taken_words(taken_size(model_uri))}.",
+                f"{runs.experiment.name}{'' if score is None else f'; {metric} {score}'}. "
+                f"Takes images of {taken_words(taken_size(model_uri))}.",
             )
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
@@ -230,27 +221,10 @@ def describe_student(recipe: Recipe, splits: Splits) -> str:
     return f"{recipe.student.network} for {what}, {how}"
 
 
-def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, digest: str) -> str:
-    """Write student.json, with all that is needed to build the network."""
-    card = {
-        "task": recipe.task,
-        "network": recipe.student.network,
-        "options": recipe.student.options,
-        "num_classes": splits.num_classes,
-        "class_names": list(splits.class_names),
-        "image_size": recipe.data.image_size,
-        "mean": network.mean.flatten().tolist(),
-        "std": network.std.flatten().tolist(),
-        "weights": digest,
-    }
-    return json.dumps(card, indent=1)
-
-
 def _signature(task: TaskName, size: tuple[int, int] | None, num_classes: int) -> ModelSignature:
-    """Images of a size, or of any (None), to logits of the task's shape."""
+    """Return the signature of a graph that takes images of a size, or of any size (None)."""
     height, width = size or (-1, -1)
-    images: tuple[int, ...] = (-1, 3, height, width)
-    logits = (-1, *TASKS[task].logits_shape(num_classes, (height, width)))
-    # Without names: with them pyfunc would make a dictionary of an array, which a torch model does not take.
-    given, got = TensorSpec(np.dtype("float32"), images), TensorSpec(np.dtype("float32"), logits)
-    return ModelSignature(Schema([given]), Schema([got]))
+    shapes = ((-1, 3, height, width), (-1, *TASKS[task].logits_shape(num_classes, (height, width))))
+    # Without names: with names pyfunc would pass an array as a dictionary, which a torch model does not take.
+    images, logits = (Schema([TensorSpec(np.dtype("float32"), shape)]) for shape in shapes)
+    return ModelSignature(images, logits)

@@ -407,7 +407,7 @@ def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
     monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=False).eval())
     runs, made, splits = scene_trial(root)
     uri = log_student(runs, made, splits)
-    assert re.search(r"'segformer-test_resnet' takes images of 64 x 48 pixels alone \(torch.export .*\)", caplog.text)
+    assert re.search(r"'segformer-test_resnet' takes only images of 64 x 48 pixels \(torch.export .*\)", caplog.text)
     assert log_student(runs, made, splits) == uri
     assert len(runs.client.search_logged_models([runs.experiment_id])) == 1, "nothing unfinished is left"
     register(runs, made, uri, splits)

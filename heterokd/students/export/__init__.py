@@ -3,9 +3,9 @@
     with find_student(root, "models:/digits-student@champion") as student:
         exported = export_student(student, "onnx", Path("deploy"))
 
-Nothing is kept that was not checked: what was written is opened again from its file, and its logits for real images of
-the study's val split, one and five at a time, are compared with those of the trained student.
+Every file is opened again and compared with the trained student: on real images of the study's val split, in batches of
+one and five. Files that disagree are deleted.
 
-`find` finds the student, `formats` has a file for each format (`format` is their contract), `parity` compares,
-`export` does it all.
+`find` finds the student, `formats` has a file for each format (`format` is their interface), `parity` compares,
+`export` combines them.
 """

@@ -1,4 +1,4 @@
-"""export_student(): write, check, measure, and say what was found in export.json."""
+"""export_student(): write a student in a format, compare the file with it, and record the result in export.json."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, ExportError, NetworkError
 from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.timing import Timing, time_call
-from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.typed_json import parse
 from heterokd.students.export.find import Student
 from heterokd.students.export.format import INPUT, OUTPUT, ExportFormat, ToWrite
 from heterokd.students.export.formats import FORMATS, format_named
 from heterokd.students.export.parity import Parity, Written, compare_with_student, parity_images
+from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, task_of
 
 RECORD = "export.json"
 EXPORTERS = ("torch.export", "torch._export", "torch.onnx", "onnxscript", "onnx_ir")
-"""Loggers of what writes graphs."""
+"""Names of the exporters' loggers."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported student.
 
     Attributes:
-        folder: where.
-        format: of the files.
-        files: their names, the one that holds the weights first.
-        size_mb: of all of them, in megabytes.
-        parity: with the trained student.
-        latency: of one image, by the file.
-        torch_latency: of one image, by the student in torch, for comparison.
+        folder: folder of the files.
+        format: name of the format.
+        files: names of the files; the first holds the weights.
+        size_mb: size of all files, in megabytes.
+        parity: difference to the trained student.
+        latency: latency of the exported file for one image.
+        torch_latency: latency of the student in torch for one image, for comparison.
         image: height and width of that image, in pixels.
-        opened_with: how a user opens it.
+        opened_with: code that opens the files.
     """
 
     folder: Path
@@ -65,23 +66,31 @@ class Exported:
     opened_with: str
 
 
+@dataclass(frozen=True)
+class _Record:
+    """Content of export.json: the student, and an entry for each format by name."""
+
+    student: dict[str, object] = field(default_factory=dict)
+    formats: dict[str, object] = field(default_factory=dict)
+
+
 def export_student(
     student: Student, format_name: str, out: Path, formats: Mapping[str, type[ExportFormat]] = FORMATS
 ) -> Exported:
-    """Write a student in one format; export.json beside the files says what they are and what was measured.
+    """Write a student in a format, and describe the files and measurements in export.json.
 
-    Several formats of one student share a folder. Files appear when they are checked, whole or not at all.
+    Several formats of a student can share a folder. Files appear there only after they were verified.
 
     Args:
-        student: what `find_student` gives.
-        format_name: a name of `formats`.
-        out: a folder, made if need be.
-        formats: by name.
+        student: student from `find_student`.
+        format_name: key of `formats`.
+        out: folder of the files; created if it is missing.
+        formats: export formats by name.
 
     Raises:
-        NetworkError: the exporter cannot write this network down.
-        ExportError: what it wrote disagrees with the trained student.
-        ConfigError: there is no such format; the folder holds another student's export, or cannot be written.
+        NetworkError: the format cannot hold this network.
+        ExportError: the exported file disagrees with the trained student.
+        ConfigError: the format is unknown; the folder holds another student's export, or cannot be written.
     """
     kind = format_named(format_name, formats)()
     if out.exists() and not out.is_dir():
@@ -94,11 +103,19 @@ def export_student(
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
             folder = Path(partial_folder)
             view, images = student.recipe.data.view_size, parity_images(student.splits.val)
-            written, parity = _write(kind, student.network, view, student_card(student), folder, images)
-            exported = _measure(student, format_name, written, parity, out, folder)
-            record = _record(student, exported, written, folder, known)
-            for name in exported.files:
+            written, parity = _write(kind, student.network, view, _student_card(student), folder, images)
+            if not parity.agrees:
+                raise ExportError(
+                    f"{out / kind.files[0]}: its logits differ from the student's by {parity.difference:.3g} on "
+                    f"images of val, {parity.tolerance:.3g} is allowed; it was deleted, use another --format"
+                )
+            exported = _measure(student, format_name, written, parity, folder, out)
+            entry = _entry(student, exported, written, folder)
+            for name in kind.files:
                 os.replace(folder / name, out / name)
+            parameters = sum(parameter.numel() for parameter in student.network.parameters())
+            card = {**_student_card(student), "params_m": parameters / 1e6}
+            record = _Record(card, {**known.formats, format_name: entry})
             write_text(out / RECORD, json.dumps(asdict(record), indent=1))
     except PermissionError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
@@ -112,49 +129,25 @@ def try_export(
     format_name: str,
     formats: Mapping[str, type[ExportFormat]] = FORMATS,
 ) -> Parity:
-    """Whether a student can be written and agrees with what was written; no file is kept.
+    """Export a student to a temporary folder and return the difference between the file and the student.
 
     Args:
         network: the trained student, in evaluation mode.
-        splits: its data set; val gives the images.
+        splits: its data set; the images are of val.
         view: height and width of its training views.
-        format_name: a name of `formats`.
-        formats: by name.
+        format_name: key of `formats`.
+        formats: export formats by name.
 
     Raises:
-        NetworkError: the exporter cannot write this network down.
+        NetworkError: the format cannot hold this network.
     """
     card, kind = network_card(network, splits, view), format_named(format_name, formats)()
     with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
         return _write(kind, network, view, card, Path(folder), parity_images(splits.val))[1]
 
 
-@dataclass(frozen=True)
-class _Record:
-    """The content of export.json: whose student it is, and by its name what is known of each format."""
-
-    student: dict[str, object] = field(default_factory=dict)
-    formats: dict[str, object] = field(default_factory=dict)
-
-
-def network_card(network: AnyNetwork, splits: Splits, view: tuple[int, int]) -> dict[str, object]:
-    """What is needed to build a network again and to read its logits."""
-    return {
-        "task": task_of(network.spec).name,
-        "network": network.name,
-        "options": network.options,
-        "num_classes": splits.num_classes,
-        "class_names": list(splits.class_names),
-        "image_size": splits.image_size,
-        "view": list(view),
-        "mean": network.mean.flatten().tolist(),
-        "std": network.std.flatten().tolist(),
-        "weights": weights_hash(network),
-    }
-
-
-def student_card(student: Student) -> dict[str, object]:
-    """`network_card`, and where the student comes from."""
+def _student_card(student: Student) -> dict[str, object]:
+    """Return `network_card` and the origin of the student."""
     recipe = student.recipe
     return {
         **network_card(student.network, student.splits, recipe.data.view_size),
@@ -175,24 +168,24 @@ def _write(
     view: tuple[int, int],
     card: dict[str, object],
     folder: Path,
-    images: torch.Tensor,
+    images: Tensor,
 ) -> tuple[Written, Parity]:
-    """Write, open and compare, for images of any size if that works, else of one; the last attempt, right or not."""
+    """Write, open and compare: for images of any size if that works, else of one size; return the last attempt."""
     failed: Exception | None = None
     compared: tuple[Written, Parity] | None = None
     for size in _sizes(kind, network, view):
         example = torch.rand(2, 3, *(size or view), generator=torch.Generator().manual_seed(0))
-        with _silent():
+        with _silenced_exporters():
             try:
                 kind.write(ToWrite(network, example, size is None, card), folder)
             except OSError:
-                raise  # a full disk is not the network's fault
-            except Exception as error:  # noqa: BLE001 - exporters raise whatever they trip over
+                raise  # such as a full disk: not a limitation of the format
+            except Exception as error:  # noqa: BLE001  exporters raise exceptions of many kinds
                 failed = error
                 continue
             written = Written(kind, size, kind.open(folder))
         compared = written, compare_with_student(network, written, images)
-        # UPerNet's pools in ONNX: a graph for any size that is right for one alone.
+        # A graph of UPerNet's pooling for any size can be written to ONNX, but is right for a single size.
         if compared[1].agrees:
             break
     if compared is not None:
@@ -200,12 +193,12 @@ def _write(
     reason = (str(failed).strip().splitlines() or [type(failed).__name__])[0][:200].rstrip(".")
     raise NetworkError(
         f"network {network.name!r}: cannot be written as {', '.join(kind.files)} ({reason}); "
-        "export it with --format safetensors, which always works, or choose another student"
+        "use --format safetensors, which holds every network, or choose another student"
     ) from failed
 
 
 def _sizes(kind: ExportFormat, network: AnyNetwork, view: tuple[int, int]) -> list[tuple[int, int] | None]:
-    """Sizes of images to write for, in this order until one works; None: any."""
+    """Return the image sizes to write for, in the order of attempts; None: any size."""
     task = task_of(network.spec)
     if not task.resizes and not kind.is_graph:
         return [None]
@@ -214,8 +207,8 @@ def _sizes(kind: ExportFormat, network: AnyNetwork, view: tuple[int, int]) -> li
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporters' remarks off the terminal; what they raise comes through."""
+def _silenced_exporters() -> Iterator[None]:
+    """Suppress the log, warnings and output of exporters; their exceptions are raised."""
     loggers = [logging.getLogger(name) for name in EXPORTERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -229,15 +222,10 @@ def _silent() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _measure(student: Student, format_name: str, written: Written, parity: Parity, out: Path, folder: Path) -> Exported:
-    if not parity.agrees:
-        raise ExportError(
-            f"{out / written.kind.files[0]}: its logits differ from the student's by {parity.difference:.3g} on "
-            f"images of val, {parity.tolerance:.3g} are allowed; it is not kept, use another --format"
-        )
+def _measure(student: Student, format_name: str, written: Written, parity: Parity, folder: Path, out: Path) -> Exported:
     spec = student.network.spec
-    size = task_of(spec).example_size(student.recipe.data.view_size, spec.image_size)
-    image = torch.rand(1, 3, *(written.size or size), generator=torch.Generator().manual_seed(0))
+    size = written.size or task_of(spec).example_size(student.recipe.data.view_size, spec.image_size)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     return Exported(
         folder=out,
         format=format_name,
@@ -246,19 +234,20 @@ def _measure(student: Student, format_name: str, written: Written, parity: Parit
         parity=parity,
         latency=time_call(partial(written.opened.run, image)),
         torch_latency=time_call(partial(deployable(student.network), image)),
-        image=(int(image.shape[-2]), int(image.shape[-1])),
+        image=size,
         opened_with=written.opened.opened_with,
     )
 
 
-def _record(student: Student, exported: Exported, written: Written, folder: Path, known: _Record) -> _Record:
-    """The content of export.json: that of formats written before is kept."""
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in written.kind.files
-    }
+def _entry(student: Student, exported: Exported, written: Written, folder: Path) -> dict[str, object]:
+    """Return the entry of a format in export.json."""
     height, width = written.size or ("height", "width")
-    entry = {
-        "files": files,
+    conditions = {"image": list(exported.image), "batch": 1}
+    return {
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            for name in written.kind.files
+        },
         "opened_with": written.opened.opened_with,
         "input": {
             "name": INPUT,
@@ -267,7 +256,7 @@ def _record(student: Student, exported: Exported, written: Written, folder: Path
             "colour": "RGB",
             "range": [0, 1],
             "normalisation_inside": written.opened.normalises,
-            "resize": "bilinear, antialiased, to the shape above, before it is given",
+            "resize": "bilinear with antialiasing, to the shape above, before the call",
         },
         "output": {
             "name": OUTPUT,
@@ -275,17 +264,10 @@ def _record(student: Student, exported: Exported, written: Written, folder: Path
             "meaning": "logits: softmax over the second axis gives probabilities of class_names",
         },
         "parity": {**asdict(exported.parity), "images": f"val of {student.recipe.data.dataset}"},
-        "latency": {
-            "runtime": written.kind.runtime,
-            "image": list(exported.image),
-            "batch": 1,
-            **asdict(exported.latency),
-        },
-        "torch_latency": {"image": list(exported.image), "batch": 1, **asdict(exported.torch_latency)},
+        "latency": {"runtime": written.kind.runtime, **conditions, **asdict(exported.latency)},
+        "torch_latency": {**conditions, **asdict(exported.torch_latency)},
         "versions": {name: version(name) for name in written.kind.libraries},
     }
-    parameters = sum(parameter.numel() for parameter in student.network.parameters())
-    return _Record({**student_card(student), "params_m": parameters / 1e6}, {**known.formats, exported.format: entry})
 
 
 def _sha256(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which student is meant: a registered model, a study's winner, or a trial's folder."""
+"""Find a student: a registered model, the winner of a study, or the folder of a trial."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
 from heterokd.training.student import open_student
 
-WAYS = "give models:/NAME@ALIAS, models:/NAME/VERSION, studies/NAME or the folder of a trial"
-
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """A trained student, ready to be written.
+    """A trained student.
 
     Attributes:
-        source: what was asked for.
-        network: in evaluation mode, on the CPU.
-        recipe: that made it.
-        splits: the data set it was trained on.
+        source: text that names it, see `find_student`.
+        network: network in evaluation mode, on the CPU.
+        recipe: recipe of its training.
+        splits: data set that it was trained on.
         weights: SHA-256 of its weights.
-        version: NAME/VERSION in the registry, if it came from there.
+        version: NAME/VERSION in the registry, if it is from there.
     """
 
     source: str
@@ -48,44 +46,37 @@ class Student:
 
 @contextmanager
 def find_student(root: Workspace, source: str) -> Iterator[Student]:
-    """The student that a text names.
+    """Open the student that `source` names.
 
     Args:
-        root: where state lives.
+        root: workspace.
         source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial.
 
     Raises:
         TrackingError: the registry has no such model, or does not answer.
         StudyError: there is no such study, or it has no winner.
-        CheckpointError: weights that are missing, damaged, or not those that were registered.
-        DataError: the data set is not where the recipe says.
+        CheckpointError: the weights are missing, damaged, or differ from the registered weights.
+        DataError: the data set is not where the recipe expects it.
     """
-    if source.startswith("models:"):
-        with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
-            logged = download_student(existing_store(root, None), source, Path(folder))
-            version = None if logged.name is None else f"{logged.name}/{logged.version}"
-            student = open_trained(
-                source, logged.folder / "recipe.yaml", logged.folder / "student.safetensors", version
-            )
-            if student.weights != logged.weights:
-                raise CheckpointError(
-                    f"{source}: the weights beside the model are not those that were registered; restore the store's "
-                    "artifacts, or export the trial's own folder"
-                )
-            yield student
+    if not source.startswith("models:"):
+        trial = _trial(root, source)
+        yield _open(source, trial.path / "recipe.yaml", trial.weights)
         return
-    trial = _trial(root, source)
-    yield open_trained(source, trial.path / "recipe.yaml", trial.weights)
+    with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
+        logged = download_student(existing_store(root, None), source, Path(folder))
+        version = None if logged.name is None else f"{logged.name}/{logged.version}"
+        student = _open(source, logged.folder / "recipe.yaml", logged.folder / "student.safetensors", version)
+        if student.weights != logged.weights:
+            raise CheckpointError(
+                f"{source}: the stored weights differ from the registered weights; restore the store's artifacts, or "
+                "export the trial's folder"
+            )
+        yield student
 
 
-def open_trained(source: str, recipe_file: Path, weights: Path, version: str | None = None) -> Student:
-    """The student of a recipe and a file of weights.
-
-    Raises:
-        CheckpointError: the weights are missing, damaged or of another network.
-    """
+def _open(source: str, recipe_file: Path, weights: Path, version: str | None = None) -> Student:
     if not weights.exists():
-        raise CheckpointError(f"{weights}: there are no weights; the trial was not trained to its end, choose another")
+        raise CheckpointError(f"{weights}: does not exist, since this trial was not trained to the end; choose another")
     recipe = load_recipe(recipe_file)
     splits = open_splits(recipe.data)
     network = open_student(recipe, weights, splits.num_classes)
@@ -93,7 +84,7 @@ def open_trained(source: str, recipe_file: Path, weights: Path, version: str | N
 
 
 def _trial(root: Workspace, source: str) -> TrialFolder:
-    """The trial of a folder: named as a path, or from the root on."""
+    """Return the trial of a path, which may be relative to the workspace, or of a study's name."""
     for folder in (Path(source), root.path / source):
         if (folder / "recipe.yaml").is_file():
             return TrialFolder(folder)
@@ -101,11 +92,14 @@ def _trial(root: Workspace, source: str) -> TrialFolder:
             return _winner(StudyFolder(folder))
     if source.startswith("studies/") or "/" not in source:
         return _winner(root.existing_study(source.removeprefix("studies/").rstrip("/")))
-    raise StudyError(f"{source}: is neither a study's nor a trial's folder; {WAYS}")
+    raise StudyError(
+        f"{source}: is neither the folder of a study nor of a trial; give models:/NAME@ALIAS, models:/NAME/VERSION, "
+        "studies/NAME or the folder of a trial"
+    )
 
 
 def _winner(folder: StudyFolder) -> TrialFolder:
     summary = read_summary(folder)
     if summary is None or summary.winner is None:
-        raise StudyError(f"{folder.path}: the study has no winner; run `heterokd search` to its end, or name a trial")
+        raise StudyError(f"{folder.path}: the study has no winner; finish `heterokd search`, or name a trial")
     return folder.trial(summary.winner.number)

@@ -1,4 +1,4 @@
-"""ExportFormat: what a file of `heterokd/students/export/formats/` defines, and what its opened files give."""
+"""ExportFormat: base class of the files in `heterokd/students/export/formats/`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 from heterokd.networks.network import AnyNetwork
 
 INPUT, OUTPUT = "images", "logits"
-"""Names of what an exported graph takes and gives."""
+"""Names of the input and the output of an exported graph."""
 AXES = {0: "batch", 2: "height", 3: "width"}
-"""Axes of the images that may be of any length."""
+"""Dynamic axes of the images, by number."""
 
 
 @dataclass(frozen=True, eq=False)
 class ToWrite:
-    """A student to be written.
+    """A student to export.
 
     Attributes:
-        network: in evaluation mode, on the CPU.
-        example: images [2, 3, H, W] for an exporter to follow; two, since it makes a constant of a batch of one.
-        any_size: whether the file shall take images of any height and width, or those of the example alone.
-        card: what is known of the student, as plain values, to be kept in the file where it can hold a text.
+        network: network in evaluation mode, on the CPU.
+        example: images [2, 3, H, W] to trace the network with; two, because a batch of one becomes a constant.
+        any_size: whether the graph must take images of any height and width, or only of the example's size.
+        card: description of the student as JSON values, to store in the file if it can hold text.
     """
 
     network: AnyNetwork
@@ -37,7 +37,7 @@ class ToWrite:
 
     @property
     def open_axes(self) -> tuple[int, ...]:
-        """Axes of the images whose length the file must not fix."""
+        """Numbers of the dynamic axes."""
         return tuple(axis for axis in AXES if axis == 0 or self.any_size)
 
     @property
@@ -48,12 +48,12 @@ class ToWrite:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """Files of a student, opened again.
+    """An opened export.
 
     Attributes:
-        run: images [B, 3, H, W] in [0, 1] to logits, by the file.
-        opened_with: code with which a user opens it.
-        normalises: whether mean and deviation are part of the file.
+        run: function from images [B, 3, H, W] in [0, 1] to logits.
+        opened_with: code that opens the files.
+        normalises: whether the files include the normalisation of images.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -62,13 +62,13 @@ class Opened:
 
 
 class ExportFormat(ABC):
-    """One kind of file. Subclasses are final; an exporter may raise whatever it trips over.
+    """An export format. Subclasses are final; `write` may raise any exception for a network that it cannot export.
 
     Attributes:
         files: names of the files; the first holds the weights.
-        libraries: distributions whose versions the record names: those that write the file and run it.
-        runtime: what runs it, in words.
-        is_graph: whether the file holds the computation, as followed on an example; False: the weights alone.
+        libraries: distributions that write and run the files; their versions are recorded.
+        runtime: name of the runtime.
+        is_graph: whether the files hold the traced computation; False: the weights alone.
     """
 
     files: ClassVar[tuple[str, ...]]
@@ -78,8 +78,8 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def write(self, student: ToWrite, folder: Path) -> None:
-        """Write `files` into a folder that exists."""
+        """Write `files` to an existing folder."""
 
     @abstractmethod
     def open(self, folder: Path) -> Opened:
-        """Open what `write` left in a folder, from its files alone: it is compared with the student, and timed."""
+        """Open the files of a folder, without the student: the result is compared with the student, and timed."""

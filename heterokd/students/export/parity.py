@@ -1,4 +1,4 @@
-"""Does a file do what the trained student does? Asked on real images, one and five at a time."""
+"""Compare an exported file with the trained student on real images, in batches of one and five."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from heterokd.tasks import task_of
 from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
-"""Largest difference between a logit of the file and of the student, where logits are at most 1; it grows with them.
-Other kernels add in another order: float32 keeps seven digits, and tens of layers cost two of them."""
+"""Maximum difference between logits of the file and of the student, relative to the largest logit, or to 1 if it is
+smaller. Other kernels add in another order: float32 has seven digits, of which tens of layers cost two."""
 BATCHES = (1, 5)
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Files of a student, opened again.
+    """An exported student that was opened again.
 
     Attributes:
-        kind: their format.
-        size: height and width of the only images that they take; None: any.
-        opened: what they give.
+        kind: its format.
+        size: the only height and width of images that it takes; None: any.
+        opened: the opened files.
     """
 
     kind: ExportFormat
@@ -40,13 +40,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file's logits are from the student's.
+    """Difference between the logits of a file and of the student.
 
     Attributes:
-        difference: the largest, over all batches.
-        by_batch: the largest of each batch size.
-        tolerance: what is allowed: `PARITY` times the largest logit, or `PARITY` where that is below 1.
-        sizes: heights and widths that were tried, in pixels.
+        difference: the largest difference; infinite if a logit is not finite.
+        by_batch: the largest difference of each batch size.
+        tolerance: the allowed difference, see `PARITY`.
+        sizes: compared heights and widths, in pixels.
     """
 
     difference: float
@@ -56,53 +56,55 @@ class Parity:
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is a number and within the tolerance."""
+        """Whether the difference is within the tolerance."""
         return self.difference <= self.tolerance
 
 
 def parity_images(split: Split) -> Tensor:
-    """The first images of a split, [N, 3, H, W] in [0, 1]; as many as the largest batch, if there are so many."""
+    """Return the first images of a split, [N, 3, H, W] in [0, 1]: at most the size of the largest batch."""
     return next(iter(EvalLoader(split, max(BATCHES)))).images
 
 
 def compare_with_student(network: AnyNetwork, written: Written, images: Tensor) -> Parity:
-    """The file's logits and the student's, for the same images in batches of one and five.
+    """Compare the logits of a file and of the student for the same images.
 
     Args:
         network: the trained student, in evaluation mode.
-        written: the file.
-        images: [N, 3, H, W] real images; repeated if they are fewer than a batch.
+        written: the opened file.
+        images: [N, 3, H, W] real images; repeated if there are fewer than a batch holds.
+
+    Raises:
+        ExportError: the file gives logits of another shape.
     """
-    by_batch: dict[str, float] = {}
+    by_batch = dict.fromkeys((f"batch_{count}" for count in BATCHES), 0.0)
     largest, sizes = 1.0, []
-    for seen in _at_sizes(network, written, images):
-        sizes.append((int(seen.shape[-2]), int(seen.shape[-1])))
+    for resized in _at_sizes(network, written, images):
+        sizes.append((int(resized.shape[-2]), int(resized.shape[-1])))
         for count in BATCHES:
-            batch = seen[torch.arange(count) % len(seen)].contiguous()
+            batch = resized[torch.arange(count) % len(resized)].contiguous()
             with torch.inference_mode():
-                trained = network(batch).logits
-                if trained.dim() == 4:
-                    trained = upsample(trained, batch.shape[-2:])
-                got = written.opened.run(batch)
-            if got.shape != trained.shape:
+                expected = network(batch).logits
+                if expected.dim() == 4:
+                    expected = upsample(expected, batch.shape[-2:])
+                logits = written.opened.run(batch)
+            if logits.shape != expected.shape:
                 raise ExportError(
-                    f"{written.kind.files[0]}: gives logits {tuple(got.shape)} for {count} image(s), the student "
-                    f"{tuple(trained.shape)}; it is not kept"
+                    f"{written.kind.files[0]}: gives logits of shape {tuple(logits.shape)} for {count} image(s), the "
+                    f"student gives {tuple(expected.shape)}; the file was deleted, use another --format"
                 )
-            apart = (trained - got).abs().max()
-            # A number that is none must not pass as small.
-            value = float(apart) if torch.isfinite(apart) else float("inf")
-            key = f"batch_{count}"
-            by_batch[key] = max(value, by_batch.get(key, 0.0))
-            largest = max(largest, float(trained.abs().max()))
+            difference = (expected - logits).abs().max()
+            # NaN would compare as small.
+            value = float(difference) if torch.isfinite(difference) else float("inf")
+            by_batch[f"batch_{count}"] = max(value, by_batch[f"batch_{count}"])
+            largest = max(largest, float(expected.abs().max()))
     return Parity(max(by_batch.values()), by_batch, PARITY * largest, tuple(sizes))
 
 
 def _at_sizes(network: AnyNetwork, written: Written, images: Tensor) -> Iterator[Tensor]:
-    """The images at each size to try: the file's only one, or that of the images and another one of odd sides."""
+    """Yield the images at each size to compare: the file's only size, or the images' size and an odd size."""
     height, width = images.shape[-2:]
     if written.size is not None and task_of(network.spec).resizes:
-        # As the student itself does with images of another size.
+        # As the student resizes images of another size.
         if (height, width) != written.size:
             images = F.interpolate(images, written.size, mode="bilinear", align_corners=False, antialias=True)
         yield images

@@ -1,4 +1,4 @@
-"""Find the challenger of a promotion in the registry or the study, and load the model that would be served."""
+"""Find the challenger of a promotion in the registry or the study, and load its model as it would be served."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from heterokd.training.task_modules import Task, build_task
 
 @dataclass(frozen=True)
 class Candidate:
-    """The student to be promoted.
+    """A student to promote.
 
     Attributes:
-        trial: that trained it.
-        version: in the registry; None if it is not registered.
-        model: that would be served.
+        trial: trial that trained it.
+        version: version in the registry; None if it is not registered.
+        model: model as it would be served.
     """
 
     trial: TrialFolder
@@ -41,7 +41,7 @@ class Candidate:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of its training."""
+        """Recipe of its training."""
         return self.trial.recipe
 
 
@@ -51,7 +51,7 @@ def task_of(experiment: Experiment, splits: Splits) -> Task:
 
 
 def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:
-    """The version of the study's registered model that has an alias; None if no version has it."""
+    """Return the version of the study's registered model that has an alias; None if no version has it."""
     try:
         return runs.client.get_model_version_by_alias(runs.experiment.registered_model, alias)
     except MlflowException as error:
@@ -61,11 +61,7 @@ def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:
 
 
 def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, str | None]:
-    """Find the challenger and its version: the named trial, the version `challenger` of this study, or its winner.
-
-    Args:
-        runs: of the study.
-        number: of the trial that the user names, or None.
+    """Find the challenger and its version: trial `number`, the version `challenger` of this study, or its winner.
 
     Raises:
         PromotionError: the study has no trained student, or the named trial is not complete.
@@ -79,8 +75,8 @@ def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, s
     summary = read_summary(folder)
     if summary is None or summary.winner is None:
         raise PromotionError(
-            f"{folder.path}: the study {folder.name!r} has no trained student and the registry no challenger of it; "
-            "run `heterokd search` first (with --resume, if it was interrupted)"
+            f"{folder.path}: study {folder.name!r} has no trained student, and the registry has no challenger of it; "
+            "run `heterokd search` first (with --resume if it was interrupted)"
         )
     trial = folder.trial(summary.winner.number)
     if not trial.weights.exists():
@@ -93,22 +89,20 @@ def _named_trial(runs: StudyRuns, number: int) -> tuple[TrialFolder, str | None]
     if trial.status != TrialStatus.COMPLETE or not trial.weights.exists():
         summary = read_summary(folder)
         leaders = ", ".join(str(leader.number) for leader in (summary.leaders if summary else ())) or "none"
-        known = f"is {trial.status}" if trial.path.exists() else "does not exist"
+        state = f"is {trial.status}" if trial.path.exists() else "does not exist"
         raise PromotionError(
-            f"--trial {number}: trial {number} of study {folder.name!r} {known}, so there is no student of it to "
-            f"promote; its leaders are {leaders}"
+            f"--trial {number}: trial {number} of study {folder.name!r} {state}, so it has no student to promote; "
+            f"the leaders are {leaders}"
         )
     return trial, _newest_version(runs, trial)
 
 
 def _newest_version(runs: StudyRuns, trial: TrialFolder) -> str | None:
-    """The newest registered version of a trial; None if it was not registered."""
-    chosen = f"name = '{runs.experiment.registered_model}'"
+    """Return the newest registered version of a trial; None if it was not registered."""
+    query = f"name = '{runs.experiment.registered_model}'"
     versions = [
         int(version.version)
-        for version in pages(
-            lambda token: runs.client.search_model_versions(chosen, max_results=1000, page_token=token)
-        )
+        for version in pages(lambda token: runs.client.search_model_versions(query, max_results=1000, page_token=token))
         if version.tags.get("study_id") == runs.study_id
         and version.tags.get("trial") == str(trial.number)
         and version.tags.get("recipe") == trial.recipe.hash
@@ -119,14 +113,14 @@ def _newest_version(runs: StudyRuns, trial: TrialFolder) -> str | None:
 def open_challenger(
     runs: StudyRuns, trial: TrialFolder, version: str | None, splits: Splits, *, dry_run: bool
 ) -> Candidate:
-    """Load the challenger; register it first if it is not, unless this is a dry run."""
+    """Load the challenger; register it first if it is not registered, unless this is a dry run."""
     if version is None and dry_run:
         student = open_student(trial.recipe, trial.weights, splits.num_classes)
         return Candidate(trial, None, deployable(student))
     if version is None:
         version = register(runs, trial, log_student(runs, trial, splits), splits)
         if runs.is_new:
-            # No search logs to this store, so nothing else would close the study's run.
+            # No search uses this store, so nothing else would end the study's run.
             runs.finish(read_summary(runs.folder))
     return Candidate(trial, version, load_version(runs.experiment, version, splits))
 
@@ -143,7 +137,7 @@ def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Mod
         graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
     except (MlflowException, OSError, RuntimeError) as error:
         raise PromotionError(
-            f"version {version} of {name!r} cannot be loaded ({first_line(error)}); "
-            "remove it from the registry, or restore its files"
+            f"version {version} of {name!r} cannot be loaded ({first_line(error)}); remove it from the registry, or "
+            "restore its files"
         ) from error
     return ServingModel(graph, task_of(experiment, splits), size)

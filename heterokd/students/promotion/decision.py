@@ -1,4 +1,4 @@
-"""Decision: the result of a promotion, as text, as JSON and for the registry."""
+"""Decision: the result of a promotion, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from heterokd.formatting import metric_name
+from heterokd.storage.typed_json import parse
+from heterokd.training.paired_tests import PairedTest
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,10 @@ class Gate:
     """A condition of a promotion.
 
     Attributes:
-        name: what is measured, with its unit.
-        required: the bound, or `-`.
-        measured: the value; None if it was not measured.
-        passed: None if it was not checked, which does not prevent the promotion.
+        name: measured quantity, with its unit.
+        required: bound, or `-`.
+        measured: value; None if it was not measured.
+        passed: whether the gate is passed; None if it was not checked, which does not prevent the promotion.
         note: reason, conditions or opponent.
     """
 
@@ -28,32 +30,15 @@ class Gate:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two students on the same test images.
+@dataclass(frozen=True, kw_only=True)
+class PairedComparison(PairedTest):
+    """Paired test of the challenger and its opponent on the test images.
 
     Attributes:
-        against: names the opponent.
-        score: of the opponent.
-        gain: score of the challenger minus that.
-        low: lower end of the gain's 95 % interval.
-        high: upper end.
-        test: name of the paired test; the interval is Wald's for paired proportions with McNemar's test, and the
-            percentiles of the resampled gains with the bootstrap.
-        p_value: of the test, two-sided.
-        wins: images that only the challenger gets right; None in segmentation, where an image is right in part.
-        losses: images that only the opponent gets right; None in segmentation.
+        against: name of the opponent.
     """
 
     against: str
-    score: float
-    gain: float
-    low: float
-    high: float
-    test: str
-    p_value: float
-    wins: int | None = None
-    losses: int | None = None
 
     def __str__(self) -> str:
         alone = "" if self.wins is None else f"right alone {self.wins}, wrong alone {self.losses}; "
@@ -68,23 +53,23 @@ class Decision:
     """The result of a promotion.
 
     Attributes:
-        study: its name.
-        model: the registered model.
-        alias: that is moved.
+        study: name of the study.
+        model: name of the registered model.
+        alias: alias that the promotion moves.
         promoted: whether every gate is passed (in a dry run: whether it would be promoted).
         changed: whether this call moved the alias.
-        reason: a sentence.
+        reason: summary in a sentence.
         trial: number of the challenger's trial.
-        method: that made it.
-        challenger: its version; None in a dry run if it is not registered.
-        champion: version that held the alias before.
-        metric: what the score is, as in metric keys: top1 or miou.
-        test_score: of the challenger.
-        test_images: how many.
+        method: method of that trial.
+        challenger: version of the challenger; None in a dry run if it is not registered.
+        champion: version that had the alias before.
+        metric: score as in metric keys: top1 or miou.
+        test_score: score of the challenger.
+        test_images: number of test images.
         test_digest: SHA-256 of the test images and labels.
-        comparison: with the champion, or with the scratch baseline when there is no champion.
+        comparison: comparison with the champion, or with the scratch baseline if there is no champion.
         gates: all conditions.
-        test_low: lower end of the 95 % interval of the score; None in decisions of before it was measured.
+        test_low: lower end of the 95 % interval of the score; None in older decisions, without an interval.
         test_high: upper end.
     """
 
@@ -113,19 +98,16 @@ class Decision:
         return metric_name(self.metric)
 
     def to_json(self) -> str:
-        """Format as a JSON object on one line."""
+        """Format as a JSON object in a line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Decision:
-        """Parse what `to_json` wrote."""
-        content = json.loads(text)
-        comparison = content.pop("comparison")
-        gates = tuple(Gate(**gate) for gate in content.pop("gates"))
-        return cls(**content, comparison=PairedComparison(**comparison) if comparison else None, gates=gates)
+        """Parse the text of `to_json`."""
+        return parse(cls, json.loads(text))
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """Rows (gate, required, measured, passed) of text."""
+        """Return rows (gate, required, measured, passed) of text."""
         words = {True: "yes", False: "no", None: "not checked"}
         return [
             (
@@ -154,7 +136,7 @@ def reason(
     name = metric_name(metric)
     if comparison is None:
         return (
-            f"{promoted} with {score:.4f} {name} on test; there is no champion and the study has no scratch trial, "
-            "so nothing was compared"
+            f"{promoted} with {score:.4f} {name} on test, without a comparison: there is no champion, and the study "
+            "has no scratch trial"
         )
     return f"{promoted}: {score:.4f} {name} on test against {comparison.score:.4f} of {comparison.against}"

@@ -1,4 +1,4 @@
-"""Gates of a promotion besides the gain: costs, parity with the trained student, export to ONNX, no rollback before."""
+"""Gates of a promotion in addition to the gain: costs, parity with the trained student, export to ONNX, rollback."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from heterokd.training.student import open_student
 from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
-"""Largest difference between a logit of the registered model and of the trained student."""
+"""Maximum difference between logits of the registered model and of the trained student."""
 PARITY_IMAGES = 8
 
 Export = Callable[[AnyNetwork, Splits, tuple[int, int], str], Parity]
-"""Exports a student to a format and compares the file with it; see `try_export`."""
+"""Function that exports a student to a format and compares the file with it; see `try_export`."""
 
 
 def cost_gates(candidate: Candidate, settings: PromotionSettings) -> Iterator[Gate]:
@@ -56,7 +56,7 @@ def parity_gate(candidate: Candidate, splits: Splits) -> Gate:
     student = open_student(candidate.recipe, candidate.trial.weights, splits.num_classes)
     images = next(iter(open_test(splits))).images[:PARITY_IMAGES]
     if isinstance(candidate.model, ServingModel) and candidate.model.size is not None:
-        # Cut or padded to one window: the student would take a larger image at once.
+        # Cropped or padded to a single window: the student processes a larger image as a whole, the graph by windows.
         height, width = candidate.model.size
         images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The model card of a version: description, test results, origin, limits."""
+"""Model card of a version: description, test results, origin, limits."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from heterokd.tasks import TASKS
 from heterokd.teachers.cache.key import CacheKey
 
 DESCRIPTION_LIMIT = 5000
-"""Characters of a version's description in MLflow's database."""
+"""Maximum number of characters of a version's description in MLflow's database."""
 UNKNOWN = "unknown"
 LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "mlflow")
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a student comes from, in addition to its recipe.
+    """Origin of a student, in addition to its recipe.
 
     Attributes:
-        teacher: its card in the study's summary; None if it has none.
+        teacher: card of the teacher in the study's summary, if there is a card.
         winner: the student's configuration, if it won its study.
-        cache: id of the teacher's cache that it was trained from, or why there is none.
-        commit: of the checkout that trained it; None outside of one.
+        cache: id of the teacher's cache that it was trained from, or the reason why there is none.
+        commit: git commit of the training; None outside of a checkout.
         weights: SHA-256 of the student's weights.
     """
 
@@ -52,7 +52,7 @@ class Lineage:
 def model_card(
     decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None, lineage: Lineage
 ) -> str:
-    """Write the card in Markdown; `taken` is the only image size that the graph takes, None if it takes any."""
+    """Write the card in Markdown; `taken` is the only image size that the graph takes, None: any size."""
     parts = [
         _what(decision, recipe, splits, taken),
         _figures(decision, lineage),
@@ -67,34 +67,33 @@ def model_card(
 
 
 def shortened(card: str) -> str:
-    """Shorten a card to what the registry takes: whole sections, and a line about the rest."""
+    """Shorten a card to `DESCRIPTION_LIMIT`: the first sections, and a line about the rest."""
     if len(card) <= DESCRIPTION_LIMIT:
         return card
-    rest = "\n\nThe rest (recipe and more) is model_card.md, among the run's artifacts and in the study's folder.\n"
-    kept = ""
-    for part in re.split(r"(?=\n\n## )", card):
-        if len(kept) + len(part) + len(rest) > DESCRIPTION_LIMIT:
+    rest = "\n\nThe other sections are in model_card.md, among the run's artifacts and in the study's folder.\n"
+    shown = ""
+    for section in re.split(r"(?=\n\n## )", card):
+        if len(shown) + len(section) + len(rest) > DESCRIPTION_LIMIT:
             break
-        kept += part
-    return kept + rest
+        shown += section
+    return shown + rest
 
 
 def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: Workspace) -> str:
-    """Find the id of the cache that a recipe's training reads, or the reason why it reads none."""
-    method = recipe.method_class
-    if not method.teacher_needs:
+    """Return the id of the cache that a recipe's training reads, or the reason why it reads none."""
+    if not recipe.method_class.teacher_needs:
         return "none: the method reads no teacher"
     if not recipe.cache.enabled:
         return "none: cache.enabled is false, the teacher ran live"
     for file in sorted(root.caches.glob("*/key.json")):
         try:
             key = CacheKey.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, CacheError):
-            continue  # not ours to judge here: `heterokd cache --verify` does
+        except (OSError, ValueError, CacheError):
+            continue  # damaged: `heterokd cache --verify` reports it
         here = (splits.fingerprint, recipe.training.seed, recipe.data.policy.hash, teacher_weights)
         if (key.data, key.seed, key.policy, key.teacher) == here:
             return key.id
-    return "none is left: the teacher ran live, or its cache was pruned"
+    return "none is stored: the teacher ran live, or its cache was deleted"
 
 
 def _what(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
@@ -136,25 +135,25 @@ def _method(recipe: Recipe) -> str:
     text = inspect.cleandoc((module.__doc__ if module else None) or "")
     source = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if "http" in part]
     values = ", ".join(f"{key} {value}" for key, value in recipe.params.items()) or "none"
-    found = source[0] if source else "of no paper; see the method's file."
+    reference = source[0] if source else "not from a paper; see the method's file."
     block = re.search(r"(?:^    .*\n?)+", text, re.M)
     equation = "" if block is None else f"\n\n```text\n{inspect.cleandoc(block[0])}\n```"
     return (
         f"## Method\n\n`{recipe.method}`: {method_summary(method)}\n\nParameters: {values}.\n\n"
-        f"Equation: {found}{equation}"
+        f"Equation: {reference}{equation}"
     )
 
 
 def _origins(recipe: Recipe, lineage: Lineage) -> str:
     teacher = recipe.teacher
-    known = lineage.teacher
-    score = "" if known is None else f", {known.metric} {known.val_score:.4f}"
+    card = lineage.teacher
+    score = "" if card is None else f", {card.metric} {card.val_score:.4f}"
     if teacher.checkpoint is not None:
-        whence, licence = "a given checkpoint", f"{UNKNOWN} (the checkpoint does not say)"
+        origin, licence = "a given checkpoint", f"{UNKNOWN} (the checkpoint does not state it)"
     elif teacher.pretrained:
-        whence, licence = "timm's published weights", published_licence(teacher.network)
+        origin, licence = "timm's published weights", published_licence(teacher.network)
     else:
-        whence, licence = "fitted here from random weights", "that of the data below"
+        origin, licence = "fitted here from random weights", "the licence of the data below"
     student = "from random weights"
     if recipe.student.pretrained:
         student = f"from timm's published weights (licence: {published_licence(recipe.student.network)})"
@@ -162,12 +161,12 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     lines = [
         "## Teacher, student, data",
         "",
-        f"- teacher: {teacher.network}, {whence}{score}; licence: {licence}",
+        f"- teacher: {teacher.network}, {origin}{score}; licence: {licence}",
         f"- student: {recipe.student.network}, {student}",
         f"- data: {recipe.data.dataset}, {method_summary(dataset).rstrip('.')}; licence: {dataset.licence}",
     ]
     if recipe.method == BASELINE:
-        lines[2] = f"- teacher: none was read (the study's is {teacher.network})"
+        lines[2] = f"- teacher: not used (the study's teacher is {teacher.network})"
     return "\n".join(lines)
 
 
@@ -178,7 +177,7 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
         "",
         f"- Trained on {len(splits.train)} images of {recipe.data.dataset}, tested on {decision.test_images} of the "
         "same source; performance on images from other sources is unknown.",
-        f"- It predicts one of {splits.num_classes} classes for every {unit}, also where none of them is right.",
+        f"- It predicts one of {splits.num_classes} classes for every {unit}, also if none of them is correct.",
         "- Its probabilities are not calibrated, and no subgroup of images was evaluated separately.",
         "- The test interval covers the choice of test images, not the variance between training seeds.",
     ]

@@ -1,4 +1,4 @@
-"""Evaluate what the challenger is compared with on the test split: the champion, or the study's baseline."""
+"""Evaluate the challenger's opponent on the test split: the champion, or the study's baseline."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def champion_results(
     """Evaluate the champion on the test images, at its input size if its task's networks resize every image.
 
     Args:
-        runs: of the challenger's study.
-        alias: of the champion.
-        champion: its version in the registry.
-        splits: the data set of the study.
+        runs: MLflow runs of the challenger's study.
+        alias: alias of the champion.
+        champion: version of the champion in the registry.
+        splits: data set of the study.
         challenger: results of the challenger on the same images.
 
     Raises:
-        PromotionError: it is of another task, data set or split, so the two cannot be compared.
+        PromotionError: the champion is of another task, data set or split, so the two cannot be compared.
     """
     data, name = runs.experiment.data, runs.experiment.registered_model
     who = f"the {alias} of {name!r} (version {champion.version})"
     other_model = "give this experiment another tracking.registered_model"
     signature = mlflow.models.get_model_info(f"models:/{name}/{champion.version}").signature
     if signature is None:
-        raise PromotionError(f"{who} has no signature, so heterokd did not register it; remove the alias")
+        raise PromotionError(f"{who} has no signature, so it is not from heterokd; remove the alias")
     size, logits = int(signature.inputs.inputs[0].shape[-1]), signature.outputs.inputs[0].shape
     task = next(task for task in TASKS.values() if len(task.logits_shape(1, (1, 1))) == len(logits) - 1)
     if task.name != data.task:
-        raise PromotionError(f"{who} does {task.name}, this study {data.task}; {other_model}")
+        raise PromotionError(f"{who} is for {task.name}, this study for {data.task}; {other_model}")
     if int(logits[1]) != splits.num_classes:
-        raise PromotionError(f"{who} knows {logits[1]} classes, {data.dataset} has {splits.num_classes}; {other_model}")
+        raise PromotionError(f"{who} has {logits[1]} classes, {data.dataset} has {splits.num_classes}; {other_model}")
     if champion.tags.get("dataset", data.dataset) != data.dataset:
         raise PromotionError(
-            f"{who} is of data set {champion.tags['dataset']!r}, this study of {data.dataset!r}; {other_model}"
+            f"{who} is for data set {champion.tags['dataset']!r}, this study for {data.dataset!r}; {other_model}"
         )
     if champion.tags.get("data_seed", str(data.seed)) != str(data.seed):
         raise PromotionError(
@@ -62,12 +62,14 @@ def champion_results(
     model = load_version(runs.experiment, str(champion.version), splits)
     found = image_results(model, open_test(seen), task_of(runs.experiment, splits))
     if not torch.equal(found.labels, challenger.labels):
-        raise PromotionError(f"{who} cannot be compared: the test split at {size} pixels has other labels")
+        raise PromotionError(
+            f"{who} cannot be compared: its test split at {size} pixels has other labels; {other_model}"
+        )
     return found
 
 
 def baseline_results(runs: StudyRuns, splits: Splits) -> tuple[int, ImageResults] | None:
-    """Evaluate the study's best scratch trial on the test images; its number and results, or None without one.
+    """Evaluate the study's best scratch trial on the test images; return its number and results, or None without it.
 
     Raises:
         CheckpointError: its weights are missing.

@@ -43,16 +43,16 @@ def promote(
     """Evaluate a study's challenger on the test split and, if every gate is passed, make it champion.
 
     Args:
-        root: where state lives.
-        study_name: a study that has a winner.
+        root: workspace.
+        study_name: name of a study with a winner.
         dry_run: decide, but change nothing.
-        alias: what the version gets; the version that had it becomes `previous` (`previous-ALIAS` for another alias).
-        uri: of the tracking store; the experiment's when left out.
-        trial: to promote instead of the study's winner, such as another member of the Pareto front.
+        alias: alias for the version; the version that had it gets `previous` (`previous-ALIAS` for another alias).
+        uri: URI of the tracking store; default: the experiment's.
+        trial: trial to promote instead of the study's winner, such as another member of the Pareto front.
 
     Raises:
         StudyError: there is no such study.
-        PromotionError: it has no student to promote, or the champion cannot be compared with it.
+        PromotionError: there is no student to promote, or it cannot be compared with the champion.
         TrackingError: the store does not answer.
     """
     folder = root.existing_study(study_name)
@@ -68,7 +68,7 @@ def promote(
         splits = open_splits(experiment.data)
         candidate = open_challenger(runs, challenger, version, splits, dry_run=dry_run)
         if is_champion:
-            # The alias was set by hand: the version is evaluated, and keeps it.
+            # The alias was set by hand: the version is evaluated, and keeps the alias.
             decision = _decide(runs, candidate, None, splits, alias, dry_run=dry_run)
             return replace(decision, changed=False, promoted=True)
         decision = _decide(runs, candidate, champion, splits, alias, dry_run=dry_run)
@@ -84,15 +84,11 @@ def _decide(
     task = task_of(experiment, splits)
     results = image_results(candidate.model, open_test(splits), task)
     comparison = _comparison(runs, alias, champion, splits, results)
-    gain = Gate(f"gain in test {task.facts.score_name}", "-", None, None, f"no {BASELINE} trial to compare with")
+    name = f"gain in test {task.facts.score_name}"
+    gain = Gate(name, "-", None, None, f"no {BASELINE} trial to compare with")
     if comparison is not None:
-        gain = replace(
-            gain,
-            required=f"> {settings.min_gain:g}",
-            measured=comparison.gain,
-            passed=comparison.gain > settings.min_gain,
-            note=f"over {comparison.against}",
-        )
+        passed = comparison.gain > settings.min_gain
+        gain = Gate(name, f"> {settings.min_gain:g}", comparison.gain, passed, f"over {comparison.against}")
     gates = (
         gain,
         *cost_gates(candidate, settings),
@@ -129,10 +125,12 @@ def _comparison(
 ) -> PairedComparison | None:
     """Compare the challenger with the champion, or with the baseline if there is no champion."""
     if champion is not None:
+        against = f"{alias} (version {champion.version})"
         other = champion_results(runs, alias, champion, splits, results)
-        return PairedComparison(f"{alias} (version {champion.version})", **asdict(results.compared(other)))
-    baseline = baseline_results(runs, splits)
-    if baseline is None:
-        return None
-    number, other = baseline
-    return PairedComparison(f"{BASELINE} (trial {number})", **asdict(results.compared(other)))
+    else:
+        baseline = baseline_results(runs, splits)
+        if baseline is None:
+            return None
+        number, other = baseline
+        against = f"{BASELINE} (trial {number})"
+    return PairedComparison(against=against, **asdict(results.compared(other)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from heterokd.datasets.io.split import Splits
 from heterokd.storage.files import write_text
+from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
-from heterokd.students.promotion.aliases import CHAMPION, LINES, last_line, previous_alias
+from heterokd.students.promotion.aliases import CHAMPION, LINES, append_line, last_line, previous_alias
 from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
@@ -19,17 +19,16 @@ from heterokd.tracking.runs import StudyRuns
 
 
 def decision_tag(alias: str) -> str:
-    """Tag of a version that holds its decision."""
+    """Return the tag of a version that holds its decision."""
     return "decision" if alias == CHAMPION else f"decision.{alias}"
 
 
 def record_decision(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
-    """Write the record first and the alias last: a promotion that is interrupted is repeated as a whole."""
+    """Record a decision and move the alias; the alias is last, so that an interrupted promotion is repeated."""
     name, version, client = decision.model, str(candidate.version), runs.client
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if not _is_recorded(runs, decision):
-        with (runs.folder.path / LINES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, **asdict(decision)}) + "\n")
+        append_line(runs.folder.path / LINES, now, asdict(decision))
     elif not decision.promoted:
         return
     tags = {
@@ -73,11 +72,11 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
 
 
 def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:
-    """Whether the last line holds the same decision, measured costs apart."""
+    """Whether the last line holds the same decision, apart from measured costs."""
     line = last_line(runs.folder.path / LINES)
     if "gates" not in line:
         return False
-    last = Decision.from_json(json.dumps({key: value for key, value in line.items() if key != "time"}))
-    before, now = ([(gate.name, gate.required, gate.passed) for gate in one.gates] for one in (last, decision))
+    last = parse(Decision, line)
+    before, now = ([(gate.name, gate.required, gate.passed) for gate in each.gates] for each in (last, decision))
     keys = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
     return before == now and all(getattr(last, key) == getattr(decision, key) for key in keys)

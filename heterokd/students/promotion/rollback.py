@@ -30,12 +30,12 @@ class Rollback:
     """The result of a rollback.
 
     Attributes:
-        model: the registered model.
-        alias: that was moved.
+        model: name of the registered model.
+        alias: alias that was moved.
         champion: version that has the alias now.
-        taken_back: version that had it.
-        changed: whether this call moved it.
-        reason: a sentence.
+        taken_back: version that had the alias before.
+        changed: whether this call moved the alias.
+        reason: summary in a sentence.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Rollback:
     reason: str
 
     def to_json(self) -> str:
-        """Format as a JSON object on one line."""
+        """Format as a JSON object in a line."""
         return json.dumps(asdict(self))
 
 
@@ -57,14 +57,14 @@ def rollback(root: Workspace, model: str, *, alias: str = CHAMPION, uri: str | N
     tags, and is not promoted again while it has the tag `rolled_back`.
 
     Args:
-        root: where state lives; its lock serialises rollbacks and promotions.
+        root: workspace, whose lock serialises rollbacks and promotions.
         model: name of the registered model, with or without `models:/`.
-        alias: of the model in use.
-        uri: of the tracking store; default: `MLFLOW_TRACKING_URI`, or the root's.
+        alias: alias of the model in use.
+        uri: URI of the tracking store; default: `MLFLOW_TRACKING_URI`, or the workspace's.
 
     Raises:
         TrackingError: there is no such model, no version has the alias, or the store does not answer.
-        PromotionError: there is no earlier version to go back to.
+        PromotionError: there is no earlier version.
     """
     name = model.removeprefix("models:/").partition("@")[0]
     uri = existing_store(root, uri)
@@ -87,7 +87,7 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
                 f"models:/{name}: version {champion.version} was the first with alias {alias!r}, so there is no "
                 "earlier version; promote another study, or remove the alias in `heterokd ui`"
             )
-        if previous is not None:  # an earlier call was cut off before its last step
+        if previous is not None:  # an earlier call was interrupted before its last step
             client.delete_registered_model_alias(name, back)
         reason = (
             f"version {champion.version} has been {alias} since the rollback at {last['time']}; nothing was changed"
@@ -102,10 +102,11 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
         changed=True,
         reason=f"rolled back: version {previous.version} is {alias} again, version {champion.version} no longer",
     )
-    # The record first, the alias after it, as in a promotion: a rollback that is cut off is repeated as a whole.
+    # The record first, the alias last, as in a promotion: an interrupted rollback is repeated.
     line = {"event": "rollback", **asdict(done)}
-    if {key: value for key, value in last_line(lines_file(root, champion.tags)).items() if key != "time"} != line:
-        append_line(root, champion.tags, {"time": now, **line})
+    file = lines_file(root, champion.tags)
+    if {key: value for key, value in last_line(file).items() if key != "time"} != line:
+        append_line(file, now, line)
     move = {"time": now, "from": done.taken_back, "to": done.champion}
     client.set_registered_model_tag(name, tag, json.dumps(move))
     client.set_model_version_tag(name, done.taken_back, tag, now)

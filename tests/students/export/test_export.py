@@ -170,14 +170,14 @@ def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: P
             assert student.weights == weights_hash(network)
             assert student.version == (None if source == model_uri else "digits-student/1")
     for source, error, sentence in (
-        ("models:/digits-student@champ", TrackingError, r"no version has that alias \(there are: champion\)"),
+        ("models:/digits-student@champ", TrackingError, r"no version has this alias; known: champion"),
         ("models:/digits-student/7", TrackingError, "the registry has no such version"),
         ("models:/digit-student@champion", TrackingError, "did you mean 'digits-student'"),
-        ("models:/digits-student", TrackingError, "a registered model is written models:/digits-student@champion"),
+        ("models:/digits-student", TrackingError, "for a registered model, give models:/digits-student@champion"),
         ("models:/a/b/c", TrackingError, "is not a model URI"),
         ("studies/tny", StudyError, "did you mean 'tiny'"),
-        ("some/folder", StudyError, "is neither a study's nor a trial's folder"),
-        (str(trial.path), CheckpointError, "there are no weights"),
+        ("some/folder", StudyError, "is neither the folder of a study nor of a trial"),
+        (str(trial.path), CheckpointError, "does not exist, since this trial"),
     ):
         with pytest.raises(error, match=sentence) as caught, find_student(root, source):
             pass

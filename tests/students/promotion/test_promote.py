@@ -195,14 +195,14 @@ def test_champions_follow_one_another(root: Workspace, students: dict[str, Netwo
 
 
 def test_a_rollback_needs_someone_to_go_back_to(root: Workspace, students: dict[str, Network]) -> None:
-    with pytest.raises(TrackingError, match="the registry has no model of that name"):
+    with pytest.raises(TrackingError, match="the registry has no model of this name"):
         rollback(root, NAME)
     studied(root, fabricated.experiment(), students["good"])
     promote(root, "tiny")
     with pytest.raises(PromotionError, match="version 1 was the first with alias 'champion'") as caught:
         rollback(root, NAME)
     assert "\n" not in str(caught.value)
-    with pytest.raises(TrackingError, match=r"no version has that alias \(there are: challenger, champion\)"):
+    with pytest.raises(TrackingError, match=r"no version has this alias; known: challenger, champion"):
         rollback(root, NAME, alias="production")
 
 
@@ -242,19 +242,19 @@ def test_the_model_card_says_where_a_student_comes_from(root: Workspace, student
         "On val 0.3100 (95 % interval 0.2900 to 0.3300), mean over 2 fresh seed(s).",
         "https://arxiv.org/abs/1503.02531",
         "L = weight * tau^2 * KL( softmax(z_t / tau) || softmax(z_s / tau) )",
-        "- teacher: vit_tiny_patch16_224, fitted here from random weights, val/top1 0.9700; licence: that of the data",
+        "- teacher: vit_tiny_patch16_224, fitted here from random weights, val/top1 0.9700; licence: the licence of",
         "licence: CC BY 4.0",
         "## Limits",
         f"- student's weights (SHA-256): {weights}",
         "- teacher's weights (SHA-256): 5e1f",
-        "- teacher's cache: none is left: the teacher ran live, or its cache was pruned",
+        "- teacher's cache: none is stored: the teacher ran live, or its cache was deleted",
         f"- test images and labels (SHA-256): {decision.test_digest}",
         f"- recipe: {folder.trial(1).recipe.hash}",
         "learning_rate: 0.06",
     ):
         assert said in card, said
     assert len(version.description) <= 5000
-    assert card.startswith(version.description.partition("\n\nThe rest (recipe")[0])
+    assert card.startswith(version.description.partition("\n\nThe other sections")[0])
     run = registry(root).get_run(version.run_id)
     assert "model_card.md" in {file.path for file in registry(root).list_artifacts(run.info.run_id)}
 
@@ -355,7 +355,7 @@ def test_a_champion_of_other_classes_is_refused(root: Workspace, splits: Splits,
     other = fabricated.trial(folder, question, 2, student=fabricated.random_student(num_classes=4))
     of_four = Splits(splits.train, splits.val, splits.test, splits.class_names[:4], 32, "four")
     register(runs, other, log_student(runs, other, of_four), of_four, "champion")
-    with pytest.raises(PromotionError, match=r"version 1\) knows 4 classes, digits has 10") as caught:
+    with pytest.raises(PromotionError, match=r"version 1\) has 4 classes, digits has 10") as caught:
         promote(root, "tiny")
     assert "\n" not in str(caught.value)
 
@@ -431,7 +431,7 @@ def test_the_paired_bootstrap_is_that_of_a_loop() -> None:
     tail = min(sum(gain <= 0 for gain in gains), sum(gain >= 0 for gain in gains))
     assert found.p_value == pytest.approx(min(1.0, 2 * (1 + tail) / 301))
     assert (found.wins, found.losses) == (None, None)
-    shown = str(PairedComparison("other", **asdict(found)))
+    shown = str(PairedComparison(against="other", **asdict(found)))
     assert "paired bootstrap p = " in shown
     assert "right alone" not in shown
 
@@ -488,5 +488,5 @@ def test_a_segmentation_becomes_champion_by_its_miou(root: Workspace) -> None:
     assert worse.reason.startswith("refused: gain in test mIoU is -")
     classes = fabricated.experiment("digits", tracking={"registered_model": "scenes-student"})
     studied(root, classes, fabricated.random_student())
-    with pytest.raises(PromotionError, match="does segmentation, this study classification; give this experiment"):
+    with pytest.raises(PromotionError, match="is for segmentation, this study for classification; give"):
         promote(root, "digits", dry_run=True)

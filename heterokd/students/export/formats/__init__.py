@@ -1,6 +1,6 @@
-"""Export formats, one file each: the folder is the list; installed packages add entry points `heterokd.exports`.
+"""Export formats, a file each; installed packages add formats by entry points `heterokd.exports`.
 
-onnx          student.onnx       images [B, 3, H, W] in [0, 1] to logits; normalisation is inside
+onnx          student.onnx       images [B, 3, H, W] in [0, 1] to logits, normalisation included
 pt2           student.pt2        the same as a graph of torch.export
 safetensors   model.safetensors  the weights alone, and config.json: for timm, or for `heterokd.load_student`
 """
@@ -22,7 +22,7 @@ FORMATS: Implementations[ExportFormat] = Implementations(
 
 
 def format_named(name: str, formats: Mapping[str, type[ExportFormat]] = FORMATS) -> type[ExportFormat]:
-    """Look a format up.
+    """Return the format of a name.
 
     Raises:
         ConfigError: there is no format of that name.

@@ -1,4 +1,4 @@
-"""student.onnx, by torch's exporter; ONNX Runtime runs it. The only import of ONNX."""
+"""student.onnx, written by torch's exporter and run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from heterokd.students.export.format import AXES, INPUT, OUTPUT, ExportFormat, O
 
 
 class ONNX(ExportFormat):
-    """ONNX: one graph with its weights, which many runtimes take."""
+    """ONNX: a graph with its weights, for many runtimes."""
 
     files = ("student.onnx",)
     libraries = ("torch", "onnx", "onnxscript", "onnxruntime")
     runtime = "ONNX Runtime, CPU"
 
     def write(self, student: ToWrite, folder: Path) -> None:
-        """Write the graph; the card goes into its metadata."""
+        """Write the graph, with the card as its metadata."""
         import onnx
 
         program = torch.onnx.export(
@@ -33,14 +33,14 @@ class ONNX(ExportFormat):
             verbose=False,
         )
         if program is None:
-            raise RuntimeError("torch's exporter gave nothing back")
+            raise RuntimeError("torch's exporter returned no program")
         program.model.metadata_props.update({key: json.dumps(value) for key, value in student.card.items()})
         file = folder / self.files[0]
         program.save(file, external_data=False)
         onnx.checker.check_model(file, full_check=False)
 
     def open(self, folder: Path) -> Opened:
-        """Run it by ONNX Runtime on one thread."""
+        """Open the graph in ONNX Runtime with one thread."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

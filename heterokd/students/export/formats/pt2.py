@@ -1,4 +1,4 @@
-"""student.pt2, a graph of torch.export; torch alone runs it."""
+"""student.pt2, a graph of torch.export, run by torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from heterokd.students.export.format import ExportFormat, Opened, ToWrite
 
 
 class PT2(ExportFormat):
-    """torch.export: one graph with its weights, for torch and AOTInductor."""
+    """torch.export: a graph with its weights, for torch and AOTInductor."""
 
     files = ("student.pt2",)
     libraries = ("torch",)
 
     def write(self, student: ToWrite, folder: Path) -> None:
-        """Write the graph; the card is student.json in the archive."""
+        """Write the graph, with the card as student.json in the archive."""
         axes = dict.fromkeys(student.open_axes, torch.export.Dim.AUTO)
         program = torch.export.export(deployable(student.network), (student.example,), dynamic_shapes=[axes])
         torch.export.save(program, folder / self.files[0], extra_files={"student.json": student.card_text})
