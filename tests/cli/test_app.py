@@ -90,7 +90,7 @@ def test_the_installed_command_answers_a_users_fault_in_one_sentence(tmp_path: P
         (["search", "tiny.yml"], "did you mean 'tiny.yaml'?"),
         (["search", "tiny.yaml", "--set", "search.trails=3"], "did you mean 'trials'?"),
         (["search", "tiny.yaml", "--trials", "0"], "--set search.trials=0: must be at least 1"),
-        (["search", "tiny.yaml", "--set", "training.workers=[4, 2]"], "workers: expected [least, most]"),
+        (["search", "tiny.yaml", "--set", "training.workers=[4, 2]"], "workers: expected [minimum, maximum]"),
         (["search", "tiny.yaml", "--set", "training.workers=99"], "are too few for 99 workers"),
         (["search", "tiny.yaml", "--set", "teacher.network=test_vitt"], "did you mean 'test_vit'?"),
         (["search", "tiny.yaml", "--set", "teacher.checkpoint=no.safetensors"], "teacher.checkpoint: there is no file"),
