@@ -179,7 +179,7 @@ def end_driver(scratch: Path, asked: Asked) -> dict[str, Any]:
         recovered = hurt.recovered(running)
         running.wait()
         found = outcome(running, "the driver, by SIGTERM", hurt, recovered, code=code, ended=round(ended, 2))
-        if code != 130 or "interrupted: everything is kept" not in running.output:
+        if code != 130 or "interrupted: all results are kept" not in running.output:
             found["problems"].append(f"it ended with {code} and did not say how to go on")
         return found
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The MLflow server of a cluster, on PostgreSQL, for Debian and Ubuntu. Run it again without harm.
+# Start the MLflow server of a cluster, on PostgreSQL, for Debian and Ubuntu. It may be run repeatedly.
 #   mlflow_server.sh ADDRESS ARTIFACTS [PORT]
-# ADDRESS is the one private address to listen on; PostgreSQL itself listens on this machine alone. The database's
-# password is made here, lies in ~/.heterokd/mlflow.env for this user alone, and is on no command line.
+# ADDRESS is the private address to listen on; PostgreSQL listens on this machine only. The database's password is
+# created here, stored in ~/.heterokd/mlflow.env, which only this user can read, and appears on no command line.
 set -euo pipefail
 umask 077
 
@@ -43,7 +43,7 @@ SELECT 'CREATE DATABASE mlflow OWNER mlflow' WHERE NOT EXISTS (SELECT FROM pg_da
 SQL
 
 command=("$mlflow" server --host "$address" --port "$port" --workers 2 --artifacts-destination "$artifacts")
-# Browsers come through an SSH tunnel, by the name of localhost.
+# Browsers connect through an SSH tunnel, as localhost.
 command+=(--allowed-hosts "$address:$port,localhost:*,127.0.0.1:*")
 if [ -d /run/systemd/system ]; then
   sudo tee /etc/systemd/system/mlflow.service > /dev/null << UNIT
@@ -74,7 +74,7 @@ else
   echo $! > "$state/mlflow.pid"
 fi
 
-# Searches on this machine find the server here; the address holds no password.
+# Searches on this machine read the server's address here; it contains no password.
 environment=$state/environment
 touch "$environment"
 sed -i '/MLFLOW_TRACKING_URI/d' "$environment"

@@ -1,40 +1,44 @@
-"""heterokd: search for the best way to distil a big vision model into a small one of another architecture.
+"""heterokd: search for the best way to distil a large vision model into a small model of another architecture.
 
     from heterokd import load_experiment, search, load_student
 
     result = search(load_experiment("experiments/quickstart.yaml"), root="runs")
     student = load_student("studies/quickstart", root="runs")
 
-Names are imported from `heterokd.api` when they are first used, so that `import heterokd` loads neither torch nor Ray.
+All names except the errors are imported from `heterokd.api` on first use, so `import heterokd` loads neither torch nor
+Ray.
 """
 
 import logging
 from typing import TYPE_CHECKING
 
+from heterokd.errors import (
+    CacheError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    HeterokdError,
+    MissingSignal,
+    NetworkError,
+    PairError,
+    PromotionError,
+    SearchError,
+    StudyError,
+    TrackingError,
+    TrainingDiverged,
+    UserError,
+)
+
 if TYPE_CHECKING:
     from heterokd.api import (
         DATASETS,
         METHODS,
-        CacheError,
-        CheckpointError,
-        ConfigError,
-        DataError,
         DistillResult,
         Experiment,
-        ExportError,
-        HeterokdError,
         Method,
-        MissingSignal,
-        NetworkError,
-        PairError,
-        PromotionError,
         Recipe,
-        SearchError,
         SearchResult,
-        StudyError,
-        TrackingError,
-        TrainingDiverged,
-        UserError,
         distill,
         export,
         load_experiment,

@@ -1,7 +1,7 @@
-"""The public functions of heterokd; `from heterokd import ...` gives them.
+"""The public functions of heterokd, imported by `from heterokd import ...`.
 
-Ray, Optuna and MLflow are imported inside the functions that need them, so that an experiment can be read and changed
-without them.
+Ray, Optuna and MLflow are imported inside the functions that need them, so experiments can be read and changed without
+them.
 """
 
 from __future__ import annotations
@@ -14,23 +14,6 @@ from heterokd.config.methods import method_params
 from heterokd.config.reading import load_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import DATASETS
-from heterokd.errors import (
-    CacheError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    ExportError,
-    HeterokdError,
-    MissingSignal,
-    NetworkError,
-    PairError,
-    PromotionError,
-    SearchError,
-    StudyError,
-    TrackingError,
-    TrainingDiverged,
-    UserError,
-)
 from heterokd.method import Method
 from heterokd.methods import METHODS
 from heterokd.storage.workspace import open_workspace
@@ -50,26 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "METHODS",
-    "CacheError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
     "DistillResult",
     "Experiment",
-    "ExportError",
-    "HeterokdError",
     "Method",
-    "MissingSignal",
-    "NetworkError",
-    "PairError",
-    "PromotionError",
     "Recipe",
-    "SearchError",
     "SearchResult",
-    "StudyError",
-    "TrackingError",
-    "TrainingDiverged",
-    "UserError",
     "distill",
     "export",
     "load_experiment",
@@ -89,23 +57,23 @@ def search(
     listener: Listener | None = None,
     teacher_progress: TeacherReport | None = None,
 ) -> SearchResult:
-    """Run a search, as `heterokd search` does: train students in parallel, repeat the best, register the winner.
+    """Search for the best student: train students in parallel, confirm the leaders, register the winner.
 
     Args:
-        experiment: what `load_experiment` returned.
-        root: workspace folder, or address of a store (s3://BUCKET/...).
-        resume: resume a study of the same name, or return the result of a finished one.
-        address: address of a Ray cluster; None starts a local Ray and ends it again.
+        experiment: as returned by `load_experiment`.
+        root: workspace folder, or address of an object store (s3://BUCKET/...).
+        resume: resume the study of this name, or return its result if it is finished.
+        address: address of a Ray cluster; None starts a local Ray for the search.
         listener: called when a trial starts, reports or finishes.
-        teacher_progress: called with the metrics of each epoch of a teacher's fit, and the teacher's network.
+        teacher_progress: called in each epoch of fitting a teacher, with its metrics and the teacher's network.
 
     Returns:
-        The winner, the trials as a data frame, the Optuna study, the report and the registered model;
-        `result.finished` is False where the search was interrupted.
+        The winner, the trials as a data frame, the Optuna study, the report and the registered model.
+        `result.finished` is False if the search was interrupted.
 
     Raises:
-        UserError: the input is wrong; nothing has been started then.
-        SearchError: no trial can run; what was computed is kept.
+        UserError: the input is wrong; nothing was started.
+        SearchError: no trial can run; finished work is kept.
     """
     from heterokd.execution.driver import search as run
 
@@ -122,27 +90,27 @@ def search(
 def distill(
     experiment: Experiment, method: str, root: str | Path = "runs", *, on_epoch: Report | None = None
 ) -> DistillResult:
-    """Train once with a method's published settings, as `heterokd distill` does.
+    """Train a student once with the published settings of a method.
 
     Args:
         experiment: what `load_experiment` returned.
-        method: name of the method, see `METHODS`, or `FILE.py:Class`.
+        method: name in `METHODS`, or `FILE.py:Class`.
         root: workspace folder, or address of a store.
-        on_epoch: called with each epoch's metrics; returning False ends the training early.
+        on_epoch: called with the metrics of each epoch; if it returns False, the training ends.
 
     Raises:
-        UserError: the input is wrong; nothing has been trained then.
+        UserError: the input is wrong; nothing was trained.
     """
     from heterokd.execution.distill import distill_once
 
-    alone = experiment.with_methods([method])
-    (name,) = alone.methods
-    method_params(name, {}, "distill", alone.space.extensions.get(name))
-    return distill_once(alone, name, open_workspace(str(root)), on_epoch or (lambda metrics: True))
+    experiment = experiment.with_methods([method])
+    (name,) = experiment.methods
+    method_params(name, {}, "distill", experiment.space.extensions.get(name))
+    return distill_once(experiment, name, open_workspace(str(root)), on_epoch or (lambda metrics: True))
 
 
 def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | None = None) -> Plan:
-    """Estimate what a search will take, as `heterokd plan` does: trainings, time, money, memory, disk.
+    """Estimate trainings, time, money, memory and disk space of a search.
 
     Args:
         experiment: what `load_experiment` returned.
@@ -150,7 +118,7 @@ def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | No
         address: address of a Ray cluster to measure on; None starts a local Ray.
 
     Raises:
-        UserError: the input is wrong, as in a search.
+        UserError: the input is wrong.
     """
     from heterokd.execution.planning.plan import plan_experiment
 
@@ -160,18 +128,18 @@ def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | No
 def promote(
     study: str, root: str | Path = "runs", *, dry_run: bool = False, alias: str = "champion", trial: int | None = None
 ) -> Decision:
-    """Compare a study's best student with the champion on the test split, and move the alias if it passes every gate.
+    """Compare a study's winner with the champion on the test split; move the alias if the winner passes every gate.
 
     Args:
-        study: name of a study that has a winner.
+        study: name of a study with a winner.
         root: workspace folder, or address of a store.
-        dry_run: decide, but change nothing.
-        alias: alias that the version gets; the version that had it becomes `previous`.
+        dry_run: return the decision without changing anything.
+        alias: alias to move; the version that had it gets the alias `previous`.
         trial: number of a trial to promote instead of the winner.
 
     Raises:
-        StudyError: there is no such study.
-        PromotionError: there is no student to promote, or the champion cannot be compared with it.
+        StudyError: unknown study.
+        PromotionError: there is no student to promote, or no comparison with the champion is possible.
         TrackingError: the tracking server does not answer.
     """
     from heterokd.students.promotion.promote import promote as decide
@@ -184,13 +152,13 @@ def export(source: str | Path, out: str | Path, format: str = "onnx", root: str 
 
     Args:
         source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial.
-        out: folder to write to, made if it does not exist.
-        format: name of an export format: onnx, pt2, safetensors, or one of an installed package.
+        out: output folder, created if it does not exist.
+        format: onnx, pt2, safetensors, or the name of an installed package's format.
         root: workspace folder, or address of a store.
 
     Raises:
-        UserError: there is no such student or format, or the folder cannot be used.
-        ExportError: the exported file disagrees with the trained student.
+        UserError: unknown student or format, or a folder that cannot be used.
+        ExportError: outputs of the exported file differ from those of the trained student.
     """
     from heterokd.students.export.export import export_student
     from heterokd.students.export.find import find_student
@@ -200,7 +168,7 @@ def export(source: str | Path, out: str | Path, format: str = "onnx", root: str 
 
 
 def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
-    """Load a trained student: images [B, 3, H, W] in [0, 1] to logits; normalisation is inside.
+    """Load a trained student, which maps images [B, 3, H, W] in [0, 1] to logits; it includes the normalisation.
 
     Args:
         source: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `studies/NAME` (its winner), or the folder of a trial or
@@ -208,10 +176,10 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
         root: workspace folder, or address of a store.
 
     Returns:
-        A plain module in evaluation mode, on the CPU.
+        A module in evaluation mode, on the CPU.
 
     Raises:
-        UserError: there is no such student, or its weights are missing or damaged.
+        UserError: unknown student, or its weights are missing or damaged.
     """
     from heterokd.networks.network import deployable
     from heterokd.networks.timm_folder import CONFIG
@@ -225,7 +193,7 @@ def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:
 
 
 def __getattr__(name: str) -> object:
-    """Import the result types, whose modules load Ray and MLflow, when they are asked for."""
+    """Import a result type on first use, because its module loads Ray or MLflow."""
     if name == "SearchResult":
         from heterokd.study.search_result import SearchResult
 

@@ -2,16 +2,16 @@
 
 HeterokdError
 ├── UserError              the input is wrong; the command line exits with 2
-│   ├── ConfigError        an experiment, search space or override: names file and key
-│   ├── DataError          a data set that is missing, damaged or empty
+│   ├── ConfigError        a wrong key or value in an experiment, search space or override
+│   ├── DataError          a missing, damaged or empty data set
 │   ├── NetworkError       a network that does not exist or cannot be split into stages
 │   ├── PairError          a method (or its layout) that does not support this teacher and student
-│   ├── CheckpointError    weights that are missing, damaged or of a different network
-│   ├── CacheError         cached teacher outputs that are missing, damaged, of a different key, or too large
-│   ├── StudyError         a study that is missing, unfinished, running or of another experiment
+│   ├── CheckpointError    missing or damaged weights, or weights of a different network
+│   ├── CacheError         teacher outputs that are missing, damaged, of a different key, or too large
+│   ├── StudyError         a missing, unfinished or running study, or a study of another experiment
 │   ├── TrackingError      an MLflow store that cannot be used or does not answer
-│   └── PromotionError     nothing to promote, or nothing to compare it with
-├── SearchError            no trial can run, so the search was stopped
+│   └── PromotionError     nothing to promote, or no comparison is possible
+├── SearchError            the search was stopped because no trial can run
 ├── ExportError            an exported file whose outputs differ from the student's
 ├── MissingSignal          an output was read that was not requested
 └── TrainingDiverged       a loss or output that is not finite; the trial is recorded as diverged
@@ -37,7 +37,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set is missing, damaged, empty or of another shape than its experiment says."""
+    """A data set is missing, damaged, empty or does not fit the experiment."""
 
 
 class NetworkError(UserError):
@@ -65,11 +65,11 @@ class TrackingError(UserError):
 
 
 class PromotionError(UserError):
-    """There is nothing to promote, or it cannot be compared with the champion."""
+    """There is nothing to promote, or no comparison with the champion is possible."""
 
 
 class SearchError(HeterokdError):
-    """No trial can run on this machine or cluster, so the search was stopped; its results are kept."""
+    """The search was stopped because no trial can run on this machine or cluster; its results are kept."""
 
 
 class ExportError(HeterokdError):

@@ -1,8 +1,7 @@
-"""Look classes up by name: in heterokd's folders, installed packages, `module:Name`, or a user's file.
+"""Look up classes by name: in heterokd's folders, installed packages, `module:Name`, or a user's file.
 
-Names are found without importing anything, so that a help text can list them; a class is imported when it is asked for.
-The class of a user's file (`./my_method.py:MyKD`) is made from the file's text, which travels with the settings that
-name it: `heterokd.config.extension`.
+Names are found without importing the classes, which are imported on first use. The class of a user's file
+(`./my_method.py:MyKD`) is created from the file's text, which is part of the settings: `heterokd.config.extension`.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ T = TypeVar("T")
 
 
 class Implementations(Mapping[str, type[T]], Generic[T]):
-    """The subclasses of a class by name: a subclass per module of a folder, sorted, then entry points.
+    """Subclasses of a class by name: those in the modules of a folder, sorted, then those of entry points.
 
     Args:
-        package: dotted name of the folder; its modules without a leading underscore are the names.
-        base: `package.module:Class` of which all are subclasses.
-        group: of the entry points by which installed packages add to the list.
+        package: dotted name of the folder; modules with a leading underscore are ignored.
+        base: common base class, `package.module:Class`.
+        group: entry points of installed packages.
     """
 
     def __init__(self, package: str, base: str, group: str) -> None:
@@ -41,7 +40,7 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
 
     @cached_property
     def builtin(self) -> tuple[str, ...]:
-        """Names of the folder alone: these do not depend on what else is installed."""
+        """Names in the folder, which do not depend on installed packages."""
         folder = Path(__file__).parent.joinpath(*self._package.split(".")[1:])
         return tuple(
             sorted(
@@ -77,8 +76,8 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
         """Import a class.
 
         Raises:
-            KeyError: the name is not known.
-            ConfigError: an installed package does not give what its entry point promises.
+            KeyError: unknown name.
+            ConfigError: the entry point of an installed package is no such class, or its name is taken.
         """
         base = _named(self._base)
         entries = self._installed.get(name, [])
@@ -86,7 +85,7 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
             owners = [_owner(entry) for entry in entries]
             raise ConfigError(
                 f"{self._group}: {' and '.join(['heterokd'] * (name in self.builtin) + owners)} both define {name!r}; "
-                f"uninstall {owners[-1]}, or ask its authors for another name"
+                f"uninstall {owners[-1]}, or rename its entry point"
             )
         if name in self.builtin:
             return cast("type[T]", the_subclass(importlib.import_module(f"{self._package}.{name}"), base))
@@ -98,12 +97,12 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
         except Exception as error:
             raise ConfigError(
                 f"{self._group}: {name!r} of {_owner(entry)} cannot be imported ({type(error).__name__}: {error}); "
-                "mend or uninstall that package"
+                "correct or uninstall that package"
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
                 f"{self._group}: {name!r} of {_owner(entry)} ({entry.value}) is not a subclass of "
-                f"{self._base.replace(':', '.')}; mend or uninstall that package"
+                f"{self._base.replace(':', '.')}; correct or uninstall that package"
             )
         return cast("type[T]", found)
 
@@ -130,15 +129,15 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
     Args:
         reference: the name; a file is looked up from the current directory.
         key: of the experiment that names it, for errors.
-        known: short names that may stand there, for errors.
+        known: short names that are also valid, for errors.
 
     Raises:
-        ConfigError: the reference has another form, the module cannot be imported, or has no such name.
+        ConfigError: the reference has another form, or its module cannot be imported or has no such name.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name.isidentifier():
         forms = ", ".join((*known, "package.module:Name", "./file.py:Name"))
-        raise ConfigError(f"{key}: {reference!r} names nothing; give one of {forms}")
+        raise ConfigError(f"{key}: {reference!r} is not a valid name; give one of {forms}")
     if place.endswith(".py"):
         try:
             module = _module_of_text(place, read_source(place))
@@ -157,37 +156,37 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
 
 
 def read_source(file: str) -> str:
-    """Read a Python file, from the current directory.
+    """Read a Python file; a relative path starts at the current directory.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be read.
+        ConfigError: the file does not exist or cannot be read.
     """
     try:
         return Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {file}; paths begin where heterokd is run") from None
+        raise ConfigError(f"there is no file {file}; relative paths start at the current directory") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); give a Python file") from None
 
 
 def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
-    """Return the class that a Python file defines. The same text gives the same class within a process.
+    """Return a class that a Python file defines; the same text returns the same class within a process.
 
     Args:
-        file: what the text was read from, for messages and tracebacks.
+        file: path of the text, for messages and tracebacks.
         text: of the file.
         class_name: of the class.
-        base: `package.module:Class` of which it must be a subclass.
+        base: required base class, `package.module:Class`.
 
     Raises:
-        ConfigError: the text is not valid Python, fails when it is imported, or defines no such class.
+        ConfigError: the text is not valid Python, fails on import, or defines no such class.
     """
     module = _module_of_text(file, text)
     found = vars(module).get(class_name)
     if not isinstance(found, type):
         classes = [name for name, value in vars(module).items() if _is_defined_in(value, module)]
         hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
-        raise ConfigError(f"{file}: defines no class {class_name!r}; {hint}")
+        raise ConfigError(f"{file}: there is no class {class_name!r}; {hint}")
     if not issubclass(found, _named(base)):
         raise ConfigError(f"{file}: {class_name} is not a subclass of {base.replace(':', '.')}; make it one")
     if inspect.isabstract(found):
@@ -197,7 +196,7 @@ def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
 
 
 class _TextLoader(importlib.abc.SourceLoader):
-    """Import a module from a text; tracebacks and `inspect.getsource` find its lines through the loader."""
+    """Loader that imports a module from a text and returns its lines to tracebacks and `inspect.getsource`."""
 
     def __init__(self, file: str, text: str) -> None:
         self._file, self._text = file, text
@@ -207,7 +206,7 @@ class _TextLoader(importlib.abc.SourceLoader):
 
     def get_data(self, path: str | bytes) -> bytes:
         if path != self._file:
-            raise OSError(path)  # a cached bytecode file
+            raise OSError(path)  # bytecode files are not cached
         return self._text.encode()
 
 
@@ -220,7 +219,7 @@ def _module_of_text(file: str, text: str) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None  # a loader is given
     module = importlib.util.module_from_spec(spec)
-    # Before it runs: pydantic and dataclasses look annotations up in the module of their class.
+    # Set before it runs, because pydantic and dataclasses look up annotations in the module of their class.
     sys.modules[name] = module
     try:
         loader.exec_module(module)

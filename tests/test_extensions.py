@@ -47,7 +47,7 @@ def test_installed_packages_add_names_and_take_none_away(methods: Implementation
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("kd", "heterokd and plug both define 'kd'; uninstall plug, or ask its authors for another name"),
+        ("kd", "heterokd and plug both define 'kd'; uninstall plug, or rename its entry point"),
         ("gone", r"'gone' of plug cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\)"),
         ("unrelated", r"'unrelated' of plug \(plug_module:Unrelated\) is not a subclass of heterokd.method.Method"),
     ],

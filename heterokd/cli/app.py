@@ -1,6 +1,6 @@
-"""The command line: `heterokd COMMAND`. Heavy imports stay inside the commands, so that `--help` answers at once.
+"""The command line: `heterokd COMMAND`. Heavy imports stay inside the commands to keep `--help` fast.
 
-Exit codes: 0 success, 1 a bug or a fault of the machine, 2 wrong input, 130 interrupted (everything is kept).
+Exit codes: 0 success, 1 a bug or a fault of the machine, 2 wrong input, 130 interrupted (all results are kept).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heterokd.cli.options import FULL
 from heterokd.execution.signals import ending_in_order
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors of a path that the user chose; other errors of a disk are faults of the machine."""
+"""Errors of a path that the user gave; other errors of a disk are faults of the machine."""
 
 app = typer.Typer(
     help="Search for the best way to distil a large vision model into a small one of another architecture.",
@@ -63,15 +63,15 @@ for command in (
 
 @cache
 def _command() -> Callable[..., object]:
-    """The commands with their options, which Typer reads off the functions' signatures."""
+    """Return the commands with their options, which Typer reads from the functions' signatures."""
     return get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; expected errors end in a sentence on stderr.
+    """Run the command line; print expected errors as a sentence on stderr.
 
     Args:
-        arguments: without the program's name; default: those of the process.
+        arguments: without the program's name; default: the arguments of the process.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, HeterokdError):
             lines, is_users = str(error).splitlines(), isinstance(error, UserError)
         elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
-            advice = "check the path and its permissions"
-            lines, is_users = [f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}); {advice}"], True
+            reason = f"cannot be used ({error.strerror}); check the path and its permissions"
+            lines, is_users = [f"{os.fsdecode(error.filename)}: {reason}"], True
         elif isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
             lines, is_users = str(error).splitlines(), False
         else:

@@ -21,11 +21,11 @@ class CacheRequest:
 
     Attributes:
         names: file of an experiment, or ids of caches.
-        overrides: `key=value` of the experiment.
+        overrides: `key=value` texts for the experiment.
         address: of a Ray cluster.
-        listing, verifying, pruning: which of the three; none of them builds.
-        unused_for, max_size, everything: what is pruned in addition to the ids.
-        dry_run: nothing is deleted.
+        listing, verifying, pruning: the mode; without any, a cache is built.
+        unused_for, max_size, everything: caches to prune in addition to the ids.
+        dry_run: delete nothing.
     """
 
     names: Sequence[str] = ()
@@ -40,29 +40,25 @@ class CacheRequest:
     dry_run: bool = False
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Check that the options fit together.
 
         Raises:
-            ConfigError: names the options to leave out or to add.
+            ConfigError: names the options to remove or to add.
         """
         modes = self.listing + self.verifying + self.pruning
-        which = bool(self.names or self.unused_for or self.max_size or self.everything)
+        selected = bool(self.unused_for or self.max_size or self.everything)
         if modes > 1:
-            raise ConfigError("--list, --verify, --prune: give one of them")
-        if (self.unused_for or self.max_size or self.everything or self.dry_run) and not self.pruning:
-            raise ConfigError(
-                "--unused-for, --max-size, --all, --dry-run: belong to --prune; add it, or leave them out"
-            )
+            raise ConfigError("--list, --verify, --prune: cannot be combined; give a single option")
+        if (selected or self.dry_run) and not self.pruning:
+            raise ConfigError("--unused-for, --max-size, --all, --dry-run: need --prune; add it")
         if (self.overrides or self.address) and modes:
-            raise ConfigError(
-                "--set, --address: belong to building a cache; leave them out, or give an EXPERIMENT alone"
-            )
+            raise ConfigError("--set, --address: are only for building a cache; remove them")
         if self.listing and self.names:
-            raise ConfigError(f"--list: shows every cache and takes no name; leave out {self.names[0]!r}")
+            raise ConfigError(f"--list: lists all caches and takes no name; remove {self.names[0]!r}")
         if not modes and len(self.names) != 1:
-            raise ConfigError("heterokd cache: give one EXPERIMENT to build its cache, or --list, --verify or --prune")
-        if self.pruning and not which:
-            raise ConfigError("--prune: say what may go: ids, --unused-for 30d, --max-size 10GB or --all")
+            raise ConfigError("heterokd cache: give an EXPERIMENT to build its cache, or --list, --verify or --prune")
+        if self.pruning and not (self.names or selected):
+            raise ConfigError("--prune: names no caches; give ids, --unused-for 30d, --max-size 10GB or --all")
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,9 @@ class Answer:
     """Result of the command.
 
     Attributes:
-        lines: for a terminal.
-        content: for `--json`.
-        problems: sentences; with any, the exit code is 2.
+        lines: text output.
+        content: output of `--json`.
+        problems: sentences; if there are any, the exit code is 2.
     """
 
     lines: Sequence[str]
@@ -85,11 +81,11 @@ def run(asked: CacheRequest, root: Workspace, *, quiet: bool = False) -> Answer:
 
     Args:
         asked: its arguments.
-        root: where state lives.
+        root: workspace.
         quiet: show no progress.
 
     Raises:
-        UserError: options that do not go together, an unknown id, a wrong experiment, a cache that cannot be built.
+        UserError: options that do not fit together, an unknown id, a wrong experiment, a cache that cannot be built.
     """
     asked.check()
     if asked.listing:
@@ -122,7 +118,7 @@ def run(asked: CacheRequest, root: Workspace, *, quiet: bool = False) -> Answer:
         names = {path.name: bytes_ for path, bytes_ in pixels.items()}
         content = {"deleted": as_rows(cards), "bytes": freed, "decoded_images": names, "dry_run": asked.dry_run}
         return Answer(lines, content)
-    from heterokd.cli.cache_build import build_caches  # Ray, which the other modes do without
+    from heterokd.cli.cache_build import build_caches  # imports Ray, which the other modes do not need
 
     with Terminal("", quiet=quiet) as terminal:
         built = build_caches(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
@@ -131,7 +127,7 @@ def run(asked: CacheRequest, root: Workspace, *, quiet: bool = False) -> Answer:
 
 
 def table(cards: Sequence[CacheCard]) -> list[str]:
-    """List caches for a terminal, the last used first."""
+    """Format a list of caches as text."""
     lines = [
         f"{card.id}  {format_size(card.bytes):>9}  {_state(card):<8}  "
         f"used {_ago(card.last_used)} ago  {card.description}"
@@ -141,15 +137,15 @@ def table(cards: Sequence[CacheCard]) -> list[str]:
 
 
 def as_rows(cards: Sequence[CacheCard]) -> list[dict[str, object]]:
-    """List caches for `--json`."""
+    """Format a list of caches as JSON."""
     return [{**asdict(card), "last_used": card.last_used.isoformat()} for card in cards]
 
 
 def verify(root: Workspace, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Check every checksum of some caches, or of all; problems by id.
+    """Verify all checksums of the given caches, or of all caches; return problems by id.
 
     Raises:
-        CacheError: there is no cache of a given id.
+        CacheError: unknown id.
     """
     known = [card.id for card in list_caches(root.cache_folder)]
     unknown = next((id_ for id_ in ids if id_ not in known), None)
@@ -159,11 +155,11 @@ def verify(root: Workspace, ids: Sequence[str]) -> dict[str, list[str]]:
 
 
 def prune(root: Workspace, asked: CacheRequest) -> tuple[list[CacheCard], dict[Path, int]]:
-    """Delete caches, see `prune_caches`, and decoded images by age; return what was deleted, or would be.
+    """Delete caches and unused decoded images; return those that were, or with `dry_run` would be, deleted.
 
     Raises:
-        ConfigError: a period or a size in another format.
-        CacheError: an unknown id, a cache in use, or one that cannot be deleted.
+        ConfigError: a period or a size is not valid.
+        CacheError: an unknown id, a cache in use, or a cache that cannot be deleted.
     """
     most = 0 if asked.everything else None
     seconds = None if asked.unused_for is None else parse_quantity("--unused-for", asked.unused_for, PERIODS, "30d")

@@ -30,13 +30,10 @@ class BuiltCache:
     """A complete cache.
 
     Attributes:
-        id: of the cache.
-        description: of its contents.
-        folder: that holds it.
-        bytes: of its shards.
-        views: records.
-        seconds: that building, or checking, took.
-        built: whether anything was missing.
+        bytes: size of its shards.
+        views: number of records.
+        seconds: duration of building, or checking.
+        built: whether shards were missing.
     """
 
     id: str
@@ -48,7 +45,7 @@ class BuiltCache:
     built: bool
 
     def lines(self) -> list[str]:
-        """Describe it for a terminal."""
+        """Format as text."""
         how = f"built in {format_duration(self.seconds)}" if self.built else "is complete; nothing was built"
         return [f"cache {self.id} {how}: {self.views:,} views, {format_size(self.bytes)}", self.folder]
 
@@ -56,22 +53,22 @@ class BuiltCache:
 def build_caches(
     file: Path, overrides: Sequence[str], root: Workspace, address: str | None, terminal: Terminal
 ) -> list[BuiltCache]:
-    """Complete the caches of an experiment's first seed, whose views its trials share: a cache for each teacher.
+    """Complete a cache for each teacher of an experiment, with the views of its first seed, which its trials share.
 
     Args:
         file: of the experiment.
-        overrides: `key=value` of it.
-        root: where state lives.
-        address: of a Ray cluster; None starts a local one.
+        overrides: `key=value` texts for the experiment.
+        root: workspace.
+        address: of a Ray cluster; None starts a local Ray.
         terminal: shows progress.
 
     Raises:
-        UserError: the experiment is wrong, caches nothing, or its cache cannot be completed.
+        UserError: the experiment is wrong, uses no cache, or its cache cannot be completed.
     """
     experiment = load_experiment(file, list(overrides))
     check_experiment(experiment)
     if not experiment.cache.enabled:
-        raise ConfigError("cache.enabled: is false, so the teacher runs live; set it to true to build its cache")
+        raise ConfigError("cache.enabled: is false; set it to true to build a cache")
     check_files(experiment)
     prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
     builds = {
@@ -80,8 +77,8 @@ def build_caches(
     }
     if not any(builds.values()):
         raise ConfigError(
-            f"search space: methods: none of {', '.join(experiment.methods)} reads only what a cache holds of the "
-            "teacher; they run it live, and there is nothing to build"
+            f"search space: methods: {', '.join(experiment.methods)} need the running teacher, not a cache; there is "
+            "nothing to build"
         )
     return [
         _complete(experiment.for_teacher(network), build, root, address, terminal)
@@ -94,7 +91,7 @@ def _complete(
     experiment: Experiment, build: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
 ) -> BuiltCache:
     for name in mend_cache(build.folder):
-        terminal.print_line(f"removed {build.folder}/{name}: damaged, or of an earlier cache")
+        terminal.print_line(f"removed {build.folder}/{name}: it was damaged, or part of an earlier cache")
     if build.obstacle is not None:
         raise CacheError(build.obstacle)
     built, started = not build.is_complete, time.monotonic()
@@ -102,7 +99,7 @@ def _complete(
         terminal.print_line(f"cache {build.key.id}: {build.key.describe()}")
         with connected(address), _progress(cache_bytes(build.key), terminal) as on_shard:
             fill(build, root, plan_cluster(experiment), on_shard)
-    plan_cache_build(experiment, root, build.weights)  # the audit
+    plan_cache_build(experiment, root, build.weights)  # verifies some records
     (card,) = (card for card in list_caches(root.cache_folder) if card.id == build.key.id)
     seconds = round(time.monotonic() - started, 3)
     return BuiltCache(card.id, card.description, str(build.folder), card.bytes, card.records, seconds, built)
@@ -110,7 +107,7 @@ def _complete(
 
 @contextmanager
 def _progress(size: int, terminal: Terminal) -> Iterator[Callable[[int, int], None]]:
-    """Show a build, as a bar on a terminal and a line each tenth in a pipe; yields a callback for complete shards."""
+    """Show progress as a bar on a terminal, else as a line per tenth; yield a callback for completed shards."""
     columns = (TextColumn("cache"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal.console, transient=True, disable=not terminal.is_live) as bar:
         task, tenths = bar.add_task("cache", total=size), 0

@@ -10,25 +10,25 @@ from heterokd.cli.options import AsJson, print_json
 
 
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(help="Describe this method in full; FILE.py:Class is a file of yours.")
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check it on random pairs; exit with 2 on a fault.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Method to describe, or FILE.py:Class.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the method on random pairs; exit with 2 on a fault.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the distillation methods, or describe or check a method."""
+    """List the distillation methods, or describe or check one of them."""
     from heterokd.cli.catalogue import describe, describe_all, named_method, source_of
     from heterokd.errors import ConfigError
 
     if check:
         if name is None:
-            raise ConfigError("--check: name the method, as in heterokd methods ./my_method.py:MyKD --check")
+            raise ConfigError("--check: the method is missing; write heterokd methods ./my_method.py:MyKD --check")
         from heterokd.methods.conformance.checks import check_method
 
         problems = check_method(named_method(name)[1])
         if as_json:
             print_json({"method": name, "problems": problems})
-        for problem in () if as_json else problems or ["every check passes"]:
+        for problem in () if as_json else problems or ["all checks passed"]:
             print(problem)
         raise typer.Exit(2 if problems else 0)
 
@@ -52,7 +52,7 @@ def methods(
     print(f"student_needs: {known['student_needs']}")
     print(f"teacher_needs: {known['teacher_needs']}")
     for parameter in known["parameters"]:
-        domain = f"; searched over {parameter['domain']}" if parameter["domain"] else ""
+        domain = f"; domain {parameter['domain']}" if parameter["domain"] else ""
         print(f"  {known['name']}.{parameter['name']} = {parameter['default']}: {parameter['description']}{domain}")
 
 
@@ -66,4 +66,4 @@ def datasets(as_json: AsJson = False) -> None:
         print_json({"datasets": rows})
         return
     for row in rows:
-        print(f"{row['name']:<14}{row['text']}{' Set data.root.' if row['needs_root'] else ''}")
+        print(f"{row['name']:<14}{row['text']}{' Needs data.root.' if row['needs_root'] else ''}")

@@ -22,7 +22,7 @@ def promote(
 ) -> None:
     """Promote a study's winner if it passes every gate.
 
-    It is compared with the champion on the test split, which nothing else reads.
+    Compares it with the champion on the test split, which no other command reads.
     """
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.promote import promote as decide
@@ -51,15 +51,15 @@ def rollback(
 ) -> None:
     """Undo the last promotion."""
     from heterokd.storage.workspace import open_workspace
-    from heterokd.students.promotion.rollback import rollback as take_back
+    from heterokd.students.promotion.rollback import rollback as run
 
-    done = take_back(open_workspace(root), model, alias=alias)
+    done = run(open_workspace(root), model, alias=alias)
     print(done.to_json() if as_json else done.reason)
 
 
 def export(
     student: Annotated[
-        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or a trial's folder.")
+        str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or a trial folder.")
     ],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     format_name: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
@@ -68,7 +68,7 @@ def export(
 ) -> None:
     """Export a student to a file that runs without heterokd.
 
-    The file is verified on real images against the trained weights.
+    Verifies the file against the trained student on real images.
     """
     format_named(format_name)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace

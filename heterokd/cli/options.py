@@ -1,4 +1,4 @@
-"""Options that commands share, and their checks."""
+"""Options shared by several commands, and their checks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from heterokd.storage.study_dir import StudyFolder
 
 READING = ("cache", "compare", "doctor", "plan")
-"""Commands that do not write to the root; `cache` checks it itself where it writes."""
+"""Commands that do not write to the root; `cache` checks the root itself if it writes."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a full disk."""
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the experiment, e.g. search.trials=50."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example search.trials=50."),
 ]
 
 
 def _usable(context: typer.Context, root: str) -> str:
-    """Refuse a root that the command cannot write to, before it starts."""
+    """Check that the command can use the root, before it starts."""
     check_root(root, written=context.info_name not in READING)
     return root
 
 
 def check_root(root: str, *, written: bool) -> None:
-    """Refuse a root that is no folder, or that cannot be written to although `written`."""
-    if "://" in root:  # an object store is checked when it is opened
+    """Check that the root is a folder; if `written`, also that it is writable."""
+    if "://" in root:  # an object store is checked on opening
         return
     place = Path(root)
     try:
@@ -59,10 +59,10 @@ RootFolder = Annotated[
         envvar="HETEROKD_ROOT",
         metavar="FOLDER",
         callback=_usable,
-        help="Workspace with all state: a folder, or s3://, gs://, file://.",
+        help="Workspace: a folder, or s3://, gs://, file://.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object on the last line of stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object as the last line of stdout.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study (the experiment's name).")]
 
 
@@ -74,14 +74,14 @@ def program_began() -> float:
 
 
 def load_asked(file: Path, overrides: list[str]) -> Experiment:
-    """Load an experiment with overrides."""
+    """Load an experiment; imports the configuration on first use."""
     from heterokd.config.reading import load_experiment
 
     return load_experiment(file, overrides)
 
 
 def existing_study(name: str, root: str) -> tuple[StudyFolder, Experiment]:
-    """Find a study; its folder and its experiment."""
+    """Return the folder and the experiment of a study."""
     from heterokd.config.reading import load_study_experiment
     from heterokd.storage.workspace import open_workspace
 

@@ -1,4 +1,4 @@
-"""Commands before a search: plan its cost, match stages, check the cluster."""
+"""Commands before a search: estimate its cost, compare stages, check the cluster."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def plan(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the time, money, memory and disk of a search.
+    """Estimate time, money, memory and disk space of a search.
 
-    A few steps of each method are timed where trials would run.
+    Times a few steps of each method where trials would run.
     """
     began = program_began()
     asked = load_asked(experiment, overrides)
@@ -31,7 +31,7 @@ def plan(
 
     check_address(address)
     with Terminal(asked.metric, quiet=as_json) as terminal:
-        terminal.print_line(f"{asked.name}: timing a few steps of each method; no trial is trained")
+        terminal.print_line(f"{asked.name}: timing a few steps of each method")
         found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.print_line)
         if as_json:
             print_json(found.to_json())
@@ -47,7 +47,7 @@ def match(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Compare the stages of teacher and student (CKA).
+    """Compare the stages of teacher and student by CKA.
 
     Proposes initial settings for methods that pair stages.
     """
@@ -71,7 +71,7 @@ def match(
         terminal.print_table(match_table(found.similarity))
         terminal.print_line(f"picture  {found.picture}")
         terminal.print_line(
-            "initial settings (search.match_starts: true tries them; or restrict a search space to them:)"
+            "initial settings (tried with search.match_starts: true; or as overrides of a search space:)"
         )
         terminal.print_line(found.to_yaml().rstrip())
 
@@ -85,7 +85,7 @@ def doctor(
 ) -> None:
     """Check a cluster before a search.
 
-    Every node is asked for the storage, the MLflow server, the data and its GPUs.
+    Checks storage, MLflow server, data and GPUs on every node.
     """
     asked = load_asked(experiment, overrides)
     from heterokd.execution.doctor import as_json as plain

@@ -15,12 +15,12 @@ from heterokd.errors import without_password
 def report(
     study: StudyName,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Evaluate the winner on val again for its charts.")
+        bool, typer.Option("--measure", help="Evaluate the winner on val again, for its charts.")
     ] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Regenerate the report of a study, also during a search."""
+    """Regenerate the report of a study, also during the search."""
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
     from heterokd.report.study_data import read_study
@@ -30,7 +30,7 @@ def report(
     folder, asked = existing_study(study, root)
     summary = read_summary(folder)
     if summary is None:
-        raise StudyError(f"{folder.path}: no trial has finished yet, so there is nothing to report; try again later")
+        raise StudyError(f"{folder.path}: no trial has finished, so there is nothing to report; try again later")
     if measure:
         from heterokd.report.measure import draw_pictures
         from heterokd.storage.workspace import open_workspace
@@ -50,7 +50,7 @@ def report(
 def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
     """Test which differences in a study are significant.
 
-    Configurations are paired by their fresh seeds.
+    Compares configurations on their common fresh seeds.
     """
     folder, asked = existing_study(study, root)
     from heterokd.study.significance import as_rows, compare_trials, fresh_values
@@ -61,22 +61,22 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
     if as_json:
         print_json({"study": study, "metric": asked.metric, "values": values, "comparisons": as_rows(found)})
         return
-    for name, own in values.items():
-        print(f"{name:<24}{asked.metric} {sum(own.values()) / len(own):.4f} on {len(own)} fresh seeds")
-    for one in found:
-        print(one.sentence())
+    for name, by_seed in values.items():
+        print(f"{name:<24}{asked.metric} {sum(by_seed.values()) / len(by_seed):.4f} on {len(by_seed)} fresh seeds")
+    for comparison in found:
+        print(comparison.sentence())
     if not found:
         print("Nothing to compare: no two configurations were confirmed on two common fresh seeds.")
 
 
 def ui(
-    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print the links of this study alone.")] = None,
+    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print only the links of this study.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     root: RootFolder = "runs",
 ) -> None:
-    """Serve MLflow's UI on 127.0.0.1, with links to studies.
+    """Serve MLflow's UI on 127.0.0.1.
 
-    Each study has links to its trials, its comparison chart and its model.
+    Prints links to the trials, the comparison chart and the model of each study.
     """
     _check_port(port)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
@@ -87,7 +87,7 @@ def ui(
     state = open_workspace(root)
     uri = existing_store(state, None if study is None else existing_study(study, root)[1].tracking.uri)
     if uri.startswith("http"):
-        # A browser asks for the password itself.
+        # The browser asks for the password.
         _print_links(study_links(state, uri, without_password(uri).replace("***@", ""), study))
         return
     base = f"http://127.0.0.1:{port}"
@@ -103,7 +103,7 @@ def _print_links(links: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, link in links if link)
     for name, link in links:
         print(f"{name:<{width}}  {link}".rstrip())
-    print("Close the assistant's panel if it opens; stop with Ctrl-C.", flush=True)
+    print("If an assistant's panel opens, close it. Press Ctrl-C to stop.", flush=True)
 
 
 def _check_port(port: int) -> None:

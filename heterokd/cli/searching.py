@@ -23,7 +23,7 @@ def search(  # its parameters are the command's options
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default: a local Ray.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the study of this name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the study of this name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Number of trials, instead of search.trials.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
@@ -33,7 +33,7 @@ def search(  # its parameters are the command's options
     Trains students in parallel, confirms the leaders on fresh seeds and registers the winner.
     """
     changes = [*overrides, *([f"search.trials={trials}"] if trials is not None else [])]
-    # What files and folders show to be wrong is said before the libraries of a search are imported.
+    # Faults that files and folders show are reported before the libraries of a search are imported.
     from heterokd.config.reading import read_experiment
     from heterokd.storage.workspace import open_workspace
 
@@ -48,7 +48,7 @@ def search(  # its parameters are the command's options
     with SearchTerminal(asked, quiet=as_json) as terminal:
         terminal.print_line(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
         found = None
-        with suppress(KeyboardInterrupt):  # before trials run; later Tune ends them in order
+        with suppress(KeyboardInterrupt):  # before the first trial; afterwards Tune handles it
             found = run(
                 asked,
                 workspace,
@@ -59,8 +59,8 @@ def search(  # its parameters are the command's options
             )
         if found is None or not found.finished:
             terminal.live.stop()
-            again = _same_again(experiment, overrides, trials, address, root)
-            print(f"\ninterrupted: everything is kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
+            again = _resume_command(experiment, overrides, trials, address, root)
+            print(f"\ninterrupted: all results are kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
             print(f"continue with: {again}", file=sys.stderr)
             raise typer.Exit(130)
         summary = found.summary
@@ -79,8 +79,8 @@ def search(  # its parameters are the command's options
         print_summary(terminal, found, asked.search.costs, _registered(found.model, summary, asked.name))
 
 
-def _same_again(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:
-    """Format the command that continues an interrupted search."""
+def _resume_command(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:
+    """Format the command that resumes an interrupted search."""
     words = ["heterokd", "search", str(file)]
     for text in overrides:
         words += ["--set", text]
@@ -104,29 +104,27 @@ def _registered(model: tuple[str, str] | None, summary: StudySummary, study: str
 def _hours(budget: str) -> float:
     hours = parse_quantity("--budget", budget, PERIODS, "2h") / 3600
     if not hours:
-        raise ConfigError(f"--budget {budget}: expected more than no time, such as 2h")
+        raise ConfigError(f"--budget {budget}: expected a period longer than zero, such as 2h")
     return hours
 
 
 def auto(  # its parameters are the command's options
-    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="A folder with a subfolder for each class.")],
-    teachers: Annotated[list[str], typer.Option("--teacher", help="timm name; of several, the best on val is used.")],
-    students: Annotated[list[str], typer.Option("--student", help="timm name; proposed if left out.")] = [],  # noqa: B006
-    max_params_m: Annotated[
-        float | None, typer.Option(min=0, help="Largest student, in millions of parameters.")
-    ] = None,
-    max_latency_ms: Annotated[
-        float | None, typer.Option(min=0, help="Slowest student, for an image on one core.")
-    ] = None,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder for each class.")],
+    teachers: Annotated[
+        list[str], typer.Option("--teacher", help="Network of timm; of several, the best on val is used.")
+    ],
+    students: Annotated[list[str], typer.Option("--student", help="Network of timm; default: proposed.")] = [],  # noqa: B006
+    max_params_m: Annotated[float | None, typer.Option(min=0, help="Maximum millions of parameters.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Maximum latency, batch 1 on one core.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Time limit of the search: 30m, 2h, 1d.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and its plan, run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and its plan only.")] = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the experiment to.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Search for a student for a folder of images.
 
-    Inspects the images, writes an experiment for them, shows its plan and runs it.
+    Inspects the images, writes an experiment, shows its plan and runs it.
     """
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
@@ -160,7 +158,7 @@ def auto(  # its parameters are the command's options
     if not dry_run:
         search(made.file, [], None, False, None, root, as_json)
     elif as_json:
-        said = [*seen.sentences(), *made.reasons]
-        print_json({"experiment": str(made.file), "said": said, "plan": plan.to_json()})
+        sentences = [*seen.sentences(), *made.reasons]
+        print_json({"experiment": str(made.file), "said": sentences, "plan": plan.to_json()})
     else:
         print(f"run it with: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")

@@ -1,4 +1,4 @@
-"""Commands that train a student, reproduce a published table, or prepare a teacher and its cache."""
+"""Commands that train a student, reproduce published results, or prepare a teacher and its cache."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from heterokd.formatting import epoch_score, metric_name
 
 def distill(
     experiment: ExperimentFile,
-    method: Annotated[str, typer.Option(help="Name of the method (see `heterokd methods`), or FILE.py:Class.")],
+    method: Annotated[str, typer.Option(help="Name (see heterokd methods), or FILE.py:Class.")],
     overrides: Overrides = [],  # noqa: B006
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Train a student once with published settings.
+    """Train a student once with the published settings of a method.
 
-    The training is logged like a trial.
+    Logs the training like a trial.
     """
     from heterokd.config.extension import is_reference
     from heterokd.errors import ConfigError, did_you_mean
@@ -52,21 +52,21 @@ def distill(
         )
         return
     if not result.trained:
-        terminal.print_line("this recipe was already trained; nothing to do")
+        terminal.print_line("this recipe was trained before; nothing was done")
     terminal.print_line(f"{name}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 
 def reproduce(
     experiment: ExperimentFile,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per method.")] = 3,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated subset of the methods.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method.")] = 3,
+    methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
     overrides: Overrides = [],  # noqa: B006
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Reproduce a published table over several seeds.
+    """Reproduce published results over several seeds.
 
-    Trains published settings and compares the results with the published numbers.
+    Trains the published settings and compares the results.
     """
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
@@ -108,7 +108,7 @@ def teacher(
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Fit the teachers, or verify given checkpoints.
+    """Fit the teachers, or verify their checkpoints.
 
     Searches reuse fitted teachers.
     """
@@ -124,8 +124,7 @@ def teacher(
         found = list(prepare_teachers(asked, open_workspace(root), progress=terminal.teacher_epoch).values())
     if as_json:
         rows = [
-            {**one.card.__dict__, "file": None if one.weights is None else str(one.weights), "fitted": one.fitted}
-            for one in found
+            {**each.card.__dict__, "file": each.weights and str(each.weights), "fitted": each.fitted} for each in found
         ]
         print_json(rows[0] if len(rows) == 1 else {"teachers": rows})
         return
@@ -140,23 +139,22 @@ def teacher(
 def cache(  # its parameters are the command's options
     names: Annotated[
         list[str],
-        typer.Argument(metavar="EXPERIMENT | [ID]...", help="Experiment to cache, or ids of caches."),
+        typer.Argument(metavar="EXPERIMENT | [ID]...", help="Experiment whose cache to build, or ids of caches."),
     ] = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
     address: Annotated[str | None, typer.Option(help="Ray cluster to build on; default: a local Ray.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the caches.")] = False,
-    verifying: Annotated[
-        bool, typer.Option("--verify", help="Verify the checksums of these caches, or of all.")
-    ] = False,
+    verifying: Annotated[bool, typer.Option("--verify", help="Verify checksums of these caches, or of all.")] = False,
     pruning: Annotated[bool, typer.Option("--prune", help="Delete caches; caches in use are kept.")] = False,
     unused_for: Annotated[
-        str | None, typer.Option(metavar="PERIOD", help="Remove caches unused for longer: 30d.")
+        str | None, typer.Option(metavar="PERIOD", help="Delete caches unused for longer, such as 30d.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Remove least recently used caches until under 10GB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Delete least recently used caches down to 10GB."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all caches.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, delete nothing.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all caches.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which caches would be deleted.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:

@@ -214,7 +214,7 @@ def test_an_unknown_study_names_the_nearest(cli: Run, tiny_file: Write, tmp_path
         assert "there is no study 'digit'; did you mean 'digits'?" in done.err
     unfinished = cli("report", "digits")
     assert unfinished.code == 2
-    assert "no trial has finished yet" in unfinished.err
+    assert "no trial has finished" in unfinished.err
 
 
 def test_a_port_in_use(cli: Run, tmp_path: Path) -> None:

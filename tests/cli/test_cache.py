@@ -140,13 +140,13 @@ def test_who_waited_for_a_cache_that_was_deleted_holds_the_new_one(caches: Path)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give one EXPERIMENT to build its cache, or --list, --verify or --prune"),
-        (["one.yaml", "two.yaml"], "give one EXPERIMENT"),
-        (["--list", "--prune", "--all"], "--list, --verify, --prune: give one of them"),
-        (["--list", "abc"], "--list: shows every cache and takes no name; leave out 'abc'"),
-        (["x.yaml", "--all"], "--unused-for, --max-size, --all, --dry-run: belong to --prune"),
-        (["--verify", "--set", "a=1"], "--set, --address: belong to building a cache"),
-        (["--prune"], "--prune: say what may go: ids, --unused-for 30d, --max-size 10GB or --all"),
+        ([], "give an EXPERIMENT to build its cache, or --list, --verify or --prune"),
+        (["one.yaml", "two.yaml"], "give an EXPERIMENT"),
+        (["--list", "--prune", "--all"], "--list, --verify, --prune: cannot be combined"),
+        (["--list", "abc"], "--list: lists all caches and takes no name; remove 'abc'"),
+        (["x.yaml", "--all"], "--unused-for, --max-size, --all, --dry-run: need --prune"),
+        (["--verify", "--set", "a=1"], "--set, --address: are only for building a cache"),
+        (["--prune"], "--prune: names no caches; give ids, --unused-for 30d, --max-size 10GB or --all"),
         (
             ["--prune", "--unused-for", "soon"],
             "--unused-for soon: expected a number and one of m, h, d, w, such as 30d",

@@ -120,7 +120,7 @@ def test_distill_takes_a_file_in_python(tiny_file: Write, tmp_path: Path) -> Non
 # --- refused in one sentence, before work
 
 BROKEN = {
-    "no file": ("none.py:MyKD", None, "there is no file none.py; paths begin where heterokd is run"),
+    "no file": ("none.py:MyKD", None, "there is no file none.py; relative paths start at the current directory"),
     "no class": ("m.py:Nothing", user_classes.METHOD, "m.py: there is no class 'Nothing'; "),
     "no class named": ("m.py", user_classes.METHOD, "m.py: the name of the class is missing; write m.py:Class"),
     "no Python": ("m.py:MyKD", "class MyKD:\n  def (", "m.py:2: is not valid Python (invalid syntax)"),
@@ -200,10 +200,10 @@ def test_methods_explains_and_checks_a_file(cli: Run, tmp_path: Path) -> None:
     shown = cli("methods", METHOD)
     assert shown.code == 0
     assert "source: no published source" in shown.out
-    assert "mykd.weight = 1.0: multiplies the loss; searched over 0.1 to 10, log" in shown.out
+    assert "mykd.weight = 1.0: multiplies the loss; domain 0.1 to 10, log" in shown.out
     assert "source: https://arxiv.org/abs/1503.02531" in cli("methods", "kd").out
     passed = cli("methods", METHOD, "--check")
-    assert (passed.code, passed.out) == (0, "every check passes\n")
+    assert (passed.code, passed.out) == (0, "all checks passed\n")
     (tmp_path / "my_method.py").write_text(user_classes.METHOD.replace("teacher.detach()", "teacher"))
     failed = cli("methods", METHOD, "--check", "--json")
     assert failed.code == 2

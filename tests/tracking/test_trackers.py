@@ -94,9 +94,9 @@ def test_a_tracker_of_a_file_that_raises_costs_a_warning(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("cvs", "tracking.also: 'cvs' names nothing; give one of csv, package.module:Name, ./file.py:Name"),
+        ("cvs", "tracking.also: 'cvs' is not a valid name; give one of csv, package.module:Name, ./file.py:Name"),
         ("heterokd.trackers:X", "tracking.also: heterokd.trackers cannot be imported"),
-        ("./absent.py:X", "tracking.also: there is no file ./absent.py; paths begin where heterokd is run"),
+        ("./absent.py:X", "tracking.also: there is no file ./absent.py; relative paths start at the current directory"),
         ("heterokd.tracking.csv:CsvTraker", "has no 'CsvTraker'; did you mean 'CsvTracker'?"),
         ("heterokd.tracking.csv:COLUMNS", "tracking.also: heterokd.tracking.csv:COLUMNS cannot be constructed"),
     ],

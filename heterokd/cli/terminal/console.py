@@ -1,4 +1,4 @@
-"""Terminal: prints lines and tables, to a screen or a file."""
+"""Terminal: print lines and tables to a screen or a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console, RenderableType
 from heterokd.formatting import epoch_score
 
 PIPE_WIDTH = 140
-"""Columns of output that is not a screen, such as a log file."""
+"""Columns of output to a file or pipe."""
 
 
 class Terminal:
-    """Prints what a command does. Use as a context manager.
+    """Output of a command, to be used as a context manager.
 
     Args:
-        metric: that is optimised.
+        metric: that selects students.
         quiet: print nothing (`--json`).
     """
 
@@ -34,11 +34,11 @@ class Terminal:
         """Nothing to release."""
 
     def print_line(self, text: str) -> None:
-        """Print a line without wrapping it, so that paths and commands can be copied."""
+        """Print a line without wrapping, so that paths and commands can be copied."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def print_sentence(self, text: str) -> None:
-        """Print a sentence, wrapped on a screen."""
+        """Print a sentence; on a screen it is wrapped."""
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def print_table(self, table: RenderableType) -> None:
@@ -46,7 +46,7 @@ class Terminal:
         self.console.print(table)
 
     def teacher_epoch(self, metrics: Mapping[str, float], network: str = "") -> bool:
-        """Print progress of a teacher's fit; always True, so that the fit goes on."""
+        """Print progress of fitting a teacher; return True, which continues the fit."""
         epoch = int(metrics["epoch"])
         if epoch == 1 or epoch % 10 == 0:
             named = f"the teacher {network}".rstrip()

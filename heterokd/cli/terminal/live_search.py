@@ -1,4 +1,4 @@
-"""SearchTerminal: progress of a running search."""
+"""SearchTerminal: show the progress of a search."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from heterokd.study.pruner import checkpoint_epochs, compared
 from heterokd.study.summary import StudySummary
 
 FEWEST_LEADERS = 3
-"""Rows of the live table when many trials run in parallel."""
+"""Minimum number of rows in the live table."""
 
 HEADS = 7
-"""Lines of the live view without leaders and running trials: counts, time, budget, best, two empty, table header."""
+"""Lines of the live view in addition to leaders and trials: counts, time, budget, best, two empty, table header."""
 
 NUMBERS = {"trials": "trials", "trainings": "trainings", "hours": "h", "gpu_hours": "GPU-hours", "money": "money"}
 
 
 class SearchTerminal(Terminal):
-    """Shows a search: a live view on a terminal, a line per finished trial in a pipe.
+    """Output of a search: a live view on a terminal, a line per finished trial elsewhere.
 
     Args:
-        experiment: what is searched.
+        experiment: of the search.
         quiet: print nothing (`--json`).
         seconds: clock for the elapsed and remaining time.
     """
@@ -59,7 +59,7 @@ class SearchTerminal(Terminal):
         self.live.stop()
 
     def __call__(self, event: Literal["start", "report", "finish"], trial: TrialFolder, summary: StudySummary) -> None:
-        """A trial started, reached a rung or finished."""
+        """Update the view after a trial started, reported or finished."""
         self.heard = self.seconds()
         if self.done_at_start is None:
             self.started, self.done_at_start = self.heard, summary.progress.done - (event == "finish")
@@ -86,7 +86,7 @@ class SearchTerminal(Terminal):
             reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]
             curve = [report[self.metric] for report in reports if self.metric in report]
             if snapshot.reason == BEHIND and len(curve) > 1:
-                reached += f", {format_score(fmean(curve))} on average"  # which a rung compares
+                reached += f", {format_score(fmean(curve))} on average"  # the value that a rung compares
             elif snapshot.reason not in (BEHIND, NEGATIVE_TRANSFER, None):
                 reached += f", stopped by {snapshot.reason}"
         if status.is_failure and trial.error:
@@ -107,7 +107,7 @@ class SearchTerminal(Terminal):
         yield self.view(options.max_width, options.size.height)
 
     def view(self, width: int, height: int) -> RenderableType:
-        """Render counts, the best student, the leaders and running trials, without wrapping a line.
+        """Render counts, time, budget, the best student, leaders and running trials without wrapping lines.
 
         Args:
             width: of the screen, in columns.
@@ -115,10 +115,10 @@ class SearchTerminal(Terminal):
         """
         if self.summary is None:
             return Text("starting")
-        lines = height - HEADS - 1  # the cursor's own
+        lines = height - HEADS - 1  # a line for the cursor
         runs = list(self.running.values())
         leaders = max(FEWEST_LEADERS, min(SHOWN_LEADERS, lines - 1 - len(runs)))
-        room = max(1, lines - 1 - leaders)  # scratch may have a line beside the leaders
+        room = max(1, lines - 1 - leaders)  # scratch may need an additional line
         shown = runs if len(runs) <= room else runs[: room - 1]
         running = [self._where(trial) for trial in shown]
         if len(shown) < len(runs):
@@ -146,7 +146,7 @@ class SearchTerminal(Terminal):
         return f"{progress.done} of {progress.total}: {', '.join(parts)}; {len(self.running)} running"
 
     def _time(self) -> str:
-        """Elapsed time, and the remaining time at the pace so far."""
+        """Return elapsed time, and the remaining time at the average pace."""
         now = self.seconds()
         parts = [f"{format_duration(now - self.started)} so far"]
         left = self._left(now)
@@ -172,7 +172,7 @@ class SearchTerminal(Terminal):
         return {key: float(limits[key]) for key in NUMBERS if key in limits}
 
     def _spent(self) -> list[str]:
-        """A line of what is spent of each limit; none without a budget."""
+        """Return a line with the used part of each limit; none without a budget."""
         assert self.summary is not None
         spent = {key: value or 0.0 for key, value in self.summary.spent.items()}
         if self.running and "hours" in spent:
@@ -190,14 +190,14 @@ class SearchTerminal(Terminal):
         return f"best     {winner.number:04d} {winner.method} {self.metric} {value} ({sureness(winner)})"
 
     def _where(self, trial: TrialFolder) -> str:
-        """A trial's line; its number alone if its folder cannot be read, since the view must not end the search."""
+        """Return a trial's line, or only its number if its folder cannot be read: the view must not end the search."""
         try:
             return self._running(trial)
         except (HeterokdError, OSError):
             return f"{trial.number:04d}"
 
     def _running(self, trial: TrialFolder) -> str:
-        """A trial's epoch, read from its folder if that is on this machine, and its next rung."""
+        """Return a trial's epoch, from its folder if it is on this machine, and its next rung."""
         recipe, reports = trial.recipe, trial.metrics()
         epochs = recipe.training.epochs
         epoch = int(reports[-1]["epoch"]) if reports else 0

@@ -1,4 +1,4 @@
-"""Summary at the end of a search, in at most 24 lines of 80 columns."""
+"""Print the summary of a search, in at most 24 lines of 80 columns."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from heterokd.report.wording import notes, verdict
 from heterokd.study.search_result import SearchResult
 
 MOST_NOTES = 2
-"""Sentences about exclusions, early ends and the budget; the report has all of them."""
+"""Maximum number of sentences on exclusions, early ends and the budget; the report has all of them."""
 
 MOST_FRONT = 3
-"""Students of the Pareto front; the report has all of them."""
+"""Maximum number of students of the Pareto front; the report has all of them."""
 
 
 def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str], registered: str) -> None:
-    """Print the results of a search and where they are.
+    """Print the results of a search and their locations.
 
     Args:
-        terminal: to print on.
+        terminal: output.
         found: result of the search.
-        costs: objectives besides the metric.
-        registered: describes the registered model.
+        costs: objectives in addition to the metric.
+        registered: description of the registered model.
     """
     summary, teacher = found.summary, found.teacher
     front, notices = summary.front, notes(summary)

@@ -1,4 +1,4 @@
-"""Tables for the terminal in 80 columns; what does not fit is cut in the least important column."""
+"""Tables for a terminal of 80 columns; the least important column is cut if necessary."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SHOWN_LEADERS = 6
 
 
 def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
-    """Lay out the leading students with their intervals; the scratch baseline is always among them.
+    """Return a table of the leading students with their intervals, and of the scratch baseline.
 
     Args:
         summary: of the study.
-        rows: leaders at most, without the baseline.
+        rows: maximum number of leaders, without the baseline.
     """
     table = Table(box=None, pad_edge=False, expand=True)
     for title, width in (("trial", 5), ("method", 8), (summary.metric, 10), ("95 % interval of the mean", 25)):
         table.add_column(title, min_width=width, no_wrap=True)
-    # What does not fit is cut here, never in the figures.
+    # Only this column is cut, never the numbers.
     table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
     shown = list(summary.leaders[:rows])
     scratch = summary.scratch
@@ -52,7 +52,7 @@ def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
 
 
 def sureness(leader: RankedConfig) -> str:
-    """Format the interval of a leader's mean and its number of fresh seeds: `0.9565 to 0.9827, 3 fresh seeds`."""
+    """Format a leader's interval and number of fresh seeds: `0.9565 to 0.9827, 3 fresh seeds`."""
     if not leader.confirmed:
         return "one seed"
     count = len(leader.seeds)
@@ -61,18 +61,12 @@ def sureness(leader: RankedConfig) -> str:
 
 
 def reproduction_table(found: Reproduction) -> Table:
-    """Lay out the published and measured score of each method, in per cent."""
+    """Return a table of published and measured scores of each method, in per cent."""
     table = Table(box=None, pad_edge=False)
     metric = found.metric
-    for title in (
-        "method",
-        f"published {metric}",
-        f"measured {metric}",
-        "deviation",
-        "seeds",
-        "difference",
-        "settings",
-    ):
+    for title in ("method", f"published {metric}", f"measured {metric}"):
+        table.add_column(title)
+    for title in ("deviation", "seeds", "difference", "settings"):
         table.add_column(title)
     for row in found.rows:
         table.add_row(
@@ -88,7 +82,7 @@ def reproduction_table(found: Reproduction) -> Table:
 
 
 def match_table(similarity: Sequence[Sequence[float]]) -> Table:
-    """Lay out the similarity of stages."""
+    """Return a table of the similarity of stages."""
     table = Table(box=None, pad_edge=False)
     table.add_column("student")
     for number in range(len(similarity[0])):
@@ -99,7 +93,7 @@ def match_table(similarity: Sequence[Sequence[float]]) -> Table:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Describe a plan: trainings, time, device-hours, money, memory, disk, and what is cached."""
+    """Describe a plan: trainings, time, device-hours, money, memory, disk, and the state of the cache."""
     counts, took = plan.trainings, {name: format_duration(seconds) for name, seconds in plan.phases.items()}
     done = f", {counts['done']:.0f} are done" if counts["done"] else ""
     lines = [
@@ -112,7 +106,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"devices    about {format_estimate(plan.device_hours, format_hours)} {plan.device_unit} on {plan.device}",
     ]
     if plan.money is None:
-        lines.append("money      unknown: give cluster.nodes with their price_per_hour, or search.budget.price")
+        lines.append("money      unknown: set price_per_hour of cluster.nodes, or search.budget.price")
     else:
         lines.append(f"money      about {format_estimate(plan.money, lambda value: f'{value:.2f}')} {plan.currency}")
     if plan.memory is not None:

@@ -316,7 +316,7 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
         os.write(first.near, b"\x03")
         assert first.ended() == 130
         text = first.text
-    assert "interrupted: everything is kept in my runs/studies/tiny" in text
+    assert "interrupted: all results are kept in my runs/studies/tiny" in text
     assert "Traceback" not in text
     said = re.search(r"continue with: (.+?--resume)", text.replace("\n", ""))
     assert said, text
