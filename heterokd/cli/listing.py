@@ -16,7 +16,7 @@ def methods(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the distillation methods, or describe or check one of them."""
+    """List the distillation methods, or describe or check a method."""
     from heterokd.cli.catalogue import describe, describe_all, named_method, source_of
     from heterokd.errors import ConfigError
 

@@ -115,7 +115,9 @@ def auto(  # its parameters are the command's options
     ],
     students: Annotated[list[str], typer.Option("--student", help="Network of timm; default: proposed.")] = [],  # noqa: B006
     max_params_m: Annotated[float | None, typer.Option(min=0, help="Maximum millions of parameters.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Maximum latency, batch 1 on one core.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="Maximum latency, batch 1 on a single core.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(metavar="PERIOD", help="Time limit of the search: 30m, 2h, 1d.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the experiment and its plan only.")] = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the experiment to.")] = None,
