@@ -146,17 +146,9 @@ def _delete_unfinished(runs: StudyRuns, run_id: str) -> None:
 def register(
     runs: StudyRuns, trial: TrialFolder, model_uri: str, splits: Splits, alias: str | None = CHALLENGER
 ) -> str:
-    """Make a logged student a version of the experiment's registered model.
+    """Make a logged student a version of the experiment's registered model; return its number.
 
-    Args:
-        runs: MLflow runs of the study.
-        trial: trial that trained the student.
-        model_uri: URI from `log_student`.
-        splits: data set that it was trained on.
-        alias: alias for the version.
-
-    Returns:
-        Number of the version; an existing version of this model is reused.
+    An existing version of the model is reused.
 
     Raises:
         TrackingError: the store does not answer.

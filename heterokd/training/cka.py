@@ -39,12 +39,7 @@ def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
 
 
 class MinibatchCKA:
-    """CKA of every map of a network with every map of another network.
-
-    Args:
-        rows: number of maps of the first network.
-        columns: number of maps of the second network.
-    """
+    """CKA of every map of a network (`rows`) with every map of another network (`columns`)."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self._cross = torch.zeros(rows, columns, dtype=torch.float64)

@@ -53,8 +53,7 @@ def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | 
 def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu") -> Tensor | None:
     """Return predicted classes on a split, in the order of the split: [N], or [N, H, W] uint8 in segmentation.
 
-    Returns:
-        None if the maps would take more than `CLASSES_BYTES`.
+    None if the maps would take more than `CLASSES_BYTES`.
     """
     classes: list[Tensor] = []
     with inference(network) as logits_of:
@@ -101,14 +100,7 @@ def evaluate(
 def image_results(
     network: nn.Module, loader: Iterable[Batch], task: Task, device: torch.device | str = "cpu"
 ) -> ImageResults:
-    """Return a network's results on each image of a split, for paired tests.
-
-    Args:
-        network: see `predict`.
-        loader: batches of plain images.
-        task: computes predictions from logits.
-        device: device of `network`.
-    """
+    """Return a network's results on each image of a split, for paired tests; see `evaluate` for the arguments."""
     with inference(network) as logits_of:
         return task.image_results(
             (task.logits(logits_of, batch.images.to(device)), batch.labels.to(device)) for batch in loader

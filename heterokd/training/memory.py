@@ -45,10 +45,7 @@ MAPS_AT_A_TIME = 3
 def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     """Estimate the GPU memory of a recipe's training, in bytes; meant as an upper bound.
 
-    Args:
-        recipe: the training.
-        splits: its data set.
-        gpu_bytes: memory of the GPU; a split that takes a small share of it stays there.
+    A split that takes a small share of the GPU's memory, `gpu_bytes`, stays there.
 
     Raises:
         PairError: the method cannot exist for the pair.

@@ -85,7 +85,16 @@ class CorrectImages(ImageResults):
 
     def compared(self, other: ImageResults) -> PairedTest:
         """Apply the exact McNemar test."""
-        return compare_correct(self.images, other.images)
+        from scipy.stats import binomtest
+
+        count = len(self)
+        wins = int((self.images & ~other.images).sum())
+        losses = int((other.images & ~self.images).sum())
+        gain = (wins - losses) / count
+        half = NORMAL_975 * math.sqrt(max(wins + losses - (wins - losses) ** 2 / count, 0.0)) / count
+        p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        score = float(other.images.float().mean())
+        return PairedTest(score, gain, gain - half, gain + half, "exact McNemar", p_value, wins, losses)
 
 
 class ImageConfusions(ImageResults):
@@ -101,55 +110,24 @@ class ImageConfusions(ImageResults):
         low, high = np.percentile(np.concatenate(scores), (2.5, 97.5))
         return float(low), float(high)
 
-    def compared(self, other: ImageResults) -> PairedTest:
-        """Apply a paired bootstrap over images."""
-        return compare_confusions(self.images, other.images)
+    def compared(self, other: ImageResults, seed: int = 0, resamples: int = RESAMPLES) -> PairedTest:
+        """Apply a paired bootstrap over images.
 
-
-def compare_correct(correct: Tensor, other: Tensor) -> PairedTest:
-    """Compare two classifiers image by image with the exact McNemar test.
-
-    Args:
-        correct: [N] whether the network is correct.
-        other: [N] whether the other network is correct.
-    """
-    from scipy.stats import binomtest
-
-    count = len(correct)
-    wins = int((correct & ~other).sum())
-    losses = int((other & ~correct).sum())
-    gain = (wins - losses) / count
-    half = NORMAL_975 * math.sqrt(max(wins + losses - (wins - losses) ** 2 / count, 0.0)) / count
-    p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    score = float(other.float().mean())
-    return PairedTest(score, gain, gain - half, gain + half, "exact McNemar", p_value, wins, losses)
-
-
-def compare_confusions(confusions: Tensor, other: Tensor, seed: int = 0, resamples: int = RESAMPLES) -> PairedTest:
-    """Compare two segmentation networks on the same images with a paired bootstrap over images.
-
-    The mIoU of a split is not a mean over its images, so a test on paired scores of single images does not exist.
-    Resampling the images with replacement, the same images for both networks, shows how the gain varies between test
-    sets.
-
-    Args:
-        confusions: [N, K, K] pixel counts of each image; rows are labels, columns predictions.
-        other: [N, K, K] pixel counts of the other network.
-        seed: seed of the resampling.
-        resamples: number of bootstrap samples.
-    """
-    count = len(confusions)
-    areas, others = _areas(confusions), _areas(other)
-    whole = np.ones((1, count))
-    score = float(_mean_iou(whole, others)[0])
-    gain = float((_mean_iou(whole, areas) - _mean_iou(whole, others))[0])
-    samples = _bootstrap(count, resamples, seed)
-    gains = np.concatenate([_mean_iou(times, areas) - _mean_iou(times, others) for times in samples])
-    low, high = np.percentile(gains, (2.5, 97.5))
-    # The data's gain counts as a further sample, so that the p-value is never 0.
-    tails = (1 + np.count_nonzero(gains <= 0), 1 + np.count_nonzero(gains >= 0))
-    p_value = min(1.0, 2 * min(tails) / (1 + resamples))
-    return PairedTest(score, gain, float(low), float(high), "paired bootstrap", p_value)
+        The mIoU of a split is not a mean over its images, so a test on paired scores of single images does not exist.
+        Resampling the images with replacement, the same images for both networks, shows how the gain varies between
+        test sets.
+        """
+        areas, others = _areas(self.images), _areas(other.images)
+        whole = np.ones((1, len(self)))
+        score = float(_mean_iou(whole, others)[0])
+        gain = float((_mean_iou(whole, areas) - _mean_iou(whole, others))[0])
+        samples = _bootstrap(len(self), resamples, seed)
+        gains = np.concatenate([_mean_iou(times, areas) - _mean_iou(times, others) for times in samples])
+        low, high = np.percentile(gains, (2.5, 97.5))
+        # The data's gain counts as a further sample, so that the p-value is never 0.
+        tails = (1 + np.count_nonzero(gains <= 0), 1 + np.count_nonzero(gains >= 0))
+        p_value = min(1.0, 2 * min(tails) / (1 + resamples))
+        return PairedTest(score, gain, float(low), float(high), "paired bootstrap", p_value)
 
 
 def _bootstrap(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:

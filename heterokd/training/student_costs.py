@@ -44,11 +44,6 @@ class Candidates:
 def measure_students(experiment: Experiment, root: Workspace, num_classes: int) -> Candidates:
     """Measure every student of an experiment: its parameters, and each cost that has a limit or is an objective.
 
-    Args:
-        experiment: `search` names the costs and their limits.
-        root: workspace that stores timed costs.
-        num_classes: number of classes of the data set.
-
     Raises:
         NetworkError: a student cannot be built.
         ConfigError: every student exceeds a limit.
@@ -88,7 +83,7 @@ def student_cost(
         num_classes: number of classes of the data set.
         size: height and width of an image, in pixels.
         image_size: size that the network is built for.
-        root: workspace that stores timed costs.
+        root: workspace that stores timed costs in `students.json`.
     """
     cost = STUDENT_COSTS[name]()
     if not cost.is_timed:

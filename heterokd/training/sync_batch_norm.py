@@ -25,11 +25,7 @@ NAMES = ("input", "running_mean", "running_var", "weight", "bias", "training", "
 
 
 def shared_batch_norms(*, enabled: bool) -> AbstractContextManager[object]:
-    """Return the context of a step: with several workers, batch norms in training mode use the images of all of them.
-
-    Args:
-        enabled: `training.sync_batch_norm`.
-    """
+    """Return the context of a step: batch norms in training mode use the images of all workers if there are several."""
     return _SharedBatchNorms() if enabled and group.size() > 1 else nullcontext()
 
 

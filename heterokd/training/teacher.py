@@ -38,8 +38,7 @@ class Teacher(Protocol):
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
         """Return the teacher's predicted classes on a split of plain images, [N] or [N, H, W]; computed once per split.
 
-        Returns:
-            None if they would take too much memory.
+        None if they would take too much memory.
         """
         ...
 

@@ -134,7 +134,7 @@ def try_export(
     Args:
         network: the trained student, in evaluation mode.
         splits: its data set; the images are of val.
-        view: height and width of its training views.
+        view: height and width of its training views, in pixels.
         format_name: key of `formats`.
         formats: export formats by name.
 

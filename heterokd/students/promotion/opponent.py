@@ -25,13 +25,6 @@ def champion_results(
 ) -> ImageResults:
     """Evaluate the champion on the test images, at its input size if its task's networks resize every image.
 
-    Args:
-        runs: MLflow runs of the challenger's study.
-        alias: alias of the champion.
-        champion: version of the champion in the registry.
-        splits: data set of the study.
-        challenger: results of the challenger on the same images.
-
     Raises:
         PromotionError: the champion is of another task, data set or split, so the two cannot be compared.
     """

@@ -35,7 +35,7 @@ from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import evaluate
-from heterokd.training.paired_tests import compare_confusions, compare_correct
+from heterokd.training.paired_tests import CorrectImages, ImageConfusions, PairedTest
 from heterokd.training.task_modules import SegmentationTask
 
 NAME = "digits-student"
@@ -380,6 +380,16 @@ def test_nothing_to_promote(root: Workspace) -> None:
     fabricated.summary(fabricated.ranked(1)).write(folder)
     with pytest.raises(PromotionError, match="the winner's weights are missing"):
         promote(root, "tiny")
+
+
+def compare_correct(correct: torch.Tensor, other: torch.Tensor) -> PairedTest:
+    labels = torch.zeros(len(correct))
+    return CorrectImages(correct, labels, 0.0).compared(CorrectImages(other, labels, 0.0))
+
+
+def compare_confusions(counts: torch.Tensor, other: torch.Tensor, **more: int) -> PairedTest:
+    labels = counts.sum(dim=2)
+    return ImageConfusions(counts, labels, 0.0).compared(ImageConfusions(other, labels, 0.0), **more)
 
 
 def test_compare_is_the_exact_mcnemar_test() -> None:
