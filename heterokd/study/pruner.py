@@ -60,7 +60,7 @@ class Pruner(Protocol):
 
     @property
     def every_epoch(self) -> bool:
-        """Whether it is asked after every epoch; otherwise only at checkpoints, see `checkpoint_epochs`."""
+        """Whether it is called after every epoch; otherwise only at checkpoints, see `checkpoint_epochs`."""
 
     def decide(self, trials: Trials, record: TrialRecord, epoch: int) -> str | None:
         """Decide on a training that has reported a finite value after `epoch`.
