@@ -12,6 +12,7 @@ import pytest
 
 from heterokd.formatting import metric_name
 from heterokd.report.cards import cards, paired_tie
+from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.page import write_report
 from heterokd.report.study_data import StudyReport, read_study
 from heterokd.report.tables import published_tables
@@ -193,3 +194,31 @@ def test_the_teacher_is_compared_on_the_searched_metric_alone(tmp_path: Path) ->
     card = shown_cards(tmp_path, winner, scratch, teacher=other)["Difference to the teacher"]
     assert card.figure == "unknown"
     assert "Its mIoU is 90.00 %" in card.text
+
+
+@pytest.mark.parametrize(
+    ("objectives", "figure", "text"),
+    [
+        ([], "0.37 M", "Parameters of test_resnet (50 % of the teacher's); FLOPs 0.02 G (2.0 times the teacher's)."),
+        (
+            ["val/top1", "student/flops_g"],
+            "0.02 G",
+            "FLOPs of test_resnet (2.0 times the teacher's); parameters 0.37 M",
+        ),
+    ],
+)
+def test_the_student_card_shows_every_measured_cost_objectives_first(
+    tmp_path: Path, objectives: list[str], figure: str, text: str
+) -> None:
+    asked = fabricated.experiment(search={"objectives": objectives})
+    made = Measured(0, networks={
+        "student": MeasuredNetwork("test_resnet", {"flops_g": 0.02, "latency_ms": None, "params_m": 0.37}),
+        "teacher": MeasuredNetwork(SWIN, {"flops_g": 0.01, "latency_ms": 3.0, "params_m": 0.74}),
+    })  # fmt: skip
+    found = summary(
+        leader("hcd", 0.97, 0.01), leader("scratch", 0.9, 0.01), students={"test_resnet": {"params_m": 0.37}}
+    )
+    report = StudyReport(fabricated.study(Workspace(tmp_path), asked), asked, found, measured=made)
+    (card,) = (card for card in cards(report) if card.title == "Student")
+    assert card.figure == figure
+    assert text in card.text
