@@ -176,38 +176,37 @@ class Outputs:
     @property
     def logits(self) -> Tensor:
         """Class scores before softmax, [B, K]."""
-        return self._logits if self._logits is not None else self._missing("LOGITS", "logits")
+        return self._logits if self._logits is not None else self._missing("logits")
 
     @property
     def embedding(self) -> Tensor:
         """Pooled features before the last classifier, [B, D]."""
-        return self._embedding if self._embedding is not None else self._missing("EMBEDDING", "embedding")
+        return self._embedding if self._embedding is not None else self._missing("embedding")
 
     @property
     def stages(self) -> tuple[Tensor, ...]:
         """Four maps [B, C, H, W], shallow to deep."""
-        return self._stages if self._stages is not None else self._missing("STAGES", "stages")
+        return self._stages if self._stages is not None else self._missing("stages")
 
     @property
     def tail(self) -> Tail:
         """Network from stage j to its logits."""
-        return self._tail if self._tail is not None else self._missing("TAIL", "tail")
+        return self._tail if self._tail is not None else self._missing("tail")
 
     @property
     def stem(self) -> Tensor:
         """Input of stage 1, [B, C, H, W]."""
-        return self._stem if self._stem is not None else self._missing("STEM", "stem")
+        return self._stem if self._stem is not None else self._missing("stem")
 
     @property
     def class_maps(self) -> Tensor:
         """Classifier at every position of the last map, [B, K, h, w]; its mean over positions is the logits."""
-        return self._class_maps if self._class_maps is not None else self._missing("CLASS_MAPS", "class_maps")
+        return self._class_maps if self._class_maps is not None else self._missing("class_maps")
 
     @property
     def pre_activations(self) -> PreActivations:
         """Four maps before their last ReLU, with their margins."""
-        held = self._pre_activations
-        return held if held is not None else self._missing("PRE_ACTIVATIONS", "pre_activations")
+        return self._pre_activations if self._pre_activations is not None else self._missing("pre_activations")
 
     @property
     def serves(self) -> Signal:
@@ -255,10 +254,10 @@ class Outputs:
             owner=self.owner,
         )
 
-    def _missing(self, signal: str, attribute: str) -> NoReturn:
+    def _missing(self, attribute: str) -> NoReturn:
         needs = {"student": "student_needs", "teacher": "teacher_needs"}.get(self.owner, "the needs of its forward")
         raise MissingSignal(
-            f"{self.owner}.{attribute} was read but not requested: add Signal.{signal} to {needs} "
+            f"{self.owner}.{attribute} was read but not requested: add Signal.{attribute.upper()} to {needs} "
             f"(requested: {self.serves})"
         )
 

@@ -158,8 +158,7 @@ class Splits:
                     f"{count} were asked for; choose 1 to {len(members)}"
                 )
             kept.append(members[permutation(len(members), number, "labels_per_class", seed)[:count]])
-        digest = hashlib.sha256(f"{self.fingerprint}:labels_per_class={count}:seed={seed}".encode())
-        return replace(self, train=self.train.chosen(np.sort(np.concatenate(kept))), fingerprint=digest.hexdigest())
+        return self._with_train(np.concatenate(kept), f"labels_per_class={count}:seed={seed}")
 
     def with_train_images(self, count: int, seed: int = 0) -> Splits:
         """Keep `count` seeded train images; val and test are unchanged.
@@ -172,9 +171,12 @@ class Splits:
                 f"data.train_images: there are {len(self.train)} training images, {count} were asked for; "
                 f"choose 1 to {len(self.train)}"
             )
-        kept = np.sort(permutation(len(self.train), 0, "train_images", seed)[:count])
-        digest = hashlib.sha256(f"{self.fingerprint}:train_images={count}:seed={seed}".encode())
-        return replace(self, train=self.train.chosen(kept), fingerprint=digest.hexdigest())
+        kept = permutation(len(self.train), 0, "train_images", seed)[:count]
+        return self._with_train(kept, f"train_images={count}:seed={seed}")
+
+    def _with_train(self, index: NDArray[np.int64], settings: str) -> Splits:
+        digest = hashlib.sha256(f"{self.fingerprint}:{settings}".encode())
+        return replace(self, train=self.train.chosen(np.sort(index)), fingerprint=digest.hexdigest())
 
 
 class Dataset(ABC):
