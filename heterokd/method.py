@@ -73,6 +73,30 @@ class MethodFigure:
     panels: tuple[Panel, ...]
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What a method's file was compared with.
+
+    Attributes:
+        program: repository of the authors' program, or of the program that the tables were made with; empty if none
+            could be run.
+        commit: of the program.
+        file: of the program, which holds the function that ran in float64 on the same inputs.
+        value: largest relative difference of the loss's value from it.
+        gradient: largest relative difference of the gradient with respect to the student's tensor.
+        open_readings: what the comparison does not cover, or had to be guessed.
+        defaults: source of the parameters' defaults.
+    """
+
+    program: str = ""
+    commit: str = ""
+    file: str = ""
+    value: float | None = None
+    gradient: float | None = None
+    open_readings: str = ""
+    defaults: str = ""
+
+
 class Method(nn.Module, ABC):
     """A distillation loss with its parameters and projectors.
 
@@ -88,6 +112,7 @@ class Method(nn.Module, ABC):
             checkpoints, but not of the buffers that rank 0 broadcasts in every step.
         has_figure: whether `figure` is implemented.
         has_initial_settings: whether `initial_settings` is implemented.
+        verification: what the method's file was compared with; None for a method that nobody has published.
         uses_task_loss: whether the cross-entropy with the labels is added to the method's terms, times
             `training.task_weight`. `build` turns it off for a loss that contains the labels.
     """
@@ -98,6 +123,7 @@ class Method(nn.Module, ABC):
     memories: ClassVar[tuple[str, ...]] = ()
     has_figure: ClassVar[bool] = False
     has_initial_settings: ClassVar[bool] = False
+    verification: ClassVar[Verification | None] = None
     uses_task_loss: bool = True
 
     Params: ClassVar[type[MethodParams]] = MethodParams

@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from heterokd.domains import Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import to_smaller_grid
-from heterokd.methods.crd import WORD, random_words
+from heterokd.methods._random_words import WORD, random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
@@ -170,6 +170,16 @@ def random_mask(index: Tensor, progress: float, size: tuple[int, ...], ratio: fl
 
 class AfDCD(Method):
     """Reconstruct the teacher's map from a masked student's, and tell its channel groups apart in small patches."""
+
+    verification = Verification(
+        program="OSVAI/Af-DCD",
+        commit="5b086a7",
+        file="losses/ocmgd.py",
+        value=6e-08,
+        gradient=4e-08,
+        open_readings="masked reconstruction: read, not run",
+        defaults="program, Cityscapes",
+    )
 
     student_needs = Signal.EMBEDDING | Signal.LOGITS
     teacher_needs = Signal.EMBEDDING | Signal.LOGITS

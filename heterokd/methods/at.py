@@ -35,7 +35,7 @@ from torch import Tensor
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import to_smaller_grid
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
@@ -99,6 +99,15 @@ def _valid_distance(
 
 class AT(Method):
     """Match where each stage is active, whatever its channels are."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/AT.py",
+        value=8e-08,
+        gradient=2e-07,
+        defaults="program",
+    )
 
     tasks = frozenset({"classification", "segmentation"})
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 SHORTEST = 1e-2
@@ -60,6 +60,15 @@ def cat_kd_loss(
 
 class CATKD(Method):
     """Match where in the image each class is seen."""
+
+    verification = Verification(
+        program="GzyAftermath/CAT-KD",
+        commit="4467073",
+        file="distillers/CAT_KD.py",
+        value=8e-08,
+        gradient=1e-08,
+        defaults="program, CIFAR-100",
+    )
 
     class Params(MethodParams):
         """Parameters of CAT-KD."""

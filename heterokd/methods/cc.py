@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from heterokd.distributed import gathered
 from heterokd.domains import Float, Int
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 Kind = Literal["adjacent", "kernel"]
@@ -78,6 +78,15 @@ def cc_loss(
 
 class CC(Method):
     """Let the student's embeddings relate to one another, image to image, as the teacher's do."""
+
+    verification = Verification(
+        program="Hao840/OFAKD",
+        commit="f7bb896",
+        file="distillers/correlation.py",
+        value=3e-09,
+        gradient=5e-08,
+        defaults="program",
+    )
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING

@@ -47,9 +47,10 @@ from torch.utils.checkpoint import checkpoint
 
 from heterokd.distributed import gathered
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
+from heterokd.methods._class_queues import ClassQueues, rank_in_class
 from heterokd.methods._projectors import to_smaller_grid
-from heterokd.methods.crd import random_words
+from heterokd.methods._random_words import random_words
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
@@ -171,68 +172,6 @@ def memory_loss(
     return (losses_BN * valid_BN).sum() / valid_BN.sum().clamp_min(1)
 
 
-class ClassQueues(nn.Module):
-    """A ring buffer of unit vectors per class, [K, S, D] in half precision, and the next position to write, [K].
-
-    The buffer holds their bits as bytes: what copies buffers between workers under autocast on a processor takes no
-    half precision.
-
-    Args:
-        num_classes: K.
-        size: S.
-        width: D.
-    """
-
-    bits: Tensor
-    pointers: Tensor
-
-    def __init__(self, num_classes: int, size: int, width: int) -> None:
-        super().__init__()
-        vectors = F.normalize(torch.randn(num_classes, size, width), dim=2).half()
-        self.register_buffer("bits", vectors.view(torch.uint8))
-        self.register_buffer("pointers", torch.zeros(num_classes, dtype=torch.long))
-
-    @property
-    def vectors(self) -> Tensor:
-        """The vectors, a view of `bits`."""
-        return self.bits.view(torch.float16)
-
-    @torch.no_grad()
-    def push(self, vectors_ND: Tensor, classes_N: Tensor) -> None:
-        """Remember vectors [N, D] in their order; those of class K (no class) are left out."""
-        num_classes, size = self.vectors.shape[:2]
-        classes, order = classes_N.sort(stable=True)
-        rank, counts_K = _rank_in_class(classes, num_classes)
-        # Of more vectors than a ring holds, the last stay: written twice, a place would keep either.
-        kept = classes < num_classes
-        kept = kept & (rank >= torch.cat((counts_K - size, counts_K[:1]))[classes])
-        classes, rank, order = classes[kept], rank[kept], order[kept]
-        self.vectors[classes, (self.pointers[classes] + rank) % size] = vectors_ND[order].to(self.vectors.dtype)
-        self.pointers.copy_((self.pointers + counts_K) % size)
-
-    @torch.no_grad()
-    def sample(self, count: int, progress: float, stream: int) -> Tensor:
-        """Unit vectors [K * count, D] in float32: the same `count` places of every ring (all of them if it has fewer).
-
-        Args:
-            count: number of vectors per class.
-            progress: fraction of the training that is done, so that every step has other positions.
-            stream: number that distinguishes the draws of a step.
-        """
-        num_places = self.vectors.shape[1]
-        words = random_words(torch.tensor([stream], device=self.vectors.device), progress, num_places)[0]
-        places = words.argsort(stable=True)[:count]
-        return self.vectors[:, places].flatten(0, 1).float()
-
-
-def _rank_in_class(sorted_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return each element's rank in its class, [N], and the class counts, [K], of classes in ascending order."""
-    numbers = torch.arange(num_classes + 1, device=sorted_classes.device)
-    starts = torch.searchsorted(sorted_classes, numbers)
-    rank = torch.arange(len(sorted_classes), device=sorted_classes.device) - starts[sorted_classes]
-    return rank, starts.diff()
-
-
 class Memory(nn.Module):
     """The teacher's pixels and regions of every class.
 
@@ -269,7 +208,7 @@ class Memory(nn.Module):
         classes, groups = classes_BN.flatten(), (images_B1 * (self.num_classes + 1) + classes_BN).flatten()
         order = random_words(index, progress, classes_BN.shape[1]).flatten().argsort(stable=True)
         order = order[groups[order].argsort(stable=True)]
-        rank, _ = _rank_in_class(groups[order], len(index) * (self.num_classes + 1))
+        rank, _ = rank_in_class(groups[order], len(index) * (self.num_classes + 1))
         chosen = torch.full_like(classes, self.num_classes)
         chosen[order] = torch.where(rank < PIXELS_PER_CLASS, classes[order], self.num_classes)
         return chosen
@@ -277,6 +216,16 @@ class Memory(nn.Module):
 
 class CIRKD(Method):
     """Resemble the same pixels as the teacher's do: those of other images, and those remembered per class."""
+
+    verification = Verification(
+        program="winycg/CIRKD",
+        commit="dab64db",
+        file="losses/cirkd_mini_batch.py",
+        value=7e-08,
+        gradient=3e-07,
+        open_readings="memory: queues and draws not run against the program",
+        defaults="program, Cityscapes",
+    )
 
     student_needs = Signal.EMBEDDING | Signal.LOGITS
     teacher_needs = Signal.EMBEDDING | Signal.LOGITS

@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec
 
 INITIAL_THETA = 1.0
@@ -86,6 +86,16 @@ def ctkd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: Tenso
 
 class CTKD(Method):
     """KD at a temperature that learns to make the student's task hard, a little more each epoch."""
+
+    verification = Verification(
+        program="zhengli97/CTKD",
+        commit="7d52522",
+        file="distiller_zoo/KD.py",
+        value=6e-07,
+        gradient=2e-08,
+        open_readings="predictor of the instance variant",
+        defaults="program, scripts",
+    )
 
     class Params(MethodParams):
         """Parameters of CTKD."""

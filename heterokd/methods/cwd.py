@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._discriminator import Discriminator
 from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.methods.pixel_kd import pixel_kd_loss
@@ -82,6 +82,10 @@ def cwd_loss(
 
 class CWD(Method):
     """Match where each channel is active, as a distribution over positions."""
+
+    verification = Verification(
+        program="winycg/CIRKD", commit="dab64db", file="losses/cwd.py", value=1e-06, gradient=4e-08, defaults="program"
+    )
 
     tasks = frozenset({"segmentation"})
 

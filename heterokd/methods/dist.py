@@ -30,7 +30,7 @@ from torch import Tensor
 
 from heterokd.distributed import gathered
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs
 
 # Sum of squared deviations under which float32 probabilities are constant up to rounding.
@@ -84,6 +84,15 @@ def _probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
 class DIST(Method):
     """Correlate with the teacher's probabilities instead of equalling them."""
+
+    verification = Verification(
+        program="Hao840/OFAKD",
+        commit="f7bb896",
+        file="distillers/dist.py",
+        value=2e-06,
+        gradient=9e-06,
+        defaults="OFA's configurations",
+    )
 
     class Params(MethodParams):
         """Parameters of DIST."""

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
 
 
@@ -98,6 +98,15 @@ def target_or_not(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 class DKD(Method):
     """Match the teacher's target class and its other classes separately."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/DKD.py",
+        value=9e-08,
+        gradient=1e-08,
+        defaults="OFA's configurations",
+    )
 
     class Params(MethodParams):
         """Parameters of DKD."""

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from heterokd.distributed import gathered
 from heterokd.domains import Choice, Float, Int, Scalar
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams, StageSimilarity
+from heterokd.method import Method, MethodParams, StageSimilarity, Verification
 from heterokd.methods._projectors import Bridge
 from heterokd.methods.ofa import FORMS
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
@@ -109,6 +109,10 @@ def fbt_loss(
 
 class FBT(Method):
     """Teach through a fused network made of the student's and the teacher's stages."""
+
+    verification = Verification(
+        open_readings="gamma, InfoNCE's scale, detaching, bridge: no program could be had", defaults="paper"
+    )
 
     class Params(MethodParams):
         """Parameters of FBT."""

@@ -56,7 +56,7 @@ from torch.overrides import TorchFunctionMode
 from heterokd.distributed import gathered
 from heterokd.domains import Float, Int
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import Bridge, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
@@ -192,6 +192,11 @@ def make_bridge(source: OutputSpec, target: OutputSpec, stage: int) -> nn.Module
 
 class FCFD(Method):
     """Match features by what the rest of either network makes of them."""
+
+    verification = Verification(
+        open_readings="whole steps: not run against the program; bridges of token networks",
+        defaults="program LiuDongyang6/FCFD at 2aefb7b, ImageNet",
+    )
 
     class Params(MethodParams):
         """Parameters of FCFD."""

@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, OutputSpec, Signal, labels_at
 
@@ -68,6 +68,10 @@ def fitnet_loss(
 
 class FitNet(Method):
     """Match the teacher's stage maps through a 1x1 convolution on the student's."""
+
+    verification = Verification(
+        open_readings="maps of token networks: no program compares them", defaults="OFA's configurations"
+    )
 
     tasks = frozenset({"classification", "segmentation"})
 

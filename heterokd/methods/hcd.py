@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float, Scalar
-from heterokd.method import Method, MethodParams, StageSimilarity, similar
+from heterokd.method import Method, MethodParams, StageSimilarity, Verification, similar
 from heterokd.methods._projectors import ConvProjector, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
@@ -130,6 +130,11 @@ def hcd_loss(
 
 class HCD(Method):
     """Teach with sub-logits made from the student's stages and the teacher's embedding together."""
+
+    verification = Verification(
+        open_readings="order of the three coefficients, detaching, projectors: no program could be had",
+        defaults="paper, CIFAR-100, ResNet18",
+    )
 
     class Params(MethodParams):
         """Parameters of HCD."""

@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodFigure, MethodParams, Panel
+from heterokd.method import Method, MethodFigure, MethodParams, Panel, Verification
 from heterokd.methods._projectors import initialise, resize_map
 from heterokd.methods._reliability import (
     Axis,
@@ -168,6 +168,10 @@ def _grid(of: Tensor) -> tuple[int, int]:
 
 class HeteroAKD(Method):
     """Mix teacher's and student's class maps by who is right, and teach where the student is wrong."""
+
+    verification = Verification(
+        open_readings="all readings of the file: no program is public", defaults="quoted from the paper"
+    )
 
     tasks = frozenset({"segmentation"})
     has_figure = True

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._discriminator import Discriminator
 from heterokd.methods._projectors import to_smaller_grid, unit_positions
 from heterokd.methods.pixel_kd import pixel_kd_loss
@@ -110,6 +110,16 @@ def ifvd_loss(
 
 class IFVD(Method):
     """Match how far each pixel is from the mean of its class."""
+
+    verification = Verification(
+        program="winycg/CIRKD",
+        commit="dab64db",
+        file="losses/ifvd.py",
+        value=9e-08,
+        gradient=2e-07,
+        open_readings="discriminator: read, not run",
+        defaults="program",
+    )
 
     tasks = frozenset({"segmentation"})
 

@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
 
 FLOOR = 1e-3
@@ -91,6 +91,10 @@ def _normal(logits_BK: Tensor) -> Tensor:
 
 class IPWD(Method):
     """Follow the teacher most on the images that its own domain shows too rarely."""
+
+    verification = Verification(
+        open_readings="weights, temperature and the second head: no program could be had", defaults="kd"
+    )
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
 

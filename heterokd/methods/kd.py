@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs
 
 
@@ -30,6 +30,15 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 class KD(Method):
     """Match the teacher's softened class probabilities."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/KD.py",
+        value=2e-09,
+        gradient=1e-08,
+        defaults="OFA's configurations",
+    )
 
     class Params(MethodParams):
         """Parameters of KD."""

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float, Int
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs
 
 # The paper's delta, lambda and eps: what a pair of ranks weighs.
@@ -116,6 +116,15 @@ def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 class LDRLD(Method):
     """Match the teacher pair by pair among the student's first classes, and the remaining classes together."""
+
+    verification = Verification(
+        program="yema-web/LDRLD",
+        commit="b4dcfc9",
+        file="distiller_zoo/LDRLD.py",
+        value=6e-08,
+        gradient=5e-08,
+        defaults="program, README",
+    )
 
     class Params(MethodParams):
         """Parameters of LDRLD."""

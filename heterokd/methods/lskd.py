@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
 
@@ -53,6 +53,15 @@ def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 class LSKD(Method):
     """Match the order and proportion of the teacher's logits, whatever their range."""
+
+    verification = Verification(
+        program="sunshangquan/logit-standardization-KD",
+        commit="f6e5aa5",
+        file="distillers/KD.py",
+        value=1e-07,
+        gradient=2e-08,
+        defaults="program, README",
+    )
 
     class Params(MethodParams):
         """Parameters of LSKD."""

@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import ConvProjector, initialise
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
@@ -73,6 +73,15 @@ def relation_divergence(student_NM: Tensor, teacher_NM: Tensor, scale: float) ->
 
 class MLDRKD(Method):
     """Align class and image relations of logits, at every stage and after a learned fusion of the stages."""
+
+    verification = Verification(
+        program="Ethan-Yang02/MLDR-KD",
+        commit="0db65bc",
+        file="dfra.py",
+        value=5e-08,
+        gradient=5e-08,
+        defaults="program, CIFAR-100",
+    )
 
     student_needs = Signal.LOGITS | Signal.STAGES
 

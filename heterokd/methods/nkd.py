@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.dkd import others
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
 
@@ -86,6 +86,15 @@ def nkd_loss(
 
 class NKD(Method):
     """The teacher's belief in the label, and its other classes among themselves."""
+
+    verification = Verification(
+        program="yzd-v/cls_KD",
+        commit="1e5d48f",
+        file="nkd.py",
+        value=3e-09,
+        gradient=3e-08,
+        defaults="program, ImageNet",
+    )
 
     class Params(MethodParams):
         """Parameters of NKD."""

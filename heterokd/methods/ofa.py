@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float, Scalar
-from heterokd.method import Method, MethodParams, StageSimilarity, similar
+from heterokd.method import Method, MethodParams, StageSimilarity, Verification, similar
 from heterokd.methods._projectors import ConvProjector, TokenProjector, initialise
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
 
@@ -72,6 +72,16 @@ FORMS = {"code": ofa_loss, "paper": ofa_paper_loss}
 
 class OFA(Method):
     """Train every stage of the student to predict the classes as the teacher does."""
+
+    verification = Verification(
+        program="Hao840/OFAKD",
+        commit="f7bb896",
+        file="distillers/ofa.py",
+        value=1e-07,
+        gradient=4e-08,
+        open_readings="branches: read beside the program, not run",
+        defaults="program",
+    )
 
     class Params(MethodParams):
         """Parameters of OFA."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import initialise, to_smaller_grid
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
@@ -59,6 +59,16 @@ def ofd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], mar
 
 class OFD(Method):
     """Match the teacher's maps before their last ReLU, as far as the ReLU lets them through."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/OFD.py",
+        value=3e-08,
+        gradient=3e-08,
+        open_readings="margins and connectors: read, not run",
+        defaults="program, CIFAR-100",
+    )
 
     class Params(MethodParams):
         """Parameters of OFD."""

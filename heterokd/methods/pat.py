@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import count_heads, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.methods.review_kd import hierarchical_context_loss
@@ -235,6 +235,11 @@ class Prompt(nn.Module):
 
 class PAT(Method):
     """Let the student's stages attend to each other, and prompt the teacher with what the student lacks."""
+
+    verification = Verification(
+        open_readings="prompts and feedback: corrected here, so not run against the program",
+        defaults="authors' program",
+    )
 
     class Params(MethodParams):
         """Parameters of PAT."""

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import resize_map
 from heterokd.outputs import IGNORE, Batch, Losses, Outputs, Signal, labels_at
 
@@ -62,6 +62,10 @@ def pixel_kd_loss(
 
 class PixelKD(Method):
     """Match the teacher's class probabilities at every pixel."""
+
+    verification = Verification(
+        program="winycg/CIRKD", commit="dab64db", file="losses/kd.py", value=4e-08, gradient=1e-07, defaults="program"
+    )
 
     tasks = frozenset({"segmentation"})
 

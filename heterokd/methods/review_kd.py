@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 LEVELS = (4, 2, 1)
@@ -93,6 +93,16 @@ class AttentionFusion(nn.Module):
 
 class ReviewKD(Method):
     """Fuse the student's stages from deep to shallow and match each fused map to the teacher's."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/ReviewKD.py (hcl_loss)",
+        value=6e-08,
+        gradient=7e-08,
+        open_readings="fusion of stages: read, not run",
+        defaults="program, CIFAR-100",
+    )
 
     class Params(MethodParams):
         """Parameters of ReviewKD."""

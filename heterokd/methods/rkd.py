@@ -32,7 +32,7 @@ from torch import Tensor
 
 from heterokd.distributed import gathered
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 
 CLOSEST = 1e-6
@@ -82,6 +82,15 @@ def rkd_loss(
 
 class RKD(Method):
     """Keep the distances between images and the angles among them that the teacher's embeddings have."""
+
+    verification = Verification(
+        program="megvii-research/mdistiller",
+        commit="a08d46f",
+        file="distillers/RKD.py",
+        value=6e-08,
+        gradient=3e-08,
+        defaults="program, CIFAR-100",
+    )
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
 
@@ -117,6 +117,11 @@ def rkkd_loss(
 
 class RKKD(Method):
     """Order the classes as the teacher does, by a smooth Kendall's tau, beside matching its probabilities."""
+
+    verification = Verification(
+        open_readings="steepness, weights and the form of the surrogate: no program could be had",
+        defaults="none published",
+    )
 
     class Params(MethodParams):
         """Parameters of RKKD."""

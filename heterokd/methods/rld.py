@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.dkd import target_or_not
 from heterokd.outputs import Batch, Losses, Outputs, hard_labels
 
@@ -98,6 +98,15 @@ def rld_loss(
 
 class RLD(Method):
     """The teacher's confidence goes to the label, and only classes that it ranks below the label are matched."""
+
+    verification = Verification(
+        program="zju-SWJ/RLD",
+        commit="d54578f",
+        file="distillers/RLD.py",
+        value=1e-07,
+        gradient=2e-08,
+        defaults="program, CIFAR-100",
+    )
 
     class Params(MethodParams):
         """Parameters of RLD."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from heterokd.distributed import gathered
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import initialise
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
@@ -90,6 +90,15 @@ def _standardise(embedding_BD: Tensor) -> Tensor:
 
 class RSD(Method):
     """Keep what student and teacher embeddings share, dimension by dimension, and decorrelate the rest."""
+
+    verification = Verification(
+        program="VISION-SJTU/RSD",
+        commit="be825ae",
+        file="distillers/rsd.py",
+        value=3e-06,
+        gradient=2e-05,
+        defaults="program",
+    )
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING

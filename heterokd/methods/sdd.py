@@ -31,7 +31,7 @@ from torch import Tensor
 
 from heterokd.domains import Choice, Float
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.dkd import others, target_or_not
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
 
@@ -95,6 +95,15 @@ def sdd_loss(
 
 class SDD(Method):
     """Match class probabilities region by region, and more where a region and the whole image disagree."""
+
+    verification = Verification(
+        program="shicaiwei123/SDD-CVPR2024",
+        commit="e412036",
+        file="distillers/SDD_DKD.py",
+        value=1e-07,
+        gradient=9e-09,
+        defaults="program",
+    )
 
     class Params(MethodParams):
         """Parameters of SDD."""

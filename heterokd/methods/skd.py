@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Choice, Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._discriminator import Discriminator
 from heterokd.methods._projectors import to_smaller_grid, unit_positions
 from heterokd.methods.pixel_kd import pixel_kd_loss
@@ -86,6 +86,16 @@ def skd_loss(
 
 class SKD(Method):
     """Match which pixels are alike, and let a discriminator compare whole label maps."""
+
+    verification = Verification(
+        program="winycg/CIRKD",
+        commit="dab64db",
+        file="losses/skd.py",
+        value=3e-06,
+        gradient=6e-08,
+        open_readings="discriminator: read, not run",
+        defaults="program",
+    )
 
     tasks = frozenset({"segmentation"})
 

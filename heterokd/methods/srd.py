@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from heterokd.distributed import gathered
 from heterokd.domains import Float, Int
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 BN_EPS = 1e-4
@@ -62,6 +62,16 @@ def srd_loss(
 
 class SRD(Method):
     """Match standardised embeddings by the logarithm of a high power of their differences."""
+
+    verification = Verification(
+        program="roymiles/Simple-Recipe-Distillation",
+        commit="31e8477",
+        file="single.py",
+        value=2e-08,
+        gradient=1e-07,
+        open_readings="form correlation: eps 1e-4 in place of 0",
+        defaults="program, ImageNet",
+    )
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING

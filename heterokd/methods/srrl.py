@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import resize_map
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
@@ -42,6 +42,15 @@ def feature_mean_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 class SRRL(Method):
     """The teacher's classifier, applied to the student's projected features, gives the teacher's logits."""
+
+    verification = Verification(
+        program="jingyang2017/KD_SRRL",
+        commit="d2e802f",
+        file="AIN.py (feature means)",
+        value=2e-08,
+        gradient=3e-08,
+        defaults="program, ImageNet",
+    )
 
     student_needs = Signal.STAGES
     teacher_needs = Signal.LOGITS | Signal.STAGES | Signal.TAIL

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs
 
@@ -109,6 +109,16 @@ def _hash(words: Tensor) -> Tensor:
 
 class TeKAP(Method):
     """Follow the teacher and several noisy copies of its logits, as if there were several teachers."""
+
+    verification = Verification(
+        program="mdimtiazh/TeKAP",
+        commit="279d380",
+        file="distiller_zoo/Ours_TeKAP_L.py",
+        value=3e-08,
+        gradient=4e-10,
+        open_readings="the noise is drawn differently",
+        defaults="program, README",
+    )
 
     class Params(MethodParams):
         """Parameters of TeKAP."""

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float, Int
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.crd import Contrast, ContrastMemory, Similarities, crd_loss
 from heterokd.methods.tekap import normal_noise, perturb
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
@@ -65,6 +65,10 @@ def perturbed_loss(student: Similarities, perturbed: Sequence[Similarities], cou
 
 class TeKAPFeature(Method):
     """CRD with the teacher and with noisy copies of its embedding, as if there were several teachers."""
+
+    verification = Verification(
+        open_readings="memory and draws: not run against the program", defaults="program mdimtiazh/TeKAP at 279d380"
+    )
 
     student_needs = Signal.EMBEDDING
     teacher_needs = Signal.EMBEDDING

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs
 
 
@@ -43,6 +43,15 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0
 
 class TTM(Method):
     """Match the teacher's softened class probabilities with the student's own, unsoftened ones."""
+
+    verification = Verification(
+        program="zkxufo/TTM",
+        commit="fe457b3",
+        file="distiller_zoo/ttm.py",
+        value=9e-08,
+        gradient=8e-08,
+        defaults="program, README",
+    )
 
     class Params(MethodParams):
         """Parameters of TTM."""

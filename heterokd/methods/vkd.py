@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 
@@ -59,6 +59,10 @@ class OrthogonalProjection(nn.Module):
 
 class VkD(Method):
     """Match the teacher's layer-normalised embedding through an orthogonal projection."""
+
+    verification = Verification(
+        program="roymiles/VkD", commit="6f8a507", file="engine.py", value=4e-08, gradient=3e-08, defaults="program"
+    )
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from heterokd.domains import Float
-from heterokd.method import Method, MethodParams
+from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods.ttm import divergence
 from heterokd.outputs import Batch, Losses, Outputs
 
@@ -41,6 +41,16 @@ def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 
 
 class WTTM(Method):
     """TTM that dwells on the images of which the teacher is not sure."""
+
+    verification = Verification(
+        program="zkxufo/TTM",
+        commit="fe457b3",
+        file="distiller_zoo/wttm.py",
+        value=5e-08,
+        gradient=3e-08,
+        open_readings="weight without CRD",
+        defaults="program, README",
+    )
 
     class Params(MethodParams):
         """Parameters of WTTM."""

@@ -15,7 +15,8 @@ from processes import start_group
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from heterokd.methods.cirkd import CIRKD, PIXELS_PER_CLASS, ClassQueues, Memory, memory_loss, minibatch_loss
+from heterokd.methods._class_queues import ClassQueues
+from heterokd.methods.cirkd import CIRKD, PIXELS_PER_CLASS, Memory, memory_loss, minibatch_loss
 from heterokd.methods.pixel_kd import pixel_kd_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
 from heterokd.training.distiller import Distiller

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heterokd.methods.crd import CRD, ContrastMemory, Similarities, crd_loss, draw_counts, random_words
+from heterokd.methods._random_words import draw_counts, random_words
+from heterokd.methods.crd import CRD, ContrastMemory, Similarities, crd_loss
 from heterokd.outputs import Batch, Outputs, OutputSpec
 
 STUDENT = OutputSpec(num_classes=5, embedding_dim=6, stages=())

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from heterokd.methods import (
     af_dcd,
+    at,
     cat_kd,
+    cc,
+    cirkd,
     ctkd,
     cwd,
     dist,
     dkd,
+    ifvd,
     kd,
     ldrld,
     lskd,
@@ -26,6 +30,8 @@ from heterokd.methods import (
     nkd,
     ofa,
     ofd,
+    pixel_kd,
+    review_kd,
     rkd,
     rld,
     rsd,
@@ -89,7 +95,37 @@ class Golden:
     tolerance: float = 2e-5
 
 
+LABELS = torch.randint(0, 5, (2, 32, 32), generator=torch.Generator().manual_seed(1))
+"""Of maps that are a quarter as wide."""
+
 GOLDEN = {
+    "at: megvii-research/mdistiller AT.py at a08d46f": Golden(
+        lambda x: at.at_loss([x.student], [x.teacher]), draw(51, (3, 8, 6, 6)), 0.00771292126, 0.0018779382
+    ),
+    "review_kd, one map: megvii-research/mdistiller ReviewKD.py at a08d46f": Golden(
+        lambda x: review_kd.hierarchical_context_loss(x.student, x.teacher),
+        draw(52, (3, 8, 7, 7)),
+        1.27112324,
+        0.0513598241,
+    ),
+    "cc, after the embeddings: Hao840/OFAKD correlation.py at f7bb896": Golden(
+        lambda x: 0.02 * cc.adjacent_loss(x.student, x.teacher), draw(53, (8, 16)), 0.365811407, 0.070082866
+    ),
+    "pixel_kd: winycg/CIRKD kd.py at dab64db": Golden(
+        lambda x: pixel_kd.pixel_kd_loss(x.student, x.teacher, LABELS),
+        draw(54, (2, 5, 8, 8), scales=(2, 2)),
+        1.74837381,
+        0.0672982701,
+    ),
+    "ifvd: winycg/CIRKD ifvd.py at dab64db": Golden(
+        lambda x: ifvd.intra_class_loss(x.student, x.teacher, LABELS, 5),
+        draw(55, (2, 12, 8, 8)),
+        0.154920385,
+        0.0270910492,
+    ),
+    "cirkd, images of a batch: winycg/CIRKD cirkd_mini_batch.py at dab64db": Golden(
+        lambda x: cirkd.minibatch_loss(x.student, x.teacher), draw(56, (3, 12, 6, 6)), 3.46950555, 0.190095966
+    ),
     "kd: megvii-research/mdistiller KD.py": Golden(
         lambda x: kd.kd_loss(x.student, x.teacher, 4.0), FEW_CLASSES, 7.332351222808518, 0.5014917127334969
     ),
