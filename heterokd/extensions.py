@@ -188,7 +188,7 @@ def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
         hint = did_you_mean(class_name, classes) if classes else f"write a subclass of {base.replace(':', '.')}"
         raise ConfigError(f"{file}: there is no class {class_name!r}; {hint}")
     if not issubclass(found, _named(base)):
-        raise ConfigError(f"{file}: {class_name} is not a subclass of {base.replace(':', '.')}; make it one")
+        raise ConfigError(f"{file}: {class_name} is not a subclass of {base.replace(':', '.')}; change its base class")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{file}: {class_name} does not define {missing}; add it")

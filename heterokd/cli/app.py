@@ -24,7 +24,7 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
 """Errors of a path that the user gave; other errors of a disk are faults of the machine."""
 
 app = typer.Typer(
-    help="Search for the best way to distil a large vision model into a small one of another architecture.",
+    help="Search for the best way to distil a large vision model into a small model of another architecture.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -77,12 +77,7 @@ class Answer:
 
 
 def run(asked: CacheRequest, root: Workspace, *, quiet: bool = False) -> Answer:
-    """Run the command.
-
-    Args:
-        asked: its arguments.
-        root: workspace.
-        quiet: show no progress.
+    """Run the command; with `quiet`, without progress.
 
     Raises:
         UserError: options that do not fit together, an unknown id, a wrong experiment, a cache that cannot be built.
@@ -120,8 +115,8 @@ def run(asked: CacheRequest, root: Workspace, *, quiet: bool = False) -> Answer:
         return Answer(lines, content)
     from heterokd.cli.cache_build import build_caches  # imports Ray, which the other modes do not need
 
-    with Terminal("", quiet=quiet) as terminal:
-        built = build_caches(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
+    terminal = Terminal(quiet=quiet)
+    built = build_caches(Path(asked.names[0]), asked.overrides, root, asked.address, terminal)
     rows = [asdict(each) for each in built]
     return Answer([line for each in built for line in each.lines()], rows[0] if len(rows) == 1 else {"caches": rows})
 

@@ -72,10 +72,7 @@ def describe_all() -> list[MethodRow]:
 
 
 def describe(name: str) -> MethodCard:
-    """Return all that is known of a method.
-
-    Args:
-        name: in `METHODS`, or `FILE.py:Class`.
+    """Return the description of a method in `METHODS`, or of `FILE.py:Class`.
 
     Raises:
         ConfigError: unknown method.

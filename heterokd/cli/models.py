@@ -88,7 +88,7 @@ def export(
     )
     print(
         f"latency  median {written.latency.median_ms:.2f} ms, p95 {written.latency.p95_ms:.2f} ms for an image of "
-        f"{height} x {width} on one thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"
+        f"{height} x {width} on a single thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"
     )
     print(f"load     {written.opened_with}")
     print(f"record   {out / 'export.json'}")

@@ -30,15 +30,15 @@ def plan(
     from heterokd.storage.workspace import open_workspace
 
     check_address(address)
-    with Terminal(asked.metric, quiet=as_json) as terminal:
-        terminal.print_line(f"{asked.name}: timing a few steps of each method")
-        found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.print_line)
-        if as_json:
-            print_json(found.to_json())
-            return
-        terminal.print_line("")
-        for line in plan_lines(found):
-            terminal.print_line(line)
+    terminal = Terminal(quiet=as_json)
+    terminal.print_line(f"{asked.name}: timing a few steps of each method")
+    found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.print_line)
+    if as_json:
+        print_json(found.to_json())
+        return
+    terminal.print_line("")
+    for line in plan_lines(found):
+        terminal.print_line(line)
 
 
 def match(
@@ -57,23 +57,21 @@ def match(
     from heterokd.execution.match import match as run
     from heterokd.storage.workspace import open_workspace
 
-    with Terminal(asked.metric, quiet=as_json) as terminal:
+    terminal = Terminal(quiet=as_json)
 
-        def epoch(metrics: dict[str, float]) -> bool:
-            terminal.print_line(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
-            return True
+    def epoch(metrics: dict[str, float]) -> bool:
+        terminal.print_line(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")
+        return True
 
-        found = run(asked, open_workspace(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
-        if as_json:
-            content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
-            print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
-            return
-        terminal.print_table(match_table(found.similarity))
-        terminal.print_line(f"picture  {found.picture}")
-        terminal.print_line(
-            "initial settings (tried with search.match_starts: true; or as overrides of a search space:)"
-        )
-        terminal.print_line(found.to_yaml().rstrip())
+    found = run(asked, open_workspace(root), on_epoch=epoch, teacher_progress=terminal.teacher_epoch)
+    if as_json:
+        content = {"similarity": found.similarity, "starts": found.starts, "picture": str(found.picture)}
+        print_json({**content, "student_score": found.student_score, "space": found.to_yaml()})
+        return
+    terminal.print_table(match_table(found.similarity))
+    terminal.print_line(f"picture  {found.picture}")
+    terminal.print_line("initial settings (tried with search.match_starts: true; or as overrides of a search space:)")
+    terminal.print_line(found.to_yaml().rstrip())
 
 
 def doctor(

@@ -137,26 +137,26 @@ def auto(  # its parameters are the command's options
     from heterokd.storage.workspace import open_workspace
 
     hours = None if budget is None else _hours(budget)
-    with Terminal("val/top1", quiet=as_json) as terminal:
-        seen = inspect_folder(images)
-        for sentence in seen.sentences():
-            terminal.print_line(sentence)
-        state = open_workspace(root)
-        folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
-        request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
-        made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
-        for sentence in made.reasons:
-            terminal.print_line(sentence)
-        study = state.study(made.experiment.name)
-        if study.experiment_file.exists() and not dry_run:
-            raise StudyError(
-                f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
-                f"(heterokd search {made.file} --resume), or rename the folder of images"
-            )
-        terminal.print_line(f"experiment {made.file}")
-        plan = plan_experiment(made.experiment, state, began=began, say=terminal.print_line)
-        for line in plan_lines(plan):
-            terminal.print_line(line)
+    terminal = Terminal(quiet=as_json)
+    seen = inspect_folder(images)
+    for sentence in seen.sentences():
+        terminal.print_line(sentence)
+    state = open_workspace(root)
+    folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
+    request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
+    made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
+    for sentence in made.reasons:
+        terminal.print_line(sentence)
+    study = state.study(made.experiment.name)
+    if study.experiment_file.exists() and not dry_run:
+        raise StudyError(
+            f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
+            f"(heterokd search {made.file} --resume), or rename the folder of images"
+        )
+    terminal.print_line(f"experiment {made.file}")
+    plan = plan_experiment(made.experiment, state, began=began, say=terminal.print_line)
+    for line in plan_lines(plan):
+        terminal.print_line(line)
     if not dry_run:
         search(made.file, [], None, False, None, root, as_json)
     elif as_json:

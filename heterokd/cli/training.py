@@ -35,16 +35,16 @@ def distill(
     from heterokd.execution.distill import distill_once
     from heterokd.storage.workspace import open_workspace
 
-    with Terminal(asked.metric, quiet=as_json) as terminal:
+    terminal = Terminal(quiet=as_json)
 
-        def epoch(metrics: dict[str, float]) -> bool:
-            terminal.print_line(
-                f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
-                f"{epoch_score(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
-            )
-            return True
+    def epoch(metrics: dict[str, float]) -> bool:
+        terminal.print_line(
+            f"epoch {int(metrics['epoch']):>3}  loss {metrics['train/loss']:.4f}  "
+            f"{epoch_score(metrics)}  {metrics['time/images_per_second']:.0f} images/s"
+        )
+        return True
 
-        result = distill_once(asked, name, open_workspace(root), epoch, terminal.teacher_epoch)
+    result = distill_once(asked, name, open_workspace(root), epoch, terminal.teacher_epoch)
     trial, metrics = result.trial, result.metrics
     if as_json:
         print_json(
@@ -75,23 +75,23 @@ def reproduce(
     from heterokd.storage.workspace import open_workspace
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    with Terminal(asked.metric, quiet=as_json) as terminal:
+    terminal = Terminal(quiet=as_json)
 
-        def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
-            terminal.print_line(
-                f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}  "
-                f"{metrics['time/images_per_second']:.0f} images/s"
-            )
-            return True
-
-        found = run(
-            asked,
-            open_workspace(root),
-            methods=chosen,
-            seeds=seeds,
-            on_epoch=epoch,
-            teacher_progress=terminal.teacher_epoch,
+    def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
+        terminal.print_line(
+            f"{method:<10} seed {seed}  epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}  "
+            f"{metrics['time/images_per_second']:.0f} images/s"
         )
+        return True
+
+    found = run(
+        asked,
+        open_workspace(root),
+        methods=chosen,
+        seeds=seeds,
+        on_epoch=epoch,
+        teacher_progress=terminal.teacher_epoch,
+    )
     if as_json:
         print_json({**found.to_json(), "folder": str(found.folder.path)})
         return
@@ -120,8 +120,8 @@ def teacher(
 
     check_experiment(asked)
     check_files(asked)
-    with Terminal(asked.metric, quiet=as_json) as terminal:
-        found = list(prepare_teachers(asked, open_workspace(root), progress=terminal.teacher_epoch).values())
+    terminal = Terminal(quiet=as_json)
+    found = list(prepare_teachers(asked, open_workspace(root), progress=terminal.teacher_epoch).values())
     if as_json:
         rows = [
             {**each.card.__dict__, "file": each.weights and str(each.weights), "fitted": each.fitted} for each in found

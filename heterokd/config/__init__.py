@@ -1,5 +1,5 @@
 """Experiments and recipes: their keys, checks, hashes and schema versions.
 
 `reading.load_experiment(path, overrides)` returns an Experiment with every method by name; `experiment.recipe(sample)`
-returns a Recipe, one training with every value fixed.
+returns a Recipe, a training with every value fixed.
 """

@@ -21,11 +21,7 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 
 
 def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset]:
-    """Look up a data set.
-
-    Args:
-        name: of the data set.
-        extension: the file that defines it, unless it belongs to heterokd or an installed package.
+    """Look up a data set by name, or in the file that defines it.
 
     Raises:
         ConfigError: unknown data set, or the class in its file is not a data set.

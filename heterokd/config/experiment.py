@@ -90,11 +90,7 @@ class Experiment(Settings):
         return method in METHODS or method in self.space.extensions
 
     def method_class(self, method: str) -> type[Method]:
-        """Look up a method.
-
-        Raises:
-            ConfigError: unknown method, or the class in its file cannot be built.
-        """
+        """Look up a method by name, see `heterokd.config.methods.method_class`."""
         return method_class(method, self.space.extensions.get(method))
 
     def reads_teacher(self, method: str) -> bool:

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def method_class(name: str, extension: Extension | None = None) -> type[Method]:
-    """Look up a method.
-
-    Args:
-        name: of the method.
-        extension: the file that defines it, unless it belongs to heterokd or an installed package.
+    """Look up a method by name, or in the file that defines it.
 
     Raises:
         ConfigError: unknown method, or the class in its file cannot be built.
@@ -50,7 +46,7 @@ def _from_file(extension: Extension) -> type[Method]:
             "projectors, instead of __init__"
         ) from None
     if not (isinstance(kind.Params, type) and issubclass(kind.Params, MethodParams)):
-        raise ConfigError(f"{where}.Params is not a subclass of heterokd.method.MethodParams; make it one")
+        raise ConfigError(f"{where}.Params: derive it from heterokd.method.MethodParams")
     try:
         kind.Params()
     except ValidationError as error:
@@ -78,7 +74,7 @@ def method_params(
 
 
 def pairing(method: str, teacher: str) -> str:
-    """Return the key of a method with one of several teachers among excluded methods."""
+    """Return the name of a method with this teacher, for the excluded methods."""
     return f"{method} from {teacher}"
 
 

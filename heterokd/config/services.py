@@ -55,7 +55,7 @@ class TrackingSettings(Settings):
 
 
 class NodeSettings(Settings):
-    """Nodes of one type."""
+    """Nodes of the same type."""
 
     count: int = Field(1, ge=1, description="number of these nodes")
     price_per_hour: float = Field(0.0, ge=0, description="of a node, in cluster.currency")

@@ -14,24 +14,12 @@ PIPE_WIDTH = 140
 
 
 class Terminal:
-    """Output of a command, to be used as a context manager.
+    """Output of a command; with `quiet` (`--json`) it prints nothing."""
 
-    Args:
-        metric: that selects students.
-        quiet: print nothing (`--json`).
-    """
-
-    def __init__(self, metric: str, *, quiet: bool = False) -> None:
-        self.metric = metric
+    def __init__(self, *, quiet: bool = False) -> None:
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         self.console = Console(file=sys.stdout, quiet=quiet, highlight=False, width=width)
         self.is_live = self.console.is_terminal and not quiet
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to release."""
 
     def print_line(self, text: str) -> None:
         """Print a line without wrapping, so that paths and commands can be copied."""

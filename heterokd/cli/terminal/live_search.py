@@ -33,7 +33,7 @@ NUMBERS = {"trials": "trials", "trainings": "trainings", "hours": "h", "gpu_hour
 
 
 class SearchTerminal(Terminal):
-    """Output of a search: a live view on a terminal, a line per finished trial elsewhere.
+    """Output of a search, a context manager: a live view on a terminal, a line per finished trial elsewhere.
 
     Args:
         experiment: of the search.
@@ -44,8 +44,8 @@ class SearchTerminal(Terminal):
     def __init__(
         self, experiment: Experiment, *, quiet: bool = False, seconds: Callable[[], float] = time.monotonic
     ) -> None:
-        super().__init__(experiment.metric, quiet=quiet)
-        self.experiment, self.seconds = experiment, seconds
+        super().__init__(quiet=quiet)
+        self.experiment, self.metric, self.seconds = experiment, experiment.metric, seconds
         self.started = self.heard = seconds()
         self.done_at_start: int | None = None
         self.running: dict[int, TrialFolder] = {}
@@ -104,15 +104,10 @@ class SearchTerminal(Terminal):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render the live view in the height of the screen."""
-        yield self.view(options.max_width, options.size.height)
+        yield self.view(options.size.height)
 
-    def view(self, width: int, height: int) -> RenderableType:
-        """Render counts, time, budget, the best student, leaders and running trials without wrapping lines.
-
-        Args:
-            width: of the screen, in columns.
-            height: of the screen, in lines.
-        """
+    def view(self, height: int) -> RenderableType:
+        """Render counts, time, budget, the best student, leaders and running trials in `height` lines."""
         if self.summary is None:
             return Text("starting")
         lines = height - HEADS - 1  # a line for the cursor

@@ -20,14 +20,7 @@ MOST_FRONT = 3
 
 
 def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str], registered: str) -> None:
-    """Print the results of a search and their locations.
-
-    Args:
-        terminal: output.
-        found: result of the search.
-        costs: objectives in addition to the metric.
-        registered: description of the registered model.
-    """
+    """Print the results of a search; `costs` are the objectives after the metric, `registered` describes the model."""
     summary, teacher = found.summary, found.teacher
     front, notices = summary.front, notes(summary)
     failed = summary.progress.failed

@@ -25,12 +25,7 @@ SHOWN_LEADERS = 6
 
 
 def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
-    """Return a table of the leading students with their intervals, and of the scratch baseline.
-
-    Args:
-        summary: of the study.
-        rows: maximum number of leaders, without the baseline.
-    """
+    """Return a table of at most `rows` leading students with their intervals, and of the scratch baseline."""
     table = Table(box=None, pad_edge=False, expand=True)
     for title, width in (("trial", 5), ("method", 8), (summary.metric, 10), ("95 % interval of the mean", 25)):
         table.add_column(title, min_width=width, no_wrap=True)

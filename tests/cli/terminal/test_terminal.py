@@ -140,7 +140,7 @@ def test_before_the_first_result(running: Callable[[int], TrialFolder]) -> None:
     told = summary(winner=None, scratch=None, leaders=(), budget={"trials": 60}, progress=none)
     terminal = SearchTerminal(fabricated.experiment(training={"epochs": 60}))
     terminal("start", running(3), told)
-    text = "\n".join(drawn(terminal.view(COLUMNS, LINES)))
+    text = "\n".join(drawn(terminal.view(LINES)))
     assert "best     no trial is complete yet" in text
     assert "left" not in text, "nothing is known of the pace"
     assert "running  0003 kd         epoch   3 of 60, rung at 6" in text
@@ -167,7 +167,7 @@ def test_what_is_known_of_a_leader() -> None:
 
 @pytest.mark.parametrize("front", [0, 7])
 def test_the_summary_fits_a_small_screen(front: int) -> None:
-    terminal = Terminal("val/top1")
+    terminal = Terminal()
     file = StringIO()
     terminal.console = Console(file=file, width=COLUMNS, height=LINES, force_terminal=True, color_system=None)
     told = summary(
