@@ -52,7 +52,7 @@ def distill(
         )
         return
     if not result.trained:
-        terminal.print_line("this recipe was trained before; nothing was done")
+        terminal.print_line("this recipe was already trained; nothing to do")
     terminal.print_line(f"{name}: {epoch_score(metrics)} on val; weights in {trial.weights}")
 
 

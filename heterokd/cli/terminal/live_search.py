@@ -66,7 +66,7 @@ class SearchTerminal(Terminal):
         self.summary = summary
         if event == "finish":
             self.running.pop(trial.number, None)
-            line = self._finished(trial)
+            line = self._finished(trial, summary.progress)
             if self.is_live:
                 self.print_table(_line(line))
             else:
@@ -76,8 +76,7 @@ class SearchTerminal(Terminal):
         if self.is_live and not self.live.is_started:
             self.live.start()
 
-    def _finished(self, trial: TrialFolder) -> str:
-        progress = self.summary.progress if self.summary else StudyProgress()
+    def _finished(self, trial: TrialFolder, progress: StudyProgress) -> str:
         snapshot = trial.snapshot
         status, value = snapshot.status, snapshot.metrics.get(self.metric)
         reached = "" if value is None else f"{self.metric} {format_score(value)}"
@@ -100,15 +99,13 @@ class SearchTerminal(Terminal):
         place = f"[{progress.done:>3}/{progress.total}] {trial.number:04d}"
         return f"{place} {trial.recipe.method:<8} {status:<8} {reached}  {', '.join(what)}".rstrip()
 
-    # --- the live view
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render the live view in the height of the screen."""
         yield self.view(options.size.height)
 
     def view(self, height: int) -> RenderableType:
         """Render counts, time, budget, the best student, leaders and running trials in `height` lines."""
-        if self.summary is None:
+        if (summary := self.summary) is None:
             return Text("starting")
         lines = height - HEADS - 1  # a line for the cursor
         runs = list(self.running.values())
@@ -119,20 +116,19 @@ class SearchTerminal(Terminal):
         if len(shown) < len(runs):
             running.append(f"and {len(runs) - len(shown)} more")
         parts: list[RenderableType] = [
-            _line(self._numbers()),
-            _line(self._time()),
-            *(_line(f"spent    {spent}") for spent in self._spent()),
-            _line(self._best()),
+            _line(self._numbers(summary)),
+            _line(self._time(summary)),
+            *(_line(f"spent    {spent}") for spent in self._spent(summary)),
+            _line(self._best(summary)),
             Text(""),
-            leader_table(self.summary, leaders),
+            leader_table(summary, leaders),
             Text(""),
         ]
         named = [f"{'running' if not index else '':<8} {text}" for index, text in enumerate(running or ["nothing yet"])]
         return Group(*parts, *(_line(text, "dim") for text in named))
 
-    def _numbers(self) -> str:
-        assert self.summary is not None
-        progress = self.summary.progress
+    def _numbers(self, summary: StudySummary) -> str:
+        progress = summary.progress
         parts = [f"{progress.complete} complete", f"{progress.pruned} pruned", f"{progress.failed} failed"]
         if progress.paused:
             parts.append(f"{progress.paused} paused")
@@ -140,45 +136,37 @@ class SearchTerminal(Terminal):
             parts.append(f"{progress.confirmations_done} confirmed")
         return f"{progress.done} of {progress.total}: {', '.join(parts)}; {len(self.running)} running"
 
-    def _time(self) -> str:
+    def _time(self, summary: StudySummary) -> str:
         """Return elapsed time, and the remaining time at the average pace."""
         now = self.seconds()
         parts = [f"{format_duration(now - self.started)} so far"]
-        left = self._left(now)
+        left = self._left(summary, now)
         if left is not None:
             parts.append(f"about {format_duration(left)} left")
         return ", ".join(parts)
 
-    def _left(self, now: float) -> float | None:
-        assert self.summary is not None
-        progress = self.summary.progress
+    def _left(self, summary: StudySummary, now: float) -> float | None:
+        progress, limits = summary.progress, _limits(summary)
         done = progress.done - (self.done_at_start or 0)
-        limits = self._limits()
         left = None
         if done > 0:
             left = (self.heard - self.started) / done * max(progress.total - progress.done, 0) - (now - self.heard)
         if "hours" in limits:
-            by_clock = 3600 * (limits["hours"] - (self.summary.spent.get("hours") or 0.0)) - (now - self.heard)
+            by_clock = 3600 * (limits["hours"] - (summary.spent.get("hours") or 0.0)) - (now - self.heard)
             left = by_clock if left is None else min(left, by_clock)
         return None if left is None else max(left, 0.0)
 
-    def _limits(self) -> dict[str, float]:
-        limits = {} if self.summary is None else self.summary.limits
-        return {key: float(limits[key]) for key in NUMBERS if key in limits}
-
-    def _spent(self) -> list[str]:
+    def _spent(self, summary: StudySummary) -> list[str]:
         """Return a line with the used part of each limit; none without a budget."""
-        assert self.summary is not None
-        spent = {key: value or 0.0 for key, value in self.summary.spent.items()}
+        spent = {key: value or 0.0 for key, value in summary.spent.items()}
         if self.running and "hours" in spent:
             spent["hours"] += (self.seconds() - self.heard) / 3600
-        limits = self._limits()
+        limits = _limits(summary)
         parts = [f"{spent[key]:.3g} of {limit:g} {NUMBERS[key]}" for key, limit in limits.items() if key in spent]
         return [", ".join(parts)] if parts else []
 
-    def _best(self) -> str:
-        assert self.summary is not None
-        winner = self.summary.winner
+    def _best(self, summary: StudySummary) -> str:
+        winner = summary.winner
         if winner is None:
             return "best     no trial is complete yet"
         value = format_score(winner.mean) if winner.mean is not None else "no number"
@@ -208,6 +196,10 @@ class SearchTerminal(Terminal):
             f"{self.metric} {format_score(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
         )
         return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
+
+
+def _limits(summary: StudySummary) -> dict[str, float]:
+    return {key: float(summary.limits[key]) for key in NUMBERS if key in summary.limits}
 
 
 def _line(text: str, style: str = "") -> Text:
