@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,8 @@ import mlflow
 import optuna
 import pytest
 import torch
+import yaml
+from conftest import TINY
 
 from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
@@ -66,15 +68,25 @@ def outcomes(found: SearchResult) -> list[tuple[str, float]]:
     ]
 
 
-def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
-    find: Callable[..., SearchResult], shared_root: Workspace
-) -> None:
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, shared_root: Workspace
+) -> Iterator[tuple[SearchResult, Path, list[tuple[str, int]]]]:
+    """A finished search, its file and its events: what needs no search of its own reads this."""
+    file = tmp_path_factory.mktemp("whole") / "whole.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "name": "whole"}))
     events: list[tuple[str, int]] = []
 
     def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         events.append((event, trial.number))
 
-    found = find("whole", listener=listener)
+    yield search(load_experiment(file), shared_root, listener=listener), file, events
+
+
+def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
+    whole: tuple[SearchResult, Path, list[tuple[str, int]]], shared_root: Workspace
+) -> None:
+    found, _, events = whole
     progress = found.summary.progress
     assert progress.finished
     assert progress.complete + progress.pruned == progress.planned == 4
@@ -127,20 +139,26 @@ def test_the_same_seed_gives_the_same_trials_and_results(find: Callable[..., Sea
 
 
 def test_a_second_search_of_the_same_name_asks_for_resume_and_resuming_a_finished_one_trains_nothing(
-    find: Callable[..., SearchResult], shared_root: Workspace
+    whole: tuple[SearchResult, Path, list[tuple[str, int]]], shared_root: Workspace
 ) -> None:
-    first = find("again")
+    first, file, _ = whole
+
+    def weights(result: SearchResult) -> dict[int, float]:
+        return {
+            trial.number: trial.weights.stat().st_mtime for trial in result.folder.trials() if trial.weights.exists()
+        }
+
     with pytest.raises(StudyError, match=r"exists already.*--resume"):
-        find("again")
-    before = {trial.number: trial.weights.stat().st_mtime for trial in first.folder.trials() if trial.weights.exists()}
-    second = find("again", resume=True)
-    after = {trial.number: trial.weights.stat().st_mtime for trial in second.folder.trials() if trial.weights.exists()}
-    assert before == after
-    assert second.model == first.model
+        search(load_experiment(file), shared_root)
+    before = weights(first)
     with pytest.raises(StudyError, match=r"training\.epochs|epochs"):
-        find("again", resume=True, training={"epochs": 4})
-    more = find("again", resume=True, search={"trials": 6})
-    assert more.summary.progress.planned == 6
+        search(load_experiment(file, ["training.epochs=4"]), shared_root, resume=True)
+    second = search(load_experiment(file), shared_root, resume=True)
+    assert weights(second) == before
+    assert second.model == first.model
+    more = search(load_experiment(file, ["search.trials=5"]), shared_root, resume=True)
+    assert more.summary.progress.planned == 5
+    assert {number: at for number, at in weights(more).items() if number in before} == before
 
 
 @pytest.mark.thorough

@@ -183,7 +183,12 @@ def decisions(name: str, folder: Path) -> dict[str, Any]:
     return plain
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+QUICK = ("budget", "teachers")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in QUESTIONS]
+)
 def test_decisions_stay(name: str, tmp_path: Path) -> None:
     stored = read("decisions.json")[name]
     assert differences(stored, decisions(name, tmp_path))[:20] == []

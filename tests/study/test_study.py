@@ -108,6 +108,7 @@ def test_a_sample_holds_the_values_of_its_own_method_only(folder):
         assert assignment.recipe == experiment.recipe(assignment.sample)
 
 
+@pytest.mark.thorough
 def test_samples_gather_around_what_is_best(folder):
     space = {"methods": ["scratch", "kd"], "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2}}}
     study = Study.open(make_experiment(space=space, trials=60, prune=False, confirm_leaders=0), folder)
@@ -450,7 +451,7 @@ def test_a_loss_is_minimised(folder):
     assert study.summary().maximise is False
 
 
-@pytest.mark.parametrize("cut", [11, 18])
+@pytest.mark.parametrize("cut", [11, pytest.param(18, marks=pytest.mark.thorough)])
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(tmp_path, cut):
     experiment = make_experiment(trials=16)
     whole = run(Study.open(experiment, StudyFolder(tmp_path / "whole")))
@@ -559,6 +560,7 @@ def test_a_damaged_database_is_an_error(folder):
         Study.open(make_experiment(), folder)
 
 
+@pytest.mark.thorough
 def test_a_search_over_all_methods_in_parallel_ends(folder):
     study = Study.open(make_experiment(space={}, trials=len(METHODS) + 12), folder)
     running: list[Assignment] = []

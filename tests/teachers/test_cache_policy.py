@@ -150,6 +150,7 @@ def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: W
     assert len(list_caches(root.caches)) == 1
 
 
+@pytest.mark.thorough
 def test_heterokd_distill_reads_a_complete_cache(
     cli: Run, asked: Callable[..., Any], root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +225,10 @@ def no_shard(folder: Path) -> None:
     (folder / "shards/000000.arrow").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, half_a_manifest, no_shard])
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, *(pytest.param(damage, marks=pytest.mark.thorough) for damage in (truncated, half_a_manifest, no_shard))],
+)
 def test_a_damaged_cache_ends_a_search_before_it_begins(
     damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Workspace
 ) -> None:
@@ -278,6 +282,7 @@ def find(tiny_file: Write, root: Workspace, local_ray: None) -> Callable[..., Se
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("local_ray")
 def test_heterokd_cache_builds_once_and_mends(cli: Run, asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked()

@@ -344,6 +344,7 @@ def test_a_logged_student_gives_its_logits_without_pickle(root: Workspace) -> No
     assert "distilled from vit_tiny_patch16_224 by kd" in found.description
 
 
+@pytest.mark.thorough
 def test_a_segmentation_is_logged_and_registered(root: Workspace) -> None:
     question = fabricated.scenes()
     runs, splits = project(root, question), open_splits(question.data)
@@ -401,6 +402,7 @@ def scene_trial(root: Workspace) -> tuple[StudyRuns, TrialFolder, Splits]:
     return runs, fabricated.trial(runs.folder, question, 3, "pixel_kd", student=network), splits
 
 
+@pytest.mark.thorough
 def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
     root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -464,6 +466,7 @@ def served(root: Workspace) -> Iterator[str]:
         server.wait(30)
 
 
+@pytest.mark.thorough
 def test_the_pages_answer_and_take_runs_over_http(root: Workspace) -> None:
     question = fabricated.experiment()
     folder = fabricated.study(root, question)

@@ -171,6 +171,7 @@ def test_the_learning_rate_rises_and_falls(experiment: Experiment, teacher: Live
     assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_student_learns_real_digits(experiment: Experiment, teacher: LiveTeacher) -> None:
     training = experiment.training.model_copy(update={"epochs": 30})
     data = experiment.data.model_copy(update={"labels_per_class": 20})

@@ -238,6 +238,7 @@ class TorchScript(ExportFormat):
 '''
 
 
+@pytest.mark.thorough
 def test_a_format_of_an_installed_package_is_used_by_name(root: Workspace, tmp_path: Path) -> None:
     """One file and one entry point: neither the command line nor anything else of heterokd is touched."""
     packages, out = tmp_path / "packages", tmp_path / "deploy"

@@ -66,7 +66,11 @@ def check(name: str, view: tuple[int, int], folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "view"),
-    [("deeplabv3plus-test_resnet", (48, 48)), ("segformer-pvt_v2_b0", (64, 96)), (f"fpn-{SWIN}", (48, 64))],
+    [
+        ("deeplabv3plus-test_resnet", (48, 48)),
+        pytest.param("segformer-pvt_v2_b0", (64, 96), marks=pytest.mark.thorough),
+        pytest.param(f"fpn-{SWIN}", (48, 64), marks=pytest.mark.thorough),
+    ],
 )
 def test_a_graph_gives_the_networks_logits(name: str, view: tuple[int, int], tmp_path: Path) -> None:
     check(name, view, tmp_path)

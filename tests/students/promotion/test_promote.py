@@ -206,6 +206,7 @@ def test_a_rollback_needs_someone_to_go_back_to(root: Workspace, students: dict[
         rollback(root, NAME, alias="production")
 
 
+@pytest.mark.thorough
 def test_a_rollback_that_was_cut_off_is_finished(
     root: Workspace, students: dict[str, Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_rollback_that_was_cut_off_is_finished(
     assert [line.get("event") for line in lines(root.study("good"))] == [None, "rollback"]
 
 
+@pytest.mark.thorough
 def test_the_model_card_says_where_a_student_comes_from(root: Workspace, students: dict[str, Network]) -> None:
     question = fabricated.experiment(promotion={"export_parity": True})
     folder = studied(root, question, students["good"], students["poor"])
@@ -348,6 +350,7 @@ def test_two_rollbacks_at_once_are_one_step(root: Workspace, students: dict[str,
     assert aliases(root) == {"challenger": "2", "champion": "1"}
 
 
+@pytest.mark.thorough
 def test_a_champion_of_other_classes_is_refused(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     question = fabricated.experiment()
     folder = studied(root, question, students["good"])
@@ -360,6 +363,7 @@ def test_a_champion_of_other_classes_is_refused(root: Workspace, splits: Splits,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_champion_of_another_split_is_refused(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
     studied(root, fabricated.experiment(), students["good"])
     assert promote(root, "tiny").promoted
