@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,7 +71,7 @@ def outcomes(found: SearchResult) -> list[tuple[str, float]]:
 @pytest.fixture(scope="module")
 def whole(
     tmp_path_factory: pytest.TempPathFactory, shared_root: Workspace
-) -> Iterator[tuple[SearchResult, Path, list[tuple[str, int]]]]:
+) -> tuple[SearchResult, Path, list[tuple[str, int]]]:
     """A finished search, its file and its events: what needs no search of its own reads this."""
     file = tmp_path_factory.mktemp("whole") / "whole.yaml"
     file.write_text(yaml.safe_dump({**TINY, "name": "whole"}))
@@ -80,7 +80,7 @@ def whole(
     def listener(event: str, trial: TrialFolder, summary: StudySummary) -> None:
         events.append((event, trial.number))
 
-    yield search(load_experiment(file), shared_root, listener=listener), file, events
+    return search(load_experiment(file), shared_root, listener=listener), file, events
 
 
 def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
