@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import graphlib
 import subprocess
 import sys
@@ -75,6 +76,8 @@ OTHER_MEANINGS = {
 OF_TASKS = {"tasks", "networks", "datasets", "report", "heterokd.training.task_modules"}
 
 LONGEST_FILE = 350
+MOST_PARAMETERS = 6
+MOST_LINES_WITH_ANY = 59
 MOST_PARAMETERS = 6
 FILE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
 CLASS_NAMES = ("Manager", "Handler", "Engine", "Wrapper", "Box", "Zoo", "Component", "Registry")
@@ -203,6 +206,32 @@ def test_everything_public_has_a_docstring(file: Path) -> None:
                     yield from missing(node.body, f"{prefix}{node.name}.")
 
     assert not list(missing(tree.body))
+
+
+@every_file
+def test_files_are_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_any_is_rare() -> None:
+    """Only where a library forces it."""
+    lines = [
+        line for file in FILES for line in file.read_text(encoding="utf-8").splitlines() if re.search(r"\bAny\b", line)
+    ]
+    assert len(lines) <= MOST_LINES_WITH_ANY
+
+
+@every_file
+def test_many_parameters_have_a_reason(file: Path) -> None:
+    """A comment over the function says why, next to its decorators."""
+    lines, tree = file.read_text(encoding="utf-8").splitlines(), parse(file)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args
+            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+            if len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                assert lines[first - 2].lstrip().startswith("# "), f"{node.name} takes too many parameters"
 
 
 @every_file

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heterokd.study.summary import StudySummary
 
 
+# One parameter for each option of the command line.
 def search(  # its parameters are the command's options
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
@@ -108,6 +109,7 @@ def _hours(budget: str) -> float:
     return hours
 
 
+# One parameter for each option of the command line.
 def auto(  # its parameters are the command's options
     images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder for each class.")],
     teachers: Annotated[

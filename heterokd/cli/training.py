@@ -136,6 +136,7 @@ def teacher(
         terminal.print_line(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")
 
 
+# One parameter for each option of the command line.
 def cache(  # its parameters are the command's options
     names: Annotated[
         list[str],

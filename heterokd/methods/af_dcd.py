@@ -85,6 +85,7 @@ def reconstruction_loss(
     return total / (valid.sum() * student_BDHW.shape[1]).clamp_min(1) * PUBLISHED_VALUES
 
 
+# One argument for each symbol of the equation.
 def contrastive_loss(
     student_BDHW: Tensor,
     teacher_BDHW: Tensor,

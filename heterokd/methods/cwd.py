@@ -65,6 +65,7 @@ def channel_wise_loss(
     return divergence_BCN.masked_fill(ignored_B1N, 0).sum() / (counted * divergence_BCN.shape[1]) * temperature**2
 
 
+# One argument for each symbol of the equation.
 def cwd_loss(
     student_map: Tensor,
     teacher_map: Tensor,

@@ -81,6 +81,7 @@ def logit_projector(channels: int, num_classes: int, form: str = "conv-bn") -> n
     return projector
 
 
+# One argument for each symbol of the equation.
 def transfer_loss(
     student_z_BKHW: Tensor,
     hybrid_z_BKHW: Tensor,

@@ -81,6 +81,7 @@ def correlation_loss(
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
 
 
+# One argument for each symbol of the equation.
 def rld_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -70,6 +70,7 @@ def pairwise_loss(
     return (own - 2 * cross + other) / pairs
 
 
+# One argument for each symbol of the equation.
 def skd_loss(
     student_map: Tensor,
     teacher_map: Tensor,
