@@ -1,7 +1,7 @@
 """Experiments of the pairs of FBT and HCD: classification.
 
-The schedules come from the papers and from the program that they follow, OFA-KD (github.com/Hao840/OFAKD); what
-heterokd cannot do alike is said in each file.
+The schedules come from the papers and from the program that they follow, OFA-KD (github.com/Hao840/OFAKD); each file
+lists the deviations of heterokd.
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ TAGS = {
     "vit_small_patch14_dinov2": "lvd142m",
     "vit_large_patch14_dinov2": "lvd142m",
 }
-OPTIONS = {"vit_large_patch16_siglip_256": "{img_size: 256}"}  # its weights' own size; DINOv2's patches divide 224
+OPTIONS = {"vit_large_patch16_siglip_256": "{img_size: 256}"}  # the size of its weights; DINOv2's patches divide 224
 FINE_GRAINED = ("cub200", "fgvc_aircraft")
 
 
 def is_homogeneous(pair: PublishedPair) -> bool:
-    """Whether it is one of the two CNN pairs of ImageNet, which have a schedule of their own."""
+    """Whether the pair is a CNN pair of ImageNet, which have another schedule."""
     return pair.dataset == "imagenet" and pair.teacher_kind == pair.student_kind == "cnn"
 
 
 def training(pair: PublishedPair) -> tuple[str, list[str]]:
-    """The student's schedule, and where it deviates from the published one."""
+    """Return the student's schedule and its deviations from the published schedule."""
     if pair.dataset in FINE_GRAINED:
-        # CRD's program trains these two with a fifth of the learning rate.
+        # CRD's program uses a fifth of the learning rate for these networks.
         rate = 0.01 if pair.student in ("mobilenetv2_100", "shufflenet_v2") else 0.05
         return (
             f"{{epochs: 240, batch_size: 64, optimizer: sgd, learning_rate: {rate}, weight_decay: 5e-4}}",
             [
-                "the learning rate falls along a cosine; CRD's schedule divides it by ten at epochs 150, 180 and 210",
-                "HCD does not print the images' size; students and teachers see 224 pixels here",
+                "the learning rate follows a cosine; CRD's schedule divides it by ten at epochs 150, 180 and 210",
+                "HCD does not give the image size; here it is 224 pixels for students and teachers",
             ],
         )
     if pair.dataset == "cifar100" and pair.student_kind == "cnn":
         return (
             "{epochs: 300, batch_size: 1024, optimizer: sgd, learning_rate: 0.05, min_learning_rate: 1e-3, "
             "weight_decay: 2e-3, warmup_epochs: 3, label_smoothing: 0.1}",
-            ["batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion"],
+            ["batch 1024 is 8 GPUs of 128 images; with a smaller batch, reduce the learning rate in proportion"],
         )
     if pair.dataset == "cifar100":
         return (
             "{epochs: 300, batch_size: 1024, optimizer: adamw, learning_rate: 5e-4, min_learning_rate: 1e-5, "
             "weight_decay: 0.05, warmup_epochs: 20, label_smoothing: 0.1, clip_grad: 5.0}",
-            ["batch 1024 is 8 GPUs of 128 images; with a smaller one lower the learning rate in proportion"],
+            ["batch 1024 is 8 GPUs of 128 images; with a smaller batch, reduce the learning rate in proportion"],
         )
     if is_homogeneous(pair):
         return (
@@ -77,7 +77,7 @@ def training(pair: PublishedPair) -> tuple[str, list[str]]:
             "schedule: step, warmup_epochs: 10}",
             [
                 "steps divide the epochs after the warm-up, at 37, 64 and 91; HCD's are at 30, 60 and 90",
-                "FBT's own schedule is OFA-KD's, with batch 512 and 3 epochs of warm-up",
+                "FBT's schedule is OFA-KD's, with batch 512 and 3 epochs of warm-up",
             ],
         )
     if pair.student_kind == "cnn":
@@ -104,14 +104,14 @@ def teacher_training(pair: PublishedPair) -> tuple[str | None, list[str]]:
             []
             if augment(pair) == "ofa"
             else [
-                "fitted here, the teacher sees the student's views; OFA-KD's sees RandAugment, mixup and cutmix, "
-                "as in the teacher's own file"
+                "fitted with this file, the teacher sees the student's views; OFA-KD's teacher sees RandAugment, mixup "
+                "and cutmix, as in the teacher's file"
             ],
         )
     return (
         "{epochs: 20, batch_size: 128, optimizer: sgd, learning_rate: 0.1, weight_decay: 0.0, warmup_epochs: 0, "
         "label_smoothing: 0.0, trainable: head}",
-        ["HCD prints 20 epochs, batch 128 and learning rate 0.1 of the teacher's classifier; the rest is a guess"],
+        ["HCD gives 20 epochs, batch 128 and learning rate 0.1 for the teacher's classifier; the rest is a guess"],
     )
 
 
@@ -154,7 +154,7 @@ def teacher_lines(pair: PublishedPair) -> list[str]:
 
 
 def pair_file(pair: PublishedPair) -> str:
-    """The experiment of a pair."""
+    """Return the experiment of a pair."""
     student, differences = training(pair)
     found = methods_of(pair)
     missing = [method for method in pair.methods if method not in METHODS]
@@ -167,9 +167,9 @@ def pair_file(pair: PublishedPair) -> str:
         [*differences, *teacher_training(pair)[1], "numbers are measured on val, published ones on test"]
     )
     lines.append("#")
-    lines += comment("heterokd reproduce runs the published settings; heterokd search goes on from them.")
+    lines += comment("heterokd reproduce trains the published settings; heterokd search starts from them.")
     if pair.dataset != "imagenet":
-        lines += comment(f"One teacher for all its students: teachers/{teacher_name(pair)}.yaml.")
+        lines += comment(f"The teacher of all its students: teachers/{teacher_name(pair)}.yaml.")
     lines += [f"name: {name(pair)}", *data_lines(pair, augment(pair)), *teacher_lines(pair)]
     lines += [f"student: {{network: {pair.student}}}", *flow("training", student)]
     lines += [
@@ -184,15 +184,15 @@ def pair_file(pair: PublishedPair) -> str:
 
 
 def teacher_name(pair: PublishedPair) -> str:
-    """Of a teacher's own experiment."""
+    """Return the name of a teacher's experiment."""
     return f"{pair.dataset}_{SHORT.get(pair.teacher, pair.teacher)}"
 
 
 def teacher_file(pair: PublishedPair) -> str:
-    """The experiment that fits a teacher, with the first of its students."""
+    """Return the experiment that fits a teacher, with the first of its students."""
     file = f"teachers/{teacher_name(pair)}.yaml"
     lines = teacher_head(f"{pair.teacher_name} for {pair.dataset}: {pair.teacher_value:.2f} % top-1 published.", file)
-    # OFA-KD shows its teachers on CIFAR-100 what it shows transformers, whatever the student is.
+    # On CIFAR-100, OFA-KD's teachers see the views of transformers, for every student.
     policy = "ofa" if pair.dataset == "cifar100" else "crop"
     lines = lines[:-1] if policy == "ofa" else [*lines, *deviations(teacher_training(pair)[1])]
     lines += [f"name: teacher_{teacher_name(pair)}"]
@@ -202,7 +202,7 @@ def teacher_file(pair: PublishedPair) -> str:
 
 
 def files() -> dict[str, str]:
-    """Every file by its path in this folder, with its text."""
+    """Return the text of every file by its path in this folder."""
     pairs = [pair for pair in published_pairs() if pair.metric == "top1"]
     written = {f"{name(pair)}.yaml": pair_file(pair) for pair in pairs}
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""Writes the experiments of the papers' tables beside itself, one for each pair of data set, teacher and student.
+"""Write the experiments of the papers' tables to this folder, a file for each pair of data set, teacher and student.
 
     python experiments/papers/generate.py
 
-The numbers come from heterokd/published/; `classification.py` and `segmentation.py` know the schedules.
+The numbers come from heterokd/published/; `classification.py` and `segmentation.py` contain the schedules.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FOLDER = Path(__file__).parent
 
 
 def files() -> dict[str, str]:
-    """Every file by its path in this folder, with its text."""
+    """Return the text of every file by its path in this folder."""
     return classification.files() | segmentation.files()
 
 
 def main() -> None:
-    """Write what has changed, and remove what belongs to no pair any more."""
+    """Write all files, and remove files that no longer belong to a pair."""
     found = files()
     for path in [*FOLDER.glob("*.yaml"), *FOLDER.glob("teachers/*.yaml")]:
         if path.relative_to(FOLDER).as_posix() not in found:

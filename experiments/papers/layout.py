@@ -1,4 +1,4 @@
-"""How the papers' experiments are written down: comments and lines of at most `WIDTH` columns."""
+"""Format the papers' experiments: comments and lines of at most `WIDTH` columns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ WIDTH = 120
 
 
 def comment(text: str) -> list[str]:
-    """Lines of a comment."""
+    """Return the lines of a comment."""
     return wrap(text, WIDTH, initial_indent="# ", subsequent_indent="#   ", break_long_words=False)
 
 
 def deviations(texts: Iterable[str]) -> list[str]:
-    """A list of them, as comments, under its title."""
+    """Return the deviations as comments, with a title."""
     lines = ["# Deviations:"]
     for text in texts:
         lines += wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False)
@@ -24,7 +24,7 @@ def deviations(texts: Iterable[str]) -> list[str]:
 
 
 def flow(key: str, value: str, room: int = WIDTH) -> list[str]:
-    """`key: {...}`, over several lines of at most `room` columns where it is long; cut after commas alone."""
+    """Format `key: {...}` in lines of at most `room` columns, with breaks after commas only."""
     lines = [f"{key}:"]
     for number, part in enumerate(value.split(", ")):
         text = part if number == value.count(", ") else f"{part},"
@@ -36,18 +36,18 @@ def flow(key: str, value: str, room: int = WIDTH) -> list[str]:
 
 
 def published_table(pair: PublishedPair) -> list[str]:
-    """The published numbers as comments, best first."""
+    """Return the published numbers as comments, best first."""
     extra = " (top-5)" if pair.metric == "top1" else ""
     teacher = "" if pair.teacher_value is None else f"; teacher {pair.teacher_value:.2f}"
     lines = [f"# Published {pair.metric_name}{extra} in per cent{teacher}:"]
-    for result in sorted(pair.results, key=lambda one: -one.value):
+    for result in sorted(pair.results, key=lambda result: -result.value):
         top5 = "" if result.top5 is None else f" ({result.top5:.2f})"
         lines.append(f"#   {result.method:<10}{result.value:.2f}{top5}  {result.source}")
     return lines
 
 
 def teacher_head(title: str, file: str) -> list[str]:
-    """What stands at the top of the experiment that fits a teacher: `file` is its path in this folder."""
+    """Return the header of the experiment that fits a teacher: `file` is its path in this folder."""
     lines = [f"# {title}", "#", f"#   heterokd teacher experiments/papers/{file}", "#"]
-    lines += comment("It says where the weights are; give them to a pair's experiment with")
+    lines += comment("It prints the path of the weights, which the experiment of a pair takes with")
     return [*lines, "#   --set teacher.checkpoint=FILE --set teacher.pretrained=false", "#"]

@@ -1,7 +1,7 @@
 """Experiments of the pairs of HeteroAKD and CIRKD: segmentation.
 
 HeteroAKD's authors ran every method in CIRKD's program (github.com/winycg/CIRKD) and Af-DCD's; which of its schedules
-belongs to which pair is not known, so the schedules here are those of CIRKD's own scripts. What heterokd cannot do
+belongs to which pair is not known, so the schedules here are those of CIRKD's scripts. What heterokd cannot do
 alike, and what is a guess, is said in each file.
 """
 
@@ -86,7 +86,7 @@ def schedule(pair: PublishedPair, network: str) -> Schedule:
 
 
 def is_transformer_pair(pair: PublishedPair) -> bool:
-    """Whether it is SegFormer to SegFormer, which CIRKD's program trains in its own way."""
+    """Whether it is SegFormer to SegFormer, which CIRKD's program trains differently."""
     return pair.teacher_kind == pair.student_kind == "attention"
 
 
@@ -95,7 +95,7 @@ def guesses(pair: PublishedPair, network: str) -> list[str]:
     if "mit_" not in network or is_transformer_pair(pair):
         return []
     return [
-        f"{network} learns with the optimizer of CIRKD's SegFormers, on views, batches and iterations of its CNNs: "
+        f"{network} is trained with the optimizer of CIRKD's SegFormers, on views, batches and iterations of its CNNs: "
         "how HeteroAKD trains its Transformers is not known"
     ]
 
@@ -110,10 +110,10 @@ def differences(pair: PublishedPair, *networks: str) -> list[str]:
     if any(network.startswith("deeplabv3-mit_") for network in networks):
         found.append("MiT cannot be dilated, so DeepLabV3's maps on it have stride 32; HeteroAKD's stride is not known")
     if any("resnet" in network for network in networks):
-        found.append("ResNets have no auxiliary head; CIRKD's learn with one (weight 0.4)")
+        found.append("ResNets have no auxiliary head; CIRKD's have an auxiliary head (weight 0.4)")
     if any("deeplabv3" in network for network in networks):
         found.append("256 channels enter DeepLabV3's classifier; CIRKD's program has 512")
-    found.append("norms and biases are not decayed; CIRKD's are")
+    found.append("norms and biases have no weight decay; in CIRKD they have")
     if is_transformer_pair(pair):
         found.append("windows of an evaluation overlap by a third; CIRKD's program cuts an image into two halves")
     return found
@@ -165,7 +165,7 @@ def pair_file(pair: PublishedPair) -> str:
             lines += comment(note)
     else:
         lines += comment(
-            "HeteroAKD (arXiv 2504.07691) has pairs on this data set, but its numbers are quoted nowhere. "
+            "HeteroAKD (arXiv 2504.07691) has pairs on this data set, but its numbers are not quoted anywhere. "
             f"The README of github.com/winycg/CIRKD has {pair.teacher_value:.2f} mIoU for this teacher."
         )
     if "taken for" in pair.student_name:
@@ -175,10 +175,10 @@ def pair_file(pair: PublishedPair) -> str:
     texts = differences(pair, pair.teacher, pair.student)
     lines += ["#", *deviations([*texts, "numbers are measured on val, published ones on what is test here"]), "#"]
     if pair.results:
-        lines += comment("heterokd reproduce runs the published settings; heterokd search goes on from them.")
+        lines += comment("heterokd reproduce trains the published settings; heterokd search starts from them.")
     else:
         lines += comment("heterokd reproduce trains every method's published settings.")
-    lines += comment(f"One teacher for all its students: teachers/{teacher_name(pair)}.yaml.")
+    lines += comment(f"The teacher of all its students: teachers/{teacher_name(pair)}.yaml.")
     lines += [f"name: {name(pair)}", *data_lines(pair), *network_lines(pair)]
     lines += [
         "search: {space: search_spaces/segmentation.yaml, trials: 36}",
@@ -188,7 +188,7 @@ def pair_file(pair: PublishedPair) -> str:
 
 
 def teacher_name(pair: PublishedPair) -> str:
-    """Of a teacher's own experiment."""
+    """Return the name of a teacher's experiment."""
     return f"{pair.dataset}_{short(pair.teacher)}"
 
 
