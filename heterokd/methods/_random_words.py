@@ -50,7 +50,7 @@ def draw_counts(index: Tensor, progress: float, count: int, choices_B1: Tensor, 
     """
     place, image_B1 = _seeds(index, progress, count)
     counts_BN = torch.zeros(len(index), width, device=index.device)
-    one = torch.ones((), device=index.device)
+    unit = torch.ones((), device=index.device)
     # On a CPU a few images at a time, so that their words stay in the cache.
     some = max(1, WORDS_AT_ONCE // count) if index.is_cpu else len(index)
     for start in range(0, len(index), some):
@@ -58,7 +58,7 @@ def draw_counts(index: Tensor, progress: float, count: int, choices_B1: Tensor, 
         # The remainder in float64, which holds every product here exactly: several times as fast as in integers.
         words_bK = _crossed(place, image_b1).view(torch.uint32).double()
         drawn_bK = words_bK.addcmul_((words_bK / choices_b1).floor_(), choices_b1, value=-1).long()
-        counts_BN[start : start + some].scatter_add_(1, drawn_bK, one.expand(drawn_bK.shape))
+        counts_BN[start : start + some].scatter_add_(1, drawn_bK, unit.expand(drawn_bK.shape))
     return counts_BN
 
 

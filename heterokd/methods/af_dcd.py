@@ -24,7 +24,7 @@ last classifiers, which every decoder has and a cache can keep. The code require
 and sides that patches divide: here both maps are averaged to the smaller grid, M falls to the next divisor of the
 width, pools and patches shrink to the map, and a rest at the lower and right border makes smaller patches. Pixels whose
 label is IGNORE count in neither term. The mask is a hash of (image, progress), not a generator's: a resumed training
-goes on with the same one. Gradients of A and G are not clipped apart (the code clips them at 15).
+continues with the same mask. Gradients of A and G are not clipped apart (the code clips them at 15).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class AfDCD(Method):
         patch: int = Field(4, ge=1, description="side of the patches inside which vectors are compared")
         pooling: int = Field(4, ge=1, description="side of the squares that are max-pooled before the contrast")
         negatives: Negatives = Field(
-            "groups", description="groups takes other channel groups of the patch as negatives, all also its own"
+            "groups", description="groups takes other channel groups of the patch as negatives, all also its group"
         )
         kd_temperature: float = Field(1.0, gt=0, description="divides both networks' logits in pixel KD")
 

@@ -13,7 +13,7 @@ The paper says of beta that it is 10^3 divided by the number of positions and th
 default weight of 1000, which is also that of CRD's and later CIFAR tables. The authors' code has the code form.
 p = 2 is the paper's best.
 
-Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's code does (Yang et
+Segmentation compares a single map, that before the classifier, in place of the stages, as CIRKD's code does (Yang et
 al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): code form, p = 2, weight
 10000, which is `weight` times `segmentation_factor`. Positions whose label is IGNORE are excluded there.
 
@@ -131,7 +131,7 @@ class AT(Method):
             "code", description="mean squared differences as in the authors' code, or norms as the paper prints"
         )
         segmentation_factor: float = Field(
-            10.0, ge=0, description="multiplies the weight in segmentation, where the published one is 10000"
+            10.0, ge=0, description="multiplies the weight in segmentation, where the published weight is 10000"
         )
 
     student_needs = Signal.EMBEDDING | Signal.STAGES

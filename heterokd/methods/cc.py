@@ -1,4 +1,4 @@
-"""CC: let the student's embeddings relate to one another, image to image, as the teacher's do.
+"""CC: let the student's embeddings relate to each other, image to image, as the teacher's do.
 
 Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang: "Correlation Congruence for Knowledge Distillation", ICCV 2019,
 https://arxiv.org/abs/1904.01802
@@ -77,7 +77,7 @@ def cc_loss(
 
 
 class CC(Method):
-    """Let the student's embeddings relate to one another, image to image, as the teacher's do."""
+    """Let the student's embeddings relate to each other, image to image, as the teacher's do."""
 
     verification = Verification(
         program="Hao840/OFAKD",

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2204.06986
         memory(V_regions)
 
 x is a pixel of the embedding; g are two 1x1 convolutions with BatchNorm and ReLU between, to the teacher's width; both
-sides of `minibatch` keep their width. Where the grids differ, both maps are averaged to the smaller one. Every
+sides of `minibatch` keep their width. Where the grids differ, both maps are averaged to the smaller grid. Every
 class has two queues of the teacher's unit vectors: of each image, `PIXELS_PER_CLASS` pixels of the class, drawn at
 random, and the mean of all of them. A step writes first; V are then the same places of all queues, as many as make up
 the contrast size (`size // classes + 1`). Queues start with random unit vectors, as the authors' do, and these take
@@ -21,7 +21,7 @@ Deviations from the authors' code:
 
 - Pixels whose label is IGNORE are excluded from all terms; theirs counts them in `minibatch` and pixel KD.
 - Their pixel queue of a class takes the first pixels of the image, whatever their class (a permutation indexes the
-  image where it should index the class's pixels); this one takes the class's pixels, as the paper says.
+  image where it should index the class's pixels); here it takes the class's pixels, as the paper says.
 - A queue is a ring: a write that reaches its end goes on at its start. Theirs moves back to fit, then starts over.
 - Draws are a hash of (image, progress), not a generator's: a resumed training goes on with the same ones.
 - Vectors are remembered in half precision (an error of about 1e-4 in x . y / tau): K * (20000 + 2000) * D * 2 bytes,
@@ -31,7 +31,7 @@ Similarities of one image with a whole batch are held at a time, [HW, B, HW], an
 `pooling: 2` makes them 16 times smaller (the authors' option; off, as theirs).
 
 Data-parallel workers: `gather: true` computes everything but pixel KD on the images of all workers, which gives what
-one process would. Otherwise each compares and remembers only its images. The queues are in the checkpoint, which
+a single process would. Otherwise each compares and remembers only its images. The queues are in the checkpoint, which
 the first worker writes, so that all go on from its queues; they are not copied between workers at every step.
 """
 

@@ -5,7 +5,7 @@ Tian, Krishnan, Isola: "Contrastive Representation Distillation", ICLR 2020, htt
     e = (W f + b) / |W f + b|          both embeddings f, by a linear layer each, as unit vectors of a common width
     m_s[i], m_t[i]                     memory: what both networks gave for image i; after each step
                                        m[i] <- m[i] * momentum + e_i * (1 - momentum), as a unit vector again
-    q(e, m) = exp(e . m / tau) / c     c the mean of exp(e . m / tau) in the first step, one for each direction
+    q(e, m) = exp(e . m / tau) / c     c the mean of exp(e . m / tau) in the first step of each direction
     h(e, m) = q / (q + K)              "they are of one image", against K remembered images of other classes
     NCE(e_i, m) = - log h(e_i, m[i]) - sum_{k = 1}^{K} log(1 - h(e_i, m[n_k]))
     L = weight * mean_i ( NCE(e_s,i, m_t) + NCE(e_t,i, m_s) )
@@ -30,7 +30,7 @@ many images there are is not known here, so the memory has `bank_size` rows and 
 Memory and marks are buffers, so that a checkpoint resumes exactly: 16 MiB with 16384 rows of width 128.
 
 Data-parallel workers: each compares its images. `gather: true` writes the images of all workers to every worker's
-memory, which gives what one process would. Otherwise a worker remembers only its images. The memory is in the
+memory, which gives what a single process would. Otherwise a worker remembers only its images. The memory is in the
 checkpoint, which the first worker writes, so that all go on from its memory; it is not copied between workers at every
 step.
 """
@@ -99,7 +99,7 @@ class ContrastMemory(nn.Module):
         rows: N; image i uses row i modulo N.
         width: D.
         temperature: tau.
-        momentum: share of the old row in the new one.
+        momentum: share of the old row in the new row.
     """
 
     student: Tensor
@@ -121,9 +121,9 @@ class ContrastMemory(nn.Module):
     def recall(self, student_BD: Tensor, teacher_BD: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Both networks' remembered embeddings of the images `index` [B]; the given ones where there are none."""
         row = index % self.rows
-        known_B1 = (self.owners[row] == index).unsqueeze(1)
-        student = torch.where(known_B1, self.student[row], student_BD.detach())
-        return student, torch.where(known_B1, self.teacher[row], teacher_BD.detach())
+        knsame_B1 = (self.owners[row] == index).unsqueeze(1)
+        student = torch.where(knsame_B1, self.student[row], student_BD.detach())
+        return student, torch.where(knsame_B1, self.teacher[row], teacher_BD.detach())
 
     @torch.no_grad()
     def write(self, student_BD: Tensor, teacher_BD: Tensor, labels: Tensor, index: Tensor) -> None:
@@ -139,7 +139,7 @@ class ContrastMemory(nn.Module):
         self.owners[row], self.classes[row] = index[last], labels[last]
 
     def used(self) -> int:
-        """So many rows, from the first one, hold all that are filled; on a GPU, which one would wait for, all rows."""
+        """Return how many of the first rows hold all filled ones; all rows on a GPU, since counting would wait."""
         if not self.owners.is_cpu:
             return self.rows
         return int((self.owners != NOBODY).nonzero().amax()) + 1
@@ -154,12 +154,12 @@ class ContrastMemory(nn.Module):
         in_order, order = classes_N.sort(stable=True)
         rank_N = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         empty = torch.searchsorted(in_order, NOBODY, right=True)
-        own_B = torch.searchsorted(in_order, labels, right=True) - torch.searchsorted(in_order, labels)
-        own_B1, labels_B1 = own_B.unsqueeze(1), labels.unsqueeze(1)
-        others_B1 = len(order) - empty - own_B1
+        same_B = torch.searchsorted(in_order, labels, right=True) - torch.searchsorted(in_order, labels)
+        same_B1, labels_B1 = same_B.unsqueeze(1), labels.unsqueeze(1)
+        others_B1 = len(order) - empty - same_B1
         # Each image draws among the rows that are not empty and not of its class, counted by class, then by number.
         counts_BN = draw_counts(index, progress, count, others_B1.clamp_min(1), len(order))
-        place_BN = rank_N - empty - own_B1 * (classes_N > labels_B1)
+        place_BN = rank_N - empty - same_B1 * (classes_N > labels_B1)
         others_BN = (classes_N != NOBODY) & (classes_N != labels_B1)
         return counts_BN.gather(1, place_BN.clamp_min_(0)).mul_(others_BN)
 
@@ -243,11 +243,11 @@ class Contrast(nn.Module):
         ours = compare(student_BD, positives[1], self.memory.teacher[:rows])
         theirs = [compare(teacher_BD, positives[0], self.memory.student[:rows]) for teacher_BD in teachers_BD]
         log_means = log_mean(0, *ours, counts, self.gather), log_mean(1, *theirs[0], counts, self.gather)
-        return Similarities(*ours, log_means[0]), [Similarities(*one, log_means[1]) for one in theirs], counts
+        return Similarities(*ours, log_means[0]), [Similarities(*compared, log_means[1]) for compared in theirs], counts
 
 
 class CRD(Method):
-    """Tell an image's embedding in the other network from thousands of other images' remembered embeddings."""
+    """Distinguish an image's embedding in the other network from those of thousands of remembered images."""
 
     verification = Verification(
         open_readings="an epoch of memory and draws: not run against the program",
@@ -266,10 +266,10 @@ class CRD(Method):
             0.07, ge=0.01, description="tau: divides similarities; smaller values look at the closest negatives only"
         )
         negatives: Annotated[int, Int(256, 16384, log=True)] = Field(
-            16384, ge=1, description="K: remembered images of other classes that an image is told from"
+            16384, ge=1, description="K: remembered images of other classes that an image is distinguished from"
         )
         width: int = Field(128, ge=1, description="common width of the embeddings that are compared")
-        momentum: float = Field(0.5, ge=0, le=1, description="share of an image's old memory in its new one")
+        momentum: float = Field(0.5, ge=0, le=1, description="share of an image's old memory in its new memory")
         bank_size: int = Field(
             16384,
             ge=2,

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2211.16231
     the student descends L; theta ascends it: dL/dtheta is multiplied by lambda(progress) on the way back
     lambda = -(1 - cos(pi * min(1, progress / ramp))) / 2              from 0 to -1: an easy start, then a hard teacher
 
-`global`: theta is one number, 1 at the start, so that tau starts at tau_0 + 0.73 tau_range. `instance`: theta is
+`global`: theta is a single number, 1 at the start, so that tau starts at tau_0 + 0.73 tau_range. `instance`: theta is
 predicted for each image, by two linear layers from the class probabilities of both networks.
 
 Defaults are those of the authors' CIFAR-100 recipe: global, tau_0 1, tau_range 20, ramp 10 of 240 epochs, weight 0.9
@@ -72,7 +72,7 @@ def ctkd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: Tenso
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K]; takes no gradient.
-        temperature: tau, one for all [1] or one for each image [B].
+        temperature: tau, of all images [1] or of each image [B].
 
     Returns:
         A scalar, the mean over the batch.
@@ -101,7 +101,8 @@ class CTKD(Method):
         """Parameters of CTKD."""
 
         kind: Annotated[Literal["global", "instance"], Choice("global", "instance")] = Field(
-            "global", description="global: one temperature; instance: one for each image, predicted from both networks"
+            "global",
+            description="global: a single temperature; instance: a temperature per image, predicted from both networks",
         )
         temperature_start: float = Field(1.0, gt=0, description="tau_0: the lowest temperature")
         temperature_range: Annotated[float, Float(2, 40, log=True)] = Field(

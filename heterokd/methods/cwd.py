@@ -13,7 +13,7 @@ differ and nothing otherwise. G and D are the hinge terms of `heterokd/methods/_
 `pixel_kd.py` with tau 1. Defaults are those of CIRKD's code (Yang et al., CVPR 2022) for DeepLabV3 students: T 4,
 1, 50, 3, 0.001, 0.1; its SegFormer students take 5 for maps and 0.3 for logits.
 
-Deviations: maps of different grids are averaged to the smaller one first. C is the teacher's, which both have after
+Deviations: maps of different grids are averaged to the smaller grid first. C is the teacher's, which both have after
 r; the code divides by the student's before r. Positions whose label is IGNORE have no share of a channel, and images
 without any other do not count; the code counts all.
 """
@@ -108,7 +108,7 @@ class CWD(Method):
         adversarial_weight: Annotated[float, Choice(0.0, 0.001, 0.01)] = Field(
             0.001, ge=0, description="multiplies the generator's term; 0 builds no discriminator"
         )
-        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the discriminator's own loss")
+        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the loss of the discriminator")
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING

@@ -1,11 +1,11 @@
-"""FBT: a fused network, front from one and back from the other, is taught by the teacher and teaches the student.
+"""FBT: a fused network, front of one network and back of the other, is taught by the teacher and teaches the student.
 
 Li, Wang, Yan, Ding, Gao, Xia: "Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation", ICCV 2025,
 https://arxiv.org/abs/2410.12342
 
     f embedding, p = softmax(z) class probabilities, t teacher, s student, f fused, y the label, K_i = {f_i, p_i}
     p_f = back stages j..fc ( L2G ( front stages 1..k (x) ) ),  L2G = patch embedding, then window attention    Eq. 2
-    L = L(K_t, K_s) + L(K_t, K_f) + L(K_f, K_s)                  the first one teaches the second               Eq. 1
+    L = L(K_t, K_s) + L(K_t, K_f) + L(K_f, K_s)                  the first teaches the second               Eq. 1
     L(K_a, K_b) = L_InfoNCE(f_b, f_a) + L_OFA(p_a, p_b)
     L_OFA = (1 + p_a,y)^gamma log(p_a,y / p_b,y) + sum_{c != y} p_a,c log(p_a,c / p_b,c)                        Eq. 3a
     L_InfoNCE = - log( exp(f_b . f_a+ / tau_2) / sum_{a' in batch} exp(f_b . f_a' / tau_2) )                    Eq. 3b
@@ -68,7 +68,7 @@ def info_nce(
         normalise: compare directions only.
 
     Returns:
-        The mean over the batch, a scalar; 0 for a batch of one.
+        The mean over the batch, a scalar; 0 for a batch of a single image.
     """
     query, candidate = student_embedding.float(), teacher_embedding.float()
     if normalise:

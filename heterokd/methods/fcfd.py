@@ -13,8 +13,8 @@ Liu, Kan, Shan, Chen: "Function-Consistent Feature Distillation", ICLR 2023, htt
     L = w_kl L_kl + w_p L_path_kl + r w_f (L_appearance + L_function),  r rises from 0 to 1 in the first warm-up share
 
 Defaults are those of the authors' ImageNet run ResNet-34 -> ResNet-18 (tau 1, w_f 0.02, two paths, warm-up 5 of 100
-epochs); ResNet-50 -> MobileNet has w_f 5, and so have the CIFAR-100 runs but one, at tau 4 or 8. Paths cross once, as
-theirs.
+epochs); ResNet-50 -> MobileNet has w_f 5, and so have all CIFAR-100 runs but ResNet56 -> ResNet20, at tau 4 or 8. Paths
+cross once, as theirs.
 
 `teacher_norms`: the paper's teacher is fixed; `running`, the default, normalises its maps with the statistics of its
 training, as every other method here does. The authors' program (LiuDongyang6/FCFD, commit 2aefb7b, `IN/main.py`:
@@ -29,7 +29,7 @@ training draws the same ones, and so do all workers.
 Batch norms of the student's stages see other maps on a mixed path: there they normalise with that batch and leave the
 running statistics, which evaluation uses, alone (the authors keep a second set that nothing reads). torch's own
 SyncBatchNorm does not offer that; `training.sync_batch_norm` does. The student is run once more per teacher-first path
-and the teacher, live, per student-first one.
+and the teacher, live, per student-first path.
 
 Deviations: C_k is drawn by some steps only, so MSE(C_k(t_k), s_k), s_k detached, trains it at every step (term
 `bridge`; its weight is w_f): unused weights stop distributed training, and the term moves nothing but C_k. Bridges

@@ -10,15 +10,15 @@ https://arxiv.org/abs/1412.6550
 Defaults are those of the heterogeneous tables (OFA's configurations: all four stages, weight 1); the CIFAR tables of
 CRD use the second stage alone with weight 100.
 
-Segmentation compares one map, the one before the classifier, in place of the stages, as CIRKD's code does (Yang et
+Segmentation compares a single map, that before the classifier, in place of the stages, as CIRKD's code does (Yang et
 al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022): weight 10, which is `weight`
 times `segmentation_factor`. Positions whose label is IGNORE are excluded there.
 
-Deviations: the hint is a term of the one training, as in every table since, where the paper trains up to the hint
+Deviations: the hint is a term of the only training, as in every table since, where the paper trains up to the hint
 first. The paper's regressor is a convolution that shrinks the grid and has a non-linearity; here it is linear, as in
 OFA's code. That code compares convolutional networks only; for the other pairs its authors posted a variant that
 cuts all maps into patches until both have one token grid (issue 10 of their repository). Here the finer grid is
-averaged to the coarser one instead, which needs no projector as wide as a patch, fits grids whose ratio is not whole,
+averaged to the coarser grid instead, which needs no projector as wide as a patch, fits grids whose ratio is not whole,
 and is the plain method where grids are equal. Class tokens are not used: stages are maps.
 """
 
@@ -89,7 +89,7 @@ class FitNet(Method):
             description="the stages that are compared, shallow to deep, one digit each; none in segmentation",
         )
         segmentation_factor: float = Field(
-            10.0, ge=0, description="multiplies the weight in segmentation, where the published one is 10"
+            10.0, ge=0, description="multiplies the weight in segmentation, where the published weight is 10"
         )
 
     student_needs = Signal.EMBEDDING | Signal.STAGES
@@ -97,7 +97,7 @@ class FitNet(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Build a 1x1 convolution per chosen stage; in segmentation one for the map before the classifier."""
+        """Build a 1x1 convolution per chosen stage; in segmentation only for the map before the classifier."""
         if student.logits_stride is None:
             self.student_needs = self.teacher_needs = Signal.STAGES
             channels = {

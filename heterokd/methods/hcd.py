@@ -175,7 +175,7 @@ class HCD(Method):
             description="the student's stages that give sub-logits, shallow to deep, one digit each",
         )
         stage_reduction: Literal["sum", "mean"] = Field(
-            "sum", description="how the terms of the stages become one: the paper adds them"
+            "sum", description="how the terms of the stages are combined: the paper adds them"
         )
 
     has_initial_settings = True

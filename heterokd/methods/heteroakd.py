@@ -99,8 +99,8 @@ def transfer_loss(
         weights_BKHW: W, 0 where a pixel does not count.
         valid_B1HW: whether it counts.
         temperature: tau.
-        form: `bernoulli` has both sides of the sigmoid's cross-entropy, `literal` only the printed one, `softmax` is
-            the one over classes.
+        form: `bernoulli` has both sides of the sigmoid's cross-entropy, `literal` only the printed side, `softmax` is
+            the cross-entropy over classes.
         axis: what W sums to 1 over.
 
     Returns:
@@ -191,10 +191,10 @@ class HeteroAKD(Method):
             0.25, ge=0, le=1, description="fraction of the training in which only labels teach, student and projectors"
         )
         projector_weight: float = Field(
-            0.05, ge=0, description="multiplies the projectors' own loss during warm-up; not the paper's"
+            0.05, ge=0, description="multiplies the loss of the projectors during warm-up; not the paper's"
         )
         projector_weight_after: float = Field(
-            0.05, ge=0, description="multiplies the projectors' own loss after warm-up; not the paper's"
+            0.05, ge=0, description="multiplies the loss of the projectors after warm-up; not the paper's"
         )
         projector: Annotated[
             Literal["conv-bn", "conv-bn-relu-conv1x1", "conv-bn-relu"], Choice("conv-bn", "conv-bn-relu-conv1x1")
@@ -204,13 +204,15 @@ class HeteroAKD(Method):
             description="whether the weights of one class sum to 1 over pixels, or those of one pixel over classes",
         )
         reliability: Reliability = Field(
-            "bce_sigmoid", description="how right a score is: every class by itself, so from softmax, or one a pixel"
+            "bce_sigmoid",
+            description="how right a score is: every class by itself, the same from softmax, or per pixel",
         )
         form: Form = Field(
             "bernoulli", description="cross-entropy of Eq. 10: both sides of the sigmoid's, over classes, or as printed"
         )
         direction: Direction = Field(
-            "teacher_student", description="sides of the divergence in L_kd; the paper is said to print student_teacher"
+            "teacher_student",
+            description="sides of the divergence in L_kd; a report of the paper prints student_teacher",
         )
         detach: bool = Field(True, description="keep targets and weights of Eq. 10 from taking gradient")
         tap: Literal["embedding", "stage4", "stage3", "stage2", "stage1"] = Field(
@@ -263,18 +265,20 @@ class HeteroAKD(Method):
             student_z, teacher_z = self._projected(student, teacher)
             if params.resolution == "label":  # maps of the labels' size are computed again in the backward pass
                 arguments = student_z, teacher_z, batch.labels, warm
-                own, transferred = checkpoint(self._compared, *arguments, use_reentrant=False, preserve_rng_state=False)
+                projectors, transferred = checkpoint(
+                    self._compared, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 labels = labels_at(batch.labels, student_z.shape[-2:])
-                own, transferred = self._compared(student_z, teacher_z, labels, warm)
+                projectors, transferred = self._compared(student_z, teacher_z, labels, warm)
             if warm:
-                kd = own.new_zeros(())
+                kd = projectors.new_zeros(())
             else:
                 kd = pixel_kd_loss(student.logits, teacher.logits, batch.labels, params.temperature, params.direction)
         return {
             "kd": params.kd_weight * kd,
             "hakd": params.weight * transferred,
-            "projectors": (params.projector_weight if warm else params.projector_weight_after) * own,
+            "projectors": (params.projector_weight if warm else params.projector_weight_after) * projectors,
         }
 
     @torch.no_grad()
@@ -338,9 +342,9 @@ class HeteroAKD(Method):
         student_z, teacher_z = resize_map(student_z, size), resize_map(teacher_z, size)
         student_entropy = per_class_entropy(student_z, labels, reliability)
         teacher_entropy = per_class_entropy(teacher_z, labels, reliability)
-        own = projector_loss(student_entropy, labels, reliability) + projector_loss(
+        projectors = projector_loss(student_entropy, labels, reliability) + projector_loss(
             teacher_entropy, labels, reliability
         )
         if warm:
-            return own, own.new_zeros(())
-        return own, _transferred(student_z, teacher_z, student_entropy, teacher_entropy, labels, self.params)
+            return projectors, projectors.new_zeros(())
+        return projectors, _transferred(student_z, teacher_z, student_entropy, teacher_entropy, labels, self.params)

@@ -12,12 +12,12 @@ https://doi.org/10.1007/978-3-030-58571-6_21
 G and D are the hinge terms of `_discriminator.py`; PixelKD is that of `pixel_kd.py` with tau 1. Defaults are
 those of CIRKD's program (Yang et al., CVPR 2022; winycg/CIRKD, commit dab64db, `losses/ifvd.py`): 1, 20, 0.001, 0.1.
 
-`label_pixel`: a position of the coarse map takes the label of a pixel under it; `corner` the upper left one, as the
-program does (PyTorch's `nearest`), `centre` the middle one (`nearest-exact`), which is less shifted. Both agree where
+`label_pixel`: a position of the coarse map takes the label of a pixel under it; `corner` the upper left pixel, as the
+program does (PyTorch's `nearest`), `centre` the middle pixel (`nearest-exact`), which is less shifted. Both agree where
 the map is as fine as the labels.
 
-Deviations: maps of different grids are averaged to the smaller one first. Positions whose label is IGNORE are excluded;
-the code counts them with a difference of 0.
+Deviations: maps of different grids are averaged to the smaller grid first. Positions whose label is IGNORE are left
+out; the code counts them with a difference of 0.
 """
 
 from __future__ import annotations

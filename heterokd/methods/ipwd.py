@@ -1,21 +1,22 @@
-"""IPWD: follow the teacher most on the images that its own domain shows too rarely.
+"""IPWD: follow the teacher most on the images that its training domain shows too rarely.
 
 Niu, Chen, Zhou, Zhang: "Respecting Transfer Gap in Knowledge Distillation", NeurIPS 2022,
 https://arxiv.org/abs/2210.12787
 
     z_kd                      logits of the head that follows the teacher, [B, K]
     z_cls                     logits of the head that follows the labels alone, [B, K]; y: the label
-    w = 1 / P(x | teacher's domain) = 1 + CE(norm(z_cls), y) / CE(norm(z_kd), y)               one an image, no gradient
+    w = 1 / P(x | teacher's domain) = 1 + CE(norm(z_cls), y) / CE(norm(z_kd), y)               per image, no gradient
     norm(z) = (z - mean(z)) / (std(z) + 1e-7)                                                  over the classes
     L = weight * mean_x w * tau^2 * KL( softmax(z_t / tau) || softmax(z_kd / tau) ) + head_weight * CE(z_extra, y)
 
 By this estimate, an image weighs more the better the first head fits its label in comparison with the second.
 
-The student has one classifier; the method adds the second, `z_extra`, a linear projector of the student's embedding to
-class logits, dropped after training. By default the student's classifier is the one that follows the teacher, so
-that what is kept has been distilled in all its layers; the task loss on it is the cross-entropy that joins the KL. The
-projector then follows the labels alone. `kept_head: cls` exchanges the roles: the kept classifier sees the labels
-alone, the projector follows the teacher and the labels, and the teacher reaches what is kept through the embedding.
+The student has a single classifier; the method adds the second, `z_extra`, a linear projector of the student's
+embedding to class logits, dropped after training. By default the student's classifier is the head that follows the
+teacher, so that what is kept has been distilled in all its layers; the task loss on it is the cross-entropy that joins
+the KL. The projector then follows the labels alone. `kept_head: cls` exchanges the roles: the kept classifier sees the
+labels alone, the projector follows the teacher and the labels, and the teacher reaches what is kept through the
+embedding.
 
 Not verified, because no official code is public: w's form (it is quoted from secondary sources), the form of norm and
 that it serves the weights alone, which of the two heads is kept, whether weights are brought to mean one, tau, weight
@@ -90,7 +91,7 @@ def _normal(logits_BK: Tensor) -> Tensor:
 
 
 class IPWD(Method):
-    """Follow the teacher most on the images that its own domain shows too rarely."""
+    """Follow the teacher most on the images that its training domain shows too rarely."""
 
     verification = Verification(
         open_readings="weights, temperature and the second head: no program could be had", defaults="kd"
@@ -108,7 +109,7 @@ class IPWD(Method):
             1.0, ge=0, description="multiplies the weighted KD term; not verified"
         )
         head_weight: Annotated[float, Float(0.1, 3, log=True)] = Field(
-            1.0, gt=0, description="multiplies the label loss of the method's own head; not verified"
+            1.0, gt=0, description="multiplies the label loss of the method's head; not verified"
         )
         mean_one: Annotated[bool, Choice(False, True)] = Field(
             False, description="divide the images' weights by their mean over the batch; not verified"
@@ -117,7 +118,7 @@ class IPWD(Method):
             True, description="standardise each row of logits before the weights are estimated; not verified"
         )
         kept_head: Literal["kd", "cls"] = Field(
-            "kd", description="what the student's own classifier follows: teacher and labels, or labels; not verified"
+            "kd", description="what the student's classifier follows: teacher and labels, or labels; not verified"
         )
 
     params: Params

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2403.01427
     s(z) = (z - mean(z)) / (std(z) + eps)          z: the logits of one image, [K]; std divides by K - 1; eps 1e-7
     L = weight * tau^2 * KL( softmax(s(z_t) / tau) || softmax(s(z_s) / tau) )                  mean over the batch
 
-Each image's logits set their own temperature, and the student is free to choose its own range. The paper puts the same
+Each image's logits set their temperature, and the student is free to choose its range. The paper puts the same
 s before DKD, CTKD and MLKD too; this file is KD with it. With two classes s knows but two values, plus and minus
 1 / sqrt(2): it says which class is first, and the term has a value and next to no gradient.
 

@@ -79,7 +79,7 @@ class OFA(Method):
         file="distillers/ofa.py",
         value=1e-07,
         gradient=4e-08,
-        open_readings="branches: read beside the program, not run",
+        open_readings="branches: read next to the program, not run",
         defaults="program",
     )
 
@@ -92,7 +92,7 @@ class OFA(Method):
         eps: Annotated[float, Float(1.0, 1.6)] = Field(
             1.0, ge=1, description="eps (gamma in print): exponent that amplifies the target class, for all exits"
         )
-        weight: float = Field(1.0, ge=0, description="multiplies the term of the student's own logits")
+        weight: float = Field(1.0, ge=0, description="multiplies the term of the student's logits")
         stage_weight: Annotated[float, Choice(0.1, 1.0)] = Field(
             1.0, ge=0, description="multiplies the sum over the stages' branches; 0.1 in the authors' CIFAR-100 runs"
         )
@@ -104,7 +104,7 @@ class OFA(Method):
             description="the stages that get a branch, shallow to deep, one digit each",
         )
         form: Literal["code", "paper"] = Field(
-            "code", description="the loss of the authors' code, or the one that the paper prints"
+            "code", description="the loss of the authors' code, or the form that the paper prints"
         )
         merge_activation: Literal["first", "between"] = Field(
             "first",
@@ -153,7 +153,7 @@ class OFA(Method):
 
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
-        """Exits from the first stage on that is similar to the teacher's last one, which decides."""
+        """Return exits from the first stage that is similar to the teacher's last stage, which decides."""
         last = len(similarity.values)
         first = min(similar([row[-1] for row in similarity.values]), default=last)
         return ({"stages": "".join(map(str, range(first, last + 1)))},)

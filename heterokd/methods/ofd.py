@@ -3,7 +3,7 @@
 Heo, Kim, Yun, Park, Kwak, Choi: "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
 https://arxiv.org/abs/1904.01866
 
-    t_i the teacher's map of stage i before its last ReLU, m_i its margin, one negative number per channel:
+    t_i the teacher's map of stage i before its last ReLU, m_i its margin, a negative number per channel:
         the mean of the negative part of what the batch norm before the ReLU gives
     s_i = batch norm(conv1x1(the student's map of stage i)), as many channels as t_i
     sigma(t) = max(t, m)                                                             the margin ReLU
@@ -14,7 +14,7 @@ Defaults are those of the CIFAR tables of DKD's authors (weight 1e-3); ResNet50 
 
 The student's maps are read before the last ReLU where it has one after batch norm, and as the stages are otherwise, so
 any student fits; the teacher needs that ReLU. d is summed, so the weight depends on the number of channels and
-positions; search it. Deviation: the finer of both grids is averaged to the coarser one; the authors' code always
+positions; search it. Deviation: the finer of both grids is averaged to the coarser grid; the authors' code always
 averages the teacher's to the student's, which is the same wherever the student's is not the finer.
 """
 

@@ -19,16 +19,16 @@ The gradient of HCL and of the last term passes through the frozen teacher to th
 teacher runs twice at every step, once with activations kept, and no cache can ever serve it.
 
 Differences from the authors' code, which takes feedback from the previous batch, so from other images (here: from
-the same one, with the plain teacher's maps, since p_j is not known before its prompt); cuts off the last token as
+the same images, with the plain teacher's maps, since p_j is not known before its prompt); cuts off the last token as
 the class token, which timm puts first; gives maps back to token networks without transposing, so that prompted tokens
 are shuffled even when beta is 0; adds the position e of an image in its batch where that of a query is meant; lets SE
 give its channel weights alone, without the map they weigh; and runs on "cuda" by name. Here each of these is
 corrected, on any device. Class tokens go through the stages untouched by prompts. SE has a SiLU, as in
 EfficientNet, since a single ReLU unit may be dead from the start.
 
-The authors start beta at 0: at the first step the prompted teacher is the plain one, and no gradient passes beta to the
-prompts behind it. Here it starts at `initial_gate`, small and not 0, so that all weights learn from the first step on;
-0 is allowed.
+The authors start beta at 0: at the first step the prompted teacher is the plain teacher, and no gradient passes beta to
+the prompts behind it. Here it starts at `initial_gate`, small and not 0, so that all weights learn from the first step
+on; 0 is allowed.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class PAT(Method):
             1.0, ge=0, description="beta: multiplies the difference of the student's maps and the prompted teacher's"
         )
         prompt_weight: Annotated[float, Float(0.1, 10, log=True)] = Field(
-            1.0, ge=0, description="gamma: multiplies what keeps the prompted teacher's logits near the plain one's"
+            1.0, ge=0, description="gamma: multiplies what keeps the prompted teacher's logits near the plain teacher's"
         )
         initial_gate: float = Field(
             0.01, ge=-1, le=1, description="beta_j: where the learned gate of every prompt starts; the authors use 0"

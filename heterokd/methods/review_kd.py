@@ -5,7 +5,7 @@ Chen, Liu, Zhao, Jia: "Distilling Knowledge via Knowledge Review", CVPR 2021, ht
     F_1..F_4 the maps of the stages, F_5 the embedding as a map of one position; s student, t teacher
     ABF, from deep to shallow, with R_5 = conv1x1(F_s^5) and every convolution followed by batch norm:
         x_i = conv1x1(F_s^i),  y_i = R_{i+1} enlarged to the grid of x_i             (nearest neighbour)
-        a, b = sigmoid( conv1x1([x_i ; y_i]) )                                      one weight per position each
+        a, b = sigmoid( conv1x1([x_i ; y_i]) )                                      a weight per position each
         R_i = (a x_i + b y_i) on the teacher's grid,  G_i = conv3x3(R_i)             as many channels as F_t^i
     HCL(G, F) = ( MSE(G, F) + sum_{l in 4, 2, 1; l < H} w_l MSE(pool_l(G), pool_l(F)) ) / (1 + sum_l w_l)
         w_l = 1/2, 1/4, 1/8 in the order of those l that are smaller than the grid
@@ -122,7 +122,7 @@ class ReviewKD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Build a fusion per stage and one for the embedding, shallow to deep."""
+        """Build a fusion per stage and for the embedding, shallow to deep."""
         channels, target_channels = (
             [*(stage.channels for stage in spec.stages), spec.embedding_dim] for spec in (student, teacher)
         )
@@ -131,7 +131,7 @@ class ReviewKD(Method):
         self.fusions = nn.ModuleList(
             AttentionFusion(*pair, fuses=level < deepest)
             for level, pair in enumerate(
-                (own, width, target) for own, target in zip(channels, target_channels, strict=True)
+                (incoming, width, target) for incoming, target in zip(channels, target_channels, strict=True)
             )
         )
 

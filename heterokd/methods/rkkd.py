@@ -1,4 +1,4 @@
-"""RKKD: order the classes as the teacher does, by a smooth Kendall's tau, beside matching its probabilities.
+"""RKKD: order the classes as the teacher does, by a smooth Kendall's tau, in addition to matching its probabilities.
 
 Guan, Cheng, Liu, Yuan: "Enhancing Logits Distillation with Plug&Play Kendall's tau Ranking Loss", ICML 2025,
 https://arxiv.org/abs/2409.17823 (first version: "Kendall's tau Coefficient for Logits Distillation", which names RKKD)
@@ -7,7 +7,7 @@ https://arxiv.org/abs/2409.17823 (first version: "Kendall's tau Coefficient for 
     rank = 1 - concordance                     z: logits [B, K] of one image; in [0, 2], mean over the batch
     L = weight * tau^2 * KL( softmax(z_t / tau) || softmax(z_s / tau) ) + gamma * rank
 
-With k large, tanh is the sign and the concordance Kendall's tau: 1 for the same order, -1 for the opposite one. With
+With k large, tanh is the sign and the concordance Kendall's tau: 1 for the same order, -1 for the opposite order. With
 finite k it rewards spread, too: an identical student has a rank term above 0.
 
 Not verified: the tanh form, k, gamma, and the weight and temperature of the KD term; the authors' code was not at hand.
@@ -116,7 +116,7 @@ def rkkd_loss(
 
 
 class RKKD(Method):
-    """Order the classes as the teacher does, by a smooth Kendall's tau, beside matching its probabilities."""
+    """Order the classes as the teacher does, by a smooth Kendall's tau, in addition to matching its probabilities."""
 
     verification = Verification(
         open_readings="steepness, weights and the form of the surrogate: no program could be had",

@@ -14,7 +14,7 @@ https://arxiv.org/abs/2408.07703
 
 A teacher that errs thus never argues against the label. Where the label is the teacher's first class this is DKD, with
 classes tied with the label left out. An image whose label the teacher ranks last has no class to match and counts as 0
-in `correlation`, as does one with a single class below the label: with two classes the term is always 0.
+in `correlation`, as does an image with a single class below the label: with two classes the term is always 0.
 
 Defaults are those of the authors' CIFAR-100 recipe (alpha 1, beta 8, tau 4, tau_c 1, warm-up 20 of 240 epochs, task
 weight 1); their ImageNet recipes use tau 1, a warm-up of one epoch, and beta 0.5 (ResNet34 to ResNet18) or 2 (ResNet50

@@ -15,8 +15,8 @@ With P the pooled unit vectors as columns, the similarities are P^T P, and |P_s^
 |P_s P_s^T|^2 - 2 |P_s P_t^T|^2 + |P_t P_t^T|^2: the same number from D x D matrices, so memory does not grow with the
 square of the positions.
 
-Deviations: maps of different grids are averaged to the smaller one first. Positions whose label is IGNORE are excluded;
-the code counts all.
+Deviations: maps of different grids are averaged to the smaller grid first. Positions whose label is IGNORE are left
+out; the code counts all.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pairwise_loss(
         student_BDN, teacher_BDN = student_BDN * valid_B1N, teacher_BDN * valid_B1N
         pairs = valid_B1N.sum(dim=2).square().sum().clamp_min(1)
     with torch.autocast(student_BDN.device.type, enabled=False):  # three large numbers that nearly cancel
-        own, cross, other = (
+        student, cross, teacher = (
             (left @ right.transpose(1, 2)).square().sum()
             for left, right in (
                 (student_BDN, student_BDN),
@@ -67,7 +67,7 @@ def pairwise_loss(
                 (teacher_BDN, teacher_BDN),
             )
         )
-    return (own - 2 * cross + other) / pairs
+    return (student - 2 * cross + teacher) / pairs
 
 
 # One argument for each symbol of the equation.
@@ -112,7 +112,7 @@ class SKD(Method):
         adversarial_weight: Annotated[float, Choice(0.0, 0.001, 0.01)] = Field(
             0.001, ge=0, description="multiplies the generator's term; 0 builds no discriminator"
         )
-        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the discriminator's own loss")
+        discriminator_weight: float = Field(0.1, gt=0, description="multiplies the loss of the discriminator")
         pool: int = Field(2, ge=1, description="side of the windows that are max-pooled before pairs are compared")
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING

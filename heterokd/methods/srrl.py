@@ -11,8 +11,8 @@ Yang, Martinez, Bulat, Tzimiropoulos: "Knowledge Distillation via Softmax Regres
 The teacher's classifier gets no gradient step; the projector is dropped after training. Defaults are those of the
 authors' program on ImageNet (ResNet34 -> ResNet18, ResNet50 -> MobileNet): both weights 1.
 
-Deviations: the ReLU is left out where the teacher's last stage does not end in one (transformers, MLPs): negative
-features could not be matched. The tail includes the teacher's final norm, where there is one.
+Deviations: the ReLU is left out where the teacher's last stage does not end in a ReLU (transformers, MLPs): negative
+features could not be matched. The tail includes the teacher's final norm, if it has any.
 """
 
 from __future__ import annotations

@@ -90,10 +90,10 @@ class TeKAPFeature(Method):
         copies: int = Field(1, ge=1, description="P: so many perturbed copies of the teacher in every step")
         temperature: float = Field(0.07, ge=0.01, description="tau of CRD: divides similarities")
         negatives: Annotated[int, Int(256, 16384, log=True)] = Field(
-            16384, ge=1, description="K of CRD: remembered images of other classes that an image is told from"
+            16384, ge=1, description="K of CRD: remembered images of other classes that an image is distinguished from"
         )
         width: int = Field(128, ge=1, description="common width of the embeddings that are compared")
-        momentum: float = Field(0.5, ge=0, le=1, description="share of an image's old memory in its new one")
+        momentum: float = Field(0.5, ge=0, le=1, description="share of an image's old memory in its new memory")
         bank_size: int = Field(
             16384, ge=2, description="images that are remembered; the paper remembers all: give their number"
         )

@@ -1,4 +1,4 @@
-"""TTM: match the teacher's softened class probabilities with the student's own, unsoftened ones.
+"""TTM: match the teacher's softened class probabilities with the student's unsoftened probabilities.
 
 Zheng, Yang: "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024,
 https://arxiv.org/abs/2402.11148
@@ -42,7 +42,7 @@ def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0
 
 
 class TTM(Method):
-    """Match the teacher's softened class probabilities with the student's own, unsoftened ones."""
+    """Match the teacher's softened class probabilities with the student's unsoftened probabilities."""
 
     verification = Verification(
         program="zkxufo/TTM",
