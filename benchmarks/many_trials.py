@@ -24,13 +24,13 @@ from nothing import score, train_nothing
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
-from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_space import open_space
 from heterokd.study.study import Study
 from heterokd.study.summary import StudySummary
+from heterokd.tracking.runs import open_runs
 from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"

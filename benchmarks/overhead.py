@@ -18,12 +18,12 @@ from pathlib import Path
 from nothing import sleep_through
 
 from heterokd.config.reading import load_experiment
-from heterokd.execution.driver import open_runs
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_space import open_space
 from heterokd.study.summary import StudySummary
+from heterokd.tracking.runs import open_runs
 from heterokd.training.precision import device_name
 
 EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "quickstart.yaml"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
@@ -28,6 +28,9 @@ from heterokd.training.precision import default_device
 POLL_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
+
+RunningBuild: TypeAlias = "tuple[ray.actor.ActorHandle, ray.ObjectRef]"
+"""A builder's handle and the answer of its `build`. An actor lives as long as its handle."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,10 @@ def plan_cache_build(
     return None
 
 
-def start_cache_builds(caches: Sequence[CacheBuild], root: Workspace, cluster: Cluster, builders: int) -> list[Any]:
-    """Start builders on the connected Ray; return (handle, future of `Builder.build`) pairs.
+def start_cache_builds(
+    caches: Sequence[CacheBuild], root: Workspace, cluster: Cluster, builders: int
+) -> list[RunningBuild]:
+    """Start builders on the connected Ray.
 
     Args:
         caches: caches to build. Each builder starts with a different cache; all help with all.
@@ -151,19 +156,18 @@ def start_cache_builds(caches: Sequence[CacheBuild], root: Workspace, cluster: C
     actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
     # Relative paths are resolved where the driver runs.
     where = root if root.url else root.on_node()
-    work = [(one.recipe.model_dump_json(), one.weights.resolve() if one.weights else None) for one in caches]
-    count = min(builders, sum(len(one.missing) for one in caches) or 1)
+    work = [(cache.recipe.model_dump_json(), cache.weights.resolve() if cache.weights else None) for cache in caches]
+    count = min(builders, sum(len(cache.missing) for cache in caches) or 1)
     firsts = [number % len(work) for number in range(count)]
     handles = [actor.remote([*work[first:], *work[:first]], where, max(1, int(cluster.cpus))) for first in firsts]
-    # An actor lives as long as its handle: the last reference goes with the answer.
     return [(handle, handle.build.remote()) for handle in handles]
 
 
-def release(started: list[Any], *, wait: bool = False) -> list[Any]:
+def release(started: Sequence[RunningBuild]) -> list[RunningBuild]:
     """Release finished builders' resources; return the builders that are still running."""
     running = []
     for handle, answer in started:
-        done, _ = ray.wait([answer], timeout=None if wait else 0)
+        done, _ = ray.wait([answer], timeout=0)
         if not done:
             running.append((handle, answer))
             continue
@@ -175,7 +179,7 @@ def release(started: list[Any], *, wait: bool = False) -> list[Any]:
     return running
 
 
-def _ended(handle: Any, answer: Any) -> str | None:
+def _ended(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> str | None:
     """Release a finished builder; return its error message, or None."""
     ray.kill(handle)
     try:
@@ -203,13 +207,11 @@ def fill(
         CacheError: it cannot be completed.
     """
     started = start_cache_builds([cache], root, cluster, cluster.parallel)
-    answers = [answer for _, answer in started]
-    shards, waiting = layout_of(cache.key).shards, list(answers)
-    folder = cache.folder
+    shards, waiting = layout_of(cache.key).shards, [answer for _, answer in started]
     while waiting:
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
         if progress is not None:
-            progress(shards - (len(missing(folder, cache.key)) if waiting else 0), shards)
-    problems = [problem for one in started if (problem := _ended(*one)) is not None]
+            progress(shards - (len(cache.missing) if waiting else 0), shards)
+    problems = [problem for build in started if (problem := _ended(*build)) is not None]
     if problems and not cache.is_complete:
         raise CacheError(problems[0])

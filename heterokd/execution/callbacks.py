@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from heterokd.execution.cache_builders import release
+from heterokd.execution.cache_builders import RunningBuild, release
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import Trial, ray, tune
 from heterokd.storage.disk import obstacle
@@ -100,7 +100,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         actor: ray.actor.ActorHandle,
         sync: MlflowSync,
         listener: Listener | None,
-        builders: list[ray.ObjectRef],
+        builders: list[RunningBuild],
         limit: FailureLimit,
     ) -> None:
         self.folder = folder

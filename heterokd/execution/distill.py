@@ -17,11 +17,8 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.published import published_samples
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
-from heterokd.tracking.labels import dataset_inputs
-from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import open_store
+from heterokd.tracking.runs import open_runs
 from heterokd.tracking.tracker import Tracker, with_others
-from heterokd.training.data import open_splits
 from heterokd.training.precision import default_device
 from heterokd.training.train import Metrics, Report, TrainResult
 
@@ -71,8 +68,7 @@ def distill_once(
     sample = published_samples(named, method)[0]
     recipe = named.recipe(sample)
     folder = root.fetch_study(named.name)
-    uri = open_store(root, experiment.tracking.uri)
-    runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
+    runs = open_runs(named, folder, root)
     tracker = with_others(runs, named, folder)
     trial = trained_before(folder, recipe)
     if trial is not None and trial.status == TrialStatus.COMPLETE:

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from heterokd.config.experiment import Experiment
@@ -34,16 +33,17 @@ from heterokd.execution.node_checks import (
     DATA_SECONDS,
     DRIVER,
     Check,
+    NodeAnswers,
     NodeProbe,
     answers,
     judge,
     now,
     sentence,
-    started,
 )
 from heterokd.execution.placement import coming_nodes, plan_cluster
 from heterokd.execution.ray_connection import check_address, connected
-from heterokd.execution.ray_settings import ray
+from heterokd.execution.ray_settings import only_on, ray
+from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
 
@@ -67,10 +67,10 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     Raises:
         UserError: the experiment is wrong, or no Ray answers.
     """
-    checking = started(lambda: check_experiment(experiment))
+    checking = in_thread(lambda: check_experiment(experiment))
     wrong = sentence(checking, ANSWER_SECONDS)
     if not checking.done():
-        return [Check(DRIVER, "data", False, str(wrong), "check that the mount of data.root answers on this machine")]
+        return [Check(DRIVER, "data", False, wrong, "check that the mount of data.root answers on this machine")]
     checking.result()
     check_workers_root(experiment, root, address)
     check_address(address)
@@ -78,7 +78,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)
     # If it cannot be written, the driver's storage check fails.
-    sentence(started(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
+    sentence(in_thread(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
     questions = NodeProbe(
         root if root.url else root.on_node(),
         tracking,
@@ -90,11 +90,11 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
         with connected(address):
             mine = answers(questions)
             # The driver's tracking server has been checked above.
-            checks += judge(DRIVER, {key: value for key, value in mine.items() if key != "tracking"}, mine)
+            checks += judge(DRIVER, replace(mine, tracking=None), mine)
             checks += _nodes(questions, mine)
             checks.append(_resources(experiment))
     finally:
-        sentence(started(lambda: folder.delete(probe)), CHECK_SECONDS)
+        sentence(in_thread(lambda: folder.delete(probe)), CHECK_SECONDS)
         if folder.local is not None:
             with suppress(OSError):
                 (folder.local / "doctor").rmdir()
@@ -109,7 +109,7 @@ def _checkpoints(experiment: Experiment) -> dict[str, Path]:
     return {} if given is None else {"teacher.checkpoint": given}
 
 
-def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
+def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
     """Check all nodes at once."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     addresses = [str(node["NodeManagerAddress"]) for node in nodes]
@@ -117,12 +117,13 @@ def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
         address if addresses.count(address) == 1 else f"{address} ({str(node['NodeID'])[-6:]})"
         for node, address in zip(nodes, addresses, strict=True)
     ]
-    asked = [_on(node, answers).remote(questions) for node in nodes]
+    asked = [_on(node["NodeID"], answers).remote(questions) for node in nodes]
     done, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
     checks = []
     for node, name, answer in zip(nodes, names, asked, strict=True):
         if answer in done:
-            checks += _judged(node, name, answer, mine)
+            gpus = int(node["Resources"].get("GPU", 0))
+            checks += _judged(node["NodeID"], name, answer, mine, gpus)
             continue
         ray.cancel(answer, force=True)
         told = f"no answer in {ANSWER_SECONDS:.0f} s"
@@ -130,31 +131,30 @@ def _nodes(questions: NodeProbe, mine: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def _judged(node: dict[str, Any], name: str, answer: Any, mine: dict[str, Any]) -> list[Check]:
+def _judged(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswers, gpus: int) -> list[Check]:
     try:
-        found = ray.get(answer)
+        found: NodeAnswers = ray.get(answer)
         # A second call, now that everything is imported there: a fast answer dates the node's clock.
         began = time.time()
-        theirs = ray.get(_on(node, now).remote(), timeout=CHECK_SECONDS)
+        theirs = ray.get(_on(node_id, now).remote(), timeout=CHECK_SECONDS)
         ended = time.time()
     except ray.exceptions.RayError as error:
         told = str(error).strip().splitlines()[-1]
         advice = "install heterokd and its requirements.lock there, with this Python"
         return [Check(name, "answers", False, told, advice)]
     offset = theirs - ended if theirs > ended else theirs - began if theirs < began else 0.0
-    return judge(name, found, mine, offset, int(node["Resources"].get("GPU", 0)))
+    return judge(name, found, mine, offset, gpus)
 
 
-def _on(node: dict[str, Any], function: Any) -> Any:
+def _on(node_id: str, function: Callable[..., object]) -> ray.remote_function.RemoteFunction:
     """Pin a function to a node, without taking a trial's resources."""
-    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(function).options(num_cpus=0, scheduling_strategy=affinity, max_retries=0)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=only_on(node_id), max_retries=0)
 
 
 def _resources(experiment: Experiment) -> Check:
-    planning = started(lambda: plan_cluster(experiment))
+    planning = in_thread(lambda: plan_cluster(experiment))
     wrong = sentence(planning, RESOURCE_SECONDS)
-    if wrong is not None:
+    if wrong:
         return Check("cluster", "resources", False, wrong, "add nodes, wait for busy nodes, or ask for less")
     coming, plan = coming_nodes(), planning.result()
     gpus = experiment.search.gpus_per_trial
@@ -182,13 +182,13 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
         if server is not None:
             check_access(opened)
 
-    opening = started(open_and_enter)
+    opening = in_thread(open_and_enter)
     # A database may have to be migrated first.
     wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
     told = wrong or (without_password(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"
-    return server, [Check(DRIVER, "tracking", wrong is None, told, advice)]
+    return server, [Check(DRIVER, "tracking", not wrong, told, advice)]
 
 
 def table(checks: list[Check]) -> list[str]:
@@ -202,6 +202,6 @@ def table(checks: list[Check]) -> list[str]:
     return lines
 
 
-def as_json(checks: list[Check]) -> dict[str, Any]:
+def as_json(checks: list[Check]) -> dict[str, object]:
     """Convert checks to JSON values."""
     return {"ok": all(check.passed for check in checks), "checks": [asdict(check) for check in checks]}

@@ -36,9 +36,8 @@ from heterokd.study.storage import StudyFacts
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
-from heterokd.tracking.labels import dataset_inputs
-from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import first_line, open_store
+from heterokd.tracking.runs import StudyRuns, open_runs
+from heterokd.tracking.store import first_line
 from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
 
@@ -82,7 +81,6 @@ def search(
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     plan_recorder = PlanRecorder(experiment, folder)
     runs = open_runs(experiment, folder, root)
-    runs.data = dataset_inputs(experiment.data, open_splits(experiment.data))
     tracker = with_others(runs, experiment, folder)
     began = time.monotonic()
     prepared = prepare_teachers(experiment, root, progress=teacher_progress)
@@ -214,13 +212,3 @@ def check_workers_root(experiment: Experiment, root: Workspace, address: str | N
             f"training.workers: workers share a trial's folder, but each node has a separate copy of {root}; "
             "give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
         )
-
-
-def open_runs(experiment: Experiment, folder: StudyFolder, root: Workspace) -> StudyRuns:
-    """Open the MLflow runs of a study.
-
-    Raises:
-        TrackingError: the tracking server does not answer.
-    """
-    uri = open_store(root, experiment.tracking.uri)
-    return StudyRuns(experiment, folder, uri, root.artifacts)

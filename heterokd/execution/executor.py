@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import SearchError
@@ -16,7 +15,7 @@ from heterokd.execution.callbacks import Listener, MlflowSync, TuneCallback
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
-from heterokd.execution.ray_settings import ray, tune
+from heterokd.execution.ray_settings import only_on, ray, tune
 from heterokd.execution.run import RunRecipe, run_recipe
 from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
 from heterokd.execution.study_actor import StudyActor
@@ -159,13 +158,12 @@ def run_study(
     return summary
 
 
-def start_actor(job: SearchJob, devices: float) -> Any:
+def start_actor(job: SearchJob, devices: float) -> ray.actor.ActorHandle:
     """Start the study's actor on this machine, where the study's database lies."""
-    here = ray.get_runtime_context().get_node_id()
-    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    here = only_on(ray.get_runtime_context().get_node_id())
     return (
         ray.remote(StudyActor)
-        .options(num_cpus=0, scheduling_strategy=affinity)
+        .options(num_cpus=0, scheduling_strategy=here)
         .remote(
             (job.asked or job.experiment).model_dump_json(),
             job.folder.path.resolve(),

@@ -7,23 +7,25 @@ import os
 import platform
 import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from heterokd import __version__
 from heterokd.config.data import DataSettings
+from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
+
+T = TypeVar("T")
 
 CLOCK_SECONDS = 5.0
 """Largest tolerated clock difference; object stores refuse signatures that are off by 15 minutes."""
@@ -87,37 +89,58 @@ class NodeProbe:
     probe: str
 
 
-def answers(questions: NodeProbe) -> dict[str, Any]:
-    """Run the checks on this node, with timeouts: a disk or a server may hang.
+@dataclass(frozen=True)
+class NodeAnswers:
+    """Findings on a node.
 
-    Returns:
-        Plain values by name; error messages where something is wrong.
+    Attributes:
+        storage: error message; empty if the workspace was written, read and cleaned.
+        tracking: error message; empty if the server answers, None if there is no server to ask.
+        data: error message; empty if the data set opens.
+        fingerprint: of the data set; empty if it does not open.
+        teachers: size in bytes of each teacher's file, by key; None if it is missing.
+        versions: by library.
+        gpus: number that torch sees.
+        secrets: names of the variables with credentials that are set.
+        free: free bytes on the disk of the working copies.
     """
-    found: dict[str, Any] = {"host": socket.gethostname(), "versions": _versions(), "gpus": _gpus()}
+
+    storage: str
+    tracking: str | None
+    data: str
+    fingerprint: str
+    teachers: Mapping[str, int | None]
+    versions: Mapping[str, str]
+    gpus: int
+    secrets: tuple[str, ...]
+    free: int
+
+
+def answers(questions: NodeProbe) -> NodeAnswers:
+    """Run the checks on this node, with timeouts: a disk or a server may hang."""
+    versions, gpus = _versions(), _gpus()
     root, tracking = questions.root.on_node(), questions.tracking
-    data = started(lambda: open_splits(DataSettings.model_validate_json(questions.data)).fingerprint)
-    storage = started(lambda: _write_and_read(root.store or open_folder(root.path), questions.probe))
-    answering = None if tracking is None else started(lambda: _ask(tracking))
-    found["storage"] = sentence(storage, CHECK_SECONDS)
-    if answering is not None:
-        found["tracking"] = sentence(answering, CHECK_SECONDS)
-    wrong = sentence(data, DATA_SECONDS)
-    found |= {"data": wrong} if wrong else {"fingerprint": data.result()}
-    found["teachers"] = {
-        key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()
-    }
-    scheme = urlsplit(root.url or "").scheme
-    found["secrets"] = [name for name in SECRETS.get(scheme, ()) if os.environ.get(name)]
+    data = in_thread(lambda: open_splits(DataSettings.model_validate_json(questions.data)).fingerprint)
+    storage = in_thread(lambda: _write_and_read(root.store or open_folder(root.path), questions.probe))
+    answering = None if tracking is None else in_thread(lambda: _ask(tracking))
     place = root.path
     while not place.exists():
         place = place.parent
-    found["free"] = shutil.disk_usage(place).free
-    return found
+    wrong = sentence(data, DATA_SECONDS)
+    return NodeAnswers(
+        storage=sentence(storage, CHECK_SECONDS),
+        tracking=None if answering is None else sentence(answering, CHECK_SECONDS),
+        data=wrong,
+        fingerprint="" if wrong else data.result(),
+        teachers={key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()},
+        versions=versions,
+        gpus=gpus,
+        secrets=tuple(name for name in SECRETS.get(urlsplit(root.url or "").scheme, ()) if os.environ.get(name)),
+        free=shutil.disk_usage(place).free,
+    )
 
 
-def judge(
-    node: str, found: Mapping[str, Any], mine: Mapping[str, Any], offset: float = 0.0, gpus: int = 0
-) -> list[Check]:
+def judge(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0.0, gpus: int = 0) -> list[Check]:
     """Judge a node's answers.
 
     Args:
@@ -128,77 +151,61 @@ def judge(
         gpus: number of GPUs that Ray counts on the node.
     """
     checks = _storage(node, found, mine)
-    if "tracking" in found:
-        told = found["tracking"]
+    if found.tracking is not None:
         advice = "start it, or correct its address" if node == DRIVER else "start it, or open its port to this node"
-        checks.append(Check(node, "tracking", told is None, told or "answers", advice))
+        checks.append(Check(node, "tracking", not found.tracking, found.tracking or "answers", advice))
     checks += _data(node, found, mine)
     if gpus:
-        seen = found["gpus"]
-        told = f"torch sees {seen} GPU(s)" + ("" if seen >= gpus else f", and Ray counts {gpus}")
+        told = f"torch sees {found.gpus} GPU(s)" + ("" if found.gpus >= gpus else f", and Ray counts {gpus}")
         advice = "install the GPU's driver and a torch build for it there, or start that node with --num-gpus=0"
-        checks.append(Check(node, "gpus", seen >= gpus, told, advice))
+        checks.append(Check(node, "gpus", found.gpus >= gpus, told, advice))
     other = [
-        f"{name} {found['versions'].get(name, 'missing')} instead of {wanted}"
-        for name, wanted in mine["versions"].items()
-        if found["versions"].get(name) != wanted
+        f"{name} {found.versions.get(name, 'missing')} instead of {wanted}"
+        for name, wanted in mine.versions.items()
+        if found.versions.get(name) != wanted
     ]
-    told = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    told = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found.versions.items())
     checks.append(Check(node, "versions", not other, told, "install requirements.lock and this heterokd on every node"))
     near = abs(offset) <= CLOCK_SECONDS
     told = "agrees" if near else f"is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the driver's"
     checks.append(Check(node, "clock", near, told, "synchronise the nodes' clocks with NTP (chrony)"))
-    enough = found["free"] >= FREE_BYTES
-    told = f"{found['free'] / 1e9:.1f} GB free"
-    checks.append(Check(node, "disk", enough, told, f"free {FREE_BYTES / 1e9:.0f} GB where working copies lie"))
+    told = f"{found.free / 1e9:.1f} GB free"
+    checks.append(
+        Check(node, "disk", found.free >= FREE_BYTES, told, f"free {FREE_BYTES / 1e9:.0f} GB where working copies lie")
+    )
     return checks
 
 
-def _storage(node: str, found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[Check]:
-    told = found["storage"]
+def _storage(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
     advice = "check the address, the bucket and this machine's rights"
     if node != DRIVER:
         advice = "every node must write to the same folder: give --root s3://BUCKET/..., gs://..., or a shared mount"
-    checks = [Check(node, "storage", told is None, told or "written, read and deleted", advice)]
-    lacking = [name for name in mine["secrets"] if name not in found["secrets"]]
-    if told is not None and lacking:
+    checks = [Check(node, "storage", not found.storage, found.storage or "written, read and deleted", advice)]
+    lacking = [name for name in mine.secrets if name not in found.secrets]
+    if found.storage and lacking:
         are = "are" if len(lacking) > 1 else "is"
         advice = "set them there before `ray start`, or give the machine a role; never write them into the experiment"
         checks.append(Check(node, "secrets", False, f"{', '.join(lacking)} {are} set for the driver, not here", advice))
     return checks
 
 
-def _data(node: str, found: Mapping[str, Any], mine: Mapping[str, Any]) -> list[Check]:
-    if "data" in found:
+def _data(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
+    if found.data:
         advice = "put the data at data.root on every node, or on a mount that all have"
-        checks = [Check(node, "data", False, found["data"], advice)]
+        checks = [Check(node, "data", False, found.data, advice)]
     else:
-        same = found["fingerprint"] == mine.get("fingerprint")
+        same = found.fingerprint == mine.fingerprint
         told = "opens" if same else "differs from the driver's data set: other files, or another version"
         checks = [Check(node, "data", same, told, "copy the driver's data set to this node")]
-    for key, size in found.get("teachers", {}).items():
-        same = size is not None and size == mine["teachers"][key]
+    for key, size in found.teachers.items():
+        same = size is not None and size == mine.teachers[key]
         told = "the teacher's file exists" if same else f"{key}: missing on this node, or another file"
         checks.append(Check(node, "teacher", same, told, "copy it to the same path on every node"))
     return checks
 
 
-def started(attempt: Callable[[], Any]) -> Future[Any]:
-    """Run an attempt in a daemon thread: a call that hangs in the operating system cannot be cancelled."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(attempt())
-        except BaseException as error:  # noqa: BLE001  re-raised by `Future.result`
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def sentence(future: Future[Any], seconds: float) -> str | None:
-    """Return an attempt's error message (or that it timed out), or None."""
+def sentence(future: Future[T], seconds: float) -> str:
+    """Return the error message of a call in a thread, or that it timed out; empty if it succeeded."""
     try:
         future.result(seconds)
     except TookTooLong:
@@ -206,7 +213,7 @@ def sentence(future: Future[Any], seconds: float) -> str | None:
     except Exception as error:  # noqa: BLE001  any error is a finding
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__
-    return None
+    return ""
 
 
 def now() -> float:

@@ -15,7 +15,7 @@ from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution import autoscaler as autoscaling
-from heterokd.execution.ray_settings import ray
+from heterokd.execution.ray_settings import only_on, ray
 from heterokd.training.data import open_splits
 from heterokd.training.memory import estimate_memory
 from heterokd.training.student_costs import parameters_m
@@ -291,11 +291,8 @@ def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
 
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
-    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     asking = [
-        ray.remote(ask)
-        .options(num_cpus=0, num_gpus=0.01, scheduling_strategy=affinity(node["NodeID"], soft=False))
-        .remote()
+        ray.remote(ask).options(num_cpus=0, num_gpus=0.01, scheduling_strategy=only_on(node["NodeID"])).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     ]

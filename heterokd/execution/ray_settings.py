@@ -24,6 +24,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # Tune would carry the driver's keys to the trials in Ray's runtime environments, which Ray writes into its logs and
 # shows on its dashboard. Each node has a role, or keys in its own environment; a local Ray's processes inherit them.
@@ -31,4 +32,9 @@ getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
 
-__all__ = ["Trial", "TuneController", "ray", "tune"]
+__all__ = ["Trial", "TuneController", "only_on", "ray", "tune"]
+
+
+def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the scheduling strategy that pins a task or an actor to a node."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -32,11 +32,8 @@ from heterokd.study.published import PublishedPair, published_results, published
 from heterokd.study.significance import Comparison, as_rows, compare
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
-from heterokd.tracking.labels import dataset_inputs
-from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import open_store
+from heterokd.tracking.runs import open_runs
 from heterokd.tracking.tracker import with_others
-from heterokd.training.data import open_splits
 from heterokd.training.train import Metrics, Report
 
 
@@ -188,8 +185,7 @@ def reproduce(
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
     check_files(named)
     folder = root.fetch_study(named.name)
-    uri = open_store(root, experiment.tracking.uri)
-    runs = StudyRuns(named, folder, uri, root.artifacts, dataset_inputs(named.data, open_splits(named.data)))
+    runs = open_runs(named, folder, root)
     tracker = with_others(runs, named, folder)
     prepared = prepare_teacher(experiment, root, progress=teacher_progress)
     write_text(folder.experiment_file, dump_experiment(named))

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -72,7 +71,9 @@ def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync
     return mirror
 
 
-def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe = run_recipe) -> None:
+def run_trial(
+    config: Mapping[str, int], actor: ray.actor.ActorHandle, job: TrialJob, run: RunRecipe = run_recipe
+) -> None:
     """Run one trial in its Tune process: train, ask the study at each rung, return.
 
     Args:
@@ -82,7 +83,7 @@ def run_trial(config: dict[str, Any], actor: Any, job: TrialJob, run: RunRecipe 
         run: function that trains the recipe.
     """
     torch.set_num_threads(job.threads)
-    number: int = config["number"]
+    number = config["number"]
     assignment: Assignment | None = ray.get(actor.assignment.remote(number))
     if assignment is None:
         # Its process died after it reported its end to the study and before it reported to Tune.

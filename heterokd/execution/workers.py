@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray
 from heterokd.execution.run import RunContext, run_recipe
+from heterokd.execution.threads import in_thread
 from heterokd.execution.worker_channel import WorkerChannel
 from heterokd.networks.weights import load_weights
 from heterokd.storage.files import read_json, write_text
@@ -81,7 +81,7 @@ class OnWorkers:
             threads=max(1, int(self.place.cpus)),
             channel=channel,
         )
-        fitting = _in_thread(self._trainer(work, folder).fit)
+        fitting = in_thread(self._trainer(work, folder).fit)
         try:
             _answer(channel, on_epoch, fitting)
             outcome = _outcome(folder, fitting)
@@ -187,20 +187,6 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
 
 def _leave(folder: TrialFolder, error: HeterokdError) -> None:
     write_text(folder.path / RAISED, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
-
-
-def _in_thread(fit: Callable[[], train.Result]) -> Future[train.Result]:
-    """Call `fit` in a daemon thread, so that an interrupt need not wait for it."""
-    fitting: Future[train.Result] = Future()
-
-    def run() -> None:
-        try:
-            fitting.set_result(fit())
-        except BaseException as error:  # noqa: BLE001  re-raised by `Future.result`
-            fitting.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    return fitting
 
 
 def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[train.Result]) -> None:

@@ -17,20 +17,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from heterokd.config.experiment import Experiment
 from heterokd.errors import TrackingError, UserError, without_password
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 from heterokd.tracking.labels import (
     common_tags,
+    dataset_inputs,
     is_alive,
     study_description,
     study_id,
     study_params,
     study_result,
 )
-from heterokd.tracking.store import answering, first_line, pages, probe
+from heterokd.tracking.store import answering, first_line, open_store, pages, probe
 from heterokd.tracking.tracker import Status
 from heterokd.tracking.trial_runs import StudyRun, TrialRuns
 from heterokd.tracking.ui_views import write_view
+from heterokd.training.data import open_splits
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +256,16 @@ class StudyRuns:
 
     def _link(self, study: StudyRun, best_run_id: str, number: int) -> None:
         study.tag(study.id, {"heterokd.best_run_id": best_run_id, "heterokd.best_trial": str(number)})
+
+
+def open_runs(experiment: Experiment, folder: StudyFolder, root: Workspace) -> StudyRuns:
+    """Open the MLflow runs of a study.
+
+    Raises:
+        TrackingError: the store does not answer, or cannot be used.
+    """
+    inputs = dataset_inputs(experiment.data, open_splits(experiment.data))
+    return StudyRuns(experiment, folder, open_store(root, experiment.tracking.uri), root.artifacts, inputs)
 
 
 def _close_zombies(client: MlflowClient) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,23 @@ from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import node_checks
 from heterokd.execution.doctor import as_json, examine, table
-from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, judge, sentence, started
+from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, NodeAnswers, judge, sentence
+from heterokd.execution.threads import in_thread
 from heterokd.storage.workspace import Workspace, open_workspace
 
 Write = Callable[..., Path]
 NOWHERE = "http://127.0.0.1:9"
-FINE: dict[str, Any] = {
-    "storage": None,
-    "tracking": None,
-    "fingerprint": "f",
-    "teachers": {"teacher.checkpoint": 10},
-    "versions": {"python": "3.12.1", "ray": "2.60.0"},
-    "gpus": 1,
-    "secrets": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
-    "free": FREE_BYTES,
-}
+FINE = NodeAnswers(
+    storage="",
+    tracking="",
+    data="",
+    fingerprint="f",
+    teachers={"teacher.checkpoint": 10},
+    versions={"python": "3.12.1", "ray": "2.60.0"},
+    gpus=1,
+    secrets=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    free=FREE_BYTES,
+)
 
 
 def failed(checks: list[Check]) -> dict[str, str]:
@@ -59,7 +62,7 @@ def test_a_node_like_the_driver_passes() -> None:
     ("found", "name", "told"),
     [
         ({"storage": "no answer in 20 s"}, "storage", "no answer in 20 s -> every node must write to the same folder"),
-        ({"storage": "denied", "secrets": ["AWS_ACCESS_KEY_ID"]}, "secrets", "AWS_SECRET_ACCESS_KEY is set for the"),
+        ({"storage": "denied", "secrets": ("AWS_ACCESS_KEY_ID",)}, "secrets", "AWS_SECRET_ACCESS_KEY is set for the"),
         ({"tracking": "does not answer"}, "tracking", "does not answer -> start it, or open its port to this node"),
         ({"data": "data.root: there is no folder x"}, "data", "no folder x -> put the data at data.root on every node"),
         ({"fingerprint": "g"}, "data", "differs from the driver's data set"),
@@ -71,10 +74,7 @@ def test_a_node_like_the_driver_passes() -> None:
     ],
 )  # fmt: skip
 def test_what_fails_on_a_node_is_told_with_what_to_do(found: dict[str, Any], name: str, told: str) -> None:
-    other = {**FINE, **found}
-    if "data" in found:
-        del other["fingerprint"]
-    checks = judge("10.0.0.2", other, FINE, gpus=1)
+    checks = judge("10.0.0.2", replace(FINE, **found), FINE, gpus=1)
     assert told in failed(checks)[name]
     assert {check.node for check in checks} == {"10.0.0.2"}
     assert set(failed(checks)) <= {name, "storage"}
@@ -89,7 +89,7 @@ def test_a_clock_that_is_off_is_told(offset: float, told: str) -> None:
 
 def test_what_hangs_is_not_waited_for() -> None:
     began, never = time.monotonic(), threading.Event()
-    assert sentence(started(never.wait), 0.1) == "no answer in 0 s"
+    assert sentence(in_thread(never.wait), 0.1) == "no answer in 0 s"
     assert time.monotonic() - began < 5
     never.set()
 
