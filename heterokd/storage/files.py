@@ -72,5 +72,5 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def damaged(path: Path, reason: object) -> StudyError:
-    """The error of a file whose content cannot be used."""
+    """Return the error for a file whose content cannot be used."""
     return StudyError(f"{path}: is damaged ({reason}); remove it, or restore it from a backup")

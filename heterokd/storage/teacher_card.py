@@ -1,4 +1,4 @@
-"""TeacherCard: what is known of a teacher beside its weights; teacher.json in its folder, and part of a summary."""
+"""TeacherCard: content of teacher.json, next to a teacher's weights."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """What is known of a teacher.
+    """Description of a teacher.
 
     Attributes:
-        network: its name.
-        options: of its network.
-        num_classes: that it tells apart.
-        image_size: that it was trained at.
-        weights: their SHA-256.
-        metric: that it was measured by.
-        val_score: on val.
-        source: where the weights come from, in words.
+        network: name of the network.
+        options: options of the network.
+        num_classes: number of classes.
+        image_size: image size it was trained at, in pixels.
+        weights: SHA-256 of the weights.
+        metric: name of the score.
+        val_score: score on val.
+        source: origin of the weights, as a phrase.
     """
 
     network: str
@@ -31,5 +31,5 @@ class TeacherCard:
     source: str
 
     def to_json(self) -> str:
-        """The text of teacher.json."""
+        """Format as the text of teacher.json."""
         return json.dumps(self.__dict__, indent=1)

@@ -1,4 +1,4 @@
-"""Read plain values, as JSON has them, into typed ones."""
+"""Parse JSON values into dataclasses and other types."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 _adapter = cache(TypeAdapter)
-"""Built once a type: it takes milliseconds."""
+"""Cached by type: building an adapter takes milliseconds."""
 
 
 def parse(kind: type[T], content: object) -> T:
-    """Read plain values as a dataclass, a mapping or a list of known types; unknown keys of a dataclass are left out.
+    """Parse JSON values as a dataclass, a mapping or a list of known types; unknown keys of a dataclass are ignored.
 
     Raises:
-        ValueError: a value is missing or of another type; the sentence names its place.
+        ValueError: a value is missing or of another type; the message names its place.
     """
     try:
         return cast(T, _adapter(cast(Hashable, kind)).validate_python(content))

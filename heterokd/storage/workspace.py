@@ -27,7 +27,7 @@ class _Leader:
 
 @dataclass(frozen=True)
 class _Leaders:
-    """What summary.json says of whose weights are needed."""
+    """Trials of summary.json whose weights are fetched."""
 
     leaders: tuple[_Leader, ...] = ()
     winner: _Leader | None = None

@@ -1,4 +1,4 @@
-"""CsvTracker: a study's reports as a table, metrics.csv in its folder. An example of a `Tracker`."""
+"""CsvTracker: write a study's metrics to metrics.csv in its folder. An example of a `Tracker`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("trial", "method", "seed", "epoch", "metric", "value")
 
 
 class CsvTracker:
-    """Appends each report of a trial, a row a metric."""
+    """Appends the metrics of each epoch of a trial, one row per metric."""
 
     def __init__(self, experiment: Experiment, folder: StudyFolder) -> None:
         self.folder, self.file = folder, folder.path / "metrics.csv"
@@ -23,7 +23,7 @@ class CsvTracker:
                 self.epochs = {int(row["trial"]): int(row["epoch"]) for row in csv.DictReader(file)}
 
     def sync(self, trial: TrialFolder) -> bool:
-        """Append the reports of epochs that are not in the table."""
+        """Append the epochs that are not in the file."""
         reports = [report for report in trial.metrics() if report["epoch"] > self.epochs.get(trial.number, 0)]
         if reports:
             about = (trial.number, trial.recipe.method, trial.recipe.training.seed)
@@ -38,5 +38,5 @@ class CsvTracker:
         return True
 
     def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
-        """Append what is missing of all trials."""
+        """Append the missing epochs of all trials."""
         return all(self.sync(trial) for trial in self.folder.trials())

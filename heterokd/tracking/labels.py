@@ -1,4 +1,4 @@
-"""Names, tags, parameters and descriptions of runs in MLflow, and the process that logs them."""
+"""Names, tags, parameters and descriptions of MLflow runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 
 TEXT_LIMIT = 5000
-"""MLflow takes 6000 characters a parameter and 8000 a tag."""
+"""Maximum length of a text; MLflow allows 6000 characters per parameter and 8000 per tag."""
 
 _ORIGINS = {
     "published": "The published setting of **{}**",
@@ -38,7 +38,7 @@ _TRAINING_PARAMS = ("epochs", "batch_size", "optimizer", "learning_rate", "weigh
 
 
 def study_id(folder: StudyFolder) -> str:
-    """Id of a study in a store that several machines may share, created once and kept in tracking.json."""
+    """Return the id of a study, unique in a store that several machines share; kept in tracking.json."""
     file = folder.path / "tracking.json"
     known = read_json(file).get("study_id")
     if not known:
@@ -48,7 +48,7 @@ def study_id(folder: StudyFolder) -> str:
 
 
 def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]:
-    """Parameters of a trial, few and short, since MLflow shows each as a column."""
+    """Return the parameters of a trial's run: few and short, since MLflow shows each as a column."""
     training = recipe.training.model_dump()
     chosen = [key.removeprefix("training.") for key in sample if key.startswith("training.")]
     params: dict[str, object] = {
@@ -66,7 +66,7 @@ def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]
 
 
 def common_tags(kind: str, study: str, study_id: str) -> dict[str, str]:
-    """Tags of every run, among them those of MLflow's columns User, Source and Version."""
+    """Return the tags of every run, including those of MLflow's columns User, Source and Version."""
     tags = {
         "heterokd.kind": kind,
         "heterokd.study": study,
@@ -81,7 +81,7 @@ def common_tags(kind: str, study: str, study_id: str) -> dict[str, str]:
 
 
 def process_tags() -> dict[str, str]:
-    """Host, process id and start time of the logging process, by which runs of a dead driver are found."""
+    """Return host, process id and start time of this process, by which the runs of a dead driver are found."""
     started = psutil.Process().create_time()
     return {
         "heterokd.host": socket.gethostname(),
@@ -108,10 +108,10 @@ def _git_commit() -> str | None:
 
 
 def study_description(experiment: Experiment, result: str = "") -> str:
-    """Markdown for the study's run, the result first, since MLflow folds long texts."""
+    """Return the Markdown description of a study's run, the result first, since MLflow folds long texts."""
     methods = ", ".join(experiment.methods)
     labels = experiment.data.labels_per_class
-    few = f", {labels} labelled images a class" if labels else ""
+    few = f", {labels} labelled images per class" if labels else ""
     height, width = experiment.data.view_size
     size = f"{height}" if height == width else f"{height} x {width}"
     return (
@@ -125,7 +125,7 @@ def study_description(experiment: Experiment, result: str = "") -> str:
 
 
 def study_params(experiment: Experiment) -> dict[str, str]:
-    """Parameters of the study; no key is a trial's, so that charts over trials leave the study out."""
+    """Return the parameters of a study's run; no trial has these keys, so charts of trials leave the study out."""
     search = experiment.search
     params = {
         "search.objectives": ", ".join(search.objectives) or experiment.metric,
@@ -138,7 +138,7 @@ def study_params(experiment: Experiment) -> dict[str, str]:
 
 
 def study_result(summary: StudySummary) -> str:
-    """Markdown for the study's run once it has a winner; empty before."""
+    """Return the Markdown sentence about a study's winner; empty without a winner."""
     winner, scratch = summary.winner, summary.scratch
     if winner is None:
         return ""
@@ -157,12 +157,7 @@ def _score(config: RankedConfig, metric: str) -> str:
 
 
 def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
-    """Markdown for a trial's run: the origin of its setting, and its values.
-
-    Args:
-        recipe: what is trained.
-        snapshot: of its trial.json.
-    """
+    """Return the Markdown description of a trial's run: the origin of its setting, and its values."""
     origin = _ORIGINS.get(snapshot.origin, "A setting of **{}**")
     if snapshot.confirms is not None:
         origin = f"Trial {snapshot.confirms} of **{{}}** again, on seed {recipe.training.seed}"
@@ -172,7 +167,7 @@ def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:
 
 
 def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ...]:
-    """Data that a run is trained and selected on, for MLflow's column Dataset; no trial sees test."""
+    """Return the train and val splits for MLflow's column Dataset; no trial sees test."""
     inputs = []
     for split, context in ((splits.train, "training"), (splits.val, "validation")):
         profile = {"images": len(split), "classes": splits.num_classes, "image_size": splits.image_size}
@@ -188,7 +183,7 @@ def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ..
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process of a run's tags still exists on this machine."""
+    """Whether the process that logged a run still exists on this machine."""
     try:
         process = psutil.Process(int(tags["heterokd.pid"]))
         # A minute of slack: setting the clock moves the start that the system reports.

@@ -1,4 +1,4 @@
-"""StudyRuns: the runs of a study in MLflow, brought up to its folders."""
+"""StudyRuns: sync the MLflow runs of a study with its folders."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from heterokd.training.data import open_splits
 logger = logging.getLogger(__name__)
 
 PATIENCE = 180.0
-"""Seconds that the end of a study waits for a server; a restart takes a minute or two."""
+"""Longest wait for a server at the end of a study, in seconds; a restart takes a minute or two."""
 
 
 class StudyRuns:
-    """The runs of a study; a `Tracker`. The store is not accessed before the first call.
+    """MLflow runs of a study; a `Tracker`. The store is not accessed before the first call.
 
-    Calls that log return whether the store took everything. If it does not answer, they log a warning, once until it
-    does, and return False; the next call fills in what is missing.
+    Methods that log return whether everything was stored. If the store does not answer, they log a warning, once until
+    it answers again, and return False; the next call fills in what is missing.
 
     Args:
-        experiment: of the study.
-        study_folder: its files.
-        uri: what `open_store` returned.
+        experiment: the study's experiment.
+        study_folder: the study's folder.
+        uri: URI that `open_store` returned.
         artifacts: folder of the artifacts; None leaves it to the tracking server.
-        data: that the runs are trained and selected on, see `dataset_inputs`.
+        data: train and val, see `dataset_inputs`.
 
     Attributes:
-        experiment_id: of the MLflow experiment, once the store was accessed.
+        experiment_id: id of the MLflow experiment, once the store was accessed.
         is_new: whether this object created the study's run.
     """
 
@@ -80,7 +80,7 @@ class StudyRuns:
 
     @cached_property
     def study_id(self) -> str:
-        """Id of this study in a store that several share."""
+        """Id of the study, unique in the store."""
         return study_id(self.folder)
 
     def sync(self, trial: TrialFolder) -> bool:
@@ -91,8 +91,8 @@ class StudyRuns:
         """Sync all trials, then close the study's run and, as KILLED, those of trials that have not ended.
 
         Args:
-            summary: of the study; None if its trials are not a search.
-            status: of the study's run.
+            summary: the study's summary; None if its trials are not a search.
+            status: status of the study's run.
         """
         return self._try(lambda trials: self._finish(trials, summary, status))
 
@@ -110,7 +110,7 @@ class StudyRuns:
         return True
 
     def wait(self, seconds: float = PATIENCE) -> bool:
-        """Wait for a server that is restarted; whether it answers."""
+        """Wait for a server that restarts; return whether it answers."""
         ends = time.monotonic() + seconds
         if not self.answers():
             logger.warning("MLflow at %s does not answer; waiting %.0f s for it", without_password(self.uri), seconds)
@@ -119,11 +119,7 @@ class StudyRuns:
         return there
 
     def close_zombies(self) -> int:
-        """Close, as KILLED, every RUNNING run of this store whose process on this machine is gone.
-
-        Returns:
-            How many were closed.
-        """
+        """Close, as KILLED, the RUNNING runs whose process on this machine is gone; return their number."""
         closed: list[str] = []
         self._try(lambda trials: closed.extend(_close_zombies(self.client)))
         for run in self._trials.known.values() if self._trials else ():
@@ -132,7 +128,7 @@ class StudyRuns:
         return len(closed)
 
     def run_id(self, trial: TrialFolder) -> str:
-        """Sync a trial and return the id of its run.
+        """Sync a trial; return the id of its run.
 
         Raises:
             TrackingError: the store does not answer.
@@ -149,7 +145,7 @@ class StudyRuns:
             action(self._connected())
         except (MlflowException, SQLAlchemyError, OSError, UserError) as error:
             if isinstance(error, MlflowException | SQLAlchemyError):
-                # It may have stored a request without answering it: read its state again.
+                # A request may have been stored without an answer: read the state again.
                 self._trials = None
             if not self._is_silent:
                 logger.warning(
@@ -225,7 +221,7 @@ class StudyRuns:
                     f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another name"
                 )
             experiment_id = found.experiment_id
-        # Opens the page of a trained model, not the one for chat agents.
+        # Open the page for trained models, not the page for chat agents.
         self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         return experiment_id
 

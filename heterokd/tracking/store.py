@@ -1,4 +1,4 @@
-"""The tracking store: a SQLite file by default."""
+"""Open MLflow's tracking store: a SQLite file by default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from heterokd.storage.workspace import Workspace
 T = TypeVar("T")
 
 PROBE_SECONDS = 3.0
-"""Timeout of a health check of a tracking server."""
+"""Timeout of a tracking server's health check, in seconds."""
 
 
 def open_store(root: Workspace, uri: str | None) -> str:
@@ -62,14 +62,11 @@ def open_store(root: Workspace, uri: str | None) -> str:
 
 
 def existing_store(root: Workspace, uri: str | None) -> str:
-    """Open an existing store: the named one, or the root's.
+    """Open an existing store; return its URI, as `open_store` does.
 
     Args:
         root: its `mlflow.db` is used if neither `uri` nor `MLFLOW_TRACKING_URI` names a store.
-        uri: of a study's experiment, or None.
-
-    Returns:
-        What `open_store` returns.
+        uri: the experiment's `tracking.uri`, or None.
 
     Raises:
         TrackingError: there is no store yet, or it cannot be used.
@@ -130,7 +127,7 @@ def probe(uri: str) -> None:
         with urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path}/health", timeout=PROBE_SECONDS):
             return
     except urllib.error.HTTPError as error:
-        # It asks for a password or has no such page: it is there.
+        # The server requires a password or has no such page, but it answers.
         error.close()
         if error.code < 500:
             return
@@ -161,7 +158,7 @@ def check_access(uri: str) -> None:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Within this block MLflow sends a request once, instead of retrying for minutes."""
+    """Make MLflow send each request once within this block, instead of retrying for minutes."""
     once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
     before = {name: os.environ.get(name) for name in once}
     os.environ.update(once)
@@ -175,17 +172,14 @@ def _impatient() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception without passwords, which MLflow's messages repeat."""
+    """Return the first line of an exception, without the passwords that MLflow's messages repeat."""
     lines = without_password(str(error)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence MLflow's, alembic's and torch.export's logs and warnings, except errors.
-
-    Only for rare calls of the main thread, because the filters of `warnings` are global.
-    """
+    """Silence MLflow, alembic and torch.export except for errors; in the main thread, since filters are global."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -201,7 +195,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Translate exceptions of the store into one sentence.
+    """Raise exceptions of the store as a `TrackingError`.
 
     Raises:
         TrackingError: the store does not answer or refuses.
@@ -220,7 +214,7 @@ def answering(uri: str) -> Iterator[None]:
 def current(uri: str) -> Iterator[None]:
     """Make `uri` the store of MLflow's module-level functions within this block.
 
-    MLflow sets it in the process and in `MLFLOW_TRACKING_URI`, where it would be taken for the user's choice.
+    MLflow also writes `MLFLOW_TRACKING_URI`, which would later be read as the user's choice.
     """
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)

@@ -1,11 +1,11 @@
-"""Tracker: what shows a study elsewhere, from its folders. Ours is MLflow (`StudyRuns`); `tracking.also` adds others.
+"""Tracker: interface of MLflow (`StudyRuns`) and of the other trackers that `tracking.also` names.
 
     class Printer:
         def __init__(self, experiment, folder): ...
         def sync(self, trial): print(trial.number, trial.metrics()[-1:]); return True
         def finish(self, summary, status="FINISHED"): return True
 
-The folders are the truth, and a tracker copies them: what it missed, it finds there at its next call.
+A tracker copies the study's folders: whatever it missed is still there at its next call.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 SHIPPED = {"csv": "heterokd.tracking.csv:CsvTracker"}
-"""Trackers that `tracking.also` names shortly."""
+"""Short names in `tracking.also`."""
 
 
 class Tracker(Protocol):
-    """Copies a study's folders to a service or a file. The driver alone calls it, from one thread at a time.
+    """Copies a study's folders to a service or a file; only the driver calls it, from a single thread at a time.
 
-    Called again with what it has seen, after a resume also by a new object: it writes nothing twice.
+    Calls are repeated, after a resume on a new object: an implementation must not log anything twice.
     """
 
     def sync(self, trial: TrialFolder) -> bool:
-        """Copy what is new of a trial, which started, reported or ended; whether all of it was taken."""
+        """Copy what is new of a trial that started, reported or ended; return whether everything was stored."""
         ...
 
     def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
-        """Copy what is new of all trials, then close the study; whether all of it was taken."""
+        """Copy what is new of all trials, then close the study; return whether everything was stored."""
         ...
 
 
 class Trackers:
-    """Several trackers as one: MLflow, whose answers count, and others, which cannot disturb it or a trial.
+    """Calls MLflow and additional trackers, whose errors disturb neither MLflow nor a trial.
 
     Args:
-        first: whose answers are returned.
-        others: by name, trackers of anybody: what they raise is logged, once until they work again.
+        first: tracker whose results are returned.
+        others: additional trackers by name; an error is logged once until the tracker works again.
     """
 
     def __init__(self, first: Tracker, others: Mapping[str, Tracker]) -> None:
@@ -57,7 +57,7 @@ class Trackers:
 
     def sync(self, trial: TrialFolder) -> bool:
         """See `Tracker`."""
-        if (trial.path / "recipe.yaml").exists():  # its process may be just making the folder
+        if (trial.path / "recipe.yaml").exists():  # its process may be creating the folder
             self._try_others(lambda tracker: tracker.sync(trial))
         return self.first.sync(trial)
 
@@ -79,12 +79,12 @@ class Trackers:
 
 
 def with_others(first: Tracker, experiment: Experiment, folder: StudyFolder) -> Trackers:
-    """Add the trackers that an experiment names.
+    """Combine MLflow's tracker with the classes that `tracking.also` names.
 
     Args:
-        first: MLflow's.
-        experiment: its `tracking.also` names classes that take an experiment and the folder of its study.
-        folder: of the study.
+        first: MLflow's tracker.
+        experiment: the experiment; each class is called with it and the study's folder.
+        folder: the study's folder.
 
     Raises:
         ConfigError: there is no such class, or it cannot be constructed.
@@ -98,6 +98,6 @@ def _construct(name: str, experiment: Experiment, folder: StudyFolder) -> Tracke
         tracker: Tracker = tracker_class(experiment, folder)
     except Exception as error:
         raise ConfigError(
-            f"tracking.also: {name} cannot be constructed ({type(error).__name__}: {error}); mend it, or leave it out"
+            f"tracking.also: {name} cannot be constructed ({type(error).__name__}: {error}); fix it, or leave it out"
         ) from error
     return tracker

@@ -1,4 +1,4 @@
-"""Runs of a study's trials in MLflow, brought up to the trials' folders."""
+"""Sync the MLflow runs of trials with the trials' folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALARS = ("student/", "teacher/", "test/")
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
 
 BATCH = 900
-"""Metrics of a call; MLflow takes a thousand, and a few scalars come on top."""
+"""Maximum number of metrics per call; MLflow allows a thousand, and a few scalars are added."""
 
 _MLFLOW = {
     TrialStatus.RUNNING: "RUNNING",
@@ -36,13 +36,13 @@ class StudyRun:
     """The run of a study.
 
     Attributes:
-        client: of the store.
-        experiment: of the study.
-        folder: of the study.
-        data: that its runs are trained and selected on.
-        study_id: names the study in a store that others share.
-        experiment_id: of the MLflow experiment.
-        id: of the run.
+        client: client of the store.
+        experiment: the study's experiment.
+        folder: the study's folder.
+        data: train and val.
+        study_id: id of the study, unique in the store.
+        experiment_id: id of the MLflow experiment.
+        id: id of the run.
     """
 
     client: MlflowClient
@@ -60,13 +60,13 @@ class StudyRun:
 
 @dataclass
 class TrialRun:
-    """What the store has of a trial's run.
+    """State of a trial's run in the store.
 
     Attributes:
-        id: of the run.
-        status: that was logged last; None if it is to be logged again.
-        epoch: that was logged last.
-        keys: of metrics that were logged.
+        id: id of the run.
+        status: last logged status; None if it is to be logged again.
+        epoch: last logged epoch.
+        keys: names of the logged metrics.
     """
 
     id: str
@@ -76,11 +76,11 @@ class TrialRun:
 
 
 class TrialRuns:
-    """The runs of a study's trials, below the run of the study.
+    """Runs of a study's trials, nested below the study's run.
 
     Args:
-        study: its run.
-        found: by number of the trial, runs that the store has already.
+        study: the study's run.
+        found: existing runs of the store, by the trial's number.
     """
 
     def __init__(self, study: StudyRun, found: Mapping[int, Run]) -> None:
@@ -127,7 +127,7 @@ class TrialRuns:
         self.study.tag(run_id, {**process_tags(), **tags})
 
     def open(self, trial: TrialFolder) -> TrialRun:
-        """Look a trial's run up, adopt it from the store, or create it."""
+        """Return a trial's run: the known run, the store's, or a new run."""
         number = trial.number
         if number in self.known:
             return self.known[number]
@@ -145,9 +145,11 @@ class TrialRuns:
         return run
 
     def _adopt(self, found: Run, trial: TrialFolder) -> TrialRun:
-        """Read from the store how far an existing run has come."""
+        """Read from the store which epochs of an existing run are logged."""
         run_id, name = found.info.run_id, found.data.tags.get("heterokd.state")
-        status = next((one for one, of_run in _MLFLOW.items() if (one, of_run) == (name, found.info.status)), None)
+        status = next(
+            (known for known, of_run in _MLFLOW.items() if (known, of_run) == (name, found.info.status)), None
+        )
         reports = trial.metrics()
         if status is not None and status.is_final and status == trial.status:
             # The status was set last, so everything is there.
@@ -227,5 +229,5 @@ class TrialRuns:
 
 
 def _scalars(snapshot: TrialSnapshot) -> dict[str, float]:
-    """What trial.json has in addition to the reports: the last metrics, and facts about the student."""
+    """Return the values of trial.json: the last metrics, and costs of the student."""
     return {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}

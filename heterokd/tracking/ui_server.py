@@ -1,4 +1,4 @@
-"""Serve MLflow's pages on this machine, until the user or a SIGTERM stops them."""
+"""Run `mlflow server` on this machine until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from heterokd.storage.workspace import Workspace
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-"""Until the server answers; it takes 5 to 12 s on an idle machine with two cores."""
+"""Timeout of the server's start, which takes 5 to 12 s on two idle cores."""
 STOP_SECONDS = 10.0
 
 
@@ -24,12 +24,12 @@ def ui_command(root: Workspace, port: int, uri: str) -> tuple[list[str], dict[st
     """Build the command and the environment of `mlflow server`, with two processes instead of ten.
 
     Args:
-        root: holds the artifacts.
-        port: on 127.0.0.1.
-        uri: what `open_store` returned.
+        root: workspace with the artifacts.
+        port: port on 127.0.0.1.
+        uri: URI that `open_store` returned.
 
     Raises:
-        TrackingError: the store is a server, which has its own pages.
+        TrackingError: the store is a server, which shows the runs itself.
     """
     if uri.startswith("http"):
         raise TrackingError(
@@ -54,18 +54,18 @@ def serve(
     """Run a server until it is interrupted.
 
     Args:
-        command: of the server.
-        environment: of its processes.
-        port: on 127.0.0.1, where it will answer.
-        log: takes its output.
-        when_ready: called once, when it answers.
+        command: command of the server.
+        environment: environment of the server.
+        port: port of the server on 127.0.0.1.
+        log: file for the server's output.
+        when_ready: called when the server answers.
 
     Raises:
         TrackingError: the server exited, or does not answer in `START_SECONDS`.
         KeyboardInterrupt: the user stopped it.
     """
     with log.open("wb") as file:
-        # In a separate process group: Ctrl-C reaches this process alone, which then stops all of the server's.
+        # In a separate process group: Ctrl-C reaches only this process, which then stops all processes of the server.
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
             ends = time.monotonic() + START_SECONDS
@@ -89,7 +89,7 @@ def _answers(port: int) -> bool:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server and its workers; the group outlives a leader that died."""
+    """Stop the server's process group, which outlives a leader that died."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)

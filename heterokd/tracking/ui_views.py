@@ -1,9 +1,8 @@
-"""Links to MLflow's pages, and ready-made views behind them.
+"""Links to MLflow's pages, and the views that they open: columns, filter, order and charts of a study's trials.
 
-MLflow shows no metric and no parameter until its user picks columns, lists trials below their study, and draws parallel
-coordinates over whatever parameters come first. Its pages can share a view, though: columns, order, filter and charts,
-kept in a tag of the experiment whose key a link gives. That format is MLflow's own and may change: a page that does not
-know it opens without it, and where the tag cannot be written the links carry the filter and the order alone.
+Without a view, MLflow's page of runs shows no metric and no parameter until the user picks columns. A view is stored in
+a tag of the MLflow experiment, in a format that MLflow may change: a page that does not know the format opens without
+the view, and if the tag cannot be written, links carry only the filter and the order.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ from heterokd.tracking.store import answering, current, pages
 logger = logging.getLogger(__name__)
 
 MODE = "workflowType=machine_learning"
-"""Opens the pages of trained models; without it a new browser opens those of chat agents."""
+"""Opens the pages for trained models; otherwise a new browser opens those for chat agents."""
 
 TAG = "mlflow.sharedViewState."
-"""Where MLflow's own "share" button keeps a view."""
+"""Prefix of the tags in which MLflow's "share" button stores views."""
 
 MOST_AXES = 6
-"""Of a chart of parallel coordinates: more do not fit its width."""
+"""Maximum number of parameters in a chart of parallel coordinates: more do not fit its width."""
 
 CARD_HEIGHT = 420
-"""Of a chart, in pixels; it is as wide as the page."""
+"""Height of a chart in pixels; it is as wide as the page."""
 
 MOST_METHODS = 3
-"""Leading methods with a chart of their parameters."""
+"""Number of leading methods with a chart of their parameters."""
 
 MOST_STUDIES = 5
-"""Whose links are printed together, the newest first."""
+"""Maximum number of studies whose links are printed together, the newest first."""
 
 
 def study_links(root: Workspace, uri: str, base: str, name: str | None = None) -> list[tuple[str, str]]:
-    """List the pages of studies with their addresses; each study's view is written again.
+    """List the pages of studies as (label, address), updating each study's view.
 
     Args:
-        root: holds the studies' folders.
-        uri: of the store, what `open_store` returned.
-        base: address of its pages: `http://127.0.0.1:5000`.
-        name: of a study; None: the newest studies.
+        root: workspace with the studies' folders.
+        uri: URI that `open_store` returned.
+        base: address of MLflow's pages, such as `http://127.0.0.1:5000`.
+        name: name of a study; None: the newest studies.
 
     Raises:
         TrackingError: the store does not answer.
@@ -62,8 +61,7 @@ def study_links(root: Workspace, uri: str, base: str, name: str | None = None) -
     links = [("all runs", f"{base}/#/experiments?{MODE}")]
     with answering(uri), current(uri):
         found = pages(lambda token: client.search_experiments(max_results=1000, page_token=token))
-        experiments = [experiment.experiment_id for experiment in found]
-        studies = list(pages(lambda token: client.search_runs(experiments, chosen, max_results=1000, page_token=token)))
+        studies = _runs(client, [experiment.experiment_id for experiment in found], chosen)
         for study in studies[:MOST_STUDIES]:
             links += [("", ""), (study.data.tags["heterokd.study"], ""), *_links_of(client, base, study, root)]
     if len(studies) > MOST_STUDIES:
@@ -74,7 +72,7 @@ def study_links(root: Workspace, uri: str, base: str, name: str | None = None) -
 def _links_of(client: MlflowClient, base: str, study: Run, root: Workspace) -> Iterator[tuple[str, str]]:
     tags, experiment = study.data.tags, f"{base}/#/experiments/{study.info.experiment_id}"
     key = write_view(client, study)
-    view = {"viewStateShareKey": key} if key else _order(_trials_of(study), tags["heterokd.metric"])
+    view = {"viewStateShareKey": key} if key else _filter(study)
     trials = f"{experiment}/runs?{MODE}&{urlencode(view, quote_via=quote)}"
     yield "  trials", trials
     yield "  compare", f"{trials}&compareRunsMode=CHART"
@@ -92,37 +90,33 @@ def _models(client: MlflowClient, study_id: str) -> list[str]:
     try:
         found = pages(lambda token: client.search_model_versions(f"tags.study_id = '{study_id}'", page_token=token))
         return sorted({version.name for version in found})
-    except MlflowException:  # a server without a registry still has runs to show
+    except MlflowException:  # the server has no model registry
         return []
 
 
-def _trials_of(study: Run) -> str:
-    return f"tags.`heterokd.study_id` = '{study.data.tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'"
+def _runs(client: MlflowClient, experiments: list[str], chosen: str) -> list[Run]:
+    return list(pages(lambda token: client.search_runs(experiments, chosen, max_results=1000, page_token=token)))
 
 
-def _order(chosen: str, metric: str) -> dict[str, object]:
-    """Filter and order of the runs, which a shared view and a plain link have in common."""
+def _filter(study: Run) -> dict[str, object]:
+    """Return filter and order of a study's trials, for a view or a plain link."""
+    tags = study.data.tags
     return {
-        "searchFilter": chosen,
-        "orderByKey": f"metrics.`{metric}`",  # by any key but the date, trials are not listed below their study
-        "orderByAsc": metric == "val/loss",
+        "searchFilter": f"tags.`heterokd.study_id` = '{tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'",
+        # Ordered by date, MLflow would list trials below their study.
+        "orderByKey": f"metrics.`{tags['heterokd.metric']}`",
+        "orderByAsc": tags["heterokd.metric"] == "val/loss",
     }
 
 
 def write_view(client: MlflowClient, study: Run) -> str | None:
-    """Write the view of a study's trials into its experiment; the key for a link, or None if the store refuses it.
-
-    Args:
-        client: of the store.
-        study: its run.
-    """
-    tags, experiment_id, chosen = study.data.tags, study.info.experiment_id, _trials_of(study)
+    """Write the view of a study's trials to its MLflow experiment; return its key for links, None if it is refused."""
+    tags, experiment_id = study.data.tags, study.info.experiment_id
     key = f"{tags['heterokd.study']}-{tags['heterokd.study_id'][:6]}"
     try:
-        trials = list(
-            pages(lambda token: client.search_runs([experiment_id], chosen, max_results=1000, page_token=token))
-        )
-        state = json.dumps(_state(chosen, tags["heterokd.metric"], trials), separators=(",", ":"))
+        chosen = _filter(study)
+        trials = _runs(client, [experiment_id], str(chosen["searchFilter"]))
+        state = json.dumps({**chosen, **_state(tags["heterokd.metric"], trials)}, separators=(",", ":"))
         value = f"deflate;{base64.b64encode(zlib.compress(state.encode())).decode()}"
         client.set_experiment_tag(experiment_id, f"{TAG}{key}", value)
     except MlflowException as error:
@@ -131,8 +125,8 @@ def write_view(client: MlflowClient, study: Run) -> str | None:
     return key
 
 
-def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, object]:
-    """The state of MLflow's page of runs: filter and order, columns, charts."""
+def _state(metric: str, trials: Sequence[Run]) -> dict[str, object]:
+    """Return columns and charts of MLflow's page of runs."""
     shared, by_method = varied(trials)
     costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
     columns = [
@@ -147,30 +141,27 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, object]
     for method in _leading(trials, metric)[:MOST_METHODS]:
         if by_method.get(method):
             axes[f"{method}, to {metric}"] = [*by_method[method], *shared]
-    charts = [_axes(section, params, metric) for section, params in axes.items()]
     curves = f"{metric} by epoch"
+    parallel = {"selectedMetrics": [metric], "showAllRuns": True}
+    charts = [
+        {**_chart(section, "PARALLEL"), **parallel, "selectedParams": params[:MOST_AXES]}
+        for section, params in axes.items()
+    ]
     charts.append({**_chart(curves, "LINE"), "metricKey": metric, "selectedMetricKeys": [metric], "xAxisKey": "step"})
     return {
-        **_order(chosen, metric),
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": columns,
         "columnOrder": columns,
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "SHOW_ALL",  # MLflow draws the first ten otherwise
-        "viewMaximized": False,
-        "runListHidden": False,
+        **{key: {} for key in ("runsExpanded", "runsVisibilityMap", "groupsExpanded")},
+        **{key: [] for key in ("runsPinned", "runsHidden")},
+        "runsHiddenMode": "SHOW_ALL",  # MLflow draws only the first ten otherwise
+        **dict.fromkeys(("viewMaximized", "runListHidden"), False),
         "isAccordionReordered": True,  # or MLflow sorts its sections by name
         "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
+        **dict.fromkeys(("autoRefreshEnabled", "useGroupedValuesInCharts", "hideEmptyCharts"), True),
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": 1, "cardHeight": CARD_HEIGHT}
@@ -181,7 +172,7 @@ def _state(chosen: str, metric: str, trials: Sequence[Run]) -> dict[str, object]
 
 
 def _chart(section: str, kind: str) -> dict[str, object]:
-    """A chart alone in a section, whose title serves it: MLflow gives parallel coordinates no other."""
+    """Return the only chart of a section, whose name is its title: parallel coordinates have no title in MLflow."""
     return {
         "uuid": f"chart of {section}",
         "type": kind,
@@ -192,20 +183,10 @@ def _chart(section: str, kind: str) -> dict[str, object]:
     }
 
 
-def _axes(section: str, params: Sequence[str], metric: str) -> dict[str, object]:
-    """Parallel coordinates that end at the study's metric."""
-    return {
-        **_chart(section, "PARALLEL"),
-        "selectedParams": list(params)[:MOST_AXES],
-        "selectedMetrics": [metric],
-        "showAllRuns": True,
-    }
-
-
 def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
-    """Parameters that differ between trials: those of all methods, and by method those of this method alone.
+    """Return the parameters that differ between trials: those of all methods, and those of single methods by method.
 
-    Constant ones make no axis, and neither do the seed, the recipe's hash and the method.
+    Method, teacher, seed and recipe are left out.
     """
     values: dict[str, set[str]] = {}
     for trial in trials:
@@ -223,7 +204,7 @@ def varied(trials: Iterable[Run]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _leading(trials: Iterable[Run], metric: str) -> list[str]:
-    """Methods by their best value, without the baseline."""
+    """Return the methods by their best value, without the baseline."""
     sign = -1 if metric == "val/loss" else 1
     best: dict[str, float] = {}
     for trial in trials:
