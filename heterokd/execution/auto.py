@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -63,13 +62,13 @@ TOKENS = 8
 
 TRIALS_PER_METHOD = 3
 
-Section = dict[str, Any]
-"""A part of the YAML file: whatever the experiment's schema takes."""
+Section = dict[str, object]
+"""Part of the experiment's YAML."""
 
 
 @dataclass(frozen=True)
 class AutoRequest:
-    """What the user asks for.
+    """Request of the user.
 
     Attributes:
         images: folder that the experiment reads.
@@ -107,7 +106,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Data:
-    """Figures of the images that decide sizes and lengths."""
+    """Properties of the images that decide sizes and lengths."""
 
     size: int
     classes: int
@@ -164,7 +163,7 @@ def _check_names(request: AutoRequest) -> None:
 
 
 def _train_images(seen: FolderInspection) -> int:
-    """Number of training images: those of train, or three in five if splits are to be made."""
+    """Return the number of training images: those of train, or three in five if there are no splits."""
     if seen.splits:
         return sum(file.split == "train" for file in seen.kept)
     return max(1, 3 * len(seen.kept) // 5)
@@ -207,7 +206,7 @@ def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students
 
 
 def _teacher(name: str, data: _Data) -> tuple[Section, str]:
-    """The section of a teacher, and its reason: timm's weights if they are available, and a fit on all images."""
+    """Return the section of a teacher and its reason: timm's weights if they are available, and a fit on all images."""
     batch = 32 if data.train_images < 2_000 else 64
     epochs = _clamp(round(TEACHER_UPDATES * batch / data.train_images), *TEACHER_EPOCHS)
     section: Section = {"network": name}
@@ -228,7 +227,7 @@ def _teacher(name: str, data: _Data) -> tuple[Section, str]:
 
 
 def _patches(name: str, data: _Data) -> Section:
-    """Options for smaller patches, if the network takes them and would cut small images into few patches."""
+    """Return options for smaller patches, if the network has patches and would cut small images into few of them."""
     options = {"img_size": data.size, "patch_size": max(2, data.size // TOKENS)}
     try:
         spec = predict_spec(name, data.classes, None, data.size)
@@ -241,10 +240,10 @@ def _patches(name: str, data: _Data) -> Section:
 
 
 def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspace) -> Iterator[tuple[str, str]]:
-    """Names of students, each with its reason: those asked for, or the largest of each family within the limits.
+    """Yield students with a reason: the requested students, or the largest of each family within the limits.
 
     Raises:
-        ConfigError: a student that was asked for exceeds a limit, or no proposed student keeps the limits.
+        ConfigError: a requested student exceeds a limit, or every proposed student does.
     """
     for name in request.students:
         excess, figures = _excess(name, request, request.max_params_m, data, root)
@@ -255,7 +254,9 @@ def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspa
         return
     most = request.max_params_m
     if most is None:
-        settings = NetworkSettings(network=teacher["network"], options=teacher.get("options", {}))
+        settings = NetworkSettings.model_validate(
+            {"network": teacher["network"], "options": teacher.get("options", {})}
+        )
         most = parameters_m(settings, data.classes, data.size) / TEACHER_PARTS
     found = False
     for names in FAMILIES.values():
@@ -274,7 +275,7 @@ def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspa
 
 
 def _excess(name: str, request: AutoRequest, most: float | None, data: _Data, root: Workspace) -> tuple[str, str]:
-    """Which limit a student exceeds (empty: none), and its figures; it is timed only if that decides."""
+    """Return the limit that a student exceeds (empty: none) and its costs; it is timed only against a limit."""
     settings = NetworkSettings(network=name)
     millions = parameters_m(settings, data.classes, data.size)
     if most is not None and millions > most:
@@ -298,7 +299,7 @@ def _fit(content: Section, target: Path, root: Workspace, progress: Report | Non
         raise
 
 
-def _write(target: Path, content: Mapping[str, Any], reasons: Sequence[str]) -> None:
+def _write(target: Path, content: Mapping[str, object], reasons: Sequence[str]) -> None:
     lines = ["Written by `heterokd auto`; run it with `heterokd search`.", *reasons]
     head = "".join(f"# {line}\n" for line in lines)
     filled = {key: value for key, value in content.items() if value != {}}

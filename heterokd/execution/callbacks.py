@@ -1,7 +1,4 @@
-"""What the driver does while trials run: MLflow, the summary, the listener, the disk. None of it delays a trial.
-
-Tune calls `TuneCallback` for each of its events; `MlflowSync` is a separate thread.
-"""
+"""Work of the driver while trials run: sync to trackers, write the summary, call the listener, check the disk."""
 
 from __future__ import annotations
 
@@ -30,9 +27,9 @@ WATCH_SECONDS = 5.0
 
 
 class MlflowSync:
-    """A thread that syncs trial folders to MLflow and other trackers: a slow or dead server delays no trial.
+    """Thread that syncs trial folders to MLflow and other trackers, so that a slow or dead server delays no trial.
 
-    It also logs when the study's disk cannot be written: trials then wait, and log nothing here.
+    It also logs that the study's disk cannot be written; trials then wait on their nodes.
     """
 
     def __init__(self, tracker: Tracker, folder: StudyFolder) -> None:
@@ -138,7 +135,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
             self.limit.add()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """Remember a finished trial, whose object Tune keeps to the end of the search."""
+        """Remember a finished trial, to free the memory of the object that Tune keeps to the end of the search."""
         self.ended.append(trial)
 
     def __getstate__(self) -> dict[str, object]:

@@ -23,12 +23,11 @@ from heterokd.training.student_costs import Candidates, measure_students
 
 
 def check_experiment(experiment: Experiment) -> dict[str, str]:
-    """Everything that can be known before work begins: data, networks, and whether each method exists for each pair.
+    """Check data, networks, and whether each method exists for each pair of teacher and student.
 
     Returns:
-        Reasons by method: excluded where the experiment says `methods: all`, an error where it names the methods. A
-        method that exists for some of several teachers is excluded only with the others, under
-        `pairing(method, teacher)`.
+        Reasons by excluded method, with `methods: all`; a method that the experiment names raises an error instead. A
+        method that exists for only some of several teachers is excluded for the others, as `pairing(method, teacher)`.
 
     Raises:
         UserError: names the file or key.

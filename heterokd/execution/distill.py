@@ -1,4 +1,4 @@
-"""Single trainings, kept and logged like trials of a study."""
+"""Train single recipes, kept and logged like the trials of a study."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def distill_once(
     on_epoch: Report,
     teacher_progress: Report | None = None,
 ) -> DistillResult:
-    """Train the published setting of a method; under `studies/<name>-distill`, which every such training shares.
+    """Train the published setting of a method, as a trial of the study `<name>-distill`.
 
     Args:
-        experiment: data, teacher, student and training, the first of each list; its search space names only the method.
+        experiment: data, teacher, student and training; of lists of networks the first is used.
         method: method to train with.
         root: where state lives.
         on_epoch: called with each epoch's metrics; False stops the training.
@@ -94,8 +94,8 @@ class StudyTrainer:
 
     Attributes:
         workspace: where state lives.
-        folder: the study's.
-        tracker: shows the study, in MLflow and elsewhere.
+        folder: the study's folder.
+        tracker: MLflow and other trackers.
         teacher: the prepared teacher.
     """
 
@@ -109,14 +109,14 @@ class StudyTrainer:
 
         Args:
             recipe: training to run.
-            sample: values that the recipe was made of.
+            sample: sample that the recipe was made from.
             on_epoch: called with each epoch's metrics; False stops the training.
         """
         trial = trained_before(self.folder, recipe)
         if trial is not None and trial.status == TrialStatus.COMPLETE:
             self.tracker.sync(trial)
             return DistillResult(trial, trial.snapshot.metrics, trained=False)
-        trial = trial or self.folder.trial(1 + max((one.number for one in self.folder.trials()), default=-1))
+        trial = trial or self.folder.trial(1 + max((known.number for known in self.folder.trials()), default=-1))
         mirror = self.workspace.mirror(trial.path)
         mirror.fetch()
         mirror.follow()
@@ -138,7 +138,8 @@ class StudyTrainer:
 
 def _run_on_workers(recipe: Recipe, trial: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
     """Train on the workers of a local Ray, or of the Ray that this process is connected to."""
-    from heterokd.execution.placement import plan_workers  # Ray, which one process does without
+    # These import Ray, which a training in this process does not need.
+    from heterokd.execution.placement import plan_workers
     from heterokd.execution.ray_connection import connected
     from heterokd.execution.workers import OnWorkers
 

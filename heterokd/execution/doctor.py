@@ -11,7 +11,7 @@ clock       within CLOCK_SECONDS of the driver's
 disk        FREE_BYTES are free for working copies
 resources   the GPUs and cores that the experiment asks for exist, or can be added
 
-All nodes are checked at once, with timeouts: what does not answer in time fails under its name.
+All nodes are checked at once; a check that does not finish in time fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -77,7 +77,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     tracking, checks = _tracking(experiment, root)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)
-    # If it cannot be written, the driver's storage check fails.
+    # If this fails, so does the driver's storage check.
     sentence(in_thread(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
     questions = NodeProbe(
         root if root.url else root.on_node(),
@@ -117,17 +117,17 @@ def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
         address if addresses.count(address) == 1 else f"{address} ({str(node['NodeID'])[-6:]})"
         for node, address in zip(nodes, addresses, strict=True)
     ]
-    asked = [_on(node["NodeID"], answers).remote(questions) for node in nodes]
-    done, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    asking = [_on(node["NodeID"], answers).remote(questions) for node in nodes]
+    done, _ = ray.wait(asking, num_returns=len(asking), timeout=ANSWER_SECONDS)
     checks = []
-    for node, name, answer in zip(nodes, names, asked, strict=True):
+    for node, name, answer in zip(nodes, names, asking, strict=True):
         if answer in done:
             gpus = int(node["Resources"].get("GPU", 0))
             checks += _judged(node["NodeID"], name, answer, mine, gpus)
             continue
         ray.cancel(answer, force=True)
-        told = f"no answer in {ANSWER_SECONDS:.0f} s"
-        checks.append(Check(name, "answers", False, told, "see `ray status` and the node's logs"))
+        finding = f"no answer in {ANSWER_SECONDS:.0f} s"
+        checks.append(Check(name, "answers", False, finding, "see `ray status` and the node's logs"))
     return checks
 
 
@@ -139,9 +139,9 @@ def _judged(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswers, g
         theirs = ray.get(_on(node_id, now).remote(), timeout=CHECK_SECONDS)
         ended = time.time()
     except ray.exceptions.RayError as error:
-        told = str(error).strip().splitlines()[-1]
+        finding = str(error).strip().splitlines()[-1]
         advice = "install heterokd and its requirements.lock there, with this Python"
-        return [Check(name, "answers", False, told, advice)]
+        return [Check(name, "answers", False, finding, advice)]
     offset = theirs - ended if theirs > ended else theirs - began if theirs < began else 0.0
     return judge(name, found, mine, offset, gpus)
 
@@ -159,12 +159,12 @@ def _resources(experiment: Experiment) -> Check:
     coming, plan = coming_nodes(), planning.result()
     gpus = experiment.search.gpus_per_trial
     if gpus != "auto" and gpus > 0 and not plan.gpus:
-        told = f"search.gpus_per_trial asks for {gpus:g} GPU(s), and no node has or will have one"
-        return Check("cluster", "resources", False, told, "add GPU nodes, or set search.gpus_per_trial: auto")
-    told = f"{plan.parallel} trial(s) at a time, {plan.cpus:g} core(s) and {plan.gpus:g} GPU(s) each"
+        finding = f"search.gpus_per_trial asks for {gpus:g} GPU(s), and no node has or will have one"
+        return Check("cluster", "resources", False, finding, "add GPU nodes, or set search.gpus_per_trial: auto")
+    finding = f"{plan.parallel} trial(s) at a time, {plan.cpus:g} core(s) and {plan.gpus:g} GPU(s) each"
     if coming:
-        told += f"; up to {len(coming)} of the nodes do not exist yet, and cannot be checked"
-    return Check("cluster", "resources", True, told)
+        finding += f"; up to {len(coming)} of the nodes do not exist yet, and cannot be checked"
+    return Check("cluster", "resources", True, finding)
 
 
 def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list[Check]]:
@@ -185,10 +185,10 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
     opening = in_thread(open_and_enter)
     # A database may have to be migrated first.
     wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
-    told = wrong or (without_password(server) if server else "a file on this machine")
+    finding = wrong or (without_password(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"
-    return server, [Check(DRIVER, "tracking", not wrong, told, advice)]
+    return server, [Check(DRIVER, "tracking", not wrong, finding, advice)]
 
 
 def table(checks: list[Check]) -> list[str]:
@@ -196,7 +196,7 @@ def table(checks: list[Check]) -> list[str]:
     width = max(len(check.node) for check in checks)
     lines = []
     for check in checks:
-        lines.append(f"{'ok  ' if check.passed else 'FAIL'}  {check.node:<{width}}  {check.name:<9}  {check.told}")
+        lines.append(f"{'ok  ' if check.passed else 'FAIL'}  {check.node:<{width}}  {check.name:<9}  {check.finding}")
         if not check.passed and check.advice:
             lines.append(f"      {'':<{width}}  {'':<9}  -> {check.advice}")
     return lines
@@ -204,4 +204,8 @@ def table(checks: list[Check]) -> list[str]:
 
 def as_json(checks: list[Check]) -> dict[str, object]:
     """Convert checks to JSON values."""
-    return {"ok": all(check.passed for check in checks), "checks": [asdict(check) for check in checks]}
+    rows = [
+        {"node": check.node, "name": check.name, "passed": check.passed, "told": check.finding, "advice": check.advice}
+        for check in checks
+    ]
+    return {"ok": all(check.passed for check in checks), "checks": rows}

@@ -89,7 +89,7 @@ def search(
     caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        # The database first: a study that another process has begun meanwhile is refused before its file changes.
+        # First the database: a study that another process has created meanwhile is refused before a file changes.
         space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.costs, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
@@ -108,7 +108,7 @@ def search(
             listener=listener,
         )
         card = prepared[_teacher_of_winner(experiment, summary)].card
-        summary = replace(summary, teacher=card, teachers=tuple(one.card for one in prepared.values()))
+        summary = replace(summary, teacher=card, teachers=tuple(teacher.card for teacher in prepared.values()))
         summary.write(folder)
         plan_recorder.ended()
         keep(root, folder, patiently=True)
@@ -129,7 +129,7 @@ def search(
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
-    """Return the caches to build, one per teacher; a teacher whose cache cannot be built runs live."""
+    """Return the cache to build of each teacher; a teacher whose cache cannot be built runs live."""
     caches = []
     for network in experiment.teacher.networks:
         build = plan_cache_build(experiment.for_teacher(network), root, weights[network])

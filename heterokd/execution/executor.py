@@ -31,14 +31,14 @@ from heterokd.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class SearchJob:
-    """What a search runs, checked and prepared.
+    """A search whose inputs are checked and prepared.
 
     Attributes:
-        experiment: the experiment, without the students that are over a limit.
+        experiment: the experiment, without the students that exceed a limit.
         workspace: where state lives.
         space: the study's search space, see `open_space`.
         asked: the experiment as the study was created with it; None: `experiment`.
-        weights: by network, files of the prepared teachers' weights.
+        weights: files of the prepared teachers' weights, by network.
         caches: the teachers' caches, built while the first trials run; without any, trials read the complete ones.
         seconds_before: time that the search has taken already; it counts towards its budget.
     """
@@ -57,7 +57,7 @@ class SearchJob:
         return self.workspace.study(self.experiment.name)
 
     def for_trials(self, threads: int) -> TrialJob:
-        """Return what each trial needs of this job, wherever it runs."""
+        """Return the arguments of trials; paths are valid on every node."""
         return TrialJob(
             workspace=self.workspace if self.workspace.url else self.workspace.on_node(),
             study=self.folder.name,
@@ -77,29 +77,29 @@ def run_study(
     listener: Listener | None = None,
     run: RunRecipe = run_recipe,
 ) -> StudySummary:
-    """Run every trial that the study still wants; return the summary at the end.
+    """Run the study to its end with Ray Tune; return its summary.
 
     Args:
-        job: what is searched.
-        tracker: shows the study, in MLflow and elsewhere.
-        address: of a Ray cluster; None starts a local Ray.
+        job: the search.
+        tracker: MLflow and other trackers.
+        address: address of a Ray cluster; None starts a local Ray.
         listener: called with every event of a trial.
-        run: trains a trial's recipe.
+        run: function that trains a recipe.
 
     Raises:
         SearchError: no trial can run here.
     """
     experiment, workspace, folder = job.experiment, job.workspace, job.folder
     is_shared = experiment.training.is_shared
-    # Until the end nobody may delete the caches, whichever trial reads them when.
+    # The caches must not be deleted before the search ends, whenever trials read them.
     held = [lock for cache in job.caches if (lock := hold(cache.folder)) is not None]
     sync = MlflowSync(tracker, folder)
     try:
-        # Tune's files: snapshots that nothing reads back, on a disk that is not the study's.
+        # Tune's snapshots, which nothing reads, are kept off the study's disk.
         with connected(address, shared=is_shared), TemporaryDirectory(prefix="heterokd-tune-") as scratch:
             cluster = plan_cluster(experiment)
             if is_shared and run is run_recipe:
-                from heterokd.execution.workers import OnWorkers  # with Ray Train, which other searches need not load
+                from heterokd.execution.workers import OnWorkers  # imports Ray Train, which takes a second
 
                 run = OnWorkers(cluster, experiment.search.max_failures)
             actor = start_actor(job, devices=cluster.gpus or 1.0)
@@ -109,8 +109,8 @@ def run_study(
                 run_trial, actor=actor, job=job.for_trials(threads=max(1, int(cluster.cpus))), run=run
             )
             incomplete = [cache for cache in job.caches if not cache.is_complete]
-            # Half of the places: the first trials read what is cached and run the teacher for the rest. Workers that
-            # share a training build the cache together before they begin.
+            # Builders take half of the places: the first trials read what is cached and run the teacher for the rest.
+            # Workers of a sharded training build the cache together before they begin.
             builders = (
                 start_cache_builds(incomplete, workspace, cluster, max(1, cluster.parallel // 2))
                 if incomplete and not is_shared
@@ -140,12 +140,12 @@ def run_study(
                     ],
                 ),
             )
-            # Tune warns that its result files are missing: all are, since the trial folders take their place.
+            # Tune warns that its result files are missing; trial folders replace them.
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
             tuner.fit()
             workspace.fetch_study(folder.name)
             summary: StudySummary = ray.get(actor.summary.remote())
-            # In a Ray that outlives this search the actor would live until its handles are collected.
+            # In a Ray that outlives this search, the actor would live until its handles are collected.
             ray.kill(actor)
     finally:
         sync.close()

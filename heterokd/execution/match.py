@@ -42,7 +42,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Match:
-    """Similarity of a pair's stages, and samples derived from it.
+    """Similarity of a pair's stages, and initial samples derived from it.
 
     Attributes:
         similarity: CKA, [student's stage, teacher's stage], shallow to deep.
@@ -122,7 +122,7 @@ def match(
 
 
 def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[dict[str, Scalar], ...]:
-    """Samples to begin with, of those of `methods` that pair stages."""
+    """Return initial samples of the methods that pair stages."""
     return tuple(
         {"method": method, **{f"{method}.{name}": value for name, value in settings.items()}}
         for method, kind in sorted(methods.items())

@@ -59,14 +59,14 @@ class Check:
         node: address of the node, or "driver".
         name: name of the check, see `heterokd/execution/doctor.py`.
         passed: whether a search can run with it.
-        told: finding in words (a key of `heterokd doctor --json`).
+        finding: finding in words.
         advice: what to do if the check failed.
     """
 
     node: str
     name: str
     passed: bool
-    told: str
+    finding: str
     advice: str = ""
 
 
@@ -156,22 +156,26 @@ def judge(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0.0,
         checks.append(Check(node, "tracking", not found.tracking, found.tracking or "answers", advice))
     checks += _data(node, found, mine)
     if gpus:
-        told = f"torch sees {found.gpus} GPU(s)" + ("" if found.gpus >= gpus else f", and Ray counts {gpus}")
+        finding = f"torch sees {found.gpus} GPU(s)" + ("" if found.gpus >= gpus else f", and Ray counts {gpus}")
         advice = "install the GPU's driver and a torch build for it there, or start that node with --num-gpus=0"
-        checks.append(Check(node, "gpus", found.gpus >= gpus, told, advice))
+        checks.append(Check(node, "gpus", found.gpus >= gpus, finding, advice))
     other = [
         f"{name} {found.versions.get(name, 'missing')} instead of {wanted}"
         for name, wanted in mine.versions.items()
         if found.versions.get(name) != wanted
     ]
-    told = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found.versions.items())
-    checks.append(Check(node, "versions", not other, told, "install requirements.lock and this heterokd on every node"))
-    near = abs(offset) <= CLOCK_SECONDS
-    told = "agrees" if near else f"is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the driver's"
-    checks.append(Check(node, "clock", near, told, "synchronise the nodes' clocks with NTP (chrony)"))
-    told = f"{found.free / 1e9:.1f} GB free"
+    finding = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found.versions.items())
     checks.append(
-        Check(node, "disk", found.free >= FREE_BYTES, told, f"free {FREE_BYTES / 1e9:.0f} GB where working copies lie")
+        Check(node, "versions", not other, finding, "install requirements.lock and this heterokd on every node")
+    )
+    near = abs(offset) <= CLOCK_SECONDS
+    finding = "agrees" if near else f"is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the driver's"
+    checks.append(Check(node, "clock", near, finding, "synchronise the nodes' clocks with NTP (chrony)"))
+    finding = f"{found.free / 1e9:.1f} GB free"
+    checks.append(
+        Check(
+            node, "disk", found.free >= FREE_BYTES, finding, f"free {FREE_BYTES / 1e9:.0f} GB where working copies lie"
+        )
     )
     return checks
 
@@ -195,12 +199,12 @@ def _data(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
         checks = [Check(node, "data", False, found.data, advice)]
     else:
         same = found.fingerprint == mine.fingerprint
-        told = "opens" if same else "differs from the driver's data set: other files, or another version"
-        checks = [Check(node, "data", same, told, "copy the driver's data set to this node")]
+        finding = "opens" if same else "differs from the driver's data set: other files, or another version"
+        checks = [Check(node, "data", same, finding, "copy the driver's data set to this node")]
     for key, size in found.teachers.items():
         same = size is not None and size == mine.teachers[key]
-        told = "the teacher's file exists" if same else f"{key}: missing on this node, or another file"
-        checks.append(Check(node, "teacher", same, told, "copy it to the same path on every node"))
+        finding = "the teacher's file exists" if same else f"{key}: missing on this node, or another file"
+        checks.append(Check(node, "teacher", same, finding, "copy it to the same path on every node"))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""Connect to Ray: start a local one, or join a cluster."""
+"""Start a local Ray, or connect to a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from heterokd.errors import ConfigError
@@ -23,7 +22,7 @@ CONNECT_SECONDS = 5.0
 """Timeout of the TCP connection to a cluster."""
 
 GREET_SECONDS = 20.0
-"""Timeout of the gRPC handshake that follows. Ray itself would wait for minutes, whatever listens there."""
+"""Timeout of the gRPC handshake that follows. Ray itself would wait for minutes."""
 
 
 def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
@@ -59,7 +58,7 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
 
 
 def _greets(host: str, port: int, patience: float) -> bool:
-    """Return whether a server speaks gRPC, as Ray does; with TLS this is not checked."""
+    """Whether a server speaks gRPC, as Ray does; with TLS this is not checked."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True
     import grpc
@@ -90,7 +89,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
     if ray.is_initialized():
         yield
         return
-    # A new local Ray creates a token, as it should, and logs a warning about it, which is not needed.
+    # A new local Ray creates a token, and logs a needless warning about it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
@@ -121,19 +120,19 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
 
 
 def is_preempted(*, anywhere: bool = False) -> bool:
-    """Return whether this process's node (or any node) is draining, for example after a spot instance's notice.
+    """Whether this process's node (or any node) is draining, for example after a spot instance's notice.
 
-    Ray has no public API for this; Ray Train uses the same internal one.
+    Ray has no public API for this; Ray Train uses the same internal API.
     """
     draining: dict[str, int] = ray._private.state.state.get_draining_nodes()
     return bool(draining) and (anywhere or ray.get_runtime_context().get_node_id() in draining)
 
 
-def code_for_nodes() -> dict[str, Any] | None:
-    """Return the runtime environment of a driver that brings its code: this heterokd, working directory, MLflow's URI.
+def code_for_nodes() -> dict[str, object] | None:
+    """Return the runtime environment that ships this heterokd, the working directory and MLflow's URI to the nodes.
 
-    None inside a submitted job (`ray job submit`), whose environment all of its processes have. A URI with a password
-    is not passed on: Ray shows runtime environments on its dashboard.
+    None inside a submitted job (`ray job submit`), whose processes already have its environment. A URI with a password
+    is left out, since Ray shows runtime environments on its dashboard.
     """
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         return None

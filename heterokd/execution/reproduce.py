@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import fmean, stdev
-from typing import Any
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import dump_experiment
@@ -69,7 +68,7 @@ class Reproduction:
     Attributes:
         folder: folder of the trainings and the table's files.
         pair: published results of the pair; None if there are none.
-        rows: a row per method, by published score, best first; methods without one last.
+        rows: a row per method, the best published score first; methods without a published score last.
         excluded: methods that cannot exist for the pair, with the reason.
         metric: name of the score in texts.
         teacher_value: score of our teacher on val, in per cent.
@@ -107,7 +106,7 @@ class Reproduction:
         values = {row.method: dict(enumerate(row.values)) for row in self.rows}
         return compare(values, [(name, BASELINE) for name in values if name != BASELINE and BASELINE in values])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Convert to JSON values."""
         pair = None if self.pair is None else {"teacher": self.pair.teacher_value, "notes": list(self.pair.notes)}
         return {
@@ -176,7 +175,7 @@ def reproduce(
     for section, networks in (("student", experiment.student.networks), ("teacher", experiment.teacher.networks)):
         if len(networks) > 1:
             raise ConfigError(
-                f"{section}.network: a list is searched; give the one {section} whose table is to be reproduced"
+                f"{section}.network: a list is searched; give the {section} whose table is to be reproduced"
             )
     experiment = experiment.for_teacher(experiment.teacher.networks[0])
     chosen = chosen_methods(experiment, methods)

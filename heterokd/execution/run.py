@@ -1,4 +1,4 @@
-"""Train one recipe from files to files: weights, metrics and checkpoint in a trial's folder."""
+"""Train a recipe; write weights, metrics and checkpoints to its trial's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from heterokd.training.train import Metrics, Report, TrainOptions, TrainResult, 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how one training runs; nothing here changes its result.
+    """Where and how a training runs; nothing here changes its result.
 
     Attributes:
         workspace: holds caches, decoded images and measured precisions.
@@ -31,7 +31,7 @@ class RunContext:
         device: device to train on.
         cache_use: whether the teacher's cache is built, shared or only read, see `CacheUse`.
         checkpoint_epochs: epochs after which a checkpoint is written.
-        save_now: asked after each epoch whether a checkpoint is wanted: the machine may be about to be taken away.
+        save_now: called after each epoch; True writes a checkpoint, since the node is about to be preempted.
     """
 
     workspace: Workspace
@@ -50,9 +50,9 @@ class RunRecipe(Protocol):
 
 
 def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
-    """Train one recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
+    """Train a recipe; its folder then holds metrics.jsonl, the checkpoint, and (if not stopped) the student.
 
-    Where several workers share the training, each calls this; rank 0 writes.
+    Each worker of a sharded training calls this; rank 0 writes.
 
     Args:
         recipe: training to run.

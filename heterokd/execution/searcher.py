@@ -1,4 +1,4 @@
-"""Ray Tune's view of a study: what runs next, in which order."""
+"""Search algorithm and scheduler of Ray Tune that follow the study."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from heterokd.storage.trial_status import TrialStatus
 
 
 def trial_name(trial: Trial) -> str:
-    """Return a trial's id: Tune's default names hold the whole configuration, which makes unusable folder names."""
+    """Return a trial's id as its name; Tune's default names contain the whole configuration."""
     return str(trial.trial_id)
 
 
 class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
-    """Suggests to Ray Tune whatever the study wants to run next: samples, repetitions, trials to resume."""
+    """Suggests the trials that the study chooses: samples, repetitions, trials to resume."""
 
     def __init__(self, actor: ray.actor.ActorHandle, failures: FailureLimit) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
             return None
         self.numbers[trial_id] = assignment.number
         self.failures.begin(assignment.number)
-        # Only the number: Tune copies and keeps its configurations; the trial asks the actor for the rest.
+        # Only the number, since Tune copies and keeps configurations; the trial gets the rest from the actor.
         return {"number": assignment.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:

@@ -1,6 +1,6 @@
 """StudyActor: the Ray actor that holds a search's study.
 
-A module of its own that loads neither torch nor Ray Tune: the actor lives as long as the search.
+A separate module that imports neither torch nor Ray Tune, which would take half a gigabyte until the search ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from heterokd.study.summary import StudySummary
 
 
 class StudyActor:
-    """Ray actor that holds the study."""
+    """Decides for a search; trials and Ray Tune call it."""
 
     def __init__(
         self, experiment: str, folder: Path, space: SearchSpace, devices: float = 1.0, before: float = 0.0

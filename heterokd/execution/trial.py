@@ -1,7 +1,4 @@
-"""Run one trial in its Ray process.
-
-Separate from `driver`, so that a trial's process does not import MLflow and other libraries of the driver.
-"""
+"""Run a trial in its Ray process, which imports no MLflow."""
 
 from __future__ import annotations
 
@@ -39,8 +36,8 @@ class TrialJob:
         study: name of the study.
         weights: files of the prepared teachers' weights on the driver's node, by network.
         threads: number of torch's threads.
-        shared_views: seed and number of the views whose cache the search's builders fill, by teacher. A trial builds
-            other caches of these teachers itself, and no caches of other teachers.
+        shared_views: by teacher, seed and number of the views whose cache the search's builders build. A trial itself
+            builds other caches of these teachers, and none of other teachers.
     """
 
     workspace: Workspace
@@ -65,7 +62,7 @@ def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync
     """
     mirror.replace()
     if mirror.store is not None and (folder.path / "recipe.yaml").exists() and folder.recipe.hash != recipe.hash:
-        # Files of a trial that the study lost with its driver's node: its number was assigned again.
+        # The study lost that trial with its driver's node, and its number was assigned again.
         mirror.store.delete_everything()
         mirror.replace()
     return mirror
@@ -74,7 +71,7 @@ def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync
 def run_trial(
     config: Mapping[str, int], actor: ray.actor.ActorHandle, job: TrialJob, run: RunRecipe = run_recipe
 ) -> None:
-    """Run one trial in its Tune process: train, ask the study at each rung, return.
+    """Run a trial in its Tune process: train, and report to the study at each rung.
 
     Args:
         config: Tune's config, with the trial's number.
@@ -86,7 +83,7 @@ def run_trial(
     number = config["number"]
     assignment: Assignment | None = ray.get(actor.assignment.remote(number))
     if assignment is None:
-        # Its process died after it reported its end to the study and before it reported to Tune.
+        # An earlier process died between its last reports to the study and to Tune.
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
     recipe = assignment.recipe
@@ -133,7 +130,7 @@ def run_trial(
         )
         trained = when_writable(
             folder.path,
-            # Called again, from the checkpoint, after a write to a full disk failed.
+            # After a failed write to a full disk it resumes from the checkpoint.
             lambda: run(recipe, folder, context, on_epoch),
         )
         metrics = trained.metrics
@@ -148,7 +145,7 @@ def run_trial(
         if isinstance(raised, TrainingDiverged):
             status, reason = TrialStatus.DIVERGED, NOT_FINITE
         write_text(folder.path / "error.txt", error)
-    # The folder first: if this process dies before it reports to the study, the study reads the result from the folder.
+    # First the folder: if this process dies before it reports to the study, the study reads the result from there.
     folder.save(replace(snapshot, status=status, reason=reason, metrics=metrics, student=student, ended=time.time()))
     mirror.close()
     ray.get(actor.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))

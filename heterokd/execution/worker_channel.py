@@ -1,6 +1,6 @@
-"""The channel between rank 0 of a sharded training and the process that started it.
+"""WorkerChannel: Ray actor between rank 0 of a sharded training and the process that started it.
 
-An actor's class; a module of its own, so that the actor's process does not load torch.
+A separate module, so that the actor's process does not import torch.
 """
 
 from __future__ import annotations

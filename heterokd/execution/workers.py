@@ -1,4 +1,4 @@
-"""Sharded trainings: a Ray Train run around `run_recipe`, inside the process that asked for it.
+"""Sharded trainings: a Ray Train run around `run_recipe`, inside the process that started it.
 
     trial (or `heterokd distill`)      OnWorkers(...) takes the place of run_recipe; on_epoch(metrics) is called here
       └─ TorchTrainer.fit()            Ray Train's controller, and N workers that call run_recipe, each on its shard
@@ -43,7 +43,7 @@ from heterokd.training.student import build_configured
 from heterokd.training.train import Metrics, Report, TrainResult
 
 POLL_SECONDS = 0.25
-"""Longest time between two looks for a question of rank 0."""
+"""Interval at which the end of the training is checked."""
 
 PATIENCE_SECONDS = 6 * 3600
 """Timeout of collectives: rank 0 may be evaluating. Ray Train notices a dead worker at once."""
@@ -62,10 +62,10 @@ class OnWorkers:
     restarts: int
 
     def __call__(self, recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> TrainResult:
-        """See `run_recipe`; device and preemption are each worker's own, whatever `context` says of them.
+        """See `run_recipe`; each worker has its device and checks for preemption, so those of `context` are ignored.
 
         Raises:
-            HeterokdError: what a worker raised.
+            HeterokdError: raised by a worker.
             ray.train.TrainingFailedError: workers died more often than `restarts`.
         """
         (folder.path / RAISED).unlink(missing_ok=True)
@@ -117,17 +117,17 @@ RUN_NAME, RAISED = "train", "raised.json"
 
 @dataclass(frozen=True)
 class Work:
-    """What each worker is given.
+    """Arguments of a worker.
 
     Attributes:
         recipe: the training, as JSON.
-        folder: of the trial.
-        workspace: as a node sees it.
-        teacher_weights: file; None: the published ones, or no teacher.
-        checkpoint_epochs: after which a checkpoint is written.
+        folder: the trial's folder.
+        workspace: the workspace on a node.
+        teacher_weights: file of the teacher's weights; None: timm's published ones, or no teacher.
+        checkpoint_epochs: epochs after which a checkpoint is written.
         cache_use: see `RunContext`.
-        threads: of torch.
-        channel: to the process that asked for the training.
+        threads: number of torch's threads.
+        channel: `WorkerChannel` to the process that started the training.
     """
 
     recipe: str
@@ -142,7 +142,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 returns of a training."""
+    """Result of a training as rank 0 returns it."""
 
     metrics: Metrics
     epochs: int
@@ -153,14 +153,14 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
     """Train on one worker; Ray Train has set up the process group.
 
     Returns:
-        The end of the training; None when an earlier attempt ended for good.
+        The result; None if an earlier attempt ended with an error.
     """
     work = config["work"]
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     torch.set_num_threads(work.threads)
     folder, channel = TrialFolder(work.folder), work.channel
     if (folder.path / RAISED).exists():
-        return None  # Ray Train restarts workers whatever happened; this would happen again
+        return None  # Ray Train restarts workers after any error; this error would be raised again
 
     def on_epoch(metrics: Metrics) -> bool:
         go_on: bool = ray.get(channel.ask.remote(metrics))
@@ -200,7 +200,7 @@ def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[tr
 
 
 def _outcome(folder: TrialFolder, fitting: Future[train.Result]) -> Outcome:
-    """Return what rank 0 returned; raise what a worker raised."""
+    """Return rank 0's result; raise a worker's error."""
     raised = read_json(folder.path / RAISED)
     if raised:
         (folder.path / RAISED).unlink()
@@ -210,7 +210,7 @@ def _outcome(folder: TrialFolder, fitting: Future[train.Result]) -> Outcome:
 
 
 def _trained(recipe: Recipe, folder: TrialFolder, outcome: Outcome) -> TrainResult:
-    """The training's end as `train` returns it; the weights of one that was stopped are in its checkpoint alone."""
+    """Return the result as `train` does; the weights of a stopped training are only in its checkpoint."""
     student = build_configured(recipe.student, open_splits(recipe.data).num_classes, recipe.data.image_size)
     if not outcome.stopped:
         load_weights(student, folder.weights)

@@ -1,8 +1,4 @@
-"""Resolve relative paths on every node from the driver's working directory, where the node has it.
-
-A relative `data.root` or checkpoint is resolved from the directory in which the command was typed; nodes that mount
-the same folder at the same path find it there as well.
-"""
+"""Use the driver's working directory on every node that has it, so that relative paths mean the same files."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ FINE = NodeAnswers(
 
 def failed(checks: list[Check]) -> dict[str, str]:
     """What a user reads of a check that failed, by its name."""
-    return {check.name: f"{check.told} -> {check.advice}" for check in checks if not check.passed}
+    return {check.name: f"{check.finding} -> {check.advice}" for check in checks if not check.passed}
 
 
 def test_a_node_like_the_driver_passes() -> None:
@@ -111,8 +111,8 @@ def test_a_local_ray_is_asked(tiny_file: Write, tmp_path: Path) -> None:
     checks = examine(experiment, Workspace(tmp_path / "runs"))
     wrong = {(check.node, check.name): check for check in checks if not check.passed}
     assert set(wrong) == {("driver", "tracking"), ("127.0.0.1", "tracking"), ("cluster", "resources")}
-    assert NOWHERE in wrong["driver", "tracking"].told
-    assert "asks for 1 GPU(s), and no node has or will have one" in wrong["cluster", "resources"].told
+    assert NOWHERE in wrong["driver", "tracking"].finding
+    assert "asks for 1 GPU(s), and no node has or will have one" in wrong["cluster", "resources"].finding
     assert time.monotonic() - began < 240
 
 
@@ -291,10 +291,10 @@ def test_each_of_two_nodes_says_what_it_lacks(tiny_file: Write, tmp_path: Path) 
                 *((second, name) for name in ("tracking", "storage", "data", "gpus")),
                 ("cluster", "resources"),
             }
-            assert "Read-only file system" in wrong[second, "storage"].told
-            assert f"{images}" in wrong[second, "data"].told
-            assert "torch sees 0 GPU(s), and Ray counts 1" in wrong[second, "gpus"].told
-            assert "2 GPUs for each trial are not available from 1" in wrong["cluster", "resources"].told
+            assert "Read-only file system" in wrong[second, "storage"].finding
+            assert f"{images}" in wrong[second, "data"].finding
+            assert "torch sees 0 GPU(s), and Ray counts 1" in wrong[second, "gpus"].finding
+            assert "2 GPUs for each trial are not available from 1" in wrong["cluster", "resources"].finding
             assert all(check.advice for check in wrong.values() if check.node != "driver")
 
             alone = tiny_file(data=data)
@@ -303,7 +303,7 @@ def test_each_of_two_nodes_says_what_it_lacks(tiny_file: Write, tmp_path: Path) 
             wrong = {(check.node, check.name): check for check in checks if not check.passed}
             assert code == 2
             assert {name for node, name in wrong if node == second} == {"storage", "secrets", "data", "gpus"}
-            assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in wrong[second, "secrets"].told
+            assert "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in wrong[second, "secrets"].finding
             assert "before `ray start`" in wrong[second, "secrets"].advice
             assert s3["AWS_SECRET_ACCESS_KEY"] not in said
             assert not {name for node, name in wrong if node == "driver"}

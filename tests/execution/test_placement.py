@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
@@ -15,6 +16,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
+from heterokd.execution.autoscaler import addable_by
 from heterokd.execution.placement import Cluster, place_trials, trials_per_gpu
 from heterokd.execution.ray_connection import check_address
 from heterokd.execution.ray_settings import ray
@@ -185,3 +187,17 @@ def test_workers_without_room_are_refused(tiny_file: Write, nodes: list[tuple[in
     shared = load_experiment(tiny_file(training={"workers": 3}))
     with pytest.raises(ConfigError, match=r"training\.workers: 3 workers with .* do not fit .* room for 2"):
         place_trials(shared, nodes, lambda: None)
+
+
+def test_a_launcher_file_says_which_nodes_may_be_added(tmp_path: Path) -> None:
+    types = {
+        "head": {"resources": {"CPU": 1}},
+        "cpu": {"resources": {"CPU": 8}, "min_workers": 0},
+        "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "priority": 1},
+    }
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump({"max_workers": 3, "head_node_type": "head", "available_node_types": types}))
+    assert addable_by(file) == [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+    for text in ("max_workers: several", "- a list", "{"):
+        file.write_text(text)
+        assert addable_by(file) == []

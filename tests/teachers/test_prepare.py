@@ -154,7 +154,7 @@ def test_options_are_for_all_or_by_network() -> None:
 
 
 def test_commands_for_one_pair_take_the_first_teacher_or_ask_for_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"teacher\.network: a list is searched; give the one teacher"):
+    with pytest.raises(ConfigError, match=r"teacher\.network: a list is searched; give the teacher"):
         reproduce(asked(["kd"]), Workspace(tmp_path), on_epoch=lambda method, seed, metrics: True)
     experiment = asked(["kd"])
     assert teacher_recipe(experiment).student.network == VIT

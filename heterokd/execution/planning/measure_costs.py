@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -70,7 +69,7 @@ def measure(
     device = default_device()
     store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
     say("timing the teacher")
-    each = [_teacher_seconds(experiment.for_teacher(one), root, device) for one in experiment.teacher.networks]
+    each = [_teacher_seconds(experiment.for_teacher(network), root, device) for network in experiment.teacher.networks]
     say("starting Ray, and the processes of trials")
     before = time.perf_counter()
     with connected(address):
@@ -97,8 +96,8 @@ def measure(
     views: dict[str, list[float]] = {}
     for found, of_teachers in answers:
         timed |= {key: _shared(cost, workers) for key, cost in found.items()}
-        for one, view in of_teachers.items():
-            views.setdefault(one, []).append(view)
+        for teacher, view in of_teachers.items():
+            views.setdefault(teacher, []).append(view)
     first = experiment.student.networks[0]
     groups: dict[str, list[MethodCost]] = {}
     for (method, network, _), cost in timed.items():
@@ -115,7 +114,7 @@ def measure(
         process=process,
         end=END_SHARE * (loaded + start),
         teacher=sum(each),
-        view=statistics.fmean(statistics.fmean(own) for own in views.values()),
+        view=statistics.fmean(statistics.fmean(times) for times in views.values()),
         methods=methods,
         students={network: timed[key].epoch / timed[students[first]].epoch for network, key in students.items()},
         memory=memory,
@@ -138,15 +137,15 @@ def _work(experiment: Experiment, excluded: Mapping[str, str]) -> list[Work]:
         work += [(method, first, teacher) for teacher in (teachers if is_live else teachers[:1])]
     for teacher in experiment.teacher.networks:
         known = [method for method in methods if teacher in teachers_of(experiment, method, excluded)]
-        if known and teacher not in [one for _, _, one in work]:
+        if known and teacher not in [timed for _, _, timed in work]:
             work.append((known[0], first, teacher))
-    reference = next(one for one in work if one[0] == (BASELINE if BASELINE in methods else methods[0]))
+    reference = next(entry for entry in work if entry[0] == (BASELINE if BASELINE in methods else methods[0]))
     return [*work, *((reference[0], network, reference[2]) for network in others)]
 
 
 def _reference(experiment: Experiment, work: list[Work]) -> dict[str, Work]:
     """Return, by student, the entry of `work` whose method all students have."""
-    known = {network: [one for one in work if one[1] == network] for network in experiment.student.networks}
+    known = {network: [entry for entry in work if entry[1] == network] for network in experiment.student.networks}
     last = known[experiment.student.networks[-1]][-1]
     if len(known) == 1:
         return {last[1]: last}
@@ -218,7 +217,7 @@ def _store_seconds() -> float:
         return time.perf_counter() - before
 
 
-def _held(process: Any) -> int:
+def _held(process: psutil.Process) -> int:
     """Return the memory of a process in bytes; shared pages are divided among processes."""
     try:
         return int(process.memory_full_info().pss)

@@ -90,12 +90,12 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
 def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """Return what already exists of a search's teachers and caches."""
     each = [_look_at(experiment.for_teacher(network), root, excluded) for network in experiment.teacher.networks]
-    views = sum(one.views for one in each)
+    views = sum(stock.views for stock in each)
     return Stock(
-        teacher_ready=fmean(one.teacher_ready for one in each),
-        teacher_bytes=sum(one.teacher_bytes for one in each if not one.teacher_ready),
-        cache_bytes=sum(one.cache_bytes for one in each),
-        cache_ready=sum(one.cache_ready * one.views for one in each) / views if views else 0.0,
+        teacher_ready=fmean(stock.teacher_ready for stock in each),
+        teacher_bytes=sum(stock.teacher_bytes for stock in each if not stock.teacher_ready),
+        cache_bytes=sum(stock.cache_bytes for stock in each),
+        cache_ready=sum(stock.cache_ready * stock.views for stock in each) / views if views else 0.0,
         views=views,
     )
 

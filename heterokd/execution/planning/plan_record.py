@@ -45,9 +45,9 @@ class PlanRecorder:
         seconds = self.before.seconds + time.time() - self.began
         price, by_device = self.experiment.cluster.price_per_hour, self.experiment.search.budget.price
         trials = [trial.snapshot for trial in self.folder.trials()]
-        spans = [one.seconds for one in trials if one.seconds is not None]
+        spans = [trial.seconds for trial in trials if trial.seconds is not None]
         share = costs.gpus or costs.cpus
-        repeated = [one for one in trials if one.confirms is not None]
+        repeated = [trial for trial in trials if trial.confirms is not None]
         # On resume the teachers already exist, so reuse the recorded time.
         teacher = max(self.teacher_seconds, self.before.teacher_seconds)
         at_work = teacher * (1.0 if costs.gpus else costs.cpus * costs.parallel)
@@ -59,7 +59,7 @@ class PlanRecorder:
             device_hours=device_hours,
             money=money if price is None else seconds / 3600 * price,
             trainings=len(trials) - len(repeated),
-            pruned=sum(one.status == TrialStatus.PRUNED for one in trials),
+            pruned=sum(trial.status == TrialStatus.PRUNED for trial in trials),
             repeated=len(repeated),
             disk=sum(file.stat().st_size for file in self.folder.path.rglob("*") if file.is_file()),
             ratio=seconds / plan.seconds.expected,

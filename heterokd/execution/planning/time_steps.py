@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import ViewSpec
-from heterokd.outputs import Batch, Outputs, Signal
+from heterokd.outputs import Batch, Outputs, Signal, Tail
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import MethodCost
 from heterokd.teachers.cache.compute import view_outputs
@@ -74,7 +74,7 @@ class _Replayed:
             for name, signal in (("logits", Signal.LOGITS), ("embedding", Signal.EMBEDDING))
             if signal in needs
         }
-        tail: Any = self.live.network.tail if Signal.TAIL in needs else None
+        tail = cast(Tail, self.live.network.tail) if Signal.TAIL in needs else None
         return Outputs(**stored, tail=tail, owner="teacher")
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
