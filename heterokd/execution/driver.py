@@ -118,8 +118,7 @@ def search(
             # Tune ends its loop in order on an interrupt: running trials keep their last checkpoint.
             tracker.finish(summary, "KILLED")
             return result
-        _draw(folder, experiment, root, weights)
-        _write_page(folder, experiment, root)
+        _report(folder, experiment, root, weights)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
         tracker.finish(summary)
@@ -167,19 +166,15 @@ def _registered(
     return experiment.registered_model, version
 
 
-def _draw(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:
-    """Draw the study's figures; log a warning on failure."""
+def _report(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:
+    """Draw the study's figures and write report.html; log a warning on failure, since the trainings must be kept."""
     try:
         draw_pictures(folder, experiment, root, weights)
-    except Exception as error:  # noqa: BLE001  the trainings must not be lost
+    except Exception as error:  # noqa: BLE001  see above
         logger.warning("the study's figures are not drawn (%s)", first_line(error))
-
-
-def _write_page(folder: StudyFolder, experiment: Experiment, root: Workspace) -> None:
-    """Write report.html; log a warning on failure."""
     try:
         write_report(read_study(folder, experiment), root=str(root))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  see above
         again = f"`heterokd report {experiment.name}` regenerates it"
         logger.warning("the report is not written (%s); everything else is kept, and %s", first_line(error), again)
 

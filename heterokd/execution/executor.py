@@ -105,9 +105,6 @@ def run_study(
             actor = start_actor(job, devices=cluster.gpus or 1.0)
             for trial in folder.trials():
                 sync.put(trial)
-            trainable = tune.with_parameters(
-                run_trial, actor=actor, job=job.for_trials(threads=max(1, int(cluster.cpus))), run=run
-            )
             incomplete = [cache for cache in job.caches if not cache.is_complete]
             # Builders take half of the places: the first trials read what is cached and run the teacher for the rest.
             # Workers of a sharded training build the cache together before they begin.
@@ -117,28 +114,24 @@ def run_study(
                 else []
             )
             failures = FailureLimit(folder, cluster.parallel)
+            callbacks: list[tune.Callback] = [TuneCallback(folder, actor, sync, listener, builders, failures)]
+            if workspace.url:
+                callbacks.insert(0, FromStore(workspace, folder))
+            config = tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                stop=failures,
+                failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
+                callbacks=callbacks,
+            )
+            trainable = tune.with_parameters(
+                run_trial, actor=actor, job=job.for_trials(threads=max(1, int(cluster.cpus))), run=run
+            )
             tuner = tune.Tuner(
                 tune.with_resources(trainable, cluster.trial),
-                tune_config=tune.TuneConfig(
-                    search_alg=StudySearcher(actor, failures),
-                    scheduler=InOrder(),
-                    num_samples=-1,
-                    max_concurrent_trials=cluster.parallel,
-                    reuse_actors=True,
-                    trial_name_creator=trial_name,
-                    trial_dirname_creator=trial_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=scratch,
-                    verbose=0,
-                    stop=failures,
-                    failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-                    callbacks=[
-                        *([FromStore(workspace, folder)] if workspace.url else []),
-                        TuneCallback(folder, actor, sync, listener, builders, failures),
-                    ],
-                ),
+                tune_config=_tune_config(StudySearcher(actor, failures), cluster.parallel),
+                run_config=config,
             )
             # Tune warns that its result files are missing; trial folders replace them.
             logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -156,6 +149,18 @@ def run_study(
         tracker.finish(summary, "FAILED")
         raise SearchError(failures.sentence)
     return summary
+
+
+def _tune_config(searcher: StudySearcher, parallel: int) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=InOrder(),
+        num_samples=-1,
+        max_concurrent_trials=parallel,
+        reuse_actors=True,
+        trial_name_creator=trial_name,
+        trial_dirname_creator=trial_name,
+    )
 
 
 def start_actor(job: SearchJob, devices: float) -> ray.actor.ActorHandle:

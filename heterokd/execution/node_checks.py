@@ -118,11 +118,15 @@ class NodeAnswers:
 
 def answers(questions: NodeProbe) -> NodeAnswers:
     """Run the checks on this node, with timeouts: a disk or a server may hang."""
-    versions, gpus = _versions(), _gpus()
+    import torch
+
+    from heterokd.tracking.store import probe
+
+    versions = _versions()
     root, tracking = questions.root.on_node(), questions.tracking
     data = in_thread(lambda: open_splits(DataSettings.model_validate_json(questions.data)).fingerprint)
     storage = in_thread(lambda: _write_and_read(root.store or open_folder(root.path), questions.probe))
-    answering = None if tracking is None else in_thread(lambda: _ask(tracking))
+    answering = None if tracking is None else in_thread(lambda: probe(tracking))
     place = root.path
     while not place.exists():
         place = place.parent
@@ -134,7 +138,7 @@ def answers(questions: NodeProbe) -> NodeAnswers:
         fingerprint="" if wrong else data.result(),
         teachers={key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()},
         versions=versions,
-        gpus=gpus,
+        gpus=torch.cuda.device_count(),
         secrets=tuple(name for name in SECRETS.get(urlsplit(root.url or "").scheme, ()) if os.environ.get(name)),
         free=shutil.disk_usage(place).free,
     )
@@ -245,15 +249,3 @@ def _versions() -> dict[str, str]:
         except (ImportError, PackageNotFoundError):
             found[name] = "missing"
     return found
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _ask(uri: str) -> None:
-    from heterokd.tracking.store import probe
-
-    probe(uri)

@@ -22,9 +22,10 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
-from heterokd.study.assignment import Assignment
+from heterokd.study.assignment import BUDGET, Assignment
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.precision import default_device
+from heterokd.training.train import Metrics
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,30 @@ class TrialJob:
     threads: int
     shared_views: Mapping[str, tuple[int, int | None]]
 
-    def cache_use(self, recipe: Recipe) -> CacheUse:
-        """Return how a trial uses its teacher's cache."""
-        teacher = recipe.teacher.network
-        if teacher not in self.shared_views:
-            return "found"
-        return "shared" if self.shared_views[teacher] == (recipe.training.seed, recipe.views) else "built"
+    def context(self, assignment: Assignment, here: Workspace) -> RunContext:
+        """Return the context of a trial's training.
+
+        Args:
+            assignment: the trial.
+            here: the workspace on this node.
+
+        Raises:
+            OSError: the store does not answer.
+        """
+        recipe = assignment.recipe
+        teacher, views = recipe.teacher.network, (recipe.training.seed, recipe.views)
+        cache_use: CacheUse = "found"
+        if teacher in self.shared_views:
+            cache_use = "shared" if self.shared_views[teacher] == views else "built"
+        weights = self.weights.get(teacher)
+        return RunContext(
+            workspace=here,
+            teacher_weights=None if weights is None else here.fetched(weights, self.workspace),
+            device=default_device(),
+            cache_use=cache_use,
+            checkpoint_epochs=assignment.rungs,
+            save_now=is_preempted,
+        )
 
 
 def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:
@@ -86,67 +105,53 @@ def run_trial(
         # An earlier process died between its last reports to the study and to Tune.
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
-    recipe = assignment.recipe
     here = job.workspace.on_node()
     folder = here.study(job.study).trial(number)
-    mirror = begin(here.mirror(folder.path), folder, recipe)
-    snapshot = TrialSnapshot(
+    mirror = begin(here.mirror(folder.path), folder, assignment.recipe)
+    started = TrialSnapshot(
         origin=assignment.origin,
         confirms=assignment.confirms,
         sample=assignment.sample,
         pid=os.getpid(),
         began=time.time(),
     )
-    folder.start(recipe, snapshot)
+    folder.start(assignment.recipe, started)
     mirror.push()
     tune.report({"number": number, "epoch": 0})
     mirror.follow()
 
-    def on_epoch(metrics: dict[str, float]) -> bool:
+    def on_epoch(metrics: Metrics) -> bool:
         epoch = int(metrics["epoch"])
-        if epoch not in assignment.rungs and not assignment.is_timed:
+        is_rung = epoch in assignment.rungs
+        if not is_rung and not assignment.is_timed:
             return True
-        curve = folder.metrics() if epoch in assignment.rungs else []
-        go_on: bool = ray.get(actor.report.remote(number, epoch, metrics, curve))
-        if epoch in assignment.rungs:
+        go_on: bool = ray.get(actor.report.remote(number, epoch, metrics, folder.metrics() if is_rung else []))
+        if is_rung:
             mirror.push()
             tune.report({"number": number, "epoch": epoch})
         return go_on
 
-    status = TrialStatus.COMPLETE
-    reason: str | None = None
-    error: str | None = None
-    metrics: dict[str, float] = {}
-    student: dict[str, float] = {}
+    message: str | None = None
     try:
-        given = job.weights.get(recipe.teacher.network)
-        context = RunContext(
-            workspace=here,
-            teacher_weights=None if given is None else here.fetched(given, job.workspace),
-            device=default_device(),
-            cache_use=job.cache_use(recipe),
-            checkpoint_epochs=tuple(assignment.rungs),
-            save_now=is_preempted,
-        )
-        trained = when_writable(
-            folder.path,
-            # After a failed write to a full disk it resumes from the checkpoint.
-            lambda: run(recipe, folder, context, on_epoch),
-        )
-        metrics = trained.metrics
+        context = job.context(assignment, here)
+        # After a failed write to a full disk the training resumes from its checkpoint.
+        trained = when_writable(folder.path, lambda: run(assignment.recipe, folder, context, on_epoch))
+        ended = replace(started, status=TrialStatus.COMPLETE, metrics=trained.metrics)
         if trained.stopped:
-            reason = ray.get(actor.why.remote(number))
-            status = TrialStatus.PAUSED if reason == "budget" else TrialStatus.PRUNED
+            reason: str | None = ray.get(actor.why.remote(number))
+            ended = replace(ended, status=TrialStatus.PAUSED if reason == BUDGET else TrialStatus.PRUNED, reason=reason)
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
-            student = {**assignment.costs, "params_m": parameters / 1e6}
-    except Exception as raised:  # noqa: BLE001  a trial's exception is recorded, and the search continues
-        status, error = TrialStatus.FAILED, traceback.format_exc()
-        if isinstance(raised, TrainingDiverged):
-            status, reason = TrialStatus.DIVERGED, NOT_FINITE
-        write_text(folder.path / "error.txt", error)
+            ended = replace(ended, student={**assignment.costs, "params_m": parameters / 1e6})
+    except Exception as error:  # noqa: BLE001  a trial's exception is recorded, and the search continues
+        ended = replace(started, status=TrialStatus.FAILED)
+        if isinstance(error, TrainingDiverged):
+            ended = replace(started, status=TrialStatus.DIVERGED, reason=NOT_FINITE)
+        text = traceback.format_exc()
+        message = text.strip().splitlines()[-1]
+        write_text(folder.path / "error.txt", text)
     # First the folder: if this process dies before it reports to the study, the study reads the result from there.
-    folder.save(replace(snapshot, status=status, reason=reason, metrics=metrics, student=student, ended=time.time()))
+    folder.save(replace(ended, ended=time.time()))
     mirror.close()
-    ray.get(actor.finish.remote(number, status, metrics, error.strip().splitlines()[-1] if error else None))
-    tune.report({"number": number, "epoch": int(metrics.get("epoch", 0)), "finished": True})
+    ray.get(actor.finish.remote(number, ended.status, ended.metrics, message))
+    tune.report({"number": number, "epoch": int(ended.metrics.get("epoch", 0)), "finished": True})

@@ -98,7 +98,7 @@ class StudyRuns:
 
     def link(self, trial: TrialFolder) -> bool:
         """Link the study's run to a trial that no search has chosen."""
-        return self._try(lambda trials: self._link(trials.study, trials.open(trial).id, trial.number))
+        return self._try(lambda trials: _link(trials.study, trials.open(trial).id, trial.number))
 
     def answers(self) -> bool:
         """Whether the tracking server answers; a database always does."""
@@ -226,13 +226,14 @@ class StudyRuns:
         return experiment_id
 
     def _finish(self, trials: TrialRuns, summary: StudySummary | None, status: Status) -> None:
-        trials.sync_all()
+        for trial in self.folder.trials():
+            trials.sync(trial)
         trials.kill_unfinished()
         study = trials.study
         winner = None if summary is None else summary.winner
         if winner is not None and winner.number in trials.known:
             self._log_best(study.id, winner)
-            self._link(study, trials.known[winner.number].id, winner.number)
+            _link(study, trials.known[winner.number].id, winner.number)
         result = "" if summary is None else study_result(summary)
         if result:
             study.tag(study.id, {"mlflow.note.content": study_description(self.experiment, result)})
@@ -250,8 +251,9 @@ class StudyRuns:
         if winner.mean is not None and self.client.get_run(run_id).data.metrics.get(key) != winner.mean:
             self.client.log_metric(run_id, key, winner.mean, step=winner.number)
 
-    def _link(self, study: StudyRun, best_run_id: str, number: int) -> None:
-        study.tag(study.id, {"heterokd.best_run_id": best_run_id, "heterokd.best_trial": str(number)})
+
+def _link(study: StudyRun, best_run_id: str, number: int) -> None:
+    study.tag(study.id, {"heterokd.best_run_id": best_run_id, "heterokd.best_trial": str(number)})
 
 
 def open_runs(experiment: Experiment, folder: StudyFolder, root: Workspace) -> StudyRuns:

@@ -147,7 +147,8 @@ def check_access(uri: str) -> None:
         TrackingError: it refuses, or does not answer.
     """
     try:
-        with _impatient():
+        # A single request, not retries for minutes.
+        with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PROBE_SECONDS:.0f}"):
             MlflowClient(uri).search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(
@@ -157,11 +158,10 @@ def check_access(uri: str) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Make MLflow send each request once within this block, instead of retrying for minutes."""
-    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
-    before = {name: os.environ.get(name) for name in once}
-    os.environ.update(once)
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables within this block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -216,15 +216,12 @@ def current(uri: str) -> Iterator[None]:
 
     MLflow also writes `MLFLOW_TRACKING_URI`, which would later be read as the user's choice.
     """
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unsets it, which its annotation leaves out
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+    with _environment(MLFLOW_TRACKING_URI=uri):
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unsets it, which its annotation leaves out
 
 
 def pages(search: Callable[[str | None], PagedList[T]]) -> Iterator[T]:

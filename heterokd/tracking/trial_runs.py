@@ -109,11 +109,6 @@ class TrialRuns:
         if run.status != status:
             self._end(run, trial, snapshot)
 
-    def sync_all(self) -> None:
-        """Log what is new in all trials' folders."""
-        for trial in self.study.folder.trials():
-            self.sync(trial)
-
     def kill_unfinished(self) -> None:
         """Close, as KILLED, the runs of trials that have not ended."""
         for run in self.known.values():

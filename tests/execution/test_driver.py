@@ -289,10 +289,10 @@ def test_a_page_that_cannot_be_drawn_does_not_lose_the_search(tmp_path: Path, ca
     question, root = fabricated.experiment(), Workspace(tmp_path)
     folder = fabricated.study(root, question)
     folder.summary_file.write_text('{"name": "tiny", "metric": "val/top1", "maximise": "damaged"}')
+    driver._report(folder, question, root, {})
     folder.report.mkdir()
-    driver._draw(folder, question, root, {})
     fabricated.summary().write(folder)
-    driver._write_page(folder, question, root)
+    driver._report(folder, question, root, {})
     # Warned of, whatever MLflow makes of the root logger's level when it is imported.
     assert "the study's figures are not drawn (" in caplog.text
     assert "summary.json: is damaged (maximise: Input should be a valid boolean" in caplog.text
