@@ -18,7 +18,7 @@ from typer.main import get_command
 from heterokd import __version__
 from heterokd.cli import listing, models, planning, results, searching, training
 from heterokd.cli.options import FULL
-from heterokd.execution.signals import ending_in_order
+from heterokd.execution.signals import interrupt_on_sigterm
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors of a path that the user gave; other errors of a disk are faults of the machine."""
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        with ending_in_order():
+        with interrupt_on_sigterm():
             _command()(arguments, standalone_mode=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

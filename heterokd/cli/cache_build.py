@@ -14,7 +14,7 @@ from heterokd.cli.terminal.console import Terminal
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.errors import CacheError, ConfigError
-from heterokd.execution.cache_builders import CacheBuild, fill, plan_cache_build
+from heterokd.execution.cache_builders import CacheBuild, build_cache, plan_cache_build
 from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
@@ -98,7 +98,7 @@ def _complete(
     if built:
         terminal.print_line(f"cache {build.key.id}: {build.key.describe()}")
         with connected(address), _progress(cache_bytes(build.key), terminal) as on_shard:
-            fill(build, root, plan_cluster(experiment), on_shard)
+            build_cache(build, root, plan_cluster(experiment), on_shard)
     plan_cache_build(experiment, root, build.weights)  # verifies some records
     (card,) = (card for card in list_caches(root.cache_folder) if card.id == build.key.id)
     seconds = round(time.monotonic() - started, 3)

@@ -171,7 +171,7 @@ def release(started: Sequence[RunningBuild]) -> list[RunningBuild]:
         if not done:
             running.append((handle, answer))
             continue
-        problem = _ended(handle, answer)
+        problem = _finish(handle, answer)
         if problem is not None:
             logger.warning(
                 "the teacher's cache is not complete (%s): trials run the teacher for what is missing", problem
@@ -179,7 +179,7 @@ def release(started: Sequence[RunningBuild]) -> list[RunningBuild]:
     return running
 
 
-def _ended(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> str | None:
+def _finish(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> str | None:
     """Release a finished builder; return its error message, or None."""
     ray.kill(handle)
     try:
@@ -189,7 +189,7 @@ def _ended(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> str | None:
     return problem
 
 
-def fill(
+def build_cache(
     cache: CacheBuild,
     root: Workspace,
     cluster: Cluster,
@@ -212,6 +212,6 @@ def fill(
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
         if progress is not None:
             progress(shards - (len(cache.missing) if waiting else 0), shards)
-    problems = [problem for build in started if (problem := _ended(*build)) is not None]
+    problems = [problem for build in started if (problem := _finish(*build)) is not None]
     if problems and not cache.is_complete:
         raise CacheError(problems[0])

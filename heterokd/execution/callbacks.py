@@ -112,7 +112,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: object) -> None:
         """On each Tune step, release finished cache builders' resources and what ended trials hold."""
         self.builders = release(self.builders)
-        self.ended = [trial for trial in self.ended if not _forget(trial)]
+        self.ended = [trial for trial in self.ended if not _free(trial)]
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
@@ -143,7 +143,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         return {}
 
 
-def _forget(trial: Trial) -> bool:
+def _free(trial: Trial) -> bool:
     """Drop what an ended trial's object holds; False while Tune still needs it."""
     if not trial.is_finished():
         return False

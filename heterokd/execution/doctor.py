@@ -35,12 +35,12 @@ from heterokd.execution.node_checks import (
     Check,
     NodeAnswers,
     NodeProbe,
-    answers,
-    judge,
+    error_of,
+    evaluate,
     now,
-    sentence,
+    probe_node,
 )
-from heterokd.execution.placement import coming_nodes, plan_cluster
+from heterokd.execution.placement import future_nodes, plan_cluster
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.threads import in_thread
@@ -68,7 +68,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
         UserError: the experiment is wrong, or no Ray answers.
     """
     checking = in_thread(lambda: check_experiment(experiment))
-    wrong = sentence(checking, ANSWER_SECONDS)
+    wrong = error_of(checking, ANSWER_SECONDS)
     if not checking.done():
         return [Check(DRIVER, "data", False, wrong, "check that the mount of data.root answers on this machine")]
     checking.result()
@@ -78,7 +78,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)
     # If this fails, so does the driver's storage check.
-    sentence(in_thread(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
+    error_of(in_thread(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
     questions = NodeProbe(
         root if root.url else root.on_node(),
         tracking,
@@ -88,13 +88,13 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     )
     try:
         with connected(address):
-            mine = answers(questions)
+            mine = probe_node(questions)
             # The driver's tracking server has been checked above.
-            checks += judge(DRIVER, replace(mine, tracking=None), mine)
+            checks += evaluate(DRIVER, replace(mine, tracking=None), mine)
             checks += _nodes(questions, mine)
             checks.append(_resources(experiment))
     finally:
-        sentence(in_thread(lambda: folder.delete(probe)), CHECK_SECONDS)
+        error_of(in_thread(lambda: folder.delete(probe)), CHECK_SECONDS)
         if folder.local is not None:
             with suppress(OSError):
                 (folder.local / "doctor").rmdir()
@@ -117,13 +117,13 @@ def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
         address if addresses.count(address) == 1 else f"{address} ({str(node['NodeID'])[-6:]})"
         for node, address in zip(nodes, addresses, strict=True)
     ]
-    asking = [_on(node["NodeID"], answers).remote(questions) for node in nodes]
+    asking = [_on(node["NodeID"], probe_node).remote(questions) for node in nodes]
     done, _ = ray.wait(asking, num_returns=len(asking), timeout=ANSWER_SECONDS)
     checks = []
     for node, name, answer in zip(nodes, names, asking, strict=True):
         if answer in done:
             gpus = int(node["Resources"].get("GPU", 0))
-            checks += _judged(node["NodeID"], name, answer, mine, gpus)
+            checks += _node_checks(node["NodeID"], name, answer, mine, gpus)
             continue
         ray.cancel(answer, force=True)
         finding = f"no answer in {ANSWER_SECONDS:.0f} s"
@@ -131,7 +131,7 @@ def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
     return checks
 
 
-def _judged(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswers, gpus: int) -> list[Check]:
+def _node_checks(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswers, gpus: int) -> list[Check]:
     try:
         found: NodeAnswers = ray.get(answer)
         # A second call, now that everything is imported there: a fast answer dates the node's clock.
@@ -143,7 +143,7 @@ def _judged(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswers, g
         advice = "install heterokd and its requirements.lock there, with this Python"
         return [Check(name, "answers", False, finding, advice)]
     offset = theirs - ended if theirs > ended else theirs - began if theirs < began else 0.0
-    return judge(name, found, mine, offset, gpus)
+    return evaluate(name, found, mine, offset, gpus)
 
 
 def _on(node_id: str, function: Callable[..., object]) -> ray.remote_function.RemoteFunction:
@@ -153,10 +153,10 @@ def _on(node_id: str, function: Callable[..., object]) -> ray.remote_function.Re
 
 def _resources(experiment: Experiment) -> Check:
     planning = in_thread(lambda: plan_cluster(experiment))
-    wrong = sentence(planning, RESOURCE_SECONDS)
+    wrong = error_of(planning, RESOURCE_SECONDS)
     if wrong:
         return Check("cluster", "resources", False, wrong, "add nodes, wait for busy nodes, or ask for less")
-    coming, plan = coming_nodes(), planning.result()
+    coming, plan = future_nodes(), planning.result()
     gpus = experiment.search.gpus_per_trial
     if gpus != "auto" and gpus > 0 and not plan.gpus:
         finding = f"search.gpus_per_trial asks for {gpus:g} GPU(s), and no node has or will have one"
@@ -184,7 +184,7 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
 
     opening = in_thread(open_and_enter)
     # A database may have to be migrated first.
-    wrong = sentence(opening, CHECK_SECONDS if server else DATA_SECONDS)
+    wrong = error_of(opening, CHECK_SECONDS if server else DATA_SECONDS)
     finding = wrong or (without_password(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"

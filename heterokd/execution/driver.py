@@ -20,7 +20,7 @@ from heterokd.execution.check import check_experiment, check_files, within_limit
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.execution.ray_connection import check_address
-from heterokd.execution.study_sync import fetch, keep
+from heterokd.execution.study_sync import download_study, upload_study
 from heterokd.report.measure import draw_pictures
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
@@ -68,7 +68,7 @@ def search(
         SearchError: no trial can run here; what was computed is kept.
     """
     folder = root.study(experiment.name)
-    fetch(root, folder)
+    download_study(root, folder)
     if not resume:
         root.check_new(experiment.name)
     asked = as_stored(experiment, folder)
@@ -88,7 +88,7 @@ def search(
     weights = {network: teacher.weights for network, teacher in prepared.items()}
     caches = _cache_builds(experiment, root, weights)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _locked(folder):
         # First the database: a study that another process has created meanwhile is refused before a file changes.
         space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.costs, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
@@ -111,7 +111,7 @@ def search(
         summary = replace(summary, teacher=card, teachers=tuple(teacher.card for teacher in prepared.values()))
         summary.write(folder)
         plan_recorder.ended()
-        keep(root, folder, patiently=True)
+        upload_study(root, folder, patiently=True)
         root.fetch_leaders(folder)
         result = SearchResult(folder, summary, card, runs.uri)
         if not result.finished:
@@ -123,7 +123,7 @@ def search(
         model = _registered(experiment, folder, summary, runs)
         tracker.finish(summary)
         plan_recorder.ended()
-        keep(root, folder, patiently=True)
+        upload_study(root, folder, patiently=True)
     return replace(result, model=model)
 
 
@@ -180,7 +180,7 @@ def _report(folder: StudyFolder, experiment: Experiment, root: Workspace, weight
 
 
 @contextmanager
-def _alone(folder: StudyFolder) -> Iterator[None]:
+def _locked(folder: StudyFolder) -> Iterator[None]:
     """Hold the lock of a study's folder.
 
     Raises:

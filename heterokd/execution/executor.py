@@ -145,7 +145,7 @@ def run_study(
         for lock in held:
             lock.release()
     summary.write(folder)
-    if failures.are_hopeless:
+    if failures.is_reached:
         tracker.finish(summary, "FAILED")
         raise SearchError(failures.sentence)
     return summary

@@ -31,7 +31,7 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
         self.count = 0
 
     @property
-    def are_hopeless(self) -> bool:
+    def is_reached(self) -> bool:
         """Whether the search stops."""
         return not self._is_proven and self.count >= self._limit
 
@@ -51,7 +51,7 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
 
     def stop_all(self) -> bool:
         """Return whether Tune stops all trials."""
-        return self.are_hopeless
+        return self.is_reached
 
     @property
     def sentence(self) -> str:

@@ -116,7 +116,7 @@ class NodeAnswers:
     free: int
 
 
-def answers(questions: NodeProbe) -> NodeAnswers:
+def probe_node(questions: NodeProbe) -> NodeAnswers:
     """Run the checks on this node, with timeouts: a disk or a server may hang."""
     import torch
 
@@ -130,10 +130,10 @@ def answers(questions: NodeProbe) -> NodeAnswers:
     place = root.path
     while not place.exists():
         place = place.parent
-    wrong = sentence(data, DATA_SECONDS)
+    wrong = error_of(data, DATA_SECONDS)
     return NodeAnswers(
-        storage=sentence(storage, CHECK_SECONDS),
-        tracking=None if answering is None else sentence(answering, CHECK_SECONDS),
+        storage=error_of(storage, CHECK_SECONDS),
+        tracking=None if answering is None else error_of(answering, CHECK_SECONDS),
         data=wrong,
         fingerprint="" if wrong else data.result(),
         teachers={key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()},
@@ -144,7 +144,7 @@ def answers(questions: NodeProbe) -> NodeAnswers:
     )
 
 
-def judge(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0.0, gpus: int = 0) -> list[Check]:
+def evaluate(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0.0, gpus: int = 0) -> list[Check]:
     """Judge a node's answers.
 
     Args:
@@ -212,7 +212,7 @@ def _data(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
     return checks
 
 
-def sentence(future: Future[T], seconds: float) -> str:
+def error_of(future: Future[T], seconds: float) -> str:
     """Return the error message of a call in a thread, or that it timed out; empty if it succeeded."""
     try:
         future.result(seconds)

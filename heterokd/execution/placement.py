@@ -120,7 +120,7 @@ def _cores_each(parallel: int, nodes: Sequence[Node]) -> int:
     return cpus
 
 
-def coming_nodes() -> list[Node]:
+def future_nodes() -> list[Node]:
     """Return cores and GPUs of the nodes that the cluster's autoscaler may add, as far as this machine knows."""
     from ray._private.state import state  # as Ray Train does; there is no public API
 
@@ -148,7 +148,7 @@ def _held(resources: Mapping[str, float]) -> Node:
 
 def node_resources() -> list[Node]:
     """Return cores and GPUs of every node of the connected Ray, and of the nodes that its autoscaler may add."""
-    return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *coming_nodes()]
+    return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *future_nodes()]
 
 
 def plan_workers(

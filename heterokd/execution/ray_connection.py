@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from heterokd.errors import ConfigError
 from heterokd.execution import working_dir
 from heterokd.execution.ray_settings import ray
-from heterokd.execution.signals import ending_in_order
+from heterokd.execution.signals import interrupt_on_sigterm
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Size of a local Ray's object store: trials exchange small messages, data comes from files."""
@@ -113,7 +113,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         ) from None
     try:
         # Ray has installed a handler for SIGTERM that would end this process at once.
-        with ending_in_order():
+        with interrupt_on_sigterm():
             yield
     finally:
         ray.shutdown()

@@ -39,7 +39,7 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         if error and number is not None:
             self.failures.add()
         # Where no trial can run, the trial is not at fault: it is kept for the next start of the search.
-        if error and number is not None and not self.failures.are_hopeless:
+        if error and number is not None and not self.failures.is_reached:
             message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
             ray.get(self.actor.finish.remote(number, TrialStatus.FAILED, {}, message))
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextmanager
-def ending_in_order() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Make SIGTERM interrupt as SIGINT does. Only the main thread can install handlers; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -19,13 +19,13 @@ from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Workspace
 
 logger = logging.getLogger(__name__)
 
-_KNOWN = (
+_ROWS = (
     "SELECT (SELECT count(*) FROM trials) + (SELECT count(*) FROM trials WHERE state != 'RUNNING') "
     "+ (SELECT count(*) FROM trial_intermediate_values) + (SELECT count(*) FROM trial_user_attributes)"
 )
 
 
-def fetch(root: Workspace, folder: StudyFolder) -> None:
+def download_study(root: Workspace, folder: StudyFolder) -> None:
     """Fetch a study from the store before its search starts or resumes.
 
     Raises:
@@ -39,7 +39,7 @@ def fetch(root: Workspace, folder: StudyFolder) -> None:
         return
     copy = folder.path / f".{folder.database.name}.fetched"
     store.copy_to(folder.database.name, copy)
-    if folder.database.exists() and known(folder.database) >= known(copy):
+    if folder.database.exists() and row_count(folder.database) >= row_count(copy):
         copy.unlink()
         return
     for name in DATABASES[1:]:
@@ -47,7 +47,7 @@ def fetch(root: Workspace, folder: StudyFolder) -> None:
     os.replace(copy, folder.database)
 
 
-def keep(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> None:
+def upload_study(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> None:
     """Copy the driver's files of a study to the store.
 
     Args:
@@ -74,11 +74,11 @@ def keep(root: Workspace, folder: StudyFolder, *, patiently: bool = False) -> No
         mirror.push(skip=skip)
 
 
-def known(database: Path) -> int:
+def row_count(database: Path) -> int:
     """Count the rows of a study's database: it only grows, so the larger count belongs to the newer copy."""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return int(connection.execute(_KNOWN).fetchone()[0])
+            return int(connection.execute(_ROWS).fetchone()[0])
     except sqlite3.Error:
         return -1
 
@@ -100,7 +100,7 @@ class FromStore(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
         try:
             mirror.fetch(without=HEAVY)
             if result.get("finished") or not result["epoch"]:
-                keep(self.root, self.folder)
+                upload_study(self.root, self.folder)
         except OSError as error:
             logger.warning("%s does not answer (%s); the next event catches up", self.root, error)
 

@@ -73,7 +73,7 @@ class TrialJob:
         )
 
 
-def begin(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:
+def fetch_trial(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> FolderSync:
     """Download a trial's files from an earlier run on another node.
 
     Raises:
@@ -107,7 +107,7 @@ def run_trial(
         return
     here = job.workspace.on_node()
     folder = here.study(job.study).trial(number)
-    mirror = begin(here.mirror(folder.path), folder, assignment.recipe)
+    mirror = fetch_trial(here.mirror(folder.path), folder, assignment.recipe)
     started = TrialSnapshot(
         origin=assignment.origin,
         confirms=assignment.confirms,

@@ -26,7 +26,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError
 from heterokd.execution import node_checks
 from heterokd.execution.doctor import as_json, examine, table
-from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, NodeAnswers, judge, sentence
+from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, NodeAnswers, error_of, evaluate
 from heterokd.execution.threads import in_thread
 from heterokd.storage.workspace import Workspace, open_workspace
 
@@ -51,7 +51,7 @@ def failed(checks: list[Check]) -> dict[str, str]:
 
 
 def test_a_node_like_the_driver_passes() -> None:
-    checks = judge("10.0.0.2", FINE, FINE, offset=1.0, gpus=1)
+    checks = evaluate("10.0.0.2", FINE, FINE, offset=1.0, gpus=1)
     assert failed(checks) == {}
     assert [check.name for check in checks] == [
         "storage", "tracking", "data", "teacher", "gpus", "versions", "clock", "disk",
@@ -74,7 +74,7 @@ def test_a_node_like_the_driver_passes() -> None:
     ],
 )  # fmt: skip
 def test_what_fails_on_a_node_is_told_with_what_to_do(found: dict[str, Any], name: str, told: str) -> None:
-    checks = judge("10.0.0.2", replace(FINE, **found), FINE, gpus=1)
+    checks = evaluate("10.0.0.2", replace(FINE, **found), FINE, gpus=1)
     assert told in failed(checks)[name]
     assert {check.node for check in checks} == {"10.0.0.2"}
     assert set(failed(checks)) <= {name, "storage"}
@@ -84,12 +84,12 @@ def test_what_fails_on_a_node_is_told_with_what_to_do(found: dict[str, Any], nam
 
 @pytest.mark.parametrize(("offset", "told"), [(CLOCK_SECONDS + 1, "6 s ahead of"), (-60.0, "60 s behind")])
 def test_a_clock_that_is_off_is_told(offset: float, told: str) -> None:
-    assert told in failed(judge("n", FINE, FINE, offset=offset))["clock"]
+    assert told in failed(evaluate("n", FINE, FINE, offset=offset))["clock"]
 
 
 def test_what_hangs_is_not_waited_for() -> None:
     began, never = time.monotonic(), threading.Event()
-    assert sentence(in_thread(never.wait), 0.1) == "no answer in 0 s"
+    assert error_of(in_thread(never.wait), 0.1) == "no answer in 0 s"
     assert time.monotonic() - began < 5
     never.set()
 

@@ -237,10 +237,10 @@ def test_a_search_in_an_object_store_goes_on_from_another_machine(
 LOOK_AROUND = """
 import json, sys
 from heterokd.config.reading import load_experiment
-from heterokd.execution.planning.plan import look_around
+from heterokd.execution.planning.plan import existing_stock
 from heterokd.storage.workspace import open_workspace
 
-stock = look_around(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]), {})
+stock = existing_stock(load_experiment(sys.argv[1]), open_workspace(sys.argv[2]), {})
 print(json.dumps([stock.teacher_ready, stock.cache_ready]))
 """
 
@@ -298,13 +298,13 @@ def test_the_later_copy_of_a_study_counts(tmp_path: Path, monkeypatch: pytest.Mo
             database.commit()
 
     trials(2)
-    study_sync.keep(root, folder, patiently=True)
+    study_sync.upload_study(root, folder, patiently=True)
     trials(3)
-    study_sync.fetch(root, folder)
-    assert study_sync.known(folder.database) == 6
+    study_sync.download_study(root, folder)
+    assert study_sync.row_count(folder.database) == 6
     trials(1)
-    study_sync.fetch(root, folder)
-    assert study_sync.known(folder.database) == 4
+    study_sync.download_study(root, folder)
+    assert study_sync.row_count(folder.database) == 4
     folder.database.unlink()
-    study_sync.fetch(root, folder)
-    assert study_sync.known(folder.database) == 4
+    study_sync.download_study(root, folder)
+    assert study_sync.row_count(folder.database) == 4

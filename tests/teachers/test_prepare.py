@@ -22,7 +22,7 @@ from heterokd.errors import ConfigError
 from heterokd.execution.check import check_experiment
 from heterokd.execution.doctor import examine
 from heterokd.execution.driver import search as run_search
-from heterokd.execution.planning.plan import look_around, plan_experiment
+from heterokd.execution.planning.plan import existing_stock, plan_experiment
 from heterokd.execution.reproduce import reproduce
 from heterokd.methods import BASELINE
 from heterokd.networks.network import build_network
@@ -244,8 +244,8 @@ def test_a_plan_counts_every_teacher(tiny_file: Write, tmp_path: Path) -> None:
     counts = count(experiment, excluded)
     assert counts.starts == ("scratch", "kd", "kd", "dkd")
     assert counts.teachers == (VIT, CNN)
-    both = look_around(experiment, Workspace(tmp_path), excluded)
-    each = [look_around(experiment.for_teacher(name), Workspace(tmp_path), excluded) for name in (VIT, CNN)]
+    both = existing_stock(experiment, Workspace(tmp_path), excluded)
+    each = [existing_stock(experiment.for_teacher(name), Workspace(tmp_path), excluded) for name in (VIT, CNN)]
     for key in ("views", "cache_bytes", "teacher_bytes"):
         assert getattr(both, key) == sum(getattr(one, key) for one in each) > 0
     assert both.teacher_ready == 0

@@ -58,7 +58,7 @@ def plan_experiment(
     found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
     if not folder.experiment_file.exists():
         # A search that has started keeps its plan.
-        keep(folder, experiment, found, costs)
+        write_plan(folder, experiment, found, costs)
     return found
 
 
@@ -68,7 +68,7 @@ def plan_with(
     """Plan what remains of a search, at given costs."""
     cluster = experiment.cluster
     counts = count(experiment, excluded, folder, affordable(experiment, costs))
-    stock = look_around(experiment, root, excluded)
+    stock = existing_stock(experiment, root, excluded)
     prices = Prices(cluster.price_per_hour, experiment.search.budget.price, cluster.currency)
     return estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
 
@@ -87,9 +87,9 @@ def affordable(experiment: Experiment, costs: Costs) -> float | None:
     return min(found, default=None)
 
 
-def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
+def existing_stock(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """Return what already exists of a search's teachers and caches."""
-    each = [_look_at(experiment.for_teacher(network), root, excluded) for network in experiment.teacher.networks]
+    each = [_stock_of(experiment.for_teacher(network), root, excluded) for network in experiment.teacher.networks]
     views = sum(stock.views for stock in each)
     return Stock(
         teacher_ready=fmean(stock.teacher_ready for stock in each),
@@ -100,7 +100,7 @@ def look_around(experiment: Experiment, root: Workspace, excluded: Mapping[str, 
     )
 
 
-def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
+def _stock_of(experiment: Experiment, root: Workspace, excluded: Mapping[str, str]) -> Stock:
     """Return the stock of an experiment with a single teacher."""
     splits = open_splits(experiment.data)
     is_ready, weights = ready_teacher(experiment, root)
@@ -132,7 +132,7 @@ def _look_at(experiment: Experiment, root: Workspace, excluded: Mapping[str, str
     return Stock(is_ready, size, 0, 0.0, 0)
 
 
-def keep(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
+def write_plan(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
     """Write a plan into its study's folder, keeping the record of what the search took."""
     known = read_json(plan_file(folder))
     content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": asdict(costs)}

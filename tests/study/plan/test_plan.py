@@ -20,7 +20,7 @@ from heterokd.cli.terminal.tables import plan_lines
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.execution.check import within_limits
-from heterokd.execution.planning.plan import keep, plan_experiment, plan_with
+from heterokd.execution.planning.plan import plan_experiment, plan_with, write_plan
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
@@ -256,7 +256,7 @@ def made_search(root: Workspace) -> tuple[Any, Any]:
 def planned_search(root: Workspace, **sections: Any) -> tuple[Experiment, StudyFolder, PlanRecorder]:
     """A search that was planned and began a minute ago."""
     question = fabricated.experiment(search={"space": {"methods": ["scratch", "kd"]}, "trials": 6}, **sections)
-    keep(root.study("tiny"), question, plan_with(question, root, {}, COSTS, None), COSTS)
+    write_plan(root.study("tiny"), question, plan_with(question, root, {}, COSTS, None), COSTS)
     recorder = PlanRecorder(question, root.study("tiny"))
     recorder.began -= 60
     return question, root.study("tiny"), recorder
