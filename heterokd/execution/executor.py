@@ -25,7 +25,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.summary import StudySummary
-from heterokd.teachers.cache.locks import hold
+from heterokd.teachers.cache.locks import shared_lock
 from heterokd.tracking.tracker import Tracker
 
 
@@ -92,7 +92,7 @@ def run_study(
     experiment, workspace, folder = job.experiment, job.workspace, job.folder
     is_shared = experiment.training.is_shared
     # The caches must not be deleted before the search ends, whenever trials read them.
-    held = [lock for cache in job.caches if (lock := hold(cache.folder)) is not None]
+    held = [lock for cache in job.caches if (lock := shared_lock(cache.folder)) is not None]
     sync = MlflowSync(tracker, folder)
     try:
         # Tune's snapshots, which nothing reads, are kept off the study's disk.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FEWEST = 4
+MIN_IMAGES = 4
 """Minimum number of images of a batch for which HSIC_1 is defined."""
 
 
@@ -30,8 +30,8 @@ def gram(features: Tensor) -> Tensor:
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     """Return HSIC_1, a scalar, of two matrices that `gram` made of the same B >= 4 images."""
     n = len(first)
-    if n < FEWEST:
-        raise ValueError(f"HSIC_1 needs at least {FEWEST} images, got {n}")
+    if n < MIN_IMAGES:
+        raise ValueError(f"HSIC_1 needs at least {MIN_IMAGES} images, got {n}")
     row_sums, other_sums = first.sum(dim=1), second.sum(dim=1)
     trace = (first * second).sum()  # both are symmetric
     product = row_sums.sum() * other_sums.sum() / ((n - 1) * (n - 2))
@@ -47,8 +47,8 @@ class MinibatchCKA:
         self._columns = torch.zeros(columns, dtype=torch.float64)
 
     def add(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        """Add a batch: maps [B, ...] of both networks; a batch of fewer than `FEWEST` images is skipped."""
-        if len(first[0]) < FEWEST:
+        """Add a batch: maps [B, ...] of both networks; a batch of fewer than `MIN_IMAGES` images is skipped."""
+        if len(first[0]) < MIN_IMAGES:
             return
         rows, columns = [gram(features) for features in first], [gram(features) for features in second]
         self._rows += torch.stack([unbiased_hsic(row, row) for row in rows]).cpu()

@@ -18,7 +18,7 @@ from processes import CONTEXT
 from heterokd.errors import CacheError
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import build_shards
-from heterokd.teachers.cache.locks import hold
+from heterokd.teachers.cache.locks import shared_lock
 from heterokd.teachers.cache.maintenance import list_caches, prune_caches
 
 Command = Callable[..., Done]
@@ -56,7 +56,7 @@ def test_what_there_is(command: Command, caches: Path) -> None:
     assert "complete  used 20 d ago" in second
     assert third.startswith(IDS[0])
     assert total.startswith("3 cache(s), ")
-    held = hold(open_folder(caches).at(IDS[0]))
+    held = shared_lock(open_folder(caches).at(IDS[0]))
     assert held is not None
     rows = json.loads(command("--list", "--json")[1])["caches"]
     assert [(row["id"], row["complete"], row["in_use"]) for row in rows] == [
@@ -101,7 +101,7 @@ def test_pruning(command: Command, caches: Path) -> None:
 
 
 def hold_on(folder: RemoteDir, held: Event) -> None:
-    lock = hold(folder)
+    lock = shared_lock(folder)
     assert lock is not None
     held.set()
     time.sleep(600)
@@ -124,11 +124,11 @@ def test_a_cache_in_use_is_kept_until_its_process_ends_however_that_ends(command
 
 def test_who_waited_for_a_cache_that_was_deleted_holds_the_new_one(caches: Path) -> None:
     folder = open_folder(caches).at(IDS[0])
-    before = hold(folder)
+    before = shared_lock(folder)
     assert before is not None
     before.release()
     prune_caches(caches, ids=[IDS[0]])
-    held = hold(folder)
+    held = shared_lock(folder)
     assert held is not None
     built(open_folder(caches), small_key(seed=0))
     with pytest.raises(CacheError, match="is in use"):

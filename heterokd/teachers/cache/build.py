@@ -29,8 +29,8 @@ from heterokd.teachers.cache.shards import (
     write_shard,
 )
 
-AT_ONCE = 256
-"""Views per call of the teacher: bounds a builder's memory in addition to its shard."""
+VIEWS_PER_CALL = 256
+"""Maximum views per call of the teacher: bounds a builder's memory in addition to its shard."""
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MANIFEST = "manifest.json"
@@ -53,8 +53,8 @@ def build_shard(folder: RemoteDir, key: CacheKey, number: int, compute: Compute)
     """
     index, view = layout_of(key).records(number)
     arrays: Arrays = {name: np.empty((len(index), *shape), dtype) for name, (dtype, shape) in columns(key).items()}
-    for start in range(0, len(index), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
+    for start in range(0, len(index), VIEWS_PER_CALL):
+        rows = slice(start, start + VIEWS_PER_CALL)
         for name, part in encode(key, compute(index[rows], view[rows])).items():
             arrays[name][rows] = part
     write(folder, shard_name(number), write_shard(key, number, arrays))

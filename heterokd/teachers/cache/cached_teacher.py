@@ -22,7 +22,7 @@ from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import MANIFEST, begin, build_shards, finish, missing, write
 from heterokd.teachers.cache.compute import block_outputs, view_outputs
 from heterokd.teachers.cache.key import DEFAULT, STORABLE, CacheSettings, make_key
-from heterokd.teachers.cache.locks import Hold, hold
+from heterokd.teachers.cache.locks import SharedLock, shared_lock
 from heterokd.teachers.cache.maintenance import LAST_USED, nearest
 from heterokd.teachers.cache.records import Records, Verify, open_records
 from heterokd.teachers.cache.shards import decode, encode
@@ -37,13 +37,13 @@ class CachedTeacher:
         spec: shapes of the teacher's outputs.
         live: live teacher, for its tail, for batches with a view that a partial cache lacks, and for predictions on
             plain images that are not stored.
-        held: lock that protects the cache from deletion as long as this object exists.
+        lock: lock that protects the cache from deletion as long as this object exists.
     """
 
     def __init__(
-        self, records: Records, spec: OutputSpec, *, live: LiveTeacher | None = None, held: Hold | None = None
+        self, records: Records, spec: OutputSpec, *, live: LiveTeacher | None = None, lock: SharedLock | None = None
     ) -> None:
-        self.records, self.spec, self._live, self._held = records, spec, live, held
+        self.records, self.spec, self._live, self._lock = records, spec, live, lock
         self._tail = cast(Tail, live.network.tail) if live is not None and Signal.TAIL in live.serves else None
         self.serves = records.key.serves | (Signal.NONE if self._tail is None else Signal.TAIL)
 
@@ -147,7 +147,7 @@ def open_or_build(
     folder = root.at(key.id)
     compute = view_outputs(splits.train, views, live, signals=key.serves, device=access.device)
     complete = folder.exists(MANIFEST)
-    held = hold(folder) if access.mode != "complete" or complete else None
+    lock = shared_lock(folder) if access.mode != "complete" or complete else None
     if access.mode == "build" and (not complete or missing(folder, key)):
         build_shards(folder, key, compute)
         finish(folder, key)
@@ -159,4 +159,4 @@ def open_or_build(
     records = open_records(folder, key, verify=access.verify, copies=copies)
     records.audit(compute)
     folder.touch(LAST_USED)
-    return CachedTeacher(records, live.spec, live=live, held=held)
+    return CachedTeacher(records, live.spec, live=live, lock=lock)

@@ -25,7 +25,7 @@ SHARD_BYTES = 2**27
 
 STORABLE = Signal.LOGITS | Signal.EMBEDDING
 LIBRARIES = ("torch", "torchvision", "timm")
-MOST_CLASSES = 2**16
+MAX_CLASSES = 2**16
 """Class numbers of top-k logits are stored in 16 bits."""
 Dtype = Literal["fp16", "fp32"]
 
@@ -93,10 +93,10 @@ class CacheKey:
         if self.top_k is not None:
             if self.logits is None:
                 raise CacheError(f"top_k={self.top_k}: the cache stores no logits; leave top_k out")
-            if not 1 <= self.top_k < self.logits[0] <= MOST_CLASSES:
+            if not 1 <= self.top_k < self.logits[0] <= MAX_CLASSES:
                 raise CacheError(
-                    f"top_k={self.top_k}: keep 1 to {min(self.logits[0], MOST_CLASSES) - 1} of {self.logits[0]} logits"
-                    f" (of at most {MOST_CLASSES} classes), or leave top_k out to keep all"
+                    f"top_k={self.top_k}: keep 1 to {min(self.logits[0], MAX_CLASSES) - 1} of {self.logits[0]} logits"
+                    f" (of at most {MAX_CLASSES} classes), or leave top_k out to keep all"
                 )
 
     @property

@@ -20,7 +20,7 @@ from heterokd.storage.filesystem import RemoteDir
 USE_LOCK = "locks/use.lock"
 
 
-class Hold:
+class SharedLock:
     """A shared lock of a cache against deletion, released by `release` or on garbage collection.
 
     Args:
@@ -31,7 +31,7 @@ class Hold:
         self.release = weakref.finalize(self, os.close, descriptor)
 
 
-def hold(folder: RemoteDir) -> Hold | None:
+def shared_lock(folder: RemoteDir) -> SharedLock | None:
     """Take a shared lock of a cache, waiting while the cache is being deleted.
 
     Args:
@@ -51,12 +51,12 @@ def hold(folder: RemoteDir) -> Hold | None:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if _is_locked_file(file, descriptor):
-            return Hold(descriptor)
+            return SharedLock(descriptor)
         os.close(descriptor)  # the cache was deleted in the meantime: this lock protects nothing
 
 
 @contextmanager
-def alone(folder: RemoteDir) -> Iterator[bool]:
+def exclusive_lock(folder: RemoteDir) -> Iterator[bool]:
     """Try to lock a cache exclusively until the end of the block; yield whether it is unused."""
     file = None if folder.local is None else folder.local / USE_LOCK
     if file is None or not file.exists():

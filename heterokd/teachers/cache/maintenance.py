@@ -13,7 +13,7 @@ from heterokd.errors import CacheError
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.key import CacheKey
-from heterokd.teachers.cache.locks import USE_LOCK, alone
+from heterokd.teachers.cache.locks import USE_LOCK, exclusive_lock
 from heterokd.teachers.cache.records import Records, problems, read_key, read_manifest
 from heterokd.teachers.cache.shards import layout_of, shard_name
 
@@ -142,15 +142,15 @@ def _delete(folder: RemoteDir) -> bool:
         if folder.local is not None:
             (folder.local / USE_LOCK).parent.mkdir(exist_ok=True)
             (folder.local / USE_LOCK).touch()
-    with alone(folder) as is_ours:
+    with exclusive_lock(folder) as is_unused:
         try:
-            if is_ours:
+            if is_unused:
                 # The manifest first: if the rest is interrupted, the cache does not count as complete.
                 folder.delete(MANIFEST)
                 folder.delete_everything()
         except OSError as error:
             raise CacheError(f"{folder}: cannot be deleted ({error}); check its permissions") from None
-        return is_ours
+        return is_unused
 
 
 def nearest(root: RemoteDir, key: CacheKey) -> str:
@@ -182,5 +182,5 @@ def _card(folder: RemoteDir, name: str) -> CacheCard | None:
     except CacheError as error:
         description = str(error)
     size = sum(file.size for file in files.values())
-    with alone(folder) as is_free:
-        return CacheCard(name, description, size, records, complete, datetime.fromtimestamp(used, UTC), not is_free)
+    with exclusive_lock(folder) as is_unused:
+        return CacheCard(name, description, size, records, complete, datetime.fromtimestamp(used, UTC), not is_unused)
