@@ -67,7 +67,8 @@ class TeKAPFeature(Method):
     """CRD with the teacher and with noisy copies of its embedding, as if there were several teachers."""
 
     verification = Verification(
-        open_readings="memory and draws: not run against the program", defaults="program mdimtiazh/TeKAP at 279d380"
+        open_readings="its losses are those of crd; memory and draws differ by design, see the file",
+        defaults="program mdimtiazh/TeKAP at 279d380",
     )
 
     student_needs = Signal.EMBEDDING

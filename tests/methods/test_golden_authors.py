@@ -18,6 +18,7 @@ from heterokd.methods import (
     cat_kd,
     cc,
     cirkd,
+    crd,
     ctkd,
     cwd,
     dist,
@@ -274,6 +275,32 @@ GOLDEN = {
         lambda x: vkd.vkd_loss(x.student, x.teacher), draw(22, (32, 24)), 0.7460182632, 0.0291328857
     ),
 }
+
+
+def check(loss: Tensor, source: Tensor, value: float, gradient_norm: float) -> None:
+    (gradient,) = torch.autograd.grad(loss, source)
+    assert loss.item() == pytest.approx(value, rel=2e-5)
+    assert gradient.norm().item() == pytest.approx(gradient_norm, rel=2e-5)
+
+
+def test_crds_loss_is_the_authors() -> None:
+    """`ContrastLoss` of megvii-research/mdistiller CRD.py at a08d46f: 16 negatives of 50 images, tau 0.5."""
+    generator = torch.Generator().manual_seed(57)
+    cosines = torch.randn(6, 17, generator=generator, dtype=torch.float64, requires_grad=True)
+    similar = cosines / 0.5
+    log_mean = similar.detach().exp().mean().log()
+    loss = crd.nce_loss(crd.Similarities(similar[:, 0], similar[:, 1:], log_mean), torch.ones(6, 16))
+    check(loss, cosines, 5.18635947, 0.859535022)
+
+
+def test_cirkds_memory_loss_is_the_authors() -> None:
+    """`contrast_sim_kd` of winycg/CIRKD cirkd_memory.py at dab64db, for 30 remembered vectors."""
+    generator = torch.Generator().manual_seed(58)
+    student, teacher = (torch.randn(2, 12, 5, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    vectors = torch.randn(30, 12, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    loss = cirkd.memory_loss(student, teacher, torch.nn.functional.normalize(vectors, dim=1))
+    check(loss, student, 4.9958503, 0.340762757)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
