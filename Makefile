@@ -4,7 +4,7 @@ ifeq ($(filter else-if,$(.FEATURES)),)
 $(error GNU make 3.81 or newer is needed, this is $(MAKE_VERSION))
 endif
 
-# `make PYTHON=/path/to/python3.12` chooses; otherwise the first of these that runs and is new enough.
+# `make PYTHON=/path/to/python3.12` chooses the interpreter; default: the first suitable candidate.
 PYTHON ?=
 VENV := .venv
 FAULTS ?=
@@ -19,7 +19,7 @@ help: ## Show this list
 
 install: $(STAMP) ## Create .venv and install everything in it
 
-# Installed again when the pins change, and when .venv is broken or half made.
+# Installs again if the pinned versions change, and if .venv is broken or incomplete.
 ifneq ($(shell $(BIN)/python -c 'import heterokd, ray, torch' >/dev/null 2>&1 && echo works),works)
 .PHONY: $(STAMP)
 endif
@@ -37,19 +37,19 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-quickstart: $(STAMP) ## Search on real handwritten digits; leaves a page and a registered student
+quickstart: $(STAMP) ## Search on real handwritten digits; write a report and register a student
 	$(BIN)/heterokd search experiments/quickstart.yaml --resume
 
-# What starts Ray runs in one process, one after the other; each other file in whichever process is free.
+# Tests that start Ray run in a single process, one after another; other files in any free process.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(STAMP) lint ## Lint, type-check and test every module and method, in minutes
 	$(PYTEST) -m "not slow and not thorough"
 
-test-all: $(STAMP) ## The tests that `make test` leaves out: longer ones, and every case of each
+test-all: $(STAMP) ## Run the tests that `make test` leaves out: long tests, and further cases
 	$(PYTEST) -m "(slow or thorough) and not faults"
 
-test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers under whole searches (FAULTS chooses some, as pytest -k does)
+test-faults: $(STAMP) ## Kill trials, nodes, drivers and servers during searches (FAULTS selects some, as pytest -k)
 	$(BIN)/python -m pytest -m faults -k "$(FAULTS)"
 
 lint: $(STAMP) ## ruff and mypy
@@ -61,22 +61,22 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Regenerate docs/methods.md, the picture of the architecture and the papers' experiments, and build site/
+docs: $(STAMP) ## Regenerate docs/methods.md, the architecture's picture and the papers' experiments; build site/
 	$(BIN)/python -m heterokd.cli.catalogue > docs/methods.md
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python experiments/papers/generate.py
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-bench: $(STAMP) ## Measure again what benchmarks/RESULTS.md says
+bench: $(STAMP) ## Reproduce the measurements of benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
-bench-search: $(STAMP) ## Build the search's tables where they lack, and let every strategy search them
+bench-search: $(STAMP) ## Build missing tables of the search benchmark, and run every strategy on them
 	$(BIN)/python -m benchmarks.search_efficiency build
 	$(BIN)/python -m benchmarks.search_efficiency run --out benchmarks/search_efficiency.json \
 	  --picture docs/pictures/search_efficiency.png
 
-ui: $(STAMP) ## MLflow's pages on 127.0.0.1
+ui: $(STAMP) ## Serve MLflow's UI on 127.0.0.1
 	$(BIN)/heterokd ui
 
-clean: ## Remove .venv and caches, never results
+clean: ## Remove .venv and caches, but no results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,6 +1,6 @@
-"""A search from a program: `python examples/quickstart.py [ROOT]`, from the repository's folder.
+"""A search in Python: `python examples/quickstart.py [ROOT]`, from the folder of the repository.
 
-It asks the quickstart's question with a small budget, and shows the student that it found to one image.
+It runs the quickstart with a small budget, and applies the best student to an image.
 """
 
 import sys
@@ -16,12 +16,12 @@ SMALL += ["search.confirm_leaders=1", "search.confirm_seeds=1", "teacher.trainin
 
 
 def main(root: str = "runs") -> None:
-    """Search, then use what was found."""
+    """Search, then use the best student."""
     found = search(load_experiment(EXPERIMENT, SMALL), root, resume=True)
     print(f"the best student: trial {found.best_trial.number}, page {found.report}")
     student = load_student("studies/example", root)
     logits = student(torch.rand(1, 3, 32, 32))  # images in [0, 1]
-    print(f"its guess: {int(logits.argmax())}")
+    print(f"predicted class: {int(logits.argmax())}")
 
 
 if __name__ == "__main__":
