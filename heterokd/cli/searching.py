@@ -139,13 +139,15 @@ def auto(  # its parameters are the command's options
     from heterokd.storage.workspace import open_workspace
 
     hours = None if budget is None else _hours(budget)
+    options = {"params_m": max_params_m, "latency_ms": max_latency_ms}
+    limits = {key: limit for key, limit in options.items() if limit is not None}
     terminal = Terminal(quiet=as_json)
     seen = inspect_folder(images)
     for sentence in seen.sentences():
         terminal.print_line(sentence)
     state = open_workspace(root)
     folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
-    request = AutoRequest(folder, teachers, students, max_params_m, max_latency_ms, hours, out)
+    request = AutoRequest(folder, teachers, students, limits, hours, out)
     made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
     for sentence in made.reasons:
         terminal.print_line(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -42,6 +43,13 @@ class CostLimits(Settings):
             if maximum is not None:
                 found[name] = (f"max_{name}", maximum)
         return found
+
+
+def limit_settings(limits: Mapping[str, float]) -> dict[str, object]:
+    """Return the keys of `CostLimits` for limits by cost."""
+    named = {f"max_{key}": limit for key, limit in limits.items() if f"max_{key}" in CostLimits.model_fields}
+    others = {f"{STUDENT}{key}": limit for key, limit in limits.items() if f"max_{key}" not in named}
+    return {**named, "limits": others} if others else {**named}
 
 
 def check_cost(key: str) -> None:

@@ -6,13 +6,15 @@ number, and the students are the largest of each family within the limits.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from heterokd.config.costs import limit_settings
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.reading import load_experiment
@@ -21,6 +23,7 @@ from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_me
 from heterokd.methods import ONE_OF_EACH_KIND
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
@@ -62,6 +65,9 @@ TOKENS = 8
 
 TRIALS_PER_METHOD = 3
 
+PARAMETERS = "params_m"
+"""Cost that is limited by default."""
+
 Section = dict[str, object]
 """Part of the experiment's YAML."""
 
@@ -74,8 +80,8 @@ class AutoRequest:
         images: folder that the experiment reads.
         teachers: names; of several, the best on val once they are fitted.
         students: names; empty: proposed here.
-        max_params_m: largest student, in millions of parameters; None: a fraction of the teacher's.
-        max_latency_ms: slowest student, for one image on one core; None: no limit.
+        limits: upper limits of a student's costs by the keys of `STUDENT_COSTS`; without a limit of parameters, a
+            fraction of the teacher's.
         hours: time limit of the search; None: a number of trials.
         file: to write; None: in the workspace.
     """
@@ -83,8 +89,7 @@ class AutoRequest:
     images: Path
     teachers: Sequence[str]
     students: Sequence[str] = ()
-    max_params_m: float | None = None
-    max_latency_ms: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
     hours: float | None = None
     file: Path | None = None
 
@@ -172,8 +177,6 @@ def _train_images(seen: FolderInspection) -> int:
 def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students: Sequence[str]) -> Section:
     count = data.train_images
     batch = 32 if count < 2_000 else 64 if count < 20_000 else 128
-    limits = {"max_params_m": request.max_params_m, "max_latency_ms": request.max_latency_ms}
-    limits = {key: value for key, value in limits.items() if value is not None}
     length: Section = {"trials": TRIALS_PER_METHOD * len(ONE_OF_EACH_KIND)}
     if request.hours is not None:
         length = {"budget": {"hours": round(request.hours, 4)}}
@@ -199,9 +202,9 @@ def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students
             },
             "seed": 0,
             **length,
-            **limits,
+            **limit_settings(request.limits),
         },
-        "promotion": limits,
+        "promotion": limit_settings(request.limits),
     }
 
 
@@ -246,48 +249,46 @@ def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspa
         ConfigError: a requested student exceeds a limit, or every proposed student does.
     """
     for name in request.students:
-        excess, figures = _excess(name, request, request.max_params_m, data, root)
+        excess, figures = _excess(name, request.limits, data, root)
         if excess:
             raise ConfigError(f"--student {name}: {excess}")
         yield name, f"student {name}: {figures}"
     if request.students:
         return
-    most = request.max_params_m
-    if most is None:
+    limits = dict(request.limits)
+    if PARAMETERS not in limits:
         settings = NetworkSettings.model_validate(
             {"network": teacher["network"], "options": teacher.get("options", {})}
         )
-        most = parameters_m(settings, data.classes, data.size) / TEACHER_PARTS
+        limits[PARAMETERS] = parameters_m(settings, data.classes, data.size) / TEACHER_PARTS
     found = False
     for names in FAMILIES.values():
         for name in reversed(names):
-            excess, figures = _excess(name, request, most, data, root)
+            excess, figures = _excess(name, limits, data, root)
             if not excess:
                 found = True
                 yield name, f"student {name}: {figures}"
                 break
     if not found:
-        limit = "" if request.max_latency_ms is None else f" and --max-latency-ms {request.max_latency_ms:g}"
-        raise ConfigError(
-            f"--max-params-m {most:g}{limit}: none of the proposed students keeps this limit; name one (--student), "
-            "or raise it"
-        )
+        options = " and ".join(f"{_option(key)} {limit:g}" for key, limit in limits.items())
+        raise ConfigError(f"{options}: no proposed student is within the limits; name one (--student), or raise them")
 
 
-def _excess(name: str, request: AutoRequest, most: float | None, data: _Data, root: Workspace) -> tuple[str, str]:
-    """Return the limit that a student exceeds (empty: none) and its costs; it is timed only against a limit."""
-    settings = NetworkSettings(network=name)
-    millions = parameters_m(settings, data.classes, data.size)
-    if most is not None and millions > most:
-        return f"has {millions:.2f} M parameters, --max-params-m allows {most:g}", ""
-    figures = f"{millions:.2f} M parameters"
-    if request.max_latency_ms is None:
-        return "", figures
-    # Remembered in the workspace, so that the search uses the same figure.
-    latency = student_cost("latency_ms", settings, data.classes, (data.size, data.size), data.size, root)
-    if latency > request.max_latency_ms:
-        return f"takes {latency:.2f} ms for an image here, --max-latency-ms allows {request.max_latency_ms:g}", ""
-    return "", f"{figures}, {latency:.2f} ms"
+def _excess(name: str, limits: Mapping[str, float], data: _Data, root: Workspace) -> tuple[str, str]:
+    """Return the limit that a student exceeds (empty: none), and its parameters and limited costs."""
+    settings, size, figures = NetworkSettings(network=name), (data.size, data.size), []
+    # What is timed comes last: a network that is too large is not timed. The workspace remembers times for the search.
+    for key in sorted({PARAMETERS, *limits}, key=lambda key: (STUDENT_COSTS[key].is_timed, key)):
+        value = student_cost(key, settings, data.classes, size, data.size, root)
+        figures.append(STUDENT_COSTS[key].figure(value))
+        if value > limits.get(key, math.inf):
+            return f"{figures[-1]}, {_option(key)} allows {limits[key]:g}", ""
+    return "", ", ".join(figures)
+
+
+def _option(key: str) -> str:
+    """Name the command's option of a limit."""
+    return f"--max-{key.replace('_', '-')}"
 
 
 def _fit(content: Section, target: Path, root: Workspace, progress: Report | None) -> PreparedTeacher:

@@ -121,7 +121,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
 def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
     root, seen = Workspace(tmp_path / "runs"), inspect_folder(scans)
     images = usable_folder(seen, tmp_path / "links")
-    request = AutoRequest(images, ["vit_tiny_patch16_224"], max_params_m=1.0, hours=0.5)
+    request = AutoRequest(images, ["vit_tiny_patch16_224"], limits={"params_m": 1.0}, hours=0.5)
     made = propose(seen, request, root, fit=False)
     assert made.file == root.path.resolve() / "auto" / "my-scans.yaml"
     assert made.experiment == load_experiment(made.file)
@@ -149,19 +149,20 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
     root, seen = Workspace(tmp_path / "runs"), inspect_folder(scans)
 
     def proposed(*students: str, teacher: str = "test_vit", **limits: float) -> tuple[str, ...]:
-        made = propose(seen, AutoRequest(scans, [teacher], students, **limits), root, fit=False)
+        made = propose(seen, AutoRequest(scans, [teacher], students, limits), root, fit=False)
         return made.experiment.student.networks
 
     assert proposed("test_resnet") == ("test_resnet",), "a named one needs no limit"
-    assert proposed("test_resnet", max_params_m=0.4, max_latency_ms=1000.0) == ("test_resnet",)
+    assert proposed("test_resnet", params_m=0.4, latency_ms=1000.0, flops_g=1.0) == ("test_resnet",)
     for students, limits, says in (
         (
             ["test_resnet"],
-            {"max_params_m": 0.2},
-            "--student test_resnet: has 0.37 M parameters, --max-params-m allows 0.2",
+            {"params_m": 0.2},
+            "--student test_resnet: 0.374 M parameters, --max-params-m allows 0.2",
         ),
-        (["test_resnet"], {"max_latency_ms": 1e-6}, "--student test_resnet: takes"),
-        ([], {"max_params_m": 0.001}, "--max-params-m 0.001: none of the proposed students"),
+        (["test_resnet"], {"latency_ms": 1e-6}, "ms latency, --max-latency-ms allows 1e-06"),
+        (["test_resnet"], {"flops_g": 1e-6}, "G FLOPs, --max-flops-g allows 1e-06"),
+        ([], {"params_m": 0.001}, "--max-params-m 0.001: no proposed student is within the limits"),
         (["resnet81"], {}, "--student resnet81: timm has no such network; did you mean"),
     ):
         with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
