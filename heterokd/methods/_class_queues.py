@@ -50,7 +50,7 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def sample(self, count: int, progress: float, stream: int) -> Tensor:
-        """Unit vectors [K * count, D] in float32: the same `count` places of every ring (all of them if it has fewer).
+        """Return unit vectors [K * count, D] in float32: the same `count` places of every ring, at most all.
 
         Args:
             count: number of vectors per class.

@@ -317,7 +317,7 @@ class WindowBlock(nn.Module):
 
 
 class Bridge(nn.Module):
-    """Maps a network's map to the input of another network's next stage: patch embedding, then window attention.
+    """Map of a network to the input of another network's next stage: patch embedding, then window attention.
 
     The patch embedding is a convolution with kernel = stride = ratio of the incoming grid to the expected grid (1x1 if
     it is not larger), nearest upsampling if the expected grid is larger, and a layer norm. Grids whose ratio is not

@@ -11,7 +11,7 @@ WORDS_AT_ONCE = 2**16
 
 
 def random_words(index: Tensor, progress: float, count: int) -> Tensor:
-    """Numbers below 2^32, [B, count], that depend on nothing but their image, progress and place.
+    """Return numbers below 2^32, [B, count], that depend on nothing but their image, progress and place.
 
     Args:
         index: [B] positions in the training split.

@@ -1,4 +1,4 @@
-"""Af-DCD: reconstruct the teacher's map from a masked student's, and tell its channel groups apart in small patches.
+"""Af-DCD: reconstruct the teacher's map from a masked student's, and distinguish its channel groups in small patches.
 
 Fan, Li, Liu, Song, Yao: "Augmentation-Free Dense Contrastive Knowledge Distillation for Efficient Semantic
 Segmentation", NeurIPS 2023, https://arxiv.org/abs/2312.04168
@@ -157,7 +157,7 @@ def _patches(map_BDHW: Tensor, groups: int, side: tuple[int, int]) -> Tensor:
 
 
 def random_mask(index: Tensor, progress: float, size: tuple[int, ...], ratio: float) -> Tensor:
-    """1 where a pixel is kept, [B, 1, H, W] in float32: about `ratio` of an image's pixels are 0.
+    """Return 1 where a pixel is kept, [B, 1, H, W] in float32: about `ratio` of an image's pixels are 0.
 
     Args:
         index: [B] positions in the training split.
@@ -170,7 +170,7 @@ def random_mask(index: Tensor, progress: float, size: tuple[int, ...], ratio: fl
 
 
 class AfDCD(Method):
-    """Reconstruct the teacher's map from a masked student's, and tell its channel groups apart in small patches."""
+    """Reconstruct the teacher's map from a masked student's, and distinguish its channel groups in small patches."""
 
     verification = Verification(
         program="OSVAI/Af-DCD",

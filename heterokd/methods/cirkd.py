@@ -67,7 +67,7 @@ def cirkd_loss(
     valid_GM: Tensor,
     temperature: float = 0.1,
 ) -> Tensor:
-    """KL of whom each vector resembles, teacher's to student's: what all three relational terms are means of.
+    """Compute the KL of which vectors each vector resembles; all three relational terms are means of it.
 
     Args:
         student_ND: unit vectors [N, D_s].
@@ -110,7 +110,7 @@ def minibatch_loss(
     temperature: float = 0.1,
     pooling: int = 1,
 ) -> Tensor:
-    """Whom pixels resemble among those of each image of the batch.
+    """Compute the divergence of which pixels of each image of the batch the pixels resemble.
 
     Args:
         student_BDHW: [B, D_s, H, W].
@@ -145,7 +145,7 @@ def memory_loss(
     valid_BHW: Tensor | None = None,
     temperature: float = 0.1,
 ) -> Tensor:
-    """Whom pixels resemble among remembered vectors.
+    """Compute the divergence of which remembered vectors the pixels resemble.
 
     Args:
         student_BDHW: [B, D, H, W], projected to the teacher's width.
@@ -215,7 +215,7 @@ class Memory(nn.Module):
 
 
 class CIRKD(Method):
-    """Resemble the same pixels as the teacher's do: those of other images, and those remembered per class."""
+    """Make pixels resemble the same pixels as the teacher's: those of other images, and those remembered per class."""
 
     verification = Verification(
         program="winycg/CIRKD",

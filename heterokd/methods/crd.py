@@ -119,7 +119,7 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def recall(self, student_BD: Tensor, teacher_BD: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Both networks' remembered embeddings of the images `index` [B]; the given ones where there are none."""
+        """Return both networks' remembered embeddings of the images `index` [B]; the given ones if there are none."""
         row = index % self.rows
         knsame_B1 = (self.owners[row] == index).unsqueeze(1)
         student = torch.where(knsame_B1, self.student[row], student_BD.detach())
@@ -164,7 +164,7 @@ class ContrastMemory(nn.Module):
         return counts_BN.gather(1, place_BN.clamp_min_(0)).mul_(others_BN)
 
     def compare(self, embedding: Tensor, positive: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarities / tau of embeddings [B, D] with their positives [B, D] and a bank [N, D]: [B] and [B, N]."""
+        """Compute similarities / tau of embeddings [B, D] with positives [B, D] and a bank [N, D]: [B] and [B, N]."""
         with torch.autocast(embedding.device.type, enabled=False):  # tau would magnify bf16's rounding
             embedding = embedding / self.temperature
             return (embedding * positive).sum(dim=1), embedding @ bank.T

@@ -67,7 +67,7 @@ def reversal(progress: float, ramp: float) -> float:
 
 
 def ctkd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor) -> Tensor:
-    """tau^2 * KL(teacher || student) at a temperature that may take gradient.
+    """Compute tau^2 * KL(teacher || student) at a temperature that may take gradient.
 
     Args:
         student_logits: [B, K].

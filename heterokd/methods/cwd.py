@@ -76,7 +76,7 @@ def cwd_loss(
     logit_weight: float = 3.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Both channel-wise terms, weighted: maps [B, C, h, w] of equal channels, logits [B, K, h, w], labels [B, H, W]."""
+    """Compute both terms, weighted: maps [B, C, h, w] of equal channels, logits [B, K, h, w], labels [B, H, W]."""
     maps = channel_wise_loss(student_map, teacher_map, labels, temperature)
     return map_weight * maps + logit_weight * channel_wise_loss(student_logits, teacher_logits, labels, temperature)
 

@@ -43,13 +43,13 @@ def correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
 
 
 def inter_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * (1 - correlation over the classes of an image); logits [B, K], mean over the batch, a scalar."""
+    """Compute tau^2 * (1 - correlation over the classes of an image); logits [B, K], mean over the batch, a scalar."""
     student, teacher = _probabilities(student_logits, teacher_logits, temperature)
     return (1 - correlation(student, teacher, dim=1).mean()) * temperature**2
 
 
 def intra_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * (1 - correlation over the images of a class); logits [B, K], mean over the classes, 0 for B = 1."""
+    """Compute tau^2 * (1 - correlation over the images of a class); logits [B, K], mean over classes, 0 for B = 1."""
     student, teacher = _probabilities(student_logits, teacher_logits, temperature)
     if len(student) < 2:
         return student.sum() * 0
@@ -63,7 +63,7 @@ def dist_loss(
     intra_weight: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Both terms, weighted by beta and gamma; logits [B, K], the teacher's take no gradient, a scalar."""
+    """Compute both terms, weighted by beta and gamma; logits [B, K], the teacher's take no gradient, a scalar."""
     inter = inter_loss(student_logits, teacher_logits, temperature)
     intra = intra_loss(student_logits, teacher_logits, temperature)
     return inter_weight * inter + intra_weight * intra

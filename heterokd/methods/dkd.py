@@ -34,7 +34,7 @@ from heterokd.outputs import Batch, Losses, Outputs, hard_labels
 
 
 def target_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * KL(b_t || b_s) of the label against all other classes.
+    """Compute tau^2 * KL(b_t || b_s) of the label against all other classes.
 
     Args:
         student_logits: [B, K].
@@ -51,7 +51,7 @@ def target_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, 
 
 
 def non_target_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * KL(q_t || q_s) among the classes that are not the label; 0 when there are two classes.
+    """Compute tau^2 * KL(q_t || q_s) among the classes that are not the label; 0 when there are two classes.
 
     Args:
         student_logits: [B, K].
@@ -75,7 +75,7 @@ def dkd_loss(
     non_target_weight: float = 2.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Both terms, weighted by alpha and beta, without the warm-up; logits [B, K], labels [B] or [B, K], a scalar."""
+    """Compute both weighted terms (alpha, beta) without warm-up; logits [B, K], labels [B] or [B, K], a scalar."""
     target = target_loss(student_logits, teacher_logits, labels, temperature)
     non_target = non_target_loss(student_logits, teacher_logits, labels, temperature)
     return target_weight * target + non_target_weight * non_target
@@ -89,7 +89,7 @@ def others(logits_BK: Tensor, labels: Tensor) -> Tensor:
 
 
 def target_or_not(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """(log p_y, log(1 - p_y)), [B, 2]."""
+    """Return (log p_y, log(1 - p_y)), [B, 2]."""
     scaled_BK = logits.float() / temperature
     target_B = scaled_BK.gather(1, hard_labels(labels).unsqueeze(1)).squeeze(1)
     others_B = others(scaled_BK, labels).logsumexp(dim=1)

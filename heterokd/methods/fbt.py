@@ -88,7 +88,7 @@ def fbt_loss(
     logit_scale: Tensor | float = 1 / 0.07,
     params: FBT.Params | None = None,
 ) -> Tensor:
-    """L(K_a, K_b) of one pair, a in the teacher's role and b in the student's: OFA on logits, InfoNCE on embeddings.
+    """Compute L(K_a, K_b), a in the teacher's role and b in the student's: OFA on logits, InfoNCE on embeddings.
 
     Args:
         student_logits: [B, K] of b.
@@ -235,7 +235,7 @@ class FBT(Method):
         return [{"front_stage": k, "back_stage": j} for k, j in ordered[:LAYOUTS]]
 
     def _pair(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """L(K_a, K_b) for whichever two networks play teacher and student."""
+        """Compute L(K_a, K_b) for whichever two networks play teacher and student."""
         embedding = student.embedding
         if self.align is not None and embedding.shape[1] != teacher.embedding.shape[1]:
             embedding = self.align(embedding)

@@ -69,12 +69,12 @@ PATHS = tuple((student_first, k) for student_first in (True, False) for k in CRO
 
 
 def draw_paths(count: int, index: Tensor, progress: float) -> list[tuple[bool, int]]:
-    """`count` different paths, the same ones for the same images `index` [B] at the same progress."""
+    """Return `count` different paths, the same ones for the same images `index` [B] at the same progress."""
     return random.Random(f"{index.tolist()} {progress!r}").sample(PATHS, count)
 
 
 def map_loss(student_map: Tensor, teacher_map: Tensor, *, is_last: bool) -> Tensor:
-    """MSE of two maps [B, C, H, W]; of the last stage also that of their means over positions. A scalar."""
+    """Compute MSE of two maps [B, C, H, W]; of the last stage also that of their means over positions. A scalar."""
     student_BCHW, teacher_BCHW = student_map.float(), teacher_map.float()
     loss = F.mse_loss(student_BCHW, teacher_BCHW)
     if is_last:
@@ -117,7 +117,7 @@ def fcfd_loss(
     teacher_maps: Sequence[Tensor],
     params: FCFD.Params | None = None,
 ) -> Tensor:
-    """L without L_function and warm-up: what is needed of paths that the caller has run. A scalar.
+    """Compute L without L_function and warm-up: what is needed of paths that the caller has run. A scalar.
 
     Args:
         student_logits: [B, K].
@@ -137,7 +137,7 @@ def fcfd_loss(
 
 
 class BatchStatistics(TorchFunctionMode):
-    """Inside, batch norms that train normalise with their batch and leave their running statistics alone.
+    """Context in which batch norms that train normalise with their batch and leave their running statistics alone.
 
     Args:
         frozen: also those in evaluation mode, a teacher's.
@@ -150,7 +150,7 @@ class BatchStatistics(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """`func` as it is, but `F.batch_norm` in training mode without running mean and variance."""
+        """Call `func`, but `F.batch_norm` in training mode without running mean and variance."""
         kwargs = dict(kwargs or {})
         if func is F.batch_norm:
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -228,7 +228,7 @@ class FCFD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Bridges to the teacher after every stage, and to the student after the stages where paths cross.
+        """Build bridges to the teacher after every stage, and to the student after the stages where paths cross.
 
         Raises:
             PairError: a network has not four stages, or the teacher's stages cannot be run again.

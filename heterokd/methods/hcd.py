@@ -184,7 +184,7 @@ class HCD(Method):
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
-        """Per chosen stage: a convolutional projector and the complementary feature mapper's two linear layers."""
+        """Build for each stage a convolutional projector and the complementary feature mapper's two linear layers."""
         width = max(student.embedding_dim, teacher.embedding_dim)
         self.projectors = nn.ModuleDict()
         self.mappers = nn.ModuleDict()
@@ -209,6 +209,6 @@ class HCD(Method):
 
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
-        """Sub-logits from the student's stages that are similar to any of the teacher's."""
+        """Return sub-logits from the student's stages that are similar to any of the teacher's."""
         stages = similar([max(row) for row in similarity.values])
         return ({"stages": "".join(map(str, stages))},)

@@ -121,7 +121,7 @@ def transfer_loss(
 def heteroakd_loss(
     student_z_BKHW: Tensor, teacher_z_BKHW: Tensor, labels_BHW: Tensor, params: HeteroAKD.Params | None = None
 ) -> Tensor:
-    """L_hakd, Eq. 5-10 on projected scores of one grid, not yet multiplied by lambda2.
+    """Compute L_hakd, Eq. 5-10 on projected scores of one grid, not yet multiplied by lambda2.
 
     Args:
         student_z_BKHW: Z_s.
@@ -283,7 +283,7 @@ class HeteroAKD(Method):
 
     @torch.no_grad()
     def reliability_maps(self, student: Outputs, teacher: Outputs, labels_BHW: Tensor) -> tuple[Tensor, Tensor]:
-        """S, the teacher's share, and W, the weights, to look at; the projectors' running statistics are used.
+        """Return S, the teacher's share, and W, the weights; the projectors' running statistics are used.
 
         Args:
             student: outputs with the tapped map.
@@ -308,7 +308,7 @@ class HeteroAKD(Method):
         return share, weights
 
     def figure(self, student: Outputs, teacher: Outputs, labels: Tensor) -> MethodFigure | None:
-        """S and W of each pixel's label, with the projectors of this training."""
+        """Draw S and W of each pixel's label, with the projectors of this training."""
         share, weight = (maps.double() for maps in self.reliability_maps(student, teacher, labels))
         labels = labels_at(labels, share.shape[-2:])
         ignored = labels == IGNORE
@@ -328,7 +328,7 @@ class HeteroAKD(Method):
         )
 
     def _projected(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Z_s and Z_t [B, K, h, w] on the student's grid; the teacher's map gets no gradient."""
+        """Return Z_s and Z_t [B, K, h, w] on the student's grid; the teacher's map gets no gradient."""
         student_map, teacher_map = (
             outputs.stages[self.stage - 1] if self.stage else outputs.embedding for outputs in (student, teacher)
         )

@@ -40,7 +40,7 @@ LabelPixel = Literal["corner", "centre"]
 
 
 def variation_map(map_BDHW: Tensor, labels_BHW: Tensor, num_classes: int) -> Tensor:
-    """M: each position's cosine similarity with the mean vector of its class in the same image.
+    """Compute M, each position's cosine similarity with the mean vector of its class in the same image.
 
     Args:
         map_BDHW: [B, D, H, W].

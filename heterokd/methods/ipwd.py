@@ -68,7 +68,7 @@ def image_weights(
 
 
 def ipwd_loss(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * KL(teacher || student), weighted image by image.
+    """Compute tau^2 * KL(teacher || student), weighted image by image.
 
     Args:
         student_logits: [B, K], of the head that follows the teacher.

@@ -22,7 +22,7 @@ from heterokd.outputs import Batch, Losses, Outputs
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau^2 * KL(teacher || student) of softened probabilities; logits [B, K], mean over the batch, a scalar."""
+    """Compute tau^2 * KL(teacher || student) of softened probabilities; logits [B, K], batch mean, a scalar."""
     student_log = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2

@@ -40,7 +40,7 @@ ABSENT = -1e30
 
 
 def local_loss(student_logits: Tensor, teacher_logits: Tensor, count: int = 7, temperature: float = 4.0) -> Tensor:
-    """tau^2 * `local`: the student's first classes together and in pairs.
+    """Compute tau^2 * `local`: the student's first classes together and in pairs.
 
     Args:
         student_logits: [B, K].
@@ -63,7 +63,7 @@ def local_loss(student_logits: Tensor, teacher_logits: Tensor, count: int = 7, t
 
 
 def remaining_loss(student_logits: Tensor, teacher_logits: Tensor, count: int = 7, temperature: float = 4.0) -> Tensor:
-    """tau^2 * KL among the classes that are not the student's first `count`; 0 when none remain.
+    """Compute tau^2 * KL among the classes that are not the student's first `count`; 0 when none remain.
 
     Args:
         student_logits: [B, K].
@@ -90,7 +90,7 @@ def ldrld_loss(
     remaining_weight: float = 7.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Both terms, weighted by alpha and beta; logits [B, K], the teacher's take no gradient, a scalar."""
+    """Compute both terms, weighted by alpha and beta; logits [B, K], the teacher's take no gradient, a scalar."""
     local = local_loss(student_logits, teacher_logits, count, temperature)
     remaining = remaining_loss(student_logits, teacher_logits, count, temperature)
     return local_weight * local + remaining_weight * remaining
@@ -108,7 +108,7 @@ def _first_classes(student_BK: Tensor, count: int) -> Tensor:
 
 
 def _divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmaxes along the last dimension, which it removes."""
+    """Compute KL(teacher || student) of the softmaxes along the last dimension, which it removes."""
     student_log = F.log_softmax(student_logits, dim=-1)
     teacher_log = F.log_softmax(teacher_logits, dim=-1)
     return F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=-1)

@@ -47,7 +47,7 @@ def standardise(logits: Tensor) -> Tensor:
 
 
 def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    """tau^2 * KL(teacher || student) of standardised logits [B, K], mean over the batch, a scalar."""
+    """Compute tau^2 * KL(teacher || student) of standardised logits [B, K], mean over the batch, a scalar."""
     return kd_loss(standardise(student_logits), standardise(teacher_logits.detach()), temperature)
 
 

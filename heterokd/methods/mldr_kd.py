@@ -64,7 +64,7 @@ def mldr_kd_loss(
 
 
 def relation_divergence(student_NM: Tensor, teacher_NM: Tensor, scale: float) -> Tensor:
-    """KL(teacher || student) of the relations among the M entries of each row; mean over N and the M columns."""
+    """Compute KL(teacher || student) of the relations among the M entries of each row; mean over N and M columns."""
     student_log, teacher_log = (
         F.log_softmax(x.unsqueeze(2) * x.unsqueeze(1) * scale, dim=1) for x in (student_NM, teacher_NM)
     )

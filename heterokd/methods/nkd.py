@@ -37,7 +37,7 @@ NonTarget = Literal["without_label", "all_classes"]
 
 
 def target_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """-p_t(y) log p_s(y): logits [B, K], labels [B] or [B, K], mean over the batch, a scalar."""
+    """Compute -p_t(y) log p_s(y): logits [B, K], labels [B] or [B, K], mean over the batch, a scalar."""
     label_B1 = hard_labels(labels).unsqueeze(1)
     student_log = F.log_softmax(student_logits.float(), dim=1).gather(1, label_B1)
     teacher_share = F.softmax(teacher_logits.detach().float(), dim=1).gather(1, label_B1)
@@ -51,7 +51,7 @@ def non_target_loss(
     temperature: float = 1.0,
     non_target: NonTarget = "without_label",
 ) -> Tensor:
-    """tau^2 times the cross-entropy of q_s under q_t.
+    """Compute tau^2 times the cross-entropy of q_s under q_t.
 
     Args:
         student_logits: [B, K].

@@ -187,7 +187,7 @@ class Align(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs each channel of a map by what its mean says (Hu et al., https://arxiv.org/abs/1709.01507)."""
+    """Channel weights of a map from its means (Hu et al., https://arxiv.org/abs/1709.01507)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

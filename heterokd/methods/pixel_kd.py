@@ -35,7 +35,7 @@ def pixel_kd_loss(
     temperature: float = 1.0,
     direction: Direction = "teacher_student",
 ) -> Tensor:
-    """tau^2 * KL(teacher || student) of softened probabilities, a mean over valid pixels.
+    """Compute tau^2 * KL(teacher || student) of softened probabilities, a mean over valid pixels.
 
     Args:
         student_logits_BKHW: [B, K, H, W]; its grid is where both are compared.

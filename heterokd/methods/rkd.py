@@ -75,7 +75,7 @@ def rkd_terms(student_embedding: Tensor, teacher_embedding: Tensor) -> tuple[Ten
 def rkd_loss(
     student_embedding: Tensor, teacher_embedding: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """Both terms, weighted; [B, D_s] and [B, D_t], the teacher's takes no gradient, a scalar."""
+    """Compute both terms, weighted; [B, D_s] and [B, D_t], the teacher's takes no gradient, a scalar."""
     distance, angle = rkd_terms(student_embedding, teacher_embedding)
     return distance_weight * distance + angle_weight * angle
 

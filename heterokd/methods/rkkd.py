@@ -86,7 +86,7 @@ def blocks(batch_size: int, num_classes: int, size: int) -> list[tuple[slice, sl
 def rank_loss(
     student_logits: Tensor, teacher_logits: Tensor, steepness: float = 1.0, block: int | None = None
 ) -> Tensor:
-    """1 - concordance of the class orders.
+    """Compute 1 - concordance of the class orders.
 
     Args:
         student_logits: [B, K].
@@ -110,7 +110,7 @@ def rkkd_loss(
     rank_weight: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Both terms, weighted; logits [B, K], the teacher's take no gradient, a scalar."""
+    """Compute both terms, weighted; logits [B, K], the teacher's take no gradient, a scalar."""
     kd = kd_loss(student_logits, teacher_logits, temperature)
     return weight * kd + rank_weight * rank_loss(student_logits, teacher_logits, steepness)
 

@@ -43,7 +43,7 @@ MASKED = -1e9
 
 
 def confidence_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """tau_c^2 * KL(b_t || b_s): the teacher's confidence in its first class for the student's in the label.
+    """Compute tau_c^2 * KL(b_t || b_s): the teacher's confidence in its first class for the student's in the label.
 
     Args:
         student_logits: [B, K].
@@ -63,7 +63,7 @@ def confidence_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tens
 def correlation_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0
 ) -> Tensor:
-    """tau^2 * KL(q_t || q_s) over the classes that the teacher ranks below the label; 0 for an image with none.
+    """Compute tau^2 * KL(q_t || q_s) over the classes that the teacher ranks below the label; 0 for an image with none.
 
     Args:
         student_logits: [B, K].
@@ -91,14 +91,14 @@ def rld_loss(
     temperature: float = 4.0,
     confidence_temperature: float = 1.0,
 ) -> Tensor:
-    """Both terms, weighted by alpha and beta, without the warm-up; logits [B, K], labels [B] or [B, K], a scalar."""
+    """Compute both weighted terms (alpha, beta) without warm-up; logits [B, K], labels [B] or [B, K], a scalar."""
     confidence = confidence_loss(student_logits, teacher_logits, labels, confidence_temperature)
     correlation = correlation_loss(student_logits, teacher_logits, labels, temperature)
     return confidence_weight * confidence + correlation_weight * correlation
 
 
 class RLD(Method):
-    """The teacher's confidence goes to the label, and only classes that it ranks below the label are matched."""
+    """Give the teacher's confidence to the label, and match only classes that it ranks below the label."""
 
     verification = Verification(
         program="zju-SWJ/RLD",

@@ -49,7 +49,7 @@ def complementary_regions(teacher_nBK: Tensor, labels: Tensor) -> Tensor:
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of every row of [rows, K] logits, [rows]."""
+    """Compute KL(teacher || student) of every row of [rows, K] logits, [rows]."""
     student_log, teacher_log = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
     return F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
 

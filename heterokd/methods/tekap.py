@@ -38,7 +38,7 @@ UNIFORM_BITS = 23
 
 
 def perturbed_loss(student_logits: Tensor, perturbed_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    """sum_k KD(z_k) for student logits [B, K] and perturbed logits [P, B, K]; mean over the batch, a scalar."""
+    """Compute sum_k KD(z_k) for student logits [B, K] and perturbed logits [P, B, K]; mean over the batch, a scalar."""
     student_log = F.log_softmax(student_logits.float() / temperature, dim=1).expand(perturbed_logits.shape)
     teacher_log = F.log_softmax(perturbed_logits.detach().float() / temperature, dim=2)
     divergence_PB = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=2)
@@ -55,7 +55,7 @@ def tekap_loss(
     perturbed_weight: float = 0.72,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Both terms, weighted.
+    """Compute both terms, weighted.
 
     Args:
         student_logits: [B, K].
@@ -76,12 +76,12 @@ def tekap_loss(
 
 
 def perturb(teacher_logits: Tensor, noise: Tensor, noise_share: float = 0.1) -> Tensor:
-    """z_k of teacher logits [B, K] and noise [P, B, K], in float32, [P, B, K]."""
+    """Return z_k of teacher logits [B, K] and noise [P, B, K], in float32, [P, B, K]."""
     return (1 - noise_share) * teacher_logits.float() + noise_share * noise
 
 
 def normal_noise(index: Tensor, progress: float, copies: int, num_classes: int) -> Tensor:
-    """Standard normal numbers [P, B, K] that depend on nothing but their image, progress, copy and class.
+    """Return standard normal numbers [P, B, K] that depend on nothing but their image, progress, copy and class.
 
     Args:
         index: [B] positions in the training split.

@@ -42,7 +42,7 @@ def tekap_feature_loss(
     weight: float = 0.8,
     perturbed_weight: float = 0.8,
 ) -> Tensor:
-    """Both terms, weighted.
+    """Compute both terms, weighted.
 
     Args:
         student: of the student's embeddings with the teacher's memory.
@@ -59,7 +59,7 @@ def tekap_feature_loss(
 
 
 def perturbed_loss(student: Similarities, perturbed: Sequence[Similarities], counts: Tensor) -> Tensor:
-    """sum_k CRD(f_s, f_k) from similarities, see `tekap_feature_loss`; a scalar."""
+    """Compute sum_k CRD(f_s, f_k) from similarities, see `tekap_feature_loss`; a scalar."""
     return torch.stack([crd_loss(student, copy, counts) for copy in perturbed]).sum()
 
 

@@ -29,7 +29,7 @@ from heterokd.outputs import Batch, Losses, Outputs
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, exponent: float) -> Tensor:
-    """KL(q || p_s) of each image: logits [B, K] give [B] in float32; the teacher takes no gradient."""
+    """Compute KL(q || p_s) of each image: logits [B, K] give [B] in float32; the teacher takes no gradient."""
     student_log_BK = F.log_softmax(student_logits.float(), dim=1)
     # (p^gamma) / sum(p^gamma) is softmax(gamma z): the softmax before the power cancels, and with it its underflow.
     transformed_log_BK = F.log_softmax(exponent * teacher_logits.detach().float(), dim=1)
@@ -37,7 +37,7 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, exponent: float) 
 
 
 def ttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0.1) -> Tensor:
-    """KL(q || p_s) with q the teacher to the power gamma; logits [B, K], mean over the batch, a scalar."""
+    """Compute KL(q || p_s) with q the teacher to the power gamma; logits [B, K], mean over the batch, a scalar."""
     return divergence(student_logits, teacher_logits, exponent).mean()
 
 

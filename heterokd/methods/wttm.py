@@ -35,12 +35,12 @@ def power_sum(teacher_logits: Tensor, exponent: float) -> Tensor:
 
 
 def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, exponent: float = 0.2) -> Tensor:
-    """U * KL(q || p_s) with q the teacher to the power gamma; logits [B, K], mean over the batch, a scalar."""
+    """Compute U * KL(q || p_s) with q the teacher to the power gamma; logits [B, K], mean over the batch, a scalar."""
     return (power_sum(teacher_logits, exponent) * divergence(student_logits, teacher_logits, exponent)).mean()
 
 
 class WTTM(Method):
-    """TTM that dwells on the images of which the teacher is not sure."""
+    """Weight TTM towards the images of which the teacher is not sure."""
 
     verification = Verification(
         program="zkxufo/TTM",
