@@ -97,8 +97,8 @@ class FolderInspection:
         balance = f": {most / fewest:.1f} times as many" if most > 1.5 * fewest else ", balanced"
         lines = [
             f"{len(kept)} images of {len(self.classes)} classes; {splits or 'no splits: they will be made, 60/20/20'}",
-            f"from {fewest} ({smallest}) to {most} ({largest}) images a class{balance}",
-            f"shorter sides of {sides[0]} to {sides[-1]} pixels, {self.side} in the median; {modes}",
+            f"from {fewest} ({smallest}) to {most} ({largest}) images per class{balance}",
+            f"shorter sides of {sides[0]} to {sides[-1]} pixels, median {self.side}; {modes}",
         ]
         for reason, count in Counter(self.left_out.values()).most_common():
             example = next(path for path, why in self.left_out.items() if why == reason)
