@@ -77,7 +77,9 @@ def method_rows(report: StudyReport) -> list[Row]:
     for method in methods_in_order(report):
         trials = [trial for trial in report.search if trial.method == method]
         values = [trial.value for trial in trials if trial.is_complete and trial.value is not None]
-        confirmed = next((one for one in report.summary.leaders if one.method == method and one.confirmed), None)
+        confirmed = next(
+            (leader for leader in report.summary.leaders if leader.method == method and leader.confirmed), None
+        )
         seconds = [trial.seconds for trial in report.trials if trial.method == method and trial.seconds is not None]
         best = (max if report.summary.maximise else min)(values) if values else None
         rows.append(

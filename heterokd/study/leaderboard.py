@@ -31,13 +31,13 @@ class Leaderboard:
         self.complete = {record.number: record for record in trials.search if record.is_complete}
         self.repeats = {
             # A repetition that diverged counts, too, as the worst value.
-            number: [one for one in group if one.status in (TrialStatus.COMPLETE, TrialStatus.DIVERGED)]
+            number: [record for record in group if record.status in (TrialStatus.COMPLETE, TrialStatus.DIVERGED)]
             for number, group in trials.confirmations.items()
             if number in self.complete
         }
         self._searched = {number: self.sign * metric(record) for number, record in self.complete.items()}
         self._fresh = {
-            number: [self.sign * self._value(one) for one in group] for number, group in self.repeats.items()
+            number: [self.sign * self._value(record) for record in group] for number, group in self.repeats.items()
         }
         self._ranked: dict[int | None, list[RankedConfig]] = {}
         # Students of different size reach different values: if costs count, each student is a population.
@@ -102,7 +102,7 @@ class Leaderboard:
         With `most`, only so many leaders and the best of scratch are needed: others can be left out.
         """
         if most not in self._ranked:
-            half_width = _half_widths([[self._value(one) for one in group] for group in self.repeats.values()])
+            half_width = _half_widths([[self._value(record) for record in group] for group in self.repeats.values()])
             chosen = self.complete.values() if most is None else self.candidates(most)
             found = [self._leader(record, half_width) for record in chosen]
             # Scratch is repeated as a reference: that alone does not put its student before others.
@@ -124,14 +124,14 @@ class Leaderboard:
 
     def _early(self, number: int) -> float:
         """Return the mean value of a configuration's first epochs over all its trainings, or NaN."""
-        found = [one.early for one in (self.complete[number], *self.repeats.get(number, ()))]
+        found = [record.early for record in (self.complete[number], *self.repeats.get(number, ()))]
         found = [self.sign * value for value in found if math.isfinite(value)]
         return math.fsum(found) / len(found) if found else math.nan
 
     def _leader(self, found: TrialRecord, half_width: Callable[[int], float | None]) -> RankedConfig:
         repeats = self.repeats.get(found.number, [])
         measured = repeats or [found]
-        values = tuple(self._value(one) for one in measured)
+        values = tuple(self._value(record) for record in measured)
         mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else -self.sign * math.inf
         half = half_width(len(values)) if math.isfinite(mean) else None
         posterior = self.posterior(found.number)
@@ -144,8 +144,8 @@ class Leaderboard:
             origin=found.origin,
             search_value=_finite(metric(found)),
             values=tuple(map(_finite, values)),
-            seeds=tuple(one.seed for one in measured),
-            numbers=tuple(one.number for one in measured),
+            seeds=tuple(record.seed for record in measured),
+            numbers=tuple(record.number for record in measured),
             mean=_finite(mean),
             low=None if half is None else max(least, mean - half),
             high=None if half is None else min(most, mean + half),

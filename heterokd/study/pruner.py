@@ -166,9 +166,9 @@ def _seed_deviation(trials: Trials, record: TrialRecord, epoch: int) -> float | 
     """Estimate the standard deviation over seeds at a rung, pooled over configurations; None with too few values."""
     groups = [
         [
-            one.reports[epoch]
-            for one in group
-            if one.epochs == record.epochs and math.isfinite(one.reports.get(epoch, math.nan))
+            repetition.reports[epoch]
+            for repetition in group
+            if repetition.epochs == record.epochs and math.isfinite(repetition.reports.get(epoch, math.nan))
         ]
         for group in trials.confirmations.values()
     ]
