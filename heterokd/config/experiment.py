@@ -192,6 +192,7 @@ class Experiment(Settings):
         """
         defaults: dict[str, Scalar] = {
             **{f"{method}.{name}": value for name, value in self.method_class(method).Params()},
+            **{f"{method}.{name}": value for name, value in self._defaults(method).items()},
             **{f"training.{name}": value for name, value in self.training},
             "student.network": self.student.networks[0],
             TEACHER: self.teacher.networks[0],
@@ -216,7 +217,7 @@ class Experiment(Settings):
         if not isinstance(method, str) or not self.knows(method):
             raise ConfigError(f"sample: there is no method {method!r}; {did_you_mean(str(method), METHODS)}")
         extension = self.space.extensions.get(method)
-        params = self._pinned(method)
+        params = self._defaults(method) | self._pinned(method)
         training: dict[str, Scalar] = {}
         networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():
@@ -246,6 +247,12 @@ class Experiment(Settings):
             cache=self.cache,
             extension=extension,
         )
+
+    def _defaults(self, method: str) -> dict[str, Scalar]:
+        """Return the parameters whose default the search space replaces."""
+        prefix = f"{method}."
+        found = self.space.defaults.items()
+        return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
 
     def _pinned(self, method: str) -> dict[str, Scalar]:
         """Return the parameters that the search space pins to a value, and those that `training.gather` sets."""

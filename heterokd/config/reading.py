@@ -19,7 +19,7 @@ from heterokd.config.schema import FIRST_SCHEMA, SCHEMA, Schema
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.space_faults import method_faults, name_faults
 from heterokd.config.yaml_files import dump_yaml, plain_yaml, read_yaml
-from heterokd.domains import domains
+from heterokd.domains import Scalar, domains
 from heterokd.errors import ConfigError, did_you_mean
 
 
@@ -107,16 +107,25 @@ def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) ->
 
 
 def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> Experiment:
-    """Search what an older schema searched: its domains, and its defaults of parameters that are not searched."""
+    """Search what an older schema searched: its domains and its defaults.
+
+    Parameters that are not searched are pinned to the schema's defaults, because they appear in no sample.
+    """
     if schema >= versions.number:  # the methods are not imported then
         return experiment
     older: dict[str, object] = {}
+    omitted: dict[str, Scalar] = {}
     for method in experiment.methods:
-        searched = domains(experiment.method_class(method).Params)
         defaults, before = versions.parameters(method, schema), versions.parameter_domains(method, schema)
+        searched = {**domains(experiment.method_class(method).Params), **before}
         older |= {f"{method}.{name}": old for name, old in defaults.items() if name not in searched}
+        omitted |= {
+            f"{method}.{name}": old for name, old in defaults.items() if name in searched and isinstance(old, Scalar)
+        }
         older |= {f"{method}.{name}": asdict(old) for name, old in before.items()}
-    return experiment.with_overrides({**older, **experiment.space.overrides})
+    space = experiment.space
+    changes = {"overrides": {**older, **space.overrides}, "defaults": {**omitted, **space.defaults}}
+    return experiment.with_space(space.model_copy(update=changes))
 
 
 def load_recipe(path: str | Path) -> Recipe:

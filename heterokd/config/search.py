@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from heterokd.config.costs import STUDENT, CostLimits, check_cost
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
+from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
 from heterokd.methods import METHODS
 from heterokd.tasks import TASKS, TaskName
@@ -38,6 +39,11 @@ class SpaceSettings(Settings):
     )
     overrides: dict[str, object] = Field(
         default_factory=dict, description="narrower domains, or fixed values, of METHOD.PARAMETER"
+    )
+    defaults: dict[str, Scalar] = Field(
+        default_factory=dict,
+        exclude_if=not_,
+        description="values of METHOD.PARAMETER that a sample leaves out; filled in for files of an older schema",
     )
     extensions: dict[str, Extension] = Field(
         default_factory=dict, exclude_if=not_, description="files of methods, by name; filled in from `methods`"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ValidationError
 
 from heterokd.config.experiment import Experiment, ends
+from heterokd.config.search import SpaceSettings
 from heterokd.config.sentences import faults
 from heterokd.config.training import TrainingSettings
 from heterokd.domains import domains, read_domain
@@ -43,12 +44,12 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield f"shared.{key}", f"cannot be searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
-    for key in space.overrides:
+    for section, key, _ in _parameters(space):
         method, _, name = key.partition(".")
         if not experiment.knows(method):
-            yield f"overrides.{key}", f"there is no method {method!r}; {did_you_mean(method, known)}"
+            yield f"{section}.{key}", f"there is no method {method!r}; {did_you_mean(method, known)}"
         elif not name:
-            yield f"overrides.{key}", f"expected METHOD.PARAMETER; see `heterokd methods {method}`"
+            yield f"{section}.{key}", f"expected METHOD.PARAMETER; see `heterokd methods {method}`"
 
 
 def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
@@ -64,18 +65,26 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             supported = " and ".join(sorted(tasks))
             reason = f"{method!r} supports {supported}, but data set {experiment.data.dataset!r} is for {task}"
             yield "methods", f"{reason}; remove the method"
-    for key, value in space.overrides.items():
+    for section, key, value in _parameters(space):
         method, _, name = key.partition(".")
         try:
             params = experiment.method_class(method).Params
         except ConfigError as error:
             if method not in experiment.methods:
-                yield f"overrides.{key}", str(error)
+                yield f"{section}.{key}", str(error)
             continue
         if name in params.model_fields:
-            yield from _domain_faults(f"overrides.{key}", name, value, params())
+            yield from _domain_faults(f"{section}.{key}", name, value, params())
         else:
-            yield f"overrides.{key}", f"{method!r} has no parameter {name!r}; {did_you_mean(name, params.model_fields)}"
+            yield f"{section}.{key}", f"{method!r} has no parameter {name!r}; {did_you_mean(name, params.model_fields)}"
+
+
+def _parameters(space: SpaceSettings) -> Iterator[tuple[str, str, object]]:
+    """Yield section, key and value of each entry that is named METHOD.PARAMETER."""
+    for key, value in space.overrides.items():
+        yield "overrides", key, value
+    for key, default in space.defaults.items():
+        yield "defaults", key, default
 
 
 def _domain_faults(key: str, name: str, value: object, settings: BaseModel) -> Iterator[tuple[str, str]]:
