@@ -365,7 +365,7 @@ COMMANDS = [
     ),
     (
         "auto there --teacher test_vit --student test_resnet --max-params-m 0.001",
-        "--student test_resnet: has 0.",
+        "--student test_resnet: 0.373 M parameters",
         folder_case(lambda _: None),
     ),
     ("compare", "Missing argument", None),

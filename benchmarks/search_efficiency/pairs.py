@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, list[Scalar]]] = {
         "back_stage": [3, 4, 5],
         "gamma": [1.0],
         "infonce_weight": [0.1, 1.0],
+        "task_loss": [True],  # as in the trainings of the tables
         "detach_fused": [True],
     },
     "fitnet": {"weight": [0.1, 1.0, 10.0, 100.0], "stages": ["1234", "234", "34", "4"]},

@@ -164,6 +164,7 @@ def test_datasets(cli: Run) -> None:
     assert [line.split()[0] for line in cli("datasets").out.splitlines()] == list(DATASETS)
 
 
+@pytest.mark.thorough
 def test_a_teacher_is_fitted_once(cli: Run, tiny_file: Write, runs: Path) -> None:
     first = cli("teacher", tiny_file(), "--root", runs, "--json")
     assert first.code == 0, first.err

@@ -118,6 +118,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory, digits: Splits) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_the_proposal_is_an_experiment_that_loads(tmp_path: Path, scans: Path) -> None:
     root, seen = Workspace(tmp_path / "runs"), inspect_folder(scans)
     images = usable_folder(seen, tmp_path / "links")

@@ -138,6 +138,7 @@ def matched(tiny_file: Write, tmp_path: Path, **search: object) -> tuple[Experim
     return experiment, root, file
 
 
+@pytest.mark.thorough
 def test_a_pair_is_matched_and_its_search_starts_there(tiny_file: Write, tmp_path: Path) -> None:
     experiment, root, file = matched(tiny_file, tmp_path)
     asked = load_experiment(file, ["search.match_starts=true", "search.confirm_leaders=0"])

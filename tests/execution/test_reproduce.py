@@ -106,6 +106,7 @@ def test_the_files_hold_the_table(tiny_file: Write, root: Workspace) -> None:
     assert found.comparisons[0].sentence(digits=2) in content["sentences"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("published")
 def test_a_method_that_no_table_has(tiny_file: Write, root: Workspace) -> None:
     found, trained = run(tiny(tiny_file), root, methods=["dkd"], seeds=1)

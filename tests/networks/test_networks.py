@@ -347,6 +347,7 @@ def test_split_by_twelfths() -> None:
         assert all(a < b for a, b in pairwise(ends))
 
 
+@pytest.mark.thorough
 def test_networks_of_the_papers_tables() -> None:
     names = ("swin_pico", "swin_nano", "vgg8", "resnet20", "shufflenet_v2")
     assert set(names) < set(network_names())

@@ -195,6 +195,7 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
     assert any(f"trial {number}, {summary.winner.method}" in tip for tip in tips)
 
 
+@pytest.mark.thorough
 def test_the_figures_of_the_cards_follow_from_the_summary(whole: tuple[StudyFolder, Experiment]) -> None:
     folder, question = whole
     page, summary = folder.report.read_text(encoding="utf-8"), summary_of(folder)

@@ -315,6 +315,7 @@ def test_a_second_end_changes_nothing(folder):
     assert not study.report(first.number, 3, {"val/top1": 1.0})
 
 
+@pytest.mark.thorough
 def test_no_recipe_is_trained_twice_and_a_tiny_space_ends(folder):
     study = Study.open(make_experiment(space=TINY_SPACE, trials=50, confirm_leaders=0), folder)
     done = run(study)

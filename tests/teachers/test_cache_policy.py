@@ -261,6 +261,7 @@ def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
     assert record.getMessage().startswith("the teacher's cache is incomplete (")
 
 
+@pytest.mark.thorough
 def test_cached_maps_of_logits_train_the_live_teachers_student(asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(**SCENES)
     live = trained(experiment, weights, root, "live", method="pixel_kd")

@@ -422,6 +422,7 @@ def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
     assert {len(graph(torch.rand(batch, 3, 64, 48))) for batch in (1, 5)} == {1, 5}
 
 
+@pytest.mark.thorough
 def test_a_student_that_cannot_be_exported_ends_no_search(
     root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,7 +67,7 @@ def check(name: str, view: tuple[int, int], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "view"),
     [
-        ("deeplabv3plus-test_resnet", (48, 48)),
+        pytest.param("deeplabv3plus-test_resnet", (48, 48), marks=pytest.mark.thorough),
         pytest.param("segformer-pvt_v2_b0", (64, 96), marks=pytest.mark.thorough),
         pytest.param(f"fpn-{SWIN}", (48, 64), marks=pytest.mark.thorough),
     ],

@@ -155,6 +155,7 @@ def test_a_challenger_worse_than_scratch_stays_challenger(root: Workspace, stude
     assert [line["promoted"] for line in lines(folder)] == [False]
 
 
+@pytest.mark.thorough
 def test_champions_follow_one_another(root: Workspace, students: dict[str, Network]) -> None:
     studied(root, fabricated.experiment("poor"), students["poor"])
     unchecked = promote(root, "poor")
