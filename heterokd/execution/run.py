@@ -74,7 +74,15 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
         folder.append(metrics)
         return on_epoch(metrics)
 
-    options = TrainOptions(folder.checkpoint, context.checkpoint_epochs, context.save_now, device, precision)
+    options = TrainOptions(
+        checkpoint=folder.checkpoint,
+        checkpoint_epochs=context.checkpoint_epochs,
+        save_now=context.save_now,
+        device=device,
+        precision=precision,
+        # An epoch whose report was damaged is trained again.
+        newest_epoch=folder.reported_epochs(),
+    )
     trained = train(recipe, teacher, loaders, report, options)
     if not trained.stopped and distributed.rank() == 0:
         save_student(trained.student, folder.weights)

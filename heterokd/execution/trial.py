@@ -125,7 +125,9 @@ def run_trial(
         is_rung = epoch in assignment.rungs
         if not is_rung and not assignment.is_timed:
             return True
-        go_on: bool = ray.get(actor.report.remote(number, epoch, metrics, folder.metrics() if is_rung else []))
+        # A training that resumes from the checkpoint before the last has reported later epochs already.
+        curve = [report for report in folder.metrics() if report["epoch"] <= epoch] if is_rung else []
+        go_on: bool = ray.get(actor.report.remote(number, epoch, metrics, curve))
         if is_rung:
             mirror.push()
             tune.report({"number": number, "epoch": epoch})

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from heterokd.config.reading import load_recipe
 from heterokd.config.recipe import Recipe
@@ -21,6 +22,14 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 def _recipe(file: Path, written: int) -> Recipe:
     """Read a recipe, cached by modification time: a driver needs it at each event of a trial."""
     return load_recipe(file)
+
+
+CHECKPOINT: Final = "checkpoint.pt"
+
+
+def previous_checkpoint(file: Path) -> Path:
+    """Return the file of the checkpoint before the last, from which a training resumes if the last is damaged."""
+    return file.with_name(f"{file.stem}.previous{file.suffix}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class TrialFolder:
     @property
     def checkpoint(self) -> Path:
         """File of the training state at the last rung, to resume from."""
-        return self.path / "checkpoint.pt"
+        return self.path / CHECKPOINT
 
     @property
     def snapshot(self) -> TrialSnapshot:
@@ -81,38 +90,57 @@ class TrialFolder:
         self.save(snapshot)
 
     def save(self, snapshot: TrialSnapshot) -> None:
-        """Replace trial.json."""
+        """Replace trial.json; a trial that has ended needs no checkpoint before the last."""
         write_text(self.path / "trial.json", json.dumps(snapshot.to_json(), indent=1))
+        if snapshot.status.is_final:
+            previous_checkpoint(self.checkpoint).unlink(missing_ok=True)
 
     def append(self, metrics: Mapping[str, float]) -> None:
         """Append an epoch's metrics, with the key `epoch`, to metrics.jsonl, unless the epoch was reported before."""
-        reports = self.metrics()
-        if reports and metrics["epoch"] <= reports[-1]["epoch"]:
-            return
-        when_writable(self.path, lambda: self._append(json.dumps(dict(metrics)) + "\n"))
+        if metrics["epoch"] not in {report["epoch"] for report in self.metrics()}:
+            when_writable(self.path, lambda: self._append(json.dumps(dict(metrics)) + "\n"))
 
     def _append(self, line: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("ab", buffering=0) as file:
-            end, content = file.tell(), line.encode()
+        with self._metrics_file.open("a+b", buffering=0) as file:
+            end, content = file.seek(0, os.SEEK_END), line.encode()
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                content = b"\n" + content  # The last line was cut by a crash: it stays a line by itself.
             if file.write(content) < len(content):
                 # The disk is full: remove the partial line, or the next line would be appended to it.
                 file.truncate(end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
     def metrics(self) -> list[dict[str, float]]:
-        """Read the metrics of all epochs in order, skipping a line that a crash truncated."""
-        file = self.path / "metrics.jsonl"
-        reports: list[dict[str, float]] = []
-        if file.exists():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    report = json.loads(line)
-                except ValueError:
-                    continue
-                if not reports or report["epoch"] > reports[-1]["epoch"]:
-                    reports.append(report)
-        return reports
+        """Read the metrics of all epochs in order, skipping lines that are no report, as a crash leaves them."""
+        reports: dict[float, dict[str, float]] = {}
+        if self._metrics_file.exists():
+            for line in self._metrics_file.read_bytes().splitlines():
+                report = _parse_report(line)
+                if report is not None:
+                    reports.setdefault(report["epoch"], report)
+        return [reports[epoch] for epoch in sorted(reports)]
+
+    def reported_epochs(self) -> int:
+        """Count the epochs from the first that were reported without a gap."""
+        epochs = {report["epoch"] for report in self.metrics()}
+        return next(epoch for epoch in range(len(epochs) + 1) if epoch + 1 not in epochs)
+
+
+def _parse_report(line: bytes) -> dict[str, float] | None:
+    """Parse a line of metrics.jsonl; None if it does not hold an epoch and numbers."""
+    try:
+        report = json.loads(line)
+        if not isinstance(report, dict) or not all(type(value) in (int, float) for value in report.values()):
+            return None
+        epoch, *_ = map(float, (report.get("epoch", 0), *report.values()))
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    return report if epoch >= 1 and epoch.is_integer() else None
 
 
 @dataclass(frozen=True)

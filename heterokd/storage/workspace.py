@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 from heterokd.errors import ConfigError, StudyError, did_you_mean
 from heterokd.storage.files import read_json
 from heterokd.storage.filesystem import RemoteDir, open_folder
-from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.study_dir import CHECKPOINT, StudyFolder, previous_checkpoint
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.typed_json import parse
 
-HEAVY = ("checkpoint.pt", "student.safetensors")
+CHECKPOINTS = (CHECKPOINT, previous_checkpoint(Path(CHECKPOINT)).name)
+HEAVY = (*CHECKPOINTS, "student.safetensors")
 """Large files of a trial, which the driver fetches only for the study's leaders."""
 OF_TUNE = ("tune",)
 DATABASES = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
@@ -78,7 +79,7 @@ class Workspace:
         if self.url is None or not path.is_relative_to(source.path):
             return path
         local = self.path / path.relative_to(source.path)
-        self.mirror(local.parent).fetch(without=("checkpoint.pt",))
+        self.mirror(local.parent).fetch(without=CHECKPOINTS)
         return local
 
     @property
@@ -140,7 +141,7 @@ class Workspace:
         numbers = {leader.number for leader in (*found.leaders, found.winner, found.scratch) if leader is not None}
         numbers |= {trial.number for trial in folder.trials() if trial.snapshot.confirms in numbers}
         for number in sorted(numbers):
-            self.mirror(folder.trial(number).path).fetch(without=("checkpoint.pt",))
+            self.mirror(folder.trial(number).path).fetch(without=CHECKPOINTS)
 
     def check_new(self, name: str) -> None:
         """Refuse the name of an existing study.

@@ -23,9 +23,10 @@ from heterokd.networks.bodies import published_classes
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.study_dir import CHECKPOINT
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import CHECKPOINTS, Workspace
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import default_device
@@ -35,7 +36,6 @@ from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import LiveTeacher, open_teacher, teacher_hash
 from heterokd.training.train import Metrics, Report, TrainOptions, train
 
-CHECKPOINT = "checkpoint.pt"
 TeacherReport = Callable[[Metrics, str], bool]
 """Called with the metrics of an epoch of a teacher's fit and the teacher's network; False ends the fit."""
 
@@ -129,7 +129,7 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
     if _is_given(recipe.teacher, splits):
         return True, recipe.teacher.checkpoint
     folder = _folder(recipe, splits, root)
-    root.mirror(folder).fetch(without=(CHECKPOINT,))
+    root.mirror(folder).fetch(without=CHECKPOINTS)
     is_fitted = (folder / "teacher.json").exists()
     return is_fitted, folder / "teacher.safetensors" if is_fitted else None
 
@@ -182,7 +182,7 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     settings, folder, device = recipe.teacher, _folder(recipe, splits, root), default_device()
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)
-    mirror.fetch(without=(CHECKPOINT,))
+    mirror.fetch(without=CHECKPOINTS)
     weights, card_file = folder / "teacher.safetensors", folder / "teacher.json"
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
@@ -196,7 +196,8 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
             card = _card(recipe, trained.student, score, f"fitted {settings.network}")
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             write_text(card_file, card.to_json())
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for name in CHECKPOINTS:
+                (folder / name).unlink(missing_ok=True)
             mirror.close()
             return PreparedTeacher(settings, weights, card, fitted=True)
     card = parse(TeacherCard, read_json(card_file))

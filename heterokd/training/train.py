@@ -12,10 +12,12 @@ reports and writes, and the result of its `report` holds for all ranks, so that 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch
-from heterokd.storage.files import write_file
+from heterokd.storage.study_dir import previous_checkpoint
+from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import FP32, Precision, forbid_tf32
@@ -36,6 +39,8 @@ from heterokd.training.step import Updates, compile_student
 from heterokd.training.student import build_student
 from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics], bool]
@@ -55,6 +60,7 @@ class TrainOptions:
         save_now: called after each epoch; returns whether to write a checkpoint because the machine may be preempted.
         device: device to train on.
         precision: number format and memory format of the forward pass.
+        newest_epoch: epochs of the newest checkpoint that may be resumed from; None: of any.
     """
 
     checkpoint: Path | None = None
@@ -62,6 +68,7 @@ class TrainOptions:
     save_now: Callable[[], bool] = lambda: False
     device: torch.device | str = "cpu"
     precision: Precision = FP32
+    newest_epoch: int | None = None
 
 
 DEFAULT_OPTIONS = TrainOptions()
@@ -116,14 +123,14 @@ def train(
 
     Raises:
         TrainingDiverged: a loss is not finite; names the terms and the epoch.
-        CheckpointError: the checkpoint is damaged or belongs to another recipe.
+        CheckpointError: the workers see different checkpoints.
         ConfigError: the training does not fit into the GPU's memory.
     """
     device, checkpoint = torch.device(options.device), options.checkpoint
     forbid_tf32(device)
     with _explained_out_of_memory(recipe, device):
         loop = _Loop(recipe, teacher, loaders, device, options.precision)
-        epoch = loop.resume(checkpoint)
+        epoch = loop.resume(checkpoint, options.newest_epoch)
         metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
         stopped, saved = False, time.monotonic()
         while epoch < recipe.training.epochs and not stopped:
@@ -232,40 +239,73 @@ class _Loop:
             metrics = {f"val/{name}": value for name, value in pairs}
         return distributed.broadcast(metrics)
 
-    def resume(self, file: Path | None) -> int:
-        """Restore every part from the checkpoint, if there is one; return the number of finished epochs.
+    def resume(self, file: Path | None, newest_epoch: int | None) -> int:
+        """Restore every part from the newest checkpoint that can be used; return its number of finished epochs.
+
+        Rank 0 chooses it; without any, the training starts from its first epoch.
 
         Raises:
-            CheckpointError: it is damaged, belongs to another recipe, or is not seen by every worker.
+            CheckpointError: the workers see different files.
         """
-        is_there = file is not None and file.exists()
-        if file is None or not distributed.broadcast(is_there):
+        if file is None:
             return 0
-        if not is_there:
-            raise CheckpointError(f"{file}: worker 0 sees this file, this worker does not; put --root on a shared disk")
-        epoch = self._load(file)
-        if epoch != distributed.broadcast(epoch):
-            raise CheckpointError(f"{file}: the workers see different files; put --root on a shared disk")
+        found = distributed.broadcast(self._restore_newest(file, newest_epoch) if distributed.rank() == 0 else None)
+        if found is None:
+            return 0
+        chosen, epoch = found
+        if distributed.rank() != 0:
+            if not chosen.exists():
+                raise CheckpointError(
+                    f"{chosen}: worker 0 sees this file, this worker does not; put --root on a shared disk"
+                )
+            checkpoint = read_checkpoint(chosen, self.recipe.hash, self._parts())
+            if checkpoint.epoch != epoch:
+                raise CheckpointError(f"{chosen}: the workers see different files; put --root on a shared disk")
+            self._restore(chosen, checkpoint)
         return epoch
 
-    def _load(self, file: Path) -> int:
+    def _restore_newest(self, file: Path, newest_epoch: int | None) -> tuple[Path, int] | None:
+        """Restore the newest usable checkpoint; rename unusable ones, so that they are not read again."""
+        for candidate in (file, previous_checkpoint(file)):
+            if not candidate.exists():
+                continue
+            try:
+                checkpoint = read_checkpoint(candidate, self.recipe.hash, self._parts())
+                epoch = checkpoint.epoch
+                if newest_epoch is not None and epoch > newest_epoch:
+                    raise CheckpointError(
+                        f"{candidate}: is of epoch {epoch}, but reports are complete only up to epoch {newest_epoch}"
+                    )
+                self._restore(candidate, checkpoint)
+            except CheckpointError as error:
+                kept = set_aside(candidate)
+                logger.warning("%s; renamed to %s, the training resumes from an earlier epoch", error, kept.name)
+            else:
+                return candidate, epoch
+        return None
+
+    def _restore(self, file: Path, checkpoint: Checkpoint) -> None:
+        """Restore every part, or none.
+
+        Raises:
+            CheckpointError: a part does not fit.
+        """
+        parts = self._parts()
+        before = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            recipe, epoch = content["recipe"], int(content["epoch"])
-        except Exception as error:  # noqa: BLE001  torch raises many kinds for a damaged file
-            kind = type(error).__name__
-            raise CheckpointError(f"{file}: is damaged ({kind}); remove it to train from the start") from None
-        if recipe != self.recipe.hash:
-            raise CheckpointError(f"{file}: belongs to recipe {recipe}, not {self.recipe.hash}; remove it")
-        for name, part in self._parts().items():
-            part.load_state_dict(content[name])
-        return epoch
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint.states[name])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  torch and methods raise exceptions of many kinds
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            raise CheckpointError(f"{file}: does not fit this training ({type(error).__name__})") from None
 
     def save(self, file: Path, epoch: int) -> None:
-        """Write a checkpoint atomically, waiting for a disk that cannot be written at present."""
+        """Write a checkpoint, keeping the one before, and wait for a disk that cannot be written at present."""
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        content = {"recipe": self.recipe.hash, "epoch": epoch, **states}
-        write_file(file, lambda partial: torch.save(content, partial))
+        write_checkpoint(file, Checkpoint(self.recipe.hash, epoch, states))
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Return what a checkpoint holds: everything but the teacher."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.methods import methods_of
@@ -17,7 +19,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.views.policy import POLICIES, ViewSpec
-from heterokd.errors import CheckpointError, PairError, TrainingDiverged
+from heterokd.errors import PairError, TrainingDiverged
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
 from heterokd.training.precision import Precision
@@ -136,16 +138,79 @@ def test_a_finished_training_is_not_trained_again(experiment: Experiment, teache
     assert again.epochs == 3
 
 
-def test_damaged_and_foreign_checkpoints_are_refused(
-    experiment: Experiment, teacher: LiveTeacher, tmp_path: Path
+def _other_bytes(content: bytes) -> bytes:
+    """Of the same length, with a few bytes of the largest tensor changed: only a checksum notices."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 8]) + content[middle + 8 :]
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "empty": lambda file: file.write_bytes(b""),
+    "zeros": lambda file: file.write_bytes(bytes(1000)),
+    "other bytes": lambda file: file.write_bytes(_other_bytes(file.read_bytes())),
+    "other content": lambda file: torch.save({"epoch": 2}, file),
+    "other shapes": lambda file: torch.save({**torch.load(file), "distiller": {}, "optimizer": {}}, file),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, teacher: LiveTeacher) -> tuple[Recipe, Path, str]:
+    """A recipe, its checkpoints after epochs 1 and 2, and the hash of the student after epoch 3."""
+    recipe = Experiment.model_validate(TINY).recipe({"method": "kd"})
+    file = tmp_path_factory.mktemp("stopped") / "checkpoint.pt"
+    run(recipe, teacher, lambda metrics: metrics["epoch"] < 2, checkpoint=file, checkpoint_epochs=(1,))
+    return recipe, file, weights_hash(run(recipe, teacher).student)
+
+
+def _resumed(stopped: tuple[Recipe, Path, str], folder: Path, teacher: LiveTeacher, **more: Any) -> list[float]:
+    """The epochs that are trained from the checkpoints in a folder; the student is that of an uninterrupted run."""
+    epochs: list[float] = []
+    recipe, _, expected = stopped
+    trained = run(
+        recipe,
+        teacher,
+        lambda metrics: epochs.append(metrics["epoch"]) or True,
+        checkpoint=folder / "checkpoint.pt",
+        checkpoint_epochs=(1, 2, 3),
+        **more,
+    )
+    assert weights_hash(trained.student) == expected
+    return epochs
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_costs_the_epochs_since_the_one_before(
+    damage: str, stopped: tuple[Recipe, Path, str], teacher: LiveTeacher, tmp_path: Path
 ) -> None:
-    file = tmp_path / "checkpoint.pt"
-    run(experiment.recipe({"method": "kd"}), teacher, lambda metrics: False, checkpoint=file)
-    with pytest.raises(CheckpointError, match="belongs to recipe"):
-        run(experiment.recipe({"method": "dist"}), teacher, checkpoint=file)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="is damaged"):
-        run(experiment.recipe({"method": "kd"}), teacher, checkpoint=file)
+    folder = shutil.copytree(stopped[1].parent, tmp_path / "trial")
+    DAMAGE[damage](folder / "checkpoint.pt")
+    assert _resumed(stopped, folder, teacher) == [2, 3]
+    # What was damaged has not replaced the checkpoint before it.
+    for name, epoch in (("checkpoint.pt", 3), ("checkpoint.previous.pt", 2)):
+        assert torch.load(folder / name)["epoch"] == epoch
+
+
+def test_without_a_checkpoint_that_can_be_used_the_training_starts_again(
+    stopped: tuple[Recipe, Path, str], teacher: LiveTeacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(stopped[1].parent, tmp_path / "trial")
+    torch.save({**torch.load(folder / "checkpoint.pt"), "recipe": "of another"}, folder / "checkpoint.pt")
+    DAMAGE["half"](folder / "checkpoint.previous.pt")
+    assert _resumed(stopped, folder, teacher) == [1, 2, 3]
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "belongs to recipe of another" in first
+    assert "checkpoint.previous.pt: is damaged" in second
+    (folder / "checkpoint.pt").unlink()  # killed between the two renames of a checkpoint
+    assert _resumed(stopped, folder, teacher) == [3]
+
+
+def test_epochs_without_a_report_are_trained_again(
+    stopped: tuple[Recipe, Path, str], teacher: LiveTeacher, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(stopped[1].parent, tmp_path / "trial")
+    assert _resumed(stopped, folder, teacher, newest_epoch=1) == [2, 3]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(
