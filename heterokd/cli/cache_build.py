@@ -17,7 +17,7 @@ from heterokd.errors import CacheError, ConfigError
 from heterokd.execution.cache_builders import CacheBuild, build_cache, plan_cache_build
 from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.placement import plan_cluster
-from heterokd.execution.ray_connection import connected
+from heterokd.execution.ray_connection import check_address, connected
 from heterokd.formatting import format_duration, format_size
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.maintenance import list_caches, mend_cache
@@ -70,6 +70,7 @@ def build_caches(
     if not experiment.cache.enabled:
         raise ConfigError("cache.enabled: is false; set it to true to build a cache")
     check_files(experiment)
+    check_address(address)
     prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
     builds = {
         network: plan_cache_build(experiment.for_teacher(network), root, teacher.weights, audited=False)

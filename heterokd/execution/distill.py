@@ -10,6 +10,7 @@ from heterokd.config.reading import dump_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.settings import Sample
 from heterokd.execution.check import check_experiment, check_files
+from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
@@ -65,6 +66,8 @@ def distill_once(
     named = experiment.model_copy(update={"name": f"{experiment.name}-distill"})
     check_experiment(named)
     check_files(named)
+    if named.training.is_shared:
+        ray_temp_dir()  # raises before work if a local Ray cannot start
     sample = published_samples(named, method)[0]
     recipe = named.recipe(sample)
     folder = root.fetch_study(named.name)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from heterokd.errors import ConfigError
 from heterokd.execution import working_dir
 from heterokd.execution.ray_settings import ray
+from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.signals import interrupt_on_sigterm
 
 OBJECT_STORE_BYTES = 128 * 1024**2
@@ -26,16 +27,19 @@ GREET_SECONDS = 20.0
 
 
 def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
-    """Check that a Ray cluster answers at an address, before work begins.
+    """Check that a local Ray can start, or that a Ray cluster answers at an address, before work begins.
 
     Args:
-        address: address of the cluster; None, "auto" and "local" are not checked.
+        address: address of the cluster; None or "local": a local Ray; "auto" is not checked.
         patience: seconds to wait for the gRPC handshake.
 
     Raises:
-        ConfigError: it is not an address, nothing listens there, or what listens there is not Ray.
+        ConfigError: it is not an address, nothing listens there, what listens there is not Ray, or a local Ray has no
+            folder for its sockets.
     """
-    if address is None or address in ("auto", "local"):
+    if address in (None, "local"):
+        ray_temp_dir()
+    if address in (None, "local", "auto"):
         return
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
@@ -84,7 +88,7 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
             resources.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or a local Ray has no folder for its sockets.
     """
     if ray.is_initialized():
         yield
@@ -102,10 +106,12 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
                 include_dashboard=shared,
                 dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=ray_temp_dir(),
                 **quiet,
             )
         else:
-            ray.init(address=address, runtime_env=code_for_nodes(), **quiet)
+            temp_dir = ray_temp_dir() if address == "local" else None
+            ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from heterokd.execution.ray_settings import Trial, tune
+from heterokd.storage.sqlite_url import sqlite_file_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import DATABASES, HEAVY, OF_TUNE, Workspace
 
@@ -77,7 +78,7 @@ def upload_study(root: Workspace, folder: StudyFolder, *, patiently: bool = Fals
 def row_count(database: Path) -> int:
     """Count the rows of a study's database: it only grows, so the larger count belongs to the newer copy."""
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(sqlite_file_uri(database), uri=True)) as connection:
             return int(connection.execute(_ROWS).fetchone()[0])
     except sqlite3.Error:
         return -1

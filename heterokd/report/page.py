@@ -23,6 +23,7 @@ from heterokd.report.search_charts import course_charts, overview_charts
 from heterokd.report.student_charts import front_charts, winner_charts
 from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import write_text
+from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.ranked_config import RankedConfig
@@ -117,7 +118,7 @@ def commands(
 
 def _loading(experiment: Experiment, folder: StudyFolder) -> str:
     """Return Python code that opens the registered winner."""
-    store = experiment.tracking.uri or f"sqlite:///{folder.path.parents[1] / 'mlflow.db'}"
+    store = experiment.tracking.uri or mlflow_sqlite_uri(folder.path.parents[1] / "mlflow.db")
     return (
         f"import mlflow\n\nmlflow.set_tracking_uri({without_password(store)!r})\n"
         f"student = mlflow.pytorch.load_model({f'models:/{experiment.registered_model}@challenger'!r})"

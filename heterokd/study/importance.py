@@ -20,6 +20,7 @@ from statistics import fmean
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 
 FORESTS, TREES = 3, 24
@@ -78,7 +79,7 @@ def importances(folder: StudyFolder) -> list[Importance]:
     if not folder.database.exists():
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///file:{folder.database.absolute()}?mode=ro&uri=true")
+    storage = optuna.storages.RDBStorage(sqlite_url(folder.database, read_only=True))
     try:
         (name,) = optuna.get_all_study_names(storage)
         study = optuna.load_study(study_name=name, storage=storage)

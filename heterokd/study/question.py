@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.extension import UNIDENTIFIED
@@ -16,6 +15,7 @@ from heterokd.config.reading import at_schema
 from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.domains import Choice, Domain
 from heterokd.errors import StudyError
+from heterokd.storage.sqlite_url import sqlite_file_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import method_space
@@ -104,9 +104,8 @@ def _read_attributes(folder: StudyFolder) -> dict[str, object]:
     """Read the user attributes of a study; empty without a database, or if SQLite must recover it with write access."""
     if not folder.database.is_file():
         return {}
-    address = f"file:{quote(str(folder.database.absolute()))}?mode=ro"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=60)) as database:
+        with closing(sqlite3.connect(sqlite_file_uri(folder.database), uri=True, timeout=60)) as database:
             rows = database.execute("SELECT key, value_json FROM study_user_attributes").fetchall()
     except sqlite3.OperationalError:
         return {}

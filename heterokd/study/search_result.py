@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from heterokd.domains import Scalar
 from heterokd.errors import StudyError
+from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.ranked_config import RankedConfig
@@ -78,8 +79,8 @@ class SearchResult:
         """The Optuna study, opened read-only, for Optuna's plots and importances."""
         import optuna
 
-        url = f"sqlite:///file:{self.folder.database.absolute()}?mode=ro&uri=true"
-        return optuna.load_study(study_name=self.summary.name, storage=optuna.storages.RDBStorage(url))
+        storage = optuna.storages.RDBStorage(sqlite_url(self.folder.database, read_only=True))
+        return optuna.load_study(study_name=self.summary.name, storage=storage)
 
     @cached_property
     def trials(self) -> pandas.DataFrame:

@@ -15,6 +15,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.schema import SCHEMA
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
+from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.question import check_question, question
 from heterokd.study.warm_start import WarmStart
@@ -123,7 +124,7 @@ class _WaitingStorage(optuna.storages.RDBStorage):
 
     def __init__(self, file: Path) -> None:
         # Timeout in seconds for another process's lock (a reader of the study on a slow disk).
-        super().__init__(f"sqlite:///{file.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}})
+        super().__init__(sqlite_url(file.absolute()), engine_kwargs={"connect_args": {"timeout": 60}})
         self._file = file
 
     _create_new_trial = _waiting(optuna.storages.RDBStorage._create_new_trial)

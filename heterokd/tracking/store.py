@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.errors import TrackingError, without_password
+from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.storage.workspace import Workspace
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def open_store(root: Workspace, uri: str | None) -> str:
     Raises:
         TrackingError: the store does not answer, is damaged, is of another MLflow version, or is a folder.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.mlflow_database.resolve()}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or mlflow_sqlite_uri(root.mlflow_database.resolve())
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     if scheme in ("http", "https"):
         uri = uri.rstrip("/")
@@ -86,7 +87,7 @@ def _open_sqlite(uri: str) -> str:
     database = Path(name).resolve()
     if database.is_dir() or not _may_be_sqlite(database):
         raise TrackingError(f"tracking.uri: {database} is no SQLite database; give another file")
-    uri = f"sqlite:///{database}"
+    uri = mlflow_sqlite_uri(database)
     _initialise(uri, database.with_name(f"{database.name}.lock"), database)
     return uri
 

@@ -11,6 +11,7 @@ import base64
 import json
 import logging
 import math
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote, urlencode
@@ -20,6 +21,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from heterokd.methods import BASELINE
+from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import answering, current, pages
 
@@ -81,7 +83,7 @@ def _links_of(client: MlflowClient, base: str, study: Run, root: Workspace) -> I
         yield "  model", f"{base}/#/models/{quote(model, safe='')}?{MODE}"
     folder = root.study(tags["heterokd.study"])
     if folder.database.exists():
-        yield "  optuna", f"optuna-dashboard sqlite:///{folder.database}"
+        yield "  optuna", f"optuna-dashboard {shlex.quote(sqlite_url(folder.database))}"
     if folder.report.exists():
         yield "  page", str(folder.report)
 
