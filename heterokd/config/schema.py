@@ -77,6 +77,8 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.ofa.qkv_bias", 2, True, False),
     ChangedDefault("methods.ifvd.label_pixel", 2, "centre", "corner"),
     ChangedDefault("methods.fbt.task_loss", 2, True, False),
+    ChangedDefault("methods.tekap_feature.memory_updates", 2, "once", "each"),
+    ChangedDefault("methods.cirkd.label_pixel", 2, "centre", "corner"),
 )
 """All changed defaults, by ascending schema number."""
 

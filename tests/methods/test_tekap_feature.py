@@ -34,14 +34,14 @@ def run(method: TeKAPFeature | CRD, seed: int = 0, progress: float = 0.25) -> di
 def test_without_noise_it_is_crd_with_more_weight() -> None:
     torch.manual_seed(0)
     crd = CRD(CRD.Params.model_validate({**SMALL, "weight": 1.0}), STUDENT, TEACHER)
-    method = build(noise_share=0.0, copies=3, perturbed_weight=0.5)
+    method = build(noise_share=0.0, copies=3, perturbed_weight=0.5, memory_updates="once")
     for seed in (0, 1):
         expected = run(crd, seed)["crd"]
         assert run(method, seed) == pytest.approx({"crd": 0.8 * expected, "perturbed": 1.5 * expected}, rel=1e-5)
 
 
-def test_the_memory_keeps_the_teacher_as_it_is() -> None:
-    quiet, loud = build(noise_share=0.0), build(noise_share=0.9, noise_scale=3.0)
+def test_updated_once_the_memory_keeps_the_teacher_as_it_is() -> None:
+    quiet, loud = (build(noise_share=share, noise_scale=3.0, memory_updates="once") for share in (0.0, 0.9))
     terms = run(quiet), run(loud)
     assert terms[0]["crd"] == terms[1]["crd"]
     assert terms[0]["perturbed"] != pytest.approx(terms[1]["perturbed"], rel=1e-2)
@@ -49,9 +49,24 @@ def test_the_memory_keeps_the_teacher_as_it_is() -> None:
         torch.testing.assert_close(value, loud.state_dict()[key], rtol=0, atol=0)
 
 
+def test_each_copy_updates_the_memory_with_itself_and_the_student() -> None:
+    method = build(noise_share=0.3, noise_scale=0.5, copies=2, momentum=0.75)
+    run(method)
+    contrast, memory = method.contrast, method.contrast.memory
+    student, teacher = (F.normalize(contrast.embed_student(normal(4, 6, seed=0)), dim=1), normal(4, 9, seed=100))
+    noises = normal_noise(BATCH.index, 0.25, 2, 9)
+    seen = [teacher, *(0.7 * teacher + 0.3 * 0.5 * noise for noise in noises)]
+    first, *others = (F.normalize(contrast.embed_teacher(each), dim=1) for each in seen)
+    row = first
+    for other in others:
+        row = F.normalize(0.75 * row + 0.25 * other, dim=1)
+    torch.testing.assert_close(memory.teacher[BATCH.index], row)
+    torch.testing.assert_close(memory.student[BATCH.index], student)
+
+
 def test_perturbed_term_equals_a_recomputation() -> None:
     """The second term by hand: perturb, embed, compare with the student's memory; the student's direction stays."""
-    method = build(noise_share=0.3, noise_scale=0.5, copies=2)
+    method = build(noise_share=0.3, noise_scale=0.5, copies=2, memory_updates="once")
     terms = run(method)
     contrast, memory = method.contrast, method.contrast.memory
     counts = memory.draw(BATCH.labels, BATCH.index, 0.25, 8)
