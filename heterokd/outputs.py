@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["cnn", "attention", "mlp"]
+TaskName = Literal["classification", "segmentation"]
 IGNORE = 255
 """Label of pixels that are ignored by losses and metrics."""
 

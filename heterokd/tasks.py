@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 from heterokd.formatting import metric_name
-
-if TYPE_CHECKING:
-    from heterokd.outputs import OutputSpec
-
-TaskName = Literal["classification", "segmentation"]
+from heterokd.outputs import OutputSpec
+from heterokd.outputs import TaskName as TaskName
 
 Size = tuple[int, int]
 """Height and width in pixels."""

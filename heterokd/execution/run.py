@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 
-from heterokd import distributed
 from heterokd.config.recipe import Recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -84,6 +83,6 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
         newest_epoch=folder.reported_epochs(),
     )
     trained = train(recipe, teacher, loaders, report, options)
-    if not trained.stopped and distributed.rank() == 0:
+    if not trained.stopped:
         save_student(trained.student, folder.weights)
     return trained

@@ -15,14 +15,13 @@ from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.errors import CheckpointError
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.outputs import Signal
+from heterokd.outputs import Signal, TaskName
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.samples import draw_method, draw_samples
 from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.study_networks import StudyNetworks, describe_trial
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.tasks import TaskName
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.evaluation import image_results, inference, predict
 from heterokd.training.precision import time_step

@@ -18,9 +18,8 @@ from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError
 from heterokd.networks.network import predict_spec
-from heterokd.outputs import Signal
+from heterokd.outputs import Signal, TaskName
 from heterokd.storage.workspace import Workspace
-from heterokd.tasks import TaskName
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.cached_teacher import CacheAccess, CachedTeacher, open_or_build
 from heterokd.teachers.cache.key import CacheKey, CacheSettings, make_key

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from heterokd import distributed
+import heterokd.distributed as distributed
 from heterokd.config.data import DataSettings
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset

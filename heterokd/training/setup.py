@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from heterokd import distributed
+import heterokd.distributed as distributed
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.outputs import Outputs

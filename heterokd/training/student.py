@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import heterokd.distributed as distributed
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.networks.network import AnyNetwork, build_network
@@ -43,5 +44,6 @@ def open_student(recipe: Recipe, weights: Path, num_classes: int) -> AnyNetwork:
 
 
 def save_student(network: AnyNetwork, file: Path) -> None:
-    """Write a network's weights atomically, waiting for a disk that cannot be written at present."""
-    write_file(file, lambda partial: save_weights(network, partial))
+    """Write a network's weights atomically on rank 0, waiting for a disk that cannot be written at present."""
+    if distributed.rank() == 0:
+        write_file(file, lambda partial: save_weights(network, partial))

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from heterokd import distributed
+import heterokd.distributed as distributed
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged

@@ -20,7 +20,7 @@ from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, Resiz
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
-from heterokd.tasks import TaskName
+from heterokd.outputs import TaskName
 
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
