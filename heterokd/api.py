@@ -147,7 +147,9 @@ def promote(
     return decide(open_workspace(str(root)), study, dry_run=dry_run, alias=alias, trial=trial)
 
 
-def export(source: str | Path, out: str | Path, format: str = "onnx", root: str | Path = "runs") -> Exported:
+def export(
+    source: str | Path, out: str | Path, format: str = "onnx", root: str | Path = "runs", *, overwrite: bool = False
+) -> Exported:
     """Export a trained student to a file that runs without heterokd, verified on real images.
 
     Args:
@@ -155,6 +157,7 @@ def export(source: str | Path, out: str | Path, format: str = "onnx", root: str 
         out: output folder, created if it does not exist.
         format: onnx, pt2, safetensors, or the name of an installed package's format.
         root: workspace folder, or address of a store.
+        overwrite: also replace files that no export wrote.
 
     Raises:
         UserError: unknown student or format, or a folder that cannot be used.
@@ -164,7 +167,7 @@ def export(source: str | Path, out: str | Path, format: str = "onnx", root: str 
     from heterokd.students.export.find import find_student
 
     with find_student(open_workspace(str(root)), str(source)) as student:
-        return export_student(student, format, Path(out))
+        return export_student(student, format, Path(out), overwrite=overwrite)
 
 
 def load_student(source: str | Path, root: str | Path = "runs") -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from command_line import Run
 from golden_files import GOLDEN, unpack
 from mlflow import MlflowClient
 
+from heterokd.config.reading import load_experiment
 from heterokd.storage.workspace import Workspace
+from heterokd.study.question import as_stored
+from heterokd.study.study import Study
 from heterokd.tracking.store import open_store
 
 MODEL = "digits-student"
@@ -107,6 +111,19 @@ def test_resuming_a_finished_study_trains_nothing(cli: Run, finished: Path) -> N
     assert trials(finished, "finished") == before
     assert done.last["winner"] == json.loads((finished / "studies/finished/summary.json").read_text())["winner"]
     assert (done.last["winner"]["number"], done.last["standing"]["finished"]) == (2, True)
+
+
+def test_a_study_whose_database_is_missing_is_rebuilt_with_its_schema(interrupted: Path) -> None:
+    folder = Workspace(interrupted).study("interrupted")
+    asked = load_experiment(GOLDEN / "interrupted.yaml")
+    before = Study.open(as_stored(asked, folder), folder)
+    summary, unfinished = before.summary(), before.next()
+    folder.database.unlink()
+    rebuilt = Study.open(as_stored(asked, folder), folder)
+    assert replace(rebuilt.summary(), spent={}) == replace(summary, spent={})
+    # The summary was written later than the database's last trial ended.
+    assert before.spending.seconds < rebuilt.spending.seconds < 2 * before.spending.seconds
+    assert rebuilt.next() == unfinished
 
 
 @pytest.mark.slow

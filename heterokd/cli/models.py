@@ -63,6 +63,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     format_name: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace files that no export wrote.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +77,7 @@ def export(
     from heterokd.students.export.find import find_student
 
     with find_student(open_workspace(root), student) as found:
-        written = export_student(found, format_name, out)
+        written = export_student(found, format_name, out, overwrite=overwrite)
     if as_json:
         print_json({**asdict(written), "record": str(out / "export.json")})
         return

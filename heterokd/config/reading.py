@@ -50,6 +50,15 @@ def load_study_experiment(path: str | Path) -> Experiment:
     return _completed(*_read(path, (), FIRST_SCHEMA))
 
 
+def study_schema(path: str | Path) -> int:
+    """Read the number of the schema that an experiment.yaml of a study was written with.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    return _schema_number(read_yaml(Path(path)).get("schema", FIRST_SCHEMA), f"{path}: schema")
+
+
 def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Experiment, Source]:
     """Return an experiment and the sources of its keys; `schema` is the default of the file's schema number."""
     file = Path(path)

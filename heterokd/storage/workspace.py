@@ -150,7 +150,7 @@ class Workspace:
             StudyError: the study exists.
         """
         folder = self.study(name)
-        if folder.experiment_file.exists():
+        if folder.experiment_file.exists() or folder.trials():
             raise StudyError(
                 f"{folder.path}: the study {name!r} exists already; "
                 "go on with it (--resume) or give another name (--set name=NEW)"

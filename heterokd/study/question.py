@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from heterokd.config.experiment import Experiment
 from heterokd.config.extension import UNIDENTIFIED
 from heterokd.config.methods import methods_of
-from heterokd.config.reading import at_schema
+from heterokd.config.reading import at_schema, load_study_experiment, study_schema
 from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.domains import Choice, Domain
-from heterokd.errors import StudyError
+from heterokd.errors import ConfigError, StudyError
 from heterokd.storage.sqlite_url import sqlite_file_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import method_space
+from heterokd.study.summary import StudySummary, read_summary
 
 # Keys that may change between two runs of a study: they decide where and how long, not what is compared.
 FREE_KEYS = {
@@ -78,17 +79,17 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     """Return the experiment with the defaults of an existing study; nothing is written.
 
     A study is resumed with the defaults of its schema, and with the default of each parameter that a method has gained
-    since.
+    since. If its database is missing, its experiment.yaml is compared.
 
     Raises:
         StudyError: the study belongs to another experiment, or searches a method that this version does not have.
     """
-    attributes = _read_attributes(folder)
+    attributes = _read_attributes(folder) or attributes_of_files(folder)
     if "question" not in attributes:
         return experiment
     stored = parse(_Stored, attributes)
     experiment = at_schema(experiment, stored.schema)
-    known, gained = dict(_leaves(stored.question)), dict[str, object]()
+    known, gained = dict(leaves(stored.question)), dict[str, object]()
     for method in filter(experiment.knows, stored.methods):
         defaults = experiment.method_class(method).Params().model_dump() | SCHEMA.parameters(method, stored.schema)
         for key in experiment.method_domains(method):
@@ -111,9 +112,29 @@ def _read_attributes(folder: StudyFolder) -> dict[str, object]:
         return {}
     except sqlite3.DatabaseError as error:
         raise StudyError(
-            f"{folder.database}: cannot be used ({error}); restore it from a backup, or remove it"
+            f"{folder.database}: cannot be used ({error}); remove it, and --resume rebuilds it from the trials"
         ) from None
     return {key: json.loads(value) for key, value in rows}
+
+
+def attributes_of_files(folder: StudyFolder) -> dict[str, object]:
+    """Return the attributes of a study whose database is missing; empty if its experiment.yaml cannot be read."""
+    try:
+        experiment = load_study_experiment(folder.experiment_file)
+        schema = study_schema(folder.experiment_file)
+    except ConfigError:
+        return {}
+    summary = summary_of_files(folder)
+    methods = list(experiment.methods if summary is None else summary.methods)
+    return {"methods": methods, "question": question(experiment, methods), "schema": schema}
+
+
+def summary_of_files(folder: StudyFolder) -> StudySummary | None:
+    """Read a study's summary; None if it is missing or damaged."""
+    try:
+        return read_summary(folder)
+    except StudyError:
+        return None
 
 
 def check_question(attributes: Mapping[str, object], experiment: Experiment, folder: StudyFolder) -> None:
@@ -131,7 +152,7 @@ def check_question(attributes: Mapping[str, object], experiment: Experiment, fol
             f"{folder.database}: the study searches method {lost[0]!r}, which neither the experiment nor this version "
             "of heterokd has; install the version that has it, or rename the experiment to start a new study"
         )
-    before, now = dict(_leaves(stored.question)), dict(_leaves(question(experiment, stored.methods)))
+    before, now = dict(leaves(stored.question)), dict(leaves(question(experiment, stored.methods)))
     added = _added(experiment, stored, before, now)
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
@@ -179,9 +200,10 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value) if isinstance(value, (list, str)) else ()
 
 
-def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+def leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested mappings by their keys, joined by points."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}" if key else name)
+            yield from leaves(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value

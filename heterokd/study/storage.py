@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
@@ -17,8 +18,11 @@ from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.question import check_question, question
+from heterokd.study.question import attributes_of_files, check_question, question, summary_of_files
+from heterokd.study.rebuild import rebuilt_trials
 from heterokd.study.warm_start import WarmStart
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ def open_database(
 ) -> optuna.Study:
     """Open the study in `folder`, or create it, with its facts as user attributes.
 
-    Without `is_kept`, it is a new study in memory. With `is_compared`, the experiment is known to agree with the study:
-    comparing it imports the methods.
+    A database that is missing, or empty, is created with the trials whose folders exist. Without `is_kept`, it is a new
+    study in memory. With `is_compared`, the experiment is known to agree with the study: comparing it imports the
+    methods.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
@@ -71,8 +76,10 @@ def open_database(
     database = _open(experiment, folder) if is_kept else optuna.create_study(direction=direction(experiment))
     attrs = database.user_attrs
     if "question" not in attrs:
-        _create(database, experiment, facts)
+        known = attributes_of_files(folder) if is_kept and folder.trials() else {}
+        _create(database, experiment, _known_facts(facts, folder) if known else facts, known)
         if is_kept:
+            _add_trials(database, experiment, folder)
             # Written last: a study that has a question has all other attributes.
             database.set_user_attr("question", question(experiment, database.user_attrs["methods"]))
     elif not is_compared:
@@ -94,7 +101,7 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(
-            f"{folder.database}: cannot be used ({reason}); restore it from a backup, or remove it"
+            f"{folder.database}: cannot be used ({reason}); remove it, and --resume rebuilds it from the trials"
         ) from None
 
 
@@ -135,9 +142,31 @@ class _WaitingStorage(optuna.storages.RDBStorage):
     set_trial_system_attr = _waiting(optuna.storages.RDBStorage.set_trial_system_attr)
 
 
-def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts) -> None:
-    """Write the facts of a new study; an interrupted call is repeated."""
-    methods = database.user_attrs.get("methods")
+def _known_facts(facts: StudyFacts, folder: StudyFolder) -> StudyFacts:
+    """Return the facts of a study whose database is missing, by its summary; `facts` if it is unreadable."""
+    summary = summary_of_files(folder)
+    if summary is None:
+        return facts
+    return replace(facts, excluded=summary.excluded, left_out=summary.left_out, costs=summary.students)
+
+
+def _add_trials(database: optuna.Study, experiment: Experiment, folder: StudyFolder) -> None:
+    """Add the trials whose folders exist; an interrupted call is repeated."""
+    if not folder.trials():
+        return
+    kept = read_facts(database)
+    trials = rebuilt_trials(experiment.without(kept.left_out), folder, kept.methods, kept.excluded)
+    logger.warning("%s: was missing; it is rebuilt from the folders of %d trials", folder.database, len(trials))
+    for trial in trials[len(database.get_trials(deepcopy=False)) :]:
+        database.add_trial(trial)
+
+
+def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts, known: Mapping[str, object]) -> None:
+    """Write the facts of a new study; an interrupted call is repeated.
+
+    `known`: methods and schema of a study whose database is rebuilt, see `attributes_of_files`.
+    """
+    methods = database.user_attrs.get("methods", known.get("methods"))
     if methods is None:
         methods = [method for method in experiment.methods if method not in facts.excluded]
         if not methods:
@@ -153,4 +182,4 @@ def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts) -
     database.set_user_attr("facts", {network: dict(costs) for network, costs in facts.costs.items()})
     database.set_user_attr("warm", asdict(facts.warm))
     database.set_user_attr("averages", True)
-    database.set_user_attr("schema", SCHEMA.number)
+    database.set_user_attr("schema", known.get("schema", SCHEMA.number))

@@ -8,9 +8,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from heterokd.datasets.io.split import Splits
-from heterokd.errors import ConfigError, ExportError, NetworkError
+from heterokd.errors import ConfigError, ExportError, NetworkError, StudyError
 from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.timing import Timing, time_call
 from heterokd.storage.files import read_json, write_text
@@ -35,6 +36,8 @@ from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, task_of
 
 RECORD = "export.json"
+WRITING = ".heterokd-writing-"
+"""Prefix of the folder in which files are verified before they appear in the output folder."""
 EXPORTERS = ("torch.export", "torch._export", "torch.onnx", "onnxscript", "onnx_ir")
 """Names of the exporters' loggers."""
 
@@ -68,14 +71,36 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Record:
-    """Content of export.json: the student, and an entry for each format by name."""
+    """Content of export.json: the student, and an entry for each format by name, see `_entry`."""
 
     student: dict[str, object] = field(default_factory=dict)
-    formats: dict[str, object] = field(default_factory=dict)
+    formats: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files of all formats, by name.
+
+        Raises:
+            ValueError: an entry is damaged.
+        """
+        files = [parse(dict[str, _File], entry.get("files", {})) for entry in self.formats.values()]
+        return {name: file.sha256 for entry in files for name, file in entry.items()}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file in export.json."""
+
+    sha256: str
 
 
 def export_student(
-    student: Student, format_name: str, out: Path, formats: Mapping[str, type[ExportFormat]] = FORMATS
+    student: Student,
+    format_name: str,
+    out: Path,
+    formats: Mapping[str, type[ExportFormat]] = FORMATS,
+    *,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a student in a format, and describe the files and measurements in export.json.
 
@@ -86,22 +111,25 @@ def export_student(
         format_name: key of `formats`.
         out: folder of the files; created if it is missing.
         formats: export formats by name.
+        overwrite: also replace files that no export wrote, or that were changed since.
 
     Raises:
         NetworkError: the format cannot hold this network.
         ExportError: the exported file disagrees with the trained student.
-        ConfigError: the format is unknown; the folder holds another student's export, or cannot be written.
+        ConfigError: the format is unknown; the folder holds another student's export or, without `overwrite`, files of
+            another origin; or it cannot be written.
     """
     kind = format_named(format_name, formats)()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; give a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".export.lock"), tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as partial_folder:
-            known = parse(_Record, read_json(out / RECORD))
+        with FileLock(out / ".export.lock"), _partial_folder(out) as folder:
+            known = _read_record(out)
+            if not overwrite:
+                _refuse_foreign(out, known, kind.files)
             if known.student and known.student.get("weights") != student.weights:
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
-            folder = Path(partial_folder)
             view, images = student.recipe.data.view_size, parity_images(student.splits.val)
             written, parity = _write(kind, student.network, view, _student_card(student), folder, images)
             if not parity.agrees:
@@ -111,15 +139,55 @@ def export_student(
                 )
             exported = _measure(student, format_name, written, parity, folder, out)
             entry = _entry(student, exported, written, folder)
+            if not overwrite:
+                _refuse_foreign(out, known, kind.files)  # the export has taken a while
             for name in kind.files:
                 os.replace(folder / name, out / name)
             parameters = sum(parameter.numel() for parameter in student.network.parameters())
             card = {**_student_card(student), "params_m": parameters / 1e6}
             record = _Record(card, {**known.formats, format_name: entry})
             write_text(out / RECORD, json.dumps(asdict(record), indent=1))
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from None
     return exported
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder inside `out`, whose lock is held; remove it afterwards, and those of killed exports."""
+    for left in out.glob(f"{WRITING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=out) as folder:
+        yield Path(folder)
+
+
+def _read_record(out: Path) -> _Record:
+    """Read export.json; empty if it is missing, damaged or not written by an export."""
+    try:
+        record = parse(_Record, read_json(out / RECORD))
+        return record if record.hashes else _Record()
+    except (StudyError, ValueError):
+        return _Record()
+
+
+def _refuse_foreign(out: Path, known: _Record, files: Sequence[str]) -> None:
+    """Refuse to replace files that no export wrote, or that were changed since.
+
+    Raises:
+        ConfigError: there are such files.
+    """
+    foreign = [name for name in files if _is_foreign(out / name, known.hashes.get(name))]
+    if not known.student and os.path.lexists(out / RECORD):
+        foreign.append(RECORD)
+    if foreign:
+        raise ConfigError(
+            f"--out {out}: {foreign[0]} was not written by an export, or was changed since; give another folder, or "
+            "--overwrite to replace it"
+        )
+
+
+def _is_foreign(file: Path, sha256: str | None) -> bool:
+    return os.path.lexists(file) and not (file.is_file() and _sha256(file) == sha256)
 
 
 def try_export(

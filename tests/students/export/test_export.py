@@ -122,12 +122,49 @@ def test_the_three_formats_of_a_studys_winner(root: Workspace, tmp_path: Path) -
         sizes = {file: (out / file).stat().st_size for file in exported.files}
         assert {file: found["bytes"] for file, found in entry["files"].items()} == sizes
         assert exported.size_mb == pytest.approx(sum(sizes.values()) / 1e6)
-    assert not [path for path in out.iterdir() if path.name.startswith(".writing")]
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} <= {".export.lock"}
 
     other = fabricated.random_student(seed=3)
     student = Student("other", other, student.recipe, splits, weights_hash(other))
     with pytest.raises(ConfigError, match="holds the export of another student; give another folder"):
         export_student(student, "safetensors", out)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "export.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"student": {"name": "another"}, "formats": {}}', b"\xff"])
+def test_a_file_of_another_origin_is_kept(name: str, content: bytes, root: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "deploy"
+    student = a_student()
+    out.mkdir()
+    (out / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{name} was not written by an export.*--overwrite to replace it"):
+        export_student(student, "safetensors", out)
+    assert (out / name).read_bytes() == content
+    assert {path.name for path in out.iterdir()} <= {name, ".export.lock"}
+
+
+def a_student() -> Student:
+    network, recipe = fabricated.random_student(), fabricated.experiment().recipe({"method": "kd"})
+    return Student("a student", network, recipe, open_splits(recipe.data), weights_hash(network))
+
+
+def test_files_of_an_export_are_replaced_until_they_are_changed(tmp_path: Path) -> None:
+    out, student = tmp_path / "deploy", a_student()
+    export_student(student, "safetensors", out)
+    (out / ".heterokd-writing-killed").mkdir()
+    export_student(student, "safetensors", out)
+    assert not (out / ".heterokd-writing-killed").exists()
+    with (out / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match=r"config\.json was not written by an export, or was changed since"):
+        export_student(student, "safetensors", out)
+    assert export_student(student, "safetensors", out, overwrite=True).parity.agrees
+    (out / "config.json").unlink()
+    (out / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json was not written"):
+        export_student(student, "safetensors", out)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        export_student(student, "safetensors", out, overwrite=True)
 
 
 @pytest.mark.thorough
