@@ -18,7 +18,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.schema import FIRST_SCHEMA, SCHEMA, Schema
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.space_faults import method_faults, name_faults
-from heterokd.config.yaml_files import dump_yaml, plain_yaml, read_yaml
+from heterokd.config.yaml_files import AmbiguousYaml, dump_yaml, plain_yaml, read_yaml
 from heterokd.domains import Scalar, domains
 from heterokd.errors import ConfigError, did_you_mean
 
@@ -181,6 +181,8 @@ def _override(content: dict[str, object], text: str) -> None:
         place = inner
     try:
         place[last] = plain_yaml(value)
+    except AmbiguousYaml as error:
+        raise ConfigError(f"--set {text}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"--set {text}: the value is not valid YAML ({error.problem}); quote it") from None
     except yaml.YAMLError:

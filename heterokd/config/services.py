@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from heterokd.config.costs import CostLimits
+from heterokd.config.names import model_name_fault, text_fault
+from heterokd.config.sentences import given
 from heterokd.config.settings import Names, Settings
 from heterokd.errors import without_password
 
@@ -46,11 +48,20 @@ class TrackingSettings(Settings):
             )
         return uri
 
+    @field_validator("experiment")
+    @classmethod
+    def _fits_the_store(cls, name: str | None) -> str | None:
+        fault = None if name is None else text_fault(name)
+        if fault is not None:
+            raise ValueError(f"{fault}, got {given(name)}")
+        return name
+
     @field_validator("registered_model")
     @classmethod
     def _fits_the_registry(cls, name: str | None) -> str | None:
-        if name is not None and (not name.strip() or set(name) & {"/", ":"}):
-            raise ValueError(f"expected a name without '/' and ':', which MLflow does not allow, got {name!r}")
+        fault = None if name is None else model_name_fault(name)
+        if fault is not None:
+            raise ValueError(f"{fault}, got {given(name)}")
         return name
 
 

@@ -1,4 +1,8 @@
-"""Read and write YAML as plain data: no tags, anchors or repeated keys; `1e-3` is a number, a date is a string."""
+"""Read and write YAML as plain data: no tags, anchors, merge keys or repeated keys; a date is a string.
+
+Scalars mean what they look like: `1e-3` is a number, and what YAML 1.1 reads as something else (`010` as 8, `1:30` as
+90, `no` as false) is refused.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +19,26 @@ LARGEST = 2**64
 """Maximum integer: larger ones are typing mistakes, and Python does not print those of thousands of digits."""
 
 
+LONGEST_FILE = 16 * 1024**2
+"""Maximum size of a file in bytes: a larger one is not an experiment."""
+
+TAG = "tag:yaml.org,2002:"
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$")
+
+
 class _Loader(yaml.SafeLoader):
-    """Loader that reads `1e-3` as a number, which YAML 1.1 reads as a string, and a date as a string."""
+    """Loader that reads `1e-3` as a number, which YAML 1.1 reads as a string, and a date or `=` as a string."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{TAG}timestamp", f"{TAG}value")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver(f"{TAG}float", _FLOAT, list("-+0123456789."))
+
+
+class AmbiguousYaml(yaml.MarkedYAMLError):
+    """Valid YAML that does not mean what it looks like; the problem is a whole sentence."""
 
 
 def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -37,7 +48,7 @@ def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return value
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor(f"{TAG}int", _whole_number)
 
 
 def read_yaml(file: Path) -> dict[str, object]:
@@ -49,6 +60,8 @@ def read_yaml(file: Path) -> dict[str, object]:
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # reading could block
             raise ConfigError(f"{file}: is a device or a pipe; give a YAML file")
+        if file.is_file() and file.stat().st_size > LONGEST_FILE:
+            raise ConfigError(f"{file}: has more than {LONGEST_FILE // 1024**2} MB; give a YAML file")
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
@@ -62,6 +75,8 @@ def read_yaml(file: Path) -> dict[str, object]:
         content = plain_yaml(text)
     except yaml.MarkedYAMLError as error:
         place = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        if isinstance(error, AmbiguousYaml):
+            raise ConfigError(f"{file}{place}: {error.problem}") from None
         problem = "a tab cannot indent" if "'\\t'" in str(error.problem) else error.problem or error.context
         raise ConfigError(f"{file}{place}: is not valid YAML: {problem}") from None
     except yaml.YAMLError:
@@ -74,9 +89,9 @@ def read_yaml(file: Path) -> dict[str, object]:
 
 
 def plain_yaml(text: str) -> object:
-    """Parse a YAML text; repeated keys and aliases are YAML errors, too."""
+    """Parse a YAML text; repeated keys, aliases, merge keys and ambiguous scalars are YAML errors, too."""
     try:
-        _refuse_aliases(yaml.compose(text, Loader=_Loader), set())
+        _check(yaml.compose(text, Loader=_Loader), set(), "")
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
@@ -85,25 +100,53 @@ def plain_yaml(text: str) -> object:
         raise yaml.MarkedYAMLError(problem=f"a value does not fit its tag ({error})") from None
 
 
-def _refuse_aliases(node: yaml.Node | None, visited: set[int]) -> None:
+def _check(node: yaml.Node | None, visited: set[int], key: str) -> None:
+    """Refuse what is no plain data in a node, whose key in the file is `key`."""
     if id(node) in visited:  # PyYAML composes an alias as the node that it refers to
         raise yaml.MarkedYAMLError(problem="anchors (&) and aliases (*) are not supported; write the value twice")
     visited.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        advice = _ambiguity(node)
+        if advice is not None:
+            raise AmbiguousYaml(problem=f"{key}: {advice}" if key else advice, problem_mark=node.start_mark)
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_aliases(item, visited)
+        for number, item in enumerate(node.value):
+            _check(item, visited, f"{key}[{number}]")
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
-        for key, value in node.value:
-            if str(key.value) in keys:
-                problem = f"the key {key.value!r} appears twice; remove it once"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            keys.add(str(key.value))
-            _refuse_aliases(value, visited)
+        for name, value in node.value:
+            if name.tag == f"{TAG}merge":
+                problem = "merge keys (<<) are not supported; write the keys out, or quote it"
+                raise AmbiguousYaml(problem=f"{key}: {problem}" if key else problem, problem_mark=name.start_mark)
+            if str(name.value) in keys:
+                problem = f"the key {name.value!r} appears twice; remove it once"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
+            keys.add(str(name.value))
+            inner = f"{key}.{name.value}" if key else str(name.value)
+            _check(name, visited, inner)
+            _check(value, visited, inner)
+
+
+def _ambiguity(node: yaml.ScalarNode) -> str | None:
+    """Return what is wrong with a scalar that YAML 1.1 reads differently from how it looks; None if nothing is."""
+    kind, text = node.tag.removeprefix(TAG), str(node.value)
+    if kind == "bool" and text.lower() not in ("true", "false"):
+        meant = "true" if text.lower() in ("yes", "on") else "false"
+        return f"{text} means {meant} in YAML 1.1; write {meant}, or quote it if it is text"
+    if kind in ("int", "float") and ":" in text:
+        return f"{text} is a number to base 60 in YAML 1.1; write it as a plain number, or quote it if it is text"
+    if kind == "int" and re.fullmatch(r"[-+]?0[0-7_]+", text):
+        return f"{text} is an octal number in YAML 1.1; write it without the leading 0, or quote it if it is text"
+    if kind == "float" and text.lstrip("+-").lower() in (".nan", ".inf"):
+        return f"{text} is not a finite number; give a number, or quote it if it is text"
+    return None
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper that writes strings of several lines, such as a method's file, as block literals."""
+    """Dumper that writes strings of several lines, such as a method's file, as block literals.
+
+    It quotes strings that `_Loader`, or any reader of YAML 1.1, would read as something else.
+    """
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -111,6 +154,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_implicit_resolver(f"{TAG}float", _FLOAT, list("-+0123456789."))
 
 
 def dump_yaml(content: Mapping[str, object]) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from heterokd.config.names import unprintable
+from heterokd.config.sentences import given
 from heterokd.errors import ConfigError, StudyError, did_you_mean
 from heterokd.storage.files import read_json
 from heterokd.storage.filesystem import RemoteDir, open_folder
@@ -18,6 +20,8 @@ CHECKPOINTS = (CHECKPOINT, previous_checkpoint(Path(CHECKPOINT)).name)
 HEAVY = (*CHECKPOINTS, "student.safetensors")
 """Large files of a trial, which the driver fetches only for the study's leaders."""
 OF_TUNE = ("tune",)
+LONGEST_ROOT = 1900
+"""Maximum length of the folder as a URI; MLflow allows 2048 characters for the location of an artifact folder."""
 DATABASES = ("study.db", "study.db-journal", "study.db-wal", "study.db-shm")
 
 
@@ -175,10 +179,17 @@ def open_workspace(place: str | Path) -> Workspace:
     file:///MOUNT/...).
 
     Raises:
-        ConfigError: an unsupported URL, or a URL that contains credentials.
+        ConfigError: an unsupported URL, a URL that contains credentials, or a path that databases cannot hold.
     """
     text = str(place)
+    if unprintable(text):
+        raise ConfigError(f"--root {text!r}: the path contains control characters or is not UTF-8; give another folder")
     if "://" not in text:
+        if len(Path(text).resolve().as_uri()) > LONGEST_ROOT:
+            raise ConfigError(
+                f"--root {given(text)}: the path has more than {LONGEST_ROOT} characters as a URI, too many for "
+                "MLflow; give another folder"
+            )
         return Workspace(Path(text))
     parts = urlsplit(text)
     if parts.username or parts.password or "secret" in parts.query.lower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ WRONG = [
     ("name", "../up", "letters, digits"),
     ("name", "''", "letters, digits"),
     ("name", "x" * 65, "at most 64"),
-    ("tracking.registered_model", "team/student", "expected a name without '/' and ':'"),
+    ("tracking.registered_model", "team/student", "expected a name without / : @"),
     # lists and domains that hold nothing, or too much
     ("student.network", "[]", "the list of networks is empty"),
     ("student.network", "[test_resnet, test_resnet]", "names a network twice"),
@@ -103,7 +104,7 @@ WRONG = [
     ("search.space", "{methods: [kd, kd]}", "'kd' is listed twice"),
     ("search.space", "{overrides: {kd.temperature: {low: 8, high: 1}}}", "`low <= high` must hold"),
     ("search.space", "{overrides: {kd.temperature: {low: 0, high: 1, log: true}}}", "needs `low > 0`"),
-    ("search.space", "{overrides: {kd.temperature: {low: 1, high: .nan}}}", "must be finite"),
+    ("search.space", "{overrides: {kd.temperature: {low: 1, high: .nan}}}", "is not a finite number"),
     ("search.space", "{overrides: {kd.temperature: {low: 1}}}", "expected one value"),
     ("search.space", "{overrides: {kd.temperature: {low: a, high: b}}}", "must be numbers"),
     ("search.space", "{overrides: {kd.temperature: {options: []}}}", "at least one value"),
@@ -148,7 +149,7 @@ def test_a_fault_is_one_sentence_with_file_and_key(tiny_file: Write, key: str, v
     from_file = refusal(file)
     for message, place in ((from_file, f"{file}: {key}"), (from_set, f"--set {text}: ")):
         assert len(message.splitlines()) == 1
-        assert message.startswith(place)
+        assert re.sub(r"\.yaml:\d+:", ".yaml:", message).startswith(place)
         assert says in message
         assert not [word for word in JARGON if word in message.removeprefix(place)]
 

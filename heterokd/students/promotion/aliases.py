@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from heterokd.config.names import alias_fault
+from heterokd.config.sentences import given
+from heterokd.errors import PromotionError
 from heterokd.storage.files import read_json
 from heterokd.storage.workspace import Workspace
 
@@ -13,6 +16,19 @@ CHAMPION = "champion"
 LOCK = "promotion.lock"
 """File in the workspace, locked while aliases are moved."""
 LINES = "promotions.jsonl"
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that MLflow does not accept, or that heterokd sets itself, before anything is evaluated.
+
+    Raises:
+        PromotionError: it is such an alias.
+    """
+    fault = alias_fault(alias)
+    if alias == "challenger" or alias == "previous" or alias.startswith("previous-"):
+        fault = "expected an alias that heterokd does not set itself"
+    if fault is not None:
+        raise PromotionError(f"--alias: {fault}, got {given(alias)}")
 
 
 def previous_alias(alias: str) -> str:

@@ -12,7 +12,7 @@ from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.methods import BASELINE
 from heterokd.storage.workspace import Workspace
-from heterokd.students.promotion.aliases import CHAMPION, LOCK
+from heterokd.students.promotion.aliases import CHAMPION, LOCK, check_alias
 from heterokd.students.promotion.challenger import (
     Candidate,
     find_challenger,
@@ -52,9 +52,11 @@ def promote(
 
     Raises:
         StudyError: there is no such study.
-        PromotionError: there is no student to promote, or it cannot be compared with the champion.
+        PromotionError: the alias cannot be used, there is no student to promote, or it cannot be compared with the
+            champion.
         TrackingError: the store does not answer.
     """
+    check_alias(alias)
     folder = root.existing_study(study_name)
     experiment = load_study_experiment(folder.experiment_file)
     uri = open_store(root, uri or experiment.tracking.uri)

@@ -17,6 +17,7 @@ from heterokd.students.promotion.aliases import (
     CHAMPION,
     LOCK,
     append_line,
+    check_alias,
     last_line,
     lines_file,
     previous_alias,
@@ -64,8 +65,9 @@ def rollback(root: Workspace, model: str, *, alias: str = CHAMPION, uri: str | N
 
     Raises:
         TrackingError: there is no such model, no version has the alias, or the store does not answer.
-        PromotionError: there is no earlier version.
+        PromotionError: the alias cannot be used, or there is no earlier version.
     """
+    check_alias(alias)
     name = model.removeprefix("models:/").partition("@")[0]
     uri = existing_store(root, uri)
     with FileLock(root.path / LOCK), answering(uri), quiet():
