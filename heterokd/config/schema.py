@@ -79,6 +79,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.fbt.task_loss", 2, True, False),
     ChangedDefault("methods.tekap_feature.memory_updates", 2, "once", "each"),
     ChangedDefault("methods.cirkd.label_pixel", 2, "centre", "corner"),
+    ChangedDefault("methods.pat.norm_grid", 2, "source", "target"),
 )
 """All changed defaults, by ascending schema number."""
 

@@ -19,8 +19,11 @@ and `build` narrows `student_needs` and `teacher_needs` to what this pair reads.
 Readings of what the text leaves open: embeddings are normalised for InfoNCE; 1 / tau_2 is learned from 1 / 0.07 and
 never exceeds 100; embeddings of different width are compared after a linear layer, student width -> teacher width; the
 fused network is detached where it teaches; L2G has one unshifted Swin block with window 7 and width / 32 heads; eps of
-OFA, here gamma, is 1. With `ofa_form: code` the loss of OFA's authors' code replaces Eq. 3a, and the fused logits
-get the cross-entropy with the labels that Eq. 3a contains.
+OFA, here gamma, is 1. The authors' program (https://github.com/liguopeng0923/FBT) could not be had, tried twice. So
+those that may change a result are parameters (`normalise_embeddings`, `temperature`, `detach_fused`, `bridge_blocks`,
+`window`, `gamma`), and defaults are what the text builds on has: CLIP's InfoNCE, OFA's eps, Swin's block. With
+`ofa_form: code` the loss of OFA's authors' code replaces Eq. 3a, and the fused logits get the cross-entropy with the
+labels that Eq. 3a contains.
 
 The task loss: Eq. 1 has none. Its label is in Eq. 3a, where (1 + p_a,y)^gamma log(1 / p_b,y) is a cross-entropy of
 weight 1 and more. So by default the student's cross-entropy is not added, whatever `training.task_weight` says;
@@ -111,7 +114,7 @@ class FBT(Method):
     """Teach through a fused network made of the student's and the teacher's stages."""
 
     verification = Verification(
-        open_readings="gamma, InfoNCE's scale, detaching, bridge: no program could be had", defaults="paper"
+        open_readings="gamma, InfoNCE's scale, detaching, bridge: liguopeng0923/FBT could not be had", defaults="paper"
     )
 
     class Params(MethodParams):

@@ -10,7 +10,7 @@ AAAI 2025, https://arxiv.org/abs/2504.07691
     L_hakd = - sum over h, w, c of W sigma(Zhat / tau) log sigma(Z_s / tau)                                     Eq. 10
     L = L_task + lambda1 L_kd + lambda2 L_hakd                                                                  Eq. 11
 
-No code of the authors is public. Readings of what the text leaves open, most of them a parameter:
+The paper names no program, and none was found, tried twice. Readings of the text, most of them a parameter:
 - H asks of every class by itself (sigmoid), so that classes other than the label have a reliability too.
 - W is normalised over an image's valid pixels for each class, which makes both cases of Eq. 9 one softmax. What W sums
   to 1 over is summed in Eq. 10, over the rest it is the mean: a pixel's share does not depend on the map's size.
@@ -171,7 +171,7 @@ class HeteroAKD(Method):
     """Mix teacher's and student's class maps by who is right, and teach where the student is wrong."""
 
     verification = Verification(
-        open_readings="all readings of the file: no program is public", defaults="quoted from the paper"
+        open_readings="all readings of the file: no program was found", defaults="quoted from the paper"
     )
 
     tasks = frozenset({"segmentation"})

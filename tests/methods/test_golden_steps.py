@@ -1,8 +1,7 @@
 """Whole training steps against the authors' programs: the same weights, batches and draws, then losses and weights.
 
 The numbers are those of the programs, which ran as they are (commits stand at the tests; what had to be mended to let
-them run, or differs by design, too). Weights and inputs come from a seeded generator. `digest` sums tensors with
-different weights, so that no two errors cancel out.
+them run, or differs by design, too). Weights and inputs come from a seeded generator.
 """
 
 from __future__ import annotations
@@ -13,42 +12,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from golden_steps import digest, fill, randn, sgd, step
+from torch import Tensor, nn
 
 from heterokd.methods.cirkd import CIRKD
 from heterokd.methods.crd import Contrast, ContrastMemory, crd_loss
 from heterokd.methods.tekap import normal_noise, perturb
 from heterokd.methods.tekap_feature import tekap_feature_loss
 from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
-
-
-def randn(generator: Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator)
-
-
-@torch.no_grad()
-def fill(module: nn.Module, generator: Generator) -> None:
-    """Set all parameters to normal numbers of deviation 0.3."""
-    for parameter in module.parameters():
-        parameter.copy_(0.3 * randn(generator, *parameter.shape))
-
-
-def digest(tensors: Iterable[Tensor]) -> float:
-    flat = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
-    return (flat * torch.arange(len(flat)).double().cos()).sum().item()
-
-
-def sgd(modules: Sequence[nn.Module]) -> torch.optim.SGD:
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    return torch.optim.SGD(parameters, 0.05, momentum=0.9)
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
 
 IMAGES, BATCH, NEGATIVES, WIDTH, TAU = 40, 8, 24, 6, 0.5
 

@@ -33,7 +33,8 @@ def slow_terms(student, teacher, stages, labels, shares, params: HCD.Params) -> 
             fused = [params.sub_logit_scale * stage[b, j] + params.teacher_logit_scale * teacher[b] for j in range(n)]
             for j in range(n):
                 terms["sub_kl"] += slow_kl(student[b], fused[j], params.temperature) / (n * B)
-                terms["sub_ce"] -= float(shares[b] @ log_softmax(fused[j])) / (n * B)
+                smooth = (1 - params.sub_ce_smoothing) * shares[b] + params.sub_ce_smoothing / K
+                terms["sub_ce"] -= float(smooth @ log_softmax(fused[j])) / (n * B)
             units = []
             for each in fused:
                 masked = np.array([0.0 if c == labels[b] else float(each[c]) for c in range(K)])
@@ -61,7 +62,17 @@ def random_case(classes: int, num_sublogits: int, stages: int, seed: int = 0):
     ("classes", "params"),
     [
         (10, HCD.Params()),
-        (6, HCD.Params(num_sublogits=2, temperature=1.0, stage_reduction="mean", threshold=0.1, sub_ce_weight=0.3)),
+        (
+            6,
+            HCD.Params(
+                num_sublogits=2,
+                temperature=1.0,
+                stage_reduction="mean",
+                threshold=0.1,
+                sub_ce_weight=0.3,
+                sub_ce_smoothing=0.2,
+            ),
+        ),
         (2, HCD.Params(num_sublogits=3, sub_logit_scale=0.25, teacher_logit_scale=0.75, detach_sublogits=True)),
         (4, HCD.Params(num_sublogits=1, kl_weight=8.0)),
     ],

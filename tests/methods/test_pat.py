@@ -118,8 +118,22 @@ def test_an_image_s_regions_do_not_depend_on_its_place_in_the_batch():
 @pytest.mark.parametrize("kind", ["cnn", "attention", "mlp"])
 @pytest.mark.parametrize(("side", "target_side"), [(4, 1), (4, 4), (4, 14), (7, 3)])
 def test_align_meets_every_shape(kind, side, target_side):
-    align = Align(6, side, 10, target_side, kind)
-    assert align(torch.randn(2, 6, side, side)).shape == (2, 10, target_side, target_side)
+    for norm_grid in ("target", "source"):
+        align = Align(6, side, 10, target_side, kind, norm_grid)
+        assert align(torch.randn(2, 6, side, side)).shape == (2, 10, target_side, target_side)
+
+
+@pytest.mark.parametrize("target_side", [1, 2, 4, 6, 8])
+def test_align_takes_statistics_over_the_target_grid(target_side):
+    """A grid of whole repetitions has the statistics of the small one; every other has not."""
+    align, before = (Align(6, 4, 10, target_side, "cnn", norm_grid) for norm_grid in ("target", "source"))
+    before.load_state_dict(align.state_dict())
+    x = torch.randn(5, 6, 4, 4)
+    wide = nn.functional.interpolate(x, size=(target_side, target_side), mode="nearest")
+    unit = (wide - wide.mean((0, 2, 3), keepdim=True)) / (wide.var((0, 2, 3), False, keepdim=True) + 1e-5).sqrt()
+    expected = torch.einsum("bchw,dc->bdhw", unit, align.channel_mixer.weight[:, :, 0, 0])
+    torch.testing.assert_close(align(x), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(before(x), expected, rtol=1e-4, atol=1e-4) == (target_side % 4 == 0)
 
 
 def test_squeeze_excitation_weighs_the_map_it_is_given():
@@ -132,7 +146,7 @@ def test_squeeze_excitation_weighs_the_map_it_is_given():
 @pytest.mark.parametrize("kind", ["cnn", "attention"])
 @pytest.mark.parametrize(("channels", "side"), [(6, 8), (8, 4)])
 def test_a_prompt_whose_gate_is_zero_changes_nothing_but_learns(kind, channels, side):
-    prompt = Prompt(StageSpec(channels, 4, kind), side, StageSpec(8, 8, kind), 4, initial_gate=0.0)
+    prompt = Prompt(StageSpec(channels, 4, kind), side, StageSpec(8, 8, kind), 4, 0.0, "target")
     x, feedback = torch.randn(2, channels, side, side), torch.randn(2, 8, 4, 4)
     assert torch.equal(prompt(x, feedback), x)
     prompt(x, feedback).square().sum().backward()
