@@ -75,9 +75,13 @@ def search(  # its parameters are the command's options
                     "tracking": without_password(found.uri),
                 }
             )
+            if found.failed:
+                raise typer.Exit(1)
             return
         terminal.live.stop()
         print_summary(terminal, found, asked.search.costs, _registered(found.model, summary, asked.name))
+        if found.failed:
+            raise typer.Exit(1)
 
 
 def _resume_command(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:
@@ -97,6 +101,8 @@ def _resume_command(file: Path, overrides: list[str], trials: int | None, addres
 def _registered(model: tuple[str, str] | None, summary: StudySummary, study: str) -> str:
     if model is None:
         why = "no trial was complete" if summary.winner is None else "see the warning above"
+        if summary.distillation_failure is not None:
+            why = "there is none that was distilled"
         return f"no student: {why}"
     name, version = model
     return f"{name} version {version}, alias challenger   (next: heterokd promote {study})"

@@ -121,7 +121,7 @@ def search(
         _report(folder, experiment, root, weights)
         runs.wait()
         model = _registered(experiment, folder, summary, runs)
-        tracker.finish(summary)
+        tracker.finish(summary, "FAILED" if summary.has_failed else "FINISHED")
         plan_recorder.ended()
         upload_study(root, folder, patiently=True)
     return replace(result, model=model)
@@ -150,7 +150,7 @@ def _registered(
     experiment: Experiment, folder: StudyFolder, summary: StudySummary, runs: StudyRuns
 ) -> tuple[str, str] | None:
     """Register the winner as challenger; return name and version, or None."""
-    if summary.winner is None:
+    if summary.winner is None or summary.has_failed:
         return None
     splits = open_splits(experiment.data)
     winner = folder.trial(summary.winner.number)

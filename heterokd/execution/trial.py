@@ -18,7 +18,7 @@ from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
-from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.study_dir import TrialFolder, exception_line
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
@@ -150,7 +150,7 @@ def run_trial(
         if isinstance(error, TrainingDiverged):
             ended = replace(started, status=TrialStatus.DIVERGED, reason=NOT_FINITE)
         text = traceback.format_exc()
-        message = text.strip().splitlines()[-1]
+        message = exception_line(text)
         write_text(folder.path / "error.txt", text)
     # First the folder: if this process dies before it reports to the study, the study reads the result from there.
     folder.save(replace(ended, ended=time.time()))

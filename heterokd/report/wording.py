@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
+from heterokd.study.failures import IN_A_ROW
 from heterokd.study.summary import StudySummary
 
 
 def notes(summary: StudySummary) -> list[str]:
     """List what a search excluded, stopped early or paused, and what it spent of its budget: a sentence each."""
     found = [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
+    found += [
+        f"{method} failed {IN_A_ROW} times in a row for the same reason and was left out of the rest of the search: "
+        f"{reason}"
+        for method, reason in summary.failing.items()
+    ]
     harmful = summary.negative_transfer
     if harmful:
         worse = ", ".join(f"trial {trial.number} ({trial.method}, epoch {trial.epoch})" for trial in harmful)
@@ -30,7 +36,9 @@ def notes(summary: StudySummary) -> list[str]:
 
 def verdict(summary: StudySummary) -> str:
     """Say whether the winner is significantly better than scratch."""
-    winner, scratch = summary.winner, summary.scratch
+    winner, scratch, failure = summary.winner, summary.scratch, summary.distillation_failure
+    if failure is not None:
+        return f"All {failure.trials} distillation trials failed: {failure.reason}"
     if winner is None:
         return "No trial is complete."
     if scratch is None:

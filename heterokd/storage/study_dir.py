@@ -32,6 +32,21 @@ def previous_checkpoint(file: Path) -> Path:
     return file.with_name(f"{file.stem}.previous{file.suffix}")
 
 
+def exception_line(text: str) -> str | None:
+    """Return the type and the first line of the message of a traceback's exception; None of an empty text.
+
+    A message may have several lines, of which the last alone would not name the type.
+    """
+    lines = text.strip().splitlines()
+    starts = [place for place, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    after = [line for line in lines[starts[-1] + 1 :] if not line.startswith(" ")] if starts else []
+    return next(iter(after or lines[-1:]), None)
+
+
+TRACEBACK = "Traceback (most recent call last)"
+"""First line of a traceback in error.txt."""
+
+
 @dataclass(frozen=True)
 class TrialFolder:
     """Files of a trial."""
@@ -82,6 +97,11 @@ class TrialFolder:
         """Traceback of a failed trial, or None."""
         file = self.path / "error.txt"
         return file.read_text(encoding="utf-8") if file.exists() else None
+
+    @property
+    def error_line(self) -> str | None:
+        """Type and message of a failed trial's exception in a line, or None."""
+        return None if self.error is None else exception_line(self.error)
 
     def start(self, recipe: Recipe, snapshot: TrialSnapshot) -> None:
         """Write recipe.yaml and trial.json of a trial that starts or resumes."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Collection, Container, Sequence
+from copy import copy
 from typing import ClassVar, TypeVar, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.config.experiment import Experiment
@@ -26,7 +29,7 @@ from heterokd.errors import ConfigError
 from heterokd.extensions import load_named
 from heterokd.study.assignment import method_space
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner, is_reference
-from heterokd.study.sampler import Sampler, StudyView, TreeParzen, has_freedom, propose, seed_at
+from heterokd.study.sampler import Sampler, StudyView, TreeParzen, counts_as_worst, has_freedom, propose, seed_at
 from heterokd.study.storage import direction
 from heterokd.study.trials import TrialRecord, Trials
 
@@ -131,9 +134,27 @@ class _Endless(StudyView):
 
 
 def _having(study: optuna.Study, names: Collection[str]) -> optuna.Study:
-    """Return a view of a study's trials that have these parameters."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.params.keys() >= set(names)]
-    return cast(optuna.Study, StudyView(study, trials))
+    """Return a view of a study's trials that have these parameters.
+
+    Failures are complete trials with the worst value so far here: most samplers read complete trials only.
+    """
+    trials = study.get_trials(deepcopy=False)
+    values = [trial.value for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    worst = None
+    if values:
+        worst = min(values) if study.direction == StudyDirection.MAXIMIZE else max(values)
+    found = [
+        trial if worst is None or not counts_as_worst(trial) else _with_value(trial, worst)
+        for trial in trials
+        if trial.params.keys() >= set(names)
+    ]
+    return cast(optuna.Study, StudyView(study, found))
+
+
+def _with_value(trial: FrozenTrial, value: float) -> FrozenTrial:
+    ended = copy(trial)
+    ended.state, ended.value = TrialState.COMPLETE, value
+    return ended
 
 
 def make_pruner(experiment: Experiment) -> Pruner:

@@ -11,6 +11,7 @@ from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
 from heterokd.study.assignment import assignment_attrs
 from heterokd.study.confirmation import Repetition
+from heterokd.study.failures import failing_methods
 from heterokd.study.initial_trials import Start
 from heterokd.study.priors import method_prior
 from heterokd.study.sampler import Prior, Sampler, distributions, end_like, has_freedom, propose
@@ -45,8 +46,8 @@ class Proposer:
 
     @property
     def has_samples(self) -> bool:
-        """Whether any method has parameters to sample."""
-        return bool(self._free)
+        """Whether any method that is not left out has parameters to sample."""
+        return not self._free.keys() <= failing_methods(self._trials).keys()
 
     def start(self, start: Start) -> TrialRecord:
         """Add a trial with a start's values."""
@@ -89,12 +90,12 @@ class Proposer:
 
     def _prior(self, sampled: int) -> Prior:
         """Return the methods' probabilities by published ranks, for each of several teachers in turn."""
-        teachers = self._experiment.teacher.networks
+        teachers, left_out = self._experiment.teacher.networks, failing_methods(self._trials)
         teacher = teachers[sampled % len(teachers)]
         ranks = {
             method: rank
             for method, rank in self._space.ranks.get(teacher, {}).items()
-            if method in self._free and teacher in (self._space.teachers[method] or teachers)
+            if method in self._free and method not in left_out and teacher in (self._space.teachers[method] or teachers)
         }
         likely = method_prior(ranks, self._experiment.search.prior_weight, sampled, self._warm_ranks)
         chosen = {TEACHER: teacher}

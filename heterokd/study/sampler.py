@@ -12,6 +12,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, cast
@@ -21,7 +22,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.domains import Choice, Domain, Int, Scalar
-from heterokd.storage.trial_status import TrialStatus
+from heterokd.storage.trial_status import NOT_FINITE, TrialStatus
+from heterokd.study.failures import failing_methods
 from heterokd.study.trials import TrialRecord, Trials
 
 Spaces = Mapping[str, Mapping[str, Domain]]
@@ -93,7 +95,8 @@ def propose(
         estimator: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
     else:
         estimator, chosen = sampler.estimator(seed), {**_draw(prior, seed), **chosen}
-    trials.memory.sampler = _GroupSampler(spaces, estimator, chosen, seed)
+    left_out = failing_methods(trials)
+    trials.memory.sampler = _GroupSampler(spaces, estimator, chosen, seed, left_out)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
@@ -131,15 +134,16 @@ def has_freedom(space: Mapping[str, Domain]) -> bool:
 
 def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
     """End a known sample like the trial that has the same values, in memory."""
-    if trials.every_epoch or known.status == TrialStatus.PRUNED:
+    is_worst = known.status.is_failure or known.stopped == NOT_FINITE
+    if not is_worst and (trials.every_epoch or known.status == TrialStatus.PRUNED):
         for epoch, value in trials.epochs_of(known.number).items():
             trial.report(value, epoch)
     if known.is_complete:
         trials.memory.tell(trial, known.value)
-    elif known.status == TrialStatus.PRUNED:
+    elif is_worst or known.status == TrialStatus.PRUNED:
         trials.memory.tell(trial, state=TrialState.PRUNED)
     else:
-        # Running or failed: there is no value to learn from, and the sampler ignores failures.
+        # Running: there is no value to learn from yet.
         trials.memory.tell(trial, state=TrialState.FAIL)
 
 
@@ -154,9 +158,14 @@ class _GroupSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(
-        self, spaces: Spaces, estimator: optuna.samplers.BaseSampler, chosen: Mapping[str, Scalar], seed: int
+        self,
+        spaces: Spaces,
+        estimator: optuna.samplers.BaseSampler,
+        chosen: Mapping[str, Scalar],
+        seed: int,
+        left_out: Container[str],
     ) -> None:
-        self._estimator = estimator
+        self._estimator, self._left_out = estimator, left_out
         self._spaces, self._random = spaces, random.Random(seed)
         common = set.intersection(*(set(space) for space in spaces.values()))
         counts = Counter(key for space in spaces.values() for key in space)
@@ -204,8 +213,11 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         return self._possible(param_name, trial)
 
     def _possible(self, key: str, trial: FrozenTrial) -> Scalar:
-        """Return the value of a key, or a uniform option of the method if it does not have this value."""
+        """Return the value of a key, or a uniform option if the method does not have this value or is left out."""
         value = self._values[key]
+        if key == "method" and value in self._left_out:
+            # Optuna's options of a key are fixed, so the estimator may still propose a method that is left out.
+            return self._random.choice([method for method in self._spaces if method not in self._left_out])
         domain = None if key == "method" else self._spaces[trial.params["method"]][key]
         return value if not isinstance(domain, Choice) or value in domain else self._random.choice(domain.options)
 
@@ -231,10 +243,13 @@ class StudyView:
 
 
 class _Learned(StudyView):
-    """View of a study with the trials that an estimator learns from: the newest, and the best in each direction."""
+    """View of a study with the trials that an estimator learns from: the newest, and the best in each direction.
+
+    Failures are pruned trials without a report here, which the estimator ranks last.
+    """
 
     def __init__(self, study: optuna.Study) -> None:
-        trials = study.get_trials(deepcopy=False)
+        trials = list(map(_as_learned, study.get_trials(deepcopy=False)))
         super().__init__(study, trials)
         if len(trials) > LEARNED:
             complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -245,6 +260,21 @@ class _Learned(StudyView):
                 best |= {number for _, number in ranked}
             newest = trials[-(LEARNED - len(best)) :]
             self._kept = [trial for trial in trials[: -len(newest)] if trial.number in best] + newest
+
+
+def counts_as_worst(trial: FrozenTrial) -> bool:
+    """Return whether a trial failed or diverged, which the sampler learns as the worst value."""
+    attrs = trial.user_attrs
+    is_failure = attrs.get("ended", {}).get("status") in (TrialStatus.FAILED, TrialStatus.DIVERGED)
+    return trial.state.is_finished() and (is_failure or attrs.get("stopped", {}).get("reason") == NOT_FINITE)
+
+
+def _as_learned(trial: FrozenTrial) -> FrozenTrial:
+    if not counts_as_worst(trial):
+        return trial
+    learned = copy(trial)
+    learned.state, learned.intermediate_values = TrialState.PRUNED, {}
+    return learned
 
 
 def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribution]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Literal
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.search import MOST_TRIALS
 from heterokd.methods import BASELINE
 from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
+from heterokd.study.failures import distillation_failure, failing_methods
 from heterokd.study.initial_trials import Start
 from heterokd.study.leaderboard import Leaderboard
 from heterokd.study.ledger import Ledger
@@ -38,11 +40,11 @@ class Schedule:
         ledger: Ledger,
         space: SearchSpace,
         *,
-        has_samples: bool,
+        has_samples: Callable[[], bool],
     ) -> None:
         """Make the schedule of a study.
 
-        `has_samples`: whether any method has parameters to sample.
+        `has_samples` returns whether any method has parameters to sample.
         """
         self.unfinished: deque[int] = deque()
         self._experiment, self._settings = experiment, experiment.search
@@ -69,6 +71,8 @@ class Schedule:
             return "wait" if is_busy and not self._ledger.spending.is_exhausted() else None
         start = self._next_start()
         is_over = self._search_is_over()
+        if is_over and distillation_failure(self._trials) is not None:
+            return None  # there is nothing to compare, so no repetition would be of use
         if not is_over and self._search_has_room():
             return "sample" if start is None else start
         if self._settings.confirm_leaders is not None:
@@ -110,8 +114,11 @@ class Schedule:
         """Return the next start that has not been tried, or None."""
         if not self._starts:
             return None
+        left_out = failing_methods(self._trials)
         tried = Counter((record.origin, record.method) for record in self._trials.search)
         for start in self._starts:
+            if start.method in left_out:
+                continue
             if not tried[start.origin, start.method]:
                 if self._space.identity(start.sample) not in self._trials.numbers:
                     return start
@@ -132,7 +139,7 @@ class Schedule:
         """Return whether no start or sample is left; some may still run."""
         if len(self._trials.search) >= self._settings.trials:
             return True
-        return self._next_start() is None and (not self._has_samples or self._trials.known_in_a_row >= STOP_AFTER)
+        return self._next_start() is None and (not self._has_samples() or self._trials.known_in_a_row >= STOP_AFTER)
 
     def _search_has_room(self) -> bool:
         """Return whether another training of the search leaves enough of the budget for repetitions."""

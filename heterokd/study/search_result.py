@@ -45,6 +45,11 @@ class SearchResult:
         return self.summary.progress.finished
 
     @property
+    def failed(self) -> bool:
+        """Whether every trial with a teacher, or every trial, failed; then no student is registered."""
+        return self.summary.has_failed
+
+    @property
     def report(self) -> Path:
         """File of the study's report."""
         return self.folder.report

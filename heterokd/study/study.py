@@ -18,6 +18,7 @@ from heterokd.storage.trial_status import NOT_FINITE, TrialStatus, read_status
 from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition
+from heterokd.study.failures import distillation_failure, failing_methods
 from heterokd.study.ledger import Ledger
 from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
@@ -87,7 +88,7 @@ class Study:
         self._proposer = Proposer(experiment, space, trials, sampler, self.facts.warm.ranks)
         self._ledger = Ledger(experiment, trials, options.clock, options.devices)
         self._schedule = Schedule(
-            experiment, self.facts, trials, self._ledger, space, has_samples=self._proposer.has_samples
+            experiment, self.facts, trials, self._ledger, space, has_samples=lambda: self._proposer.has_samples
         )
         self._halted: set[int] = set()  # trials that the budget stops
 
@@ -209,6 +210,7 @@ class Study:
         if status not in (TrialStatus.PRUNED, TrialStatus.PAUSED) or record.confirms is not None:
             self._schedule.refresh()  # a trial of the search that is not complete does not change the ranking
         if status.is_failure:
+            record.error = error or None
             self._trials.set_attr(number, "error", error or "")
         if status == TrialStatus.DIVERGED and record.stopped is None:
             self._trials.stop(number, int(metrics.get("epoch", record.reached)), NOT_FINITE)
@@ -269,6 +271,8 @@ class Study:
             progress=self.progress(),
             budget=experiment.search.budget.model_dump(),
             spent=self.spending.as_dict(),
+            failing=failing_methods(self._trials),
+            distillation_failure=distillation_failure(self._trials),
             negative_transfer=tuple(HarmfulTrial(each.number, each.method, each.reached) for each in harmful),
             winner=ranked[0] if ranked else None,
             scratch=next((config for config in ranked if config.method == BASELINE), None),
@@ -309,9 +313,8 @@ class Study:
             files = self.folder.trial(record.number)
             snapshot = files.snapshot
             if snapshot.status.is_final:
-                error = (files.error or "").strip().splitlines()[-1:]
                 metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
-                self.finish(record.number, snapshot.status, metrics, error[0] if error else None)
+                self.finish(record.number, snapshot.status, metrics, files.error_line)
             else:
                 self._schedule.unfinished.append(record.number)
 

@@ -11,6 +11,7 @@ from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
+from heterokd.study.failures import DistillationFailure
 from heterokd.study.progress import StudyProgress
 from heterokd.study.ranked_config import RankedConfig
 
@@ -44,6 +45,8 @@ class StudySummary:
         budget: limits, by the keys of `search.budget`; None: no limit.
         spent: what was spent, by the same keys.
         negative_transfer: trials with negative transfer.
+        failing: methods that failed repeatedly and were left out of the rest of the search, with the reason.
+        distillation_failure: set if every trial with a teacher failed.
         winner: the best configuration; None before the first complete trial.
         scratch: the best configuration without a teacher.
         front: Pareto front, the best configuration of each of its students; empty without costs as objectives.
@@ -64,12 +67,19 @@ class StudySummary:
     budget: Mapping[str, int | float | None] = field(default_factory=dict)
     spent: Mapping[str, int | float | None] = field(default_factory=dict)
     negative_transfer: tuple[HarmfulTrial, ...] = ()
+    failing: Mapping[str, str] = field(default_factory=dict)
+    distillation_failure: DistillationFailure | None = None
     winner: RankedConfig | None = None
     scratch: RankedConfig | None = None
     front: tuple[RankedConfig, ...] = ()
     leaders: tuple[RankedConfig, ...] = ()
     teacher: TeacherCard | None = None
     teachers: tuple[TeacherCard, ...] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no student is worth registering, since every trial with a teacher, or every trial, failed."""
+        return self.distillation_failure is not None or (self.winner is None and self.progress.failed > 0)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -90,6 +100,7 @@ class StudySummary:
         content["front"] = [{**asdict(member), **self.students.get(member.student, {})} for member in self.front]
         if self.teacher is None:
             del content["teacher"], content["teachers"]
+        content = {key: value for key, value in content.items() if value or key not in _UNLESS_EMPTY}
         return {key: _plain(value) for key, value in content.items()}
 
     @classmethod
@@ -105,6 +116,10 @@ class StudySummary:
     def write(self, folder: StudyFolder) -> None:
         """Replace a study's summary.json."""
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
+
+
+_UNLESS_EMPTY = ("failing", "distillation_failure")
+"""Keys of summary.json that are left out if they are empty."""
 
 
 def read_summary(folder: StudyFolder) -> StudySummary | None:

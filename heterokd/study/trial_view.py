@@ -77,7 +77,7 @@ def read_trials(folder: StudyFolder, metric: str) -> list[TrialView]:
 
 
 def _view(trial: TrialFolder, metric: str) -> TrialView:
-    snapshot, recipe, error = trial.snapshot, trial.recipe, trial.error
+    snapshot, recipe = trial.snapshot, trial.recipe
     reports = [report for report in trial.metrics() if math.isfinite(report.get(metric, math.nan))]
     final = snapshot.metrics.get(metric)
     value = reports[-1][metric] if reports and final is None else final
@@ -96,7 +96,7 @@ def _view(trial: TrialFolder, metric: str) -> TrialView:
         planned=recipe.training.epochs,
         seconds=snapshot.seconds,
         reason=snapshot.reason or "",
-        error=error.strip().splitlines()[-1] if error and error.strip() else "",
+        error=trial.error_line or "",
         configuration=_configuration(recipe),
         path=trial.path,
     )

@@ -30,7 +30,7 @@ _OPTUNA = {
 """Optuna's state of a trial in the database, where a paused trial is running."""
 
 _LEARNED = {**_OPTUNA, TrialStatus.DIVERGED: TrialState.PRUNED}
-"""State in memory, from which the sampler learns: it ignores failures, but a diverged trial shows where to stop."""
+"""State in memory, from which the sampler learns; of failures see also `sampler.counts_as_worst`."""
 
 
 @dataclass
@@ -51,6 +51,7 @@ class TrialRecord:
         reports: mean of the searched metric over the newest epochs, by rung; see `Study.report`.
         stopped: reason to stop it at a rung, or None.
         trained: number of trained epochs, once it has ended.
+        error: type and message of a failure; None if there was none, or if it is unknown.
     """
 
     number: int
@@ -66,6 +67,7 @@ class TrialRecord:
     reports: dict[int, float] = field(default_factory=dict)
     stopped: str | None = None
     trained: float = 0.0
+    error: str | None = None
 
     @cached_property
     def method(self) -> str:
@@ -278,6 +280,7 @@ class Trials:
             reports=reports,
             stopped=trial.user_attrs.get("stopped", {}).get("reason"),
             trained=trial.user_attrs.get("ended", {}).get("trained", 0.0),
+            error=trial.user_attrs.get("error"),
         )
         self._all[trial.number] = record
         if record.confirms is not None:

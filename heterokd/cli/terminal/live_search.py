@@ -88,8 +88,8 @@ class SearchTerminal(Terminal):
                 reached += f", {format_score(fmean(curve))} on average"  # the value that a rung compares
             elif snapshot.reason not in (BEHIND, NEGATIVE_TRANSFER, None):
                 reached += f", stopped by {snapshot.reason}"
-        if status.is_failure and trial.error:
-            reached = trial.error.strip().splitlines()[-1]
+        if status.is_failure and trial.error_line:
+            reached = trial.error_line
         repeated, what = snapshot.confirms, []
         teacher = snapshot.sample.get(TEACHER)
         if teacher is not None:
