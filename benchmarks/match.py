@@ -28,8 +28,9 @@ from heterokd.execution.match import match
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.options import StudyOptions
 from heterokd.study.significance import compare
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from benchmarks.search_efficiency.pairs import EPOCHS, LEARNING_RATES, METHODS, OPTIONS, PAIRS
 from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.options import StudyOptions
+from heterokd.study.study import Study
 
 LARGEST_STREAK = 50
 """Known configurations in a row after which a sampler is asked no more for this training, and a random one taken."""

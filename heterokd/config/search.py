@@ -7,13 +7,14 @@ from contextlib import suppress
 from operator import not_
 from typing import Annotated, Literal, cast, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from heterokd.config.costs import STUDENT, CostLimits, check_cost
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
+from heterokd.formatting import PERIODS, parse_quantity
 from heterokd.methods import METHODS
 from heterokd.tasks import TASKS, TaskName
 
@@ -128,6 +129,16 @@ class ClassSettings(Settings):
         return name
 
 
+def _seconds(value: object) -> object:
+    """Convert a period, such as 2h, to seconds; other values are returned as they are."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    try:
+        return parse_quantity("search.trial_timeout:", value, PERIODS, "2h")
+    except ConfigError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
+
+
 class SearchSettings(CostLimits):
     """Settings of the study: sampling, pruning and confirmation."""
 
@@ -171,6 +182,11 @@ class SearchSettings(CostLimits):
         None, ge=0, description="repeat this many leaders, each confirm_seeds times, instead of confirm_share; 0: none"
     )
     confirm_seeds: int = Field(2, ge=0, description="fresh seeds of each of the confirm_leaders")
+    trial_timeout: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | Literal["auto"] | None = Field(
+        "auto",
+        description="maximum time of a trial, as 90m, 2h or a number of seconds; null: no limit; auto: ten times the "
+        "time of a training (by the plan, or a complete trial of the method) without an epoch",
+    )
     max_failures: int = Field(2, ge=0, description="maximum restarts of a trial whose process died")
 
     @field_validator("objectives")

@@ -108,11 +108,15 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         self.limit = limit
         self.failures: dict[str, int] = {}
         self.ended: list[Trial] = []
+        self.checked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: object) -> None:
-        """On each Tune step, release finished cache builders' resources and what ended trials hold."""
+        """On each Tune step, release what has finished; at times, end the trials that exceed their limit."""
         self.builders = release(self.builders)
         self.ended = [trial for trial in self.ended if not _free(trial)]
+        if time.monotonic() - self.checked > WATCH_SECONDS:
+            self.checked = time.monotonic()
+            self._expire(trials)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
@@ -132,7 +136,17 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         """Count a process that died and is restarted; Tune does not count announced preemptions."""
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
             self.failures[trial.trial_id] = trial.num_failures
-            self.limit.add()
+            self.limit.add(int(trial.config["number"]))
+
+    def _expire(self, trials: list[Trial]) -> None:
+        """End the processes of trials that exceed their limit; Tune's next process of such a trial ends at once."""
+        expired = set(ray.get(self.actor.expire.remote()))
+        for trial in trials if expired else ():
+            number, process = trial.config.get("number"), trial.temporary_state.ray_actor
+            if number in expired:
+                self.limit.excuse(number)
+                if process is not None:
+                    ray.kill(process)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Remember a finished trial, to free the memory of the object that Tune keeps to the end of the search."""

@@ -102,6 +102,7 @@ def search(
                 weights=weights,
                 caches=caches,
                 seconds_before=time.monotonic() - began,
+                trial_seconds=plan_recorder.trial_seconds,
             ),
             tracker,
             address=address,

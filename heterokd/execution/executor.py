@@ -41,6 +41,7 @@ class SearchJob:
         weights: files of the prepared teachers' weights, by network.
         caches: the teachers' caches, built while the first trials run; without any, trials read the complete ones.
         seconds_before: time that the search has taken already; it counts towards its budget.
+        trial_seconds: see `StudyOptions`.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class SearchJob:
     weights: Mapping[str, Path | None] = field(default_factory=dict)
     caches: Sequence[CacheBuild] = ()
     seconds_before: float = 0.0
+    trial_seconds: float | None = None
 
     @property
     def folder(self) -> StudyFolder:
@@ -175,5 +177,6 @@ def start_actor(job: SearchJob, devices: float) -> ray.actor.ActorHandle:
             job.space,
             devices,
             job.seconds_before,
+            job.trial_seconds,
         )
     )

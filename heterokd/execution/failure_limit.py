@@ -27,6 +27,7 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
         self._folder = folder
         self._limit = max(FEWEST, EACH * parallel)
         self._reported: dict[int, int] = {}  # epochs of the trials that began here, when they did
+        self._excused: set[int] = set()
         self._is_proven = False
         self.count = 0
 
@@ -40,8 +41,14 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
         if not self._has_proof():
             self._reported[number] = self._epochs(number)
 
-    def add(self) -> None:
+    def excuse(self, number: int) -> None:
+        """Do not count the end of a trial's process that the driver ends."""
+        self._excused.add(number)
+
+    def add(self, number: int) -> None:
         """Count a trial's process that died without a preemption notice."""
+        if number in self._excused:
+            return
         if not self._has_proof():
             self.count += 1
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from heterokd.execution.failure_limit import FailureLimit
+from heterokd.execution.oom_kills import oom_kills
 from heterokd.execution.ray_settings import Trial, TuneController, ray, tune
-from heterokd.storage.trial_status import TrialStatus
+from heterokd.storage.trial_status import OUT_OF_MEMORY
 
 
 def trial_name(trial: Trial) -> str:
@@ -15,8 +18,11 @@ def trial_name(trial: Trial) -> str:
 class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
     """Suggests the trials that the study chooses: samples, repetitions, trials to resume."""
 
-    def __init__(self, actor: ray.actor.ActorHandle, failures: FailureLimit) -> None:
+    def __init__(
+        self, actor: ray.actor.ActorHandle, failures: FailureLimit, count_kills: Callable[[], int] = oom_kills
+    ) -> None:
         super().__init__()
+        self._count_kills, self._kills = count_kills, count_kills()
         self.actor = actor
         self.failures = failures
         self.numbers: dict[str, int] = {}
@@ -37,11 +43,21 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         """Record the failure of a trial whose process died more often than `search.max_failures`."""
         number = self.numbers.pop(trial_id, None)
         if error and number is not None:
-            self.failures.add()
+            self.failures.add(number)
         # Where no trial can run, the trial is not at fault: it is kept for the next start of the search.
         if error and number is not None and not self.failures.is_reached:
-            message = "the trial's process died (killed, or out of memory); see Ray's logs of its node"
-            ray.get(self.actor.finish.remote(number, TrialStatus.FAILED, {}, message))
+            ray.get(self.actor.died.remote(number, self._cause()))
+
+    def _cause(self) -> str:
+        """Describe the death of a trial's process, which left no exception."""
+        kills = self._count_kills()
+        if kills > self._kills:
+            self._kills = kills
+            return (
+                f"{OUT_OF_MEMORY}: the kernel killed the trial's process; free memory, or train less at a time "
+                "(search.parallel, training.batch_size)"
+            )
+        return "the trial's process died (killed, or out of memory); see Ray's logs of its node"
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study's database is the state."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from heterokd.config.experiment import Experiment
-from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.trial_status import TrialStatus
+from heterokd.storage.study_dir import StudyFolder, TrialEnd
+from heterokd.storage.trial_status import TIMED_OUT, TrialStatus
 from heterokd.study.assignment import Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.search_space import SearchSpace
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.study.summary import StudySummary
 
 
@@ -21,7 +22,13 @@ class StudyActor:
     """Decides for a search; trials and Ray Tune call it."""
 
     def __init__(
-        self, experiment: str, folder: Path, space: SearchSpace, devices: float = 1.0, before: float = 0.0
+        self,
+        experiment: str,
+        folder: Path,
+        space: SearchSpace,
+        devices: float = 1.0,
+        before: float = 0.0,
+        trial_seconds: float | None = None,
     ) -> None:
         """Open the study, which exists.
 
@@ -31,14 +38,17 @@ class StudyActor:
             space: the study's search space.
             devices: number of devices per trial.
             before: seconds that this search has already taken on a device (its teacher's fit).
+            trial_seconds: see `StudyOptions`.
         """
         self.study = Study.open(
             Experiment.model_validate_json(experiment),
             StudyFolder(folder),
-            StudyOptions(devices=devices, space=space),
+            StudyOptions(devices=devices, space=space, trial_seconds=trial_seconds),
         )
         self.study.spending.pass_time(before, running=1)
         self.running: dict[int, Assignment] = {}
+        self._reported: dict[int, int] = {}  # bytes of metrics.jsonl of the running trials
+        self._expired: dict[int, TrialEnd] = {}
 
     def next(self) -> Assignment | Literal["wait"] | None:
         """Return the next training to run."""
@@ -48,7 +58,8 @@ class StudyActor:
         return following
 
     def assignment(self, number: int) -> Assignment | None:
-        """Return the assignment of a running trial; None if the trial has already finished."""
+        """Return the assignment of a trial whose process begins; None if the trial has already finished."""
+        self.study.started(number)
         return self.running.get(number)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
@@ -63,6 +74,30 @@ class StudyActor:
         """Record the end of a trial."""
         self.study.finish(number, status, metrics, error)
         self.running.pop(number, None)
+
+    def died(self, number: int, message: str) -> None:
+        """Record the failure of a trial whose process died, also in its folder, since nothing else has written it."""
+        TrialEnd(TrialStatus.FAILED, None, message).write(self.study.folder.trial(number))
+        self.finish(number, TrialStatus.FAILED, {}, message)
+
+    def expire(self) -> list[int]:
+        """End the trials that exceed their limit, see `Study.expire`; return their numbers, to end their processes."""
+        for number in self.running:
+            size = self.study.folder.trial(number).metrics_size
+            if size > self._reported.setdefault(number, size):
+                self._reported[number] = size
+                self.study.seen(number)
+        expired = self.study.expire()
+        for trial in expired:
+            status = TrialStatus.FAILED if trial.reason == TIMED_OUT else TrialStatus.PAUSED
+            end = self._expired[trial.number] = TrialEnd(status, trial.reason, trial.sentence)
+            end.write(self.study.folder.trial(trial.number))
+            self.running.pop(trial.number, None)
+        return [trial.number for trial in expired]
+
+    def end(self, number: int) -> TrialEnd | None:
+        """Return the end of a trial that `expire` ended, or None."""
+        return self._expired.get(number)
 
     def summary(self) -> StudySummary:
         """Summarise the study so far."""

@@ -13,14 +13,15 @@ import torch
 
 from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
+from heterokd.execution.out_of_memory import is_out_of_memory
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
-from heterokd.storage.study_dir import TrialFolder, exception_line
+from heterokd.storage.study_dir import TrialEnd, TrialFolder, exception_line
 from heterokd.storage.sync import FolderSync
-from heterokd.storage.trial_status import NOT_FINITE, TrialSnapshot, TrialStatus
+from heterokd.storage.trial_status import NOT_FINITE, OUT_OF_MEMORY, TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import BUDGET, Assignment
 from heterokd.teachers.cache_policy import CacheUse
@@ -87,6 +88,15 @@ def fetch_trial(mirror: FolderSync, folder: TrialFolder, recipe: Recipe) -> Fold
     return mirror
 
 
+def _write_end(end: TrialEnd, here: Workspace, study: str, number: int) -> None:
+    """Write the end of a trial that the driver ended to its folder in the store."""
+    folder = here.study(study).trial(number)
+    mirror = here.mirror(folder.path)
+    mirror.replace()
+    end.write(folder)
+    mirror.push()
+
+
 def run_trial(
     config: Mapping[str, int], actor: ray.actor.ActorHandle, job: TrialJob, run: RunRecipe = run_recipe
 ) -> None:
@@ -102,7 +112,10 @@ def run_trial(
     number = config["number"]
     assignment: Assignment | None = ray.get(actor.assignment.remote(number))
     if assignment is None:
-        # An earlier process died between its last reports to the study and to Tune.
+        # An earlier process died between its last reports to the study and to Tune, or was ended by the driver.
+        end: TrialEnd | None = ray.get(actor.end.remote(number))
+        if end is not None and job.workspace.url:
+            _write_end(end, job.workspace.on_node(), job.study, number)
         tune.report({"number": number, "epoch": 0, "finished": True})
         return
     here = job.workspace.on_node()
@@ -151,6 +164,9 @@ def run_trial(
             ended = replace(started, status=TrialStatus.DIVERGED, reason=NOT_FINITE)
         text = traceback.format_exc()
         message = exception_line(text)
+        if is_out_of_memory(error):
+            ended = replace(ended, reason=OUT_OF_MEMORY)
+            message = f"{OUT_OF_MEMORY}: {message}"
         write_text(folder.path / "error.txt", text)
     # First the folder: if this process dies before it reports to the study, the study reads the result from there.
     folder.save(replace(ended, ended=time.time()))

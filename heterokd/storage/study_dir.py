@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -103,6 +104,18 @@ class TrialFolder:
         """Type and message of a failed trial's exception in a line, or None."""
         return None if self.error is None else exception_line(self.error)
 
+    @property
+    def metrics_size(self) -> int:
+        """Size of metrics.jsonl in bytes, which grows with each epoch; 0 before the first."""
+        file = self.path / "metrics.jsonl"
+        return file.stat().st_size if file.exists() else 0
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether its last process has finished an epoch; True also if the start of that process is unknown."""
+        began, file = self.snapshot.began, self.path / "metrics.jsonl"
+        return began is None or (file.exists() and file.stat().st_mtime >= began)
+
     def start(self, recipe: Recipe, snapshot: TrialSnapshot) -> None:
         """Write recipe.yaml and trial.json of a trial that starts or resumes."""
         if not (self.path / "recipe.yaml").exists():
@@ -161,6 +174,30 @@ def _parse_report(line: bytes) -> dict[str, float] | None:
     except (ValueError, OverflowError, RecursionError):
         return None
     return report if epoch >= 1 and epoch.is_integer() else None
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """End of a trial whose process cannot write it, since it hangs or has died.
+
+    Attributes:
+        status: final status, or paused.
+        reason: see `TrialSnapshot`.
+        error: a line.
+    """
+
+    status: TrialStatus
+    reason: str | None
+    error: str
+
+    def write(self, folder: TrialFolder) -> None:
+        """Write trial.json, and error.txt of a failure; nothing if the trial has ended or has not begun."""
+        snapshot = folder.snapshot
+        if snapshot.began is None or snapshot.status != TrialStatus.RUNNING:
+            return
+        if self.status.is_failure:
+            write_text(folder.path / "error.txt", f"{self.error}\n")
+        folder.save(replace(snapshot, status=self.status, reason=self.reason, ended=time.time()))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ NOT_FINITE: Final = "not finite"
 """Reason of a diverged trial: its loss or a metric is NaN or infinite."""
 
 
+TIMED_OUT: Final = "timeout"
+"""Reason of a failed trial that exceeded `search.trial_timeout`."""
+
+OUT_OF_MEMORY: Final = "out of memory"
+"""Reason of a failed trial for which the memory of its device or machine did not suffice."""
+
+
 class TrialStatus(StrEnum):
     """Status of a trial."""
 
@@ -67,7 +74,7 @@ class TrialSnapshot:
         origin: source of the sample: published, warm, sampled, confirm.
         confirms: number of the trial that it repeats with another seed.
         sample: sampled parameters.
-        reason: reason why it was stopped: behind, negative transfer, not finite, budget.
+        reason: reason why it was stopped: behind, negative transfer, not finite, budget, timeout, out of memory.
         metrics: final metrics; empty before the end.
         student: costs of a trained student: `params_m`, `latency_ms`.
         pid: id of its process; None if no search started it.

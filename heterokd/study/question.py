@@ -27,6 +27,7 @@ FREE_KEYS = {
     "trials",
     "budget",
     "max_failures",
+    "trial_timeout",
     "confirm_share",
     "confirm_leaders",
     "confirm_seeds",

@@ -30,6 +30,7 @@ class Schedule:
 
     Attributes:
         unfinished: trials of an interrupted run, which are resumed before anything else.
+        stalled: trials of an interrupted run whose last process finished no epoch; resumed after starts and samples.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Schedule:
         `has_samples` returns whether any method has parameters to sample.
         """
         self.unfinished: deque[int] = deque()
+        self.stalled: deque[int] = deque()
         self._experiment, self._settings = experiment, experiment.search
         self._facts, self._trials, self._ledger = facts, trials, ledger
         self._space, self._starts, self._has_samples = space, space.starts, has_samples
@@ -65,7 +67,7 @@ class Schedule:
 
     def next(self) -> Step:
         """Return the next step."""
-        is_busy = bool(self._ledger.running or self.unfinished)
+        is_busy = bool(self._ledger.running or self.unfinished or self.stalled)
         if not self._ledger.fits():
             # A running trial may end early, so that another one fits.
             return "wait" if is_busy and not self._ledger.spending.is_exhausted() else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import optuna
@@ -14,47 +12,25 @@ import optuna
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.storage.trial_status import NOT_FINITE, TrialStatus, read_status
+from heterokd.storage.trial_status import NOT_FINITE, TIMED_OUT, TrialStatus, read_status
 from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment
 from heterokd.study.budget import Spending
 from heterokd.study.confirmation import Repetition
+from heterokd.study.deadlines import Deadlines, Expired
 from heterokd.study.failures import distillation_failure, failing_methods
+from heterokd.study.initial_trials import Start
 from heterokd.study.ledger import Ledger
+from heterokd.study.options import StudyOptions
 from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
-from heterokd.study.pruner import Pruner, checkpoint_epochs, compared
+from heterokd.study.pruner import checkpoint_epochs, compared, is_reference
 from heterokd.study.ranked_config import RankedConfig, pareto_front
-from heterokd.study.sampler import Sampler
 from heterokd.study.schedule import Schedule
 from heterokd.study.search_space import SearchSpace
-from heterokd.study.storage import StudyFacts, open_database, read_facts
+from heterokd.study.storage import open_database, read_facts
 from heterokd.study.summary import SUMMARY_LEADERS, HarmfulTrial, StudySummary
 from heterokd.study.trials import TrialRecord, Trials
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """Options of opening a study.
-
-    Attributes:
-        facts: facts of a new study; an existing study keeps those that it was created with.
-        storage: `memory` creates a study that is not kept and touches no file (a simulated search).
-        clock: returns the time in seconds, for budgets of time.
-        devices: GPUs of a training, which may be a fraction; without GPUs, 1.
-        space: space of an experiment that agrees with the study; None: it is made and compared here, which imports
-            the methods.
-        pruner: replaces the experiment's pruner.
-        sampler: replaces the experiment's sampler.
-    """
-
-    facts: StudyFacts = field(default_factory=StudyFacts)
-    storage: Literal["disk", "memory"] = "disk"
-    clock: Callable[[], float] = time.time
-    devices: float = 1.0
-    space: SearchSpace | None = None
-    pruner: Pruner | None = None
-    sampler: Sampler | None = None
 
 
 class Study:
@@ -90,6 +66,7 @@ class Study:
         self._schedule = Schedule(
             experiment, self.facts, trials, self._ledger, space, has_samples=lambda: self._proposer.has_samples
         )
+        self._deadlines = Deadlines(experiment.search.trial_timeout, options.trial_seconds, options.clock)
         self._halted: set[int] = set()  # trials that the budget stops
 
     @classmethod
@@ -132,6 +109,9 @@ class Study:
             return self._begin(self._trials[self._schedule.unfinished.popleft()])
         while True:
             step = self._schedule.next()
+            is_new = step == "sample" or isinstance(step, Start)
+            if self._schedule.stalled and not is_new and not self.spending.is_exhausted():
+                return self._begin(self._trials[self._schedule.stalled.popleft()])
             if step is None or step == "wait":
                 return step
             if step == "sample":
@@ -166,6 +146,7 @@ class Study:
         record = self._trials[number]
         if record.status.is_final or record.stopped is not None:
             return False
+        self._deadlines.seen(number)
         every_epoch = self._pruner.every_epoch
         is_rung = epoch in checkpoint_epochs(self.experiment, record.epochs)
         if is_rung or every_epoch:
@@ -198,8 +179,10 @@ class Study:
             error: a line, for a failed or diverged trial.
         """
         self._ledger.pass_time()
-        if number in self._schedule.unfinished:
-            self._schedule.unfinished.remove(number)
+        for queue in (self._schedule.unfinished, self._schedule.stalled):
+            if number in queue:
+                queue.remove(number)
+        self._deadlines.end(number, complete=status == TrialStatus.COMPLETE)
         record = self._trials[number]
         self._ledger.running.discard(number)
         if record.status.is_final:
@@ -220,6 +203,31 @@ class Study:
         else:
             # Without a value for a pruned trial: Optuna uses its last report, from which the sampler learns.
             self._trials.end(number, status, self._value(metrics) if status == TrialStatus.COMPLETE else None)
+
+    def started(self, number: int) -> None:
+        """Start the time limit of a trial that `next` returned: its process has begun, perhaps again."""
+        self._deadlines.started(number)
+
+    def seen(self, number: int) -> None:
+        """Record that a running trial has finished an epoch, which need not be reported."""
+        self._deadlines.seen(number)
+
+    def expire(self) -> list[Expired]:
+        """End the running trials that exceed their time limit, or do not report although the budget is spent.
+
+        The former have failed, the latter are paused. The caller ends their processes.
+        """
+        self._ledger.pass_time()
+        expired = list(self._deadlines.expired(is_spent=self.spending.is_exhausted()))
+        for trial in expired:
+            record = self._trials[trial.number]
+            if trial.reason == TIMED_OUT:
+                self._trials.stop(trial.number, record.reached, TIMED_OUT)
+                self.finish(trial.number, TrialStatus.FAILED, {}, trial.sentence)
+            else:
+                self._halted.add(trial.number)
+                self.finish(trial.number, TrialStatus.PAUSED, {})
+        return expired
 
     def progress(self) -> StudyProgress:
         """Count the trials in each state."""
@@ -283,6 +291,7 @@ class Study:
     def _begin(self, record: TrialRecord) -> Assignment:
         """Return the assignment of a trial that starts or is resumed."""
         self._ledger.begin(record.number)
+        self._deadlines.begin(record.number, record.method)
         self._halted.discard(record.number)
         return Assignment(
             number=record.number,
@@ -315,8 +324,11 @@ class Study:
             if snapshot.status.is_final:
                 metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
                 self.finish(record.number, snapshot.status, metrics, files.error_line)
-            else:
+            elif is_reference(record) or files.has_progressed:
                 self._schedule.unfinished.append(record.number)
+            else:
+                # It may hang: a resumed search does not begin with it.
+                self._schedule.stalled.append(record.number)
 
     def _value(self, metrics: Mapping[str, float]) -> float:
         """Return the searched metric, or the worst value if it is missing or not finite."""

@@ -156,8 +156,9 @@ def _explained_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[N
         settings = recipe.training
         total = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in total)" if device.type == "cuda" else ""
         raise ConfigError(
-            f"training.batch_size: method {recipe.method!r} with {settings.batch_size // settings.accumulate} images "
-            f"at a time does not fit into the free memory of {device}{total}; raise training.accumulate, give each "
+            f"training.batch_size: out of memory: method {recipe.method!r} with "
+            f"{settings.batch_size // settings.accumulate} images at a time does not fit into the free memory of "
+            f"{device}{total}; raise training.accumulate, give each "
             "trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
         ) from None
 

@@ -28,7 +28,7 @@ def test_enough_deaths_without_an_epoch_end_the_search(folder: StudyFolder, para
         deaths.begin(number)
     for _ in range(max(FEWEST, EACH * parallel)):
         assert not deaths.stop_all()
-        deaths.add()
+        deaths.add(0)
     assert deaths.stop_all()
     assert "before any trial had reported an epoch" in deaths.sentence
     assert "--resume" in deaths.sentence
@@ -38,10 +38,10 @@ def test_one_epoch_of_one_trial_shows_that_trials_can_run(folder: StudyFolder) -
     deaths = FailureLimit(folder, 1)
     deaths.begin(0)
     deaths.begin(1)
-    deaths.add()
+    deaths.add(0)
     report(folder, 1, 1)
     for _ in range(10 * FEWEST):
-        deaths.add()
+        deaths.add(0)
     assert not deaths.stop_all()
 
 
@@ -52,5 +52,14 @@ def test_what_an_earlier_search_reported_proves_nothing_of_this_one(folder: Stud
     deaths = FailureLimit(folder, 1)
     deaths.begin(0)  # goes on from its rung
     for _ in range(FEWEST):
-        deaths.add()
+        deaths.add(0)
     assert deaths.stop_all()
+
+
+def test_processes_that_the_driver_ends_do_not_count(folder: StudyFolder) -> None:
+    deaths = FailureLimit(folder, 1)
+    for number in range(5):
+        deaths.begin(number)
+        deaths.excuse(number)
+        deaths.add(number)
+    assert not deaths.is_reached

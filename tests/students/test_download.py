@@ -16,10 +16,11 @@ from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.priors import expected_ranks, method_prior
 from heterokd.study.progress import StudyProgress
 from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.study.warm_start import finished_summaries, warm_starts
 
 STUDENTS = ["small", "middle", "large", "poor"]

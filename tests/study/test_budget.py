@@ -16,7 +16,8 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import Assignment
 from heterokd.study.budget import Spending
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.options import StudyOptions
+from heterokd.study.study import Study
 
 
 class Clock:

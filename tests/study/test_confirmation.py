@@ -17,8 +17,9 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
 from heterokd.study.confirmation import LARGEST_SHARE, share, share_after
 from heterokd.study.leaderboard import Leaderboard
+from heterokd.study.options import StudyOptions
 from heterokd.study.posterior import EARLY, Population, Posterior, best_repetition, expected_offsets, fit_population
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 
 NOISE = 0.02
 

@@ -22,8 +22,9 @@ from golden_files import differences, read
 from heterokd.config.reading import load_experiment
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 
 LEARNING_RATE = {"training.learning_rate": {"low": 0.005, "high": 0.5, "log": True}}
 SHARED = {**LEARNING_RATE, "training.task_weight": {"options": [0.1, 0.5, 1.0]}}

@@ -17,8 +17,9 @@ from heterokd.storage.study_dir import StudyFolder, exception_line
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import Assignment
 from heterokd.study.failures import IN_A_ROW, failure_kind
+from heterokd.study.options import StudyOptions
 from heterokd.study.plugins import OptunaSampler
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.study.summary import StudySummary
 
 SEVERAL = {"methods": ["scratch", "kd", "dist", "hcd"]}

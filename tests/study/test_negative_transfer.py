@@ -12,7 +12,8 @@ from heterokd.config.experiment import Experiment
 from heterokd.report.wording import notes
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.options import StudyOptions
+from heterokd.study.study import Study
 from heterokd.study.summary import HarmfulTrial
 
 SPACE = {"methods": ["scratch", "dkd", "dist", "ofa", "rsd", "fitnet"]}

@@ -19,8 +19,9 @@ from heterokd.config.reading import load_experiment
 from heterokd.errors import ConfigError, StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.assignment import Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.plugins import OptunaPruner, OptunaSampler, check_plugins, make_pruner
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 
 EPOCHS = 12
 SPACE = {

@@ -17,9 +17,10 @@ from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import SEED_STEP, Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.sampler import STOP_AFTER
 from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 
 METHODS = methods_of("classification")
 TWO_METHODS = {"methods": ["scratch", "kd"]}
@@ -299,10 +300,10 @@ def test_failed_trials_count_towards_the_budget(folder):
     for _ in range(6):
         assignment = study.next()
         assert isinstance(assignment, Assignment)
-        study.finish(assignment.number, "failed", {}, "out of memory")
+        study.finish(assignment.number, "failed", {}, "abcdef"[assignment.number])  # each for another reason
     assert study.next() is None
     assert study.progress().failed == 6
-    assert database(folder)[0].user_attrs["error"] == "out of memory"
+    assert database(folder)[0].user_attrs["error"] == "a"
     assert study.leaders() == []
     assert study.summary().winner is None
 

@@ -30,10 +30,11 @@ from heterokd.networks.weights import save_weights
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
+from heterokd.study.options import StudyOptions
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks
 from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.study.summary import read_summary
 from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches

@@ -18,8 +18,9 @@ from heterokd.networks.network import build_network
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.study.options import StudyOptions
 from heterokd.study.storage import StudyFacts
-from heterokd.study.study import Study, StudyOptions
+from heterokd.study.study import Study
 from heterokd.training.student_costs import measure_students, parameters_m, student_cost
 
 

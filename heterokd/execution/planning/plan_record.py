@@ -36,6 +36,12 @@ class PlanRecorder:
         """Record how long the teachers took, on all devices of the search."""
         self.teacher_seconds = seconds
 
+    @property
+    def trial_seconds(self) -> float | None:
+        """Planned seconds of the longest training, with a running teacher; None without a plan."""
+        known = planned(self.folder)
+        return None if known is None else known.costs.longest(self.experiment.training.epochs)
+
     def ended(self) -> None:
         """Write what the search has taken so far, including earlier runs; nothing if no trial has ended since."""
         known = planned(self.folder)

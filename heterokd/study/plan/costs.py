@@ -62,3 +62,9 @@ class Costs:
     memory: int | None = None
     gpu_memory: int | None = None
     source: str = "measured"
+
+    def longest(self, epochs: int) -> float | None:
+        """Return the seconds of the longest training, with a running teacher; None without a known method."""
+        factor = max(self.students.values(), default=1.0)
+        known = [cost.begin + epochs * max(cost.epoch, cost.live) for cost in self.methods.values()]
+        return factor * max(known) if known else None
