@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from heterokd.methods.cirkd import CIRKD
 from heterokd.methods.crd import Contrast, ContrastMemory, crd_loss
+from heterokd.methods.review_kd import ReviewKD
 from heterokd.methods.tekap import normal_noise, perturb
 from heterokd.methods.tekap_feature import tekap_feature_loss
-from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec
+from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, StageSpec
 
 IMAGES, BATCH, NEGATIVES, WIDTH, TAU = 40, 8, 24, 6, 0.5
 
@@ -243,3 +244,45 @@ def test_cirkds_queues_are_the_authors(ignore: bool) -> None:
     parameters = [parameter for module in setting.modules for parameter in module.parameters()]
     assert digest(parameters) == pytest.approx(weights, abs=1e-4)
     assert [digest([each.vectors]) for each in (memory.pixels, memory.regions)] == pytest.approx(queues, abs=5e-3)
+
+
+SIDES, CHANNELS = ((8, 8, 4, 2), (8, 4, 4, 2)), ((3, 4, 5, 6), (5, 7, 8, 9))
+"""Of the student's and the teacher's stages; embeddings have 6 and 10 numbers."""
+
+
+class ReviewSetting:
+    """A student whose stages and embedding are 1x1 convolutions of random maps, and ReviewKD."""
+
+    def __init__(self) -> None:
+        self.generator = g = torch.Generator().manual_seed(74)
+        self.levels = nn.ModuleList(nn.Conv2d(4, channels, 1) for channels in (*CHANNELS[0], 6))
+        specs = (
+            OutputSpec(5, dim, tuple(StageSpec(c, 32 // side) for c, side in zip(channels, sides, strict=True)), 32)
+            for dim, channels, sides in zip((6, 10), CHANNELS, SIDES, strict=True)
+        )
+        self.method = ReviewKD(ReviewKD.Params(), *specs)
+        self.modules = self.levels, self.method
+        for module in self.modules:
+            fill(module, g)
+
+    def batch(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what enters the student's levels and the teacher's maps, shallow to deep, the embedding last."""
+        entering = [randn(self.generator, 4, 4, side, side) for side in (*SIDES[0], 1)]
+        shapes = zip((*CHANNELS[1], 10), (*SIDES[1], 1), strict=True)
+        return entering, [randn(self.generator, 4, channels, side, side) for channels, side in shapes]
+
+
+REVIEW_STEPS = GoldenSteps((4.99597073, 4.76316786, 4.93674898, 4.46055365), -18.8891929, ())
+
+
+def test_review_kds_fusion_is_the_authors() -> None:
+    """megvii-research/mdistiller ReviewKD.py at a08d46f after its warm-up: stages are fused from deep to shallow."""
+    setting = ReviewSetting()
+    optimizer, losses = sgd(setting.modules), []
+    for _ in range(4):
+        entering, teacher_maps = setting.batch()
+        maps = [level(x) for level, x in zip(setting.levels, entering, strict=True)]
+        outputs = (Outputs(embedding=each[4].flatten(1), stages=tuple(each[:4])) for each in (maps, teacher_maps))
+        batch = Batch(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.long), torch.arange(4))
+        losses.append(step(optimizer, setting.method(*outputs, batch, 1.0)["review"]))
+    REVIEW_STEPS.check(losses, setting.modules, ())
