@@ -66,7 +66,7 @@ class OFD(Method):
         file="distillers/OFD.py",
         value=3e-08,
         gradient=3e-08,
-        open_readings="margins and connectors: read, not run",
+        open_readings="grids where the student's is the finer: averaged here",
         defaults="program, CIFAR-100",
     )
 

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from heterokd.methods.cirkd import CIRKD
 from heterokd.methods.crd import Contrast, ContrastMemory, crd_loss
+from heterokd.methods.ofd import OFD
 from heterokd.methods.review_kd import ReviewKD
 from heterokd.methods.tekap import normal_noise, perturb
 from heterokd.methods.tekap_feature import tekap_feature_loss
-from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, StageSpec
+from heterokd.networks.classifier import expected_negative
+from heterokd.outputs import IGNORE, Batch, Outputs, OutputSpec, PreActivations, Signal, StageSpec
 
 IMAGES, BATCH, NEGATIVES, WIDTH, TAU = 40, 8, 24, 6, 0.5
 
@@ -286,3 +288,40 @@ def test_review_kds_fusion_is_the_authors() -> None:
         batch = Batch(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.long), torch.arange(4))
         losses.append(step(optimizer, setting.method(*outputs, batch, 1.0)["review"]))
     REVIEW_STEPS.check(losses, setting.modules, ())
+
+
+OFD_STEPS = GoldenSteps(
+    (0.161166847, 0.161480024, 0.160910979, 0.158023223),
+    -5.80215359,
+    (-0.483881933, -5.23737166, -6.90950794, -1.374113),
+)
+
+
+def test_ofds_margins_and_connectors_are_the_authors() -> None:
+    """megvii-research/mdistiller OFD.py at a08d46f: margins of a teacher's batch norms, then four steps."""
+    setting = ReviewSetting()
+    g, sides, widths = setting.generator, SIDES[1], CHANNELS[1]
+    serves = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL | Signal.PRE_ACTIVATIONS
+    specs = (
+        OutputSpec(
+            5, 6, tuple(StageSpec(c, 32 // side) for c, side in zip(channels, sides, strict=True)), 32, serves=serves
+        )
+        for channels in CHANNELS
+    )
+    method = OFD(OFD.Params(), *specs)
+    fill(method, g)
+    # Shifts of up to 9 deviations: from channels that are nearly always negative to channels that never are.
+    shifts, scales = [3 * randn(g, width) for width in widths], [randn(g, width) for width in widths]
+    margins = tuple(map(expected_negative, shifts, scales))
+    modules = setting.levels[:4], method
+    optimizer, losses = sgd(modules), []
+    for _ in range(4):
+        entering = [randn(g, 4, 4, side, side) for side in sides]
+        before = tuple(randn(g, 4, width, side, side) for width, side in zip(widths, sides, strict=True))
+        maps = tuple(level(x) for level, x in zip(setting.levels, entering, strict=False))
+        student, teacher = (
+            Outputs(pre_activations=PreActivations(each, margins), stages=each) for each in (maps, before)
+        )
+        batch = Batch(torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.long), torch.arange(4))
+        losses.append(step(optimizer, method(student, teacher, batch, 1.0)["features"]))
+    OFD_STEPS.check(losses, modules, margins)
