@@ -73,4 +73,4 @@ def read_json(path: Path) -> dict[str, object]:
 
 def damaged(path: Path, reason: object) -> StudyError:
     """Return the error for a file whose content cannot be used."""
-    return StudyError(f"{path}: is damaged ({reason}); remove it, or restore it from a backup")
+    return StudyError(f"{path}: is damaged ({reason}); restore it from a backup, or move it away")

@@ -108,3 +108,11 @@ def _existing_id(client: MlflowClient, model_id: str) -> str:
             f"models:/{model_id}: is not a logged model; for a registered model, give models:/{model_id}@champion or "
             f"models:/{model_id}/VERSION"
         ) from None
+
+
+def _place(client: MlflowClient, model_id: str) -> str:
+    """Return ` in LOCATION`, the recorded location of a logged model's files; empty if it is unknown."""
+    try:
+        return f" in {client.get_logged_model(model_id).artifact_location}"
+    except MlflowException:
+        return ""

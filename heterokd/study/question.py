@@ -113,7 +113,7 @@ def _read_attributes(folder: StudyFolder) -> dict[str, object]:
         return {}
     except sqlite3.DatabaseError as error:
         raise StudyError(
-            f"{folder.database}: cannot be used ({error}); remove it, and --resume rebuilds it from the trials"
+            f"{folder.database}: cannot be used ({error}); move it away, and --resume rebuilds it from the trials"
         ) from None
     return {key: json.loads(value) for key, value in rows}
 

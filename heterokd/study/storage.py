@@ -101,7 +101,7 @@ def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StudyError(
-            f"{folder.database}: cannot be used ({reason}); remove it, and --resume rebuilds it from the trials"
+            f"{folder.database}: cannot be used ({reason}); move it away, and --resume rebuilds it from the trials"
         ) from None
 
 

@@ -29,6 +29,7 @@ from heterokd.tracking.labels import (
     study_params,
     study_result,
 )
+from heterokd.tracking.relocate import check_location
 from heterokd.tracking.store import answering, first_line, open_store, pages, probe
 from heterokd.tracking.tracker import Status
 from heterokd.tracking.trial_runs import StudyRun, TrialRuns
@@ -220,6 +221,8 @@ class StudyRuns:
                     f"tracking.experiment: the MLflow experiment {name!r} was deleted; restore it with "
                     f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or choose another name"
                 )
+            if self.artifacts is not None:
+                check_location(found.artifact_location, self.artifacts, self.folder.path, self.study_id)
             experiment_id = found.experiment_id
         # Open the page for trained models, not the page for chat agents.
         self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from heterokd.errors import TrackingError, without_password
 from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.storage.workspace import Workspace
+from heterokd.tracking.relocate import relocate
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ PROBE_SECONDS = 3.0
 
 def open_store(root: Workspace, uri: str | None) -> str:
     """Open the tracking store, create it if needed, and return its URI; safe to call again and from several processes.
+
+    The workspace's store is changed if the workspace was moved or copied, see `relocate`.
 
     Args:
         root: its `mlflow.db` is used if neither `uri` nor `MLFLOW_TRACKING_URI` names a store. (MLflow's default
@@ -50,7 +53,7 @@ def open_store(root: Workspace, uri: str | None) -> str:
         probe(uri)
         return uri
     if scheme == "sqlite":
-        return _open_sqlite(uri)
+        return _open_sqlite(uri, root)
     if scheme in ("postgresql", "mysql", "mssql"):
         _initialise(uri, root.path / "mlflow.lock")
         return uri
@@ -80,7 +83,7 @@ def existing_store(root: Workspace, uri: str | None) -> str:
     return open_store(root, uri)
 
 
-def _open_sqlite(uri: str) -> str:
+def _open_sqlite(uri: str, root: Workspace) -> str:
     name = make_url(uri).database
     if not name or name == ":memory:":
         raise TrackingError(f"tracking.uri: {uri} names no file; give sqlite:///FILE")
@@ -88,7 +91,11 @@ def _open_sqlite(uri: str) -> str:
     if database.is_dir() or not _may_be_sqlite(database):
         raise TrackingError(f"tracking.uri: {database} is no SQLite database; give another file")
     uri = mlflow_sqlite_uri(database)
-    _initialise(uri, database.with_name(f"{database.name}.lock"), database)
+    lock = database.with_name(f"{database.name}.lock")
+    _initialise(uri, lock, database)
+    if database == root.mlflow_database.resolve():
+        with FileLock(lock):
+            relocate(root)
     return uri
 
 

@@ -137,7 +137,15 @@ def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Mod
         graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
     except (MlflowException, OSError, RuntimeError) as error:
         raise PromotionError(
-            f"version {version} of {name!r} cannot be loaded ({first_line(error)}); remove it from the registry, or "
-            "restore its files"
+            f"version {version} of {name!r} cannot be loaded ({first_line(error)}); restore its files in {_place(uri)}"
         ) from error
     return ServingModel(graph, task_of(experiment, splits), size)
+
+
+def _place(model_uri: str) -> str:
+    """Return the recorded location of a registered version's files, in MLflow's current store."""
+    name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
+    try:
+        return str(mlflow.MlflowClient().get_model_version_download_uri(name, version))
+    except MlflowException:
+        return "the store's artifacts"
