@@ -117,6 +117,8 @@ def trial(
 
 def change(made: TrialFolder, **changes: Any) -> None:
     """Change what trial.json says."""
+    if "status" in changes:
+        changes["status"] = TrialStatus(changes["status"])
     made.save(replace(made.snapshot, **changes))
 
 

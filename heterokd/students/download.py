@@ -67,8 +67,8 @@ def download_student(uri: str, model_uri: str, into: Path) -> LoggedStudent:
             )
         except (MlflowException, OSError) as error:
             raise CheckpointError(
-                f"{model_uri}: its weights cannot be downloaded ({first_line(error)}); restore the store's artifacts, "
-                "or export the trial's folder"
+                f"{model_uri}: its weights cannot be downloaded ({first_line(error)}); restore the store's artifacts"
+                f"{_place(client, model_id)}, or export the trial's folder"
             ) from error
     return LoggedStudent(into / "weights", logged.tags.get("heterokd.weights", ""), name, version)
 
