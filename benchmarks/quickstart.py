@@ -28,7 +28,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.teachers.prepare import prepare_teacher
 from heterokd.training.precision import device_name
 

@@ -20,7 +20,7 @@ from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.formatting import format_duration, format_size
 from heterokd.storage.workspace import Workspace
-from heterokd.teachers.cache.maintenance import list_caches, mend_cache
+from heterokd.teachers.cache.maintenance import list_caches, repair_cache
 from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.teachers.prepare import prepare_teachers
 
@@ -91,7 +91,7 @@ def build_caches(
 def _complete(
     experiment: Experiment, build: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
 ) -> BuiltCache:
-    for name in mend_cache(build.folder):
+    for name in repair_cache(build.folder, build.key):
         terminal.print_line(f"removed {build.folder}/{name}: it was damaged, or part of an earlier cache")
     if build.obstacle is not None:
         raise CacheError(build.obstacle)

@@ -25,7 +25,7 @@ def report(
     from heterokd.report.page import write_report
     from heterokd.report.study_data import read_study
     from heterokd.report.wording import verdict
-    from heterokd.study.summary import read_summary
+    from heterokd.study.read_summary import read_summary
 
     folder, asked = existing_study(study, root)
     summary = read_summary(folder)

@@ -20,7 +20,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.build import check_space, missing
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
-from heterokd.teachers.cache_policy import GIGABYTE, cache_key, check_cache, is_served, is_small_enough, open_cache
+from heterokd.teachers.cache_policy import GIGABYTE, cache_key, is_served, is_small_enough, mended_cache, open_cache
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, training_splits
 from heterokd.training.precision import default_device
@@ -119,10 +119,10 @@ def plan_cache_build(
         experiment: the experiment; of several teachers the first, see `Experiment.for_teacher`.
         root: caches lie under `caches/`.
         weights: the prepared teacher's weights.
-        audited: verify the existing shards by running the teacher on a sample.
+        audited: verify the existing shards, also by running the teacher on a sample, and delete damaged ones.
 
     Raises:
-        CacheError: the existing cache is damaged, or disagrees with the teacher.
+        CacheError: the existing cache disagrees with the teacher.
     """
     if not experiment.cache.enabled:
         return None
@@ -135,9 +135,7 @@ def plan_cache_build(
         except PairError:
             continue  # left out of this pair's space
         if served:
-            if audited:
-                check_cache(recipe, splits, live, root)
-            key = cache_key(recipe, splits, live)
+            key = mended_cache(recipe, splits, live, root) if audited else cache_key(recipe, splits, live)
             return CacheBuild(recipe, key, root.cache_folder.at(key.id), weights)
     return None
 

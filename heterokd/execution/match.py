@@ -25,7 +25,7 @@ from heterokd.method import Method, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
@@ -112,7 +112,7 @@ def match(
         f"Similarity of the stages of {experiment.teacher.networks[0]} (teacher) and {recipe.student.network} "
         "(trained on labels alone) on val: CKA, 1 is the same up to rotation and scale."
     )
-    captions = read_json(folder.pictures / "captions.json")
+    captions = read_derived(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**captions, "match": caption}, indent=1))
     score = float(trial.snapshot.metrics.get(experiment.metric, 0.0))
     found = Match(similarity, starts, score, picture)

@@ -12,10 +12,11 @@ from heterokd.config.experiment import Experiment
 from heterokd.report.measure_parts import PARTS, Part, measure_costs, measure_method, measure_similarity
 from heterokd.report.measured import Measured
 from heterokd.report.study_networks import StudyNetworks, Weights
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.study.summary import StudySummary, read_summary
+from heterokd.study.read_summary import read_summary
+from heterokd.study.summary import StudySummary
 from heterokd.training.data import open_splits
 from heterokd.training.precision import default_device
 
@@ -52,7 +53,7 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         except Exception as error:  # noqa: BLE001  the other parts are of use, and the page says what is missing
             made.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     made.write(folder)
-    known = read_json(folder.pictures / "captions.json")
+    known = read_derived(folder.pictures / "captions.json")
     write_text(folder.pictures / "captions.json", json.dumps({**known, **captions}, indent=1))
     return [folder.pictures / f"{name}.png" for name in captions]
 

@@ -12,8 +12,9 @@ from heterokd.report.measured import Measured
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.plan.record import PlanRecord, planned
 from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.read_summary import read_summary
 from heterokd.study.significance import Comparison, compare_trials
-from heterokd.study.summary import StudySummary, read_summary
+from heterokd.study.summary import StudySummary
 from heterokd.study.trial_view import TrialView, read_trials
 
 

@@ -12,7 +12,7 @@ from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
-from heterokd.storage.files import read_json
+from heterokd.storage.files import read_derived
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.estimate import Range
 from heterokd.study.plan.record import PlanRecord, Taken
@@ -184,7 +184,7 @@ def _cost_texts(known: Mapping[str, float | None], costs: Sequence[str]) -> list
 def embedded_pictures(report: StudyReport) -> list[Row]:
     """Return a study's PNGs with name, title, caption and base64 text, so that the page needs no other file."""
     pictures, drawn = report.folder.pictures, DRAWN if report.measured is not None else ("cka",)
-    captions = read_json(pictures / "captions.json")
+    captions = read_derived(pictures / "captions.json")
     files = {file.stem: file for file in sorted(pictures.glob("*.png")) if file.stem not in drawn}
     ordered = sorted(files, key=lambda name: list(PICTURES).index(name) if name in PICTURES else len(PICTURES))
     return [

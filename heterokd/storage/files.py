@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from uuid import uuid4
 
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
+
+logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written: `.NAME.HOST.PID.RANDOM.partial`."""
@@ -69,6 +72,15 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise damaged(path, "expected a JSON object")
     return content
+
+
+def read_derived(path: Path) -> dict[str, object]:
+    """Read a JSON object that can be computed again; empty if the file is missing or, with a warning, damaged."""
+    try:
+        return read_json(path)
+    except StudyError as error:
+        logger.warning("%s: is computed again", str(error).partition("; ")[0])
+        return {}
 
 
 def damaged(path: Path, reason: object) -> StudyError:

@@ -19,7 +19,7 @@ from heterokd.storage.sqlite_url import sqlite_file_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import method_space
-from heterokd.study.summary import StudySummary, read_summary
+from heterokd.study.summary import StudySummary, stored_summary
 
 # Keys that may change between two runs of a study: they decide where and how long, not what is compared.
 FREE_KEYS = {
@@ -85,7 +85,11 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     Raises:
         StudyError: the study belongs to another experiment, or searches a method that this version does not have.
     """
-    attributes = _read_attributes(folder) or attributes_of_files(folder)
+    attributes = read_attributes(folder)
+    of_files = attributes_of_files(folder)
+    if "question" in attributes and of_files:
+        _check_file(attributes, of_files, folder)
+    attributes = attributes if "question" in attributes else of_files
     if "question" not in attributes:
         return experiment
     stored = parse(_Stored, attributes)
@@ -102,7 +106,24 @@ def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
     return experiment
 
 
-def _read_attributes(folder: StudyFolder) -> dict[str, object]:
+def _check_file(attributes: Mapping[str, object], of_files: Mapping[str, object], folder: StudyFolder) -> None:
+    """Refuse a study whose experiment.yaml was edited: it would be replaced, and the edit lost without a message.
+
+    Keys that one of the two lacks are those of other versions.
+
+    Raises:
+        StudyError: a key differs.
+    """
+    before, now = (dict(leaves(parse(_Stored, each).question)) for each in (attributes, of_files))
+    for key, old in before.items():
+        if key in now and now[key] != old and key != LISTED:
+            raise StudyError(
+                f"{folder.experiment_file}: {key} was {json.dumps(old)} when this study started and is "
+                f"{json.dumps(now[key])} now; set it back, or rename the experiment to start a new study"
+            )
+
+
+def read_attributes(folder: StudyFolder) -> dict[str, object]:
     """Read the user attributes of a study; empty without a database, or if SQLite must recover it with write access."""
     if not folder.database.is_file():
         return {}
@@ -133,7 +154,7 @@ def attributes_of_files(folder: StudyFolder) -> dict[str, object]:
 def summary_of_files(folder: StudyFolder) -> StudySummary | None:
     """Read a study's summary; None if it is missing or damaged."""
     try:
-        return read_summary(folder)
+        return stored_summary(folder)
     except StudyError:
         return None
 

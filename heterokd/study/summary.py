@@ -122,8 +122,8 @@ _UNLESS_EMPTY = ("failing", "distillation_failure")
 """Keys of summary.json that are left out if they are empty."""
 
 
-def read_summary(folder: StudyFolder) -> StudySummary | None:
-    """Read a study's summary; None before its first trial has ended.
+def stored_summary(folder: StudyFolder) -> StudySummary | None:
+    """Read a study's summary.json; None if it is missing.
 
     Raises:
         StudyError: the file is damaged.

@@ -12,7 +12,7 @@ from heterokd.domains import Scalar
 from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
 from heterokd.storage.workspace import Workspace
-from heterokd.study.summary import StudySummary, read_summary
+from heterokd.study.summary import StudySummary, stored_summary
 
 LEADERS = 3
 """Number of leaders taken from each study."""
@@ -42,7 +42,7 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySum
         if name == experiment.name:
             raise StudyError(f"search.warm_start_from: {name!r} is this study itself; name others")
         try:
-            summary = read_summary(root.existing_study(name))
+            summary = stored_summary(root.existing_study(name))
         except StudyError as error:
             raise StudyError(f"search.warm_start_from: {error}") from None
         if summary is None or not summary.progress.finished:

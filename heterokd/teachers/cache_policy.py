@@ -23,6 +23,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.cached_teacher import CacheAccess, CachedTeacher, open_or_build
 from heterokd.teachers.cache.key import CacheKey, CacheSettings, make_key
+from heterokd.teachers.cache.maintenance import repair_cache
 from heterokd.teachers.cache.records import Verify, read_key
 from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.training.task_modules import TASK_MODULES
@@ -95,7 +96,11 @@ def training_teacher(
     # Rounding is part of the recipe: outputs that are not stored are computed and rounded as records are.
     is_rounded = recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb)
     if is_complete or is_rounded or (use == "shared" and is_small_enough(recipe, key)):
-        return open_cache(recipe, splits, live, root, device, build=False)
+        try:
+            return open_cache(recipe, splits, live, root, device, build=False)
+        except CacheError as error:
+            _repair(root, key, error)
+            return open_cache(recipe, splits, live, root, device, build=False)
     return live
 
 
@@ -113,6 +118,29 @@ def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspa
         open_or_build(root.cache_folder, splits, cached_views(recipe), live, _settings(recipe), access)
     elif folder.exists("key.json"):
         read_key(folder)
+
+
+def mended_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace) -> CacheKey:
+    """Verify a recipe's cache as `check_cache` does, and delete damaged files, so that they are computed again.
+
+    Raises:
+        CacheError: the cache is of something else.
+    """
+    key = cache_key(recipe, splits, live)
+    try:
+        check_cache(recipe, splits, live, root)
+    except CacheError as error:
+        _repair(root, key, error)
+        check_cache(recipe, splits, live, root)
+    return key
+
+
+def _repair(root: Workspace, key: CacheKey, error: CacheError) -> None:
+    """Repair a cache; raise the error that it was opened with if it has no damaged files."""
+    repaired = repair_cache(root.cache_folder.at(key.id), key)
+    if not repaired:
+        raise error
+    logger.warning("%s (%d files of the cache are computed again)", error, len(repaired))
 
 
 def open_cache(

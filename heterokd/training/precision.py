@@ -9,6 +9,7 @@ two measurements.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import statistics
 import time
@@ -22,8 +23,10 @@ import torch
 from filelock import FileLock
 
 from heterokd.config.recipe import Recipe
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.typed_json import parse
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 0.9
 """Maximum time of another format as a share of fp32's: smaller gains are noise, and fp32 is the most reproducible."""
@@ -91,11 +94,20 @@ def resolve_precision(
         return _fastest(candidates, measure)
     memory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{memory}.lock"):
-        known = parse(dict[str, Precision], read_json(memory))
+        known = _measured_before(memory)
         if key not in known:
             known[key] = _fastest(candidates, measure)
             write_text(memory, json.dumps({shape: asdict(precision) for shape, precision in known.items()}, indent=1))
     return known[key]
+
+
+def _measured_before(memory: Path) -> dict[str, Precision]:
+    """Read the precisions that were measured before; none if the file is missing or damaged."""
+    try:
+        return parse(dict[str, Precision], read_derived(memory))
+    except ValueError as error:
+        logger.warning("%s: is damaged (%s); precisions are measured again", memory, error)
+        return {}
 
 
 def _fastest(candidates: list[Precision], measure: MeasureStep) -> Precision:

@@ -21,8 +21,7 @@ from heterokd.networks.network import deployable
 from heterokd.networks.student_cost import StudentCost
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.networks.timing import THREADS
-from heterokd.storage.files import read_json, write_text
-from heterokd.storage.typed_json import parse
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
 from heterokd.training.student import build_configured
@@ -95,7 +94,7 @@ def student_cost(
     key = json.dumps([device_name("cpu"), *build, *named], default=str)
     root.path.mkdir(parents=True, exist_ok=True)
     with FileLock(root.path / ".students.lock"):
-        known = parse(dict[str, float], read_json(file))
+        known = {cost: value for cost, value in read_derived(file).items() if isinstance(value, float)}
         if key not in known:
             known[key] = _measured(cost, settings, num_classes, size, image_size)
             write_text(file, json.dumps(known, indent=1))

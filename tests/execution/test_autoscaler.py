@@ -15,7 +15,7 @@ import pytest
 from own_ray import HEAD_ID, STORE_BYTES, ray_head
 
 from heterokd.storage.workspace import Workspace
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]

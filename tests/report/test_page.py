@@ -27,9 +27,9 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.options import StudyOptions
+from heterokd.study.read_summary import read_summary
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
-from heterokd.study.summary import read_summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

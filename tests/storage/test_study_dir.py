@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from heterokd.storage.files import write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.study_dir import TrialFolder, previous_checkpoint
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
@@ -57,6 +57,13 @@ def test_an_epoch_that_was_lost_between_others_is_inserted(tmp_path: Path) -> No
     trial.append({"epoch": 2.0, "val/top1": 0.2})
     trial.append({"epoch": 3.0, "val/top1": 0.9})  # trained again: the first report stays
     assert [report["val/top1"] for report in trial.metrics()] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{half", b"3", b"null", b"\xff\xfe", bytes(512)])
+def test_a_damaged_file_that_can_be_computed_again_counts_as_missing(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "captions.json").write_bytes(content)
+    assert read_derived(tmp_path / "captions.json") == {}
 
 
 @pytest.fixture(params=[0o077, 0o027, 0o002], ids=oct)

@@ -19,7 +19,9 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.question import as_stored
+from heterokd.study.read_summary import read_summary
 from heterokd.study.study import Study
+from heterokd.study.summary import stored_summary
 
 METRIC = "val/top1"
 SPACE = {"methods": ["scratch", "kd", "dkd"], "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2}}}
@@ -144,6 +146,34 @@ def test_a_study_without_its_database_and_experiment_is_not_begun_anew(tmp_path:
     folder.experiment_file.unlink()
     with pytest.raises(StudyError, match="exists already; go on with it"):
         Workspace(tmp_path).check_new(folder.name)
+
+
+def test_an_edited_experiment_of_a_study_is_noticed(folder: StudyFolder) -> None:
+    Study.open(asked(), folder)
+    text = folder.experiment_file.read_text()
+    for changed in (text.replace("trials: 7", "trials: 70"), "{damaged"):
+        write_text(folder.experiment_file, changed)
+        assert as_stored(asked(), folder).training.epochs == 9
+    write_text(folder.experiment_file, text.replace("epochs: 9", "epochs: 20"))
+    with pytest.raises(StudyError, match=r"experiment.yaml: training.epochs was 9 .* and is 20 now; set it back"):
+        as_stored(asked(), folder)
+
+
+@pytest.mark.parametrize("content", [None, b"{half", b'{"name": 3}'])
+def test_a_damaged_summary_is_written_again(content: bytes | None, folder: StudyFolder) -> None:
+    study = Study.open(asked(), folder)
+    search(study, 3)
+    unfinished = study.next()
+    if content is not None:
+        folder.summary_file.write_bytes(content)
+    assert read_summary(folder) == study.summary() == stored_summary(folder)
+    # The study may be running: nothing of it was ended.
+    assert isinstance(unfinished, Assignment)
+    assert Study.open(asked(), folder).next() == unfinished
+    folder.database.unlink()
+    folder.summary_file.write_bytes(b"{half")
+    with pytest.raises(StudyError, match=r"summary\.json: is damaged"):
+        read_summary(folder)
 
 
 def test_optunas_pruner_reads_every_epoch_again(folder: StudyFolder) -> None:

@@ -14,7 +14,8 @@ from heterokd.errors import StudyError
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.progress import StudyProgress
-from heterokd.study.summary import HarmfulTrial, StudySummary, read_summary
+from heterokd.study.read_summary import read_summary
+from heterokd.study.summary import HarmfulTrial, StudySummary
 
 
 def whole() -> StudySummary:

@@ -26,6 +26,7 @@ from heterokd.config.services import CachingSettings
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.driver import search
 from heterokd.execution.run import RunContext, run_recipe
+from heterokd.outputs import Signal
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
@@ -34,7 +35,7 @@ from heterokd.study.summary import StudySummary
 from heterokd.teachers.cache.maintenance import list_caches, verify_cache
 from heterokd.teachers.cache_policy import CacheUse, open_cache
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
-from heterokd.training.data import open_splits
+from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.teacher import LiveTeacher
 
 Write = Callable[..., Path]
@@ -148,6 +149,59 @@ def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: W
     complete(experiment, root, weights)
     assert trained(experiment, weights, root, "cached", method=method) == live
     assert len(list_caches(root.caches)) == 1
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """By a new file: another process may have mapped the old one."""
+    file.unlink()
+    file.write_bytes(content)
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    _replace(file, content)
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "changed shard": ("shards/000000.arrow", _flip),
+    "cut shard": ("shards/000000.arrow", lambda file: _replace(file, file.read_bytes()[:99])),
+    "missing shard": ("shards/000000.arrow", Path.unlink),
+    "manifest": ("manifest.json", lambda file: file.write_text("{half")),
+    "key": ("key.json", lambda file: file.write_text("null")),
+    "predictions": ("classes/val.npy", lambda file: (file.parent.mkdir(), file.write_bytes(b"no array"))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_in_a_cache_is_computed_again(damage: str, asked: Callable[..., Any], root: Workspace) -> None:
+    experiment, weights = asked(training={"epochs": 2})
+    live = trained(experiment, weights, root, "live")
+    folder = complete(experiment, root, weights).folder
+    assert folder.local is not None
+    name, harm = DAMAGE[damage]
+    harm(folder.local / name)
+    assert trained(experiment, weights, root, "during a search") == live
+    again = complete(experiment, root, weights)
+    assert again.is_complete
+    assert verify_cache(folder) == []
+
+
+def test_a_shard_that_breaks_while_it_is_read_costs_no_trial(
+    asked: Callable[..., Any], root: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment, weights = asked(training={"epochs": 2})
+    build = complete(experiment, root, weights)
+    splits = open_splits(experiment.data)
+    teacher = open_cache(build.recipe, splits, open_prepared(build.recipe, weights, 10), root, "cpu", build=False)
+    assert build.folder.local is not None
+    for file in (build.folder.local / "shards").iterdir():
+        _flip(file)
+    teacher.records._mapped.clear()
+    batch = next(recipe_loaders(build.recipe, splits, "cpu").train.epoch(0))
+    assert teacher.outputs(batch, Signal.LOGITS).logits is not None
+    assert "is damaged (its content does not match its checksum)" in caplog.text
+    assert "the teacher runs for its views" in caplog.text
 
 
 @pytest.mark.thorough

@@ -33,9 +33,9 @@ from heterokd.study.assignment import Assignment
 from heterokd.study.options import StudyOptions
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks
+from heterokd.study.read_summary import read_summary
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
-from heterokd.study.summary import read_summary
 from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches
 from heterokd.teachers.cache_policy import cache_key

@@ -13,7 +13,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.errors import PairError
 from heterokd.execution.check import check_experiment, within_limits
 from heterokd.execution.planning.time_steps import teacher_like
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs
@@ -134,7 +134,7 @@ def _stock_of(experiment: Experiment, root: Workspace, excluded: Mapping[str, st
 
 def write_plan(folder: StudyFolder, experiment: Experiment, plan: Plan, costs: Costs) -> None:
     """Write a plan into its study's folder, keeping the record of what the search took."""
-    known = read_json(plan_file(folder))
+    known = read_derived(plan_file(folder))
     content = {**known, "question": question_of(experiment), "plan": plan.to_json(), "costs": asdict(costs)}
     write_text(plan_file(folder), json.dumps(content, indent=1))
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from heterokd.config.experiment import Experiment
 from heterokd.execution.planning.plan import question_of
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.plan.record import Taken, plan_file, planned
@@ -26,7 +26,7 @@ class PlanRecorder:
         self.experiment, self.folder = experiment, folder
         self.began, self.done = time.time(), self._finished()
         self.teacher_seconds = 0.0
-        question = read_json(plan_file(folder)).get("question")
+        question = read_derived(plan_file(folder)).get("question")
         if question not in (None, question_of(experiment)) and not folder.experiment_file.exists():
             plan_file(folder).unlink()
         known = planned(folder)
@@ -71,7 +71,7 @@ class PlanRecorder:
             ratio=seconds / plan.seconds.expected,
         )
         file = plan_file(self.folder)
-        write_text(file, json.dumps({**read_json(file), "actual": asdict(taken)}, indent=1))
+        write_text(file, json.dumps({**read_derived(file), "actual": asdict(taken)}, indent=1))
 
     def _finished(self) -> int:
         return sum(trial.status != TrialStatus.RUNNING for trial in self.folder.trials())

@@ -17,7 +17,7 @@ from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.download import download_student
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
 from heterokd.training.student import open_student

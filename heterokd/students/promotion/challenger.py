@@ -18,7 +18,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, pages
 from heterokd.training.student import open_student

@@ -11,7 +11,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, PromotionError
 from heterokd.methods import BASELINE
 from heterokd.students.promotion.challenger import load_version, task_of
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
 from heterokd.training.data import open_splits

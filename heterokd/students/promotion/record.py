@@ -14,7 +14,7 @@ from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
 from heterokd.students.registry import taken_size
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from heterokd.storage.files import damaged, read_json
+from heterokd.storage.files import read_derived
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.estimate import Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,12 @@ def plan_file(folder: StudyFolder) -> Path:
 
 
 def planned(folder: StudyFolder) -> PlanRecord | None:
-    """Read a study's plan; None if it has none.
-
-    Raises:
-        StudyError: the file is damaged.
-    """
-    content = read_json(plan_file(folder))
+    """Read a study's plan; None if it has none, or the file is damaged."""
+    content = read_derived(plan_file(folder))
     if "plan" not in content:
         return None
     try:
         return parse(PlanRecord, {**content, "taken": content.get("actual") or None})
     except ValueError as error:
-        raise damaged(plan_file(folder), error) from None
+        logger.warning("%s: is damaged (%s); `heterokd plan` writes it again", plan_file(folder), error)
+        return None

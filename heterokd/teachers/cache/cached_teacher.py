@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from heterokd.teachers.cache.key import DEFAULT, STORABLE, CacheSettings, make_k
 from heterokd.teachers.cache.locks import SharedLock, shared_lock
 from heterokd.teachers.cache.maintenance import LAST_USED, nearest
 from heterokd.teachers.cache.records import Records, Verify, open_records
-from heterokd.teachers.cache.shards import decode, encode
+from heterokd.teachers.cache.shards import DamagedShard, decode, encode
 from heterokd.training.teacher import LiveTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class CachedTeacher:
@@ -35,8 +38,8 @@ class CachedTeacher:
     Args:
         records: opened cache.
         spec: shapes of the teacher's outputs.
-        live: live teacher, for its tail, for batches with a view that a partial cache lacks, and for predictions on
-            plain images that are not stored.
+        live: live teacher, for its tail, for batches with a view that a partial cache lacks or whose shard is damaged,
+            and for predictions on plain images that are not stored.
         lock: lock that protects the cache from deletion as long as this object exists.
     """
 
@@ -45,6 +48,7 @@ class CachedTeacher:
     ) -> None:
         self.records, self.spec, self._live, self._lock = records, spec, live, lock
         self._tail = cast(Tail, live.network.tail) if live is not None and Signal.TAIL in live.serves else None
+        self._damaged: set[str] = set()
         self.serves = records.key.serves | (Signal.NONE if self._tail is None else Signal.TAIL)
 
     def outputs(self, batch: Batch, needs: Signal) -> Outputs:
@@ -71,7 +75,8 @@ class CachedTeacher:
             try:
                 stored = np.load(io.BytesIO(folder.read(name)), allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
-                raise CacheError(f"{folder}/{name}: is damaged ({error}); delete it") from None
+                logger.warning("%s/%s: is damaged (%s); it is computed again", folder, name, error)
+                stored = np.empty(0)
             if stored.shape == (len(loader.split),) and stored.dtype == np.int64:
                 return torch.from_numpy(stored)
         if self._live is None:
@@ -92,7 +97,15 @@ class CachedTeacher:
         if batch.shown is None:
             raise CacheError("a cached teacher needs the index and view of each image; this batch has no Batch.shown")
         index, view = batch.shown.numpy().T
-        arrays = self.records.gather(index, view)
+        try:
+            arrays = self.records.gather(index, view)
+        except DamagedShard as error:
+            if self._live is None:
+                raise
+            if str(error) not in self._damaged:
+                logger.warning("%s; the teacher runs for its views", error)
+                self._damaged.add(str(error))
+            arrays = None
         if arrays is None:
             if self._live is None:
                 raise CacheError(f"{self.records.folder}: is not finished; build it, or give the live teacher")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heterokd.errors import CacheError
 from heterokd.storage.filesystem import RemoteDir, open_folder
-from heterokd.teachers.cache.build import MANIFEST
+from heterokd.teachers.cache.build import MANIFEST, write
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.locks import USE_LOCK, exclusive_lock
 from heterokd.teachers.cache.records import Records, problems, read_key, read_manifest
@@ -86,8 +86,26 @@ def mend_cache(folder: RemoteDir | Path | str) -> list[str]:
     if removed and MANIFEST not in removed:
         removed.append(MANIFEST)
     for name in reversed(removed):  # the manifest first: without it the cache does not count as complete
-        folder.delete(name)
+        with suppress(FileNotFoundError):  # another process may delete the same files
+            folder.delete(name)
     return removed
+
+
+def repair_cache(folder: RemoteDir, key: CacheKey) -> list[str]:
+    """Delete the damaged files of a cache whose key is known, and write a damaged key.json again; return their names.
+
+    The next build, or the trainings that read the cache, compute what is missing.
+
+    Raises:
+        CacheError: the folder is not writable.
+    """
+    repaired = []
+    try:
+        read_key(folder)
+    except CacheError:
+        write(folder, "key.json", key.to_json().encode())
+        repaired.append("key.json")
+    return repaired + mend_cache(folder)
 
 
 def prune_caches(

@@ -20,7 +20,17 @@ from heterokd.storage.typed_json import parse
 from heterokd.teachers.cache.build import MANIFEST
 from heterokd.teachers.cache.compute import Compute
 from heterokd.teachers.cache.key import CacheKey
-from heterokd.teachers.cache.shards import Arrays, checksum, columns, decode, encode, layout_of, read_shard, shard_name
+from heterokd.teachers.cache.shards import (
+    Arrays,
+    DamagedShard,
+    checksum,
+    columns,
+    decode,
+    encode,
+    layout_of,
+    read_shard,
+    shard_name,
+)
 
 Verify = Literal["sample", "full"]
 SAMPLED_SHARDS = 4
@@ -106,7 +116,7 @@ class Records:
         """Return a shard's records, memory-mapped; None if a partial cache lacks the shard.
 
         Raises:
-            CacheError: it is damaged, or missing from a complete cache.
+            DamagedShard: it is damaged, or missing from a complete cache.
         """
         if number not in self._mapped:
             path = self._path(number)
@@ -115,7 +125,7 @@ class Records:
             arrays, claimed = read_shard(self.key, number, str(path))
             expected = None if self.manifest is None else self.manifest.shards[number].crc32
             if checksum(arrays) != claimed or expected not in (None, claimed):
-                raise CacheError(f"{path}: is damaged (its content does not match its checksum); {REPAIR}")
+                raise DamagedShard(f"{path}: is damaged (its content does not match its checksum); {REPAIR}")
             self._mapped[number] = arrays
         return self._mapped[number]
 
@@ -170,7 +180,7 @@ class Records:
         local = open_folder(self.copies / self.key.id)
         stored = self.folder.stat(shard_name(number))
         if stored is None and self.manifest is not None:
-            raise CacheError(f"{self.folder}/{shard_name(number)}: is missing; {REPAIR}")
+            raise DamagedShard(f"{self.folder}/{shard_name(number)}: is missing; {REPAIR}")
         if stored is None:
             return None
         copy = local.stat(shard_name(number))

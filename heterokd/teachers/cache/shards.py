@@ -30,6 +30,11 @@ GROUPED_BYTES = 2**22
 FOOTPRINT = 4096
 """Maximum overhead of a shard in bytes: schema, header and padding of the last page."""
 
+
+class DamagedShard(CacheError):
+    """A shard whose file is missing or damaged."""
+
+
 Arrays = dict[str, NDArray[np.generic]]
 """Records by column: `logits`, `embedding`; or `logits_values`, `logits_classes`, `logits_rest` of top-k logits."""
 
@@ -207,7 +212,7 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
     """Return the records of a shard, memory-mapped and read-only, and the checksum in its header.
 
     Raises:
-        CacheError: the file is missing, truncated, not a shard, or belongs to another cache or number.
+        DamagedShard: the file is missing, truncated, not a shard, or belongs to another cache or number.
     """
     repair = "delete it and build the cache again: only what is missing is computed"
     try:
@@ -219,12 +224,14 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
         header = {name.decode(): value.decode() for name, value in (batch.schema.metadata or {}).items()}
         claimed, owner, position = header["crc32"], header["cache"], int(header["shard"])
     except FileNotFoundError:
-        raise CacheError(f"{path}: the shard is missing; build the cache again: only this shard is computed") from None
+        raise DamagedShard(
+            f"{path}: the shard is missing; build the cache again: only this shard is computed"
+        ) from None
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise CacheError(f"{path}: is truncated or damaged ({first}); {repair}") from None
+        raise DamagedShard(f"{path}: is truncated or damaged ({first}); {repair}") from None
     if (owner, position) != (key.id, number):
-        raise CacheError(f"{path}: is shard {position} of cache {owner}, not shard {number} of {key.id}; {repair}")
+        raise DamagedShard(f"{path}: is shard {position} of cache {owner}, not shard {number} of {key.id}; {repair}")
     length = layout_of(key).length(number)
     arrays: Arrays = {}
     try:
@@ -235,5 +242,5 @@ def read_shard(key: CacheKey, number: int, path: str) -> tuple[Arrays, str]:
                 raise ValueError(f"{name} is {flat.dtype}, not {dtype}")
             arrays[name] = flat.reshape(length, *shape)
     except (pa.ArrowException, AttributeError, IndexError, ValueError) as error:
-        raise CacheError(f"{path}: is damaged ({error}); {repair}") from None
+        raise DamagedShard(f"{path}: is damaged ({error}); {repair}") from None
     return arrays, claimed
