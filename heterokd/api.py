@@ -126,7 +126,13 @@ def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | No
 
 
 def promote(
-    study: str, root: str | Path = "runs", *, dry_run: bool = False, alias: str = "champion", trial: int | None = None
+    study: str,
+    root: str | Path = "runs",
+    *,
+    dry_run: bool = False,
+    alias: str = "champion",
+    trial: int | None = None,
+    unfinished: bool = False,
 ) -> Decision:
     """Compare a study's winner with the champion on the test split; move the alias if the winner passes every gate.
 
@@ -135,7 +141,8 @@ def promote(
         root: workspace folder, or address of a store.
         dry_run: return the decision without changing anything.
         alias: alias to move; the version that had it gets the alias `previous`.
-        trial: number of a trial to promote instead of the winner.
+        trial: number of a trial to promote instead of the winner, in this call alone.
+        unfinished: also judge a study that is not finished.
 
     Raises:
         StudyError: unknown study.
@@ -144,7 +151,7 @@ def promote(
     """
     from heterokd.students.promotion.promote import promote as decide
 
-    return decide(open_workspace(str(root)), study, dry_run=dry_run, alias=alias, trial=trial)
+    return decide(open_workspace(str(root)), study, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished)
 
 
 def export(

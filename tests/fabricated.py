@@ -28,6 +28,7 @@ from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
+from heterokd.study.progress import StudyProgress
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 from heterokd.tasks import TASKS
@@ -148,6 +149,7 @@ def summary(*leaders: RankedConfig, **more: Any) -> StudySummary:
         "name": "tiny",
         "metric": "val/top1",
         "maximise": True,
+        "progress": StudyProgress(finished=True),
         "winner": leaders[0] if leaders else None,
         "scratch": next((one for one in leaders if one.method == BASELINE), None),
         "leaders": leaders,

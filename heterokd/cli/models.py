@@ -16,7 +16,10 @@ def promote(
     study: StudyName,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision without changing anything.")] = False,
     alias: Annotated[str, typer.Option(help="Alias of the model in production.")] = "champion",
-    trial: Annotated[int | None, typer.Option(min=0, help="Promote this trial instead of the winner.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Judge this trial, this once, instead of the winner.")
+    ] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also judge a study that is not finished.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -27,13 +30,14 @@ def promote(
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.promotion.promote import promote as decide
 
-    decision = decide(open_workspace(root), study, dry_run=dry_run, alias=alias, trial=trial)
+    decision = decide(open_workspace(root), study, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished)
     if as_json:
         print(decision.to_json())
         return
     from rich.console import Console
     from rich.table import Table
 
+    print(decision.subject)
     table = Table(box=None, pad_edge=False)
     for title in ("gate", "required", "measured", "passed"):
         table.add_column(title)

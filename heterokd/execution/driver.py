@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.registry import log_student, register
+from heterokd.students.registry import create_model, log_student, register, remove_pending
+from heterokd.students.registry_lock import locked_model
 from heterokd.study.plugins import check_plugins
 from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
@@ -37,7 +38,7 @@ from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.runs import StudyRuns, open_runs
-from heterokd.tracking.store import first_line
+from heterokd.tracking.store import answering, first_line, quiet
 from heterokd.tracking.tracker import with_others
 from heterokd.training.data import open_splits
 
@@ -93,6 +94,7 @@ def search(
         space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.costs, warm))
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
+        _remove_pending(runs)
         summary = run_study(
             SearchJob(
                 experiment=experiment,
@@ -156,7 +158,12 @@ def _registered(
     splits = open_splits(experiment.data)
     winner = folder.trial(summary.winner.number)
     try:
-        version = register(runs, winner, log_student(runs, winner, splits), splits)
+        student = log_student(runs, winner, splits)
+        with answering(runs.uri), quiet():
+            create_model(runs)
+            # A promotion or a rollback of the same model, in any workspace, ends first.
+            with locked_model(runs.client, experiment.registered_model):
+                version = register(runs, winner, student, splits)
     except TrackingError as error:
         logger.warning("the best student is not registered yet (%s); `heterokd promote` does it later", error)
         return None
@@ -165,6 +172,12 @@ def _registered(
         logger.warning("the best student, a %s, is not registered (%s); the study is kept", network, first_line(error))
         return None
     return experiment.registered_model, version
+
+
+def _remove_pending(runs: StudyRuns) -> None:
+    """Delete the models that a killed driver did not finish to log; a store that does not answer is asked next time."""
+    with suppress(TrackingError):
+        remove_pending(runs)
 
 
 def _report(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import version as installed_version
 import mlflow
 import mlflow.pytorch
 import numpy as np
+from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -55,6 +56,7 @@ def log_student(runs: StudyRuns, trial: TrialFolder, splits: Splits) -> str:
         for model in known:
             if str(model.status) == "READY" and model.tags.get("heterokd.weights") == digest:
                 return str(model.model_uri)
+        _delete_unfinished(runs, run_id)  # of a killed process
         card = network_card(network, splits, recipe.data.view_size)
         runs.client.log_text(run_id, json.dumps(card, indent=1), "weights/student.json")
         runs.client.log_artifact(run_id, str(trial.weights), "weights")
@@ -172,16 +174,7 @@ def register(
     run_id = runs.run_id(trial)
     # A registry in a file looks up models in the current store.
     with answering(runs.uri), quiet(), current(runs.uri):
-        try:
-            runs.client.create_registered_model(
-                name,
-                tags={"dataset": recipe.data.dataset},
-                description=f"Students for {recipe.data.dataset}. `champion` is in use, `challenger` is the latest "
-                "winner of a study, `previous` was champion before.",
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        create_model(runs)
         versions = pages(
             lambda token: runs.client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
         )
@@ -200,6 +193,52 @@ def register(
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def create_model(runs: StudyRuns) -> None:
+    """Create the experiment's registered model unless it exists.
+
+    Raises:
+        MlflowException: the store does not answer.
+    """
+    dataset = runs.experiment.data.dataset
+    try:
+        runs.client.create_registered_model(
+            runs.experiment.registered_model,
+            tags={"dataset": dataset},
+            description=f"Students for {dataset}. `champion` is in use, `challenger` is the latest "
+            "winner of a study, `previous` was champion before.",
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def remove_pending(runs: StudyRuns) -> int:
+    """Delete this study's models whose logging a killed process did not finish; return their number.
+
+    The caller makes sure that no other process logs a model of the study.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    removed = 0
+    with answering(runs.uri):
+        experiment = runs.client.get_experiment_by_name(runs.experiment.experiment_name)
+        models = [] if experiment is None else _models(runs, experiment.experiment_id)
+        for model in models:
+            if str(model.status) == "READY" or not model.source_run_id:
+                continue
+            tags = runs.client.get_run(model.source_run_id).data.tags
+            if tags.get("heterokd.study_id") == runs.study_id:
+                runs.client.delete_logged_model(model.model_id)
+                removed += 1
+    return removed
+
+
+def _models(runs: StudyRuns, experiment_id: str) -> list[LoggedModel]:
+    found = pages(lambda token: runs.client.search_logged_models([experiment_id], max_results=100, page_token=token))
+    return list(found)
 
 
 def describe_student(recipe: Recipe, splits: Splits) -> str:

@@ -65,6 +65,8 @@ def test_outputs_stay(name: str, root: Path, cli: Run, tmp_path: Path) -> None:
     if name.startswith("method "):  # parameters that have been added are no difference either
         names = {parameter["name"] for parameter in stored["output"]["parameters"]}
         now["parameters"] = [parameter for parameter in now["parameters"] if parameter["name"] in names]
+    if name.startswith("promote"):
+        now.pop("champion_student", None)  # added since
     assert differences(stored["output"], now)[:20] == []
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlflow.entities.model_registry import ModelVersion
+
 from heterokd.config.names import alias_fault
 from heterokd.config.sentences import given
 from heterokd.errors import PromotionError
@@ -39,6 +41,14 @@ def previous_alias(alias: str) -> str:
 def rolled_back_tag(alias: str) -> str:
     """Return the tag of a version that lost the alias in a rollback: `rolled_back`, or `rolled_back.ALIAS`."""
     return "rolled_back" if alias == CHAMPION else f"rolled_back.{alias}"
+
+
+def described_version(version: ModelVersion) -> str:
+    """Name a version with the trial and method of its student: `version 2: trial 5, dist`."""
+    tags = version.tags
+    known = [f"trial {tags['trial']}"] if "trial" in tags else []
+    known += [tags["method"]] if "method" in tags else []
+    return f"version {version.version}{': ' if known else ''}{', '.join(known)}"
 
 
 def lines_file(root: Workspace, tags: Mapping[str, str]) -> Path:

@@ -61,7 +61,9 @@ def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:
 
 
 def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, str | None]:
-    """Find the challenger and its version: trial `number`, the version `challenger` of this study, or its winner.
+    """Find the challenger and its version: trial `number`, otherwise the study's winner.
+
+    If the study's summary is lost, it is the version `challenger` of the study.
 
     Raises:
         PromotionError: the study has no trained student, or the named trial is not complete.
@@ -69,19 +71,23 @@ def find_challenger(runs: StudyRuns, number: int | None) -> tuple[TrialFolder, s
     folder = runs.folder
     if number is not None:
         return _named_trial(runs, number)
+    summary = read_summary(folder)
+    winner = None if summary is None or summary.winner is None else summary.winner.number
     version = version_with(runs, CHALLENGER)
     if version is not None and version.tags.get("study_id") == runs.study_id:
-        return folder.trial(int(version.tags["trial"])), str(version.version)
-    summary = read_summary(folder)
-    if summary is None or summary.winner is None:
+        number = int(version.tags["trial"])
+        if winner in (None, number):
+            return folder.trial(number), str(version.version)
+    if winner is None:
         raise PromotionError(
             f"{folder.path}: study {folder.name!r} has no trained student, and the registry has no challenger of it; "
             "run `heterokd search` first (with --resume if it was interrupted)"
         )
-    trial = folder.trial(summary.winner.number)
-    if not trial.weights.exists():
+    trial = folder.trial(winner)
+    newest = _newest_version(runs, trial)
+    if newest is None and not trial.weights.exists():
         raise PromotionError(f"{trial.weights}: the winner's weights are missing; run `heterokd search` again")
-    return trial, _newest_version(runs, trial)
+    return trial, newest
 
 
 def _named_trial(runs: StudyRuns, number: int) -> tuple[TrialFolder, str | None]:
@@ -111,14 +117,20 @@ def _newest_version(runs: StudyRuns, trial: TrialFolder) -> str | None:
 
 
 def open_challenger(
-    runs: StudyRuns, trial: TrialFolder, version: str | None, splits: Splits, *, dry_run: bool
+    runs: StudyRuns,
+    trial: TrialFolder,
+    version: str | None,
+    splits: Splits,
+    *,
+    dry_run: bool,
+    alias: str | None = CHALLENGER,
 ) -> Candidate:
-    """Load the challenger; register it first if it is not registered, unless this is a dry run."""
+    """Load the challenger; register it first, with `alias`, if it is not registered, unless this is a dry run."""
     if version is None and dry_run:
         student = open_student(trial.recipe, trial.weights, splits.num_classes)
         return Candidate(trial, None, deployable(student))
     if version is None:
-        version = register(runs, trial, log_student(runs, trial, splits), splits)
+        version = register(runs, trial, log_student(runs, trial, splits), splits, alias)
         if runs.is_new:
             # No search uses this store, so nothing else would end the study's run.
             runs.finish(read_summary(runs.folder))

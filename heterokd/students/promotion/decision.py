@@ -71,6 +71,8 @@ class Decision:
         gates: all conditions.
         test_low: lower end of the 95 % interval of the score; None in older decisions, without an interval.
         test_high: upper end.
+        champion_student: version, trial and method of the champion.
+        unfinished: whether the study was not finished.
     """
 
     study: str
@@ -91,6 +93,8 @@ class Decision:
     gates: tuple[Gate, ...]
     test_low: float | None = None
     test_high: float | None = None
+    champion_student: str = ""
+    unfinished: bool = False
 
     @property
     def score_name(self) -> str:
@@ -99,7 +103,22 @@ class Decision:
 
     def to_json(self) -> str:
         """Format as a JSON object in a line."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.content())
+
+    def content(self) -> dict[str, object]:
+        """Return the values as JSON; the last two only if they are not empty."""
+        content = asdict(self)
+        return {key: value for key, value in content.items() if value or key not in ("champion_student", "unfinished")}
+
+    @property
+    def subject(self) -> str:
+        """What was judged: trial, method and version of the challenger and of the champion."""
+        version = "not registered" if self.challenger is None else f"version {self.challenger} of {self.model}"
+        state = ", which is not finished" if self.unfinished else ""
+        champion = self.champion_student or ("none" if self.champion is None else f"version {self.champion}")
+        return (
+            f"{version}: trial {self.trial}, {self.method} (study {self.study}{state}); {self.alias} before: {champion}"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Decision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 
 from filelock import FileLock
@@ -10,9 +11,11 @@ from mlflow.entities.model_registry import ModelVersion
 from heterokd.config.reading import load_study_experiment
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
+from heterokd.errors import PromotionError
 from heterokd.methods import BASELINE
+from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
-from heterokd.students.promotion.aliases import CHAMPION, LOCK, check_alias
+from heterokd.students.promotion.aliases import CHAMPION, LOCK, check_alias, described_version
 from heterokd.students.promotion.challenger import (
     Candidate,
     find_challenger,
@@ -24,6 +27,9 @@ from heterokd.students.promotion.decision import Decision, Gate, PairedCompariso
 from heterokd.students.promotion.gates import cost_gates, export_gate, parity_gate, rollback_gates
 from heterokd.students.promotion.opponent import baseline_results, champion_results
 from heterokd.students.promotion.record import decision_tag, record_decision
+from heterokd.students.registry import CHALLENGER, create_model
+from heterokd.students.registry_lock import locked_model
+from heterokd.study.summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, open_store, quiet
 from heterokd.training.data import open_splits
@@ -39,7 +45,8 @@ def promote(
     alias: str = CHAMPION,
     uri: str | None = None,
     trial: int | None = None,
-) -> Decision:
+    unfinished: bool = False,
+) -> Decision:  # its parameters are the command's options
     """Evaluate a study's challenger on the test split and, if every gate is passed, make it champion.
 
     Args:
@@ -48,12 +55,14 @@ def promote(
         dry_run: decide, but change nothing.
         alias: alias for the version; the version that had it gets `previous` (`previous-ALIAS` for another alias).
         uri: URI of the tracking store; default: the experiment's.
-        trial: trial to promote instead of the study's winner, such as another member of the Pareto front.
+        trial: trial to promote instead of the study's winner, such as another member of the Pareto front; for this call
+            alone.
+        unfinished: also judge a study that is not finished; the decision records it.
 
     Raises:
         StudyError: there is no such study.
-        PromotionError: the alias cannot be used, there is no student to promote, or it cannot be compared with the
-            champion.
+        PromotionError: the alias cannot be used, the study is not finished, there is no student to promote, or it
+            cannot be compared with the champion.
         TrackingError: the store does not answer.
     """
     check_alias(alias)
@@ -61,22 +70,45 @@ def promote(
     experiment = load_study_experiment(folder.experiment_file)
     uri = open_store(root, uri or experiment.tracking.uri)
     runs = StudyRuns(experiment, folder, uri, root.artifacts)
-    with FileLock(root.path / LOCK), answering(uri), quiet(), current(uri):
+    is_unfinished = _is_unfinished(folder)
+    if is_unfinished and not unfinished:
+        raise PromotionError(
+            f"{folder.path}: the study is not finished, and its winner may change; finish it (`heterokd search` with "
+            "--resume), or use --unfinished to open the test split now"
+        )
+    with FileLock(root.path / LOCK), answering(uri), quiet(), current(uri), _lock(runs, trial, dry_run=dry_run):
         champion = version_with(runs, alias)
         challenger, version = find_challenger(runs, trial)
         is_champion = champion is not None and str(champion.version) == version
         if champion is not None and is_champion and decision_tag(alias) in champion.tags:
             return replace(Decision.from_json(champion.tags[decision_tag(alias)]), changed=False)
         splits = open_splits(experiment.data)
-        candidate = open_challenger(runs, challenger, version, splits, dry_run=dry_run)
+        candidate = open_challenger(
+            runs, challenger, version, splits, dry_run=dry_run, alias=CHALLENGER if trial is None else None
+        )
         if is_champion:
             # The alias was set by hand: the version is evaluated, and keeps the alias.
             decision = _decide(runs, candidate, None, splits, alias, dry_run=dry_run)
-            return replace(decision, changed=False, promoted=True)
+            return replace(decision, changed=False, promoted=True, unfinished=is_unfinished)
         decision = _decide(runs, candidate, champion, splits, alias, dry_run=dry_run)
+        decision = replace(decision, unfinished=is_unfinished)
         if not dry_run and candidate.version is not None:
             record_decision(runs, root, decision, candidate, splits)
         return decision
+
+
+def _is_unfinished(folder: StudyFolder) -> bool:
+    summary = read_summary(folder)
+    return summary is not None and not summary.progress.finished
+
+
+def _lock(runs: StudyRuns, trial: int | None, *, dry_run: bool) -> AbstractContextManager[None]:
+    """Return the lock of the registered model, which is created; a dry run changes nothing, so it needs none."""
+    if dry_run:
+        return nullcontext()
+    find_challenger(runs, trial)  # raises before an empty model is registered
+    create_model(runs)
+    return locked_model(runs.client, runs.experiment.registered_model)
 
 
 def _decide(
@@ -111,6 +143,7 @@ def _decide(
         method=candidate.recipe.method,
         challenger=candidate.version,
         champion=None if champion is None else str(champion.version),
+        champion_student="" if champion is None else described_version(champion),
         metric=task.facts.score,
         test_score=results.score,
         test_images=len(results),

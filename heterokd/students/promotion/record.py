@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 from heterokd.datasets.io.split import Splits
@@ -28,7 +27,7 @@ def record_decision(runs: StudyRuns, root: Workspace, decision: Decision, candid
     name, version, client = decision.model, str(candidate.version), runs.client
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if not _is_recorded(runs, decision):
-        append_line(runs.folder.path / LINES, now, asdict(decision))
+        append_line(runs.folder.path / LINES, now, decision.content())
     elif not decision.promoted:
         return
     tags = {

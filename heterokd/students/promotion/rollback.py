@@ -18,11 +18,13 @@ from heterokd.students.promotion.aliases import (
     LOCK,
     append_line,
     check_alias,
+    described_version,
     last_line,
     lines_file,
     previous_alias,
     rolled_back_tag,
 )
+from heterokd.students.registry_lock import locked_model
 from heterokd.tracking.store import answering, existing_store, quiet
 
 
@@ -70,8 +72,11 @@ def rollback(root: Workspace, model: str, *, alias: str = CHAMPION, uri: str | N
     check_alias(alias)
     name = model.removeprefix("models:/").partition("@")[0]
     uri = existing_store(root, uri)
+    client = MlflowClient(uri)
     with FileLock(root.path / LOCK), answering(uri), quiet():
-        return _roll_back(MlflowClient(uri), root, name, alias)
+        find_version(client, name, alias, None)  # raises before the lock, which needs a registered model
+        with locked_model(client, name):
+            return _roll_back(client, root, name, alias)
 
 
 def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> Rollback:
@@ -92,7 +97,7 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
         if previous is not None:  # an earlier call was interrupted before its last step
             client.delete_registered_model_alias(name, back)
         reason = (
-            f"version {champion.version} has been {alias} since the rollback at {last['time']}; nothing was changed"
+            f"{described_version(champion)} has been {alias} since the rollback at {last['time']}; nothing was changed"
         )
         return Rollback(name, alias, str(champion.version), last["from"], changed=False, reason=reason)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -102,7 +107,7 @@ def _roll_back(client: MlflowClient, root: Workspace, name: str, alias: str) -> 
         str(previous.version),
         str(champion.version),
         changed=True,
-        reason=f"rolled back: version {previous.version} is {alias} again, version {champion.version} no longer",
+        reason=f"rolled back: {described_version(previous)} is {alias} again; {described_version(champion)} no longer",
     )
     # The record first, the alias last, as in a promotion: an interrupted rollback is repeated.
     line = {"event": "rollback", **asdict(done)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fabricated
@@ -30,7 +30,9 @@ from heterokd.students.promotion.decision import Decision, PairedComparison, rea
 from heterokd.students.promotion.gates import export_gate
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
-from heterokd.students.registry import log_student, register
+from heterokd.students.registry import log_student, register, remove_pending
+from heterokd.study.progress import StudyProgress
+from heterokd.study.summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits
@@ -142,6 +144,56 @@ def test_another_trial_than_the_winner_is_promoted_when_it_is_named(
     assert not promote(root, "tiny", trial=2).changed
     with pytest.raises(PromotionError, match=r"--trial 7: trial 7 of study 'tiny' does not exist"):
         promote(root, "tiny", trial=7)
+
+
+def test_a_named_trial_is_judged_for_that_call_alone(root: Workspace, students: dict[str, Network]) -> None:
+    question = fabricated.experiment()
+    folder = studied(root, question, students["good"], students["poor"])
+    fabricated.trial(folder, question, 2, "dist", student=students["poor"])
+    named = promote(root, "tiny", trial=2)
+    assert (named.trial, named.method) == (2, "dist")
+    assert "challenger" not in aliases(root)
+    plain = promote(root, "tiny")
+    assert (plain.trial, plain.method) == (1, "kd")
+    assert plain.subject.startswith(
+        f"version {plain.challenger} of {NAME}: trial 1, kd (study tiny); champion before: "
+    )
+    assert aliases(root)["challenger"] == plain.challenger
+
+
+def test_a_study_that_is_not_finished_is_refused_without_opening_test(
+    root: Workspace, students: dict[str, Network]
+) -> None:
+    folder = studied(root, fabricated.experiment(), students["good"], students["poor"])
+    summary = read_summary(folder)
+    assert summary is not None
+    replace(summary, progress=StudyProgress(finished=False)).write(folder)
+    for options in ({}, {"dry_run": True}, {"trial": 1}):
+        with pytest.raises(PromotionError, match=r"the study is not finished.*--unfinished"):
+            promote(root, "tiny", **options)
+    assert not registry(root).search_registered_models()
+    decision = promote(root, "tiny", unfinished=True)
+    assert decision.unfinished
+    assert "which is not finished" in decision.subject
+    assert lines(folder)[-1]["unfinished"] is True
+    stored = registry(root).get_model_version(NAME, decision.challenger).tags["decision"]
+    assert Decision.from_json(stored).unfinished
+
+
+def test_models_that_a_killed_process_left_pending_are_removed(
+    root: Workspace, splits: Splits, students: dict[str, Network]
+) -> None:
+    question = fabricated.experiment()
+    folder = studied(root, question, students["good"])
+    runs = StudyRuns(question, folder, open_store(root, None), root.artifacts)
+    client, run_id = registry(root), runs.run_id(folder.trial(1))
+    foreign = client.create_run(runs.experiment_id).info.run_id  # of no study
+    for each in (run_id, foreign):
+        client.create_logged_model(runs.experiment_id, "student", each)
+    assert remove_pending(runs) == 1
+    (left,) = client.search_logged_models([runs.experiment_id])
+    assert left.source_run_id == foreign
+    assert remove_pending(runs) == 0
 
 
 def test_a_challenger_worse_than_scratch_stays_challenger(root: Workspace, students: dict[str, Network]) -> None:
