@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,20 @@ def test_the_longest_socket_is_that_of_the_installed_ray() -> None:
     assert len(session + longest) <= SESSION_BYTES
     assert 'f"session_{date_str}_{os.getpid()}"' in (ray / "_private/node.py").read_text()
     assert os.path.isabs(SHORT[0])
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_ray_starts_in_a_temporary_folder_of_any_length(tmp_path: Path) -> None:
+    folder = tmp_path / ("t" * 60) / ("ä %" * 20)
+    folder.mkdir(parents=True)
+    script = (
+        "from heterokd.execution.ray_connection import connected\n"
+        "from heterokd.execution.ray_settings import ray\n"
+        "with connected(None, cores=1):\n"
+        "    print(ray.get(ray.remote(lambda: 'it runs').remote()))\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "it runs"

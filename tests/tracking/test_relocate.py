@@ -15,7 +15,7 @@ import pytest
 from golden_files import GOLDEN, PREFIX
 from mlflow import MlflowClient
 
-from heterokd.errors import TrackingError
+from heterokd.errors import CheckpointError, TrackingError
 from heterokd.storage.workspace import Workspace
 from heterokd.students.download import download_student
 from heterokd.tracking.relocate import RECORDS, local_path
@@ -154,3 +154,8 @@ def test_models_of_a_moved_workspace_are_loaded_and_downloaded(tmp_path: Path) -
     version = MlflowClient(uri).get_model_version_by_alias("digits-student", "champion")
     place = MlflowClient(uri).get_model_version_download_uri("digits-student", version.version)
     assert local_path(place).is_relative_to(root.artifacts)
+    shutil.rmtree(root.artifacts)
+    with pytest.raises(CheckpointError, match="restore the store's artifacts in ") as caught:
+        download_student(uri, "models:/digits-student@champion", tmp_path)
+    assert place in str(caught.value)
+    assert "remove" not in str(caught.value)
