@@ -29,7 +29,7 @@ from heterokd.students.promotion.opponent import baseline_results, champion_resu
 from heterokd.students.promotion.record import decision_tag, record_decision
 from heterokd.students.registry import CHALLENGER, create_model
 from heterokd.students.registry_lock import locked_model
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, open_store, quiet
 from heterokd.training.data import open_splits

@@ -32,7 +32,7 @@ from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register, remove_pending
 from heterokd.study.progress import StudyProgress
-from heterokd.study.summary import read_summary
+from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits
