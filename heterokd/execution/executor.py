@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import SearchError
+from heterokd.execution.abandoned import scratch_folder
 from heterokd.execution.cache_builders import CacheBuild, start_cache_builds
 from heterokd.execution.callbacks import Listener, MlflowSync, TuneCallback
 from heterokd.execution.failure_limit import FailureLimit
@@ -98,7 +98,7 @@ def run_study(
     sync = MlflowSync(tracker, folder)
     try:
         # Tune's snapshots, which nothing reads, are kept off the study's disk.
-        with connected(address, shared=is_shared), TemporaryDirectory(prefix="heterokd-tune-") as scratch:
+        with connected(address, shared=is_shared), scratch_folder("heterokd-tune-") as scratch:
             cluster = plan_cluster(experiment)
             if is_shared and run is run_recipe:
                 from heterokd.execution.workers import OnWorkers  # imports Ray Train, which takes a second
@@ -121,7 +121,7 @@ def run_study(
                 callbacks.insert(0, FromStore(workspace, folder))
             config = tune.RunConfig(
                 name="tune",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 stop=failures,
                 failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),

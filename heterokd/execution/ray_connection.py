@@ -12,9 +12,12 @@ from urllib.parse import urlsplit
 
 from heterokd.errors import ConfigError
 from heterokd.execution import working_dir
+from heterokd.execution.abandoned import mark, remove_abandoned
 from heterokd.execution.ray_settings import ray
 from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.signals import interrupt_on_sigterm
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Size of a local Ray's object store: trials exchange small messages, data comes from files."""
@@ -117,12 +120,24 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         raise ConfigError(
             f"--address {address}: no Ray cluster answers ({reason}); start one, or leave it out"
         ) from None
+    if address is None:
+        _tidy_sessions()
     try:
         # Ray has installed a handler for SIGTERM that would end this process at once.
         with interrupt_on_sigterm():
             yield
     finally:
         ray.shutdown()
+
+
+def _tidy_sessions() -> None:
+    """Mark the folder of this local Ray's session, and remove those of killed drivers, which Ray keeps."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    try:
+        mark(session)
+        remove_abandoned(session.parent, "session_*")
+    except OSError as error:
+        logger.info("%s: its older sessions are kept (%s)", session.parent, error)
 
 
 def is_preempted(*, anywhere: bool = False) -> bool:
