@@ -283,17 +283,13 @@ def no_shard(folder: Path) -> None:
     "damage",
     [flipped, *(pytest.param(damage, marks=pytest.mark.thorough) for damage in (truncated, half_a_manifest, no_shard))],
 )
-def test_a_damaged_cache_ends_a_search_before_it_begins(
-    damage: Callable[[Path], None], cli: Run, asked: Callable[..., Any], root: Workspace
+def test_a_search_builds_the_damaged_files_of_its_cache_again(
+    damage: Callable[[Path], None], asked: Callable[..., Any], root: Workspace
 ) -> None:
     experiment, weights = asked()
     damage(Path(complete(experiment, root, weights).folder.path))
-    done = cli("search", "tiny.yaml", "--root", root.path)
-    assert done.code == 2
-    (line,) = [line for line in done.err.splitlines() if "alembic" not in line]
-    assert line.startswith(f"error: {root.caches}")
-    assert "build the cache again" in line
-    assert not root.study("tiny").path.exists()
+    build = planned(experiment, root, weights)
+    assert (build.is_complete, build.obstacle) == (False, None)
 
 
 def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
