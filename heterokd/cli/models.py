@@ -12,6 +12,7 @@ from heterokd.cli.options import AsJson, RootFolder, StudyName, print_json
 from heterokd.students.export.formats import FORMATS, format_named
 
 
+# One parameter for each option of the command line.
 def promote(
     study: StudyName,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision without changing anything.")] = False,

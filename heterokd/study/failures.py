@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from heterokd.methods import BASELINE
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.trials import TrialRecord, Trials
+
+if TYPE_CHECKING:
+    from heterokd.study.trials import TrialRecord, Trials
 
 IN_A_ROW = 3
 """Failures in a row, for the same reason, after which a method is left out of the search."""

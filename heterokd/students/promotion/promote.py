@@ -37,6 +37,7 @@ from heterokd.training.evaluation import image_results
 from heterokd.training.paired_tests import ImageResults
 
 
+# One parameter for each option of the command line.
 def promote(
     root: Workspace,
     study_name: str,
@@ -46,7 +47,7 @@ def promote(
     uri: str | None = None,
     trial: int | None = None,
     unfinished: bool = False,
-) -> Decision:  # its parameters are the command's options
+) -> Decision:
     """Evaluate a study's challenger on the test split and, if every gate is passed, make it champion.
 
     Args:
