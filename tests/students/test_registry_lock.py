@@ -120,6 +120,7 @@ def dead_pid() -> int:
         "no JSON",
         "{}",
     ],
+    ids=["expired", "dead process", "number of another process", "no JSON", "no ticket"],  # equal in every process
 )
 def test_what_a_dead_process_left_does_not_count(left):
     registry = SlowRegistry()
