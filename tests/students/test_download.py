@@ -175,6 +175,6 @@ def test_studies_that_cannot_be_begun_from_are_refused(tmp_path: Path) -> None:
         finished_summaries(make_experiment(warm_start_from=["othre"]), root)
     with pytest.raises(StudyError, match="this study itself"):
         finished_summaries(make_experiment(warm_start_from=["students"]), root)
-    fabricated.summary().write(root.study("other"))
+    fabricated.summary(progress=StudyProgress()).write(root.study("other"))
     with pytest.raises(StudyError, match="'other' is not finished"):
         finished_summaries(make_experiment(warm_start_from=["other"]), root)

@@ -13,6 +13,7 @@ from heterokd.errors import StudyError
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
+from heterokd.study.progress import StudyProgress
 from heterokd.study.search_result import SearchResult
 from heterokd.study.study import Study
 
@@ -68,7 +69,7 @@ def test_a_result_can_be_sent_to_another_process(found: SearchResult) -> None:
 
 def test_a_search_without_a_student_says_so(tmp_path: Path) -> None:
     folder = fabricated.study(Workspace(tmp_path), fabricated.experiment())
-    found = SearchResult(folder, fabricated.summary(), fabricated.card(), "")
+    found = SearchResult(folder, fabricated.summary(progress=StudyProgress()), fabricated.card(), "")
     assert not found.finished
     assert found.trials.empty
     with pytest.raises(StudyError, match="no trial is complete"):
