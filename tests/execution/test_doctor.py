@@ -250,7 +250,8 @@ def doctor(head: Any, root: str, file: Path) -> tuple[int, list[Check], str]:
     )
     assert done.stdout, done.stderr
     content = json.loads(done.stdout.splitlines()[-1])
-    return done.returncode, [Check(**check) for check in content["checks"]], done.stdout + done.stderr
+    checks = [Check(c["node"], c["name"], c["passed"], c["told"], c["advice"]) for c in content["checks"]]
+    return done.returncode, checks, done.stdout + done.stderr
 
 
 def write_images(folder: Path) -> None:
