@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from heterokd.distributed import gathered
 from heterokd.domains import Float, Int
 from heterokd.method import Method, MethodParams, Verification
+from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 BN_EPS = 1e-4
@@ -110,10 +111,7 @@ class SRD(Method):
             feature = embedding.sum() * 0
         else:
             feature = srd_loss(self.projector(embedding), target, params.power, params.form)
-        divergence = F.kl_div(
-            F.log_softmax(student.logits.float(), dim=1),
-            F.log_softmax(teacher.logits.detach().float(), dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return {"embedding": params.weight * feature, "logits": params.logit_weight * divergence}
+        return {
+            "embedding": params.weight * feature,
+            "logits": params.logit_weight * kd_loss(student.logits, teacher.logits, 1.0),
+        }

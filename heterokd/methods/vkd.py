@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from heterokd.domains import Float
 from heterokd.method import Method, MethodParams, Verification
+from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 
 
@@ -88,15 +89,9 @@ class VkD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Compute the terms `embedding` and `logits`."""
-        params, tau = self.params, self.params.temperature
+        params = self.params
         projected = self.projector(student.embedding)
-        divergence = F.kl_div(
-            F.log_softmax(student.logits.float() / tau, dim=1),
-            F.log_softmax(teacher.logits.detach().float() / tau, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
         return {
             "embedding": params.weight * vkd_loss(projected, teacher.embedding),
-            "logits": params.logit_weight * tau**2 * divergence,
+            "logits": params.logit_weight * kd_loss(student.logits, teacher.logits, params.temperature),
         }
