@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 from heterokd.errors import ConfigError
@@ -154,11 +153,3 @@ def parse_quantity(option: str, text: str, units: Mapping[str, int], example: st
     if found is None or found[2].lower() not in factors:
         raise ConfigError(f"{option} {text}: expected a number and one of {', '.join(units)}, such as {example}")
     return float(found[1]) * factors[found[2].lower()]
-
-
-def package_version() -> str:
-    """Version of the installed package; "unknown" for a copy that is not installed."""
-    try:
-        return version("heterokd")
-    except PackageNotFoundError:
-        return "unknown"

@@ -22,7 +22,8 @@ softmax over the stages would cancel it.
 Memory: for each of the six pairs of logits, A takes B K^2 and R takes K B^2 numbers, a few times over with gradients:
 512 MB each for 128 images and 1000 classes.
 
-Data-parallel workers: R relates the images of one worker's batch, as in the authors' program.
+Data-parallel workers: R relates the images of one worker's batch, as in the authors' program; `gather: true` those of
+all workers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterokd.distributed import gathered
 from heterokd.domains import Float
 from heterokd.method import Method, MethodParams, Verification
 from heterokd.methods._projectors import ConvProjector, initialise
@@ -101,6 +103,7 @@ class MLDRKD(Method):
         fused_weight: Annotated[float, Float(0.1, 4, log=True)] = Field(
             1.0, ge=0, description="multiplies the comparison of the fused logits"
         )
+        gather: bool = Field(False, description="true relates the images of all workers' batches, false of each alone")
 
     params: Params
 
@@ -121,12 +124,15 @@ class MLDRKD(Method):
         stage_logits = [head(vector) for head, vector in zip(self.heads, vectors, strict=True)]
         share_BSK = self.gate(torch.stack(vectors, dim=1)).softmax(dim=1)
         fused = (share_BSK * torch.stack(stage_logits, dim=1)).sum(dim=1)
-        return {
-            "logits": self.params.weight * self._compare(student.logits, teacher.logits),
-            "stages": self.params.stage_weight
-            * torch.stack([self._compare(logits, teacher.logits) for logits in stage_logits]).sum(),
-            "fused": self.params.fused_weight * self._compare(fused, teacher.logits),
-        }
+        params = self.params
+        target = gathered(teacher.logits.detach()) if params.gather else teacher.logits
 
-    def _compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return mldr_kd_loss(student_logits, teacher_logits, self.params.temperature, self.params.alpha)
+        def compare(logits: Tensor) -> Tensor:
+            logits = gathered(logits) if params.gather else logits
+            return mldr_kd_loss(logits, target, params.temperature, params.alpha)
+
+        return {
+            "logits": params.weight * compare(student.logits),
+            "stages": params.stage_weight * torch.stack([compare(logits) for logits in stage_logits]).sum(),
+            "fused": params.fused_weight * compare(fused),
+        }
