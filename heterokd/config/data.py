@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from operator import not_
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, PathName, Settings
 from heterokd.datasets import DATASETS
+from heterokd.datasets.io.options import MEGAPIXELS, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import Dataset
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, TaskName
 
 Side = Annotated[int, Field(ge=8, le=4096)]
+Level = Annotated[int, Field(ge=0, le=255)]
+# YAML has no tuples.
+RedGreenBlue = Annotated[tuple[Level, Level, Level], Strict(False)]
+Bounds = Annotated[tuple[float, float], Strict(False)]
+
+# Keys that are not part of `Dataset.load`: the data set that reads them says so.
+OPTIONS = tuple(field.name for field in fields(DataOptions))
 
 
 def dataset_class(name: str, extension: Extension | None = None) -> type[Dataset]:
@@ -66,6 +75,17 @@ class DataSettings(Settings):
         None, description="name or settings of an augmentation policy; default: the data set's"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the train / val / test split")
+    reader: Literal[1, 2] = Field(
+        2, description="version of the rules by which files are found and read; experiments before schema 3 have 1"
+    )
+    background: str | RedGreenBlue = Field(
+        "white", description="color below transparent pixels: a name, #rrggbb or [red, green, blue]"
+    )
+    value_range: Literal["auto"] | Bounds = Field(
+        "auto",
+        description="values that become black and white in images of more than 8 bits; auto: those that the files use",
+    )
+    max_megapixels: float = Field(MEGAPIXELS, gt=0, description="larger images are refused, in millions of pixels")
 
     @model_validator(mode="before")
     @classmethod
@@ -96,11 +116,27 @@ class DataSettings(Settings):
             raise ValueError(f"there is no augmentation policy {policy!r}; {did_you_mean(policy, POLICIES)}")
         return policy
 
+    @field_validator("background")
+    @classmethod
+    def _known_color(cls, color: str | Color) -> str | Color:
+        _rgb(color)
+        return color
+
+    @field_validator("value_range")
+    @classmethod
+    def _ascends(cls, bounds: str | tuple[float, float]) -> str | tuple[float, float]:
+        if not isinstance(bounds, str) and not bounds[0] < bounds[1]:
+            raise ValueError(f"expected [black, white] with black < white, got {list(bounds)}")
+        return bounds
+
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> DataSettings:
         if self.dataset_class.needs_root and self.root is None:
             raise ValueError(f"data set {self.dataset!r} is read from a folder: set data.root to it")
         changed = [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+        for key in OPTIONS:
+            if key in changed and key in self.unread and key != "reader":
+                raise ValueError(f"{key}: data set {self.dataset!r} does not read it; leave it out")
         mixes = self.policy.mixes or bool(self.policy.operations)
         reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
         if reason is not None:
@@ -111,6 +147,21 @@ class DataSettings(Settings):
     def dataset_class(self) -> type[Dataset]:
         """The data set."""
         return dataset_class(self.dataset, self.extension)
+
+    @property
+    def options(self) -> DataOptions:
+        """How files are found and read."""
+        return DataOptions(
+            reader=self.reader,
+            background=_rgb(self.background),
+            value_range=self.value_range,
+            max_megapixels=self.max_megapixels,
+        )
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Keys of `DataOptions` that the data set does not read."""
+        return frozenset(OPTIONS) & frozenset(type(self).model_fields) - self.dataset_class.reads
 
     @property
     def task(self) -> TaskName:
@@ -140,3 +191,21 @@ class DataSettings(Settings):
         if self.augment is None:
             return self.dataset_class.policy_at(self.image_size)
         return POLICIES[self.augment]
+
+
+def _rgb(color: str | Color) -> Color:
+    if not isinstance(color, str):
+        return color
+    if color == "white":
+        return WHITE
+    from PIL import ImageColor  # lazily: other experiments need no Pillow
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(color)
+    except ValueError:
+        alpha = [0]
+    if alpha:
+        raise ValueError(
+            f"there is no color {color!r}; give a name of CSS, #rrggbb or [red, green, blue], 0 to 255 each"
+        )
+    return red, green, blue

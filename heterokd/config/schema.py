@@ -80,6 +80,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.tekap_feature.memory_updates", 2, "once", "each"),
     ChangedDefault("methods.cirkd.label_pixel", 2, "centre", "corner"),
     ChangedDefault("methods.pat.norm_grid", 2, "source", "target"),
+    ChangedDefault("data.reader", 3, 1, 2),
 )
 """All changed defaults, by ascending schema number."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Dataset, Splits
 from heterokd.errors import DataError, did_you_mean
 from heterokd.extensions import Implementations
@@ -16,6 +17,7 @@ from heterokd.extensions import Implementations
 DATASETS: Implementations[Dataset] = Implementations(__name__, "heterokd.datasets.io.split:Dataset", __name__)
 
 
+# Seven parameters: keys of the section `data`.
 def load_dataset(
     dataset: str | type[Dataset],
     root: str | Path | None = None,
@@ -23,6 +25,7 @@ def load_dataset(
     seed: int = 0,
     labels_per_class: int | None = None,
     train_images: int | None = None,
+    options: DataOptions = DEFAULT_OPTIONS,
 ) -> Splits:
     """Load and split a data set; cached per process, so that later changes of the folder are not read.
 
@@ -33,6 +36,7 @@ def load_dataset(
         seed: seed of the split and of the images that are kept.
         labels_per_class: number of training images to keep of each class.
         train_images: number of training images to keep.
+        options: how files are found and read, for data sets that read them, see `Dataset.reads`.
 
     Raises:
         DataError: the name is unknown, the root is missing, or the data set cannot be loaded.
@@ -43,12 +47,12 @@ def load_dataset(
     if kind.needs_root and root is None:
         raise DataError(f"data set {dataset!r} is read from a folder: set data.root to it")
     folder = Path(root) if root is not None and kind.needs_root else None
-    splits = _load(kind, folder, image_size, seed)
+    splits = _load(kind, folder, image_size, seed, options)
     if labels_per_class is not None:
         splits = splits.with_labels_per_class(labels_per_class, seed)
     return splits if train_images is None else splits.with_train_images(train_images, seed)
 
 
 @lru_cache(maxsize=8)
-def _load(kind: type[Dataset], root: Path | None, image_size: int, seed: int) -> Splits:
-    return kind().load(root, image_size, seed)
+def _load(kind: type[Dataset], root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
+    return kind().load_with(root, image_size, seed, options)

@@ -38,6 +38,7 @@ def _splits(data: str) -> Splits:
             seed=settings.seed,
             labels_per_class=settings.labels_per_class,
             train_images=settings.train_images,
+            options=settings.options,
         )
     except Exception as error:
         if settings.extension is None or isinstance(error, HeterokdError):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
-from heterokd.datasets.io.read_image import WHOLE, Region, read_image
+from heterokd.datasets.io.read_image import FIRST_READING, WHOLE, Reading, Region, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits, stratified_split
 from heterokd.errors import DataError
 
@@ -31,12 +31,14 @@ class LabelledFiles:
         names: [N] paths below `folder`, see `path_array`.
         labels: [N] class numbers.
         region: region of every image that is read, see `read_image`.
+        reading: how the files become pixels.
     """
 
     folder: Path
     names: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     region: Region = WHOLE
+    reading: Reading = FIRST_READING
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +78,7 @@ class FileImages(DecodedFiles):
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [S, S, 3]."""
-        return read_image(self.files.path(position), self.image_size, self.files.region)
+        return read_image(self.files.path(position), self.image_size, self.files.region, self.files.reading)
 
 
 def path_array(paths: Iterable[str]) -> NDArray[np.bytes_]:
@@ -120,7 +122,9 @@ def file_names(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], int]
     return found, len(names) - len(found)
 
 
-def list_classes(root: Path, subfolder: str, class_names: tuple[str, ...]) -> LabelledFiles:
+def list_classes(
+    root: Path, subfolder: str, class_names: tuple[str, ...], suffixes: tuple[str, ...] = SUFFIXES
+) -> LabelledFiles:
     """List the image files of ROOT/SUBFOLDER/CLASS, or of ROOT/CLASS if `subfolder` is empty, by class and by name.
 
     Raises:
@@ -136,9 +140,9 @@ def list_classes(root: Path, subfolder: str, class_names: tuple[str, ...]) -> La
     paths: list[str] = []
     counts: list[int] = []
     for name in class_names:
-        files, _ = file_names(folder / name, SUFFIXES)
+        files, _ = file_names(folder / name, suffixes)
         if not files:
-            kinds = ", ".join(sorted(SUFFIXES))
+            kinds = ", ".join(sorted(suffixes))
             raise DataError(f"{folder / name}: holds no images ({kinds}); add some or remove the folder")
         prefix = f"{subfolder}/{name}" if subfolder else name
         paths += [f"{prefix}/{file}" for file in files]
@@ -167,7 +171,7 @@ def file_splits(
     Raises:
         DataError: a file is missing or empty.
     """
-    digest = hashlib.sha256(f"{dataset}:{image_size}".encode())
+    digest = hashlib.sha256(f"{dataset}:{image_size}{files['train'].reading.identity}".encode())
     splits: dict[SplitName, Split] = {}
     for name in SPLIT_NAMES:
         chosen = files[name]

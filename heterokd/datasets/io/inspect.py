@@ -19,8 +19,8 @@ from statistics import median
 from PIL import Image
 
 from heterokd.datasets.io.decoded_files import decoding_threads
-from heterokd.datasets.io.image_files import SUFFIXES, class_folders, file_names, present_splits
-from heterokd.datasets.io.read_image import read_image
+from heterokd.datasets.io.image_files import class_folders, file_names, present_splits
+from heterokd.datasets.io.read_image import image_suffixes, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
 from heterokd.errors import DataError
 
@@ -123,7 +123,7 @@ def inspect_folder(folder: Path) -> FolderInspection:
     for split in splits:
         for label in classes:
             parent = Path(split or "", label)
-            images, rest = file_names(folder / parent, SUFFIXES) if (folder / parent).is_dir() else ([], 0)
+            images, rest = file_names(folder / parent, image_suffixes()) if (folder / parent).is_dir() else ([], 0)
             found += [ImageFile(parent / image, split, label) for image in images]
             others += rest
     with decoding_threads() as pool:

@@ -126,7 +126,7 @@ def read_scene(path: Path, canvas: Canvas) -> NDArray[np.uint8]:
         inside = _fitted(opened.height, opened.width, canvas)
         try:
             opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
-            image = to_rgb(opened)
+            image = to_rgb(opened, path)
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(path, error) from None
     if image.size != inside[::-1]:

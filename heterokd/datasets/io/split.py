@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, ResizedImages, read_pieces, source_of
+from heterokd.datasets.io.options import DataOptions
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
@@ -35,6 +36,10 @@ STATISTICS_SAMPLE = 512
 # Images of a split that are decoded before training starts: a second or two, and all images of a small data set.
 CHECK_BYTES = 2**27
 CHECK_AT_LEAST = 32
+# Images are alike if no pixel differs by more levels of 255 than this from the first of them; a data set in which more
+# than this share is alike is refused.
+ALIKE_LEVELS = 3
+ALIKE_SHARE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +134,22 @@ class Splits:
         """Decode some images of train and val, all of a small set, to find damaged files before training.
 
         Raises:
-            DataError: an image or a label map is damaged; names the file.
+            DataError: an image or a label map is damaged (names the file), or nearly all training images are alike.
         """
         for split in (self.train, self.val):
             if not len(split) or isinstance(source_of(split.images), ArrayImages | ResizedImages):
                 continue
             count = max(CHECK_AT_LEAST, CHECK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
             index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
-            for images in (split.images, split.label_maps):
-                if images is not None:
-                    for _ in read_pieces(images, index):  # raises if an image is damaged
-                        pass
+            alike = _alike(read_pieces(split.images, index))  # raises if an image is damaged
+            if split.name == "train" and alike > max(1, ALIKE_SHARE * len(index)):
+                raise DataError(
+                    f"data.root: {alike} of {len(index)} training images are alike after reading, nothing can be "
+                    "learned from them; look at the files, and at data.background and data.value_range"
+                )
+            if split.label_maps is not None:
+                for _ in read_pieces(split.label_maps, index):
+                    pass
 
     def with_labels_per_class(self, count: int, seed: int = 0) -> Splits:
         """Keep `count` seeded train images of each class; val and test are unchanged.
@@ -187,9 +197,11 @@ class Dataset(ABC):
         tasks: task of its labels.
         default_policy: default augmentation policy; see `policy_at`.
         licence: terms of use of the images, as far as their source states them, for model cards.
+        reads: names of the `DataOptions` that it reads, in `load_with`.
     """
 
     needs_root: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
     tasks: ClassVar[TaskName] = "classification"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
     licence: ClassVar[str] = "unknown"
@@ -198,6 +210,10 @@ class Dataset(ABC):
     def policy_at(cls, image_size: int) -> AugmentPolicy:
         """Return the default policy at an image size; most data sets have the same for all sizes."""
         return cls.default_policy
+
+    def load_with(self, root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """Do as `load`, with the options that the data set reads; by default none."""
+        return self.load(root, image_size, seed)
 
     @abstractmethod
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
@@ -211,6 +227,21 @@ class Dataset(ABC):
         Raises:
             DataError: the data set is missing, empty or has an unexpected shape.
         """
+
+
+def _alike(pieces: Iterable[NDArray[np.uint8]]) -> int:
+    """Return how many images are like the first, or like the first that is not: the larger number of the two."""
+    examples: list[NDArray[np.int16]] = []
+    counts = [0, 0]
+    for pixels in pieces:
+        for image in pixels.astype(np.int16):
+            place = next((i for i, seen in enumerate(examples) if np.abs(image - seen).max() <= ALIKE_LEVELS), None)
+            if place is not None:
+                counts[place] += 1
+            elif len(examples) < len(counts):
+                examples.append(image)
+                counts[len(examples) - 1] = 1
+    return max(counts)
 
 
 def stratified_split(
