@@ -277,7 +277,7 @@ def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path
     for number in ({}, {"schema": 1}, {"schema": SCHEMA.number}):
         file.write_text(yaml.safe_dump(number | content))
         assert load_recipe(file) == recipe, "which leaves no key out"
-    assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file())
+    assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), ["data.reader=1"])
     for number in (SCHEMA.number + 1, 0, "new"):
         file.write_text(yaml.safe_dump({"schema": number} | content))
         with pytest.raises(ConfigError, match=rf"{file}: schema: expected 1 to {SCHEMA.number}, got "):
@@ -355,6 +355,7 @@ def test_a_default_that_changes_is_listed() -> None:
         else:
             assert default == newest.get(name, first), f"{name}: list its new default in CHANGED_DEFAULTS"
     for change in CHANGED_DEFAULTS:
-        _, method, name = change.key.split(".")
-        assert METHODS[method].Params.model_fields[name].default == change.new, change.key
+        _, method, name = change.key.split(".") if change.key.startswith("methods.") else ("", "", "")
+        new = METHODS[method].Params.model_fields[name].default if method else SCHEMA.default(Experiment, change.key, 9)
+        assert new == change.new, change.key
     assert [change.schema for change in CHANGED_DEFAULTS] == sorted(change.schema for change in CHANGED_DEFAULTS)

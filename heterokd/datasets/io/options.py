@@ -23,7 +23,7 @@ class DataOptions:
 
     Attributes:
         reader: version of these rules. 1: PNG, JPEG, WebP and BMP, directly in the folders of classes; folders `train`,
-            `val` and `test`; transparency is ignored, and the high byte of 16 bits is read. 2: as the other options say.
+            `val` and `test`; transparency is ignored; the high byte of 16 bits is read. 2: as the other options say.
         background: color below transparent pixels.
         value_range: values that become 0 and 255 in files of more than 8 bits; `auto`: the range that the files use.
         max_megapixels: larger images are refused, in millions of pixels.
