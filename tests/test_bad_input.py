@@ -273,7 +273,7 @@ IMAGES: list[tuple[Make, str]] = [
     (every(cut_off), "there/cat/"),
     (every(emptied), "is empty"),
     (every(a_text), "cannot be read as an image"),
-    (every(a_bomb), "cannot be read as an image"),
+    (every(a_bomb), "has 100000 x 100000 pixels, data.max_megapixels allows 180 million"),
     (every(only_float), "cannot be read as an image"),
     (every(a_folder), "there/cat: holds no images"),
     (every(a_dangling_link), "there/cat: holds no images"),
