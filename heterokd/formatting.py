@@ -5,11 +5,10 @@ The terminal, the report and the registry use the same wording. No heavy module 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from heterokd.errors import ConfigError
+from heterokd import __version__
 
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU"}
 """Printed names of metrics, where they differ from the key."""
@@ -19,9 +18,6 @@ SCORES = ("top1", "miou")
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 """Bytes per unit."""
-
-PERIODS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds per unit."""
 
 
 class Estimate(Protocol):
@@ -136,20 +132,6 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def parse_quantity(option: str, text: str, units: Mapping[str, int], example: str) -> float:
-    """Parse a number with a unit, such as 30d or 10GB, into the units' base.
-
-    Args:
-        option: name of the command-line option, for the error message.
-        text: value to parse.
-        units: `PERIODS` or `SIZES`; case-insensitive.
-        example: example of a valid value.
-
-    Raises:
-        ConfigError: the text cannot be parsed.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    factors = {unit.lower(): factor for unit, factor in units.items()}
-    if found is None or found[2].lower() not in factors:
-        raise ConfigError(f"{option} {text}: expected a number and one of {', '.join(units)}, such as {example}")
-    return float(found[1]) * factors[found[2].lower()]
+def package_version() -> str:
+    """Version of the code that runs, which may differ from the installed version in a submitted job."""
+    return __version__

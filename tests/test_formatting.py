@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from heterokd import formatting
+from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError
-from heterokd.formatting import PERIODS, SIZES, epoch_score, format_duration, format_hours, format_size, parse_quantity
+from heterokd.formatting import SIZES, epoch_score, format_duration, format_hours, format_size
 from heterokd.tasks import TASKS
 
 HEAVY = ("torch", "timm", "optuna", "mlflow", "pandas", "ray")

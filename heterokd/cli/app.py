@@ -15,10 +15,10 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from heterokd import __version__
 from heterokd.cli import listing, models, planning, results, searching, training
 from heterokd.cli.options import FULL
 from heterokd.execution.signals import interrupt_on_sigterm
+from heterokd.formatting import package_version
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors of a path that the user gave; other errors of a disk are faults of the machine."""
@@ -35,7 +35,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show version and exit.")] = False) -> None:
     if version:
-        print(__version__)
+        print(package_version())
         raise typer.Exit
 
 

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from heterokd.cli.terminal.console import Terminal
+from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.datasets.io.shared_pixels import unused_pixels
 from heterokd.errors import CacheError, ConfigError
-from heterokd.formatting import PERIODS, SIZES, format_duration, format_size, parse_quantity
+from heterokd.formatting import SIZES, format_duration, format_size
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.maintenance import CacheCard, list_caches, prune_caches, verify_cache
 

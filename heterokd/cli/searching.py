@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
+from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError, StudyError, without_password
-from heterokd.formatting import PERIODS, parse_quantity
 
 if TYPE_CHECKING:
     from heterokd.study.summary import StudySummary

@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from heterokd.config.costs import STUDENT, CostLimits, check_cost
 from heterokd.config.extension import Extension, is_reference, read_extension
+from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
-from heterokd.formatting import PERIODS, parse_quantity
 from heterokd.methods import METHODS
 from heterokd.tasks import TASKS, TaskName
 

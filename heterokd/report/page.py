@@ -10,10 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from heterokd import __version__
 from heterokd.config.experiment import Experiment
 from heterokd.errors import without_password
-from heterokd.formatting import format_interval, format_percent, format_score, metric_name
+from heterokd.formatting import format_interval, format_percent, format_score, metric_name, package_version
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import tables, wording
 from heterokd.report.cards import cards, paired_tie
@@ -56,7 +55,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
     recipe_file = None if winner is None else folder.trial(winner.number).path / "recipe.yaml"
     return {
         "name": experiment.name,
-        "version": __version__,
+        "version": package_version(),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "teacher": summary.teacher,
         "teachers": _teachers(experiment, summary),

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from heterokd import __version__
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CacheError
+from heterokd.formatting import package_version
 from heterokd.method import summary as method_summary
 from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_licence
@@ -202,6 +202,6 @@ def _environment() -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
         "## Environment of the test\n\n"
-        f"heterokd {__version__}, Python {platform.python_version()}, {libraries}; "
+        f"heterokd {package_version()}, Python {platform.python_version()}, {libraries}; "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor(s)."
     )
