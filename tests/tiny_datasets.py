@@ -207,9 +207,23 @@ def write_ade20k(root: Path) -> None:
     (folder / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n")
 
 
+def write_mask_folder(root: Path) -> None:
+    """Photos and palette masks in folders that no annotation program names alike; 255 is the border of objects."""
+    rng = np.random.default_rng(0)
+    for kind in ("imgs", "labels"):
+        (root / kind).mkdir(parents=True)
+    for number in range(20):
+        width, height = ((40, 30), (30, 40))[number % 2]
+        noise(rng, width, height).save(root / "imgs" / f"{number:03d}.jpg")
+        image = Image.fromarray(label_map(rng, width, height, [0, 1, 2, 3, 255]))
+        image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+        image.save(root / "labels" / f"{number:03d}_mask.png")
+
+
 # Every data set that is read from a folder.
 TINY: dict[str, Tiny] = {
     "image_folder": Tiny(write_image_folder),
+    "mask_folder": Tiny(write_mask_folder),
     "cifar100": Tiny(write_cifar100, drawn=frozenset({"train", "val"})),
     "imagenet": Tiny(write_imagenet, drawn=frozenset({"train", "val"})),
     "cub200": Tiny(write_cub200, drawn=frozenset({"train", "val"})),

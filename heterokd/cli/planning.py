@@ -25,12 +25,15 @@ def plan(
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
+    from heterokd.execution.check import describe_data
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.execution.ray_connection import check_address
     from heterokd.storage.workspace import open_workspace
 
     check_address(address)
     terminal = Terminal(quiet=as_json)
+    for line in describe_data(asked):
+        terminal.print_line(line)
     terminal.print_line(f"{asked.name}: timing a few steps of each method")
     found = plan_experiment(asked, open_workspace(root), address=address, began=began, say=terminal.print_line)
     if as_json:

@@ -44,9 +44,12 @@ def search(  # its parameters are the command's options
     asked = load_asked(experiment, changes)
     from heterokd.cli.terminal.live_search import SearchTerminal
     from heterokd.cli.terminal.search_summary import print_summary
+    from heterokd.execution.check import describe_data
     from heterokd.execution.driver import search as run
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
+        for line in describe_data(asked):
+            terminal.print_line(line)
         terminal.print_line(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
         found = None
         with suppress(KeyboardInterrupt):  # before the first trial; afterwards Tune handles it

@@ -32,10 +32,13 @@ def distill(
     asked = load_asked(experiment, [*overrides, f"search.space={{methods: [{json.dumps(method)}]}}"])
     (name,) = asked.methods
     from heterokd.cli.terminal.console import Terminal
+    from heterokd.execution.check import describe_data
     from heterokd.execution.distill import distill_once
     from heterokd.storage.workspace import open_workspace
 
     terminal = Terminal(quiet=as_json)
+    for line in describe_data(asked):
+        terminal.print_line(line)
 
     def epoch(metrics: dict[str, float]) -> bool:
         terminal.print_line(

@@ -15,6 +15,7 @@ from heterokd.config.settings import LARGEST_SEED, PathName, Settings
 from heterokd.datasets import DATASETS
 from heterokd.datasets.io.options import MEGAPIXELS, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import Dataset
+from heterokd.datasets.masks.settings import MaskSettings
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, TaskName
@@ -68,6 +69,11 @@ class DataSettings(Settings):
     )
     evaluation: Literal["whole", "sliding"] = Field(
         "whole", description="segmentation: evaluate whole images, or sliding windows of a view's size"
+    )
+    masks: MaskSettings | None = Field(
+        None,
+        exclude_if=not_,
+        description="segmentation: classes of label maps, and how images without splits are split",
     )
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
     train_images: int | None = Field(None, ge=1, description="keep this many training images of all classes together")
@@ -156,6 +162,7 @@ class DataSettings(Settings):
             background=_rgb(self.background),
             value_range=self.value_range,
             max_megapixels=self.max_megapixels,
+            masks=self.masks,
         )
 
     @property

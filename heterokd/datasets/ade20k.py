@@ -7,6 +7,7 @@ https://arxiv.org/abs/1608.05442; the Scene Parsing Benchmark of http://scenepar
 
 Test is the official validation set, 2000 images, because the official test labels are not public. A seeded `VAL_SHARE`
 of the 20 210 training images becomes val. In label maps 0 is "other", which is ignored, and 1 to 150 are the classes.
+`data.masks` sets other classes for images in this layout; names without numbers count from 1, and 0 is ignored.
 
 The canvas is `image_size` x `image_size`, and larger images are shrunk to fit. Papers resize the shorter side to 512
 for the network, and evaluate at the original size: mIoU on a canvas is close to theirs, but not the same.
@@ -17,11 +18,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from heterokd.datasets.io.image_files import file_names, path_array
-from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
+from heterokd.datasets.io.label_maps import SceneFiles, label_files, scene_splits
+from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
+from heterokd.datasets.masks.classes import KnownClasses
+from heterokd.datasets.masks.found_classes import mask_classes
+from heterokd.datasets.masks.settings import MaskClass, MaskSettings
 from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
-from heterokd.outputs import IGNORE
 
 FOLDER = "ADEChallengeData2016"
 VAL_SHARE = 0.05
@@ -54,14 +58,21 @@ class ADE20K(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
+    reads = frozenset({"masks"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
+        return self.load_with(root, image_size, seed, DEFAULT_OPTIONS)
+
+    def load_with(self, root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """List the files of each split, with the classes and shares of `options.masks`."""
+        masks = options.masks or MaskSettings()
         folder = Path(root or ".") / FOLDER
-        kept, held_out = _pairs(folder, "training").hold_out(VAL_SHARE, seed)
+        kept, held_out = _pairs(folder, "training").hold_out(masks.val_share or VAL_SHARE, seed, masks.group)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
-        table = class_table({0: IGNORE, **{number + 1: number for number in range(len(CLASS_NAMES))}})
-        return scene_splits("ade20k", files, CLASS_NAMES, (image_size, image_size), table, ADVICE)
+        known = KnownClasses(tuple(MaskClass(name=name) for name in CLASS_NAMES), ignored=(0,), first=1)
+        classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
+        return scene_splits("ade20k", files, classes, (image_size, image_size), ADVICE)
 
 
 def _pairs(folder: Path, split: str) -> SceneFiles:

@@ -9,7 +9,7 @@ account), the packages leftImg8bit and gtFine:
 Test is the official val, 500 images of three cities, because the official test labels are not public. As in the
 official split, val is whole cities of the 2975 training images: cities in seeded order, as long as val stays within
 `VAL_SHARE` of the images. Of the 34 numbers in label maps, 19 are classes in the official evaluation; the others are
-IGNORE.
+IGNORE. `data.masks` sets other classes for images in this layout.
 
 The canvas is `image_size` high and twice as wide: 1024 is the original size, 512 half of it.
 """
@@ -19,12 +19,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from heterokd.datasets.io.image_files import file_names, path_array
-from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
+from heterokd.datasets.io.label_maps import SceneFiles, label_files, scene_splits
+from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
+from heterokd.datasets.masks.classes import KnownClasses
+from heterokd.datasets.masks.found_classes import mask_classes
+from heterokd.datasets.masks.settings import MaskClass, MaskSettings
 from heterokd.datasets.views.policy import POLICIES
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
-from heterokd.outputs import IGNORE
 
 VAL_SHARE = 0.1
 IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -48,25 +51,32 @@ class Cityscapes(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "Cityscapes terms: non-commercial research, teaching and personal experiments, after registration"
+    reads = frozenset({"masks"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
+        return self.load_with(root, image_size, seed, DEFAULT_OPTIONS)
+
+    def load_with(self, root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """List the files of each split, with the classes and shares of `options.masks`."""
+        masks = options.masks or MaskSettings()
         folder = Path(root or ".")
         names, test = _find(folder, "train"), _find(folder, "val")
         if len(names) < 2:
             raise DataError(
                 f"{folder / 'leftImg8bit' / 'train'}: has a single city, two are needed for train and val; {ADVICE}"
             )
-        held_out = _held_out({city: len(files) for city, files in names.items()}, seed)
+        share = masks.val_share or VAL_SHARE
+        held_out = _held_out({city: len(files) for city, files in names.items()}, share, seed)
         files: dict[SplitName, SceneFiles] = {
             "train": _pairs(folder, [name for city in names if city not in held_out for name in names[city]]),
             "val": _pairs(folder, [name for city in held_out for name in names[city]]),
             "test": _pairs(folder, [name for city in test.values() for name in city]),
         }
-        class_of = dict.fromkeys(range(NUMBERS), IGNORE)
-        class_of.update({number: label for label, number in enumerate(CLASSES.values())})
-        canvas = (image_size, 2 * image_size)
-        return scene_splits("cityscapes", files, tuple(CLASSES), canvas, class_table(class_of), ADVICE)
+        listed = tuple(MaskClass(name=name, values=(number,)) for name, number in CLASSES.items())
+        known = KnownClasses(listed, ignored=tuple(range(NUMBERS)))
+        classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
+        return scene_splits("cityscapes", files, classes, (image_size, 2 * image_size), ADVICE)
 
 
 def _find(root: Path, split: str) -> dict[str, list[str]]:
@@ -88,10 +98,10 @@ def _find(root: Path, split: str) -> dict[str, list[str]]:
     return names
 
 
-def _held_out(count_of: dict[str, int], seed: int) -> list[str]:
-    """Choose seeded cities with at most `VAL_SHARE` of the images, or the smallest city; return them sorted."""
+def _held_out(count_of: dict[str, int], share: float, seed: int) -> list[str]:
+    """Choose seeded cities with at most a share of the images, or the smallest city; return them sorted."""
     cities = list(count_of)
-    left, chosen = VAL_SHARE * sum(count_of.values()), []
+    left, chosen = share * sum(count_of.values()), []
     for position in permutation(len(cities), 0, "cities", seed).tolist():
         if count_of[cities[position]] <= left:
             left -= count_of[cities[position]]

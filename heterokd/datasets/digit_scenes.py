@@ -60,4 +60,4 @@ def scene_splits(levels: NDArray[np.float64], labels: NDArray[np.int64], image_s
             digest.update(part.tobytes())
         splits[name] = Split(ArrayImages(images), np.zeros(len(images), np.int64), name, ArrayImages(maps))
     names = ("background", *map(str, range(10)))
-    return Splits(**splits, class_names=names, image_size=image_size, fingerprint=digest.hexdigest())
+    return Splits(**splits, class_names=names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())

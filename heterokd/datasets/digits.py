@@ -41,7 +41,7 @@ class Digits(Dataset):
             for name, index in zip(SPLIT_NAMES, index_of, strict=True)
         }
         names = tuple(map(str, range(10)))
-        return Splits(**splits, class_names=names, image_size=image_size, fingerprint=digest.hexdigest())
+        return Splits(**splits, class_names=names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())
 
 
 def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ present (Hariharan et al.: "Semantic Contours from Inverse Detectors", ICCV 2011
     ROOT/VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt
 
 The canvas is `image_size` x `image_size`; 512 holds every image at its original size. The white borders of objects
-(255) are IGNORE.
+(255) are IGNORE. `data.masks` sets other classes for images in this layout; the folder may then be ROOT itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from heterokd.datasets.io.image_files import path_array
-from heterokd.datasets.io.label_maps import SceneFiles, class_table, scene_splits
+from heterokd.datasets.io.label_maps import SceneFiles, label_files, scene_splits
+from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
 from heterokd.datasets.io.tables import read_lines
+from heterokd.datasets.masks.classes import KnownClasses
+from heterokd.datasets.masks.found_classes import mask_classes
+from heterokd.datasets.masks.settings import MaskClass, MaskSettings
 from heterokd.datasets.views.policy import POLICIES
 from heterokd.errors import DataError
-from heterokd.outputs import IGNORE
 
 FOLDER = "VOCdevkit/VOC2012"
 LISTS = "ImageSets/Segmentation"
@@ -53,10 +56,17 @@ class VOC2012(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "the terms of Flickr, where its photographs come from"
+    reads = frozenset({"masks"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
-        folder = Path(root or ".") / FOLDER
+        return self.load_with(root, image_size, seed, DEFAULT_OPTIONS)
+
+    def load_with(self, root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """List the files of each split, with the classes and shares of `options.masks`."""
+        masks = options.masks or MaskSettings()
+        above = Path(root or ".")
+        folder = above if not (above / FOLDER).exists() and (above / LISTS).is_dir() else above / FOLDER
         lists = folder / LISTS
         test = _pairs(folder, read_lines(lists / "val.txt", ADVICE), "SegmentationClass")
         found = {path for path in (lists / AUGMENTED_LIST, folder / AUGMENTED_LABELS) if path.exists()}
@@ -76,10 +86,11 @@ class VOC2012(Dataset):
                 f"{lists / name}: lists {len(shared)} image(s) of val.txt, such as {os.fsdecode(shared[0])}, which are "
                 f"the test images here; use a list without them"
             )
-        kept, held_out = train.hold_out(VAL_SHARE, seed)
-        table = class_table({number: number for number in range(len(CLASS_NAMES))} | {255: IGNORE})
+        kept, held_out = train.hold_out(masks.val_share or VAL_SHARE, seed, masks.group)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
-        return scene_splits("voc2012", files, CLASS_NAMES, (image_size, image_size), table, ADVICE)
+        known = KnownClasses(tuple(MaskClass(name=name) for name in CLASS_NAMES))
+        classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
+        return scene_splits("voc2012", files, classes, (image_size, image_size), ADVICE)
 
 
 def _pairs(folder: Path, lines: list[str], labels: str) -> SceneFiles:

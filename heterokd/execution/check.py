@@ -11,6 +11,7 @@ from heterokd.config.experiment import Experiment, ends
 from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
+from heterokd.datasets.masks.class_pixels import check_classes, describe_classes
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import OutputSpec
@@ -114,6 +115,7 @@ def check_files(experiment: Experiment) -> None:
     """
     splits = open_splits(experiment.data)
     splits.check_images()
+    check_classes(splits)
     kept, most = experiment.cache.top_k, splits.num_classes
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
@@ -129,6 +131,16 @@ def check_files(experiment: Experiment) -> None:
             build_configured(settings, splits.num_classes, size, pretrained=True)
         except NetworkError as error:
             raise NetworkError(with_key(section, error)) from None
+
+
+def describe_data(experiment: Experiment) -> list[str]:
+    """Describe how the data set was read, and the classes of label maps; a sentence or a table's row per line.
+
+    Raises:
+        DataError: a label map is damaged, or a file is missing.
+    """
+    splits = open_splits(experiment.data)
+    return [*splits.notes, *describe_classes(splits)]
 
 
 def with_key(section: str, error: NetworkError) -> str:

@@ -182,7 +182,7 @@ def file_splits(
             line = f"{name}\0{chosen.name(position)}\0{size}\0{label}{region}\n"
             digest.update(line.encode(errors="surrogateescape"))
         splits[name] = Split(FileImages(chosen, image_size), chosen.labels, name)
-    return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest())
+    return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())
 
 
 def _size(path: Path, advice: str) -> int:

@@ -1,7 +1,7 @@
 """Data sets of image files with a label map each (segmentation).
 
-A label map is a PNG with one channel (8-bit grey, or palette: its numbers, not its colours) and the size of its image.
-EXIF orientations are ignored, since label maps have none. All images of a data set are read onto a canvas of one size:
+A label map has the size of its image, and a number or a colour per pixel, see `heterokd/datasets/masks/read.py`. EXIF
+orientations are ignored, since label maps have none. All images of a data set are read onto a canvas of one size:
 larger images are shrunk to fit (images bilinearly with antialiasing, label maps to the nearest pixel), smaller ones lie
 in the top left corner, and the rest is black and IGNORE. Nothing is enlarged.
 """
@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
 from heterokd.datasets.io.image_files import SIZES_SAMPLE
-from heterokd.datasets.io.read_image import to_rgb
+from heterokd.datasets.io.read_image import FIRST_READING, Reading, open_image, to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
+from heterokd.datasets.masks.classes import LabelTable, MaskClasses
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
 from heterokd.outputs import IGNORE
-
-UNKNOWN = -1
-"""Value of `class_table` for numbers that no label map may hold."""
 
 Canvas = tuple[int, int]
 
@@ -40,11 +39,13 @@ class SceneFiles:
         folder: folder that the names are relative to.
         images: [N] paths of the images below `folder`, see `path_array`.
         labels: [N] paths of their label maps.
+        reading: how the files of images become pixels.
     """
 
     folder: Path
     images: NDArray[np.bytes_]
     labels: NDArray[np.bytes_]
+    reading: Reading = FIRST_READING
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,13 +60,44 @@ class SceneFiles:
 
     def chosen(self, index: NDArray[np.int64]) -> SceneFiles:
         """Select the pairs at `index`; positions start at 0 again."""
-        return SceneFiles(self.folder, self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
-    def hold_out(self, share: float, seed: int) -> tuple[SceneFiles, SceneFiles]:
-        """Split off a seeded share, at least one pair; return the rest and the share."""
+    def hold_out(self, share: float, seed: int, group: str | None = None) -> tuple[SceneFiles, SceneFiles]:
+        """Split off a seeded share, at least one pair or one group; return the rest and the share.
+
+        Args:
+            share: share of the pairs.
+            seed: seed of the order in which pairs or groups are taken.
+            group: regular expression on an image's path; images with the same match stay together, see `MaskSettings`.
+
+        Raises:
+            DataError: an image's path does not match, or there is a single group.
+        """
+        if group is not None:
+            return self._hold_out_groups(share, seed, re.compile(group))
         order = permutation(len(self), 0, "split", seed)
         count = max(1, round(share * len(self)))
         return self.chosen(np.sort(order[count:])), self.chosen(np.sort(order[:count]))
+
+    def _hold_out_groups(self, share: float, seed: int, group: re.Pattern[str]) -> tuple[SceneFiles, SceneFiles]:
+        """Take groups in seeded order while that brings the number of pairs closer to the share."""
+        members: dict[str, list[int]] = {}
+        for position in range(len(self)):
+            name = os.fsdecode(self.images[position])
+            match = group.search(name)
+            if match is None:
+                raise DataError(f"data.masks.group: {group.pattern!r} matches nothing in {name}")
+            members.setdefault(match[1] or "" if group.groups else match[0], []).append(position)
+        if len(members) < 2:
+            raise DataError(f"data.masks.group: {group.pattern!r} puts all images into one group; two are needed")
+        groups = sorted(members)
+        taken: list[int] = []
+        for place in permutation(len(groups), 0, "split", seed)[:-1].tolist():
+            more = len(taken) + len(members[groups[place]])
+            if not taken or abs(more - share * len(self)) < abs(len(taken) - share * len(self)):
+                taken += members[groups[place]]
+        rest = np.setdiff1d(np.arange(len(self)), taken)
+        return self.chosen(rest), self.chosen(np.sort(np.array(taken, np.int64)))
 
 
 class SceneImages(DecodedFiles):
@@ -77,106 +109,78 @@ class SceneImages(DecodedFiles):
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [Hc, Wc, 3]."""
-        return read_scene(self.files.image(position), self.canvas)
+        return read_scene(self.files.image(position), self.canvas, self.files.reading)
 
 
 class SceneLabels(DecodedFiles):
     """Label maps on a canvas, [Hc, Wc] each."""
 
-    def __init__(
-        self, files: SceneFiles, canvas: Canvas, class_table: NDArray[np.int16], advice: str, *, kept: bool
-    ) -> None:
+    def __init__(self, files: SceneFiles, canvas: Canvas, table: LabelTable, advice: str, *, kept: bool) -> None:
         super().__init__(len(files), canvas, kept=kept)
-        self.files, self.canvas, self.class_table, self.advice = files, canvas, class_table, advice
+        self.files, self.canvas, self.table, self.advice = files, canvas, table, advice
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the label map at a position, [Hc, Wc]."""
         path, image = self.files.label(position), self.files.image(position)
-        numbers = read_numbers(path, self.advice)
-        with _opened(image) as opened:
-            if opened.size != numbers.shape[::-1]:
+        classes = self.table.read(path, self.advice)
+        with open_image(image, self.files.reading) as opened:
+            if opened.size != classes.shape[::-1]:
                 raise DataError(
-                    f"{path}: is {numbers.shape[1]} x {numbers.shape[0]} pixels, its image {image} {opened.width} x "
+                    f"{path}: is {classes.shape[1]} x {classes.shape[0]} pixels, its image {image} {opened.width} x "
                     f"{opened.height}; {self.advice}"
                 )
-        classes = self.class_table[numbers]
-        if classes.min() == UNKNOWN:
-            number = numbers[classes == UNKNOWN][0]
-            raise DataError(f"{path}: holds the label {number}, expected {_ranges(self.class_table)}; {self.advice}")
-        inside = _fitted(numbers.shape[0], numbers.shape[1], self.canvas)
-        fitted = Image.fromarray(classes.astype(np.uint8)).resize(inside[::-1], Image.Resampling.NEAREST)
+        inside = _fitted(classes.shape[0], classes.shape[1], self.canvas)
+        fitted = Image.fromarray(classes).resize(inside[::-1], Image.Resampling.NEAREST)
         return _on_canvas(np.asarray(fitted), self.canvas, IGNORE)
 
 
-def class_table(class_of: Mapping[int, int]) -> NDArray[np.int16]:
-    """Return the class number (or IGNORE) of every number [256] in a label file; `UNKNOWN` for other numbers."""
-    table = np.full(256, UNKNOWN, np.int16)
-    for number, label in class_of.items():
-        table[number] = label
-    return table
+def label_files(files: Mapping[SplitName, SceneFiles]) -> list[Path]:
+    """Return the paths of all label maps."""
+    return [files[name].label(position) for name in SPLIT_NAMES for position in range(len(files[name]))]
 
 
-def read_scene(path: Path, canvas: Canvas) -> NDArray[np.uint8]:
+def read_scene(path: Path, canvas: Canvas, reading: Reading = FIRST_READING) -> NDArray[np.uint8]:
     """Read an image onto a canvas, [Hc, Wc, 3] uint8.
 
     Raises:
-        DataError: the file is damaged, missing or not an image.
+        DataError: the file is damaged, missing, too large or not an image.
     """
-    with _opened(path) as opened:
+    with open_image(path, reading) as opened:
         inside = _fitted(opened.height, opened.width, canvas)
-        try:
-            opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
-            image = to_rgb(opened, path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(path, error) from None
+        opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
+        image = to_rgb(opened, path, reading)
     if image.size != inside[::-1]:
         image = image.resize(inside[::-1], Image.Resampling.BILINEAR)
     return _on_canvas(np.asarray(image), canvas, 0)
 
 
-def read_numbers(path: Path, advice: str) -> NDArray[np.uint8]:
-    """Read the numbers of a label file, [H, W].
-
-    Raises:
-        DataError: the file is damaged, missing, or not a PNG with one channel of 8 bits.
-    """
-    with _opened(path) as opened:
-        # PIL scales grey of fewer bits to 255; it does not scale the numbers of a palette.
-        kind = f"{opened.format} of mode {opened.tile[0][3] if opened.tile else opened.mode}"
-        if opened.format != "PNG" or not (opened.mode == "P" or kind.endswith(" L")):
-            raise DataError(f"{path}: is a {kind}, expected a PNG of palette or 8-bit grey; {advice}")
-        try:
-            return np.asarray(opened)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(path, error) from None
-
-
 def scene_splits(
     dataset: str,
     files: Mapping[SplitName, SceneFiles],
-    class_names: tuple[str, ...],
+    classes: MaskClasses,
     canvas: Canvas,
-    table: NDArray[np.int16],
     advice: str,
+    notes: tuple[str, ...] = (),
 ) -> Splits:
     """Make a data set of image files with label files; both are decoded when they are read.
 
     Args:
         dataset: name of the data set, part of the fingerprint.
         files: files of each split.
-        class_names: name of each class number.
+        classes: names of the classes, and the class of each value in label files.
         canvas: height and width of every image that is read, in pixels; the height is `data.image_size`.
-        table: see `class_table`.
         advice: how to get the files, for error messages.
+        notes: sentences on how files were found, see `Splits.notes`.
 
     Raises:
         DataError: a split has no images, or a file is missing.
     """
     digest = hashlib.sha256(f"{dataset}:{canvas}".encode())
-    digest.update(np.ascontiguousarray(table, "<i2").tobytes())
+    digest.update(classes.identity())
     splits: dict[SplitName, Split] = {}
     for name in SPLIT_NAMES:
         chosen = files[name]
+        digest.update(chosen.reading.identity.encode())
         if not len(chosen):
             raise DataError(f"{chosen.folder}: has too few images, none is left for {name}; {advice}")
         every = -(-len(chosen) // SIZES_SAMPLE)
@@ -188,9 +192,15 @@ def scene_splits(
             SceneImages(chosen, canvas, kept=kept),
             np.zeros(len(chosen), np.int64),
             name,
-            SceneLabels(chosen, canvas, table, advice, kept=kept),
+            SceneLabels(chosen, canvas, classes.table, advice, kept=kept),
         )
-    return Splits(**splits, class_names=class_names, image_size=canvas[0], fingerprint=digest.hexdigest())
+    return Splits(
+        **splits,
+        class_names=classes.names,
+        image_size=canvas[0],
+        fingerprint=digest.hexdigest(),
+        notes=(*notes, *classes.notes),
+    )
 
 
 def _sizes(files: SceneFiles, position: int, advice: str) -> str:
@@ -204,18 +214,6 @@ def _sizes(files: SceneFiles, position: int, advice: str) -> str:
     return ",".join(sizes)
 
 
-def _opened(path: Path) -> ImageFile.ImageFile:
-    """Open an image file without decoding its pixels."""
-    try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read as an image ({error}); replace it by the original")
-
-
 def _fitted(height: int, width: int, canvas: Canvas) -> tuple[int, int]:
     """Return the height and width at which an image fits in the canvas; unchanged if it fits already."""
     scale = min(1.0, canvas[0] / height, canvas[1] / width)
@@ -226,10 +224,3 @@ def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int) -> NDArray[
     whole = np.full((*canvas, *pixels.shape[2:]), rest, np.uint8)
     whole[: pixels.shape[0], : pixels.shape[1]] = pixels
     return whole
-
-
-def _ranges(table: NDArray[np.int16]) -> str:
-    """Describe the numbers that a label file may hold: "0 to 20 or 255"."""
-    known = np.flatnonzero(table != UNKNOWN)
-    runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
-    return " or ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

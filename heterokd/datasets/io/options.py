@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from heterokd.datasets.masks.settings import MaskSettings
+
 FIRST_READER, NEWEST_READER = 1, 2
 
 MEGAPIXELS = 180.0
@@ -30,6 +32,7 @@ class DataOptions:
         class_order: order of the classes; None: that of `classes.txt`, or sorted.
         table: CSV or Parquet file with paths, labels and splits; None: folders are classes.
         group: regular expression; images whose paths agree in its match are in the same split.
+        masks: classes of label maps, and how images without splits are split.
     """
 
     reader: int = NEWEST_READER
@@ -39,6 +42,7 @@ class DataOptions:
     class_order: Literal["sorted", "natural"] | tuple[str, ...] | None = None
     table: Path | None = None
     group: str | None = None
+    masks: MaskSettings | None = None
 
 
 DEFAULT_OPTIONS = DataOptions()

@@ -88,6 +88,7 @@ class Splits:
         class_names: name of each class number.
         image_size: height = width in pixels; in segmentation the canvas is derived from it, see the data set.
         fingerprint: SHA-256 of the content and the split, in hexadecimal; the same in every process.
+        notes: sentences for the user on how the files were read, and on files that are not read.
     """
 
     train: Split
@@ -96,6 +97,7 @@ class Splits:
     class_names: tuple[str, ...]
     image_size: int
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
