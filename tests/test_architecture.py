@@ -55,7 +55,7 @@ DOORS = {
     "timm.scheduler": {"training"},
     "timm.utils": {"training"},
     "segmentation_models_pytorch": {"networks"},
-    "pyarrow": {"storage", "teachers"},
+    "pyarrow": {"storage", "teachers", "datasets"},
     "optuna": {"study"},
     "mlflow": {"tracking", "students"},
     "matplotlib": {"report"},

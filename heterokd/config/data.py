@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -11,9 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from heterokd.config.extension import Extension, is_reference, read_extension
-from heterokd.config.settings import LARGEST_SEED, PathName, Settings
+from heterokd.config.settings import LARGEST_SEED, Names, PathName, Settings
 from heterokd.datasets import DATASETS
-from heterokd.datasets.io.options import MEGAPIXELS, WHITE, Color, DataOptions
+from heterokd.datasets.io.options import FIRST_READER, MEGAPIXELS, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import Dataset
 from heterokd.datasets.masks.settings import MaskSettings
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
@@ -91,6 +92,16 @@ class DataSettings(Settings):
         "auto",
         description="values that become black and white in images of more than 8 bits; auto: those that the files use",
     )
+    class_order: Literal["sorted", "natural"] | Names | None = Field(
+        None,
+        description="order of the classes: sorted, natural (2 before 10), or a list; default: classes.txt or sorted",
+    )
+    table: PathName | None = Field(
+        None, description="CSV or Parquet file in root with the columns path, label and, if you like, split and group"
+    )
+    group: str | None = Field(
+        None, description="regular expression; images whose paths agree in its match are in the same split"
+    )
     max_megapixels: float = Field(MEGAPIXELS, gt=0, description="larger images are refused, in millions of pixels")
 
     @model_validator(mode="before")
@@ -135,6 +146,15 @@ class DataSettings(Settings):
             raise ValueError(f"expected [black, white] with black < white, got {list(bounds)}")
         return bounds
 
+    @field_validator("group")
+    @classmethod
+    def _is_an_expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        return pattern
+
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> DataSettings:
         if self.dataset_class.needs_root and self.root is None:
@@ -143,6 +163,8 @@ class DataSettings(Settings):
         for key in OPTIONS:
             if key in changed and key in self.unread and key != "reader":
                 raise ValueError(f"{key}: data set {self.dataset!r} does not read it; leave it out")
+            if key in changed and self.reader == FIRST_READER and key not in ("reader", "max_megapixels"):
+                raise ValueError(f"{key}: needs data.reader: 2; set it, or leave {key} out")
         mixes = self.policy.mixes or bool(self.policy.operations)
         reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
         if reason is not None:
@@ -163,6 +185,9 @@ class DataSettings(Settings):
             value_range=self.value_range,
             max_megapixels=self.max_megapixels,
             masks=self.masks,
+            class_order=self.class_order,
+            table=self.table,
+            group=self.group,
         )
 
     @property

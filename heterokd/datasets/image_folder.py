@@ -1,38 +1,43 @@
-"""Image folder: the user's images, one folder per class.
+"""Image folder: the user's images, one folder per class, or listed in a table.
 
-    ROOT/train/CLASS/*.jpg   ROOT/val/CLASS/*.jpg   ROOT/test/CLASS/*.jpg        used as they are
+    ROOT/train/CLASS/...   ROOT/val/CLASS/...   ROOT/test/CLASS/...              used as they are
     ROOT/train/..., and one of ROOT/val, ROOT/test                               the missing one is split off train
-    only ROOT/train/CLASS/*.jpg, or ROOT/CLASS/*.jpg                             split 60/20/20
+    only ROOT/train/CLASS/..., or ROOT/CLASS/...                                 split 60/20/20
 
-Splits are seeded and stratified by class. Files of all formats that Pillow decodes are read, see
-`heterokd/datasets/io/read_image.py`; other files are ignored.
+Splits are seeded, and stratified by class or made by group. Files of all formats that Pillow decodes are read, see
+`heterokd/datasets/io/read_image.py`, and folders as `heterokd/datasets/io/layout.py` describes. `data.reader: 1` reads
+folders as versions before schema 3 did.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from heterokd.datasets.io.grouping import grouped_split, groups_of
 from heterokd.datasets.io.image_files import (
-    SUFFIXES,
     LabelledFiles,
     class_folders,
     file_splits,
     list_classes,
+    path_array,
     present_splits,
 )
+from heterokd.datasets.io.image_table import read_table
+from heterokd.datasets.io.layout import FoundImages, find_images
 from heterokd.datasets.io.options import DEFAULT_OPTIONS, FIRST_READER, DataOptions
-from heterokd.datasets.io.read_image import FIRST_READING, Reading, image_suffixes
+from heterokd.datasets.io.read_image import FIRST_READING, Reading
 from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
 from heterokd.datasets.io.value_range import GivenRange, ScannedRange
 from heterokd.errors import DataError
 
 
 class ImageFolder(Dataset):
-    """Images in folders: ROOT/SPLIT/CLASS/*.jpg, or ROOT/CLASS/*.jpg."""
+    """Images in folders, ROOT/SPLIT/CLASS/*.jpg or ROOT/CLASS/*.jpg, or in a table."""
 
     needs_root = True
     reads = frozenset(field.name for field in fields(DataOptions))
@@ -46,33 +51,73 @@ class ImageFolder(Dataset):
         """List the files of each split as the options say."""
         if root is None or not root.is_dir():
             raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
-        present = present_splits(root)
-        class_names = class_folders(root / "train" if present else root)
-        suffixes = SUFFIXES if options.reader == FIRST_READER else image_suffixes()
-        files = _find(root, present, class_names, seed, suffixes)
+        if options.reader == FIRST_READER:
+            return _first_reader(root, image_size, seed, options)
+        found = read_table(root, options.table, options) if options.table else find_images(root, options)
+        files, notes = _split(found, seed, options)
         reading = _reading(files, options)
         files = {name: replace(part, reading=reading) for name, part in files.items()}
-        return file_splits("image_folder", files, class_names, image_size)
+        splits = file_splits("image_folder", files, found.classes, image_size)
+        return replace(splits, notes=(*notes, *found.notes, *found.unread_sentences))
 
 
-def _find(
-    root: Path, present: list[SplitName], class_names: tuple[str, ...], seed: int, suffixes: tuple[str, ...]
-) -> dict[SplitName, LabelledFiles]:
-    if present in ([], ["train"]):
-        files = list_classes(root, "train" if present else "", class_names, suffixes)
-        parts = stratified_split(files.labels, SHARES, seed, class_names)
-        return {name: files.chosen(part) for name, part in zip(SPLIT_NAMES, parts, strict=True)}
-    found = {name: list_classes(root, name, class_names, suffixes) for name in present}
-    for missing in (name for name in SPLIT_NAMES if name not in present):
-        found["train"], found[missing] = found["train"].hold_out(HELD_OUT, seed, class_names)
-    return found
+def _split(
+    found: FoundImages, seed: int, options: DataOptions
+) -> tuple[dict[SplitName, LabelledFiles], tuple[str, ...]]:
+    """Return the files of each split, with sentences about where the splits come from."""
+    number_of = {label: number for number, label in enumerate(found.classes)}
+    names = [image.name for image in found.images]
+    labels = np.array([number_of[image.label] for image in found.images], np.int64)
+    groups = groups_of(names, options.group) if options.group else [image.group for image in found.images]
+    groups = [group or f"\0{name}" for group, name in zip(groups, names, strict=True)]  # alone without a group
+    is_grouped = len(set(groups)) < len(groups)
+    whole = LabelledFiles(found.folder, path_array(names), labels)
+
+    def divided(index: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
+        if is_grouped:
+            parts = grouped_split(labels[index], [groups[place] for place in index], shares, seed)
+        else:
+            parts = stratified_split(labels[index], shares, seed, found.classes)
+        return [index[part] for part in parts]
+
+    how = f"by {'group' if is_grouped else 'class'} and seed {seed}"
+    if found.splits in ((), ("train",)):
+        parts = dict(zip(SPLIT_NAMES, divided(np.arange(len(names)), SHARES), strict=True))
+        notes = [f"train, val and test are split {'/'.join(f'{100 * share:.0f}' for share in SHARES)} {how}"]
+    else:
+        split_of = np.array([image.split for image in found.images])
+        parts = {name: np.flatnonzero(split_of == name) for name in found.splits}
+        notes = [f"{', '.join(found.splits)} are as given"]
+        for missing in (name for name in SPLIT_NAMES if name not in parts):
+            parts["train"], parts[missing] = divided(parts["train"], (1 - HELD_OUT, HELD_OUT))
+            notes = [f"{notes[0]}; {missing} is {100 * HELD_OUT:.0f} % of train, split {how}"]
+        splits_of = Counter(group for part in parts.values() for group in {groups[place] for place in part})
+        shared = sorted(group for group, count in splits_of.items() if count > 1)
+        if shared:
+            notes.append(f"{len(shared)} groups are in more than one split (such as {shared[0]}): metrics are too good")
+    return {name: whole.chosen(np.sort(parts[name])) for name in SPLIT_NAMES}, tuple(notes)
 
 
 def _reading(files: Mapping[SplitName, LabelledFiles], options: DataOptions) -> Reading:
     """Return how files become pixels; test does not decide the range of values."""
-    if options.reader == FIRST_READER:
-        return replace(FIRST_READING, max_megapixels=options.max_megapixels)
     if options.value_range == "auto":
         names = np.concatenate((files["train"].names, files["val"].names))
         return Reading(options.background, ScannedRange(files["train"].folder, names), options.max_megapixels)
     return Reading(options.background, GivenRange(*options.value_range), options.max_megapixels)
+
+
+def _first_reader(root: Path, image_size: int, seed: int, options: DataOptions) -> Splits:
+    """List files as versions before schema 3 did: five suffixes, directly in the folders of classes."""
+    present = present_splits(root)
+    class_names = class_folders(root / "train" if present else root)
+    if present in ([], ["train"]):
+        whole = list_classes(root, "train" if present else "", class_names)
+        parts = stratified_split(whole.labels, SHARES, seed, class_names)
+        files = {name: whole.chosen(part) for name, part in zip(SPLIT_NAMES, parts, strict=True)}
+    else:
+        files = {name: list_classes(root, name, class_names) for name in present}
+        for missing in (name for name in SPLIT_NAMES if name not in present):
+            files["train"], files[missing] = files["train"].hold_out(HELD_OUT, seed, class_names)
+    reading = replace(FIRST_READING, max_megapixels=options.max_megapixels)
+    files = {name: replace(part, reading=reading) for name, part in files.items()}
+    return file_splits("image_folder", files, class_names, image_size)

@@ -122,9 +122,7 @@ def file_names(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], int]
     return found, len(names) - len(found)
 
 
-def list_classes(
-    root: Path, subfolder: str, class_names: tuple[str, ...], suffixes: tuple[str, ...] = SUFFIXES
-) -> LabelledFiles:
+def list_classes(root: Path, subfolder: str, class_names: tuple[str, ...]) -> LabelledFiles:
     """List the image files of ROOT/SUBFOLDER/CLASS, or of ROOT/CLASS if `subfolder` is empty, by class and by name.
 
     Raises:
@@ -140,9 +138,9 @@ def list_classes(
     paths: list[str] = []
     counts: list[int] = []
     for name in class_names:
-        files, _ = file_names(folder / name, suffixes)
+        files, _ = file_names(folder / name, SUFFIXES)
         if not files:
-            kinds = ", ".join(sorted(suffixes))
+            kinds = ", ".join(sorted(SUFFIXES))
             raise DataError(f"{folder / name}: holds no images ({kinds}); add some or remove the folder")
         prefix = f"{subfolder}/{name}" if subfolder else name
         paths += [f"{prefix}/{file}" for file in files]
