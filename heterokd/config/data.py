@@ -163,7 +163,7 @@ class DataSettings(Settings):
         for key in OPTIONS:
             if key in changed and key in self.unread and key != "reader":
                 raise ValueError(f"{key}: data set {self.dataset!r} does not read it; leave it out")
-            if key in changed and self.reader == FIRST_READER and key not in ("reader", "max_megapixels"):
+            if key in changed and self.reader == FIRST_READER and key not in ("reader", "max_megapixels", "masks"):
                 raise ValueError(f"{key}: needs data.reader: 2; set it, or leave {key} out")
         mixes = self.policy.mixes or bool(self.policy.operations)
         reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)

@@ -40,7 +40,7 @@ class ImageFolder(Dataset):
     """Images in folders, ROOT/SPLIT/CLASS/*.jpg or ROOT/CLASS/*.jpg, or in a table."""
 
     needs_root = True
-    reads = frozenset(field.name for field in fields(DataOptions))
+    reads = frozenset(field.name for field in fields(DataOptions)) - {"masks"}
     licence = "unknown (your own images)"
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
