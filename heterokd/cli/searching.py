@@ -120,11 +120,14 @@ def _hours(budget: str) -> float:
 
 # One parameter for each option of the command line.
 def auto(  # its parameters are the command's options
-    images: Annotated[Path, typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder for each class.")],
-    teachers: Annotated[
-        list[str], typer.Option("--teacher", help="Network of timm; of several, the best on val is used.")
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder per class, or with images and label maps."),
     ],
-    students: Annotated[list[str], typer.Option("--student", help="Network of timm; default: proposed.")] = [],  # noqa: B006
+    teachers: Annotated[
+        list[str], typer.Option("--teacher", help="Name of a network; of several, the best on val is used.")
+    ],
+    students: Annotated[list[str], typer.Option("--student", help="Name of a network; default: proposed.")] = [],  # noqa: B006
     max_params_m: Annotated[float | None, typer.Option(min=0, help="Maximum millions of parameters.")] = None,
     max_latency_ms: Annotated[
         float | None, typer.Option(min=0, help="Maximum latency, batch 1 on a single core.")
@@ -142,7 +145,9 @@ def auto(  # its parameters are the command's options
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
-    from heterokd.datasets.io.inspect import inspect_folder, usable_folder
+    from heterokd.datasets.io.inspect import FolderInspection, inspect_folder, usable_folder
+    from heterokd.datasets.masks.inspect import MaskInspection, inspect_masks
+    from heterokd.datasets.masks.pairs import has_label_maps
     from heterokd.execution.auto import AutoRequest, propose
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.storage.workspace import open_workspace
@@ -151,11 +156,15 @@ def auto(  # its parameters are the command's options
     options = {"params_m": max_params_m, "latency_ms": max_latency_ms}
     limits = {key: limit for key, limit in options.items() if limit is not None}
     terminal = Terminal(quiet=as_json)
-    seen = inspect_folder(images)
+    state = open_workspace(root)
+    seen: FolderInspection | MaskInspection
+    if images.is_dir() and has_label_maps(images):
+        seen, folder = inspect_masks(images), images.resolve()
+    else:
+        seen = inspect_folder(images)
+        folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
     for sentence in seen.sentences():
         terminal.print_line(sentence)
-    state = open_workspace(root)
-    folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
     request = AutoRequest(folder, teachers, students, limits, hours, out)
     made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
     for sentence in made.reasons:

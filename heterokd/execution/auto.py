@@ -19,38 +19,18 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.inspect import FolderInspection
+from heterokd.datasets.masks.inspect import MaskInspection
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
-from heterokd.methods import ONE_OF_EACH_KIND
+from heterokd.execution.auto_rules import ImageRules, rules_for
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
+from heterokd.networks.segmentation_names import is_segmentation, split_name
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.training.student_costs import parameters_m, student_cost
 from heterokd.training.train import Report
-
-FAMILIES = {
-    "cnn": (
-        "test_resnet",
-        "mobilenetv3_small_050",
-        "mobilenetv2_050",
-        "mobilenetv3_small_100",
-        "mobilenetv2_100",
-        "efficientnet_lite0",
-        "efficientnet_b0",
-        "resnet10t",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-    ),
-    "attention": ("test_vit", "pvt_v2_b0", "deit_tiny_patch16_224", "pvt_v2_b1", "deit_small_patch16_224"),
-    "mlp": ("resmlp_12_224", "mixer_s16_224", "mixer_s32_224"),
-}
-"""Proposed students, small to large: networks that papers distil into, and timm's smallest of each family."""
-
-SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
-"""Sizes of views: the largest one up to the median side of the images, at least the first."""
 
 TEACHER_PARTS = 4
 """Without a limit, a student has at most this fraction (1 / 4) of the teacher's parameters."""
@@ -109,17 +89,13 @@ class Proposal:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Properties of the images that decide sizes and lengths."""
-
-    size: int
-    classes: int
-    train_images: int
-
-
 def propose(
-    seen: FolderInspection, request: AutoRequest, root: Workspace, *, fit: bool = True, progress: Report | None = None
+    seen: FolderInspection | MaskInspection,
+    request: AutoRequest,
+    root: Workspace,
+    *,
+    fit: bool = True,
+    progress: Report | None = None,
 ) -> Proposal:
     """Write the experiment for a folder of images.
 
@@ -133,10 +109,9 @@ def propose(
     Raises:
         UserError: an unknown network, or limits that no student keeps.
     """
-    _check_names(request)
-    size = max([SIDES[0], *(side for side in SIDES if side <= seen.side)])
-    data = _Data(size, len(seen.classes), _train_images(seen))
-    teachers, reasons = {}, [f"views are {size} x {size} pixels"]
+    data = rules_for(seen, request.images)
+    _check_names(request, is_scene=data.is_scene)
+    teachers, reasons = {}, [f"views are {data.size} x {data.size} pixels"]
     for name in request.teachers:
         teachers[name], reason = _teacher(name, data)
         reasons.append(reason)
@@ -158,45 +133,49 @@ def propose(
     return Proposal(target, load_experiment(target), tuple(reasons))
 
 
-def _check_names(request: AutoRequest) -> None:
+def _check_names(request: AutoRequest, *, is_scene: bool) -> None:
     known = network_names()
     plain = {name.partition(".")[0] for name in known}
     for option, names in (("--teacher", request.teachers), ("--student", request.students)):
         for name in names:
-            if name.partition(".")[0] not in plain:
+            if is_segmentation(name) != is_scene:
+                content = "images with label maps" if is_scene else "folders of classes"
+                example = "segformer-mit_b0" if is_scene else "resnet18"
+                raise ConfigError(
+                    f"{option} {name}: {request.images} holds {content}; name a network such as {example}"
+                )
+            if is_scene:
+                split_name(name)  # raises for unknown architectures and encoders
+            elif name.partition(".")[0] not in plain:
                 raise ConfigError(f"{option} {name}: timm has no such network; {did_you_mean(name, known)}")
 
 
-def _train_images(seen: FolderInspection) -> int:
-    """Return the number of training images: those of train, or three in five if there are no splits."""
-    if seen.splits:
-        return sum(file.split == "train" for file in seen.kept)
-    return max(1, 3 * len(seen.kept) // 5)
-
-
-def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students: Sequence[str]) -> Section:
-    count = data.train_images
-    batch = 32 if count < 2_000 else 64 if count < 20_000 else 128
-    length: Section = {"trials": TRIALS_PER_METHOD * len(ONE_OF_EACH_KIND)}
+def _content(
+    seen: FolderInspection | MaskInspection, request: AutoRequest, data: ImageRules, students: Sequence[str]
+) -> Section:
+    length: Section = {"trials": TRIALS_PER_METHOD * len(data.methods)}
     if request.hours is not None:
         length = {"budget": {"hours": round(request.hours, 4)}}
     return {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", seen.folder.resolve().name).strip(".-_")[:64] or "images",
-        "data": {"dataset": "image_folder", "root": str(request.images), "image_size": data.size},
+        "data": {**data.section, "image_size": data.size},
         "teacher": {},
         "student": {"network": students[0] if len(students) == 1 else list(students)},
         "training": {
-            "epochs": _clamp(round(UPDATES * batch / count), *EPOCHS),
-            "batch_size": batch,
-            "optimizer": "sgd",
-            "learning_rate": 0.05,
+            "epochs": _clamp(round(UPDATES * data.batch / data.train_images), *EPOCHS),
+            "batch_size": data.batch,
+            **data.training,
             "clip_grad": 5.0,
         },
         "search": {
             "space": {
-                "methods": list(ONE_OF_EACH_KIND),
+                "methods": list(data.methods),
                 "shared": {
-                    "training.learning_rate": {"low": 0.005, "high": 0.5, "log": True},
+                    "training.learning_rate": {
+                        "low": data.learning_rate[0],
+                        "high": data.learning_rate[1],
+                        "log": True,
+                    },
                     "training.task_weight": {"options": [0.1, 0.5, 1.0]},
                 },
             },
@@ -208,9 +187,9 @@ def _content(seen: FolderInspection, request: AutoRequest, data: _Data, students
     }
 
 
-def _teacher(name: str, data: _Data) -> tuple[Section, str]:
+def _teacher(name: str, data: ImageRules) -> tuple[Section, str]:
     """Return the section of a teacher and its reason: timm's weights if they are available, and a fit on all images."""
-    batch = 32 if data.train_images < 2_000 else 64
+    batch = min(data.batch, data.batches[1])
     epochs = _clamp(round(TEACHER_UPDATES * batch / data.train_images), *TEACHER_EPOCHS)
     section: Section = {"network": name}
     predict_spec(name, data.classes, None, data.size)  # raises for a network that cannot be built
@@ -229,7 +208,7 @@ def _teacher(name: str, data: _Data) -> tuple[Section, str]:
     return {**section, "training": {"epochs": epochs, "batch_size": batch, "warmup_epochs": warmup}}, reason
 
 
-def _patches(name: str, data: _Data) -> Section:
+def _patches(name: str, data: ImageRules) -> Section:
     """Return options for smaller patches, if the network has patches and would cut small images into few of them."""
     options = {"img_size": data.size, "patch_size": max(2, data.size // TOKENS)}
     try:
@@ -242,7 +221,7 @@ def _patches(name: str, data: _Data) -> Section:
     return {"options": options}
 
 
-def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspace) -> Iterator[tuple[str, str]]:
+def _students(request: AutoRequest, teacher: Section, data: ImageRules, root: Workspace) -> Iterator[tuple[str, str]]:
     """Yield students with a reason: the requested students, or the largest of each family within the limits.
 
     Raises:
@@ -262,7 +241,7 @@ def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspa
         )
         limits[PARAMETERS] = parameters_m(settings, data.classes, data.size) / TEACHER_PARTS
     found = False
-    for names in FAMILIES.values():
+    for names in data.families.values():
         for name in reversed(names):
             excess, figures = _excess(name, limits, data, root)
             if not excess:
@@ -274,7 +253,7 @@ def _students(request: AutoRequest, teacher: Section, data: _Data, root: Workspa
         raise ConfigError(f"{options}: no proposed student is within the limits; name one (--student), or raise them")
 
 
-def _excess(name: str, limits: Mapping[str, float], data: _Data, root: Workspace) -> tuple[str, str]:
+def _excess(name: str, limits: Mapping[str, float], data: ImageRules, root: Workspace) -> tuple[str, str]:
     """Return the limit that a student exceeds (empty: none), and its parameters and limited costs."""
     settings, size, figures = NetworkSettings(network=name), (data.size, data.size), []
     # What is timed comes last: a network that is too large is not timed. The workspace remembers times for the search.

@@ -25,3 +25,6 @@ VANILLA_KD: dict[TaskName, str] = {"classification": "kd", "segmentation": "pixe
 ONE_OF_EACH_KIND = (BASELINE, "kd", "dkd", "dist", "ofa", "rsd", "hcd", "fbt")
 """Short selection for classification, with logits, relations, stages and fused networks. A search of all methods takes
 several times as long."""
+
+SCENE_METHODS = (BASELINE, "pixel_kd", "cwd", "heteroakd")
+"""Short selection for segmentation."""

@@ -21,7 +21,7 @@ from torch import nn
 import heterokd.networks.architectures  # noqa: F401 - registers its networks with timm
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.body_types import TimmBody
-from heterokd.networks.segmentation_names import is_segmentation, segmentation_names
+from heterokd.networks.segmentation_names import encoder_repository, is_segmentation, segmentation_names
 
 CONNECT_TIMEOUT = 5.0
 """Timeout of a connection to the host of the weights, in seconds."""
@@ -33,16 +33,22 @@ def network_names(pattern: str = "") -> list[str]:
 
 
 def no_weights(name: str) -> str | None:
-    """Return within seconds why timm's weights of a name are unavailable here, in a few words; None if available."""
+    """Return within seconds why timm's weights of a name are unavailable here, in a few words; None if available.
+
+    Those of a segmentation network are its encoder's.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.has_weights:
-        return "timm publishes none"
+    hub_id, url = encoder_repository(name) if is_segmentation(name) else None, ""
+    if hub_id is None:
+        config = timm.get_pretrained_cfg(name.partition("-")[2] if is_segmentation(name) else name)
+        if config is None or not config.has_weights:
+            return "timm publishes none"
+        hub_id, url = config.hf_hub_id, str(config.url)
     files = ("model.safetensors", "pytorch_model.bin")
-    if config.hf_hub_id and any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
+    if hub_id and any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in files):
         return None
-    address = urlsplit(constants.ENDPOINT if config.hf_hub_id else str(config.url))
+    address = urlsplit(constants.ENDPOINT if hub_id else url)
     if getproxies().get(address.scheme) or constants.HF_HUB_OFFLINE:
         return "downloads are switched off" if constants.HF_HUB_OFFLINE else None
     try:

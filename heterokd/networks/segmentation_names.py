@@ -49,6 +49,17 @@ def smp_encoders() -> frozenset[str]:
     )
 
 
+def encoder_repository(name: str) -> str | None:
+    """Return the hub's repository of the ImageNet weights of an smp encoder; None for timm's encoders."""
+    import segmentation_models_pytorch as smp
+
+    _, encoder = split_name(name)
+    if encoder not in smp_encoders():
+        return None
+    repository: str = smp.encoders.encoders[encoder]["pretrained_settings"]["imagenet"]["repo_id"]
+    return repository
+
+
 def is_segmentation(name: str) -> bool:
     """Return whether a name is of the form `{architecture}-{encoder}`."""
     return "-" in name.partition(".")[0]

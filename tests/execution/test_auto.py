@@ -15,8 +15,11 @@ from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.inspect import inspect_folder, usable_folder
 from heterokd.datasets.io.split import Splits
+from heterokd.datasets.masks.inspect import inspect_masks
+from heterokd.datasets.masks.pairs import has_label_maps
 from heterokd.errors import ConfigError, DataError
-from heterokd.execution.auto import FAMILIES, AutoRequest, propose
+from heterokd.execution.auto import AutoRequest, propose
+from heterokd.execution.auto_rules import FAMILIES
 from heterokd.execution.check import check_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
@@ -203,3 +206,48 @@ def test_one_line_from_a_folder_to_a_registered_student(tmp_path: Path, digits: 
     code, _, err = cli(*asked)
     assert code == 2
     assert "exists already" in err
+
+
+def write_masks(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        pixels, mask = rng.integers(0, 256, (70, 100, 3), dtype=np.uint8), np.zeros((70, 100), np.uint8)
+        mask[10:40, number : number + 40] = 255
+        for kind, array in (("images", pixels), ("masks", mask)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / kind / f"{number}.png")
+
+
+def test_a_folder_with_label_maps_is_segmentation(tmp_path: Path) -> None:
+    images, root = tmp_path / "cells", Workspace(tmp_path / "runs")
+    write_masks(images)
+    assert has_label_maps(images)
+    seen = inspect_masks(images)
+    assert any("two classes, background (0) and object (255)" in sentence for sentence in seen.sentences())
+    made = propose(seen, AutoRequest(images, ["segformer-mit_b0"], ["fpn-test_resnet"]), root, fit=False)
+    data = made.experiment.data
+    assert (data.task, data.dataset, data.image_size) == ("segmentation", "mask_folder", 96)
+    assert open_splits(data).class_names == ("background", "object")
+    assert "heteroakd" in made.experiment.methods
+    assert made.experiment.student.networks == ("fpn-test_resnet",)
+    with pytest.raises(ConfigError, match=r"--teacher resnet18: .*holds images with label maps; .*segformer-mit_b0"):
+        propose(seen, AutoRequest(images, ["resnet18"]), root, fit=False)
+
+
+@pytest.mark.thorough
+def test_students_are_proposed_for_label_maps(tmp_path: Path) -> None:
+    images = tmp_path / "cells"
+    write_masks(images)
+    request = AutoRequest(images, ["segformer-mit_b1"])
+    made = propose(inspect_masks(images), request, Workspace(tmp_path / "runs"), fit=False)
+    assert {network.partition("-")[0] for network in made.experiment.student.networks} == {"deeplabv3plus", "segformer"}
+    check_experiment(made.experiment)
+
+
+def test_class_folders_are_no_label_maps(tmp_path: Path, digits: Splits) -> None:
+    write_digits(tmp_path / "plain", digits, 5)
+    write_digits(tmp_path / "splits", digits, 5, splits=True)
+    for name in ("mask", "no mask"):  # of faces
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "faces" / name / "1.png")
+    assert not any(has_label_maps(tmp_path / name) for name in ("plain", "splits", "faces"))
