@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,16 @@ from heterokd.errors import did_you_mean
 Score = Annotated[
     float | None,
     Field(ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"),
+]
+
+Fit = Literal["auto", "head", "head_then_all", "all"]
+FitOfTeacher = Annotated[
+    Fit,
+    Field(
+        description="head: solve the classifier on frozen features; head_then_all: also fine-tune from there and keep "
+        "the better; all: train all weights for teacher.training.epochs; auto: head_then_all from pretrained weights, "
+        "otherwise all, until the score on val stops improving"
+    ),
 ]
 
 
@@ -82,12 +92,18 @@ class SearchedNetworks(NetworkSettings):
         return options if isinstance(options, dict) else {}
 
 
+def no_features(fit: Fit) -> str:
+    """Return the refusal of a fit that needs pretrained weights and has none."""
+    return f"fit: {fit} solves the classifier on pretrained features; set pretrained: true, or fit: all"
+
+
 class TeacherSettings(NetworkSettings):
     """A teacher: a frozen network."""
 
     checkpoint: PathName | None = Field(
         None, description="safetensors file of its weights; with it, the teacher is verified instead of fitted"
     )
+    fit: FitOfTeacher = "auto"
     min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
@@ -95,6 +111,12 @@ class TeacherSettings(NetworkSettings):
     def _one_source(self) -> TeacherSettings:
         if self.checkpoint is not None and self.pretrained:
             raise ValueError("give either teacher.checkpoint or teacher.pretrained, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _has_features(self) -> TeacherSettings:
+        if self.fit in ("head", "head_then_all") and not self.pretrained and self.checkpoint is None:
+            raise ValueError(no_features(self.fit))
         return self
 
 
@@ -105,6 +127,7 @@ class TeachersSettings(SearchedNetworks):
         None,
         description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}",
     )
+    fit: FitOfTeacher = "auto"
     min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
@@ -127,6 +150,13 @@ class TeachersSettings(SearchedNetworks):
                 raise ValueError(f"checkpoint: {network!r} is no teacher; {did_you_mean(network, self.networks)}")
         return self
 
+    @model_validator(mode="after")
+    def _has_features(self) -> TeachersSettings:
+        are_given = all(self.checkpoint_of(network) for network in self.networks)
+        if self.fit in ("head", "head_then_all") and not self.pretrained and not are_given:
+            raise ValueError(no_features(self.fit))
+        return self
+
     def checkpoint_of(self, network: str) -> Path | None:
         """Return the file of a teacher's weights, or None."""
         return self.checkpoint.get(network) if isinstance(self.checkpoint, Mapping) else self.checkpoint
@@ -139,6 +169,7 @@ class TeachersSettings(SearchedNetworks):
             options=self.options_of(network),
             pretrained=self.pretrained,
             checkpoint=self.checkpoint_of(network),
+            fit=self.fit,
             min_score=self.min_score,
             training=self.training,
         )

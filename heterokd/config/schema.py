@@ -81,6 +81,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.cirkd.label_pixel", 2, "centre", "corner"),
     ChangedDefault("methods.pat.norm_grid", 2, "source", "target"),
     ChangedDefault("data.reader", 3, 1, 2),
+    ChangedDefault("teacher.fit", 3, "all", "auto"),
 )
 """All changed defaults, by ascending schema number."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,18 +23,21 @@ from heterokd.networks.bodies import published_classes
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
-from heterokd.storage.study_dir import CHECKPOINT
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
-from heterokd.training.data import open_splits, recipe_loaders, training_splits
+from heterokd.teachers.calibration import measure_calibration
+from heterokd.teachers.fit import FIT_FILES, fit_teacher
+from heterokd.training.data import open_splits, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import default_device
-from heterokd.training.setup import measured_precision
 from heterokd.training.student import save_student
 from heterokd.training.task_modules import build_task
-from heterokd.training.teacher import LiveTeacher, open_teacher, teacher_hash
-from heterokd.training.train import Metrics, Report, TrainOptions, train
+from heterokd.training.teacher import FIRST_FIT, LiveTeacher, open_teacher, teacher_hash
+from heterokd.training.train import Metrics, Report
+
+CARD = "teacher.json"
+"""File in a teacher's folder, written last."""
 
 TeacherReport = Callable[[Metrics, str], bool]
 """Called with the metrics of an epoch of a teacher's fit and the teacher's network; False ends the fit."""
@@ -130,7 +133,7 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
         return True, recipe.teacher.checkpoint
     folder = _folder(recipe, splits, root)
     root.mirror(folder).fetch(without=CHECKPOINTS)
-    is_fitted = (folder / "teacher.json").exists()
+    is_fitted = (folder / CARD).exists()
     return is_fitted, folder / "teacher.safetensors" if is_fitted else None
 
 
@@ -164,7 +167,15 @@ def _is_given(settings: TeacherSettings, splits: Splits) -> bool:
 
 
 def _folder(recipe: Recipe, splits: Splits, root: Workspace) -> Path:
-    return root.teachers / teacher_hash(recipe.teacher, recipe, splits.fingerprint)
+    """Return a teacher's folder: with `fit: auto`, that of the same teacher fitted by a version before `teacher.fit`."""
+    folder = root.teachers / teacher_hash(recipe.teacher, recipe, splits.fingerprint)
+    if recipe.teacher.fit == "auto" and not (folder / CARD).exists():
+        whole = recipe.teacher.model_copy(update={"fit": FIRST_FIT})
+        older = root.teachers / teacher_hash(whole, recipe, splits.fingerprint)
+        root.mirror(older).fetch(without=CHECKPOINTS)
+        if (older / CARD).exists() and "reason" not in read_json(older / CARD):
+            return older
+    return folder
 
 
 def _verify(recipe: Recipe, splits: Splits) -> TeacherCard:
@@ -175,7 +186,8 @@ def _verify(recipe: Recipe, splits: Splits) -> TeacherCard:
     val = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(network.to(device), val, task, device=device))
     source = str(settings.checkpoint) if settings.checkpoint else "timm's published weights"
-    return _card(recipe, network, metrics[task.facts.score], source)
+    card = _card(recipe, network, metrics[task.facts.score], source)
+    return _calibrated(card, network, splits, device)
 
 
 def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: Report | None) -> PreparedTeacher:
@@ -183,20 +195,18 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)
     mirror.fetch(without=CHECKPOINTS)
-    weights, card_file = folder / "teacher.safetensors", folder / "teacher.json"
+    weights, card_file = folder / "teacher.safetensors", folder / CARD
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            loaders = recipe_loaders(recipe, training_splits(splits, root), device)
-            precision = measured_precision(recipe, None, loaders, device, root)
-            options = TrainOptions(folder / CHECKPOINT, device=device, precision=precision)
-            trained = train(recipe, None, loaders, progress or (lambda metrics: True), options)
-            save_student(trained.student, weights)
-            score = trained.metrics[score_of(recipe.task)]
-            card = _card(recipe, trained.student, score, f"fitted {settings.network}")
+            decoded = training_splits(splits, root)
+            fitted = fit_teacher(recipe, decoded, root, folder, device, progress or (lambda metrics: True))
+            save_student(fitted.network, weights)
+            card = _card(recipe, fitted.network, fitted.score, f"fitted {settings.network}", fitted.reason)
+            card = _calibrated(card, fitted.network, decoded, device)
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             write_text(card_file, card.to_json())
-            for name in CHECKPOINTS:
+            for name in (*CHECKPOINTS, *FIT_FILES):
                 (folder / name).unlink(missing_ok=True)
             mirror.close()
             return PreparedTeacher(settings, weights, card, fitted=True)
@@ -206,7 +216,14 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     return PreparedTeacher(settings, weights, card)
 
 
-def _card(recipe: Recipe, network: AnyNetwork, score: float, source: str) -> TeacherCard:
+def _calibrated(card: TeacherCard, network: AnyNetwork, splits: Splits, device: str) -> TeacherCard:
+    """Add the calibration of a classifier to its card."""
+    if splits.train.label_maps is not None:
+        return card
+    return replace(card, **asdict(measure_calibration(network.to(device), splits, device)))
+
+
+def _card(recipe: Recipe, network: AnyNetwork, score: float, source: str, reason: str | None = None) -> TeacherCard:
     return TeacherCard(
         network=recipe.teacher.network,
         options=dict(recipe.teacher.options),
@@ -216,4 +233,5 @@ def _card(recipe: Recipe, network: AnyNetwork, score: float, source: str) -> Tea
         metric=score_of(recipe.task),
         val_score=score,
         source=source,
+        reason=reason,
     )

@@ -21,17 +21,27 @@ FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 """Devices on which torch's optimizers have fused kernels."""
 
 
+ParameterGroup = dict[str, object]
+"""A group of an optimizer's parameters with its settings."""
+
+
 def build_optimizer(
-    module: nn.Module, name: str, learning_rate: float, weight_decay: float, momentum: float
+    module: nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    groups: list[ParameterGroup] | None = None,
 ) -> torch.optim.Optimizer:
     """Build timm's optimizer of the trainable parameters of `module`; norms and biases are not decayed.
 
-    Optimizers with a fused implementation use it: a single kernel updates all weights.
+    Optimizers with a fused implementation use it: a single kernel updates all weights. `groups` replace the parameters
+    of `module`, see `layer_groups`.
     """
     is_fused = has_fused(name) and {parameter.device.type for parameter in module.parameters()} <= FUSED_DEVICES
     create = partial(
         timm_optim.create_optimizer_v2,  # type: ignore[attr-defined]
-        module,
+        module if groups is None else groups,
         opt=name,
         lr=learning_rate,
         weight_decay=weight_decay,
@@ -42,6 +52,26 @@ def build_optimizer(
     if is_fused and isinstance(optimizer, torch.optim.SGD):
         _start_momentum(optimizer)
     return optimizer
+
+
+def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings) -> list[ParameterGroup] | None:
+    """Return parameter groups whose `lr_scale` falls by `settings.layer_decay` per layer of `body`; None without it.
+
+    Layers are those of timm's `group_matcher`. Parameters of `module` outside of `body` have the full learning rate,
+    like the classifier. A schedule multiplies the learning rate by `lr_scale`.
+    """
+    if settings.layer_decay is None:
+        return None
+    groups: list[ParameterGroup] = timm_optim.param_groups_layer_decay(  # type: ignore[attr-defined]
+        body, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
+    )
+    of_body = {id(parameter) for parameter in body.parameters()}
+    others = [each for each in module.parameters() if each.requires_grad and id(each) not in of_body]
+    vectors, matrices = ([each for each in others if (each.ndim > 1) is wide] for wide in (False, True))
+    for members, weight_decay in ((vectors, 0.0), (matrices, settings.weight_decay)):
+        if members:
+            groups.append({"params": members, "weight_decay": weight_decay, "lr_scale": 1.0})
+    return groups
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
@@ -82,7 +112,7 @@ def build_schedule(
     name, lowest = settings.schedule, settings.min_learning_rate
     updates = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), updates - 1)
-    if name == "constant" and warmup == 0:
+    if name == "constant" and warmup == 0 and settings.layer_decay is None:  # a schedule applies the decay
         return None
     shared: _Warmup = {
         "t_in_epochs": False,

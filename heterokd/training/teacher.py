@@ -22,6 +22,9 @@ from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
 from heterokd.training.student import build_configured
 
+FIRST_FIT = "all"
+"""Fit of the first version, which is no part of a teacher's hash."""
+
 LIVE = EVERY_NETWORK | Signal.CLASS_MAPS | Signal.PRE_ACTIVATIONS
 
 
@@ -87,6 +90,8 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
     }
     if recipe.data.view_crop is not None:
         content["crop"] = recipe.data.view_crop
+    if teacher.fit != FIRST_FIT:
+        content["fit"] = teacher.fit
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

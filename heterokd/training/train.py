@@ -29,8 +29,10 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.errors import CheckpointError, ConfigError, TrainingDiverged
 from heterokd.networks.network import AnyNetwork
+from heterokd.networks.weights import load_weights
 from heterokd.outputs import Batch
 from heterokd.storage.study_dir import previous_checkpoint
+from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
@@ -61,6 +63,8 @@ class TrainOptions:
         device: device to train on.
         precision: number format and memory format of the forward pass.
         newest_epoch: epochs of the newest checkpoint that may be resumed from; None: of any.
+        start: weights that the student starts from, of its own number of classes; None: as the recipe says.
+        best: keeps the best epoch's weights, and ends the training at a plateau; None: it runs to its last epoch.
     """
 
     checkpoint: Path | None = None
@@ -69,6 +73,8 @@ class TrainOptions:
     device: torch.device | str = "cpu"
     precision: Precision = FP32
     newest_epoch: int | None = None
+    start: Path | None = None
+    best: BestEpoch | None = None
 
 
 DEFAULT_OPTIONS = TrainOptions()
@@ -129,15 +135,17 @@ def train(
     device, checkpoint = torch.device(options.device), options.checkpoint
     forbid_tf32(device)
     with _explained_out_of_memory(recipe, device):
-        loop = _Loop(recipe, teacher, loaders, device, options.precision)
+        loop = _Loop(recipe, teacher, loaders, options)
         epoch = loop.resume(checkpoint, options.newest_epoch)
+        if options.best is not None:
+            options.best.resume(epoch)
         metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
         stopped, saved = False, time.monotonic()
         while epoch < recipe.training.epochs and not stopped:
             metrics = loop.train_epoch(epoch) | loop.evaluate()
             epoch += 1
             metrics["epoch"] = epoch
-            go_on = distributed.broadcast(distributed.rank() != 0 or report(metrics))
+            go_on = distributed.broadcast(distributed.rank() != 0 or loop.report(metrics, report))
             stopped = not go_on and epoch < recipe.training.epochs
             is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
             is_due = epoch in options.checkpoint_epochs or stopped or is_late or options.save_now()
@@ -166,11 +174,13 @@ def _explained_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[N
 class _Loop:
     """The parts of a training, and its epochs."""
 
-    def __init__(
-        self, recipe: Recipe, teacher: Teacher | None, loaders: Loaders, device: torch.device, precision: Precision
-    ) -> None:
-        self.recipe, self.loaders, self.device = recipe, loaders, device
-        self.distiller = build_distiller(recipe, teacher, loaders.num_classes).to(device)
+    def __init__(self, recipe: Recipe, teacher: Teacher | None, loaders: Loaders, options: TrainOptions) -> None:
+        device, precision = torch.device(options.device), options.precision
+        self.recipe, self.loaders, self.device, self.best = recipe, loaders, device, options.best
+        self.distiller = build_distiller(recipe, teacher, loaders.num_classes)
+        if options.start is not None:
+            load_weights(self.distiller.student, options.start)
+        self.distiller.to(device)
         if precision.channels_last:
             self.distiller.student.to(memory_format=torch.channels_last)
         self.step = distributed.data_parallel(self.distiller)
@@ -208,7 +218,7 @@ class _Loop:
         sums = distributed.all_reduce_sum(dict(zip(totals, means, strict=True)))
         metrics = {f"train/{name}": mean for name, mean in sums.items()}
         self._check_finite(metrics, epoch)
-        metrics["train/learning_rate"] = float(self.updates.optimizer.param_groups[0]["lr"])
+        metrics["train/learning_rate"] = max(float(group["lr"]) for group in self.updates.optimizer.param_groups)
         metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
         return metrics
 
@@ -239,6 +249,11 @@ class _Loop:
             )
             metrics = {f"val/{name}": value for name, value in pairs}
         return distributed.broadcast(metrics)
+
+    def report(self, metrics: Metrics, report: Report) -> bool:
+        """Keep the epoch if it is the best, and report it; return whether to continue."""
+        improves = self.best is None or self.best.update(metrics, self.updates.eval_network)
+        return report(metrics) and improves
 
     def resume(self, file: Path | None, newest_epoch: int | None) -> int:
         """Restore every part from the newest checkpoint that can be used; return its number of finished epochs.

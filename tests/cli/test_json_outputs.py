@@ -21,9 +21,15 @@ MEASURED |= {"device", "device_hours", "device_unit", "disk", "gpu_memory", "mem
 """Keys of what another machine or another library measures or rounds otherwise."""
 
 
+LATER = {"reason", "temperature", "train_confidence", "val_confidence"}
+"""Keys of a teacher's card that its first version did not write: empty for a teacher of that version."""
+
+
 def masked(value: Any, root: Path) -> Any:
     """An output without wording, measured figures and the root's path."""
     if isinstance(value, Mapping):
+        if "val_score" in value:
+            value = {key: part for key, part in value.items() if key not in LATER or part is not None}
         kept = {key: _hidden(key, part) or masked(part, root) for key, part in value.items()}
         if str(value.get("name", "")).startswith(("latency", "largest difference")):
             kept["measured"] = "<measured>"  # a gate of promotion

@@ -197,9 +197,8 @@ def test_a_key_that_is_off_leaves_studies(experiment: Experiment, tmp_path: Path
 
 def test_a_study_searches_what_it_was_begun_with(tmp_path: Path) -> None:
     folder = StudyFolder(unpack("interrupted", tmp_path) / "studies/interrupted")
-    asked = load_experiment(GOLDEN / "interrupted.yaml")
-    first = asked.model_copy(update={"data": asked.data.model_copy(update={"reader": 1})})  # of its schema
-    assert as_stored(asked, folder) == first
+    asked = load_experiment(GOLDEN / "interrupted.yaml", ["schema=1"])
+    assert as_stored(load_experiment(GOLDEN / "interrupted.yaml"), folder) == as_stored(asked, folder) == asked
     assert as_stored(asked, StudyFolder(tmp_path / "nowhere")) == asked
     with pytest.raises(StudyError, match=r"training\.epochs was 8 when this study started and is 9 now"):
         as_stored(load_experiment(GOLDEN / "interrupted.yaml", ["training.epochs=9"]), folder)
@@ -277,7 +276,8 @@ def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path
     for number in ({}, {"schema": 1}, {"schema": SCHEMA.number}):
         file.write_text(yaml.safe_dump(number | content))
         assert load_recipe(file) == recipe, "which leaves no key out"
-    assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), ["data.reader=1"])
+    first = ["data.reader=1", "teacher.fit=all"]  # the keys without a method whose defaults have changed
+    assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), first)
     for number in (SCHEMA.number + 1, 0, "new"):
         file.write_text(yaml.safe_dump({"schema": number} | content))
         with pytest.raises(ConfigError, match=rf"{file}: schema: expected 1 to {SCHEMA.number}, got "):

@@ -83,7 +83,7 @@ def run(study: Study, worth: dict[str, float]) -> list[Assignment]:
 
 def test_what_one_teacher_names_is_named_as_before() -> None:
     """Hashes of version 0.1 before lists of teachers: studies, teachers and caches of then are found."""
-    experiment = load_experiment(QUICKSTART)
+    experiment = load_experiment(QUICKSTART, ["schema=2"])
     hashes = {method: experiment.recipe(experiment.published(method)).hash for method in ("scratch", "kd")}
     assert hashes == {"scratch": "5a803b4808ab83c5", "kd": "8c2db8ce86f25ea6"}
     settings = experiment.teacher.settings_of()

@@ -36,7 +36,8 @@ class Terminal:
     def teacher_epoch(self, metrics: Mapping[str, float], network: str = "") -> bool:
         """Print progress of fitting a teacher; return True, which continues the fit."""
         epoch = int(metrics["epoch"])
-        if epoch == 1 or epoch % 10 == 0:
+        if epoch <= 1 or epoch % 10 == 0:
             named = f"the teacher {network}".rstrip()
-            self.print_line(f"fitting {named}: epoch {epoch}, {epoch_score(metrics)} on val")
+            what = f"epoch {epoch}" if epoch else "its classifier solved on frozen features"
+            self.print_line(f"fitting {named}: {what}, {epoch_score(metrics)} on val")
         return True

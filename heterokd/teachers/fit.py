@@ -1,0 +1,213 @@
+"""Fit a teacher: solve its classifier on frozen features, fine-tune from there, or train all weights.
+
+Fine-tuning starts from the solved classifier, as linear probing then fine-tuning does (Kumar et al., ICLR 2022,
+https://arxiv.org/abs/2202.10054), with a small learning rate that falls from layer to layer (layer decay: Bao et al.,
+"BEiT", ICLR 2022, https://arxiv.org/abs/2106.08254).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from heterokd.config.networks import Fit
+from heterokd.config.recipe import Recipe
+from heterokd.config.search import score_of
+from heterokd.config.training import TrainingSettings
+from heterokd.datasets.io.loaders import Loaders
+from heterokd.datasets.io.split import Splits
+from heterokd.errors import ConfigError
+from heterokd.formatting import metric_name
+from heterokd.networks.network import AnyNetwork
+from heterokd.networks.weights import load_weights
+from heterokd.storage.study_dir import CHECKPOINT
+from heterokd.storage.workspace import Workspace
+from heterokd.teachers.head import linear_head, solve_head
+from heterokd.training.best_epoch import BestEpoch
+from heterokd.training.data import recipe_loaders
+from heterokd.training.evaluation import evaluate
+from heterokd.training.precision import Precision
+from heterokd.training.setup import measured_precision
+from heterokd.training.student import build_student, save_student
+from heterokd.training.task_modules import build_task
+from heterokd.training.train import Report, TrainOptions, train
+
+FIT_FILES = (HEAD, BEST, BEST_SCORE) = ("head.safetensors", "best.safetensors", "best.json")
+"""Weights with the solved classifier, and of the best epoch with its score; deleted after the fit."""
+
+LEARNING_RATE_SHARE = 0.1
+"""Learning rate of fine-tuning as a share of `teacher.training.learning_rate`, which is one for random weights."""
+EPOCHS_SHARE = 0.1
+"""Epochs of fine-tuning as a share of `teacher.training.epochs`, likewise."""
+LAYER_DECAY = 0.75
+"""Layer decay of fine-tuning, unless `teacher.training.layer_decay` is set; usual values are 0.65 to 0.85."""
+
+PATIENCE_SHARE, LEAST_PATIENCE = 1 / 6, 3
+"""Epochs without a better score after which a fit ends: a share of all epochs, and at least this number."""
+
+
+@dataclass(frozen=True)
+class FittedTeacher:
+    """A fitted teacher.
+
+    Attributes:
+        network: with the weights that are kept, on the device of the fit.
+        score: on val.
+        reason: which weights are kept, and why, as a phrase.
+    """
+
+    network: AnyNetwork
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What every fit reads."""
+
+    recipe: Recipe
+    splits: Splits
+    root: Workspace
+    folder: Path
+    device: torch.device | str
+    report: Report
+
+    @property
+    def metric(self) -> str:
+        return score_of(self.recipe.task)
+
+    def score_name(self, score: float) -> str:
+        return f"{metric_name(self.metric)} {score:.4f}"
+
+    def precision(self, recipe: Recipe, loaders: Loaders) -> Precision:
+        return measured_precision(recipe, None, loaders, self.device, self.root)
+
+    def evaluate(self, network: AnyNetwork, loaders: Loaders) -> float:
+        task = build_task(self.recipe.task, loaders.num_classes, window=self.recipe.data.window)
+        metrics = dict(evaluate(network, loaders.val, task, device=self.device))
+        return metrics[task.facts.score]
+
+
+def fit_teacher(
+    recipe: Recipe, splits: Splits, root: Workspace, folder: Path, device: torch.device | str, report: Report
+) -> FittedTeacher:
+    """Fit a teacher as `teacher.fit` says; an interrupted fit is resumed from the files in its folder.
+
+    Args:
+        recipe: of `teacher_recipe`.
+        splits: all training images.
+        root: workspace, which remembers measured precisions.
+        folder: folder of the teacher.
+        device: device of the fit.
+        report: called with the metrics of each epoch, and of the solved classifier as epoch 0; False ends the fit.
+
+    Raises:
+        ConfigError: `teacher.fit` solves the classifier, and the network's is not a linear layer on its embedding.
+    """
+    fit = _Fit(recipe, splits, root, folder, device, report)
+    how = planned_fit(recipe)
+    if how in ("head", "head_then_all"):
+        start = build_student(recipe, splits.num_classes)
+        if linear_head(start) is not None:
+            return _fit_head(fit, start, fine_tune=how == "head_then_all")
+        if recipe.teacher.fit != "auto":
+            raise ConfigError(
+                f"teacher.fit: {how}: the classifier of {recipe.teacher.network} is not a linear layer on its "
+                "embedding; set teacher.fit: all"
+            )
+    return _fit_all(fit, stops=recipe.teacher.fit == "auto")
+
+
+def planned_fit(recipe: Recipe) -> Fit:
+    """Return how a teacher is fitted: `teacher.fit`, with `auto` resolved."""
+    settings = recipe.teacher
+    if settings.fit != "auto":
+        return settings.fit
+    if not settings.pretrained:
+        return "all"
+    return "head" if recipe.training.trainable == "head" else "head_then_all"
+
+
+def fine_tuning(training: TrainingSettings) -> TrainingSettings:
+    """Return the settings of fine-tuning from a solved classifier, given `teacher.training`."""
+    epochs = max(1, round(training.epochs * EPOCHS_SHARE))
+    changes = {
+        "epochs": epochs,
+        "warmup_epochs": training.warmup_epochs * epochs / training.epochs,
+        "learning_rate": training.learning_rate * LEARNING_RATE_SHARE,
+        "min_learning_rate": training.min_learning_rate * LEARNING_RATE_SHARE,
+        "layer_decay": LAYER_DECAY if training.layer_decay is None else training.layer_decay,
+    }
+    return training.model_copy(update=changes)
+
+
+def patience(epochs: int) -> int:
+    """Return the number of epochs without a better score after which a fit of `epochs` ends."""
+    return max(LEAST_PATIENCE, round(epochs * PATIENCE_SHARE))
+
+
+def _fit_all(fit: _Fit, *, stops: bool) -> FittedTeacher:
+    """Train all weights: to the last epoch, or until the score stops improving, and keep the best epoch."""
+    recipe, epochs = fit.recipe, fit.recipe.training.epochs
+    loaders = recipe_loaders(recipe, fit.splits, fit.device)
+    best = BestEpoch(fit.folder / BEST, fit.metric, patience(epochs)) if stops else None
+    precision = fit.precision(recipe, loaders)
+    options = TrainOptions(fit.folder / CHECKPOINT, device=fit.device, precision=precision, best=best)
+    trained = train(recipe, None, loaders, fit.report, options)
+    if best is None:
+        return FittedTeacher(trained.student, trained.metrics[fit.metric], f"after {trained.epochs} epochs")
+    load_weights(trained.student, best.file)
+    reason = f"the best of {trained.epochs} epochs is number {best.epoch}"
+    if trained.epochs < epochs:
+        reason += f"; stopped before epoch {epochs}, because {best.patience} epochs brought nothing better"
+    return FittedTeacher(trained.student, best.score, reason)
+
+
+def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeacher:
+    """Solve the classifier; then fine-tune all weights and keep the better."""
+    settings = fine_tuning(fit.recipe.training)
+    recipe = fit.recipe.model_copy(update={"training": settings})
+    loaders = recipe_loaders(recipe, fit.splits, fit.device)
+    precision = fit.precision(recipe, loaders)
+    file = fit.folder / HEAD
+    network.to(fit.device)
+    if file.exists():  # of an interrupted fit
+        load_weights(network, file)
+    else:
+        _solve(fit, network, precision)
+        save_student(network, file)
+    solved = fit.evaluate(network, loaders)
+    go_on = fit.report({"epoch": 0, fit.metric: solved})
+    if not fine_tune or not go_on:
+        return FittedTeacher(network, solved, "its classifier is solved on frozen features")
+    best = BestEpoch(fit.folder / BEST, fit.metric, patience(settings.epochs))
+    options = TrainOptions(fit.folder / CHECKPOINT, device=fit.device, precision=precision, start=file, best=best)
+    trained = train(recipe, None, loaders, fit.report, options)
+    if best.score <= solved:
+        reason = (
+            f"its classifier is solved on frozen features; {trained.epochs} epochs of fine-tuning reached "
+            f"{fit.score_name(best.score)}, not more"
+        )
+        return FittedTeacher(network, solved, reason)
+    load_weights(trained.student, best.file)
+    reason = (
+        f"fine-tuned, epoch {best.epoch} of {trained.epochs}; with a classifier solved on frozen features it had "
+        f"{fit.score_name(solved)}"
+    )
+    return FittedTeacher(trained.student, best.score, reason)
+
+
+def _solve(fit: _Fit, network: AnyNetwork, precision: Precision) -> None:
+    """Replace the network's classifier by the solution on its frozen features."""
+    head = linear_head(network)
+    assert head is not None  # checked by `fit_teacher`
+    if precision.channels_last:
+        network.to(memory_format=torch.channels_last)
+    flip, seed = fit.recipe.data.policy.flip > 0, fit.recipe.training.seed
+    solved = solve_head(network, fit.splits.train, flip=flip, seed=seed, precision=precision)
+    with torch.no_grad():
+        head.weight.copy_(solved.weight)
+        if head.bias is not None:
+            head.bias.copy_(solved.bias)
