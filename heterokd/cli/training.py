@@ -136,12 +136,8 @@ def teacher(
         terminal.print_line(
             f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})"
         )
-        if card.reason:
-            terminal.print_line(f"fit: {card.reason}")
-        elif prepared.weights is not None and prepared.settings.checkpoint is None:
-            terminal.print_line(
-                f"fit: all weights, by an earlier version; to fit it as teacher.fit says, delete {prepared.weights.parent}"
-            )
+        if prepared.settings.checkpoint is None and prepared.weights is not None:
+            terminal.print_line(f"fit: {card.reason or 'all weights, by a version without teacher.fit'}")
         if card.calibration():
             terminal.print_line(f"calibration: {card.calibration()}")
         terminal.print_line(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")

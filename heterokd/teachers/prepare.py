@@ -167,7 +167,7 @@ def _is_given(settings: TeacherSettings, splits: Splits) -> bool:
 
 
 def _folder(recipe: Recipe, splits: Splits, root: Workspace) -> Path:
-    """Return a teacher's folder: with `fit: auto`, that of the same teacher fitted by a version before `teacher.fit`."""
+    """Return a teacher's folder; with `fit: auto`, that of a version without the key `teacher.fit` if it exists."""
     folder = root.teachers / teacher_hash(recipe.teacher, recipe, splits.fingerprint)
     if recipe.teacher.fit == "auto" and not (folder / CARD).exists():
         whole = recipe.teacher.model_copy(update={"fit": FIRST_FIT})
