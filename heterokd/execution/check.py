@@ -11,6 +11,7 @@ from heterokd.config.experiment import Experiment, ends
 from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
+from heterokd.datasets.io.describe import describe_images
 from heterokd.datasets.masks.class_pixels import check_classes, describe_classes
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.networks.network import predict_spec
@@ -134,13 +135,13 @@ def check_files(experiment: Experiment) -> None:
 
 
 def describe_data(experiment: Experiment) -> list[str]:
-    """Describe how the data set was read, and the classes of label maps; a sentence or a table's row per line.
+    """Describe how the data set was read, its images or label maps, and what looks wrong; a sentence or row per line.
 
     Raises:
         DataError: a label map is damaged, or a file is missing.
     """
     splits = open_splits(experiment.data)
-    return [*splits.notes, *describe_classes(splits)]
+    return [*splits.notes, *describe_images(splits), *describe_classes(splits)]
 
 
 def with_key(section: str, error: NetworkError) -> str:

@@ -72,7 +72,7 @@ def test_a_folder_is_seen_as_it_is(tmp_path: Path, digits: Splits) -> None:
         "digit 1/002.png": "the same image under two labels",
         "digit 2/wrong.png": "the same image under two labels",
     }
-    assert seen.others == 1
+    assert seen.found.unread == {".txt: no image format that Pillow decodes": (1, "digit 2/notes.txt")}
     assert seen.side == 35
     said = "\n".join(seen.sentences())
     assert "99 images of 10 classes; no splits" in said
@@ -106,7 +106,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, digits: Splits) -> None:
     with pytest.raises(DataError, match="no such folder"):
         inspect_folder(tmp_path / "none")
     write_digits(tmp_path / "few", digits, 4)
-    with pytest.raises(DataError, match="digit 0: holds 4 usable images, 5 are needed"):
+    with pytest.raises(DataError, match="class 'digit 0' has 4 usable training images, 5 are needed"):
         inspect_folder(tmp_path / "few")
     (tmp_path / "empty" / "cats").mkdir(parents=True)
     with pytest.raises(DataError, match="expected a folder for each of two or more classes"):

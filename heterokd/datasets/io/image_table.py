@@ -60,7 +60,7 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
     classes, notes = order_classes(known, options.class_order, (file.parent, root))
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
-    return FoundImages(root, classes, tuple(images), {}, (f"images are listed in {file}", *notes))
+    return FoundImages(root, root, classes, tuple(images), {}, (f"images are listed in {file}", *notes))
 
 
 def _opened(file: Path) -> pa.Table:

@@ -1,9 +1,8 @@
 """Inspect a folder of images before a search.
 
-    ROOT/CLASS/*.jpg, or ROOT/{train,val,test}/CLASS/*.jpg        see heterokd/datasets/image_folder.py
-
-Every file is opened and decoded once. Files that must not be used are left out: damaged files, copies of an image under
-two labels, and images of val or test that are also in train, which would inflate every metric.
+Its classes and splits are found as `heterokd/datasets/io/layout.py` describes. Every file is opened and decoded once.
+Files that must not be used are left out: damaged files, copies of an image under two labels, and images of val or test
+that are also in train, which would inflate every metric.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ from statistics import median
 
 from PIL import Image
 
+from heterokd.datasets.io.class_order import CLASS_LIST
 from heterokd.datasets.io.decoded_files import decoding_threads
-from heterokd.datasets.io.image_files import class_folders, file_names, present_splits
-from heterokd.datasets.io.read_image import image_suffixes, read_image
+from heterokd.datasets.io.layout import FoundImages, find_images
+from heterokd.datasets.io.options import DEFAULT_OPTIONS
+from heterokd.datasets.io.read_image import read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
 from heterokd.errors import DataError
 
@@ -60,14 +61,14 @@ class FolderInspection:
         folder: the folder.
         classes: names of the classes.
         files: all image files.
-        others: number of files with other suffixes, which are ignored.
+        found: files as they were found, with those that are not read.
         left_out: files that must not be used, with the reason.
     """
 
     folder: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    others: int
+    found: FoundImages
     left_out: dict[Path, str]
 
     @property
@@ -103,9 +104,7 @@ class FolderInspection:
         for reason, count in Counter(self.left_out.values()).most_common():
             example = next(path for path, why in self.left_out.items() if why == reason)
             lines.append(f"left out: {count} files, {reason} (such as {example})")
-        if self.others:
-            lines.append(f"not read: {self.others} other files")
-        return lines
+        return [*lines, *self.found.unread_sentences, *self.found.notes]
 
 
 def inspect_folder(folder: Path) -> FolderInspection:
@@ -116,26 +115,18 @@ def inspect_folder(folder: Path) -> FolderInspection:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; give the folder that holds a folder for each class")
-    present = present_splits(folder)
-    splits: list[SplitName | None] = [*present] or [None]
-    classes = class_folders(folder / "train" if present else folder)
-    found, others = [], 0
-    for split in splits:
-        for label in classes:
-            parent = Path(split or "", label)
-            images, rest = file_names(folder / parent, image_suffixes()) if (folder / parent).is_dir() else ([], 0)
-            found += [ImageFile(parent / image, split, label) for image in images]
-            others += rest
+    found = find_images(folder, DEFAULT_OPTIONS)
+    listed = [ImageFile(Path(image.name), image.split, image.label) for image in found.images]
     with decoding_threads() as pool:
-        files = tuple(pool.map(partial(_read, folder), found))
-    seen = FolderInspection(folder, classes, files, others, _left_out(files))
-    for split in splits:
-        counts = Counter(file.label for file in seen.kept if file.split == split)
-        fewest = 1 if split in ("val", "test") else FEWEST
-        for label in classes:
-            if counts[label] < fewest:
-                where = folder / (split or "") / label
-                raise DataError(f"{where}: holds {counts[label]} usable images, {fewest} are needed; add or remove it")
+        files = tuple(pool.map(partial(_read, folder), listed))
+    seen = FolderInspection(folder, found.classes, files, found, _left_out(files))
+    counts = Counter(file.label for file in seen.kept if file.split in (None, "train"))
+    for label in found.classes:
+        if counts[label] < FEWEST:
+            raise DataError(
+                f"{folder}: class {label!r} has {counts[label]} usable training images, {FEWEST} are needed; "
+                "add some or remove it"
+            )
     return seen
 
 
@@ -178,11 +169,12 @@ def usable_folder(seen: FolderInspection, links: Path) -> Path:
     """
     if not seen.left_out:
         return seen.folder.resolve()
-    for file in seen.kept:
-        link = links / file.path
+    lists = {path.relative_to(seen.folder) for path in (seen.folder / CLASS_LIST, seen.found.base / CLASS_LIST)}
+    for name in [*(file.path for file in seen.kept), *(name for name in lists if (seen.folder / name).is_file())]:
+        link = links / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to((seen.folder / file.path).resolve())
+        link.symlink_to((seen.folder / name).resolve())
     for link in [path for path in links.rglob("*") if path.is_symlink()]:
         if link.relative_to(links) in seen.left_out or not link.exists():
             link.unlink()

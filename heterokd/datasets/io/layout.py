@@ -66,6 +66,7 @@ class FoundImages:
 
     Attributes:
         folder: folder that the names are relative to.
+        base: folder of the splits, or of the classes.
         classes: class names in order; a class's number is its position.
         images: by split, class and name.
         unread: number of files that are not read, and an example, by reason.
@@ -73,6 +74,7 @@ class FoundImages:
     """
 
     folder: Path
+    base: Path
     classes: tuple[str, ...]
     images: tuple[FoundImage, ...]
     unread: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -164,7 +166,7 @@ def find_images(root: Path, options: DataOptions) -> FoundImages:
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
     unread = {reason: (count, walk.examples[reason]) for reason, count in walk.unread.most_common()}
-    return FoundImages(root, classes, tuple(images), unread, (*notes, *order_notes))
+    return FoundImages(root, base, classes, tuple(images), unread, (*notes, *order_notes))
 
 
 def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], above: frozenset[tuple[int, int]]) -> None:
