@@ -33,9 +33,10 @@ from heterokd.study.plugins import check_plugins
 from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
 from heterokd.study.search_space import open_space
+from heterokd.study.seed_noise import noise_prior
 from heterokd.study.storage import StudyFacts
 from heterokd.study.summary import StudySummary
-from heterokd.study.warm_start import finished_summaries, warm_starts
+from heterokd.study.warm_start import finished_summaries, other_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.runs import StudyRuns, open_runs
 from heterokd.tracking.store import answering, first_line, quiet
@@ -80,6 +81,7 @@ def search(
     check_workers_root(experiment, root, address)
     check_address(address)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
+    prior = noise_prior(len(open_splits(experiment.data).val), other_summaries(experiment, root))
     plan_recorder = PlanRecorder(experiment, folder)
     runs = open_runs(experiment, folder, root)
     tracker = with_others(runs, experiment, folder)
@@ -91,7 +93,8 @@ def search(
     folder.path.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         # First the database: a study that another process has created meanwhile is refused before a file changes.
-        space = open_space(asked, folder, StudyFacts(excluded, candidates.left_out, candidates.costs, warm))
+        facts = StudyFacts(excluded, candidates.left_out, candidates.costs, warm, prior=prior)
+        space = open_space(asked, folder, facts)
         write_text(folder.experiment_file, dump_experiment(asked))
         runs.close_zombies()
         _remove_pending(runs)

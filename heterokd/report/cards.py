@@ -10,10 +10,11 @@ from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
+from heterokd.report.wording import best_distilled
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.gain import Gain, gain
 from heterokd.study.plan.record import Taken
 from heterokd.study.ranked_config import RankedConfig
-from heterokd.study.significance import Comparison
 from heterokd.study.trial_view import TrialView
 
 
@@ -44,11 +45,13 @@ class Side:
         mean: mean of the metric.
         half: half width of the mean's 95 % interval; None if the variance over seeds is unknown.
         seeds: number of trainings.
+        is_fresh: whether none of them was chosen for its value.
     """
 
     mean: float
     half: float | None
     seeds: int
+    is_fresh: bool = True
 
     @property
     def text(self) -> str:
@@ -62,7 +65,7 @@ def cards(report: StudyReport) -> list[Card]:
     winner = report.winner
     found = []
     if winner is not None and winner.mean is not None:
-        best = Side(winner.mean, winner.half_width if winner.confirmed else None, len(winner.seeds))
+        best = Side(winner.mean, winner.half_width, len(winner.seeds), winner.confirmed)
         found = [_scratch(report, best), _default(report, winner, best), _teacher(report, best)]
     return [*found, _cost(report), *([] if report.measured is None else [_student(report, report.measured)])]
 
@@ -79,51 +82,41 @@ def default_side(report: StudyReport, winner: RankedConfig) -> tuple[TrialView, 
     confirmed = report.summary.confirmed(default.number)
     if confirmed is not None and confirmed.mean is not None:
         return default, Side(confirmed.mean, confirmed.half_width, len(confirmed.seeds))
-    half = winner.half_width if winner.confirmed else None
+    half = winner.half_width
     return default, Side(default.value, None if half is None else half * math.sqrt(len(winner.seeds)), 1)
 
 
 def _compare(report: StudyReport, title: str, text: str, best: Side, other: Side) -> Card:
     """Make the card of a difference, positive where the winner is better; `text` describes the other side."""
     difference = report.sign * (best.mean - other.mean)
-    figure = f"{difference:+.4f}"
-    if best.half is None or other.half is None:
+    width = None if best.half is None or other.half is None else math.hypot(best.half, other.half)
+    return _graded(title, text, Gain(difference, width, best.is_fresh and other.is_fresh))
+
+
+def _graded(title: str, text: str, found: Gain) -> Card:
+    """Make the card of a gain; `text` describes what it is compared with."""
+    figure, grade = f"{found.difference:+.4f}", found.grade
+    if grade == "unknown":
         return Card(title, figure, f"{text}. One seed each: the difference may be noise.", "one seed", "open")
-    width = math.hypot(best.half, other.half)
-    text = f"{text}. 95 % interval {difference - width:+.4f} to {difference + width:+.4f}"
-    if abs(difference) <= width:
-        return Card(title, figure, f"{text}: it may be noise.", "not significant", "open")
-    if difference < 0:
-        return Card(title, figure, f"{text}.", "worse", "open")
-    return Card(title, figure, f"{text}.", "significant", "good")
+    text = f"{text}. {found.interval[0].upper()}{found.interval[1:]}"
+    if not found.is_fresh:
+        text += ", from single seeds"
+    return Card(title, figure, f"{text}.", grade, "good" if grade == "significant" else "open")
 
 
 def _scratch(report: StudyReport, best: Side) -> Card:
     title, scratch = "Gain over scratch", report.scratch
     if report.winner is not None and report.winner.method == BASELINE:
-        return Card(title, "none", "The student trained without a teacher is the best.", "no gain", "open")
+        distilled = best_distilled(report.summary)
+        found = None if distilled is None else gain(distilled, report.winner, maximise=report.summary.maximise)
+        if distilled is None or found is None:
+            return Card(title, "unknown", "No student was distilled to the end.", "", "open")
+        text = f"Best distilled student: {distilled.method}, trial {distilled.number}, {format_score(distilled.mean)}"
+        return _graded(title, text, found)
     if scratch is None or scratch.mean is None:
         return Card(title, "unknown", "The study has no complete scratch trial.")
-    side = Side(scratch.mean, scratch.half_width, len(scratch.seeds))
-    card = _compare(report, title, f"Scratch reaches {side.text}", best, side)
-    if card.mark == "significant" and paired_tie(report) is not None:
-        return Card(title, card.figure, card.text, "likely")
-    return card
-
-
-def paired_tie(report: StudyReport) -> Comparison | None:
-    """Return the paired comparison of winner and scratch if it does not confirm the difference of their intervals.
-
-    It uses the seeds that both have, which are fewer.
-    """
-    winner, scratch = report.winner, report.scratch
-    if winner is None or scratch is None:
-        return None
-    first, second = ({leader.method, f"{leader.method} (trial {leader.number})"} for leader in (winner, scratch))
-    for pair in report.comparisons:
-        if (pair.first in first and pair.second in second) or (pair.first in second and pair.second in first):
-            return pair if pair.verdict in ("tie", "unknown") else None
-    return None
+    side = Side(scratch.mean, scratch.half_width, len(scratch.seeds), scratch.confirmed)
+    return _compare(report, title, f"Scratch reaches {side.text}", best, side)
 
 
 def _default(report: StudyReport, winner: RankedConfig, best: Side) -> Card:
@@ -154,7 +147,7 @@ def _teacher(report: StudyReport, best: Side) -> Card:
         return Card(title, "unknown", text)
     difference = report.sign * (best.mean - level)
     text = f"The teacher reaches {format_score(level)}; it is a single network, measured once."
-    mark, tone = ("one seed", "open") if best.half is None else ("not significant", "plain")
+    mark, tone = ("one seed", "open") if best.half is None else ("tie", "plain")
     if best.half is not None and abs(difference) > best.half:
         mark, tone = ("ahead", "good") if difference > 0 else ("behind", "plain")
     costs = _student_costs(report)

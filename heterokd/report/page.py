@@ -15,7 +15,7 @@ from heterokd.errors import without_password
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name, package_version
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import tables, wording
-from heterokd.report.cards import cards, paired_tie
+from heterokd.report.cards import cards
 from heterokd.report.chart import Chart
 from heterokd.report.parameter_charts import parameter_charts
 from heterokd.report.search_charts import course_charts, overview_charts
@@ -66,7 +66,6 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
         "verdict": wording.verdict(summary),
-        "paired_tie": paired_tie(report),
         "cards": cards(report),
         "overview_charts": _with_markup(overview_charts(report)),
         "leaders": tables.leader_rows(report),

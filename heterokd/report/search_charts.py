@@ -61,7 +61,7 @@ def _glance(report: StudyReport, made: Vector) -> str:
     rows.sort(key=lambda row: -report.sign * row.mean)
     draw_glance(made, rows, report.axis)
     if not winner.confirmed:
-        return f"{report.axis}. One seed each, so the variance of these values is unknown."
+        return f"{report.axis}. One seed each: a fresh seed will reach less than the best of a search."
     return f"{report.axis}. Bars are 95 % intervals of a mean over seeds; the teacher is a single network."
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
+from heterokd.methods import BASELINE
 from heterokd.study.failures import IN_A_ROW
+from heterokd.study.gain import Gain, gain
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
+
+MORE_SEEDS = "raise search.confirm_share or the budget for more fresh seeds"
+"""Advice where a difference is not decided."""
 
 
 def notes(summary: StudySummary) -> list[str]:
@@ -35,7 +39,7 @@ def notes(summary: StudySummary) -> list[str]:
 
 
 def verdict(summary: StudySummary) -> str:
-    """Say whether the winner is significantly better than scratch."""
+    """Say how sure it is that the winner is better than scratch."""
     winner, scratch, failure = summary.winner, summary.scratch, summary.distillation_failure
     if failure is not None:
         return f"All {failure.trials} distillation trials failed: {failure.reason}"
@@ -44,15 +48,49 @@ def verdict(summary: StudySummary) -> str:
     if scratch is None:
         return "The study has no scratch trial, so the gain of distillation is unknown."
     if winner.method == scratch.method:
-        return "Distillation did not help here: the student trained without a teacher is the best."
-    halves = winner.half_width, scratch.half_width
-    if winner.mean is None or scratch.mean is None or not winner.confirmed or halves[0] is None or halves[1] is None:
+        return _without_gain(summary, scratch)
+    found = gain(winner, scratch, maximise=summary.maximise)
+    if found is None or found.grade == "unknown":
         return "One seed each, so the difference may be noise: run more trials, or raise search.confirm_share."
-    # Both half widths come from the same pooled deviation and quantile, so the difference has its own interval.
-    difference, half = winner.mean - scratch.mean, math.hypot(halves[0], halves[1])
-    if not summary.maximise:
-        difference = -difference
-    gain = f"{difference:+.4f} over scratch (95 % interval {difference - half:+.4f} to {difference + half:+.4f})"
-    if difference > half:
-        return f"The gain is significant: {gain}."
-    return f"The gain is not significant: {gain}; raise search.confirm_share or the budget for more fresh seeds."
+    text = f"{found.difference:+.4f} over scratch ({_sureness(found)})"
+    if found.grade == "significant":
+        return f"The gain is significant: {text}."
+    if found.grade == "likely":
+        return f"The gain is likely, but not certain: {text}; {MORE_SEEDS}."
+    if found.grade == "tie":
+        return f"Tie: the winner is not known to be better than scratch: {text}; {MORE_SEEDS}."
+    return f"The winner's mean is below that of scratch: {text}; {MORE_SEEDS}."
+
+
+def _without_gain(summary: StudySummary, scratch: RankedConfig) -> str:
+    """Compare the best distilled student with scratch, which won."""
+    best = best_distilled(summary)
+    if best is None:
+        stopped = summary.progress.pruned
+        ended = f"{stopped} {'was' if stopped == 1 else 'were'} stopped early" if stopped else "none was completed"
+        return f"Distillation is not compared here: no student was distilled to the end ({ended})."
+    name = f"{best.method} (trial {best.number})"
+    found = gain(best, scratch, maximise=summary.maximise)
+    if found is None or found.grade == "unknown":
+        return (
+            f"Not known: {name}, the best distilled student, and the student trained without a teacher have one seed "
+            "each, so their difference may be noise; run more trials, or raise search.confirm_share."
+        )
+    text = f"{found.difference:+.4f} to scratch ({_sureness(found)})"
+    if found.grade == "worse":
+        return f"Distillation did not help here: {name}, the best distilled student, is worse: {text}."
+    if found.grade == "likely worse":
+        return f"Distillation probably did not help here: {name}, the best distilled student: {text}; {MORE_SEEDS}."
+    return (
+        f"Tie: {name}, the best distilled student, is not known to be better or worse than the student trained without "
+        f"a teacher: {text}; {MORE_SEEDS}."
+    )
+
+
+def best_distilled(summary: StudySummary) -> RankedConfig | None:
+    """Return the first leader that was trained with a teacher."""
+    return next((leader for leader in summary.leaders if leader.method != BASELINE), None)
+
+
+def _sureness(found: Gain) -> str:
+    return found.interval if found.is_fresh else f"{found.interval}, from single seeds"

@@ -121,6 +121,10 @@ class Workspace:
         """Return the folder of a study, which need not exist."""
         return StudyFolder(self.path / "studies" / name)
 
+    def studies(self) -> list[StudyFolder]:
+        """List the folders of the studies on this machine, by name."""
+        return [self.study(path.parent.name) for path in sorted(self.path.glob("studies/*/experiment.yaml"))]
+
     def fetch_study(self, name: str) -> StudyFolder:
         """Fetch a study from the store, with the weights of its leaders only; return its folder.
 
@@ -168,7 +172,7 @@ class Workspace:
         """
         folder = self.fetch_study(name)
         if not folder.experiment_file.exists():
-            known = [path.parent.name for path in self.path.glob("studies/*/experiment.yaml")]
+            known = [folder.path.name for folder in self.studies()]
             hint = did_you_mean(name, known) if known else "start one with `heterokd search EXPERIMENT`"
             raise StudyError(f"{self.path / 'studies'}: there is no study {name!r}; {hint}")
         return folder

@@ -10,8 +10,9 @@ from dataclasses import replace
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.posterior import Population, Posterior, expected_offsets, fit_population, pooled_squares
+from heterokd.study.posterior import Population, Posterior, expected_offsets, fit_population
 from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.seed_noise import NoisePrior, half_widths
 from heterokd.study.trials import TrialRecord, Trials
 
 LOWER = 1.0
@@ -22,12 +23,14 @@ class Leaderboard:
     """All configurations that were trained to the end, with their values and posteriors.
 
     Attributes:
+        experiment: experiment of the study.
+        prior: prior of the variance over seeds.
         complete: trials that found them, by number.
         repeats: finished repetitions, by the number of such a trial.
     """
 
-    def __init__(self, trials: Trials, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, trials: Trials, experiment: Experiment, prior: NoisePrior | None = None) -> None:
+        self.experiment, self.prior = experiment, prior or NoisePrior()
         self.complete = {record.number: record for record in trials.search if record.is_complete}
         self.repeats = {
             # A repetition that diverged counts, too, as the worst value.
@@ -96,13 +99,17 @@ class Leaderboard:
         """Rank the configurations, best first (order: see `Study.leaders`).
 
         The interval is a t-interval of the mean, with the variance over seeds pooled over all confirmed configurations
-        (each has few values, too few for an estimate): it assumes the same variance for all of them. It is clipped to
-        the metric's range.
+        (each has few values, too few for an estimate) and with `prior`: it assumes the same variance for all of them.
+        It is clipped to the metric's range.
 
         With `most`, only so many leaders and the best of scratch are needed: others can be left out.
         """
         if most not in self._ranked:
-            half_width = _half_widths([[self._value(record) for record in group] for group in self.repeats.values()])
+            # A loss is not a mean of scores in [0, 1].
+            scores = [] if self.experiment.metric == "val/loss" else self._searched.values()
+            best = max(map(abs, scores), default=None)
+            groups = [[self._value(record) for record in group] for group in self.repeats.values()]
+            half_width = half_widths(groups, self.prior, best)
             chosen = self.complete.values() if most is None else self.candidates(most)
             found = [self._leader(record, half_width) for record in chosen]
             # Scratch is repeated as a reference: that alone does not put its student before others.
@@ -174,17 +181,3 @@ def metric(record: TrialRecord) -> float:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _half_widths(groups: Sequence[Sequence[float]]) -> Callable[[int], float | None]:
-    """Return the half width of a mean's 95 % interval as a function of its number of values.
-
-    The variance is pooled over the groups; without two values in any group it is unknown.
-    """
-    squares, freedom = pooled_squares([group for group in groups if all(map(math.isfinite, group))])
-    if not freedom:
-        return lambda size: None
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(squares / freedom)
-    return lambda size: half / math.sqrt(size)

@@ -58,7 +58,7 @@ class Schedule:
     def leaderboard(self) -> Leaderboard:
         """Ranking of the configurations that were trained to the end, cached until `refresh`."""
         if self._leaderboard is None:
-            self._leaderboard = Leaderboard(self._trials, self._experiment)
+            self._leaderboard = Leaderboard(self._trials, self._experiment, self._facts.prior)
         return self._leaderboard
 
     def refresh(self) -> None:

@@ -20,6 +20,7 @@ from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.question import attributes_of_files, check_question, question, summary_of_files
 from heterokd.study.rebuild import rebuilt_trials
+from heterokd.study.seed_noise import NoisePrior
 from heterokd.study.warm_start import WarmStart
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class StudyFacts:
         warm: samples and ranks from other studies.
         methods: methods that are searched; in a new study, those of its experiment that are not excluded.
         averages: whether rungs compare means over epochs; in studies of older versions they compare single epochs.
+        prior: prior of the variance over seeds; studies of older versions have none.
     """
 
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class StudyFacts:
     warm: WarmStart = field(default_factory=WarmStart)
     methods: tuple[str, ...] = ()
     averages: bool = True
+    prior: NoisePrior = field(default_factory=NoisePrior)
 
 
 def read_facts(database: optuna.Study) -> StudyFacts:
@@ -57,6 +60,7 @@ def read_facts(database: optuna.Study) -> StudyFacts:
         warm=WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {})),
         methods=tuple(attrs["methods"]),
         averages=bool(attrs.get("averages", False)),
+        prior=NoisePrior(**attrs.get("noise_prior", {})),
     )
 
 
@@ -182,4 +186,5 @@ def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts, k
     database.set_user_attr("facts", {network: dict(costs) for network, costs in facts.costs.items()})
     database.set_user_attr("warm", asdict(facts.warm))
     database.set_user_attr("averages", True)
+    database.set_user_attr("noise_prior", asdict(facts.prior))
     database.set_user_attr("schema", known.get("schema", SCHEMA.number))

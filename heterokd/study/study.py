@@ -275,6 +275,7 @@ class Study:
             excluded=facts.excluded,
             left_out=facts.left_out,
             students=facts.costs,
+            val_images=facts.prior.val_images,
             objectives=tuple(experiment.search.objectives),
             progress=self.progress(),
             budget=experiment.search.budget.model_dump(),

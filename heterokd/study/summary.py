@@ -40,6 +40,7 @@ class StudySummary:
         excluded: methods that cannot be built for the pair, with the reason.
         left_out: students that exceed a limit, with the reason.
         students: costs of each student.
+        val_images: number of validation images; 0 in studies of older versions.
         objectives: metric and costs; empty if the metric is the only objective.
         progress: number of trials in each state.
         budget: limits, by the keys of `search.budget`; None: no limit.
@@ -62,6 +63,7 @@ class StudySummary:
     excluded: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     students: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    val_images: int = 0
     objectives: tuple[str, ...] = ()
     progress: StudyProgress = field(default_factory=StudyProgress)
     budget: Mapping[str, int | float | None] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class StudySummary:
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
 
 
-_UNLESS_EMPTY = ("failing", "distillation_failure")
+_UNLESS_EMPTY = ("failing", "distillation_failure", "val_images")
 """Keys of summary.json that are left out if they are empty."""
 
 

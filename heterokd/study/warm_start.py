@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from statistics import fmean
@@ -52,6 +53,17 @@ def finished_summaries(experiment: Experiment, root: Workspace) -> list[StudySum
             )
         summaries.append(summary)
     return summaries
+
+
+def other_summaries(experiment: Experiment, root: Workspace) -> list[StudySummary]:
+    """Read the summaries of all finished studies of a workspace with this metric; damaged files are left out."""
+    found = []
+    for folder in root.studies():
+        with suppress(StudyError):
+            summary = stored_summary(folder)
+            if summary is not None and summary.progress.finished and summary.metric == experiment.metric:
+                found.append(summary)
+    return [summary for summary in found if summary.name != experiment.name]
 
 
 def warm_starts(experiment: Experiment, summaries: Sequence[StudySummary]) -> WarmStart:
