@@ -52,3 +52,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+// Print: folded parts that are marked for it are opened, and folded again afterwards.
+const folded = () => document.querySelectorAll("details[data-print]");
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...folded()].filter((part) => !part.open);
+  for (const part of opened) { part.open = true; }
+});
+addEventListener("afterprint", () => { for (const part of opened) { part.open = false; } });
