@@ -4,7 +4,7 @@ HeterokdError
 ├── UserError              the input is wrong; the command line exits with 2
 │   ├── ConfigError        a wrong key or value in an experiment, search space or override
 │   ├── DataError          a missing, damaged or empty data set
-│   ├── NetworkError       a network that does not exist or cannot be split into stages
+│   ├── NetworkError       a network that does not exist or does not give logits
 │   ├── PairError          a method (or its layout) that does not support this teacher and student
 │   ├── CheckpointError    missing or damaged weights, or weights of a different network
 │   ├── CacheError         teacher outputs that are missing, damaged, of a different key, or too large
@@ -41,7 +41,7 @@ class DataError(UserError):
 
 
 class NetworkError(UserError):
-    """A network does not exist, or its structure cannot be split into four stages."""
+    """A network does not exist, cannot be built, or does not give logits for images of this size."""
 
 
 class PairError(UserError):

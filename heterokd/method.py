@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from heterokd.domains import Scalar
+from heterokd.errors import PairError
 from heterokd.outputs import Batch, Kind, Losses, Outputs, OutputSpec, Signal
 
 
@@ -137,11 +138,29 @@ class Method(nn.Module, ABC):
             teacher: shapes of the teacher's outputs.
 
         Raises:
-            PairError: the method, or the layout in `params`, cannot exist for this pair.
+            PairError: the method, or the layout in `params`, cannot exist for this pair, or a network does not give a
+                signal that the method reads.
         """
         super().__init__()
         self.params = self.Params() if params is None else params
-        self.build(student, teacher)
+        try:
+            self.build(student, teacher)
+        except PairError:
+            raise
+        except Exception as error:
+            # `build` reads shapes of signals that a network may lack, such as those of its stages.
+            self._refuse_missing_signals(student, teacher, error)
+            raise
+        self._refuse_missing_signals(student, teacher)
+
+    def _refuse_missing_signals(self, student: OutputSpec, teacher: OutputSpec, cause: Exception | None = None) -> None:
+        """Raise PairError if a network does not give a signal that the method reads."""
+        pairs = (("student", self.student_needs, student), ("teacher", self.teacher_needs, teacher))
+        for owner, needs, spec in pairs:
+            missing = needs & ~spec.serves
+            if missing:
+                names = " and ".join(str(signal.name).lower().replace("_", " ") for signal in missing)
+                raise PairError(f"it reads the {owner}'s {names}, which this network does not give") from cause
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
         """Create projectors as sub-modules; methods without learnable modules leave this empty."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
-from heterokd.errors import MissingSignal
+from heterokd.errors import MissingSignal, PairError
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +51,13 @@ class StageSpec:
         channels: C of the map.
         stride: input pixels per map pixel, so H = image_size / stride (rounded up).
         kind: kind of the stage's blocks.
+        map_side: H, where the stride does not give it (convolutions without padding); None where it does.
     """
 
     channels: int
     stride: int
     kind: Kind = "cnn"
+    map_side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class OutputSpec:
     Attributes:
         num_classes: K of the logits.
         embedding_dim: D of the embedding.
-        stages: four stages, shallow to deep.
+        stages: four stages, shallow to deep; empty if the network gives none.
         image_size: height = width of the network's input, in pixels.
         prefix_tokens: number of class (and register) tokens that the tail puts before a map's tokens.
         stem: input of stage 1; None if unknown.
@@ -75,6 +77,7 @@ class OutputSpec:
             BatchNorm -> (add) -> ReLU.
         logits_stride: input pixels per pixel of the logits (and of the embedding) in segmentation; None in
             classification.
+        body_kind: kind of the whole network, for one that gives no stages.
     """
 
     num_classes: int
@@ -85,9 +88,16 @@ class OutputSpec:
     stem: StageSpec | None = None
     serves: Signal = EVERY_NETWORK
     logits_stride: int | None = None
+    body_kind: Kind = "cnn"
 
     def at(self, stage: int) -> StageSpec:
-        """Return the shape of a stage's map: 1 is the shallowest, 0 the stem."""
+        """Return the shape of a stage's map: 1 is the shallowest, 0 the stem.
+
+        Raises:
+            PairError: the network gives no stages.
+        """
+        if stage and not self.stages:
+            raise PairError("the network gives no stages")
         if stage:
             return self.stages[stage - 1]
         if self.stem is None:
@@ -96,12 +106,13 @@ class OutputSpec:
 
     def side(self, stage: int) -> int:
         """Return height = width of a stage's map, in map pixels."""
-        return -(-self.image_size // self.at(stage).stride)
+        shape = self.at(stage)
+        return shape.map_side or -(-self.image_size // shape.stride)
 
     @property
     def kind(self) -> Kind:
         """Kind of the deepest stage: the family of the network."""
-        return self.stages[-1].kind if self.stages else "cnn"
+        return self.stages[-1].kind if self.stages else self.body_kind
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def _patches(name: str, data: ImageRules) -> Section:
     options = {"img_size": data.size, "patch_size": max(2, data.size // TOKENS)}
     try:
         spec = predict_spec(name, data.classes, None, data.size)
-        if spec.stages[0].kind != "attention" or spec.side(1) >= TOKENS:
+        if not spec.stages or spec.stages[0].kind != "attention" or spec.side(1) >= TOKENS:
             return {}
         predict_spec(name, data.classes, options, data.size)
     except (NetworkError, TypeError):

@@ -19,10 +19,11 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.methods import methods_of
 from heterokd.datasets.io.loaders import open_split
 from heterokd.domains import Scalar
-from heterokd.errors import ConfigError
+from heterokd.errors import ConfigError, NetworkError
 from heterokd.execution.distill import distill_once
 from heterokd.method import Method, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
+from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
 from heterokd.report.figures.matrices import draw_match
 from heterokd.storage.files import read_derived, write_text
@@ -91,6 +92,7 @@ def match(
             "name a data set of another task"
         )
     experiment = experiment.for_teacher(experiment.teacher.networks[0])
+    _check_stages(experiment)
     trial = _student(experiment, root, on_epoch, teacher_progress)
     weights = prepare_teacher(experiment, root).weights
     splits = open_splits(experiment.data)
@@ -119,6 +121,18 @@ def match(
     content = {"similarity": similarity, "starts": starts, "student": recipe.student.network}
     write_text(folder.match_file, json.dumps(content, indent=1))
     return found
+
+
+def _check_stages(experiment: Experiment) -> None:
+    """Check before work begins that both networks give stages.
+
+    Raises:
+        NetworkError: names the network.
+    """
+    size = experiment.data.image_size
+    for settings in (experiment.teacher.settings_of(), experiment.student.settings_of()):
+        if not predict_spec(settings.network, 2, settings.options, size).stages:
+            raise NetworkError(f"network {settings.network!r} gives no stages to compare; choose another network")
 
 
 def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[dict[str, Scalar], ...]:

@@ -50,6 +50,12 @@ class TimmBody(nn.Module, ABC):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Compute logits [B, K], or the embedding [B, D], from the output of the last part."""
 
+    def forward_intermediates(
+        self, x: Tensor, indices: list[int] | None = None, output_fmt: str = "NCHW"
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Compute the output of the last part, and the maps [B, C, H, W] of those numbers; most of timm's have it."""
+        raise NotImplementedError
+
     @abstractmethod
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the last linear layer; both in a two-headed network (distilled DeiT)."""

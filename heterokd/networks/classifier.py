@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from heterokd.errors import PairError
 from heterokd.networks.body_types import Normalisation, TimmBody, classifier_of
-from heterokd.networks.parts import MapLayout, NetworkParts, run_parts
+from heterokd.networks.parts import NetworkParts, run_parts
+from heterokd.networks.tail import NetworkTail, as_map, from_map
 from heterokd.outputs import Outputs, OutputSpec, PreActivations, Signal
 
 
@@ -45,8 +47,8 @@ class Network(nn.Module):
         self.body = body
         self.split = split
         self.spec: OutputSpec = split.spec
-        for key, values in zip(("mean", "std"), normalisation, strict=True):
-            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        for key, values in normalisation_buffers(normalisation, split.arguments):
+            self.register_buffer(key, values, persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`.
@@ -63,21 +65,21 @@ class Network(nn.Module):
         maps: list[tuple[Tensor, Tensor]] = []  # each map with its class tokens
         stem = None
         if Signal.STEM in needs:
-            stem = self._to_map(x, split.stem_layout)
+            stem = self.to_map(x, 0)
             maps.append((stem, x[:, : self.spec.prefix_tokens]))
         stages: list[Tensor] = []
         with _before_activations(self, active=Signal.PRE_ACTIVATIONS in needs) as before:
-            for stage in split.stages:
+            for number, stage in enumerate(split.stages, start=1):
                 x = run_parts(self.body, stage, x)
                 if Signal.STAGES in needs:
-                    stages.append(self._to_map(x, split.layout))
+                    stages.append(self.to_map(x, number))
                     maps.append((stages[-1], x[:, : self.spec.prefix_tokens]))
         logits = embedding = class_maps = None
         if needs & (Signal.LOGITS | Signal.EMBEDDING | Signal.CLASS_MAPS):
             x = run_parts(self.body, split.finish, x)
             logits, embedding = self._head(x, needs)
             if Signal.CLASS_MAPS in needs:
-                positions = self._to_map(x, split.layout).permute(0, 2, 3, 1)
+                positions = self.to_map(x, 4).permute(0, 2, 3, 1)
                 class_maps = self.head(positions).permute(0, 3, 1, 2)
         return Outputs(
             logits=logits,
@@ -99,11 +101,8 @@ class Network(nn.Module):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, 3, image_size, image_size], mean 0, deviation 1."""
-        size = (self.spec.image_size, self.spec.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return (images - self.mean) / self.std
+        """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, C, image_size, image_size], mean 0, deviation 1."""
+        return normalised(images, self.spec.image_size, self.mean, self.std)
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
         """Return False: images are resized to a fixed size, the only input size of an exported graph."""
@@ -130,23 +129,56 @@ class Network(nn.Module):
             return None, embedding
         return (self.head(embedding) if self.split.one_head else self.body.forward_head(x)), embedding
 
-    def _to_map(self, x: Tensor, layout: MapLayout) -> Tensor:
-        """Convert the body's tensor between two stages to a map [B, C, H, W] without class tokens."""
-        if layout == "NCHW":
-            return x
-        return x.permute(0, 3, 1, 2) if layout == "NHWC" else _square(x[:, self.spec.prefix_tokens :])
+    def prefix_tokens_at(self, stage: int) -> int:
+        """Return the number of class tokens in the output of a stage: the same in all."""
+        return self.spec.prefix_tokens
 
-    def _from_map(self, x: Tensor, layout: MapLayout, prefix: Tensor | None) -> Tensor:
-        """Invert `_to_map`; without a `prefix` the class tokens are the network's parameters."""
-        if layout == "NCHW":
-            return x
-        if layout == "NHWC":
-            return x.permute(0, 2, 3, 1)
-        tokens = x.flatten(2).transpose(1, 2)
+    def to_map(self, y: Tensor, stage: int) -> Tensor:
+        """Convert the body's tensor after a stage (0: the stem) to a map [B, C, H, W] without class tokens."""
+        return as_map(y, self.split.layout if stage else self.split.stem_layout, self.spec.prefix_tokens)
+
+    def from_map(self, x: Tensor, stage: int, prefix: Tensor | None) -> Tensor:
+        """Invert `to_map`; without a `prefix` the class tokens are the network's parameters."""
         if prefix is None:
             fresh = [getattr(self.body, key).to(x.dtype).expand(len(x), -1, -1) for key in self.split.prefix]
-            return torch.cat([*fresh, tokens], dim=1)
-        return torch.cat([prefix, tokens], dim=1)
+        else:
+            fresh = [prefix]
+        return from_map(x, self.split.layout if stage else self.split.stem_layout, fresh)
+
+    def run_stage(self, y: Tensor, j: int) -> Tensor:
+        """Run stage j on the output of stage j - 1."""
+        return run_parts(self.body, self.split.stages[j - 1], y)
+
+    def run_from(self, y: Tensor, j: int, needs: Signal) -> Outputs:
+        """Run stages j to 4 and the head on the output of stage j - 1."""
+        for stage in self.split.stages[j - 1 :]:
+            y = run_parts(self.body, stage, y)
+        logits, embedding = self._head(run_parts(self.body, self.split.finish, y), needs)
+        return Outputs(logits=logits, embedding=embedding)
+
+
+def normalisation_buffers(
+    normalisation: Normalisation, arguments: Mapping[str, object]
+) -> Iterator[tuple[Literal["mean", "std"], Tensor]]:
+    """Yield mean and deviation [1, C, 1, 1]; of a network for grey images (`in_chans: 1`) their means over colours."""
+    keys: tuple[Literal["mean", "std"], ...] = ("mean", "std")
+    for key, values in zip(keys, normalisation, strict=True):
+        buffer = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+        yield key, buffer.mean(dim=1, keepdim=True) if arguments.get("in_chans", 3) == 1 else buffer
+
+
+def normalised(images: Tensor, side: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Resize and normalise images [B, 3, H, W] in [0, 1]; grey [B, 1, side, side] if `mean` has one channel."""
+    size = (side, side)
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return ((as_grey(images) if mean.shape[1] == 1 else images) - mean) / std
+
+
+def as_grey(images: Tensor) -> Tensor:
+    """Convert colours [B, 3, H, W] to grey [B, 1, H, W] by ITU-R 601-2 luma, as Pillow's `convert("L")`."""
+    weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -183,102 +215,3 @@ def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
     negative = torch.special.ndtr(-ratio)
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
     return torch.where(negative > 0.001, mean - std * density / negative.clamp(min=0.001), -3 * std)
-
-
-class NetworkTail:
-    """A network from stage j to its logits: see `heterokd.outputs.Tail`.
-
-    The network's weights and mode (train, eval) are not changed; the gradient reaches `x` also if they are frozen.
-    """
-
-    def __init__(self, network: Network, maps: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
-        """Bind the tail to a forward: `maps` are its maps, each with its class tokens."""
-        self.network = network
-        self._maps = list(maps) if network.split.prefix else []
-
-    def __call__(self, x: Tensor, j: int) -> Tensor:
-        """Compute logits [B, K] from the output of stage j - 1."""
-        return self._finish(x, j, Signal.LOGITS).logits
-
-    def outputs(self, x: Tensor, j: int) -> Outputs:
-        """Compute logits [B, K] and embedding [B, D] from the output of stage j - 1."""
-        return self._finish(x, j, Signal.LOGITS | Signal.EMBEDDING)
-
-    def step(self, x: Tensor, j: int, like: Tensor | None = None) -> Tensor:
-        """Run only stage j and return its map, see `heterokd.outputs.Tail`."""
-        network = self.network
-        if j not in (1, 2, 3, 4):
-            raise PairError(f"network {network.name!r}: tail.step(x, j={j}): j is 1, 2, 3 or 4, one of the four stages")
-        if j == 1 and network.spec.stem is None:
-            raise PairError(f"network {network.name!r}: tail.step(x, j=1): its stem's output is not a square map")
-        y, usual = self._enter(x, j, f"tail.step(x, j={j})", like)
-        with self._explain_size(x, j, usual):
-            y = run_parts(network.body, network.split.stages[j - 1], y)
-        stage_map = network._to_map(y, network.split.layout)
-        if network.split.prefix:
-            self._maps.append((stage_map, y[:, : network.spec.prefix_tokens]))
-        return stage_map
-
-    def _finish(self, x: Tensor, j: int, needs: Signal) -> Outputs:
-        network, split = self.network, self.network.split
-        if j not in (2, 3, 4, 5):
-            raise PairError(
-                f"network {network.name!r}: tail(x, j={j}): j is 2, 3 or 4 for a stage, "
-                "or 5 for the final norm and classifier alone"
-            )
-        y, usual = self._enter(x, j, f"tail(x, j={j})")
-        with self._explain_size(x, j, usual):
-            for stage in split.stages[j - 1 :]:
-                y = run_parts(network.body, stage, y)
-            logits, embedding = network._head(run_parts(network.body, split.finish, y), needs)
-        return Outputs(logits=logits, embedding=embedding)
-
-    @contextmanager
-    def _explain_size(self, x: Tensor, j: int, usual: bool) -> Iterator[None]:
-        """Raise PairError if a stage with a fixed input size fails on a map of another size."""
-        try:
-            yield
-        except (RuntimeError, AssertionError, ValueError) as error:
-            if usual:
-                raise
-            side = self.network.spec.side(j - 1)
-            raise PairError(
-                f"network {self.network.name!r}: its stage {j} takes a map of {side} x {side} and no other "
-                f"(got shape {tuple(x.shape)})"
-            ) from error
-
-    def _enter(self, x: Tensor, j: int, call: str, like: Tensor | None = None) -> tuple[Tensor, bool]:
-        """Convert `x` to the body's input of stage j, with class tokens; return also whether its size is usual."""
-        network, spec = self.network, self.network.spec
-        where = f"network {network.name!r}: {call}"
-        before, side = spec.at(j - 1), spec.side(j - 1)
-        source = f"stage {j - 1}" if j > 1 else "the stem"
-        if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != before.channels:
-            raise PairError(
-                f"{where} needs the output of {source}, a map [B, {before.channels}, {side}, {side}] or tokens "
-                f"[B, {side**2}, {before.channels}]; got shape {tuple(x.shape)}"
-            )
-        positions = x.shape[2] * x.shape[3] if x.dim() == 4 else x.shape[1]
-        origin = x if like is None else like
-        prefix = next((tokens for stage_map, tokens in self._maps if stage_map is origin), None)
-        if x.dim() == 3:
-            known = spec.prefix_tokens
-            if known and positions != side**2 and (positions == side**2 + known or not _is_square(positions)):
-                positions -= known
-                prefix, x = x[:, :known], x[:, known:]
-            if not _is_square(positions):
-                raise PairError(f"{where}: {positions} tokens are not a square map ({source} has {side**2})")
-            x = _square(x)
-        if positions != side**2 and any(stage.kind == "mlp" for stage in spec.stages[j - 1 :]):
-            raise PairError(f"{where} mixes exactly {side**2} tokens by linear layers; got {positions}")
-        layout = network.split.layout if j > 1 else network.split.stem_layout
-        return network._from_map(x, layout, prefix), x.shape[2] == x.shape[3] == side
-
-
-def _square(tokens: Tensor) -> Tensor:
-    side = math.isqrt(tokens.shape[1])
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number

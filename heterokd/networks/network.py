@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from heterokd.networks.bodies import create_body
 from heterokd.networks.body_types import Normalisation
-from heterokd.networks.classifier import Network
+from heterokd.networks.classifier import Network, normalised
+from heterokd.networks.dataflow import logits_of
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation
 from heterokd.networks.segmentation_bodies import create_segmentation_body, lay_out
 from heterokd.networks.segmentation_names import is_segmentation
 from heterokd.networks.splits import split_network
+from heterokd.networks.tapped import TappedNetwork
+from heterokd.networks.taps import TapParts
 from heterokd.outputs import OutputSpec
 
-AnyNetwork = Network | SegmentationNetwork
+AnyNetwork = Network | TappedNetwork | SegmentationNetwork
 
 
 def build_network(
@@ -45,7 +48,7 @@ def build_network(
             pretrained weights.
 
     Raises:
-        NetworkError: the name or an option is unknown, the network cannot be split into stages, encoder and decoder are
+        NetworkError: the name or an option is unknown, the network gives no logits, encoder and decoder are
             incompatible, or weights are missing.
     """
     if is_segmentation(name):
@@ -54,8 +57,10 @@ def build_network(
         return SegmentationNetwork(name, whole, layout, options or {}, normalisation or encoder_normalisation(name))
     split = split_network(name, num_classes, options, image_size)
     body = create_body(name, num_classes, split.arguments, pretrained)
-    config = body.pretrained_cfg
-    return Network(name, body, split, options or {}, normalisation or (config["mean"], config["std"]))
+    normalisation = normalisation or (body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
+    if isinstance(split, TapParts):
+        return TappedNetwork(name, body, split, options or {}, normalisation)
+    return Network(name, body, split, options or {}, normalisation)
 
 
 def predict_spec(
@@ -84,8 +89,7 @@ class Deployable(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits [B, K]."""
-        logits: Tensor = self.body((images - self.mean) / self.std)
-        return logits
+        return logits_of(self.body(normalised(images, images.shape[-1], self.mean, self.std)))
 
 
 def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:

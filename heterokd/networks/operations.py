@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for i, value in enumerate(_flat(result)):
             if isinstance(value, Tensor):
-                self.labels[id(value)] = f"{len(self.calls)}.{i}"
+                self.labels[id(value)] = f"#{len(self.calls)}.{i}"  # no number looks like this
                 self.kept.append(value)
         return result
 

@@ -14,12 +14,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from heterokd.errors import NetworkError
 from heterokd.networks.body_types import TimmBody, classifier_of
 from heterokd.networks.operations import Operation, Recorder, operations, same_operations
 from heterokd.outputs import EVERY_NETWORK, Kind, OutputSpec, Signal, StageSpec
 
 MapLayout = Literal["NCHW", "NHWC", "NLC"]
+
+
+class NotSplit(Exception):
+    """A network does not consist of the parts that were looked for; it is then read by `taps`."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +75,20 @@ def run_parts(body: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
 
 
 def describe_parts(
-    name: str, body: TimmBody, images: Tensor, cut: Cut, num_classes: int, arguments: Mapping[str, object]
+    body: TimmBody, images: Tensor, cut: Cut, num_classes: int, arguments: Mapping[str, object]
 ) -> NetworkParts:
     """Run a cut network on the meta device and describe its parts.
 
     Raises:
-        NetworkError: the parts give no maps, tokens or embedding that `Outputs` can hold.
+        NotSplit: the parts give no maps, tokens or embedding that `Outputs` can hold.
     """
-    if isinstance(getattr(body, "patch_drop", None), nn.Module) and not isinstance(body.patch_drop, nn.Identity):
-        raise NetworkError(
-            f"network {name!r} drops patches while training, so its maps have holes; set patch_drop_rate: 0"
-        )
     with torch.no_grad():
         entered = x = run_parts(body, cut.stem, images)
         maps = [x := run_parts(body, stage, x) for stage in cut.stages]
         last = run_parts(body, cut.finish, x)
         embedding = body.forward_head(last, pre_logits=True)
     if embedding.dim() != 2:
-        raise NetworkError(f"network {name!r} gives an embedding of {embedding.dim()} axes, two are needed")
+        raise NotSplit(f"its embedding has {embedding.dim()} axes")
     head = operations(body, last, lambda: body.forward_head(last))
     one_head = same_operations(head, body, last, lambda: classifier_of(body)(body.forward_head(last, pre_logits=True)))
     prefix = tuple(
@@ -97,18 +96,16 @@ def describe_parts(
     )
     prefix_tokens = int(getattr(body, "num_prefix_tokens", 0)) if maps[-1].dim() == 3 else 0
     if sum(getattr(body, key).shape[1] for key in prefix) != prefix_tokens:
-        raise NetworkError(f"network {name!r} has {prefix_tokens} class tokens, found {', '.join(prefix) or 'none'}")
+        raise NotSplit(f"{prefix_tokens} class tokens, found {', '.join(prefix) or 'none'}")
     layout = _layout(maps)
     stem_layout = _stem_layout(body, cut.stem, images, entered, layout)
-    stages = []
-    for number, (parts, y) in enumerate(zip(cut.stages, maps, strict=True), start=1):
-        try:
-            stages.append(_stage(body, parts, y, layout, prefix_tokens, images.shape[-1]))
-        except ValueError as error:
-            raise NetworkError(f"network {name!r}, stage {number}: {error}") from None
+    stages = [
+        _stage(body, parts, y, layout, prefix_tokens, images.shape[-1])
+        for parts, y in zip(cut.stages, maps, strict=True)
+    ]
     try:
         stem = _stage(body, (), entered, stem_layout, prefix_tokens, images.shape[-1])
-    except ValueError:  # not a square map: the stem is not served
+    except NotSplit:  # not a square map: the stem is not served
         stem = None
     activations = _activations(body, cut.stages, entered)
     serves = EVERY_NETWORK if stem else EVERY_NETWORK & ~Signal.STEM
@@ -128,21 +125,19 @@ def _stage(
     """Return the shape of a stage's map, or (no parts) of the first stage's input; `side` is the images'.
 
     Raises:
-        ValueError: it is not a square map with a whole stride.
+        NotSplit: it is not a square map with a whole stride.
     """
     if y.dim() not in (3, 4):
-        raise ValueError(f"its output has {y.dim()} axes, a map or tokens are needed")
+        raise NotSplit(f"an output of {y.dim()} axes")
     tokens = y.shape[1] - prefix_tokens if layout == "NLC" else y.shape[1 if layout == "NHWC" else 2] ** 2
     map_side = math.isqrt(tokens)
     # feature_info's stride if it fits the size, else the computed stride
     strides = {entry["reduction"] for entry in body.feature_info if (entry["module"],) == parts[-1:]}
     fits = [s for s in (*strides, -(-side // map_side)) if -(-side // s) == map_side]
     if not fits or map_side**2 != tokens:
-        raise ValueError(
-            f"it has no whole stride at {side} pixels ({tokens} positions); use an image_size that is a multiple of 32"
-        )
+        raise NotSplit(f"no whole stride at {side} pixels ({tokens} positions)")
     channels = y.shape[1] if layout == "NCHW" else y.shape[-1]
-    return StageSpec(channels, int(fits[0]), _kind([attrgetter(part)(body) for part in parts]))
+    return StageSpec(channels, int(fits[0]), kind_of([attrgetter(part)(body) for part in parts]))
 
 
 def _layout(maps: list[Tensor]) -> MapLayout:
@@ -218,7 +213,7 @@ def _last_activation(body: TimmBody, parts: tuple[str, ...], x: Tensor) -> tuple
     if not called or called[-1][1] is not result:
         return None, result
     relu = called[-1][0]
-    calls = {f"{i}.0": call for i, call in enumerate(recorder.calls, start=1)}
+    calls = {f"#{i}.0": call for i, call in enumerate(recorder.calls, start=1)}
     before = calls.get(entered[relu])
     if before is not None and before[0].startswith("aten.add"):
         # The residual branch is the first operand, the shortcut the second.
@@ -229,10 +224,10 @@ def _last_activation(body: TimmBody, parts: tuple[str, ...], x: Tensor) -> tuple
     return (relu, norm), result
 
 
-def _kind(modules: list[nn.Module]) -> Kind:
+def kind_of(modules: list[nn.Module]) -> Kind:
     """Return attention if any module has heads, mlp if linear layers are the only token mixing, else cnn."""
     inside = [module for top in modules for module in top.modules()]
-    if any(hasattr(module, "num_heads") for module in inside):
+    if any(hasattr(module, "num_heads") or isinstance(getattr(module, "heads", None), int) for module in inside):
         return "attention"
     spatial = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
     if any(isinstance(m, nn.Linear) for m in inside) and not any(isinstance(m, spatial) for m in inside):

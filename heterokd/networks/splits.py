@@ -2,7 +2,7 @@
 
 A network is built on the meta device (shapes without memory), its parts are looked up by attribute name in `SHAPES`,
 and the split is accepted only if running the parts in order performs exactly the operations of the network's forward,
-on the same weights and in the same order. So a network with an unknown structure is refused, never silently changed.
+on the same weights and in the same order. A network with another structure runs as it is, see `taps`.
 
 `bodies` builds the network, `operations` records its operations, `parts` describes the parts.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 from heterokd.errors import NetworkError
 from heterokd.networks.bodies import create_body, first_line, options_as_json
 from heterokd.networks.body_types import TimmBody
+from heterokd.networks.dataflow import BATCH
 from heterokd.networks.operations import operations, same_operations
-from heterokd.networks.parts import Cut, NetworkParts, describe_parts, run_parts
+from heterokd.networks.parts import Cut, NetworkParts, NotSplit, describe_parts, run_parts
+from heterokd.networks.points import twelfths
+from heterokd.networks.taps import TapParts, describe_taps
 
 
 @dataclass(frozen=True)
@@ -56,50 +60,49 @@ SHAPES = (
     Shape(("stem",), ("blocks",), (("norm",),)),  # Mixer, ResMLP
     Shape((), ("features",), ((),)),  # VGG, DenseNet
 )
-INSTEAD = (
-    "use a ResNet, MobileNet, EfficientNet, ConvNeXt, VGG, DenseNet, Swin, PVTv2, MetaFormer, ViT, DeiT, Mixer or "
-    "ResMLP instead"
-)
 
 
 def split_network(
     name: str, num_classes: int, options: Mapping[str, object] | None, image_size: int | None
-) -> NetworkParts:
+) -> NetworkParts | TapParts:
     """Determine the parts of a network from its structure; cached, without weights or memory.
 
+    Returns:
+        Stem, stages and finish of a network that matches one of `SHAPES`, of others the taps of its modules.
+
     Raises:
-        NetworkError: the name or an option is unknown, or the structure matches none of `SHAPES`.
+        NetworkError: the name or an option is unknown, or the network does not give logits for images of this size.
     """
     return _split(name, num_classes, options_as_json(name, num_classes, options, image_size), image_size)
 
 
 @lru_cache(maxsize=256)
-def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts:
+def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts | TapParts:
     body, arguments = _build(name, num_classes, json.loads(options), image_size)
     size = arguments.get("img_size")
     size = size[0] if isinstance(size, list) else size
     side = size if isinstance(size, int) else image_size or body.pretrained_cfg["input_size"][-1]
-    images = torch.empty(2, 3, side, side, device="meta")
+    channels = arguments.get("in_chans", 3)
+    if channels not in (1, 3):
+        raise NetworkError(f"network {name!r}: in_chans must be 3 (colour images) or 1 (grey images), got {channels}")
+    images = torch.empty(BATCH, int(channels), side, side, device="meta")
     try:
         native = operations(body, images, lambda: body(images))
     except Exception as error:  # any layer may raise on this size
         raise NetworkError(f"network {name!r} does not run on {side} x {side} images: {first_line(error)}") from error
-
-    fitting = [shape for shape in SHAPES if all(hasattr(body, part) for part in shape.stem + shape.stages)]
-    if not fitting:
-        parts = ", ".join(name for name, _ in body.named_children())
+    drop = getattr(body, "patch_drop", None)
+    if isinstance(drop, nn.Module) and not isinstance(drop, nn.Identity):
         raise NetworkError(
-            f"network {name!r} has none of the known structures (looked for layer1..4, s1..4, layers, stages, "
-            f"blocks or features; it has {parts}): {INSTEAD}"
+            f"network {name!r} drops patches while training, so its maps have holes; set patch_drop_rate: 0"
         )
-    for shape in fitting:
-        for cut in _cuts(name, body, shape):
+    for shape in SHAPES:
+        if not all(hasattr(body, part) for part in shape.stem + shape.stages):
+            continue
+        for cut in _cuts(body, shape):
             if same_operations(native, body, images, partial(_run_whole, body, cut, images)):
-                return describe_parts(name, body, images, cut, num_classes, arguments)
-    raise NetworkError(
-        f"network {name!r} does more than run its stem, stages and head in order (looked at "
-        f"{', '.join(fitting[0].stem + fitting[0].stages)}), so it cannot be split: {INSTEAD}"
-    )
+                with suppress(NotSplit):
+                    return describe_parts(body, images, cut, num_classes, arguments)
+    return describe_taps(name, body, images, num_classes, arguments)
 
 
 def _run_whole(body: TimmBody, cut: Cut, images: Tensor) -> Tensor:
@@ -121,40 +124,40 @@ def _build(
         return create_body(name, num_classes, options).eval(), options
 
 
-def _cuts(name: str, body: TimmBody, shape: Shape) -> list[Cut]:
-    """Return the cuts to try for a shape: one for each finish whose modules exist."""
+def _cuts(body: TimmBody, shape: Shape) -> list[Cut]:
+    """Return the cuts to try for a shape: one for each finish whose modules exist; none if it has not four stages."""
     if shape.stages == ("features",):
-        return [_cut_sequence(name, body)]
-    stages = _stages(name, body, shape.stages)
-    return [Cut(shape.stem, stages, finish) for finish in shape.finishes if all(hasattr(body, part) for part in finish)]
+        cut = _cut_sequence(body)
+        return [] if cut is None else [cut]
+    stages = _stages(body, shape.stages)
+    finishes = [finish for finish in shape.finishes if all(hasattr(body, part) for part in finish)]
+    return [] if stages is None else [Cut(shape.stem, stages, finish) for finish in finishes]
 
 
-def _stages(name: str, body: TimmBody, parts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Return the dotted names of the modules of each of the four stages."""
+def _stages(body: TimmBody, parts: tuple[str, ...]) -> tuple[tuple[str, ...], ...] | None:
+    """Return the dotted names of the modules of each of the four stages; None if there are fewer, or other ones."""
     if len(parts) == 4:
         return tuple((part,) for part in parts)
     (part,) = parts
     blocks = [f"{part}.{i}" for i in range(len(getattr(body, part)))]
     if part != "blocks":
-        if len(blocks) != 4:
-            raise NetworkError(f"network {name!r} has {len(blocks)} {part}, four are needed: {INSTEAD}")
-        return tuple((block,) for block in blocks)
+        return tuple((block,) for block in blocks) if len(blocks) == 4 else None
     info = [entry for entry in body.feature_info if entry["module"].startswith("blocks.")]
     if len({entry["reduction"] for entry in info}) > 1:
         last_of = {entry["reduction"]: int(entry["module"].split(".")[1]) + 1 for entry in info}
         ends = sorted(last_of.values())[-4:-1]  # a resolution before the last four belongs to the first stage
         if len(last_of) < 4:
-            raise NetworkError(f"network {name!r} has {len(last_of)} resolutions, four are needed: {INSTEAD}")
+            return None
     else:
         if len(blocks) < 4:
-            raise NetworkError(f"network {name!r} has {len(blocks)} blocks, four stages need at least four")
+            return None
         ends = twelfths(len(blocks))
     edges = [0, *ends, len(blocks)]
     return tuple(tuple(blocks[a:b]) for a, b in pairwise(edges))
 
 
-def _cut_sequence(name: str, body: TimmBody) -> Cut:
-    """Cut the sequence `features` after the modules in `feature_info`.
+def _cut_sequence(body: TimmBody) -> Cut | None:
+    """Cut the sequence `features` after the modules in `feature_info`; None if it has too few.
 
     A pooling belongs to the part after it, a last pooling (VGG) or norm (DenseNet) to the finish.
     """
@@ -166,18 +169,5 @@ def _cut_sequence(name: str, body: TimmBody) -> Cut:
     named = {entry["module"] for entry in body.feature_info}
     ends = [*(end for end in range(1, last) if parts[end - 1] in named), last][-5:]
     if len(ends) < 5:
-        raise NetworkError(f"network {name!r} has {len(ends)} parts, a stem and four stages are needed: {INSTEAD}")
+        return None
     return Cut(tuple(parts[: ends[0]]), tuple(tuple(parts[a:b]) for a, b in pairwise(ends)), tuple(parts[last:]))
-
-
-def twelfths(depth: int) -> list[int]:
-    """Return the ends of stages 1 to 3 of `depth` equal blocks: in proportion to 2-2-6-2 of twelve, none empty.
-
-    >>> twelfths(12), twelfths(6), twelfths(4)
-    ([2, 4, 10], [1, 2, 5], [1, 2, 3])
-    """
-    ends: list[int] = []
-    for i, share in enumerate((2, 4, 10)):
-        least, most = (ends[-1] if ends else 0) + 1, depth - 3 + i
-        ends.append(min(max(round(depth * share / 12), least), most))
-    return ends

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import timm
 from timm.models import model_entrypoint
 from torch import nn
 
+from heterokd.networks.body_types import TimmBody
 from heterokd.networks.classifier import Network
 from heterokd.networks.network import AnyNetwork
+from heterokd.networks.tapped import TappedNetwork
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -19,14 +22,14 @@ CONFIG = "config.json"
 
 def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, object] | None:
     """Return the content of a network's config.json, in timm's format; None if timm does not know the network."""
-    if not isinstance(network, Network):
+    if not isinstance(network, Network | TappedNetwork):
         return None
     architecture = network.name.partition(".")[0]
     if not model_entrypoint(architecture).__module__.startswith("timm."):
         return None  # from `heterokd.networks.architectures`, which only this package registers
-    known, side = network.body.pretrained_cfg, network.spec.image_size
+    known, side = cast(TimmBody, network.body).pretrained_cfg, network.spec.image_size
     config = {
-        "input_size": [3, side, side],
+        "input_size": [network.mean.shape[1], side, side],
         "fixed_input_size": bool(known.get("fixed_input_size", False)),
         "mean": network.mean.flatten().tolist(),
         "std": network.std.flatten().tolist(),

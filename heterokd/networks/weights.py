@@ -14,6 +14,7 @@ from heterokd.errors import CheckpointError
 from heterokd.networks.classifier import Network
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.segmentation import SegmentationNetwork
+from heterokd.networks.tapped import TappedNetwork
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -47,6 +48,8 @@ def load_weights(network: AnyNetwork, path: str | Path) -> None:
     wanted = network.body.state_dict()
     if isinstance(network, SegmentationNetwork):
         classifier: str | tuple[str, ...] = "segmentation_head.0"
+    elif isinstance(network, TappedNetwork):
+        classifier = network.split.classifiers
     else:
         classifier = network.body.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else classifier
@@ -69,6 +72,6 @@ def load_weights(network: AnyNetwork, path: str | Path) -> None:
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    body = module.body if isinstance(module, Network | SegmentationNetwork) else module
+    body = module.body if isinstance(module, Network | TappedNetwork | SegmentationNetwork) else module
     # clone: safetensors refuses weights that share memory
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}

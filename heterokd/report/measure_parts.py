@@ -64,8 +64,14 @@ def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Capt
 
 
 def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:
-    """Compare the stages of teacher and winner by CKA."""
+    """Compare the stages of teacher and winner by CKA.
+
+    Raises:
+        PairError: a network gives no stages.
+    """
     teacher, student = study.teacher(study.winner).network, study.student(study.winner)
+    for network in (teacher, student):
+        network.spec.at(4)
     cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     seen = 0
     with torch.inference_mode():

@@ -98,7 +98,7 @@ def _kinds(experiment: Experiment) -> tuple[str, str]:
 
     def kind(settings: NetworkSettings) -> str:
         try:
-            return predict_spec(settings.network, 10, settings.options, experiment.data.image_size).stages[-1].kind
+            return predict_spec(settings.network, 10, settings.options, experiment.data.image_size).kind
         except NetworkError:
             return ""
 

@@ -55,7 +55,7 @@ def plan_experiment(
     check_plugins(experiment, excluded)
     folder = root.study(experiment.name)
     costs = measure(experiment, root, excluded, address=address, began=began, say=say)
-    found = replace(plan_with(experiment, root, excluded, costs, folder), left_out=dict(candidates.left_out))
+    found = replace(plan_with(experiment, root, excluded, costs, folder), left_out={**excluded, **candidates.left_out})
     if not folder.experiment_file.exists():
         # A search that has started keeps its plan.
         write_plan(folder, experiment, found, costs)

@@ -92,7 +92,8 @@ class Plan:
         ready: share of existing `teacher`s, and of existing `cache`s.
         source: where the costs are from.
         teachers: number of teachers.
-        left_out: students that exceed a limit, with the reason; they are neither counted nor timed.
+        left_out: methods that do not exist for the pair and students that exceed a limit, with the reason; they are
+            neither counted nor timed.
     """
 
     name: str
