@@ -122,9 +122,8 @@ class TappedNetwork(nn.Module):
 
     def run_stage(self, y: Tensor, j: int) -> Tensor:
         """Run stage j on the output of stage j - 1."""
-        with _reading(self.body, self.split.taps[j - 1 : j], stop=True) as read:
-            with suppress(_StageEnded):
-                self._enter(y, j)
+        with _reading(self.body, self.split.taps[j - 1 : j], stop=True) as read, suppress(_StageEnded):
+            self._enter(y, j)
         return read[0]
 
     def run_from(self, y: Tensor, j: int, needs: Signal) -> Outputs:
