@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.methods import BASELINE
+from heterokd.report.figures.class_labels import class_label, shortened
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
-from heterokd.report.figures.samples import Target, figure, shortened
+from heterokd.report.figures.samples import Target, figure
 
 MOST_BARS = 24
 MOST_CLASSES = 20
@@ -48,7 +49,7 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
                 at, np.nan_to_num(values[shown]), thick * 0.92, linewidth=0.5, color=fill, edgecolor=edge, hatch=hatch,
                 label=f"{name}, mIoU {np.nanmean(values):.3f}",
             )  # fmt: skip
-        axis.set_yticks(np.arange(len(shown)), [shortened(class_names[number], 20) for number in shown])
+        axis.set_yticks(np.arange(len(shown)), [class_label(class_names[number], number, 20) for number in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlim(0, 1)
         axis.set_xlabel("IoU on val")
@@ -146,7 +147,7 @@ def shown_confusion(
         errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * counts.diagonal()
         kept = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
     shares = counts[kept] / np.maximum(counts[kept].sum(axis=1, keepdims=True), 1)
-    names, chosen = [shortened(class_names[int(number)], 14) for number in kept], shares[:, kept]
+    names, chosen = [class_label(class_names[number], number, 14) for number in kept.tolist()], shares[:, kept]
     if len(kept) < len(counts):
         names.append("others")
         chosen = np.column_stack((chosen, 1 - chosen.sum(axis=1)))

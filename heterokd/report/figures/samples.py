@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from heterokd.method import Panel
 from heterokd.outputs import IGNORE
+from heterokd.report.figures.class_labels import class_label
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
 from heterokd.report.figures.svg import WIDTH, Vector, new_figure
 
@@ -75,7 +76,11 @@ def draw_samples(
         class_names: names of all K classes.
     """
     colours = class_colours((labels, teacher, student), len(class_names))
-    classes = [_patch(colour, class_names[number]) for number, colour in sorted(colours.items()) if colour != OTHERS]
+    classes = [
+        _patch(colour, class_label(class_names[number], number, 20))
+        for number, colour in sorted(colours.items())
+        if colour != OTHERS
+    ]
     if len(classes) < len(colours):
         classes.append(_patch(OTHERS, "other classes"))
     if (labels == IGNORE).any():
@@ -113,7 +118,7 @@ def _add_legend(place: SubFigure, title: str, patches: Sequence[Patch]) -> None:
 def _patch(colour: str, name: str, hatch: str | None = None) -> Patch:
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=colour, edgecolor="#7F7F7F", hatch=hatch, linewidth=0.4, label=shortened(name, 20))
+    return Patch(facecolor=colour, edgecolor="#7F7F7F", hatch=hatch, linewidth=0.4, label=name)
 
 
 def agreement(
@@ -177,8 +182,3 @@ def _bare(axis: Axes) -> None:
     axis.set_yticks([])
     axis.spines[:].set_visible(True)
     axis.spines[:].set(linewidth=0.4, color="#7F7F7F")
-
-
-def shortened(name: str, length: int) -> str:
-    """Cut a name to at most `length` characters."""
-    return name if len(name) <= length else name[: length - 1] + "…"

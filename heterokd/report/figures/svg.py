@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from xml.etree import ElementTree
 
 from heterokd.methods import BASELINE
+from heterokd.report.figures.class_labels import families
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ LOOKS = {
 STYLE: dict[str, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "heterokd",
-    "font.family": "DejaVu Sans",
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -79,7 +79,8 @@ def new_figure(height: float, *, pad: float = 0.03, space: float = 0.02) -> Iter
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, wspace=space, hspace=space)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals
+    style = {**STYLE, "font.family": list(families())}
+    with mpl.rc_context(style):  # type: ignore[arg-type]  # its keys are literals
         yield Figure(figsize=(WIDTH, height), layout=layout)
 
 

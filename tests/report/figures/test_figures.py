@@ -16,6 +16,7 @@ from heterokd.method import Panel
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import IGNORE
+from heterokd.report.figures.class_labels import class_label
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, shown_confusion
 from heterokd.report.figures.palette import PALETTE, class_colours, paint, rgb
 from heterokd.report.figures.samples import AGREEMENT, agreement, draw_method, draw_samples
@@ -103,6 +104,19 @@ def test_pictures_are_as_wide_as_a_column(tmp_path: Path, classes: int) -> None:
         with Image.open(file) as opened:
             assert opened.width == 1008, file
             assert len(np.unique(np.asarray(opened.convert("L")))) > 20, f"{file} is empty"
+
+
+def test_class_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
+    """Formulas that are none, characters that no font here has, names that legends hide, and lines."""
+    names = [r"$\frac$", "$5 and $6", "_private", "\U0001f9a9", "two\nlines", "søster", "\u0378"]
+    labels = [class_label(name, number, 14) for number, name in enumerate(names)]
+    assert labels == [r"\$\frac\$", r"\$5 and \$6", " _private", "class 3", "two lines", "søster", "class 6"]
+    assert class_label("猫", 4, 14) in ("猫", "class 4"), "as the fonts of this machine allow"
+    maps = np.arange(len(names)).repeat(9).reshape(1, 7, 9)
+    draw_confusion(tmp_path / "confusion.png", np.ones((7, 7), np.int64), names)
+    draw_iou(tmp_path / "iou.png", {name: np.ones(7) for name in ("teacher", "kd")}, names)
+    draw_samples(tmp_path / "samples.png", np.zeros((1, 7, 9, 3), np.uint8), maps, maps, maps, names)
+    assert len(list(tmp_path.glob("*.png"))) == 3
 
 
 @pytest.mark.thorough
