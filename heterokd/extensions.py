@@ -94,10 +94,11 @@ class Implementations(Mapping[str, type[T]], Generic[T]):
         entry = entries[0]
         try:
             found = entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise ConfigError(
-                f"{self._group}: {name!r} of {_owner(entry)} cannot be imported ({type(error).__name__}: {error}); "
-                "correct or uninstall that package"
+                f"{self._group}: {name!r} of {_owner(entry)} cannot be imported ({reason}); correct or uninstall that "
+                "package"
             ) from error
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
@@ -146,8 +147,8 @@ def load_named(reference: str, key: str, known: Collection[str] = ()) -> Any:
     else:
         try:
             module = importlib.import_module(place)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise ConfigError(f"{key}: {place} cannot be imported ({reason}); correct it") from error
     if not hasattr(module, name):
         defined = [each for each, value in vars(module).items() if isinstance(value, type)]
@@ -161,8 +162,11 @@ def read_source(file: str) -> str:
     Raises:
         ConfigError: the file does not exist or cannot be read.
     """
+    path = Path(file)
     try:
-        return Path(file).read_text(encoding="utf-8")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading could block, or never end
+            raise ConfigError(f"{file}: is a device or a pipe; give a Python file")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no file {file}; relative paths start at the current directory") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -223,7 +227,7 @@ def _module_of_text(file: str, text: str) -> ModuleType:
     sys.modules[name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if isinstance(error, SyntaxError) and error.filename == file:
             raise ConfigError(f"{file}:{error.lineno}: is not valid Python ({error.msg}); correct it") from None

@@ -52,11 +52,15 @@ class CacheRequest:
             raise ConfigError("--list, --verify, --prune: cannot be combined; give a single option")
         if (selected or self.dry_run) and not self.pruning:
             raise ConfigError("--unused-for, --max-size, --all, --dry-run: need --prune; add it")
+        if self.everything and (self.names or self.unused_for or self.max_size):
+            raise ConfigError("--all: deletes all caches; remove it to delete those that the other options select")
         if (self.overrides or self.address) and modes:
             raise ConfigError("--set, --address: are only for building a cache; remove them")
         if self.listing and self.names:
             raise ConfigError(f"--list: lists all caches and takes no name; remove {self.names[0]!r}")
-        if not modes and len(self.names) != 1:
+        if not modes and len(self.names) > 1:
+            raise ConfigError(f"heterokd cache: builds the cache of a single EXPERIMENT; remove {self.names[1]!r}")
+        if not modes and not self.names:
             raise ConfigError("heterokd cache: give an EXPERIMENT to build its cache, or --list, --verify or --prune")
         if self.pruning and not (self.names or selected):
             raise ConfigError("--prune: names no caches; give ids, --unused-for 30d, --max-size 10GB or --all")

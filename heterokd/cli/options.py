@@ -39,6 +39,11 @@ def check_root(root: str, *, written: bool) -> None:
     place = Path(root)
     try:
         while not place.exists():
+            if place.is_symlink():
+                raise typer.BadParameter(
+                    f"{str(place)!r} is a symbolic link to nothing; correct it, or give another folder (--root or "
+                    "HETEROKD_ROOT)"
+                )
             place = place.parent
         if not place.is_dir():
             raise typer.BadParameter(f"{str(place)!r} is a file; give a folder (--root or HETEROKD_ROOT)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -154,6 +155,9 @@ def auto(  # its parameters are the command's options
 
     hours = None if budget is None else _hours(budget)
     options = {"params_m": max_params_m, "latency_ms": max_latency_ms}
+    for key, limit in options.items():
+        if limit is not None and not 0 < limit < math.inf:
+            raise ConfigError(f"--max-{key.replace('_', '-')} {limit:g}: expected a number above 0; correct it")
     limits = {key: limit for key, limit in options.items() if limit is not None}
     terminal = Terminal(quiet=as_json)
     state = open_workspace(root)

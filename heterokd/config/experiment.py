@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -56,6 +56,8 @@ class Experiment(Settings):
             return content
         objectives = search.get("objectives")
         metric = objectives[0] if isinstance(objectives, (list, tuple)) and objectives else score_of(task)
+        if metric not in get_args(Metric):  # the check of the objectives names it
+            return content
         return {**content, "search": {**search, "metric": metric}}
 
     @model_validator(mode="after")

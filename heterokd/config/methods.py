@@ -13,6 +13,7 @@ from heterokd.config.extension import Extension
 from heterokd.config.sentences import sentences
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
+from heterokd.outputs import Signal
 from heterokd.tasks import TaskName
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ def _from_file(extension: Extension) -> type[Method]:
             f"{where} cannot be constructed from (params, student, teacher) ({error}); define build, which makes "
             "projectors, instead of __init__"
         ) from None
+    try:
+        inspect.signature(kind.forward).bind(None, None, None, None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}.forward cannot be called with (student, teacher, batch, progress) ({error}); correct it"
+        ) from None
+    for name in ("student_needs", "teacher_needs"):
+        if not isinstance(getattr(kind, name), Signal):
+            raise ConfigError(f"{where}.{name}: expected a heterokd.outputs.Signal, got {getattr(kind, name)!r}")
     if not (isinstance(kind.Params, type) and issubclass(kind.Params, MethodParams)):
         raise ConfigError(f"{where}.Params: derive it from heterokd.method.MethodParams")
     try:

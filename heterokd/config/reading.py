@@ -64,9 +64,10 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
     file = Path(path)
     content = read_yaml(file)
     inside = [text for text in overrides if text.startswith(f"{SPACE}.")]
-    for text in overrides:
-        if text not in inside:
-            _override(content, text)
+    outside = [text for text in overrides if text not in inside]
+    overrides = [*outside, *inside]  # as they are applied
+    for text in outside:
+        _override(content, text)
     space_file = _inline_space(content, file, Source(str(path), overrides=overrides))
     for text in inside:
         _override(content, text)
@@ -171,6 +172,8 @@ def _override(content: dict[str, object], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {text}: expected key=value, for example --set training.epochs=10")
+    if key != key.strip():
+        raise ConfigError(f"--set {text}: expected key=value without blanks around the key; remove them")
     # Keys of `shared` and `overrides` contain a point: `kd.temperature`.
     *sections, last = key.split(".", 3) if key.startswith(f"{SPACE}.") else key.split(".")
     place = content

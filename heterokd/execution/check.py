@@ -19,13 +19,14 @@ from heterokd.outputs import OutputSpec
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import given_teacher
+from heterokd.tracking.tracker import check_trackers
 from heterokd.training.data import open_splits
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import Candidates, measure_students
 
 
 def check_experiment(experiment: Experiment) -> dict[str, str]:
-    """Check data, networks, and whether each method exists for each pair of teacher and student.
+    """Check trackers, data, networks, and whether each method exists for each pair of teacher and student.
 
     Returns:
         Reasons by excluded method, with `methods: all`; a method that the experiment names raises an error instead. A
@@ -34,6 +35,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     Raises:
         UserError: names the file or key.
     """
+    check_trackers(experiment)
     for network in experiment.teacher.networks:
         checkpoint = experiment.teacher.checkpoint_of(network)
         if checkpoint is not None and not checkpoint.is_file():

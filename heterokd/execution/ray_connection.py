@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,12 +44,12 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
         ray_temp_dir()
     if address in (None, "local", "auto"):
         return
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if parts.scheme != "ray" or not host or not port:
+    host = port = None
+    with suppress(ValueError):
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        if parts.scheme == "ray":
+            host, port = parts.hostname, parts.port
+    if not host or not port:
         raise ConfigError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto")
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()

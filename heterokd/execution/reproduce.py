@@ -136,8 +136,10 @@ def chosen_methods(experiment: Experiment, methods: Sequence[str] | None) -> tup
     """Return the given methods, or the experiment's methods with published results for its pair, or all of them.
 
     Raises:
-        ConfigError: a given method is not among the experiment's.
+        ConfigError: a given method is not among the experiment's, or none is given.
     """
+    if methods is not None and not methods:
+        raise ConfigError("--methods: names no method; give some of the experiment's, separated by commas")
     for method in methods or ():
         if method not in experiment.methods:
             raise ConfigError(

@@ -188,6 +188,8 @@ def open_folder(place: RemoteDir | str | Path) -> RemoteDir:
         raise ConfigError(
             f"folder {text!r}: {scheme}:// is not supported; give a path, s3://BUCKET/... or gs://BUCKET/..."
         )
+    if scheme != "file" and not urlsplit(text).netloc:
+        raise ConfigError(f"folder {text!r}: names no bucket; give {scheme}://BUCKET/...")
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowException, OSError, ValueError) as error:

@@ -189,7 +189,11 @@ def open_workspace(place: str | Path) -> Workspace:
     if unprintable(text):
         raise ConfigError(f"--root {text!r}: the path contains control characters or is not UTF-8; give another folder")
     if "://" not in text:
-        if len(Path(text).resolve().as_uri()) > LONGEST_ROOT:
+        try:
+            place = Path(text).resolve()
+        except RuntimeError:  # Python 3.13 resolves it, and `check_root` refuses it
+            raise ConfigError(f"--root {given(text)}: is a loop of symbolic links; give another folder") from None
+        if len(place.as_uri()) > LONGEST_ROOT:
             raise ConfigError(
                 f"--root {given(text)}: the path has more than {LONGEST_ROOT} characters as a URI, too many for "
                 "MLflow; give another folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import sqlite3
@@ -46,21 +47,26 @@ def open_store(root: Workspace, uri: str | None) -> str:
     Raises:
         TrackingError: the store does not answer, is damaged, is of another MLflow version, or is a folder.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or mlflow_sqlite_uri(root.mlflow_database.resolve())
+    of_environment = None if uri else os.environ.get("MLFLOW_TRACKING_URI")
+    key = "MLFLOW_TRACKING_URI" if of_environment else "tracking.uri"
+    uri = uri or of_environment or mlflow_sqlite_uri(root.mlflow_database.resolve())
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     if scheme in ("http", "https"):
         uri = uri.rstrip("/")
-        probe(uri)
+        probe(uri, key)
         return uri
     if scheme == "sqlite":
-        return _open_sqlite(uri, root)
+        return _open_sqlite(uri, root, key)
     if scheme in ("postgresql", "mysql", "mssql"):
-        _initialise(uri, root.path / "mlflow.lock")
+        with _usable(uri, key):
+            make_url(uri).get_dialect().import_dbapi()  # before the lock, which creates the workspace
+        _initialise(uri, root.path / "mlflow.lock", key)
         return uri
     if scheme == "databricks":
+        check_access(uri, key)
         return uri
     raise TrackingError(
-        f"tracking.uri: {without_password(uri)} is not a database or a server (MLflow no longer keeps runs in plain "
+        f"{key}: {without_password(uri)} is not a database or a server (MLflow no longer keeps runs in plain "
         "folders); give sqlite:///FILE or http://HOST:PORT"
     )
 
@@ -83,16 +89,16 @@ def existing_store(root: Workspace, uri: str | None) -> str:
     return open_store(root, uri)
 
 
-def _open_sqlite(uri: str, root: Workspace) -> str:
+def _open_sqlite(uri: str, root: Workspace, key: str) -> str:
     name = make_url(uri).database
     if not name or name == ":memory:":
-        raise TrackingError(f"tracking.uri: {uri} names no file; give sqlite:///FILE")
+        raise TrackingError(f"{key}: {uri} names no file; give sqlite:///FILE")
     database = Path(name).resolve()
     if database.is_dir() or not _may_be_sqlite(database):
-        raise TrackingError(f"tracking.uri: {database} is no SQLite database; give another file")
+        raise TrackingError(f"{key}: {database} is no SQLite database; give another file")
     uri = mlflow_sqlite_uri(database)
     lock = database.with_name(f"{database.name}.lock")
-    _initialise(uri, lock, database)
+    _initialise(uri, lock, key, database)
     if database == root.mlflow_database.resolve():
         with FileLock(lock):
             relocate(root)
@@ -106,25 +112,35 @@ def _may_be_sqlite(database: Path) -> bool:
         return file.read(6) in (b"", b"SQLite")
 
 
-def _initialise(uri: str, lock: Path, database: Path | None = None) -> None:
+def _initialise(uri: str, lock: Path, key: str, database: Path | None = None) -> None:
     """Create the tables under a lock: two processes at once would break a new database permanently."""
     lock.parent.mkdir(parents=True, exist_ok=True)
+    with _usable(uri, key), FileLock(lock), quiet():
+        MlflowClient(uri).search_experiments(max_results=1)
+        if database is not None:
+            with closing(sqlite3.connect(database)) as connection:
+                # A property of the file, set once; readers such as the UI then do not block the writer.
+                connection.execute("PRAGMA journal_mode=WAL")
+
+
+@contextmanager
+def _usable(uri: str, key: str) -> Iterator[None]:
+    """Raise errors of a database as a `TrackingError` that names its key."""
     try:
-        with FileLock(lock), quiet():
-            MlflowClient(uri).search_experiments(max_results=1)
-            if database is not None:
-                with closing(sqlite3.connect(database)) as connection:
-                    # A property of the file, set once; readers such as the UI then do not block the writer.
-                    connection.execute("PRAGMA journal_mode=WAL")
+        yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, ImportError) as error:
         raise TrackingError(
-            f"tracking.uri: {without_password(uri)} cannot be used ({first_line(error)}); give another store, or, if "
+            f"{key}: {without_password(uri)} cannot be used ({first_line(error)}); give another store, or, if "
             f"an older MLflow wrote it, run `mlflow db upgrade {without_password(uri)}`"
         ) from None
 
 
-def probe(uri: str) -> None:
+def probe(uri: str, key: str = "tracking.uri") -> None:
     """Check that a tracking server answers.
+
+    Args:
+        uri: of the server.
+        key: key or environment variable that names it, for errors.
 
     Raises:
         TrackingError: it does not answer within `PROBE_SECONDS`.
@@ -140,27 +156,32 @@ def probe(uri: str) -> None:
         if error.code < 500:
             return
         reason: object = error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
     raise TrackingError(
-        f"tracking.uri: the MLflow server at {without_password(uri)} does not answer ({reason}); start it, "
+        f"{key}: the MLflow server at {without_password(uri)} does not answer ({reason}); start it, "
         "or leave tracking.uri and MLFLOW_TRACKING_URI out to log to a file"
     )
 
 
-def check_access(uri: str) -> None:
+def check_access(uri: str, key: str = "tracking.uri") -> None:
     """Check that a tracking server accepts the credentials.
+
+    Args:
+        uri: of the server.
+        key: key or environment variable that names it, for errors.
 
     Raises:
         TrackingError: it refuses, or does not answer.
     """
     try:
         # A single request, not retries for minutes.
-        with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=f"{PROBE_SECONDS:.0f}"):
+        limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
+        with _environment(**limits), quiet():
             MlflowClient(uri).search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(
-            f"tracking.uri: the MLflow server at {without_password(uri)} refused ({first_line(error)}); if it requires "
+            f"{key}: the MLflow server at {without_password(uri)} refused ({first_line(error)}); if it requires "
             "a login, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         ) from None
 

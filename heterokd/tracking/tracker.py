@@ -92,12 +92,30 @@ def with_others(first: Tracker, experiment: Experiment, folder: StudyFolder) -> 
     return Trackers(first, {name: _construct(name, experiment, folder) for name in experiment.tracking.also})
 
 
+def check_trackers(experiment: Experiment) -> None:
+    """Import the classes that `tracking.also` names, before work begins.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    for name in experiment.tracking.also:
+        _tracker_class(name)
+
+
 def _construct(name: str, experiment: Experiment, folder: StudyFolder) -> Tracker:
-    tracker_class = load_named(SHIPPED.get(name, name), "tracking.also", known=tuple(SHIPPED))
+    tracker_class = _tracker_class(name)
     try:
         tracker: Tracker = tracker_class(experiment, folder)
-    except Exception as error:
-        raise ConfigError(
-            f"tracking.also: {name} cannot be constructed ({type(error).__name__}: {error}); fix it, or leave it out"
-        ) from error
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(f"tracking.also: {name} cannot be constructed ({reason}); fix it, or leave it out") from error
     return tracker
+
+
+def _tracker_class(name: str) -> Callable[[Experiment, StudyFolder], Tracker]:
+    found: Callable[[Experiment, StudyFolder], Tracker] = load_named(
+        SHIPPED.get(name, name), "tracking.also", known=tuple(SHIPPED)
+    )
+    if not callable(found):
+        raise ConfigError(f"tracking.also: {name} is not a class; give the name of a tracker's class")
+    return found
