@@ -28,6 +28,8 @@ import heterokd.execution.match
 import heterokd.execution.planning.measure_costs
 import heterokd.execution.reproduce
 import heterokd.training.data
+from benchmarks.bad_input_cases import BadInput, all_cases
+from benchmarks.bad_inputs import fault_of
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 
@@ -635,3 +637,54 @@ def test_in_a_process_of_its_own(tmp_path: Path, tiny_file: Callable[..., Path],
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+# The inputs of `benchmarks/bad_inputs.py`.
+MORE = {f"{case.kind}: {case.title}": case for case in all_cases()}
+# Those that were not refused properly before.
+MENDED = (
+    "override: ' training.epochs=3'",
+    "method file: search: exits",
+    "method file: search: needs",
+    "method file: search: forward",
+    "special file: methods: [./it.py:My], a fifo",
+    "value: tracking.also=[cvs]",
+    "value: search.objectives=[student/params_m]",
+    "root: report nothing --root it, a loop",
+    "root: search tiny.yaml --root it, a dangling",
+    "command line: search tiny.yaml --root s3://",
+    "command line: search tiny.yaml --address [::1",
+    "command line: distill tiny.yaml --method kd --set search.space.methods=[dkdd]",
+    "command line: reproduce tiny.yaml --methods ,",
+    "command line: cache --prune --all --max-size 3GB",
+    "command line: cache tiny.yaml tiny.yaml",
+    "command line: auto . --teacher test_vit --max-params-m 0",
+    "environment: MLFLOW_TRACKING_URI=nonsense ui",
+    "environment: MLFLOW_TRACKING_URI=http://127.0.0.1:port search tiny.yaml",
+)
+
+
+def assert_refused(case: BadInput) -> None:
+    fault, said = fault_of(case)
+    assert fault is None, f"{fault}\n{said}"
+
+
+def test_there_are_more_than_150_inputs() -> None:
+    assert len(MORE) == len(list(all_cases())) >= 150, "two inputs have the same title"
+
+
+@pytest.mark.parametrize("title", MENDED)
+def test_an_input_is_refused_in_a_sentence(title: str) -> None:
+    assert_refused(MORE[title])
+
+
+def test_an_objective_that_is_no_metric_is_a_single_fault() -> None:
+    _, said = fault_of(MORE["value: search.objectives=[student/params_m]"])
+    assert len(said.splitlines()) == 1
+    assert "the first objective is the metric" in said
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("title", [title for title in MORE if title not in MENDED])
+def test_every_other_input_is_refused_in_a_sentence(title: str) -> None:
+    assert_refused(MORE[title])

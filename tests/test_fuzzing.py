@@ -12,6 +12,7 @@ from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import fuzz as files_fuzz
 from heterokd.config.reading import load_experiment
 from heterokd.errors import UserError
 
@@ -123,3 +124,16 @@ def test_a_hundred_broken_experiments(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_ten_thousand_broken_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fuzz(tmp_path, 10_000)
+
+
+def test_four_hundred_damaged_images_and_label_maps_are_read_or_named() -> None:
+    counts = files_fuzz(400)
+    assert counts.total() == 400
+    assert set(counts) == {f"{kind}: {end}" for kind in ("image_folder", "voc2012") for end in ("read", "named")}
+
+
+@pytest.mark.thorough
+def test_ten_thousand_damaged_images_and_label_maps_are_read_or_named() -> None:
+    counts = files_fuzz(10_000, seed=1)
+    assert counts.total() == 10_000
+    assert not [end for end in counts if end.endswith("wrong")]
