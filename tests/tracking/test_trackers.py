@@ -98,7 +98,7 @@ def test_a_tracker_of_a_file_that_raises_costs_a_warning(
         ("heterokd.trackers:X", "tracking.also: heterokd.trackers cannot be imported"),
         ("./absent.py:X", "tracking.also: there is no file ./absent.py; relative paths start at the current directory"),
         ("heterokd.tracking.csv:CsvTraker", "has no 'CsvTraker'; did you mean 'CsvTracker'?"),
-        ("heterokd.tracking.csv:COLUMNS", "tracking.also: heterokd.tracking.csv:COLUMNS cannot be constructed"),
+        ("heterokd.tracking.csv:COLUMNS", "tracking.also: heterokd.tracking.csv:COLUMNS is not a class"),
     ],
 )
 def test_an_unknown_tracker_is_refused(study: StudyFolder, name: str, sentence: str) -> None:
