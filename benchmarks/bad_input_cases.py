@@ -398,6 +398,8 @@ def all_cases() -> Iterator[BadInput]:
             yield BadInput("root", line, "it", SPECIAL[kind]("it"), title=f"{line}, a {kind}")
     for file, lines in STUDIES.items():
         for name, content in BYTES.items():
+            if file == "mlflow.db" and not content:
+                continue  # an empty file is an empty database
             for line in lines:
                 named = Path(file).name
                 yield BadInput("damaged study", line, named, damage(file, content), title=f"{line}: {named} {name}")

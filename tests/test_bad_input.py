@@ -523,7 +523,7 @@ def test_lists_of_data_sets(refused: Callable[..., str], tmp_path: Path, name: s
 
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_a_data_set_that_is_not_there(refused: Callable[..., str], tmp_path: Path, name: str) -> None:
-    segments = name in ("voc2012", "cityscapes", "ade20k")
+    segments = heterokd.datasets.DATASETS[name].tasks == "segmentation"
     more = [
         "teacher={network: segformer-mit_b0}",
         "student={network: fpn-test_resnet}",

@@ -141,7 +141,7 @@ def test_who_waited_for_a_cache_that_was_deleted_holds_the_new_one(caches: Path)
     ("arguments", "says"),
     [
         ([], "give an EXPERIMENT to build its cache, or --list, --verify or --prune"),
-        (["one.yaml", "two.yaml"], "give an EXPERIMENT"),
+        (["one.yaml", "two.yaml"], "builds the cache of a single EXPERIMENT; remove 'two.yaml'"),
         (["--list", "--prune", "--all"], "--list, --verify, --prune: cannot be combined"),
         (["--list", "abc"], "--list: lists all caches and takes no name; remove 'abc'"),
         (["x.yaml", "--all"], "--unused-for, --max-size, --all, --dry-run: need --prune"),
