@@ -75,6 +75,19 @@ class Experiment(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _teacher_sees_whole_images(self) -> Experiment:
+        if self.teacher.image_size is not None and self.data.view_crop is not None:
+            raise ValueError(
+                f"teacher.image_size: in {self.data.task}, teacher and student see the same crop; remove the key"
+            )
+        return self
+
+    @property
+    def teacher_size(self) -> int:
+        """Height = width of what the teacher sees, in pixels."""
+        return self.teacher.image_size or self.data.image_size
+
     @property
     def space(self) -> SpaceSettings:
         """The search space, after `load_experiment` has read its file and resolved `methods`."""

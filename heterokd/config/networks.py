@@ -17,6 +17,16 @@ Score = Annotated[
     Field(ge=0, le=1, description="refuse a teacher that scores less (val/top1; in segmentation val/miou)"),
 ]
 
+TeacherSize = Annotated[
+    int | None,
+    Field(
+        ge=8,
+        le=2048,
+        description="height = width of what the teacher sees, in pixels: the student's view, rendered at this size; "
+        "default: data.image_size",
+    ),
+]
+
 Fit = Literal["auto", "head", "head_then_all", "all"]
 FitOfTeacher = Annotated[
     Fit,
@@ -103,6 +113,7 @@ class TeacherSettings(NetworkSettings):
     checkpoint: PathName | None = Field(
         None, description="safetensors file of its weights; with it, the teacher is verified instead of fitted"
     )
+    image_size: TeacherSize = None
     fit: FitOfTeacher = "auto"
     min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
@@ -127,6 +138,7 @@ class TeachersSettings(SearchedNetworks):
         None,
         description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}",
     )
+    image_size: TeacherSize = None
     fit: FitOfTeacher = "auto"
     min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
@@ -169,6 +181,7 @@ class TeachersSettings(SearchedNetworks):
             options=self.options_of(network),
             pretrained=self.pretrained,
             checkpoint=self.checkpoint_of(network),
+            image_size=self.image_size,
             fit=self.fit,
             min_score=self.min_score,
             training=self.training,

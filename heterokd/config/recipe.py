@@ -70,6 +70,11 @@ class Recipe(Settings):
         return self.data.task
 
     @property
+    def teacher_size(self) -> int:
+        """Height = width of what the teacher sees, in pixels."""
+        return self.teacher.image_size or self.data.image_size
+
+    @property
     def views(self) -> int | None:
         """Number of views of each image; None if every epoch shows a new view."""
         return min(self.training.epochs, self.cache.views) if self.cache.enabled else None

@@ -201,9 +201,12 @@ def _teacher(name: str, data: ImageRules) -> tuple[Section, str]:
         reason = f"{name}: timm's weights have as many classes as your images; it is used without a fit"
         section["pretrained"] = True
     else:
-        epochs = max(TEACHER_EPOCHS[0], epochs // 3)
         reason = f"{name}: starts from timm's weights and is fitted to your images"
         section["pretrained"] = True
+    native = predict_spec(name, data.classes).image_size
+    if missing is None and native > data.size:
+        section["image_size"] = native
+        reason += f"; it sees the views at {native} x {native} pixels, the size of its weights"
     warmup = min(5.0, epochs // 5)
     return {**section, "training": {"epochs": epochs, "batch_size": batch, "warmup_epochs": warmup}}, reason
 

@@ -101,7 +101,7 @@ class Builder:
 
     def _complete(self, recipe: Recipe, weights: Path | None) -> str | None:
         splits = training_splits(open_splits(recipe.data), self.root)
-        live = open_prepared(recipe, weights, splits.num_classes)
+        live = open_prepared(recipe, weights, splits.num_classes, self.root)
         device = default_device()
         try:
             open_cache(recipe, splits, live, self.root, device, build=True)

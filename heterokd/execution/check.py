@@ -46,10 +46,13 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     splits = open_splits(experiment.data)
     teachers, students = (
         {
-            network: _spec(section, searched.settings_of(network), experiment.data, splits.num_classes)
+            network: _spec(section, searched.settings_of(network), data, splits.num_classes)
             for network in searched.networks
         }
-        for section, searched in (("teacher", experiment.teacher), ("student", experiment.student))
+        for section, searched, data in (
+            ("teacher", experiment.teacher, _data_of_teacher(experiment)),
+            ("student", experiment.student, experiment.data),
+        )
     )
     found = {network: _excluded(experiment.for_teacher(network), spec, students) for network, spec in teachers.items()}
     excluded: dict[str, str] = {}
@@ -63,6 +66,11 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     if gone and set(experiment.methods) != set(methods_of(experiment.data.task)):
         raise ConfigError(f"search space: methods: {excluded[gone[0]]}; take {gone[0]!r} off the list")
     return excluded
+
+
+def _data_of_teacher(experiment: Experiment) -> DataSettings:
+    """Return the section `data` as the teacher sees it."""
+    return experiment.data.model_copy(update={"image_size": experiment.teacher_size})
 
 
 def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str, OutputSpec]) -> dict[str, str]:
@@ -122,14 +130,17 @@ def check_files(experiment: Experiment) -> None:
     kept, most = experiment.cache.top_k, splits.num_classes
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
-    size = experiment.data.image_size
     for teacher in map(experiment.teacher.settings_of, experiment.teacher.networks):
         if teacher.checkpoint is not None:
-            given_teacher(teacher, splits.num_classes, size)
-    starting: list[tuple[str, NetworkSettings]] = []
-    for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
-        starting += [(section, searched.settings_of(network)) for network in searched.networks if searched.pretrained]
-    for section, settings in starting:
+            given_teacher(teacher, splits.num_classes, experiment.teacher_size)
+    starting: list[tuple[str, NetworkSettings, int]] = []
+    for section, searched, size in (
+        ("teacher", experiment.teacher, experiment.teacher_size),
+        ("student", experiment.student, experiment.data.image_size),
+    ):
+        for network in searched.networks if searched.pretrained else ():
+            starting.append((section, searched.settings_of(network), size))
+    for section, settings, size in starting:
         try:
             build_configured(settings, splits.num_classes, size, pretrained=True)
         except NetworkError as error:

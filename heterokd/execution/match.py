@@ -98,12 +98,15 @@ def match(
     splits = open_splits(experiment.data)
     device = torch.device(default_device())
     recipe = trial.recipe
-    teacher = open_prepared(recipe, weights, splits.num_classes).network.to(device)
+    live = open_prepared(recipe, weights, splits.num_classes)
+    teacher = live.network.to(device)
     student = open_student(recipe, trial.weights, splits.num_classes).to(device)
     cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     with torch.inference_mode():
-        for batch in open_split(splits.val, splits.num_classes, BATCH, device=device):
-            cka.add(*(network(batch.images, Signal.STAGES).stages for network in (student, teacher)))
+        val = open_split(splits.val, splits.num_classes, BATCH, device=device)
+        for seen_by in zip(val, live.plain(val, device), strict=True):
+            pairs = zip((student, teacher), seen_by, strict=True)
+            cka.add(*(network(batch.images, Signal.STAGES).stages for network, batch in pairs))
     similarity = tuple(tuple(row) for row in cka.matrix().tolist())
     stages = StageSimilarity(similarity, student.spec.kind, teacher.spec.kind)
     starts = propose_starts(stages, {method: experiment.method_class(method) for method in experiment.methods})

@@ -256,7 +256,7 @@ def largest_training(
     first, *others = experiment.teacher.networks
     held = {
         teacher: round(
-            4e6 * parameters_m(experiment.teacher.settings_of(teacher), splits.num_classes, experiment.data.image_size)
+            4e6 * parameters_m(experiment.teacher.settings_of(teacher), splits.num_classes, experiment.teacher_size)
         )
         for teacher in (experiment.teacher.networks if others else ())
     }

@@ -64,7 +64,7 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
     """
     workspace, device = context.workspace, context.device
     splits = training_splits(open_splits(recipe.data), workspace)
-    live = open_prepared(recipe, context.teacher_weights, splits.num_classes)
+    live = open_prepared(recipe, context.teacher_weights, splits.num_classes, workspace)
     loaders = recipe_loaders(recipe, splits, device)
     teacher = training_teacher(recipe, splits, live, workspace, device, context.cache_use)
     precision = measured_precision(recipe, teacher, loaders, device, workspace)

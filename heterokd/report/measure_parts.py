@@ -69,16 +69,18 @@ def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:
     Raises:
         PairError: a network gives no stages.
     """
-    teacher, student = study.teacher(study.winner).network, study.student(study.winner)
+    live, student = study.teacher(study.winner), study.student(study.winner)
+    teacher = live.network
     for network in (teacher, student):
         network.spec.at(4)
     cka = MinibatchCKA(len(student.spec.stages), len(teacher.spec.stages))
     seen = 0
     with torch.inference_mode():
-        for batch in EvalLoader(study.splits.val, CKA_BATCH, device=study.device):
-            images = batch.images.to(study.device)
-            cka.add(*(list(map(_pooled, net(images, Signal.STAGES).stages)) for net in (student, teacher)))
-            seen += len(batch)
+        val = EvalLoader(study.splits.val, CKA_BATCH, device=study.device)
+        for by_student, by_teacher in zip(val, live.plain(val, study.device), strict=True):
+            pairs = ((student, by_student.images), (teacher, by_teacher.images))
+            cka.add(*(list(map(_pooled, network(images, Signal.STAGES).stages)) for network, images in pairs))
+            seen += len(by_student)
             if seen >= CKA_IMAGES:
                 break
     made.similarity, made.compared = tuple(map(tuple, cka.matrix().tolist())), seen
@@ -184,7 +186,9 @@ def measure_method(study: StudyNetworks, made: Measured, trial: TrialFolder) -> 
     images = images.to(study.device)
     with torch.inference_mode():
         student_outputs = distiller.student(images, method.student_needs)
-        teacher_outputs = teacher.network(images, method.teacher_needs)
+        val = teacher.plain(EvalLoader(study.splits.val, len(index)), study.device).split
+        (seen,) = EvalLoader(val.chosen(index), len(index), device=study.device)
+        teacher_outputs = teacher.network(seen.images, method.teacher_needs)
         figure = method.figure(student_outputs, teacher_outputs, labels.to(study.device))
     if figure is None:
         return {}

@@ -96,10 +96,13 @@ def _kinds(experiment: Experiment) -> tuple[str, str]:
     """Return the kinds of teacher and (first) student; empty for a network that cannot be built."""
     from heterokd.networks.network import predict_spec  # lazily: a study's actor does not import torch
 
-    def kind(settings: NetworkSettings) -> str:
+    def kind(settings: NetworkSettings, size: int) -> str:
         try:
-            return predict_spec(settings.network, 10, settings.options, experiment.data.image_size).kind
+            return predict_spec(settings.network, 10, settings.options, size).kind
         except NetworkError:
             return ""
 
-    return kind(experiment.teacher.settings_of()), kind(experiment.student.settings_of())
+    return (
+        kind(experiment.teacher.settings_of(), experiment.teacher_size),
+        kind(experiment.student.settings_of(), experiment.data.image_size),
+    )

@@ -66,7 +66,8 @@ def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
 def cached_views(recipe: Recipe) -> ViewSpec:
     """Return the views of the training images that a recipe's cache holds."""
     views = recipe.views or recipe.training.epochs
-    return ViewSpec(recipe.data.policy, recipe.training.seed, views, recipe.data.view_crop)
+    size = None if recipe.teacher_size == recipe.data.image_size else recipe.teacher_size
+    return ViewSpec(recipe.data.policy, recipe.training.seed, views, recipe.data.view_crop, size)
 
 
 def is_small_enough(recipe: Recipe, key: CacheKey) -> bool:

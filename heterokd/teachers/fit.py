@@ -39,8 +39,8 @@ FIT_FILES = (HEAD, BEST, BEST_SCORE) = ("head.safetensors", "best.safetensors", 
 
 LEARNING_RATE_SHARE = 0.1
 """Learning rate of fine-tuning as a share of `teacher.training.learning_rate`, which is one for random weights."""
-EPOCHS_SHARE = 0.1
-"""Epochs of fine-tuning as a share of `teacher.training.epochs`, likewise."""
+EPOCHS_SHARE, LEAST_EPOCHS = 0.1, 5
+"""Epochs of fine-tuning: a share of `teacher.training.epochs`, and at least this number of them."""
 LAYER_DECAY = 0.75
 """Layer decay of fine-tuning, unless `teacher.training.layer_decay` is set; usual values are 0.65 to 0.85."""
 
@@ -132,7 +132,7 @@ def planned_fit(recipe: Recipe) -> Fit:
 
 def fine_tuning(training: TrainingSettings) -> TrainingSettings:
     """Return the settings of fine-tuning from a solved classifier, given `teacher.training`."""
-    epochs = max(1, round(training.epochs * EPOCHS_SHARE))
+    epochs = max(min(training.epochs, LEAST_EPOCHS), round(training.epochs * EPOCHS_SHARE))
     changes = {
         "epochs": epochs,
         "warmup_epochs": training.warmup_epochs * epochs / training.epochs,

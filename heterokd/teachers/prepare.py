@@ -34,6 +34,7 @@ from heterokd.training.precision import default_device
 from heterokd.training.student import save_student
 from heterokd.training.task_modules import build_task
 from heterokd.training.teacher import FIRST_FIT, LiveTeacher, open_teacher, teacher_hash
+from heterokd.training.teacher_views import TeacherViews, teacher_views
 from heterokd.training.train import Metrics, Report
 
 CARD = "teacher.json"
@@ -111,7 +112,9 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
     settings = experiment.teacher.settings_of()
     return Recipe(
         name=f"{experiment.name}-teacher",
-        data=experiment.data.model_copy(update={"labels_per_class": None, "train_images": None}),
+        data=experiment.data.model_copy(
+            update={"labels_per_class": None, "train_images": None, "image_size": experiment.teacher_size}
+        ),
         teacher=settings,
         student=NetworkSettings.model_validate(settings.model_dump(include={"network", "options", "pretrained"})),
         method=BASELINE,
@@ -149,9 +152,19 @@ def given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) 
         raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
 
 
-def open_prepared(recipe: Recipe, prepared_weights: Path | None, num_classes: int) -> LiveTeacher:
-    """Open the teacher of a recipe, once per process."""
-    return _teacher(recipe.teacher.model_dump_json(), num_classes, recipe.data.image_size, prepared_weights)
+def open_prepared(
+    recipe: Recipe, prepared_weights: Path | None, num_classes: int, root: Workspace | None = None
+) -> LiveTeacher:
+    """Open the teacher of a recipe, once per process; `root`: see `teacher_views`."""
+    live = _teacher(recipe.teacher.model_dump_json(), num_classes, recipe.teacher_size, prepared_weights)
+    views = teacher_views(recipe, root)
+    return live if views is None else _with_views(live, views)
+
+
+@lru_cache(maxsize=8)
+def _with_views(live: LiveTeacher, views: TeacherViews) -> LiveTeacher:
+    """Return the teacher with its views; the network is shared, because confirmations have views of several seeds."""
+    return LiveTeacher(live.network, views)
 
 
 @lru_cache(maxsize=8)

@@ -27,7 +27,7 @@ def open_splits(settings: DataSettings) -> Splits:
     return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation"}))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _splits(data: str) -> Splits:
     settings = DataSettings.model_validate_json(data)
     try:

@@ -52,17 +52,20 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
         NetworkError: a network cannot be built.
     """
     settings = recipe.training
-    teacher = LiveTeacher(build_configured(recipe.teacher, splits.num_classes, recipe.data.image_size))
+    teacher = LiveTeacher(build_configured(recipe.teacher, splits.num_classes, recipe.teacher_size))
     distiller = build_distiller(recipe, teacher, splits.num_classes)
     groups = layer_groups(distiller, distiller.student.body, settings)
     optimizer = build_optimizer(
         distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum, groups
     )
-    batch = _images(recipe, splits.num_classes)
+    batch = _images(recipe, splits.num_classes, recipe.data.view_size)
+    seen = batch
+    if recipe.teacher_size != recipe.data.image_size:
+        seen = _images(recipe, splits.num_classes, (recipe.teacher_size, recipe.teacher_size))
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     reads_teacher = distiller.teacher_needs != Signal.NONE
     with autocast, _largest(teacher.network) as of_teacher:
-        outputs = teacher.outputs(batch, distiller.teacher_needs) if reads_teacher else Outputs(owner="teacher")
+        outputs = teacher.outputs(seen, distiller.teacher_needs) if reads_teacher else Outputs(owner="teacher")
     distiller.train()
     if settings.trainable == "head":
         distiller.student.eval()
@@ -79,8 +82,10 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     fixed += 0 if settings.ema is None else _bytes(distiller.student.parameters())
     fixed += _bytes(teacher.network.parameters()) if reads_teacher else 0
     fixed += sum(_resident(split, gpu_bytes) for split in (splits.train, splits.val))
+    if reads_teacher and seen is not batch:
+        fixed += sum(_resident_at(split, recipe.teacher_size, gpu_bytes) for split in (splits.train, splits.val))
 
-    image = batch.images.nbytes / IMAGES
+    image = (batch.images.nbytes + (seen.images.nbytes if seen is not batch else 0)) / IMAGES
     maps = MAPS_AT_A_TIME * max(of_student[0], of_teacher[0]) / IMAGES
     step = settings.batch_size // settings.accumulate * (saved_bytes / IMAGES + maps + image)
     eval_batch = open_split(splits.val, splits.num_classes, max(settings.batch_size, EVAL_BATCH)).batch_size
@@ -89,9 +94,9 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     return CONTEXT_BYTES + int(SLACK * (fixed + max(step, evaluation)) + workspace)
 
 
-def _images(recipe: Recipe, num_classes: int) -> Batch:
+def _images(recipe: Recipe, num_classes: int, size: tuple[int, int]) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    height, width = recipe.data.view_size
+    height, width = size
     shape = (IMAGES, *TASKS[recipe.task].label_shape((height, width)))
     return Batch(
         images=torch.rand(IMAGES, 3, height, width, generator=generator),
@@ -107,6 +112,12 @@ def _resident(split: Split, gpu_bytes: int) -> int:
     if len(split) * image > RESIDENT_SHARE * gpu_bytes:
         return 0
     return len(split) * (image + (0 if split.label_maps is None else split.label_maps.read(first).nbytes))
+
+
+def _resident_at(split: Split, size: int, gpu_bytes: int) -> int:
+    """Return `_resident` of a split's images at another size."""
+    whole = len(split) * 3 * size**2
+    return whole if whole <= RESIDENT_SHARE * gpu_bytes else 0
 
 
 def _bytes(values: Iterable[object]) -> int:

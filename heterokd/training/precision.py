@@ -89,6 +89,8 @@ def resolve_precision(
         torch.get_num_threads(),
         torch.__version__,
     ]
+    if recipe.teacher.image_size is not None:
+        shape.append(recipe.teacher_size)
     key = json.dumps(shape, sort_keys=True, default=str)
     if memory is None:
         return _fastest(candidates, measure)

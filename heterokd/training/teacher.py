@@ -21,6 +21,7 @@ from heterokd.networks.weights import load_weights
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
 from heterokd.training.student import build_configured
+from heterokd.training.teacher_views import TeacherViews
 
 FIRST_FIT = "all"
 """Fit of the first version, which is no part of a teacher's hash."""
@@ -51,11 +52,13 @@ class LiveTeacher:
 
     Args:
         network: network of the teacher; it is set to evaluation mode, without gradients of its parameters.
+        views: what it sees if its image size differs from the student's.
     """
 
-    def __init__(self, network: AnyNetwork) -> None:
+    def __init__(self, network: AnyNetwork, views: TeacherViews | None = None) -> None:
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.spec = network.spec
+        self.views = views
         self.serves = LIVE & network.spec.serves
         self._classes: dict[int, tuple[Split, Tensor | None]] = {}
 
@@ -64,8 +67,9 @@ class LiveTeacher:
         device = next(self.network.parameters()).device
         if device != batch.images.device:
             self.network.to(batch.images.device)
+        images = batch.images if self.views is None else self.views.of(batch)
         with torch.no_grad():
-            outputs: Outputs = self.network(batch.images, needs)
+            outputs: Outputs = self.network(images, needs)
         return outputs.only(needs, "teacher")
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
@@ -73,8 +77,13 @@ class LiveTeacher:
         split = loader.split
         if id(split) not in self._classes:
             # The split is stored so that its id is not reused.
-            self._classes[id(split)] = (split, predict_classes(self.network.to(device), loader, device))
+            classes = predict_classes(self.network.to(device), self.plain(loader, device), device)
+            self._classes[id(split)] = (split, classes)
         return self._classes[id(split)][1]
+
+    def plain(self, loader: EvalLoader, device: torch.device | str) -> EvalLoader:
+        """Return a loader of the same plain images at the teacher's size."""
+        return loader if self.views is None else self.views.plain(loader, device)
 
 
 def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:

@@ -136,9 +136,11 @@ class ViewSpec:
         seed: seed of the views and of their order.
         views: number of views of each image; None draws a new view every epoch.
         crop: height and width of a view in segmentation, in pixels; None: the size of the image.
+        teacher_size: height = width at which a teacher sees the views, in pixels; None: as the student.
     """
 
     policy: AugmentPolicy
     seed: int = 0
     views: int | None = None
     crop: tuple[int, int] | None = None
+    teacher_size: int | None = None

@@ -31,6 +31,7 @@ from heterokd.training.step import Updates
 from heterokd.training.student import build_configured
 from heterokd.training.task_modules import Task
 from heterokd.training.teacher import LiveTeacher, Teacher
+from heterokd.training.teacher_views import teacher_views
 from heterokd.training.train import build_distiller
 
 ROUNDS = 3
@@ -173,7 +174,7 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
 
 def teacher_like(recipe: Recipe, num_classes: int) -> LiveTeacher:
     """Build the recipe's teacher with random weights, which do not change its speed."""
-    return LiveTeacher(build_configured(recipe.teacher, num_classes, recipe.data.image_size))
+    return LiveTeacher(build_configured(recipe.teacher, num_classes, recipe.teacher_size), teacher_views(recipe))
 
 
 def _round(update: object, device: str) -> float:

@@ -41,11 +41,13 @@ def block_outputs(live: LiveTeacher, batch: Batch, needs: Signal) -> dict[str, T
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(batch), size):
             rows = slice(start, start + size)
-            block = Batch(images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows])
+            shown = None if batch.shown is None else batch.shown[rows]
+            block = Batch(images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], shown=shown)
             count = len(block)
             if count < size and device.type == "cpu":
                 repeated = torch.arange(size).clamp(max=count - 1)
-                block = replace(block, images=block.images[repeated])
+                shown = None if shown is None else shown[repeated]
+                block = replace(block, images=block.images[repeated], shown=shown)
             outputs = live.outputs(block, needs)
             if Signal.LOGITS in needs:
                 parts.setdefault("logits", []).append(outputs.logits[:count])

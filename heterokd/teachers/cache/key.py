@@ -61,6 +61,7 @@ class CacheKey:
         top_k: number of logits stored of each view, the largest; None: all.
         shard_bytes: maximum size of a shard, which holds at least one record.
         version: version of the code that computes and stores, `CACHE_VERSION`.
+        teacher_size: height = width at which the teacher saw the views, in pixels; None: `size`.
     """
 
     data: str
@@ -83,6 +84,7 @@ class CacheKey:
     top_k: int | None = None
     shard_bytes: int = SHARD_BYTES
     version: int = CACHE_VERSION
+    teacher_size: int | None = None
     # A later field needs a default with which the outputs are unchanged: it is then no part of the id, see `to_json`.
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ class CacheKey:
             stored.append(f"{f'the {self.top_k} largest of ' if self.top_k else ''}logits {list(self.logits)}")
         if self.embedding is not None:
             stored.append(f"embedding {list(self.embedding)}")
-        height, width = self.size
+        height, width = self.size if self.teacher_size is None else (self.teacher_size, self.teacher_size)
         return (
             f"{' and '.join(stored)} in {self.dtype} of {self.network} ({self.teacher[:8]}) on {self.views} view(s) "
             f"of {self.images} {self.split} images at {height} x {width} (data {self.data[:8]}, seed {self.seed})"
@@ -215,6 +217,7 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
         embedding=(spec.embedding_dim, *grid) if Signal.EMBEDDING in signals else None,
         top_k=settings.top_k,
         shard_bytes=settings.shard_bytes,
+        teacher_size=views.teacher_size,
     )
 
 
