@@ -10,7 +10,7 @@ from typing import Protocol
 
 from heterokd import __version__
 
-METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU"}
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macro_f1": "macro F1", "auroc": "AUROC"}
 """Printed names of metrics, where they differ from the key."""
 
 SCORES = ("top1", "miou")

@@ -85,7 +85,7 @@ class Classification(Task):
     name = "classification"
     score = "top1"
     score_name = metric_name(score)
-    metric_names = ("top1", "top5", "loss", "agreement")
+    metric_names = ("top1", "top5", "balanced_accuracy", "macro_f1", "auroc", "loss", "agreement")
     unit = "image"
     output_words = "logits of"
     network_hint = "one class per image; set a classifier of timm"

@@ -18,7 +18,17 @@ from heterokd.errors import ConfigError
 from heterokd.methods import METHODS
 from heterokd.tasks import TASKS, TaskName
 
-Metric = Literal["val/top1", "val/top5", "val/miou", "val/pixel_accuracy", "val/agreement", "val/loss"]
+Metric = Literal[
+    "val/top1",
+    "val/top5",
+    "val/balanced_accuracy",
+    "val/macro_f1",
+    "val/auroc",
+    "val/miou",
+    "val/pixel_accuracy",
+    "val/agreement",
+    "val/loss",
+]
 
 MOST_TRIALS = 10_000
 """Number of trials of a search that only its budget ends."""

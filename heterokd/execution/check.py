@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,7 @@ from heterokd.config.experiment import Experiment, ends
 from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
+from heterokd.config.search import score_of
 from heterokd.datasets.io.describe import describe_images
 from heterokd.datasets.masks.class_pixels import check_classes, describe_classes
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
@@ -21,6 +23,7 @@ from heterokd.tasks import TASKS
 from heterokd.teachers.prepare import given_teacher
 from heterokd.tracking.tracker import check_trackers
 from heterokd.training.data import open_splits
+from heterokd.training.macro_metrics import AUROC_CLASSES
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import Candidates, measure_students
 
@@ -44,6 +47,12 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
                 f"{key}: there is no file {checkpoint}; relative paths start from the working directory"
             )
     splits = open_splits(experiment.data)
+    fewest, most = {"val/top5": (5, math.inf), "val/auroc": (2, AUROC_CLASSES)}.get(experiment.metric, (0, math.inf))
+    if not fewest <= splits.num_classes <= most:
+        raise ConfigError(
+            f"search.metric: {experiment.metric} is not measured for {splits.num_classes} classes; choose "
+            f"{score_of(experiment.data.task)}"
+        )
     teachers, students = (
         {
             network: _spec(section, searched.settings_of(network), data, splits.num_classes)

@@ -97,6 +97,39 @@ class CorrectImages(ImageResults):
         return PairedTest(score, gain, gain - half, gain + half, "exact McNemar", p_value, wins, losses)
 
 
+@dataclass(frozen=True, eq=False)
+class ImageLogits(ImageResults):
+    """Results of classification by a metric of `MACRO_METRICS`: `images` [N, K] are logits, `labels` [N] class numbers.
+
+    Attributes:
+        metric: key of the metric.
+    """
+
+    metric: str
+
+    def interval(self) -> tuple[float, float]:
+        """Return percentiles of a bootstrap over images."""
+        low, high = np.nanpercentile(self._resampled(), (2.5, 97.5))
+        return float(low), float(high)
+
+    def compared(self, other: ImageResults) -> PairedTest:
+        """Apply a paired bootstrap over images: both networks are scored on the same samples."""
+        assert isinstance(other, ImageLogits)  # of the same task and metric
+        gain = self.score - other.score
+        gains = self._resampled() - other._resampled()
+        low, high = np.nanpercentile(gains, (2.5, 97.5))
+        return PairedTest(other.score, gain, float(low), float(high), "paired bootstrap", _bootstrap_p_value(gains))
+
+    def _resampled(self) -> NDArray[np.float64]:
+        import torch
+
+        from heterokd.training.macro_metrics import MACRO_METRICS
+
+        samples = _bootstrap(len(self), RESAMPLES, seed=0)
+        score = MACRO_METRICS[self.metric]
+        return np.concatenate([score(self.images, self.labels, torch.from_numpy(times)).numpy() for times in samples])
+
+
 class ImageConfusions(ImageResults):
     """Results of segmentation: `images` [N, K, K] counts pixels, rows are labels and columns predictions.
 
@@ -124,10 +157,13 @@ class ImageConfusions(ImageResults):
         samples = _bootstrap(len(self), resamples, seed)
         gains = np.concatenate([_mean_iou(times, areas) - _mean_iou(times, others) for times in samples])
         low, high = np.percentile(gains, (2.5, 97.5))
-        # The data's gain counts as a further sample, so that the p-value is never 0.
-        tails = (1 + np.count_nonzero(gains <= 0), 1 + np.count_nonzero(gains >= 0))
-        p_value = min(1.0, 2 * min(tails) / (1 + resamples))
-        return PairedTest(score, gain, float(low), float(high), "paired bootstrap", p_value)
+        return PairedTest(score, gain, float(low), float(high), "paired bootstrap", _bootstrap_p_value(gains))
+
+
+def _bootstrap_p_value(gains: NDArray[np.float64]) -> float:
+    """Return the two-sided p-value; the data's gain counts as a further sample, so that it is never 0."""
+    tails = (1 + np.count_nonzero(gains <= 0), 1 + np.count_nonzero(gains >= 0))
+    return min(1.0, 2 * min(tails) / (1 + len(gains)))
 
 
 def _bootstrap(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:

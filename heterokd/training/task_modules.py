@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Protocol
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from heterokd.outputs import IGNORE, Signal
 from heterokd.tasks import TASKS, Size, TaskName
 from heterokd.tasks import Task as Facts
-from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageResults
+from heterokd.training.macro_metrics import AUROC_CLASSES, MACRO_METRICS, macro_score
+from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageLogits, ImageResults
 
 Logits = Callable[[Tensor], Tensor]
 """Function from images [B, 3, H, W] in [0, 1] to logits."""
@@ -43,6 +45,7 @@ class ClassificationTask(nn.Module):
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
         window: unused.
+        metric: metric of the image results, `top1` or one of `MACRO_METRICS`.
 
     Attributes:
         facts: names, shapes and words of the task.
@@ -52,10 +55,13 @@ class ClassificationTask(nn.Module):
     facts: ClassVar[Facts] = TASKS["classification"]
     cached_signals: ClassVar[Signal] = Signal.LOGITS | Signal.EMBEDDING
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None) -> None:
+    def __init__(
+        self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None, metric: str = "top1"
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.metric = metric
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the task loss of logits [B, K] and class numbers [B] or class shares [B, K]: a mean over the batch."""
@@ -66,13 +72,15 @@ class ClassificationTask(nn.Module):
         return network(images)
 
     def meter(self) -> Meter:
-        """Return a new meter: `top1`, `top5`, `loss`, `agreement`."""
+        """Return a new meter: `top1`, `top5`, `loss`, the `MACRO_METRICS`, `agreement`."""
         return _ClassMeter(self.num_classes)
 
     def image_results(self, batches: LogitBatches) -> ImageResults:
-        """Return whether the prediction for each image is correct."""
+        """Return whether the prediction for each image is correct; for a macro metric, its logits."""
         pairs = [(logits.float(), labels) for logits, labels in batches]
         logits, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+        if self.metric in MACRO_METRICS:
+            return ImageLogits(logits, labels, macro_score(self.metric, logits, labels), self.metric)
         correct = torch.eq(logits.argmax(dim=1), labels)
         return CorrectImages(correct, labels, float(correct.float().mean()))
 
@@ -84,6 +92,7 @@ class SegmentationTask(nn.Module):
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
         window: height and width of the sliding window of an evaluation, in pixels; None evaluates the whole image.
+        metric: metric of the image results, `miou`.
 
     Attributes:
         facts: names, shapes and words of the task.
@@ -93,11 +102,14 @@ class SegmentationTask(nn.Module):
     facts: ClassVar[Facts] = TASKS["segmentation"]
     cached_signals: ClassVar[Signal] = Signal.LOGITS
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None) -> None:
+    def __init__(
+        self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None, metric: str = "miou"
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.window = window
+        self.metric = metric
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the task loss of logits [B, K, h, w], resized to the labels, and label maps [B, H, W].
@@ -153,9 +165,15 @@ TASK_MODULES: dict[TaskName, type[Task]] = {
 }
 
 
-def build_task(name: TaskName, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None) -> Task:
-    """Build the task of that name."""
-    return TASK_MODULES[name](num_classes, label_smoothing, window)
+def build_task(
+    name: TaskName,
+    num_classes: int,
+    label_smoothing: float = 0.0,
+    window: Size | None = None,
+    metric: str | None = None,
+) -> Task:
+    """Build the task of that name; its image results are compared by a metric, by default the task's score."""
+    return TASK_MODULES[name](num_classes, label_smoothing, window, metric or TASKS[name].score)
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -199,6 +217,12 @@ class _ClassMeter:
                 among = (logits.topk(top_k, dim=1).indices == labels[:, None]).any(dim=1)
                 yield name, among.float().mean()
         yield "loss", F.cross_entropy(logits, labels)
+        for name in MACRO_METRICS:
+            if name == "auroc" and self.num_classes > AUROC_CLASSES:
+                continue
+            value = macro_score(name, logits, labels)
+            if math.isfinite(value):  # images of a single class have no AUROC
+                yield name, torch.tensor(value)
         if self.agreed:
             yield "agreement", torch.cat(self.agreed).float().mean()
 

@@ -21,6 +21,7 @@ from heterokd.students.registry import CHALLENGER, log_student, register, taken_
 from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, pages
+from heterokd.training.macro_metrics import MACRO_METRICS
 from heterokd.training.student import open_student
 from heterokd.training.task_modules import Task, build_task
 
@@ -46,8 +47,10 @@ class Candidate:
 
 
 def task_of(experiment: Experiment, splits: Splits) -> Task:
-    """Build the task of a study's students."""
-    return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window)
+    """Build the task of a study's students; they are tested by the study's metric if it counts every class the same."""
+    metric = experiment.metric.removeprefix("val/")
+    chosen = metric if metric in MACRO_METRICS else None
+    return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window, metric=chosen)
 
 
 def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:

@@ -12,6 +12,7 @@ from heterokd.config.reading import load_study_experiment
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import PromotionError
+from heterokd.formatting import metric_name
 from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
@@ -119,7 +120,7 @@ def _decide(
     task = task_of(experiment, splits)
     results = image_results(candidate.model, open_test(splits), task)
     comparison = _comparison(runs, alias, champion, splits, results)
-    name = f"gain in test {task.facts.score_name}"
+    name = f"gain in test {metric_name(task.metric)}"
     gain = Gate(name, "-", None, None, f"no {BASELINE} trial to compare with")
     if comparison is not None:
         passed = comparison.gain > settings.min_gain
@@ -139,13 +140,13 @@ def _decide(
         alias=alias,
         promoted=not failed,
         changed=not failed and not dry_run,
-        reason=reason(failed, comparison, task.facts.score, results.score, dry_run=dry_run),
+        reason=reason(failed, comparison, task.metric, results.score, dry_run=dry_run),
         trial=candidate.trial.number,
         method=candidate.recipe.method,
         challenger=candidate.version,
         champion=None if champion is None else str(champion.version),
         champion_student="" if champion is None else described_version(champion),
-        metric=task.facts.score,
+        metric=task.metric,
         test_score=results.score,
         test_images=len(results),
         test_digest=splits.test.digest,
