@@ -14,10 +14,10 @@ from pydantic import Field, Strict, ValidationError, ValidationInfo, field_valid
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, Names, PathName, Settings
 from heterokd.datasets import DATASETS
-from heterokd.datasets.io.options import FIRST_READER, MEGAPIXELS, WHITE, Color, DataOptions
+from heterokd.datasets.io.options import BLACK_CANVAS, FIRST_READER, MEGAPIXELS, PADDING, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import Dataset
 from heterokd.datasets.masks.settings import MaskSettings
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy, Fill
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, TaskName
 
@@ -70,6 +70,11 @@ class DataSettings(Settings):
     )
     evaluation: Literal["whole", "sliding"] = Field(
         "whole", description="segmentation: evaluate whole images, or sliding windows of a view's size"
+    )
+    scene_views: Literal[1, 2] = Field(
+        2,
+        description="segmentation: version of the rules of views. Experiments before schema 4 have 1: the policy "
+        "scenes draws the area of the crop, not the zoom, and padding is black, not the mean color of ImageNet",
     )
     masks: MaskSettings | None = Field(
         None,
@@ -185,6 +190,7 @@ class DataSettings(Settings):
             value_range=self.value_range,
             max_megapixels=self.max_megapixels,
             masks=self.masks,
+            padding=BLACK_CANVAS if self.fill == BLACK else PADDING,
             class_order=self.class_order,
             table=self.table,
             group=self.group,
@@ -192,8 +198,9 @@ class DataSettings(Settings):
 
     @property
     def unread(self) -> frozenset[str]:
-        """Keys of `DataOptions` that the data set does not read."""
-        return frozenset(OPTIONS) & frozenset(type(self).model_fields) - self.dataset_class.reads
+        """Keys that the data set does not read: some of `DataOptions`, and without label maps those of their views."""
+        unread = frozenset(OPTIONS) & frozenset(type(self).model_fields) - self.dataset_class.reads
+        return unread if TASKS[self.task].labels_are_maps else unread | {"scene_views"}
 
     @property
     def task(self) -> TaskName:
@@ -216,13 +223,18 @@ class DataSettings(Settings):
         return self.view_size if self.evaluation == "sliding" else None
 
     @property
+    def fill(self) -> Fill:
+        """Color of views and canvases outside their images, in [0, 1]."""
+        black = self.scene_views == 1 or not TASKS[self.task].labels_are_maps
+        return BLACK if black else (PADDING[0] / 255, PADDING[1] / 255, PADDING[2] / 255)
+
+    @property
     def policy(self) -> AugmentPolicy:
         """The augmentation policy with all its settings."""
         if isinstance(self.augment, AugmentPolicy):
             return self.augment
-        if self.augment is None:
-            return self.dataset_class.policy_at(self.image_size)
-        return POLICIES[self.augment]
+        named = self.dataset_class.policy_at(self.image_size) if self.augment is None else POLICIES[self.augment]
+        return FIRST_SCENES if self.scene_views == 1 and named == POLICIES["scenes"] else named
 
 
 def _rgb(color: str | Color) -> Color:

@@ -16,6 +16,7 @@ The canvas is `image_size` high and twice as wide: 1024 is the original size, 51
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from heterokd.datasets.io.image_files import file_names, path_array
@@ -75,6 +76,7 @@ class Cityscapes(Dataset):
         }
         listed = tuple(MaskClass(name=name, values=(number,)) for name, number in CLASSES.items())
         known = KnownClasses(listed, ignored=tuple(range(NUMBERS)))
+        files = {name: replace(part, padding=options.padding) for name, part in files.items()}
         classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
         return scene_splits("cityscapes", files, classes, (image_size, 2 * image_size), ADVICE)
 

@@ -41,7 +41,7 @@ class MaskFolder(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "unknown (your own images)"
-    reads = frozenset({"masks", "background", "value_range", "max_megapixels"})
+    reads = frozenset({"masks", "group", "background", "value_range", "max_megapixels"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; label maps are read first if there is no class list."""
@@ -53,9 +53,9 @@ class MaskFolder(Dataset):
         if root is None or not root.is_dir():
             raise DataError(f"data.root: there is no folder {root}; give the folder that holds images and label maps")
         found = find_pairs(root)
-        files = _split(root, found, masks, seed)
+        files = _split(root, found, options, seed)
         reading = _reading(root, files, options)
-        files = {name: replace(part, reading=reading) for name, part in files.items()}
+        files = {name: replace(part, reading=reading, padding=options.padding) for name, part in files.items()}
         classes = mask_classes(masks, root, label_files(files), ADVICE)
         return scene_splits("mask_folder", files, classes, (image_size, image_size), ADVICE, found.notes)
 
@@ -67,12 +67,13 @@ def _reading(root: Path, files: Mapping[SplitName, SceneFiles], options: DataOpt
     return Reading(options.background, values, options.max_megapixels)
 
 
-def _split(root: Path, found: FoundPairs, masks: MaskSettings, seed: int) -> dict[SplitName, SceneFiles]:
+def _split(root: Path, found: FoundPairs, options: DataOptions, seed: int) -> dict[SplitName, SceneFiles]:
     """Return the files of each split: folders, then lists, then shares of train.
 
     Raises:
         DataError: a list and a folder define the same split, or a split is left without images.
     """
+    masks = options.masks or MaskSettings()
     files: dict[SplitName, SceneFiles] = {
         name or "train": SceneFiles(
             root, path_array(image for image, _ in pairs), path_array(mask for _, mask in pairs)
@@ -98,7 +99,7 @@ def _split(root: Path, found: FoundPairs, masks: MaskSettings, seed: int) -> dic
         if len(files["train"]) < 2:
             raise DataError(f"{root}: has too few images for train, val and test; add images with label maps")
         rest = len(files["train"])
-        files["train"], files[name] = files["train"].hold_out(min(0.95, share * whole / rest), seed, masks.group)
+        files["train"], files[name] = files["train"].hold_out(min(0.95, share * whole / rest), seed, options.group)
     return files
 
 

@@ -20,6 +20,7 @@ The canvas is `image_size` x `image_size`; 512 holds every image at its original
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,7 +57,7 @@ class VOC2012(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "the terms of Flickr, where its photographs come from"
-    reads = frozenset({"masks"})
+    reads = frozenset({"masks", "group"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -86,9 +87,10 @@ class VOC2012(Dataset):
                 f"{lists / name}: lists {len(shared)} image(s) of val.txt, such as {os.fsdecode(shared[0])}, which are "
                 f"the test images here; use a list without them"
             )
-        kept, held_out = train.hold_out(masks.val_share or VAL_SHARE, seed, masks.group)
+        kept, held_out = train.hold_out(masks.val_share or VAL_SHARE, seed, options.group)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
         known = KnownClasses(tuple(MaskClass(name=name) for name in CLASS_NAMES))
+        files = {name: replace(part, padding=options.padding) for name, part in files.items()}
         classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
         return scene_splits("voc2012", files, classes, (image_size, image_size), ADVICE)
 

@@ -67,7 +67,8 @@ def cached_views(recipe: Recipe) -> ViewSpec:
     """Return the views of the training images that a recipe's cache holds."""
     views = recipe.views or recipe.training.epochs
     size = None if recipe.teacher_size == recipe.data.image_size else recipe.teacher_size
-    return ViewSpec(recipe.data.policy, recipe.training.seed, views, recipe.data.view_crop, size)
+    data = recipe.data
+    return ViewSpec(data.policy, recipe.training.seed, views, data.view_crop, size, data.fill)
 
 
 def is_small_enough(recipe: Recipe, key: CacheKey) -> bool:

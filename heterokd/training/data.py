@@ -71,6 +71,6 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
             f"training.accumulate: {images} images of a worker cannot be split into {training.accumulate} parts; lower "
             "it, or training.workers"
         )
-    views = ViewSpec(recipe.data.policy, training.seed, recipe.views, recipe.data.view_crop)
+    views = ViewSpec(recipe.data.policy, training.seed, recipe.views, recipe.data.view_crop, fill=recipe.data.fill)
     worker = Worker(distributed.rank(), distributed.size())
     return make_loaders(splits, views, training.batch_size, worker=worker, device=device)

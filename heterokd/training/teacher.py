@@ -15,6 +15,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.schema import SCHEMA
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
+from heterokd.datasets.views.policy import BLACK
 from heterokd.errors import CheckpointError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import load_weights
@@ -101,6 +102,8 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
         content["crop"] = recipe.data.view_crop
     if teacher.fit != FIRST_FIT:
         content["fit"] = teacher.fit
+    if recipe.data.fill != BLACK:
+        content["fill"] = recipe.data.fill
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

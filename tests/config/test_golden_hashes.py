@@ -16,7 +16,7 @@ from torch import nn
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment, load_recipe
 from heterokd.datasets import load_dataset
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import FIRST_SCENES, POLICIES, AugmentPolicy
 from heterokd.outputs import OutputSpec, StageSpec
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache_policy import cache_key
@@ -77,7 +77,8 @@ def recipe_cache_id(case: dict[str, Any], folder: Path) -> str:
 
 
 def policy_hash(case: dict[str, Any], folder: Path) -> str:
-    return (POLICIES[case["name"]] if "name" in case else AugmentPolicy.model_validate(case["settings"])).hash
+    named = {**POLICIES, "scenes": FIRST_SCENES}  # the stored hash is that of schema 3
+    return (named[case["name"]] if "name" in case else AugmentPolicy.model_validate(case["settings"])).hash
 
 
 FAMILIES = {

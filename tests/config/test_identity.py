@@ -32,7 +32,7 @@ from heterokd.config.services import (
     TrackingSettings,
 )
 from heterokd.config.training import TeacherTraining, TrainingSettings
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy
 from heterokd.domains import Choice
 from heterokd.errors import ConfigError, StudyError
 from heterokd.methods import METHODS
@@ -270,13 +270,33 @@ def test_a_changed_default_of_a_method_leaves_older_studies(tiny_file: Write) ->
     assert at_schema(asked, 1, NEXT).recipe({"method": "ofa"}).params["form"] == "code", "what somebody set stays"
 
 
+def test_older_files_keep_their_views_of_scenes(tiny_file: Write) -> None:
+    scenes = [
+        "data={dataset: digit_scenes, augment: scenes}",
+        "teacher={network: segformer-mit_b0}",
+        "student={network: fpn-test_resnet}",
+        "search.space={methods: [scratch]}",
+    ]
+    older, newer = (load_experiment(tiny_file(), [*scenes, f"schema={number}"]) for number in (3, 4))
+    assert (older.data.policy, older.data.fill) == (FIRST_SCENES, BLACK)
+    assert (newer.data.policy, newer.data.fill) != (FIRST_SCENES, BLACK)
+    hashes = [asked.recipe({"method": "scratch"}).hash for asked in (older, newer)]
+    assert hashes[0] != hashes[1]
+    plain = [load_experiment(tiny_file(), [f"schema={number}"]).recipe({"method": "kd"}).hash for number in (3, 4)]
+    assert plain[0] == plain[1], "images with one class have no such views"
+
+
 def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     content = keys_of(recipe)
     for number in ({}, {"schema": 1}, {"schema": SCHEMA.number}):
         file.write_text(yaml.safe_dump(number | content))
         assert load_recipe(file) == recipe, "which leaves no key out"
-    first = ["data.reader=1", "teacher.fit=all"]  # the keys without a method whose defaults have changed
+    first = [
+        "data.reader=1",
+        "data.scene_views=1",
+        "teacher.fit=all",
+    ]  # the keys without a method whose defaults have changed
     assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), first)
     for number in (SCHEMA.number + 1, 0, "new"):
         file.write_text(yaml.safe_dump({"schema": number} | content))

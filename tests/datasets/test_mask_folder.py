@@ -28,8 +28,8 @@ SIDE = 16
 BLACK, RED, BLUE = (0, 0, 0), (128, 0, 0), (0, 0, 128)
 
 
-def options(**content: object) -> DataOptions:
-    return DataOptions(masks=MaskSettings.model_validate(content))
+def options(group: str | None = None, **content: object) -> DataOptions:
+    return DataOptions(group=group, masks=MaskSettings.model_validate(content))
 
 
 def load(root: Path, **content: object) -> Splits:
@@ -276,7 +276,7 @@ def test_splits_by_share_list_and_group(tmp_path: Path) -> None:
     grouped = names_of(load(tmp_path, group=r"p1?(\d)\."))
     assert all({f"p1{name[1:]}" for name in part if len(name) == 2} <= part for part in grouped.values())
     for content, problem in (
-        ({"group": "x"}, "'x' matches nothing in images/p0.jpg"),
+        ({"group": "x"}, "'x' does not match 'images/p0.jpg'"),
         ({"group": "p"}, "puts all images into one group"),
         ({"lists": {"val": "val.txt"}, "val_share": 0.2}, r"val_share: data\.masks\.lists\.val holds val already"),
         ({"lists": {"val": "val.txt", "test": "val.txt"}}, "'p3' is in the list of val as well"),
@@ -413,7 +413,7 @@ def test_settings_are_checked_with_the_experiment(tmp_path: Path) -> None:
         ({"dataset": "digit_scenes", "masks": {}}, "masks: data set 'digit_scenes' does not read it"),
         ({**content, "masks": {"classes": {"a": "blue"}}}, "'blue' is no colour"),
         ({**content, "masks": {"classes": ["a", "a"]}}, "'a' is listed twice"),
-        ({**content, "masks": {"group": "("}}, "is no regular expression"),
+        ({**content, "masks": {"val_share": 0}}, "greater than 0"),
         ({**content, "masks": {"val_share": 1.0}}, "less than or equal to 0.9"),
         ({**content, "masks": {"names": ["a"]}}, "Extra inputs are not permitted"),
     ):

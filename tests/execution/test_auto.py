@@ -238,7 +238,7 @@ def test_a_folder_with_label_maps_is_segmentation(tmp_path: Path) -> None:
 def test_students_are_proposed_for_label_maps(tmp_path: Path) -> None:
     images = tmp_path / "cells"
     write_masks(images)
-    request = AutoRequest(images, ["segformer-mit_b1"])
+    request = AutoRequest(images, ["segformer-mit_b2"])
     made = propose(inspect_masks(images), request, Workspace(tmp_path / "runs"), fit=False)
     assert {network.partition("-")[0] for network in made.experiment.student.networks} == {"deeplabv3plus", "segformer"}
     check_experiment(made.experiment)

@@ -3,14 +3,13 @@
 A label map has the size of its image, and a number or a colour per pixel, see `heterokd/datasets/masks/read.py`. EXIF
 orientations are ignored, since label maps have none. All images of a data set are read onto a canvas of one size:
 larger images are shrunk to fit (images bilinearly with antialiasing, label maps to the nearest pixel), smaller ones lie
-in the top left corner, and the rest is black and IGNORE. Nothing is enlarged.
+in the top left corner, and the rest is padding and IGNORE. Nothing is enlarged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
+from heterokd.datasets.io.grouping import groups_of
 from heterokd.datasets.io.image_files import SIZES_SAMPLE
+from heterokd.datasets.io.options import BLACK_CANVAS, Color
 from heterokd.datasets.io.read_image import FIRST_READING, Reading, open_image, to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
 from heterokd.datasets.masks.classes import LabelTable, MaskClasses
@@ -40,12 +41,14 @@ class SceneFiles:
         images: [N] paths of the images below `folder`, see `path_array`.
         labels: [N] paths of their label maps.
         reading: how the files of images become pixels.
+        padding: color of the canvas beyond an image.
     """
 
     folder: Path
     images: NDArray[np.bytes_]
     labels: NDArray[np.bytes_]
     reading: Reading = FIRST_READING
+    padding: Color = BLACK_CANVAS
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,28 +71,24 @@ class SceneFiles:
         Args:
             share: share of the pairs.
             seed: seed of the order in which pairs or groups are taken.
-            group: regular expression on an image's path; images with the same match stay together, see `MaskSettings`.
+            group: regular expression on an image's path; images with the same match stay together.
 
         Raises:
             DataError: an image's path does not match, or there is a single group.
         """
         if group is not None:
-            return self._hold_out_groups(share, seed, re.compile(group))
+            return self._hold_out_groups(share, seed, group)
         order = permutation(len(self), 0, "split", seed)
         count = max(1, round(share * len(self)))
         return self.chosen(np.sort(order[count:])), self.chosen(np.sort(order[:count]))
 
-    def _hold_out_groups(self, share: float, seed: int, group: re.Pattern[str]) -> tuple[SceneFiles, SceneFiles]:
+    def _hold_out_groups(self, share: float, seed: int, group: str) -> tuple[SceneFiles, SceneFiles]:
         """Take groups in seeded order while that brings the number of pairs closer to the share."""
         members: dict[str, list[int]] = {}
-        for position in range(len(self)):
-            name = os.fsdecode(self.images[position])
-            match = group.search(name)
-            if match is None:
-                raise DataError(f"data.masks.group: {group.pattern!r} matches nothing in {name}")
-            members.setdefault(match[1] or "" if group.groups else match[0], []).append(position)
+        for position, name in enumerate(groups_of([os.fsdecode(image) for image in self.images], group)):
+            members.setdefault(name, []).append(position)
         if len(members) < 2:
-            raise DataError(f"data.masks.group: {group.pattern!r} puts all images into one group; two are needed")
+            raise DataError(f"data.group: {group!r} puts all images into one group; two are needed")
         groups = sorted(members)
         taken: list[int] = []
         for place in permutation(len(groups), 0, "split", seed)[:-1].tolist():
@@ -109,7 +108,7 @@ class SceneImages(DecodedFiles):
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [Hc, Wc, 3]."""
-        return read_scene(self.files.image(position), self.canvas, self.files.reading)
+        return read_scene(self.files.image(position), self.canvas, self.files.reading, self.files.padding)
 
 
 class SceneLabels(DecodedFiles):
@@ -139,7 +138,9 @@ def label_files(files: Mapping[SplitName, SceneFiles]) -> list[Path]:
     return [files[name].label(position) for name in SPLIT_NAMES for position in range(len(files[name]))]
 
 
-def read_scene(path: Path, canvas: Canvas, reading: Reading = FIRST_READING) -> NDArray[np.uint8]:
+def read_scene(
+    path: Path, canvas: Canvas, reading: Reading = FIRST_READING, padding: Color = BLACK_CANVAS
+) -> NDArray[np.uint8]:
     """Read an image onto a canvas, [Hc, Wc, 3] uint8.
 
     Raises:
@@ -151,7 +152,7 @@ def read_scene(path: Path, canvas: Canvas, reading: Reading = FIRST_READING) -> 
         image = to_rgb(opened, path, reading)
     if image.size != inside[::-1]:
         image = image.resize(inside[::-1], Image.Resampling.BILINEAR)
-    return _on_canvas(np.asarray(image), canvas, 0)
+    return _on_canvas(np.asarray(image), canvas, padding)
 
 
 def scene_splits(
@@ -181,6 +182,8 @@ def scene_splits(
     for name in SPLIT_NAMES:
         chosen = files[name]
         digest.update(chosen.reading.identity.encode())
+        if chosen.padding != BLACK_CANVAS:
+            digest.update(bytes(chosen.padding))
         if not len(chosen):
             raise DataError(f"{chosen.folder}: has too few images, none is left for {name}; {advice}")
         every = -(-len(chosen) // SIZES_SAMPLE)
@@ -220,7 +223,7 @@ def _fitted(height: int, width: int, canvas: Canvas) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int) -> NDArray[np.uint8]:
+def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int | Color) -> NDArray[np.uint8]:
     whole = np.full((*canvas, *pixels.shape[2:]), rest, np.uint8)
     whole[: pixels.shape[0], : pixels.shape[1]] = pixels
     return whole

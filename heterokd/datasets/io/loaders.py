@@ -133,7 +133,7 @@ class TrainLoader:
         assert view is not None  # set by `_chosen`
         if maps is not None:
             size = self.views.crop or (maps.shape[1], maps.shape[2])
-            images, maps = view_scenes(pixels, maps, index, view, policy, size, seed)
+            images, maps = view_scenes(pixels, maps, index, view, policy, size, seed, self.views.fill)
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
             return self._pixels.batch(view_images(pixels, index, view, policy, seed), index, view)

@@ -17,6 +17,9 @@ Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 WHITE: Color = (255, 255, 255)
+BLACK_CANVAS: Color = (0, 0, 0)
+PADDING: Color = (124, 116, 104)
+"""Mean of ImageNet, which networks subtract: padding is then zero, as in an exported network."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class DataOptions:
         class_order: order of the classes; None: that of `classes.txt`, or sorted.
         table: CSV or Parquet file with paths, labels and splits; None: folders are classes.
         group: regular expression; images whose paths agree in its match are in the same split.
+        padding: color of the canvas beyond images with label maps, see `heterokd/datasets/io/label_maps.py`.
         masks: classes of label maps, and how images without splits are split.
     """
 
@@ -42,6 +46,7 @@ class DataOptions:
     class_order: Literal["sorted", "natural"] | tuple[str, ...] | None = None
     table: Path | None = None
     group: str | None = None
+    padding: Color = PADDING
     masks: MaskSettings | None = None
 
 

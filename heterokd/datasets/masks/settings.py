@@ -67,11 +67,6 @@ class MaskSettings(BaseModel):
         default_factory=dict,
         description="mask_folder: for each split a text file below data.root with the name of an image per line",
     )
-    group: str | None = Field(
-        None,
-        description="regular expression on an image's path below data.root; images with the same match (of its first "
-        "group, if it has groups) are in the same split",
-    )
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -89,15 +84,6 @@ class MaskSettings(BaseModel):
     @classmethod
     def _several(cls, values: object) -> object:
         return (values,) if isinstance(values, int | str) else values
-
-    @field_validator("group")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return pattern
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> MaskSettings:

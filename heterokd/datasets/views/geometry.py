@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import AugmentPolicy, Fill
 from heterokd.datasets.views.random import Draws, between, between_log, spread, to_device
 
 # A position that is closer to the centre than the border by this much is inside after any rounding.
@@ -35,11 +35,16 @@ def resample(pixels: Tensor, rows: NDArray[np.float64], fill: float) -> Tensor:
     return moved if stays_inside(rows, size) else filled(moved, outside(grid), fill)
 
 
-def filled(pixels: Tensor, places: Tensor, fill: float) -> Tensor:
-    """Fill some places [B, 1, H, W] of images [B, C, H, W] in place."""
+def filled(pixels: Tensor, places: Tensor, fill: float | Fill) -> Tensor:
+    """Fill some places [B, 1, H, W] of images [B, C, H, W] in place, with a level or a colour."""
     # Ten times faster than `masked_fill_` with a mask that is broadcast over channels.
     pixels.mul_(~places)
-    return pixels.add_(places, alpha=fill) if fill else pixels
+    if isinstance(fill, float):
+        return pixels.add_(places, alpha=fill) if fill else pixels
+    if any(fill):
+        for channel, level in enumerate(fill):
+            pixels[:, channel].add_(places[:, 0], alpha=level)
+    return pixels
 
 
 def stays_inside(rows: NDArray[np.float64], size: tuple[int, int]) -> bool:
@@ -73,6 +78,9 @@ def crop_rows(
     if share == (1.0, 1.0):
         # A long crop of nearly the whole area would exceed the image: it is cut at the border.
         width, height = (np.where(area <= 1, np.minimum(side, 1), side) for side in (width, height))
+    if policy.zoom != (1.0, 1.0):
+        zoom = between(draws["scale"], policy.zoom)
+        width, height = width / zoom, height / zoom
     angle = np.deg2rad(spread(draws["rotation"], policy.rotation))
     shift = 2 * policy.translate  # the image is 2 units wide
     centre_x = spread(draws["crop_x"], 1) * np.abs(1 - width) + spread(draws["translate_x"], shift)

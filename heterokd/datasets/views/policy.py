@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # Part of every policy's hash: raise it if the same draws give other pixels, so that stored outputs are not reused.
 VIEWS_VERSION = 1
@@ -64,6 +64,17 @@ class AugmentPolicy(BaseModel):
         0.0, ge=0, le=10, description="insert a piece of another image's view, with its area from Beta(cutmix, cutmix)"
     )
 
+    zoom: Range = Field(
+        (1.0, 1.0),
+        description="segmentation: factor by which images are enlarged before the crop, drawn evenly; instead of scale",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_single_scale(self) -> AugmentPolicy:
+        if self.zoom != (1.0, 1.0) and self.scale != (1.0, 1.0):
+            raise ValueError("zoom and scale both set the size of the crop; set one of them")
+        return self
+
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of all settings and of the version of the views' code."""
@@ -77,7 +88,8 @@ class AugmentPolicy(BaseModel):
     @property
     def warps(self) -> bool:
         """Whether views resample their images."""
-        return self.scale != (1.0, 1.0) or self.ratio != (1.0, 1.0) or self.translate > 0 or self.rotation > 0
+        sizes = (self.scale, self.ratio, self.zoom)
+        return any(bounds != (1.0, 1.0) for bounds in sizes) or self.translate > 0 or self.rotation > 0
 
     @property
     def colours(self) -> bool:
@@ -119,12 +131,19 @@ POLICIES: dict[str, AugmentPolicy] = {
         mixup=0.8,
         cutmix=1.0,
     ),
-    # Images with label maps: half to twice the size, and flip, as in CIRKD's code (https://arxiv.org/abs/2204.06986);
-    # the area is that of the crop, see `view_scenes`.
-    "scenes": AugmentPolicy(scale=(0.25, 4.0), flip=0.5),
+    # Images with label maps: half to twice the size, drawn evenly, and flip, as in CIRKD's code
+    # (https://arxiv.org/abs/2204.06986) and mmsegmentation.
+    "scenes": AugmentPolicy(zoom=(0.5, 2.0), flip=0.5),
     # Photographs of 32 pixels: flip, and a shift by up to 4 pixels, as by padding with 4 black pixels and cropping.
     "cifar": AugmentPolicy(translate=4 / 32, flip=0.5),
 }
+
+FIRST_SCENES = AugmentPolicy(scale=(0.25, 4.0), flip=0.5)
+"""The policy `scenes` before schema 4, which drew the crop's area evenly: its median zoom was 0.69 instead of 1.25."""
+
+Fill = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
+BLACK: Fill = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,7 @@ class ViewSpec:
         views: number of views of each image; None draws a new view every epoch.
         crop: height and width of a view in segmentation, in pixels; None: the size of the image.
         teacher_size: height = width at which a teacher sees the views, in pixels; None: as the student.
+        fill: colour of a view in segmentation where it lies outside of its image.
     """
 
     policy: AugmentPolicy
@@ -144,3 +164,4 @@ class ViewSpec:
     views: int | None = None
     crop: tuple[int, int] | None = None
     teacher_size: int | None = None
+    fill: Fill = BLACK

@@ -12,7 +12,7 @@ from heterokd.datasets.views.color import change_colours, plain_images
 from heterokd.datasets.views.erasing import erase
 from heterokd.datasets.views.geometry import affine_grid, crop_rows, filled, flip, outside, stays_inside, warp
 from heterokd.datasets.views.operations import operate
-from heterokd.datasets.views.policy import AugmentPolicy
+from heterokd.datasets.views.policy import BLACK, AugmentPolicy, Fill
 from heterokd.datasets.views.random import view_draws
 from heterokd.outputs import IGNORE
 
@@ -49,7 +49,7 @@ def view_images(
     return pixels
 
 
-# Seven parameters: those of `view_images`, the label maps and the size of the crop.
+# Eight parameters: those of `view_images`, the label maps, the size of the crop and the padding.
 def view_scenes(
     images: Tensor,
     label_maps: Tensor,
@@ -58,21 +58,24 @@ def view_scenes(
     policy: AugmentPolicy,
     size: tuple[int, int],
     seed: int = 0,
+    fill: Fill = BLACK,
 ) -> tuple[Tensor, Tensor]:
     """Render the given view of each image with its label map: a crop of the canvas.
 
-    A crop of area 1 has the scale of the canvas; with area 4 the image is shown at half its size. Labels are those of
-    the nearest pixel; outside the canvas, images are black and labels IGNORE. RandAugment and mixing need images with
-    one class: they are not applied here, and an experiment that sets them is refused.
+    A crop of area 1 has the scale of the canvas; with area 4, or a zoom of 0.5, the image is shown at half its size.
+    Labels are those of the nearest pixel; outside the canvas, images have the colour `fill` and labels are IGNORE.
+    RandAugment and mixing need images with one class: they are not applied here, and an experiment that sets them is
+    refused.
 
     Args:
         images: [B, Hc, Wc, 3], uint8, or float in [0, 1]; on any device.
         label_maps: [B, Hc, Wc] class numbers.
         index: [B] positions of the images in the training split.
         view: [B] view numbers, or one for all images.
-        policy: augmentation policy; `scale` is the area of the crop as a share of `size`.
+        policy: augmentation policy; `scale` is the area of the crop as a share of `size`, `zoom` enlarges the image.
         size: height and width of the views, in pixels.
         seed: seed of the views.
+        fill: colour outside the canvas.
 
     Returns:
         Images [B, 3, h, w] float32 in [0, 1] and label maps [B, h, w] int64; exactly the given ones if the policy is
@@ -93,7 +96,7 @@ def view_scenes(
         pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if not stays_inside(rows, size):
             beyond = outside(grid)
-            labels, pixels = labels.masked_fill_(beyond, IGNORE), filled(pixels, beyond, 0.0)
+            labels, pixels = labels.masked_fill_(beyond, IGNORE), filled(pixels, beyond, fill)
     if policy.colours:
         pixels = change_colours(pixels, images, policy, draws)
     if policy.erasing:

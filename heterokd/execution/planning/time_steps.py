@@ -159,7 +159,7 @@ def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -
 def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
     """Return the teacher's seconds per view, computed as a cache builder does."""
     signals = stored_signals(recipe.task)
-    views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop)
+    views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop, fill=recipe.data.fill)
     compute = view_outputs(splits.train, views, live, signals=signals, device=device)
     index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Literal
 
 from heterokd.datasets.io.split import Splits
-from heterokd.datasets.views.policy import ViewSpec
+from heterokd.datasets.views.policy import BLACK, ViewSpec
 from heterokd.errors import CacheError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
@@ -62,6 +62,7 @@ class CacheKey:
         shard_bytes: maximum size of a shard, which holds at least one record.
         version: version of the code that computes and stores, `CACHE_VERSION`.
         teacher_size: height = width at which the teacher saw the views, in pixels; None: `size`.
+        fill: colour of views outside their images.
     """
 
     data: str
@@ -86,6 +87,7 @@ class CacheKey:
     version: int = CACHE_VERSION
     teacher_size: int | None = None
     # A later field needs a default with which the outputs are unchanged: it is then no part of the id, see `to_json`.
+    fill: tuple[float, ...] = BLACK
 
     def __post_init__(self) -> None:
         if self.logits is None and self.embedding is None:
@@ -218,6 +220,7 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
         top_k=settings.top_k,
         shard_bytes=settings.shard_bytes,
         teacher_size=views.teacher_size,
+        fill=views.fill,
     )
 
 

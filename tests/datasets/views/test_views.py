@@ -21,7 +21,7 @@ from torchvision.transforms.functional import adjust_hue
 from heterokd.datasets.views.color import plain_images, turn_hue
 from heterokd.datasets.views.mixing import draw_mix, mix_labels, mix_views, symmetric_beta
 from heterokd.datasets.views.operations import KINDS, OPERATIONS, _look_up, _move, _saturate, _sharpen, operation_draws
-from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import FIRST_SCENES, POLICIES, AugmentPolicy
 from heterokd.datasets.views.random import (
     DRAWS,
     LATER_DRAWS,
@@ -288,6 +288,7 @@ def test_golden_draws() -> None:
 def test_policies_of_before_keep_their_hash() -> None:
     """A setting that came later and is off leaves the name of a policy, and so its views, as they were."""
     assert {name: POLICIES[name].hash for name in GOLDEN_HASHES} == GOLDEN_HASHES
+    assert FIRST_SCENES.hash == "94f2fe1b8b859781"
     assert AugmentPolicy(magnitude=5.0).hash != AugmentPolicy().hash
 
 
@@ -296,7 +297,6 @@ GOLDEN_HASHES = {
     "digits": "66f3f1686c1a1c1d",
     "standard": "f5c3fc2fb55b3492",
     "crop": "bc664e97bc3ca853",
-    "scenes": "94f2fe1b8b859781",
     "cifar": "d376eb3e2e6e8ad4",
 }
 GOLDEN_WORDS = {"digits": "6c4351b318435732", "ofa": "645c8f7991ea5402"}
@@ -596,6 +596,27 @@ def test_scene_shown_smaller_is_surrounded_by_pixels_that_count_nowhere() -> Non
     labels = view_scenes(images, maps, np.arange(2), 0, AugmentPolicy(scale=(4.0, 4.0)), (32, 32))[1]
     assert set(labels.unique().tolist()) == {3, 255}
     assert (labels == 3).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_scenes_draw_their_zoom_evenly_as_published_programs_do() -> None:
+    """With a crop of the canvas' size, an image at zoom z < 1 covers z**2 of its view: 13.9 % of pixels are padding."""
+    images, maps = (
+        torch.full((1500, 16, 16, *more), level, dtype=torch.uint8) for more, level in (((3,), 200), ((), 3))
+    )
+    fill = (0.25, 0.5, 0.75)
+    views, labels = view_scenes(images, maps, np.arange(1500), 0, POLICIES["scenes"], (16, 16), 0, fill)
+    covered = (labels == 3).float().mean((1, 2))
+    assert 1 - covered.mean() == pytest.approx(0.139, abs=0.015)
+    assert (covered < 1).float().mean() == pytest.approx(1 / 3, abs=0.04)
+    outside = (labels == 255)[:, None].expand(-1, 3, -1, -1)
+    assert torch.equal(views[outside], torch.tensor(fill).view(1, 3, 1, 1).expand_as(views)[outside])
+    older = view_scenes(images, maps, np.arange(1500), 0, FIRST_SCENES, (16, 16))[1]
+    assert (older == 255).float().mean() == pytest.approx(0.438, abs=0.02)
+
+
+def test_zoom_replaces_scale() -> None:
+    with pytest.raises(ValidationError, match="zoom and scale both set the size of the crop"):
+        AugmentPolicy(zoom=(0.5, 2.0), scale=(0.5, 1.0))
 
 
 def test_scene_is_the_same_alone_and_in_a_batch() -> None:
