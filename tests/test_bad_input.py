@@ -557,7 +557,7 @@ def half_of_them(file: Path) -> None:
     cut_off(file)
 
 
-@pytest.mark.parametrize("make", [emptied, a_text, of_another_network, of_other_classes, half_of_them])
+@pytest.mark.parametrize("make", [emptied, a_text, of_another_network, half_of_them])
 @pytest.mark.parametrize("command", ["search", "distill", "reproduce", "teacher", "cache"])
 def test_checkpoints(refused: Callable[..., str], tmp_path: Path, make: Make, command: str) -> None:
     make(tmp_path / "weights.safetensors")

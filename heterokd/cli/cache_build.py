@@ -20,6 +20,7 @@ from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.formatting import format_duration, format_size
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.teachers.cache.maintenance import list_caches, repair_cache
 from heterokd.teachers.cache.shards import cache_bytes
 from heterokd.teachers.prepare import prepare_teachers
@@ -65,11 +66,11 @@ def build_caches(
     Raises:
         UserError: the experiment is wrong, uses no cache, or its cache cannot be completed.
     """
-    experiment = load_experiment(file, list(overrides))
+    experiment = with_given_weights(load_experiment(file, list(overrides)), root)
     check_experiment(experiment)
     if not experiment.cache.enabled:
         raise ConfigError("cache.enabled: is false; set it to true to build a cache")
-    check_files(experiment)
+    check_files(experiment, root)
     check_address(address)
     prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
     builds = {

@@ -119,15 +119,18 @@ def teacher(
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.check import check_experiment, check_files
     from heterokd.storage.workspace import open_workspace
+    from heterokd.students.given_weights import with_given_weights
     from heterokd.teachers.prepare import prepare_teachers
 
+    state = open_workspace(root)
+    asked = with_given_weights(asked, state)
     check_experiment(asked)
-    check_files(asked)
+    check_files(asked, state)
     terminal = Terminal(quiet=as_json)
-    found = list(prepare_teachers(asked, open_workspace(root), progress=terminal.teacher_epoch).values())
+    found = list(prepare_teachers(asked, state, progress=terminal.teacher_epoch).values())
     if as_json:
         rows = [
-            {**each.card.__dict__, "file": each.weights and str(each.weights), "fitted": each.fitted} for each in found
+            {**each.card.content(), "file": each.weights and str(each.weights), "fitted": each.fitted} for each in found
         ]
         print_json(rows[0] if len(rows) == 1 else {"teachers": rows})
         return

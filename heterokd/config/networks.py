@@ -38,12 +38,29 @@ FitOfTeacher = Annotated[
 ]
 
 
+StartFrom = Annotated[
+    PathName | None,
+    Field(description="file of weights that its training starts from; a classifier of other classes starts at random"),
+]
+CHECKPOINT = (
+    "file of its weights in any format, folder of a trial or a study, or models:/NAME@ALIAS; with it, the teacher is "
+    "verified instead of fitted"
+)
+STARTS = ("pretrained", "start_from")
+
+
 class NetworkSettings(Settings):
     """A timm network."""
 
     network: str = Field(description="name of a timm network")
     options: dict[str, object] = Field(default_factory=dict, description="passed to timm.create_model")
     pretrained: bool = Field(False, description="start from timm's published weights")
+    start_from: StartFrom = None
+
+    @property
+    def has_start(self) -> bool:
+        """Whether it starts from published or given weights."""
+        return self.pretrained or self.start_from is not None
 
     @field_validator("options")
     @classmethod
@@ -68,6 +85,11 @@ class SearchedNetworks(NetworkSettings):
         default_factory=dict,
         description="passed to timm.create_model; of a list: the same for all, or {network: options}",
     )
+    start_from: PathName | dict[str, PathName] | None = Field(  # type: ignore[assignment]
+        None,
+        description="file of weights that its training starts from; a classifier of other classes starts at random; of "
+        "a list: {network: file}",
+    )
 
     @field_validator("network")
     @classmethod
@@ -89,10 +111,21 @@ class SearchedNetworks(NetworkSettings):
             self._check_options(options)
         return self
 
+    @model_validator(mode="after")
+    def _start_of_each(self) -> SearchedNetworks:
+        _check_files("start_from", self.start_from, self.networks, "that is left out starts from random weights")
+        if self.start_from is not None and self.pretrained:
+            raise ValueError("give either start_from or pretrained, not both")
+        return self
+
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of all networks."""
         return (self.network,) if isinstance(self.network, str) else self.network
+
+    def start_of(self, network: str) -> Path | None:
+        """Return the file of weights that a network's training starts from, or None."""
+        return _file_of(self.start_from, network)
 
     def options_of(self, network: str) -> dict[str, object]:
         """Return the options of a network."""
@@ -104,15 +137,13 @@ class SearchedNetworks(NetworkSettings):
 
 def no_features(fit: Fit) -> str:
     """Return the refusal of a fit that needs pretrained weights and has none."""
-    return f"fit: {fit} solves the classifier on pretrained features; set pretrained: true, or fit: all"
+    return f"fit: {fit} solves the classifier on pretrained features; set pretrained: true or start_from, or fit: all"
 
 
 class TeacherSettings(NetworkSettings):
     """A teacher: a frozen network."""
 
-    checkpoint: PathName | None = Field(
-        None, description="safetensors file of its weights; with it, the teacher is verified instead of fitted"
-    )
+    checkpoint: PathName | None = Field(None, description=CHECKPOINT)
     image_size: TeacherSize = None
     fit: FitOfTeacher = "auto"
     min_score: Score = None
@@ -120,13 +151,14 @@ class TeacherSettings(NetworkSettings):
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSettings:
-        if self.checkpoint is not None and self.pretrained:
-            raise ValueError("give either teacher.checkpoint or teacher.pretrained, not both")
+        for key in STARTS:
+            if self.checkpoint is not None and getattr(self, key):
+                raise ValueError(f"give either teacher.checkpoint or teacher.{key}, not both")
         return self
 
     @model_validator(mode="after")
     def _has_features(self) -> TeacherSettings:
-        if self.fit in ("head", "head_then_all") and not self.pretrained and self.checkpoint is None:
+        if self.fit in ("head", "head_then_all") and not self.has_start and self.checkpoint is None:
             raise ValueError(no_features(self.fit))
         return self
 
@@ -135,8 +167,7 @@ class TeachersSettings(SearchedNetworks):
     """The teacher, a frozen network, or a list of teachers to search."""
 
     checkpoint: PathName | dict[str, PathName] | None = Field(
-        None,
-        description="safetensors file of its weights; it is verified, not fitted; of a list: {network: file}",
+        None, description=f"{CHECKPOINT}; of a list: {{network: file}}"
     )
     image_size: TeacherSize = None
     fit: FitOfTeacher = "auto"
@@ -149,29 +180,22 @@ class TeachersSettings(SearchedNetworks):
             return self
         if self.pretrained:
             raise ValueError("give either teacher.checkpoint or teacher.pretrained, not both")
-        if isinstance(self.checkpoint, Path):
-            if len(self.networks) > 1:
-                form = ", ".join(f"{network}: FILE" for network in self.networks)
-                raise ValueError(
-                    f"checkpoint: one file cannot hold {len(self.networks)} teachers; write checkpoint: {{{form}}} "
-                    "(a teacher that is left out is fitted)"
-                )
-            return self
-        for network in self.checkpoint:
-            if network not in self.networks:
-                raise ValueError(f"checkpoint: {network!r} is no teacher; {did_you_mean(network, self.networks)}")
+        _check_files("checkpoint", self.checkpoint, self.networks, "that is left out is fitted")
+        for network in self.networks:
+            if self.checkpoint_of(network) is not None and self.start_of(network) is not None:
+                raise ValueError("give either teacher.checkpoint or teacher.start_from, not both")
         return self
 
     @model_validator(mode="after")
     def _has_features(self) -> TeachersSettings:
-        are_given = all(self.checkpoint_of(network) for network in self.networks)
+        are_given = all(self.checkpoint_of(network) or self.start_of(network) for network in self.networks)
         if self.fit in ("head", "head_then_all") and not self.pretrained and not are_given:
             raise ValueError(no_features(self.fit))
         return self
 
     def checkpoint_of(self, network: str) -> Path | None:
         """Return the file of a teacher's weights, or None."""
-        return self.checkpoint.get(network) if isinstance(self.checkpoint, Mapping) else self.checkpoint
+        return _file_of(self.checkpoint, network)
 
     def settings_of(self, network: str | None = None) -> TeacherSettings:
         """Return the settings of a network; default: of the first."""
@@ -182,6 +206,7 @@ class TeachersSettings(SearchedNetworks):
             pretrained=self.pretrained,
             checkpoint=self.checkpoint_of(network),
             image_size=self.image_size,
+            start_from=self.start_of(network),
             fit=self.fit,
             min_score=self.min_score,
             training=self.training,
@@ -189,7 +214,12 @@ class TeachersSettings(SearchedNetworks):
 
     def only(self, network: str) -> TeachersSettings:
         """Return the settings with this teacher only."""
-        alone = {"network": network, "options": self.options_of(network), "checkpoint": self.checkpoint_of(network)}
+        alone = {
+            "network": network,
+            "options": self.options_of(network),
+            "checkpoint": self.checkpoint_of(network),
+            "start_from": self.start_of(network),
+        }
         return self if self.network == network else self.model_copy(update=alone)
 
 
@@ -199,4 +229,25 @@ class StudentSettings(SearchedNetworks):
     def settings_of(self, network: str | None = None) -> NetworkSettings:
         """Return the settings of a network; default: of the first."""
         network = network or self.networks[0]
-        return NetworkSettings(network=network, options=self.options_of(network), pretrained=self.pretrained)
+        return NetworkSettings(
+            network=network,
+            options=self.options_of(network),
+            pretrained=self.pretrained,
+            start_from=self.start_of(network),
+        )
+
+
+def _file_of(given: Path | Mapping[str, Path] | None, network: str) -> Path | None:
+    return given.get(network) if isinstance(given, Mapping) else given
+
+
+def _check_files(key: str, given: Path | Mapping[str, Path] | None, networks: tuple[str, ...], left_out: str) -> None:
+    """Check that each file belongs to a network; `left_out` says what a network without a file is."""
+    if isinstance(given, Path) and len(networks) > 1:
+        form = ", ".join(f"{network}: FILE" for network in networks)
+        raise ValueError(
+            f"{key}: one file cannot hold {len(networks)} networks; write {key}: {{{form}}} (a network {left_out})"
+        )
+    for network in given if isinstance(given, Mapping) else ():
+        if network not in networks:
+            raise ValueError(f"{key}: {network!r} is not in the list; {did_you_mean(network, networks)}")

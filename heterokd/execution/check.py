@@ -9,6 +9,7 @@ import torch
 
 from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment, ends
+from heterokd.config.given_files import given_files
 from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
@@ -20,7 +21,7 @@ from heterokd.networks.network import predict_spec
 from heterokd.outputs import OutputSpec
 from heterokd.storage.workspace import Workspace
 from heterokd.tasks import TASKS
-from heterokd.teachers.prepare import given_teacher
+from heterokd.teachers.given import is_stored, local_file, read_given
 from heterokd.tracking.tracker import check_trackers
 from heterokd.training.data import open_splits
 from heterokd.training.macro_metrics import AUROC_CLASSES
@@ -39,12 +40,10 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
         UserError: names the file or key.
     """
     check_trackers(experiment)
-    for network in experiment.teacher.networks:
-        checkpoint = experiment.teacher.checkpoint_of(network)
-        if checkpoint is not None and not checkpoint.is_file():
-            key = f"teacher.checkpoint{f'.{network}' if isinstance(experiment.teacher.checkpoint, Mapping) else ''}"
+    for given in given_files(experiment):
+        if not is_stored(given.file) and not given.file.is_file():
             raise CheckpointError(
-                f"{key}: there is no file {checkpoint}; relative paths start from the working directory"
+                f"{given.key}: there is no file {given.file}; relative paths start from the working directory"
             )
     splits = open_splits(experiment.data)
     fewest, most = {"val/top5": (5, math.inf), "val/auroc": (2, AUROC_CLASSES)}.get(experiment.metric, (0, math.inf))
@@ -127,7 +126,7 @@ def within_limits(experiment: Experiment, root: Workspace) -> tuple[Experiment, 
     return experiment.without(candidates.left_out), candidates
 
 
-def check_files(experiment: Experiment) -> None:
+def check_files(experiment: Experiment, root: Workspace) -> None:
     """Open weights and images of train and val, so that damaged files are found before work begins.
 
     Raises:
@@ -139,19 +138,16 @@ def check_files(experiment: Experiment) -> None:
     kept, most = experiment.cache.top_k, splits.num_classes
     if experiment.cache.enabled and kept is not None and kept > most:
         raise ConfigError(f"cache.top_k: {kept} logits of a view cannot be kept, there are {most}; lower it")
-    for teacher in map(experiment.teacher.settings_of, experiment.teacher.networks):
-        if teacher.checkpoint is not None:
-            given_teacher(teacher, splits.num_classes, experiment.teacher_size)
-    starting: list[tuple[str, NetworkSettings, int]] = []
-    for section, searched, size in (
-        ("teacher", experiment.teacher, experiment.teacher_size),
-        ("student", experiment.student, experiment.data.image_size),
-    ):
-        for network in searched.networks if searched.pretrained else ():
-            starting.append((section, searched.settings_of(network), size))
-    for section, settings, size in starting:
+    sizes = {"teacher": experiment.teacher_size, "student": experiment.data.image_size}
+    for given in given_files(experiment):
+        size = sizes[given.key.partition(".")[0]]
+        read_given(given.network, local_file(given.file, root), splits.num_classes, size, given.key)
+    starting: list[tuple[str, NetworkSettings]] = []
+    for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
+        starting += [(section, searched.settings_of(network)) for network in searched.networks if searched.pretrained]
+    for section, settings in starting:
         try:
-            build_configured(settings, splits.num_classes, size, pretrained=True)
+            build_configured(settings, splits.num_classes, sizes[section], pretrained=True)
         except NetworkError as error:
             raise NetworkError(with_key(section, error)) from None
 

@@ -16,6 +16,7 @@ from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.study.published import published_samples
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
 from heterokd.tracking.runs import open_runs
@@ -62,10 +63,10 @@ def distill_once(
     Raises:
         UserError: the input is wrong; nothing has been trained then.
     """
-    experiment = experiment.for_teacher(experiment.teacher.networks[0])
+    experiment = with_given_weights(experiment.for_teacher(experiment.teacher.networks[0]), root)
     named = experiment.model_copy(update={"name": f"{experiment.name}-distill"})
     check_experiment(named)
-    check_files(named)
+    check_files(named, root)
     if named.training.is_shared:
         ray_temp_dir()  # raises before work if a local Ray cannot start
     sample = published_samples(named, method)[0]

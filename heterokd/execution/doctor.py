@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.given_files import given_files
 from heterokd.errors import TrackingError, without_password
 from heterokd.execution.check import check_experiment
 from heterokd.execution.driver import check_workers_root
@@ -46,6 +47,7 @@ from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
+from heterokd.teachers.given import is_stored
 
 ANSWER_SECONDS = 120.0
 """Timeout for a node's answer: the first import of torch is slow, and opening data takes up to DATA_SECONDS."""
@@ -102,11 +104,8 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
 
 
 def _checkpoints(experiment: Experiment) -> dict[str, Path]:
-    """Return the files of given teachers, by key."""
-    given = experiment.teacher.checkpoint
-    if isinstance(given, Mapping):
-        return {f"teacher.checkpoint.{network}": file for network, file in given.items()}
-    return {} if given is None else {"teacher.checkpoint": given}
+    """Return the files of given weights, by key; weights in MLflow are in the workspace."""
+    return {given.key: given.file for given in given_files(experiment) if not is_stored(given.file)}
 
 
 def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:

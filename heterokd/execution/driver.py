@@ -27,6 +27,7 @@ from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.students.registry import create_model, log_student, register, remove_pending
 from heterokd.students.registry_lock import locked_model
 from heterokd.study.plugins import check_plugins
@@ -73,11 +74,11 @@ def search(
     download_study(root, folder)
     if not resume:
         root.check_new(experiment.name)
-    asked = as_stored(experiment, folder)
+    asked = as_stored(with_given_weights(experiment, root), folder)
     experiment, candidates = within_limits(asked, root)
     excluded = check_experiment(experiment)
     check_plugins(experiment, excluded)
-    check_files(experiment)
+    check_files(experiment, root)
     check_workers_root(experiment, root, address)
     check_address(address)
     warm = warm_starts(experiment, finished_summaries(experiment, root))

@@ -30,6 +30,7 @@ from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
@@ -91,7 +92,7 @@ def match(
             f"data.dataset: no method of {task} has settings that follow from the similarity of stages; "
             "name a data set of another task"
         )
-    experiment = experiment.for_teacher(experiment.teacher.networks[0])
+    experiment = with_given_weights(experiment.for_teacher(experiment.teacher.networks[0]), root)
     _check_stages(experiment)
     trial = _student(experiment, root, on_epoch, teacher_progress)
     weights = prepare_teacher(experiment, root).weights

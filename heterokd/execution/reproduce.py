@@ -27,6 +27,7 @@ from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.study.published import PublishedPair, published_results, published_samples, published_settings
 from heterokd.study.significance import Comparison, as_rows, compare
 from heterokd.tasks import TASKS
@@ -179,12 +180,12 @@ def reproduce(
             raise ConfigError(
                 f"{section}.network: a list is searched; give the {section} whose table is to be reproduced"
             )
-    experiment = experiment.for_teacher(experiment.teacher.networks[0])
+    experiment = with_given_weights(experiment.for_teacher(experiment.teacher.networks[0]), root)
     chosen = chosen_methods(experiment, methods)
     measured = f"val/{TASKS[experiment.data.task].score}"
     named = experiment.model_copy(update={"name": f"{experiment.name}-reproduce"})
     excluded = {method: why for method, why in check_experiment(named).items() if method in chosen}
-    check_files(named)
+    check_files(named, root)
     folder = root.fetch_study(named.name)
     runs = open_runs(named, folder, root)
     tracker = with_others(runs, named, folder)

@@ -10,7 +10,7 @@ from heterokd.methods import BASELINE, VANILLA_KD
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
-from heterokd.report.wording import best_distilled
+from heterokd.report.wording import best_distilled, weak_teacher
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.gain import Gain, gain
 from heterokd.study.plan.record import Taken
@@ -150,10 +150,15 @@ def _teacher(report: StudyReport, best: Side) -> Card:
     mark, tone = ("one seed", "open") if best.half is None else ("tie", "plain")
     if best.half is not None and abs(difference) > best.half:
         mark, tone = ("ahead", "good") if difference > 0 else ("behind", "plain")
+    weak = weak_teacher(report.summary)
+    if weak is not None:
+        return Card(title, f"{difference:+.4f}", weak, "weak teacher", "open")
     costs = _student_costs(report)
     share = None if report.measured is None or not costs else _share(report.measured, costs[0])
     if share is not None and level > 0 and report.summary.maximise:
         part = f"{format_percent(best.mean / level)} of its {format_score(level)}"
+        if best.mean > level:
+            part = f"{format_score(best.mean)}, more than the teacher's {format_score(level)}"
         text = f"The student reaches {part}, with {share} {STUDENT_COSTS[costs[0]].name}."
     return Card(title, f"{difference:+.4f}", text, mark, tone)
 

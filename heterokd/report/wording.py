@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from heterokd.formatting import format_score
 from heterokd.methods import BASELINE
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.failures import IN_A_ROW
 from heterokd.study.gain import Gain, gain
 from heterokd.study.ranked_config import RankedConfig
@@ -13,8 +15,9 @@ MORE_SEEDS = "raise search.confirm_share or the budget for more fresh seeds"
 
 
 def notes(summary: StudySummary) -> list[str]:
-    """List what a search excluded, stopped early or paused, and what it spent of its budget: a sentence each."""
-    found = [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
+    """List problems of the teachers, what a search excluded, stopped or paused, and its budget: a sentence each."""
+    found = [f"Teacher {card.network}: {problem}." for card in _teachers(summary) for problem in card.problems()]
+    found += [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
     found += [
         f"{method} failed {IN_A_ROW} times in a row for the same reason and was left out of the rest of the search: "
         f"{reason}"
@@ -38,8 +41,38 @@ def notes(summary: StudySummary) -> list[str]:
     return found
 
 
+def _teachers(summary: StudySummary) -> tuple[TeacherCard, ...]:
+    return summary.teachers or (() if summary.teacher is None else (summary.teacher,))
+
+
+def weak_teacher(summary: StudySummary) -> str | None:
+    """Return the sentence that every teacher is near chance or worse than the student without a teacher, or None."""
+    cards = [card for card in _teachers(summary) if card.metric == summary.metric]
+    if not cards or len(cards) < len(_teachers(summary)) or not summary.maximise:
+        return None
+    best = max(cards, key=lambda card: card.val_score)
+    reach = f"{best.network} reaches {format_score(best.val_score)}"
+    scratch, half = (None, None) if summary.scratch is None else (summary.scratch.mean, summary.scratch.half_width)
+    advice = "fit or choose a better teacher (`heterokd teacher EXPERIMENT` measures it), then search again"
+    if scratch is not None and best.val_score < scratch - (half or 0):
+        return (
+            f"The teacher is the problem: {reach}, less than the student without a teacher "
+            f"({format_score(scratch)}); {advice}."
+        )
+    if all(card.is_near_chance for card in cards):
+        return f"The teacher is the problem: {reach}, which is near chance; {advice}."
+    return None
+
+
 def verdict(summary: StudySummary) -> str:
-    """Say how sure it is that the winner is better than scratch."""
+    """Say how sure it is that the winner is better than scratch, and whether the teacher is the problem."""
+    found, weak = _gain(summary), weak_teacher(summary)
+    if weak is None or summary.winner is None or summary.distillation_failure is not None:
+        return found
+    return f"{weak} {found}"
+
+
+def _gain(summary: StudySummary) -> str:
     winner, scratch, failure = summary.winner, summary.scratch, summary.distillation_failure
     if failure is not None:
         return f"All {failure.trials} distillation trials failed: {failure.reason}"

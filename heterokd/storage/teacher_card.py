@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from heterokd.formatting import metric_name
+
+CHANCE_DEVIATIONS = 3
+"""Standard deviations above chance up to which a score counts as near chance."""
+SURE = 0.95
+"""Mean confidence on train from which a teacher may have memorised its images."""
+MEMORISED_GAP = 0.1
+"""Difference of the scores on train and val from which a sure teacher counts as one that has memorised its images."""
+SHOWN_CLASSES = 5
+LONGEST_ORDER = 40
+"""Maximum number of classes of an order that is printed."""
 
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """Description of a teacher.
+    """Description of a teacher. What was not measured is None or empty.
 
     Attributes:
         network: name of the network.
@@ -22,9 +36,16 @@ class TeacherCard:
         reason: which weights of a fit were kept, and why, as a phrase; None: not recorded.
         temperature: divides the logits for the lowest cross-entropy on val; above 1, the teacher is overconfident.
         val_confidence: mean of its largest probability on val.
-        train_confidence: mean of its largest probability on training images.
+        train_confidence: mean of its largest probability on training images, without augmentation.
+        train_score: accuracy on these images.
+        notes: how a given file of weights was read, as phrases.
+        images: number of images of val.
+        chance: share of val's most frequent class.
+        never_predicted: classes that val has and the teacher never predicts.
+        class_order: an order of the classes with which it scores clearly more: `natural`, `sorted` or the names.
+        class_order_score: score on val with that order.
 
-    The last three are of classifiers; None: not measured.
+    What follows `reason` is of classifiers, except `notes`.
     """
 
     network: str
@@ -39,6 +60,13 @@ class TeacherCard:
     temperature: float | None = None
     val_confidence: float | None = None
     train_confidence: float | None = None
+    train_score: float | None = None
+    notes: tuple[str, ...] = ()
+    images: int | None = None
+    chance: float | None = None
+    never_predicted: tuple[str, ...] = ()
+    class_order: str | tuple[str, ...] | None = None
+    class_order_score: float | None = None
 
     def calibration(self) -> str:
         """Describe the calibration in a phrase; empty if it was not measured."""
@@ -49,6 +77,68 @@ class TeacherCard:
             f"where temperature {self.temperature:.2f} calibrates it"
         )
 
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether the score is that of a constant prediction, within its error."""
+        if self.chance is None or not self.images:
+            return False
+        error = math.sqrt(self.chance * (1 - self.chance) / self.images)
+        return self.val_score <= self.chance + CHANCE_DEVIATIONS * error
+
+    @property
+    def has_memorised(self) -> bool:
+        """Whether it is sure of its training images and much worse on others."""
+        if self.train_confidence is None or self.train_score is None:
+            return False
+        return self.train_confidence >= SURE and self.train_score - self.val_score >= MEMORISED_GAP
+
+    def remarks(self) -> list[str]:
+        """Return what its weights needed to be read, then `problems`: a sentence each."""
+        read = [f"{self.source}: {'; '.join(self.notes)}"] if self.notes else []
+        return [*read, *self.problems()]
+
+    def problems(self) -> list[str]:
+        """Return the reasons why students learn little from it, with what to do: a sentence each."""
+        found, score = [], f"{metric_name(self.metric)} {self.val_score:.4f} on val"
+        if self.class_order is not None and self.class_order_score is not None:
+            found.append(
+                f"its classes are in another order than the data's: {score}, but {self.class_order_score:.4f} in "
+                f"{_order(self.class_order)}"
+            )
+        elif self.is_near_chance:
+            found.append(
+                f"it is near chance: {score}, and {self.chance:.4f} by predicting the most frequent class; check that "
+                "its weights, image size and order of classes are those of its training, or fit it longer"
+            )
+        if self.has_memorised:
+            found.append(
+                f"it has memorised its training images: accuracy {self.train_score:.4f} and mean confidence "
+                f"{self.train_confidence:.4f} on train, {score}; its answers there are the labels, so fit it for fewer "
+                "epochs or with more augmentation"
+            )
+        if self.never_predicted and not self.is_near_chance:
+            shown = ", ".join(self.never_predicted[:SHOWN_CLASSES])
+            more = ", ..." if len(self.never_predicted) > SHOWN_CLASSES else ""
+            found.append(
+                f"it never predicts {len(self.never_predicted)} of {self.num_classes} classes on val: {shown}{more}"
+            )
+        return found
+
     def to_json(self) -> str:
         """Format as the text of teacher.json."""
-        return json.dumps(self.__dict__, indent=1)
+        return json.dumps(self.content(), indent=1)
+
+    def content(self) -> dict[str, object]:
+        """Return the content of teacher.json, without what was not measured."""
+        optional = TeacherCard.__dataclass_fields__
+        return {key: value for key, value in vars(self).items() if value != optional[key].default}
+
+
+def _order(order: str | Sequence[str]) -> str:
+    """Say how an order of classes is set."""
+    if isinstance(order, str):
+        return f"{order} order; set data.class_order: {order}"
+    if len(order) > LONGEST_ORDER:
+        return "an order found by matching its predictions; set data.class_order to the list of its classes"
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in order)
+    return f"an order found by matching its predictions; set data.class_order: [{listed}]"

@@ -100,8 +100,10 @@ class StudySummary:
         """Return the content of summary.json: plain values, no NaN."""
         content = {("standing" if key == "progress" else key): value for key, value in asdict(self).items()}
         content["front"] = [{**asdict(member), **self.students.get(member.student, {})} for member in self.front]
-        if self.teacher is None:
-            del content["teacher"], content["teachers"]
+        del content["teacher"], content["teachers"]
+        if self.teacher is not None:
+            content["teacher"] = self.teacher.content()
+            content["teachers"] = [card.content() for card in self.teachers]
         content = {key: value for key, value in content.items() if value or key not in _UNLESS_EMPTY}
         return {key: _plain(value) for key, value in content.items()}
 

@@ -7,49 +7,14 @@ them: there, its outputs say little more than the labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from heterokd.datasets.io.loaders import open_split
-from heterokd.datasets.io.split import Splits
-from heterokd.networks.network import AnyNetwork
-from heterokd.training.evaluation import predict
 
 TEMPERATURES = (0.05, 20.0)
 """Range of the temperature; predictions that are all right, or all uniform, have no optimum."""
 
 STEPS = 60
 """Steps of the golden-section search: more than float32 can tell apart."""
-
-TRAIN_IMAGES = 512
-"""Number of training images, evenly spaced, on which confidence is measured: standard error below 0.02."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration of a classifier.
-
-    Attributes:
-        temperature: divides the logits for the lowest cross-entropy on val; above 1, the network is overconfident.
-        val_confidence: mean of the largest probability on val, at temperature 1.
-        train_confidence: the same on training images, not augmented.
-    """
-
-    temperature: float
-    val_confidence: float
-    train_confidence: float
-
-
-def measure_calibration(network: AnyNetwork, splits: Splits, device: torch.device | str) -> Calibration:
-    """Measure the calibration of a classifier, on its device."""
-    logits, labels = predict(network, open_split(splits.val, splits.num_classes, device=device), device)
-    train = splits.train.chosen(np.arange(0, len(splits.train), -(-len(splits.train) // TRAIN_IMAGES)))
-    seen, _ = predict(network, open_split(train, splits.num_classes, device=device), device)
-    return Calibration(best_temperature(logits, labels.cpu()), confidence(logits), confidence(seen))
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:

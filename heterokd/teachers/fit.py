@@ -125,7 +125,7 @@ def planned_fit(recipe: Recipe) -> Fit:
     settings = recipe.teacher
     if settings.fit != "auto":
         return settings.fit
-    if not settings.pretrained:
+    if not settings.has_start:
         return "all"
     return "head" if recipe.training.trainable == "head" else "head_then_all"
 

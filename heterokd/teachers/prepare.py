@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from heterokd.storage.files import read_json, write_text
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
-from heterokd.teachers.calibration import measure_calibration
+from heterokd.teachers.diagnosis import diagnose
 from heterokd.teachers.fit import FIT_FILES, fit_teacher
+from heterokd.teachers.given import GivenWeights, given_weights, with_local_weights
 from heterokd.training.data import open_splits, training_splits
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import default_device
@@ -40,6 +42,8 @@ from heterokd.training.train import Metrics, Report
 CARD = "teacher.json"
 """File in a teacher's folder, written last."""
 
+logger = logging.getLogger(__name__)
+
 TeacherReport = Callable[[Metrics, str], bool]
 """Called with the metrics of an epoch of a teacher's fit and the teacher's network; False ends the fit."""
 
@@ -50,7 +54,7 @@ class PreparedTeacher:
 
     Attributes:
         settings: network of the teacher.
-        weights: safetensors file; None for timm's published weights.
+        weights: safetensors file with the network's names; None for timm's published weights.
         card: network, weights hash and score.
         fitted: whether this call trained it.
     """
@@ -93,12 +97,21 @@ def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | 
             `teacher.min_score`.
     """
     recipe = teacher_recipe(experiment)
-    settings, splits = recipe.teacher, open_splits(recipe.data)
-    if _is_given(settings, splits):
-        prepared = PreparedTeacher(settings, settings.checkpoint, _verify(recipe, splits))
+    asked, splits = recipe.teacher, open_splits(recipe.data)
+    recipe, sentence = with_local_weights(recipe, splits, root)
+    settings = recipe.teacher
+    if sentence is not None:
+        logger.warning(sentence)
+    if asked.checkpoint is not None and settings.checkpoint is not None:
+        given = given_weights(recipe, splits, root, asked.checkpoint)
+        prepared = PreparedTeacher(asked, given.file, _verify(recipe, splits, given))
+    elif _is_given(settings, splits):
+        prepared = PreparedTeacher(asked, None, _verify(recipe, splits))
     else:
         prepared = _fitted_teacher(recipe, splits, root, progress)
     card = prepared.card
+    for remark in card.remarks():
+        logger.warning("teacher %s: %s", card.network, remark)
     if settings.min_score is not None and card.val_score < settings.min_score:
         raise CheckpointError(
             f"teacher: {card.source} reaches {card.metric} {card.val_score:.4f}, teacher.min_score requires "
@@ -116,7 +129,7 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
             update={"labels_per_class": None, "train_images": None, "image_size": experiment.teacher_size}
         ),
         teacher=settings,
-        student=NetworkSettings.model_validate(settings.model_dump(include={"network", "options", "pretrained"})),
+        student=NetworkSettings.model_validate(settings.model_dump(include=set(NetworkSettings.model_fields))),
         method=BASELINE,
         params={},
         training=TrainingSettings.model_validate(settings.training.model_dump()),
@@ -131,25 +144,16 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
         OSError: the store of the workspace does not answer.
     """
     recipe = teacher_recipe(experiment)
-    splits = open_splits(recipe.data)
+    asked, splits = recipe.teacher.checkpoint, open_splits(recipe.data)
+    recipe, _ = with_local_weights(recipe, splits, root)
+    if asked is not None and recipe.teacher.checkpoint is not None:
+        return True, given_weights(recipe, splits, root, asked).file
     if _is_given(recipe.teacher, splits):
-        return True, recipe.teacher.checkpoint
+        return True, None
     folder = _folder(recipe, splits, root)
     root.mirror(folder).fetch(without=CHECKPOINTS)
     is_fitted = (folder / CARD).exists()
     return is_fitted, folder / "teacher.safetensors" if is_fitted else None
-
-
-def given_teacher(settings: TeacherSettings, num_classes: int, image_size: int) -> LiveTeacher:
-    """Open a teacher with given or published weights, once per process.
-
-    Raises:
-        CheckpointError: the weights are missing, damaged or of another network or number of classes.
-    """
-    try:
-        return _teacher(settings.model_dump_json(), num_classes, image_size, settings.checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"teacher.checkpoint: {error}" if settings.checkpoint else str(error)) from None
 
 
 def open_prepared(
@@ -191,16 +195,16 @@ def _folder(recipe: Recipe, splits: Splits, root: Workspace) -> Path:
     return folder
 
 
-def _verify(recipe: Recipe, splits: Splits) -> TeacherCard:
-    """Open a given teacher and measure its score on val."""
-    settings, device = recipe.teacher, default_device()
-    network = given_teacher(settings, splits.num_classes, recipe.data.image_size).network
+def _verify(recipe: Recipe, splits: Splits, given: GivenWeights | None = None) -> TeacherCard:
+    """Open a given or published teacher and measure it on val."""
+    device = default_device()
+    network = open_prepared(recipe, None if given is None else given.file, splits.num_classes).network
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     val = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(network.to(device), val, task, device=device))
-    source = str(settings.checkpoint) if settings.checkpoint else "timm's published weights"
-    card = _card(recipe, network, metrics[task.facts.score], source)
-    return _calibrated(card, network, splits, device)
+    score, source = metrics[task.facts.score], "timm's published weights" if given is None else given.source
+    card = _card(recipe, network, splits, score, source)
+    return card if given is None else replace(card, notes=given.notes)
 
 
 def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: Report | None) -> PreparedTeacher:
@@ -215,8 +219,9 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
             decoded = training_splits(splits, root)
             fitted = fit_teacher(recipe, decoded, root, folder, device, progress or (lambda metrics: True))
             save_student(fitted.network, weights)
-            card = _card(recipe, fitted.network, fitted.score, f"fitted {settings.network}", fitted.reason)
-            card = _calibrated(card, fitted.network, decoded, device)
+            start = "" if settings.start_from is None else f" from {settings.start_from}"
+            card = _card(recipe, fitted.network, decoded, fitted.score, f"fitted {settings.network}{start}")
+            card = replace(card, reason=fitted.reason)
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             write_text(card_file, card.to_json())
             for name in (*CHECKPOINTS, *FIT_FILES):
@@ -229,14 +234,7 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     return PreparedTeacher(settings, weights, card)
 
 
-def _calibrated(card: TeacherCard, network: AnyNetwork, splits: Splits, device: str) -> TeacherCard:
-    """Add the calibration of a classifier to its card."""
-    if splits.train.label_maps is not None:
-        return card
-    return replace(card, **asdict(measure_calibration(network.to(device), splits, device)))
-
-
-def _card(recipe: Recipe, network: AnyNetwork, score: float, source: str, reason: str | None = None) -> TeacherCard:
+def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, score: float, source: str) -> TeacherCard:
     return TeacherCard(
         network=recipe.teacher.network,
         options=dict(recipe.teacher.options),
@@ -246,5 +244,5 @@ def _card(recipe: Recipe, network: AnyNetwork, score: float, source: str, reason
         metric=score_of(recipe.task),
         val_score=score,
         source=source,
-        reason=reason,
+        **vars(diagnose(network, splits, default_device())),
     )

@@ -18,7 +18,7 @@ from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.policy import BLACK
 from heterokd.errors import CheckpointError
 from heterokd.networks.network import AnyNetwork
-from heterokd.networks.weights import load_weights
+from heterokd.networks.weights import file_digest, load_weights
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
 from heterokd.training.student import build_configured
@@ -88,7 +88,11 @@ class LiveTeacher:
 
 
 def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> str:
-    """Return the name of a teacher's folder: 16 hexadecimal digits over its network, training and data."""
+    """Return the name of a teacher's folder: 16 hexadecimal digits over its network, training and data.
+
+    Raises:
+        OSError: the file of `teacher.start_from` cannot be read.
+    """
     content = {
         "network": teacher.network,
         "options": teacher.options,
@@ -104,6 +108,8 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
         content["fit"] = teacher.fit
     if recipe.data.fill != BLACK:
         content["fill"] = recipe.data.fill
+    if teacher.start_from is not None:
+        content["start_from"] = file_digest(teacher.start_from)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.page import write_report
 from heterokd.report.study_data import StudyReport, read_study
 from heterokd.report.tables import published_tables
-from heterokd.report.wording import verdict
+from heterokd.report.wording import notes, verdict
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
@@ -49,6 +49,49 @@ def test_the_verdict_says_how_sure_the_study_is(winner: Any, scratch: Any, maxim
 def test_the_interval_of_the_difference_is_that_of_two_independent_means() -> None:
     sentence = verdict(fabricated.summary(leader("kd", 0.9, 0.03), leader("scratch", 0.8, 0.04)))
     assert "+0.0500 to +0.1500" in sentence
+
+
+@pytest.mark.parametrize(
+    ("winner", "teacher", "said"),
+    [
+        (
+            leader("scratch", 0.5978, 0.01),
+            {"val_score": 0.3913},
+            "0.3913, less than the student without a teacher (0.5978)",
+        ),
+        (leader("kd", 0.62, 0.01), {"val_score": 0.3913}, "0.3913, less than the student without a teacher (0.5978)"),
+        (leader("kd", 0.62, 0.01), {"val_score": 0.11, "chance": 0.1, "images": 500}, "0.1100, less than"),
+        (
+            leader("scratch", 0.1, 0.01),
+            {"val_score": 0.11, "chance": 0.1, "images": 500},
+            "0.1100, which is near chance",
+        ),
+        (leader("scratch", 0.5978, 0.01), {"val_score": 0.592}, None),
+        (leader("scratch", 0.5978, 0.01), {"val_score": 0.7}, None),
+        (leader("scratch", 0.5978, 0.01), {"val_score": 0.3, "metric": "val/miou"}, None),
+    ],
+)
+def test_a_weak_teacher_is_the_problem(winner: RankedConfig, teacher: dict[str, Any], said: str | None) -> None:
+    scratch = winner if winner.method == "scratch" else leader("scratch", 0.5978, 0.01)
+    card = fabricated.card(**teacher)
+    found = fabricated.summary(winner=winner, scratch=scratch, teacher=card, teachers=(card,))
+    sentence = verdict(found)
+    assert sentence.startswith("The teacher is the problem: ") == (said is not None)
+    assert (said or "Distillation is not compared here") in sentence
+    better = fabricated.card("resnet50", val_score=0.9)
+    assert not verdict(replace(found, teachers=(card, better))).startswith("The teacher"), "one of them is good"
+
+
+def test_the_page_names_a_weak_teacher(tmp_path: Path) -> None:
+    names = ("a", "b")
+    card = fabricated.card(val_score=0.3913, never_predicted=names)
+    found = summary(leader("kd", 0.5978, 0.01), leader("scratch", 0.55, 0.01), teacher=card, teachers=(card,))
+    report = StudyReport(NOWHERE, fabricated.experiment(), found)
+    (told,) = (each for each in cards(report) if each.title == "Difference to the teacher")
+    assert told.mark == "weak teacher"
+    assert "The teacher is the problem" in told.text
+    assert "152" not in told.text
+    assert notes(found)[0] == "Teacher vit_tiny_patch16_224: it never predicts 2 of 10 classes on val: a, b."
 
 
 SWIN = "swin_tiny_patch4_window7_224"

@@ -96,10 +96,10 @@ def test_what_one_teacher_names_is_named_as_before() -> None:
     [
         ({"network": [VIT, VIT]}, "names a network twice"),
         ({"network": []}, "is empty"),
-        ({"network": [VIT, CNN], "checkpoint": "a.safetensors"}, r"one file cannot hold 2 teachers; write .*test_vit"),
+        ({"network": [VIT, CNN], "checkpoint": "a.safetensors"}, r"one file cannot hold 2 networks; write .*test_vit"),
         (
             {"network": [VIT, CNN], "checkpoint": {"test_vitt": "a"}},
-            "'test_vitt' is no teacher; .*'test_vit'",
+            "'test_vitt' is not in the list; .*'test_vit'",
         ),
         ({"network": [VIT, CNN], "checkpoint": {VIT: "a"}, "pretrained": True}, "not both"),
         ({"network": [VIT, CNN], "options": {VIT: {"depth": 2}, "depth": 3}}, "'depth' is not a network of the list"),

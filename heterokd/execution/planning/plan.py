@@ -16,6 +16,7 @@ from heterokd.execution.planning.time_steps import teacher_like
 from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.students.given_weights import with_given_weights
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import count
 from heterokd.study.plan.estimate import Plan, Prices, Stock, estimate
@@ -50,7 +51,7 @@ def plan_experiment(
     """
     from heterokd.execution.planning.measure_costs import measure
 
-    experiment, candidates = within_limits(experiment, root)
+    experiment, candidates = within_limits(with_given_weights(experiment, root), root)
     excluded = check_experiment(experiment)
     check_plugins(experiment, excluded)
     folder = root.study(experiment.name)

@@ -40,6 +40,7 @@ class Lineage:
         cache: id of the teacher's cache that it was trained from, or the reason why there is none.
         commit: git commit of the training; None outside of a checkout.
         weights: SHA-256 of the student's weights.
+        scratch: mean of the study's best student without a teacher on val, if it has the teacher's metric.
     """
 
     teacher: TeacherCard | None
@@ -47,6 +48,7 @@ class Lineage:
     cache: str
     commit: str | None
     weights: str
+    scratch: float | None = None
 
 
 def model_card(
@@ -58,7 +60,7 @@ def model_card(
         _figures(decision, lineage),
         _method(recipe),
         _origins(recipe, lineage),
-        _limits(recipe, splits, decision),
+        _limits(recipe, splits, decision, lineage),
         _lineage(recipe, splits, decision, lineage),
         _environment(),
         f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
@@ -149,12 +151,16 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     card = lineage.teacher
     score = "" if card is None else f", {card.metric} {card.val_score:.4f}"
     if teacher.checkpoint is not None:
-        origin, licence = "a given checkpoint", f"{UNKNOWN} (the checkpoint does not state it)"
+        fitted = "" if card is None or card.source == str(teacher.checkpoint) else f" ({card.source})"
+        origin, licence = f"a given checkpoint{fitted}", f"{UNKNOWN} (the checkpoint does not state it)"
     elif teacher.pretrained:
         origin, licence = "timm's published weights", published_licence(teacher.network)
     else:
-        origin, licence = "fitted here from random weights", "the licence of the data below"
+        start = "random weights" if teacher.start_from is None else f"the weights in {teacher.start_from}"
+        origin, licence = f"fitted here from {start}", "the licence of the data below"
     student = "from random weights"
+    if recipe.student.start_from is not None:
+        student = f"from the weights in {recipe.student.start_from}"
     if recipe.student.pretrained:
         student = f"from timm's published weights (licence: {published_licence(recipe.student.network)})"
     dataset = recipe.data.dataset_class
@@ -170,7 +176,7 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     return "\n".join(lines)
 
 
-def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
+def _limits(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage) -> str:
     unit = TASKS[recipe.task].unit
     lines = [
         "## Limits",
@@ -181,6 +187,14 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision) -> str:
         "- Its probabilities are not calibrated, and no subgroup of images was evaluated separately.",
         "- The test interval covers the choice of test images, not the variance between training seeds.",
     ]
+    if lineage.teacher is not None and recipe.method != BASELINE:
+        lines += [f"- Its teacher: {problem}." for problem in lineage.teacher.problems()]
+        scratch = lineage.scratch
+        if scratch is not None and lineage.teacher.val_score < scratch:
+            lines.append(
+                f"- Its teacher reaches {lineage.teacher.val_score:.4f} on val, less than the student without a "
+                f"teacher ({scratch:.4f})."
+            )
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from heterokd.datasets.io.split import Splits
 from heterokd.storage.files import write_text
+from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.aliases import CHAMPION, LINES, append_line, last_line, previous_alias
@@ -14,6 +15,7 @@ from heterokd.students.promotion.decision import Decision
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
 from heterokd.students.registry import taken_size
 from heterokd.study.read_summary import read_summary
+from heterokd.study.summary import StudySummary
 from heterokd.tracking.runs import StudyRuns
 
 
@@ -48,6 +50,13 @@ def record_decision(runs: StudyRuns, root: Workspace, decision: Decision, candid
         client.set_registered_model_alias(name, decision.alias, version)
 
 
+def _scratch(summary: StudySummary | None, teacher: TeacherCard | None) -> float | None:
+    """Return the value of the best student without a teacher if it is comparable with the teacher's score."""
+    if summary is None or teacher is None or summary.scratch is None or teacher.metric != summary.metric:
+        return None
+    return summary.scratch.mean
+
+
 def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
     """Write the model card to the version's description, the run's artifacts and the study's folder."""
     client, summary = runs.client, read_summary(runs.folder)
@@ -62,6 +71,7 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
         cache=cache_of(candidate.recipe, splits, None if teacher is None else teacher.weights, root),
         commit=run.data.tags.get("mlflow.source.git.commit"),
         weights=logged.tags.get("heterokd.weights", "unknown"),
+        scratch=_scratch(summary, teacher),
     )
     taken = taken_size(f"models:/{decision.model}/{version.version}")
     card = model_card(decision, candidate.recipe, splits, taken, lineage)
