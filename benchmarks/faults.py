@@ -12,6 +12,10 @@
     disk     a read-only mount over the study's folder for a while (needs root)
     spot     Ray's warning of a preemption (`ray drain-node`), and the node killed at its deadline
     start    kill -9 of every trial's process before its first epoch, until the search gives up; then `--resume`
+    study    kill -9 of the actor that holds the study
+    gcs      kill -9 of the GCS of a local Ray
+    raylet   kill -9 of the raylet of a local Ray
+    builder  kill -9 of a builder of the teacher's cache
 
 Each fault hits a real `heterokd search` of small trials in a process of its own. "Recovered" is when a trial reports an
 epoch that it had not reported before, less the time of the epochs that it trains for it; "again" are epochs since its
@@ -34,7 +38,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import psutil
 import torch
+from faults_of_ray import kill_builder, kill_gcs, kill_raylet, kill_study
 from hurting import (
     EXPERIMENT,
     LONGEST,
+    Asked,
     Hurt,
     Search,
     epochs,
@@ -67,21 +72,6 @@ from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 from heterokd.tracking.ui_server import ui_command
 from heterokd.training.precision import device_name
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line says.
-
-    Attributes:
-        prepared: a root that each search begins with.
-        outage: seconds without the MLflow server.
-        seed: of the ten moments.
-    """
-
-    prepared: Path
-    outage: float
-    seed: int
 
 
 def main() -> None:
@@ -471,6 +461,10 @@ FAULTS: dict[str, Callable[[Path, Asked], dict[str, Any]]] = {
     "disk": lock_disk,
     "spot": warn_spot,
     "start": kill_at_start,
+    "study": kill_study,
+    "gcs": kill_gcs,
+    "raylet": kill_raylet,
+    "builder": kill_builder,
 }
 
 

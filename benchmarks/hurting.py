@@ -60,6 +60,21 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says.
+
+    Attributes:
+        prepared: a root that each search begins with.
+        outage: seconds without the MLflow server.
+        seed: of the ten moments.
+    """
+
+    prepared: Path
+    outage: float
+    seed: int
+
+
 def prepare(root: Path) -> None:
     """A root as an earlier search leaves it: MLflow's empty tables and the fitted teacher."""
     if root.exists():

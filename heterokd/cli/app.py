@@ -8,11 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from heterokd.cli import listing, models, planning, results, searching, training
@@ -61,10 +64,41 @@ for command in (
     app.command()(command)  # the order of `heterokd --help`
 
 
+@dataclass
+class Shown:
+    """What a command prints of an exception; the object of its context.
+
+    Attributes:
+        traceback: whether it prints the traceback, before the sentence.
+    """
+
+    traceback: bool = False
+
+
+def _debug(context: typer.Context, value: bool) -> None:
+    shown = context.find_object(Shown)
+    if shown is not None:
+        shown.traceback = value
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", callback=_debug, expose_value=False, help="Print the traceback of an error.")
+]
+
+
 @cache
 def _command() -> Callable[..., object]:
-    """Return the commands with their options, which Typer reads from the functions' signatures."""
-    return get_command(app)
+    """Return the commands with their options, which Typer reads from the functions' signatures, and `--debug`."""
+    only_debug = typer.Typer(add_completion=False)
+
+    @only_debug.command()
+    def _(debug: DebugOption = False) -> None: ...
+
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)  # of several commands Typer makes a group
+    for command in group.commands.values():
+        command.params.extend(get_command(only_debug).params)
+    return group
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,24 +108,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; default: the arguments of the process.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    shown = Shown()
     try:
         with interrupt_on_sigterm():
-            _command()(arguments, standalone_mode=True)
+            _command()(arguments, standalone_mode=True, obj=shown)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from heterokd.errors import HeterokdError, UserError
-
-        if isinstance(error, HeterokdError):
-            lines, is_users = str(error).splitlines(), isinstance(error, UserError)
-        elif isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
-            reason = f"cannot be used ({error.strerror}); check the path and its permissions"
-            lines, is_users = [f"{os.fsdecode(error.filename)}: {reason}"], True
-        elif isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
-            lines, is_users = str(error).splitlines(), False
-        else:
+        explained = _explained(error)
+        if explained is None:
             raise
+        if shown.traceback:
+            traceback.print_exc()
+        lines, code = explained
         for line in lines:
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2 if is_users else 1)
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[list[str], int] | None:
+    """Return the sentences for an exception and the exit code; None for a bug, whose traceback is printed."""
+    from heterokd.errors import HeterokdError, UserError
+
+    if isinstance(error, HeterokdError):
+        return str(error).splitlines(), 2 if isinstance(error, UserError) else 1
+    if isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED:
+        reason = f"cannot be used ({error.strerror}); check the path and its permissions"
+        return [f"{os.fsdecode(error.filename)}: {reason}"], 2
+    if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES):
+        return str(error).splitlines(), 1
+    from heterokd.execution.failure_cause import Cause, cause_of, fault_sentence
+
+    if cause_of(error) == Cause.TRIAL:
+        return None
+    return [f"{fault_sentence(error)}; run the command again, with --debug to see the traceback"], 1

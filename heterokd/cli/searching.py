@@ -17,6 +17,7 @@ from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError, StudyError, without_password
 
 if TYPE_CHECKING:
+    from heterokd.storage.workspace import Workspace
     from heterokd.study.summary import StudySummary
 
 
@@ -65,7 +66,7 @@ def search(  # its parameters are the command's options
         if found is None or not found.finished:
             terminal.live.stop()
             again = _resume_command(experiment, overrides, trials, address, root)
-            print(f"\ninterrupted: all results are kept in {root.rstrip('/')}/studies/{asked.name}", file=sys.stderr)
+            print(f"\ninterrupted{_kept(workspace, root.rstrip('/'), asked.name)}", file=sys.stderr)
             print(f"continue with: {again}", file=sys.stderr)
             raise typer.Exit(130)
         summary = found.summary
@@ -86,6 +87,17 @@ def search(  # its parameters are the command's options
         print_summary(terminal, found, asked.search.costs, _registered(found.model, summary, asked.name))
         if found.failed:
             raise typer.Exit(1)
+
+
+def _kept(workspace: Workspace, root: str, study: str) -> str:
+    """Say what an interrupted search has left, and where."""
+    if workspace.study(study).experiment_file.exists():
+        return f": all results are kept in {root}/studies/{study}"
+    from heterokd.storage.study_dir import CHECKPOINT
+
+    fits = [file for name in ("teacher.json", CHECKPOINT) for file in workspace.teachers.glob(f"*/{name}")]
+    fitted = f"; fitted teachers, and the last checkpoint of a fit, are kept in {root}/teachers" if fits else ""
+    return f" before the first trial, so the study has no results yet{fitted}"
 
 
 def _resume_command(file: Path, overrides: list[str], trials: int | None, address: str | None, root: str) -> str:

@@ -27,6 +27,9 @@ from heterokd.training.precision import default_device
 
 POLL_SECONDS = 0.5
 
+RESTARTS = 3
+"""Maximum restarts of a builder whose process died."""
+
 logger = logging.getLogger(__name__)
 
 RunningBuild: TypeAlias = "tuple[ray.actor.ActorHandle, ray.ObjectRef]"
@@ -151,7 +154,10 @@ def start_cache_builds(
         cluster: resources of a trial; a builder gets the same.
         builders: maximum number of builders; never more than there are missing shards.
     """
-    actor = ray.remote(Builder).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus)
+    # A builder that dies is started again, and continues with the missing shards.
+    actor = ray.remote(Builder).options(
+        num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS
+    )
     # Relative paths are resolved where the driver runs.
     where = root if root.url else root.on_node()
     work = [(cache.recipe.model_dump_json(), cache.weights.resolve() if cache.weights else None) for cache in caches]

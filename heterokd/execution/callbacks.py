@@ -6,11 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from heterokd.execution.cache_builders import RunningBuild, release
-from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.ray_settings import Trial, ray, tune
+from heterokd.execution.ray_watch import RayWatch
+from heterokd.execution.search_log import search_log
+from heterokd.execution.searcher import StudySearcher
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.study.summary import StudySummary
@@ -36,7 +39,7 @@ class MlflowSync:
         self.tracker, self.folder = tracker, folder
         self.waiting: dict[int, TrialFolder] = {}
         self.changed = threading.Condition()
-        self.is_closing = self.is_stuck = False
+        self.is_closing = self.is_stuck = self.is_failing = False
         self.checked = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self.thread.start()
@@ -72,9 +75,22 @@ class MlflowSync:
         """Sync trials until the server does not answer; return those that are left, the failed trial last."""
         for number, folder in list(batch.items()):
             del batch[number]
-            if not self.tracker.sync(folder):
+            if not self._synced(folder):
                 return {**batch, number: folder}
         return batch
+
+    def _synced(self, folder: TrialFolder) -> bool:
+        """Sync a trial; an exception, which would end the thread, is logged once until a sync succeeds."""
+        try:
+            is_synced = self.tracker.sync(folder)
+        except Exception as error:  # noqa: BLE001  no fault of a tracker may end the sync of all trials
+            if not self.is_failing:
+                logger.warning("tracking failed (%s: %s); it is tried again", type(error).__name__, error)
+            search_log.info("tracking of trial %d failed", folder.number, exc_info=error)
+            self.is_failing = True
+            return False
+        self.is_failing = False
+        return is_synced
 
     def _check_disk(self) -> None:
         if time.monotonic() - self.checked < WATCH_SECONDS:
@@ -94,24 +110,28 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
     def __init__(
         self,
         folder: StudyFolder,
-        actor: ray.actor.ActorHandle,
+        searcher: StudySearcher,
         sync: MlflowSync,
+        watch: RayWatch,
         listener: Listener | None,
         builders: list[RunningBuild],
-        limit: FailureLimit,
     ) -> None:
         self.folder = folder
-        self.actor = actor
-        self.sync = sync
+        self.searcher, self.actor = searcher, searcher.actor
+        self.sync, self.watch = sync, watch
         self.listener = listener
         self.builders = builders
-        self.limit = limit
         self.failures: dict[str, int] = {}
         self.ended: list[Trial] = []
         self.checked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: object) -> None:
-        """On each Tune step, release what has finished; at times, end the trials that exceed their limit."""
+        """On each Tune step, release what has finished; at times, end the trials that exceed their limit.
+
+        Raises:
+            RayLost: a process of Ray died, without which nothing goes on.
+        """
+        self.watch.raise_if_lost()
         self.builders = release(self.builders)
         self.ended = [trial for trial in self.ended if not _free(trial)]
         if time.monotonic() - self.checked > WATCH_SECONDS:
@@ -126,7 +146,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
         self.sync.put(trial_folder)
         if event == "finish" or self.listener is not None:
-            summary: StudySummary = ray.get(self.actor.summary.remote())
+            summary: StudySummary = ray.get(self.actor.summary.remote(self.searcher.running))
             if event == "finish":
                 summary.write(self.folder)
             if self.listener is not None:
@@ -134,17 +154,32 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Count a process that died and is restarted; Tune does not count announced preemptions."""
+        number = int(trial.config["number"])
+        _record(number, "is restarted", _last_error(trial))
+        self.searcher.deaths.begin(number)
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
             self.failures[trial.trial_id] = trial.num_failures
-            self.limit.add(int(trial.config["number"]))
+            self.searcher.failures.add(number)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
+        """Decide what becomes of a trial whose process died more often than `search.max_failures`."""
+        number, error = int(trial.config["number"]), _last_error(trial)
+        if self.searcher.failures.is_reached:
+            return  # No trial can run here, so none is at fault: they are kept for the next start of the search.
+        ending = self.searcher.deaths.judge(number, error)
+        _record(number, f"is {ending.kind}", error)
+        if ending.kind == "failed":
+            ray.get(self.actor.died.remote(number, ending.reason))
+        else:
+            ray.get(self.actor.interrupt.remote(number, ending.reason, ending.kind == "resumed"))
 
     def _expire(self, trials: list[Trial]) -> None:
         """End the processes of trials that exceed their limit; Tune's next process of such a trial ends at once."""
-        expired = set(ray.get(self.actor.expire.remote()))
+        expired = set(ray.get(self.actor.expire.remote(self.searcher.running)))
         for trial in trials if expired else ():
             number, process = trial.config.get("number"), trial.temporary_state.ray_actor
             if number in expired:
-                self.limit.excuse(number)
+                self.searcher.failures.excuse(number)
                 if process is not None:
                     ray.kill(process)
 
@@ -155,6 +190,19 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
     def __getstate__(self) -> dict[str, object]:
         # Tune pickles callbacks into its snapshots, which nothing here reads back.
         return {}
+
+
+def _last_error(trial: Trial) -> Exception | None:
+    """Return Ray's exception for the last death of a trial's process, as Tune keeps it; None if it cannot be read."""
+    try:
+        error: Exception = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # noqa: BLE001  an exception's class may raise anything while it is read
+        return None
+    return error
+
+
+def _record(number: int, outcome: str, error: BaseException | None) -> None:
+    search_log.info("trial %d %s: its process ended", number, outcome, exc_info=error)
 
 
 def _free(trial: Trial) -> bool:

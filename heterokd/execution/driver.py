@@ -20,6 +20,7 @@ from heterokd.execution.check import check_experiment, check_files, within_limit
 from heterokd.execution.executor import SearchJob, run_study
 from heterokd.execution.planning.plan_record import PlanRecorder
 from heterokd.execution.ray_connection import check_address
+from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.execution.study_sync import download_study, upload_study
 from heterokd.report.measure import draw_pictures
 from heterokd.report.page import write_report
@@ -68,7 +69,7 @@ def search(
 
     Raises:
         UserError: the input is wrong; nothing has been started then.
-        SearchError: no trial can run here; what was computed is kept.
+        SearchError: no trial can run here, or the machine or Ray failed; what was computed is kept.
     """
     folder = root.study(experiment.name)
     download_study(root, folder)
@@ -86,52 +87,56 @@ def search(
     plan_recorder = PlanRecorder(experiment, folder)
     runs = open_runs(experiment, folder, root)
     tracker = with_others(runs, experiment, folder)
-    began = time.monotonic()
-    prepared = prepare_teachers(experiment, root, progress=teacher_progress)
-    plan_recorder.prepared(time.monotonic() - began)
-    weights = {network: teacher.weights for network, teacher in prepared.items()}
-    caches = _cache_builds(experiment, root, weights)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        # First the database: a study that another process has created meanwhile is refused before a file changes.
-        facts = StudyFacts(excluded, candidates.left_out, candidates.costs, warm, prior=prior)
-        space = open_space(asked, folder, facts)
-        write_text(folder.experiment_file, dump_experiment(asked))
-        runs.close_zombies()
-        _remove_pending(runs)
-        summary = run_study(
-            SearchJob(
-                experiment=experiment,
-                workspace=root,
-                space=space,
-                asked=asked,
-                weights=weights,
-                caches=caches,
-                seconds_before=time.monotonic() - began,
-                trial_seconds=plan_recorder.trial_seconds,
-            ),
-            tracker,
-            address=address,
-            listener=listener,
-        )
-        card = prepared[_teacher_of_winner(experiment, summary)].card
-        summary = replace(summary, teacher=card, teachers=tuple(teacher.card for teacher in prepared.values()))
-        summary.write(folder)
-        plan_recorder.ended()
-        upload_study(root, folder, patiently=True)
-        root.fetch_leaders(folder)
-        result = SearchResult(folder, summary, card, runs.uri)
-        if not result.finished:
-            # Tune ends its loop in order on an interrupt: running trials keep their last checkpoint.
-            tracker.finish(summary, "KILLED")
-            return result
-        _report(folder, experiment, root, weights)
-        runs.wait()
-        model = _registered(experiment, folder, summary, runs)
-        tracker.finish(summary, "FAILED" if summary.has_failed else "FINISHED")
-        plan_recorder.ended()
-        upload_study(root, folder, patiently=True)
-    return replace(result, model=model)
+    with logged_to(folder), faults_explained(folder):
+        began = time.monotonic()
+        prepared = prepare_teachers(experiment, root, progress=teacher_progress)
+        plan_recorder.prepared(time.monotonic() - began)
+        weights = {network: teacher.weights for network, teacher in prepared.items()}
+        caches = _cache_builds(experiment, root, weights)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            # First the database: a study that another process has created meanwhile is refused before a file changes.
+            facts = StudyFacts(excluded, candidates.left_out, candidates.costs, warm, prior=prior)
+            space = open_space(asked, folder, facts)
+            write_text(folder.experiment_file, dump_experiment(asked))
+            search_log.info("resumed" if resume else "started")
+            runs.close_zombies()
+            _remove_pending(runs)
+            summary = run_study(
+                SearchJob(
+                    experiment=experiment,
+                    workspace=root,
+                    space=space,
+                    asked=asked,
+                    weights=weights,
+                    caches=caches,
+                    seconds_before=time.monotonic() - began,
+                    trial_seconds=plan_recorder.trial_seconds,
+                ),
+                tracker,
+                address=address,
+                listener=listener,
+            )
+            card = prepared[_teacher_of_winner(experiment, summary)].card
+            summary = replace(summary, teacher=card, teachers=tuple(teacher.card for teacher in prepared.values()))
+            summary.write(folder)
+            plan_recorder.ended()
+            upload_study(root, folder, patiently=True)
+            root.fetch_leaders(folder)
+            result = SearchResult(folder, summary, card, runs.uri)
+            if not result.finished:
+                # Tune ends its loop in order on an interrupt: running trials keep their last checkpoint.
+                search_log.info("interrupted")
+                tracker.finish(summary, "KILLED")
+                return result
+            _report(folder, experiment, root, weights)
+            runs.wait()
+            model = _registered(experiment, folder, summary, runs)
+            tracker.finish(summary, "FAILED" if summary.has_failed else "FINISHED")
+            plan_recorder.ended()
+            upload_study(root, folder, patiently=True)
+        search_log.info("finished")
+        return replace(result, model=model)
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:

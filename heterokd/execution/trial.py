@@ -13,6 +13,7 @@ import torch
 
 from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
+from heterokd.execution.failure_cause import Cause, cause_of
 from heterokd.execution.out_of_memory import is_out_of_memory
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
@@ -158,13 +159,16 @@ def run_trial(
         else:
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
             ended = replace(ended, student={**assignment.costs, "params_m": parameters / 1e6})
-    except Exception as error:  # noqa: BLE001  a trial's exception is recorded, and the search continues
+    except Exception as error:  # a trial's exception is recorded, and the search continues
+        is_memory = is_out_of_memory(error)
+        if not is_memory and cause_of(error) != Cause.TRIAL:
+            raise  # Tune restarts the trial from its checkpoint, and `TrialDeaths` decides if it does so in vain
         ended = replace(started, status=TrialStatus.FAILED)
         if isinstance(error, TrainingDiverged):
             ended = replace(started, status=TrialStatus.DIVERGED, reason=NOT_FINITE)
         text = traceback.format_exc()
         message = exception_line(text)
-        if is_out_of_memory(error):
+        if is_memory:
             ended = replace(ended, reason=OUT_OF_MEMORY)
             message = f"{OUT_OF_MEMORY}: {message}"
         write_text(folder.path / "error.txt", text)

@@ -222,6 +222,11 @@ class StudyFolder:
         return self.path / "study.db"
 
     @property
+    def log_file(self) -> Path:
+        """Log of the study's searches: warnings, failures and their tracebacks."""
+        return self.path / "search.log"
+
+    @property
     def report(self) -> Path:
         """HTML report."""
         return self.path / "report.html"

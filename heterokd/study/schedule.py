@@ -65,6 +65,12 @@ class Schedule:
         """Drop the cached ranking after the end of a trial that changes it."""
         self._leaderboard = None
 
+    def unqueue(self, number: int) -> None:
+        """Remove a trial from the queues of trials to resume, if it is there."""
+        for queue in (self.unfinished, self.stalled):
+            if number in queue:
+                queue.remove(number)
+
     def next(self) -> Step:
         """Return the next step."""
         is_busy = bool(self._ledger.running or self.unfinished or self.stalled)

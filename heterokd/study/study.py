@@ -24,8 +24,9 @@ from heterokd.study.options import StudyOptions
 from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
-from heterokd.study.pruner import checkpoint_epochs, compared, is_reference
+from heterokd.study.pruner import checkpoint_epochs, compared
 from heterokd.study.ranked_config import RankedConfig, pareto_front
+from heterokd.study.recovery import recover, requeue
 from heterokd.study.schedule import Schedule
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.storage import open_database, read_facts
@@ -40,6 +41,7 @@ class Study:
         experiment: experiment of the study, without the students that are left out.
         folder: folder of study.db and of the trials.
         facts: facts that the study was created with.
+        interrupted: reasons of the trials that were interrupted and are left to the next search, by number.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Study:
         )
         self._deadlines = Deadlines(experiment.search.trial_timeout, options.trial_seconds, options.clock)
         self._halted: set[int] = set()  # trials that the budget stops
+        self.interrupted: dict[int, str] = {}
 
     @classmethod
     def open(cls, experiment: Experiment, folder: StudyFolder, options: StudyOptions | None = None) -> Study:
@@ -85,7 +88,8 @@ class Study:
         )
         study = cls(experiment, folder, database, options)
         if is_kept:
-            study._recover()
+            is_spent = study.spending.is_exhausted()
+            recover(study._trials, folder, study._schedule, study.finish, is_spent=is_spent)
         return study
 
     @property
@@ -112,6 +116,8 @@ class Study:
             is_new = step == "sample" or isinstance(step, Start)
             if self._schedule.stalled and not is_new and not self.spending.is_exhausted():
                 return self._begin(self._trials[self._schedule.stalled.popleft()])
+            if step == "wait" and not self._ledger.running:
+                return None  # it depends on trials that were interrupted
             if step is None or step == "wait":
                 return step
             if step == "sample":
@@ -179,9 +185,7 @@ class Study:
             error: a line, for a failed or diverged trial.
         """
         self._ledger.pass_time()
-        for queue in (self._schedule.unfinished, self._schedule.stalled):
-            if number in queue:
-                queue.remove(number)
+        self._schedule.unqueue(number)
         self._deadlines.end(number, complete=status == TrialStatus.COMPLETE)
         record = self._trials[number]
         self._ledger.running.discard(number)
@@ -203,6 +207,33 @@ class Study:
         else:
             # Without a value for a pruned trial: Optuna uses its last report, from which the sampler learns.
             self._trials.end(number, status, self._value(metrics) if status == TrialStatus.COMPLETE else None)
+
+    def adopt(self, number: int) -> Assignment | None:
+        """Return the assignment of a trial whose process outlived the study's; None if it has ended or been begun."""
+        record = self._trials[number]
+        if not record.is_running or number in self._ledger.running:
+            return None
+        self._schedule.unqueue(number)
+        return self._begin(record)
+
+    def interrupt(self, number: int, reason: str, *, again: bool) -> None:
+        """Record that a running trial was interrupted by a fault that is not its own: it stays unfinished.
+
+        Args:
+            number: number of the trial.
+            reason: what happened.
+            again: `next` returns it again; otherwise the next search of this study does.
+        """
+        self._ledger.pass_time()
+        self._deadlines.end(number, complete=False)
+        self._ledger.running.discard(number)
+        self._schedule.unqueue(number)
+        if not self._trials[number].is_running:
+            return
+        if again:
+            requeue(self._trials[number], self.folder, self._schedule)
+        else:
+            self.interrupted[number] = reason
 
     def started(self, number: int) -> None:
         """Start the time limit of a trial that `next` returned: its process has begun, perhaps again."""
@@ -313,23 +344,6 @@ class Study:
         if not math.isfinite(record.reports.get(epoch, value)):
             return NOT_FINITE
         return self._pruner.decide(self._trials, record, epoch)
-
-    def _recover(self) -> None:
-        """Recover the trials of a dead process: end those that their folder says have ended, resume the others."""
-        for number in self._trials.foreign():
-            # Asked for elsewhere (`study.ask` by hand): there is nothing to run.
-            self._trials.end(number, TrialStatus.FAILED)
-        for record in [record for record in self._trials if record.is_running]:
-            files = self.folder.trial(record.number)
-            snapshot = files.snapshot
-            if snapshot.status.is_final:
-                metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
-                self.finish(record.number, snapshot.status, metrics, files.error_line)
-            elif is_reference(record) or files.has_progressed:
-                self._schedule.unfinished.append(record.number)
-            else:
-                # It may hang: a resumed search does not begin with it.
-                self._schedule.stalled.append(record.number)
 
     def _value(self, metrics: Mapping[str, float]) -> float:
         """Return the searched metric, or the worst value if it is missing or not finite."""

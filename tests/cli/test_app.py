@@ -15,6 +15,7 @@ from command_line import Done, Run
 from safetensors.torch import load_file, save_file
 
 from heterokd import __version__
+from heterokd.cli.app import main
 from heterokd.datasets import DATASETS
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
@@ -314,3 +315,68 @@ def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Pat
     done = cli("teacher", tiny_file(), *changed)
     assert done.code == 2
     assert f"delete {file.parent}" in done.err
+
+
+def test_a_fault_of_ray_or_the_machine_is_a_sentence_and_debug_shows_its_traceback(
+    cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RaySystemError
+
+    from heterokd.cli import catalogue
+
+    monkeypatch.setattr(catalogue, "describe", raising(RaySystemError("the store is gone")))
+    done = cli("methods", "kd")
+    assert done.code == 1
+    assert done.err == (
+        "error: Ray failed (RaySystemError: System error: the store is gone); run the command again, with --debug to "
+        "see the traceback\n"
+    )
+    shown = cli("methods", "kd", "--debug")
+    assert shown.code == 1
+    assert shown.err.startswith("Traceback (most recent call last)")
+    assert shown.err.endswith(done.err)
+    monkeypatch.setattr(catalogue, "describe", raising(OSError(5, "Input/output error")))
+    assert "the machine failed (OSError: [Errno 5] Input/output error)" in cli("methods", "kd").err
+    monkeypatch.setattr(catalogue, "describe", raising(KeyError("a bug")))
+    with pytest.raises(KeyError, match="a bug"):
+        main(["methods", "kd"])
+
+
+def raising(error: Exception) -> Callable[[str], None]:
+    def fail(name: str) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_debug(cli: Run, command: str) -> None:
+    assert "--debug " in cli(command, "--help").out
+
+
+def test_an_interrupted_fit_of_a_teacher_says_what_there_is(
+    cli: Run, tiny_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heterokd.execution import driver
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "prepare_teachers", interrupted)
+    tiny_file()
+    done = cli("search", "tiny.yaml")
+    assert done.code == 130
+    assert done.err.splitlines()[-2:] == [
+        "interrupted before the first trial, so the study has no results yet",
+        "continue with: heterokd search tiny.yaml --resume",
+    ]
+    assert not (tmp_path / "runs" / "studies").exists()
+    fit = tmp_path / "runs" / "teachers" / "0123"
+    fit.mkdir(parents=True)
+    (fit / "checkpoint.pt").write_bytes(b"")
+    again = cli("search", "tiny.yaml")
+    assert again.code == 130
+    assert (
+        "interrupted before the first trial, so the study has no results yet; fitted teachers, and the last checkpoint "
+        "of a fit, are kept in runs/teachers\n"
+    ) in again.err

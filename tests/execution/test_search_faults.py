@@ -47,6 +47,11 @@ def test_a_search_goes_on_from_the_last_rung_after(fault: str, tmp_path: Path, p
     assert found["again"] < 16  # epochs between the two rungs
 
 
+@pytest.mark.parametrize("fault", ["study", "gcs", "raylet", "builder"])
+def test_a_search_outlives_the_processes_of_a_local_ray(fault: str, tmp_path: Path, prepared: Path) -> None:
+    after(fault, tmp_path, prepared)
+
+
 def test_a_driver_that_is_asked_to_end_keeps_everything(tmp_path: Path, prepared: Path) -> None:
     assert after("term", tmp_path, prepared)["code"] == 130
 

@@ -114,6 +114,7 @@ def test_what_runs_too_long_pauses_and_a_larger_budget_goes_on_with_it(tmp_path:
     # The same budget again: the hour is over, whatever the clock says.
     again = Study.open(make_experiment({"hours": 1.0}), folder, StudyOptions(clock=Clock()))
     assert again.next() is None
+    assert again.progress() == standing
     assert again.spending.seconds == pytest.approx(3601.0)
     assert again.summary().spent["hours"] == pytest.approx(3601 / 3600)
 

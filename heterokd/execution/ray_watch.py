@@ -1,0 +1,147 @@
+"""Watch the processes that a connected Ray cannot do without: the GCS, and the raylet of this node.
+
+Ray itself notices the death of a raylet after a quarter of a minute. Without the GCS it waits for a minute and then
+ends this process, whatever it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import psutil
+
+from heterokd.execution.ray_settings import ray
+
+WATCH_SECONDS = 1.0
+"""Interval of the checks, and timeout of a connection."""
+
+LOCAL_PATIENCE = 3
+"""Failed checks in a row after which a process of a local Ray is lost: nothing starts it again."""
+
+CLUSTER_PATIENCE = 40
+"""The same for a cluster, where an operator may start the GCS again within Ray's minute."""
+
+GIVE_UP_SECONDS = 30.0
+"""Time that the main thread has to leave Ray once a process is lost; it may wait for Ray for ever."""
+
+Probe = Callable[[], bool]
+"""Returns whether a process answers."""
+
+logger = logging.getLogger(__name__)
+
+
+class RayLost(BaseException):
+    """A process of Ray has died, without which nothing goes on.
+
+    Not an `Exception`, after which Tune would wait for its actors, which cannot answer.
+    """
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"Ray's {process} does not answer any more (it was killed, or has crashed)")
+
+
+class RayWatch:
+    """Thread that checks whether processes answer; a context manager, which ends the thread.
+
+    Attributes:
+        lost: name of the process that does not answer any more; None while all do.
+    """
+
+    def __init__(self, sentence: Callable[[RayLost], str], interval: float = WATCH_SECONDS) -> None:
+        """Watch nothing yet; `sentence` formats the message if this process can only be ended."""
+        self.lost: str | None = None
+        self._sentence, self._interval = sentence, interval
+        self._probes: Mapping[str, Probe] = {}
+        self._patience, self._raylet = 1, 0
+        self._failed: dict[str, int] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ray-watch", daemon=True)
+
+    def __enter__(self) -> RayWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.lost is not None and self._raylet:
+            end_workers(self._raylet)
+
+    def start(self, probes: Mapping[str, Probe], patience: int, raylet: int = 0) -> None:
+        """Start the thread.
+
+        Args:
+            probes: the checks, by the name of the process.
+            patience: number of failed checks in a row after which a process is lost.
+            raylet: id of the process of a local Ray's raylet, whose workers are ended once a process is lost; 0: none.
+        """
+        self._probes, self._patience, self._raylet = probes, patience, raylet
+        self._thread.start()
+
+    def check(self) -> None:
+        """Check every process once."""
+        for name, answers in self._probes.items():
+            self._failed[name] = 0 if answers() else self._failed.get(name, 0) + 1
+            if self._failed[name] >= self._patience:
+                self.lost = self.lost or name
+
+    def raise_if_lost(self) -> None:
+        """Raise `RayLost` if a process does not answer any more."""
+        if self.lost is not None:
+            raise RayLost(self.lost)
+
+    def _work(self) -> None:
+        while self.lost is None and not self._is_over.wait(self._interval):
+            self.check()
+        if self.lost is not None and not self._is_over.wait(GIVE_UP_SECONDS):
+            # Ray would end this process soon, too, without a word.
+            logger.error("error: %s", self._sentence(RayLost(self.lost)))
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            if self._raylet:
+                end_workers(self._raylet)
+            os._exit(1)
+
+
+def watch_ray(watch: RayWatch, address: str | None) -> None:
+    """Start to watch the connected Ray; `address`: that of its cluster, None if it is a local Ray."""
+    node = ray._private.worker._global_node
+    local = node.all_processes.get("raylet", ()) if address is None and node is not None else ()
+    raylet = local[0].process.pid if local else 0
+    watch.start(_probes(), LOCAL_PATIENCE if raylet else CLUSTER_PATIENCE, raylet)
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether a process listens at an address."""
+    try:
+        socket.create_connection((host, port), timeout=WATCH_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def end_workers(raylet: int) -> None:
+    """Kill the workers of a raylet: they outlive it for a while, and would train what is started again."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("RAY_RAYLET_PID") == str(raylet):
+                process.kill()
+
+
+def _probes() -> dict[str, Probe]:
+    """Return the probes of the GCS and of this node's raylet; none over Ray Client, which keeps its own connection."""
+    if ray.util.client.ray.is_connected():
+        return {}
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    probes: dict[str, Probe] = {"GCS": lambda: listens(host.strip("[]"), int(port))}
+    here = ray.get_runtime_context().get_node_id()
+    found = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["NodeID"] == here]
+    if found:
+        probes["raylet"] = lambda: listens(*found[0])
+    return probes

@@ -1,0 +1,65 @@
+"""Processes of Ray that die are noticed; `test_search_faults.py` kills real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from heterokd.execution.ray_watch import RayLost, RayWatch, end_workers, listens
+
+
+def watch(interval: float = 60.0) -> RayWatch:
+    return RayWatch(lambda lost: str(lost), interval)
+
+
+def test_a_process_is_lost_after_failed_checks_in_a_row() -> None:
+    answers = iter([True, False, False, True, False, False, False])
+    with watch() as watching:
+        watching.start({"GCS": lambda: next(answers), "raylet": lambda: True}, patience=3)
+        for _ in range(6):
+            watching.check()
+            watching.raise_if_lost()
+        watching.check()
+        with pytest.raises(RayLost, match="Ray's GCS does not answer any more"):
+            watching.raise_if_lost()
+
+
+def test_the_thread_finds_a_socket_that_is_closed_and_names_the_first_process_that_is_lost() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, watch(0.01) as watching:
+        host, port = server.getsockname()
+        watching.start({"raylet": lambda: listens(host, port), "GCS": lambda: True}, patience=2)
+        time.sleep(0.1)
+        assert watching.lost is None
+        server.close()
+        ends = time.monotonic() + 20
+        while watching.lost is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert watching.lost == "raylet"
+
+
+def test_nothing_is_watched_before_the_start() -> None:
+    with watch() as watching:
+        watching.check()
+        watching.raise_if_lost()
+
+
+def test_workers_of_a_lost_raylet_are_ended_and_no_others() -> None:
+    program = [sys.executable, "-c", "import time; time.sleep(60)"]
+    raylet = 2**22 + os.getpid()  # no process has this id
+    mine, other = (
+        subprocess.Popen(program, env={**os.environ, "RAY_RAYLET_PID": str(each)}) for each in (raylet, raylet + 1)
+    )
+    try:
+        end_workers(raylet)
+        assert mine.wait(20) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()

@@ -1,0 +1,123 @@
+"""The log of a search keeps warnings, failures and their tracebacks; the terminal gets sentences."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RaySystemError
+
+from heterokd.errors import SearchError, StudyError
+from heterokd.execution import search_log as module
+from heterokd.execution.search_log import faults_explained, logged_to, search_log
+from heterokd.storage.files import write_text
+from heterokd.storage.study_dir import StudyFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "runs" / "studies" / "tiny")
+
+
+def fail(folder: StudyFolder, error: BaseException) -> None:
+    with logged_to(folder), faults_explained(folder):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RaySystemError("gone"), "Ray failed (RaySystemError: System error: gone)"),
+        (OSError(errno.EIO, "Input/output error"), "the machine failed (OSError: [Errno 5] Input/output error)"),
+        (MemoryError("8 GiB"), "the machine failed (MemoryError: 8 GiB)"),
+    ],
+    ids=["Ray", "disk", "memory"],
+)
+def test_a_fault_becomes_a_sentence_that_names_the_log_and_how_to_continue(
+    folder: StudyFolder, error: Exception, sentence: str
+) -> None:
+    with pytest.raises(SearchError) as caught:
+        fail(folder, error)
+    assert str(caught.value) == (
+        f"{folder.path}: {sentence}; all results are kept, details are in {folder.log_file}, and --resume continues "
+        "the search"
+    )
+    text = folder.log_file.read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in text
+    assert str(error) in text
+
+
+def test_errors_of_the_user_before_the_study_leave_nothing(folder: StudyFolder) -> None:
+    with pytest.raises(StudyError, match="no such network"):
+        fail(folder, StudyError("no such network"))
+    with pytest.raises(KeyboardInterrupt):
+        fail(folder, KeyboardInterrupt())
+    assert not folder.path.exists()
+
+
+def test_errors_of_the_user_pass_and_bugs_name_the_log(folder: StudyFolder) -> None:
+    write_text(folder.experiment_file, "name: tiny\n")
+    with pytest.raises(StudyError, match="it runs already"):
+        fail(folder, StudyError("it runs already"))
+    with pytest.raises(KeyError) as caught:
+        fail(folder, KeyError("a bug"))
+    assert caught.value.__notes__ == [f"This traceback is also in {folder.log_file}"]
+    with pytest.raises(KeyboardInterrupt):
+        fail(folder, KeyboardInterrupt())
+    text = folder.log_file.read_text(encoding="utf-8")
+    assert "it runs already" in text
+    assert "KeyError: 'a bug'" in text
+    assert "interrupted" in text.splitlines()[-1]
+
+
+def test_searches_append_to_a_log_of_bounded_size(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 2000)
+    for number in range(100):
+        with logged_to(folder):
+            search_log.info("search %d", number)
+    older = folder.log_file.with_name("search.log.1")
+    kept = older.read_text(encoding="utf-8") + folder.log_file.read_text(encoding="utf-8")
+    assert kept.endswith("search 99\n")
+    assert len(kept.splitlines()) > 20
+    assert sum(file.stat().st_size for file in folder.path.iterdir()) <= 4000
+    assert {file.name for file in folder.path.iterdir()} == {"search.log", "search.log.1"}
+
+
+def test_a_log_that_cannot_be_written_ends_no_search(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "file"
+    place.write_text("no folder")
+    with logged_to(StudyFolder(place / "study")):
+        search_log.info("started")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_terminal_still_shows_warnings_but_no_tracebacks(folder: StudyFolder) -> None:
+    code = (
+        "import logging\n"
+        "from pathlib import Path\n"
+        "from heterokd.execution.search_log import logged_to, search_log\n"
+        "from heterokd.storage.study_dir import StudyFolder\n"
+        f"with logged_to(StudyFolder(Path({str(folder.path)!r}))):\n"
+        "    logging.getLogger('heterokd.x').warning('the disk is slow')\n"
+        "    search_log.info('trial 3 ended')\n"
+        "    try: 1 / 0\n"
+        "    except ZeroDivisionError: logging.getLogger('ray.tune').exception('a trial failed')\n"
+        "logging.getLogger('heterokd.x').warning('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "the disk is slow\nafter\n"
+    text = folder.log_file.read_text(encoding="utf-8")
+    for kept in ("the disk is slow", "trial 3 ended", "a trial failed", "ZeroDivisionError"):
+        assert kept in text
+    assert "after" not in text
+
+
+def test_nothing_is_left_of_the_handlers(folder: StudyFolder) -> None:
+    before = [list(logging.getLogger(name).handlers) for name in ("heterokd", "ray", "heterokd.search_log")]
+    with logged_to(folder):
+        pass
+    assert [list(logging.getLogger(name).handlers) for name in ("heterokd", "ray", "heterokd.search_log")] == before
