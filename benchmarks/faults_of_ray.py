@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
-from hurting import Asked, Hurt, Search, in_training, outcome, searching, until
+from hurting import Asked, Hurt, Search, epochs, in_training, outcome, searching, until
 
 
 def process(running: Search, part: str) -> psutil.Process | None:
@@ -26,10 +27,11 @@ def kill_study(scratch: Path, asked: Asked) -> dict[str, Any]:
         trial = until(lambda: in_training(running), running)
         pid = trial.snapshot.pid
         until(lambda: process(running, "ray::StudyActor"), running).kill()
-        hurt = Hurt.now(trial)
-        recovered = hurt.recovered(running)
+        began, reported = time.monotonic(), epochs(trial)
+        until(lambda: epochs(trial) > reported, running)
+        recovered = time.monotonic() - began
         running.wait()
-        found = outcome(running, "the study's actor", hurt, recovered)
+        found = outcome(running, "the study's actor", recovered=recovered)
         if trial.snapshot.pid != pid:
             found["problems"].append("the trial's process was restarted")
         return found
