@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.budget import Spending
 from heterokd.study.pruner import is_reference
 from heterokd.study.schedule import Schedule
 from heterokd.study.trials import TrialRecord, Trials
@@ -14,10 +15,10 @@ Finish = Callable[[int, TrialStatus, Mapping[str, float], str | None], None]
 """`Study.finish`."""
 
 
-def recover(trials: Trials, folder: StudyFolder, schedule: Schedule, finish: Finish, *, is_spent: bool) -> None:
+def recover(trials: Trials, folder: StudyFolder, schedule: Schedule, spending: Spending, finish: Finish) -> None:
     """End the running trials that their folder says have ended; queue the others to be resumed.
 
-    `is_spent`: whether the budget is spent, so that what it has paused stays paused.
+    What the budget has paused stays paused while it is spent.
     """
     for number in trials.foreign():
         # Asked for elsewhere (`study.ask` by hand): there is nothing to run.
@@ -28,7 +29,7 @@ def recover(trials: Trials, folder: StudyFolder, schedule: Schedule, finish: Fin
         if snapshot.status.is_final:
             metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
             finish(record.number, snapshot.status, metrics, files.error_line)
-        elif is_spent and snapshot.status == TrialStatus.PAUSED:
+        elif spending.is_exhausted() and snapshot.status == TrialStatus.PAUSED:
             trials.set_status(record.number, TrialStatus.PAUSED)
         else:
             requeue(record, folder, schedule)

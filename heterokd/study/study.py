@@ -88,8 +88,7 @@ class Study:
         )
         study = cls(experiment, folder, database, options)
         if is_kept:
-            is_spent = study.spending.is_exhausted()
-            recover(study._trials, folder, study._schedule, study.finish, is_spent=is_spent)
+            recover(study._trials, folder, study._schedule, study.spending, study.finish)
         return study
 
     @property
