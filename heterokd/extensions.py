@@ -199,6 +199,19 @@ def class_of_text(file: str, text: str, class_name: str, base: str) -> type:
     return found
 
 
+def object_of_text(file: str, text: str, name: str) -> object:
+    """Return what a Python file calls `name`; the same text returns the same object within a process.
+
+    Raises:
+        ConfigError: the text is not valid Python, fails on import, or has no such name.
+    """
+    module = _module_of_text(file, text)
+    if name not in vars(module):
+        defined = [each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise ConfigError(f"{file}: there is no {name!r}; {did_you_mean(name, defined)}")
+    return vars(module)[name]
+
+
 class _TextLoader(importlib.abc.SourceLoader):
     """Loader that imports a module from a text and returns its lines to tracebacks and `inspect.getsource`."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from heterokd.config.modules import with_module_files
 from heterokd.config.settings import Names, PathName, Settings
 from heterokd.config.training import TeacherTraining
 from heterokd.errors import did_you_mean
@@ -50,9 +51,15 @@ STARTS = ("pretrained", "start_from")
 
 
 class NetworkSettings(Settings):
-    """A timm network."""
+    """A network: a name of timm's, `torchvision:NAME`, or a user's module.
 
-    network: str = Field(description="name of a timm network")
+    The file of a user's module is read when the settings are read: `network: ./nets.py:make` becomes `network: make`
+    with the file's text as `options.module`, so that every node, resumed study, checkpoint and export has it.
+    """
+
+    network: str = Field(
+        description="name of a timm network, torchvision:NAME, FILE.py:FUNCTION or package.module:callable"
+    )
     options: dict[str, object] = Field(default_factory=dict, description="passed to timm.create_model")
     pretrained: bool = Field(False, description="start from timm's published weights")
     start_from: StartFrom = None
@@ -61,6 +68,12 @@ class NetworkSettings(Settings):
     def has_start(self) -> bool:
         """Whether it starts from published or given weights."""
         return self.pretrained or self.start_from is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_files(cls, content: object) -> object:
+        """Read the files of users' modules, and move `taps` into the options."""
+        return with_module_files(content) if isinstance(content, Mapping) else content
 
     @field_validator("options")
     @classmethod

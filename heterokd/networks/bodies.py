@@ -21,8 +21,11 @@ from torch import nn
 import heterokd.networks.architectures  # noqa: F401 - registers its networks with timm
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.body_types import TimmBody
+from heterokd.networks.modules import create_module, is_built_elsewhere
 from heterokd.networks.segmentation_names import encoder_repository, is_segmentation, segmentation_names
 
+HUB = ("hf-hub:", "hf_hub:")
+"""What the names of networks on Hugging Face's hub start with."""
 CONNECT_TIMEOUT = 5.0
 """Timeout of a connection to the host of the weights, in seconds."""
 
@@ -30,6 +33,24 @@ CONNECT_TIMEOUT = 5.0
 def network_names(pattern: str = "") -> list[str]:
     """List names of timm's and of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
     return timm.list_models(pattern) + segmentation_names(pattern)
+
+
+def timm_name(name: str) -> str:
+    """Return timm's name of a name on its hub, `hf-hub:timm/NAME`; other names as they are.
+
+    Raises:
+        NetworkError: the network is of another repository of the hub.
+    """
+    if not name.startswith(HUB):
+        return name
+    owner, _, rest = name[len(HUB[0]) :].partition("/")
+    plain = rest.partition("@")[0]
+    if owner != "timm" or not timm.is_model(plain.partition(".")[0]):
+        raise NetworkError(
+            f"network {name!r}: of the hub's networks those of timm are known, hf-hub:timm/NAME; download the weights "
+            "of others, and set `network` to timm's name of the architecture and `checkpoint` to the file"
+        )
+    return plain
 
 
 def no_weights(name: str) -> str | None:
@@ -41,7 +62,7 @@ def no_weights(name: str) -> str | None:
 
     hub_id, url = encoder_repository(name) if is_segmentation(name) else None, ""
     if hub_id is None:
-        config = timm.get_pretrained_cfg(name.partition("-")[2] if is_segmentation(name) else name)
+        config = timm.get_pretrained_cfg(name.partition("-")[2] if is_segmentation(name) else timm_name(name))
         if config is None or not config.has_weights:
             return "timm publishes none"
         hub_id, url = config.hf_hub_id, str(config.url)
@@ -80,6 +101,9 @@ def create_body(name: str, num_classes: int, arguments: Mapping[str, object], pr
     Raises:
         NetworkError: unknown name, unknown or impossible option, or pretrained weights that cannot be downloaded.
     """
+    if is_built_elsewhere(name, arguments):
+        return cast(TimmBody, create_module(name, num_classes, arguments, pretrained))
+    name = timm_name(name)
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise NetworkError(f"network {name!r} is not one of timm's: {did_you_mean(architecture, timm.list_models())}")
@@ -155,22 +179,24 @@ def _parameters(cls: type) -> list[str]:
 
 def published_licence(name: str) -> str:
     """Return timm's licence of the published weights of a name, or of a segmentation network's encoder."""
-    encoder = name.partition("-")[2] if is_segmentation(name) else name
+    if is_built_elsewhere(name, {}):
+        return "unknown"
+    encoder = name.partition("-")[2] if is_segmentation(name) else timm_name(name)
     config = timm.get_pretrained_cfg(encoder, allow_unregistered=True)
     return str(getattr(config, "license", None) or "unknown (timm states none)")
 
 
 def published_classes(name: str) -> int:
-    """Return the number of classes of timm's published weights of a network; 0 for a segmentation network.
+    """Return the number of classes of timm's published weights of a network; 0 for a network that timm does not build.
 
     A segmentation network's weights are only the encoder's: they initialise a training, but are no trained teacher.
 
     Raises:
         NetworkError: timm publishes no weights for it.
     """
-    if is_segmentation(name):
+    if is_segmentation(name) or is_built_elsewhere(name, {}):
         return 0
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = timm.get_pretrained_cfg(timm_name(name), allow_unregistered=True)
     if config is None or not config.has_weights:
         raise NetworkError(f"network {name!r}: timm publishes no weights for it; set pretrained: false")
     return int(config.num_classes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from heterokd.networks.dataflow import BATCH, Flow, ModuleCall, record
+from heterokd.networks.dataflow import BATCH, Flow, ModuleCall, logits_of, record
 from heterokd.networks.points import Point
 
 
@@ -46,7 +46,9 @@ def entry_of(body: nn.Module, flow: Flow, point: Point, images: Tensor) -> Entry
     tensor = point.call.tensors[point.call.labels.index(point.label)]
     entered = torch.empty_like(tensor)
     try:
-        again = record(body, entered, lambda: enter(body, entry, entered, images.shape[1:]), with_modules=False)
+        again = record(
+            body, entered, lambda: logits_of(enter(body, entry, entered, images.shape[1:])), with_modules=False
+        )
     except Exception:  # noqa: BLE001 - a forward that needs what was replaced raises any exception
         return None
     return entry if again.signature("given") == flow.signature(point.label) else None

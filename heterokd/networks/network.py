@@ -11,6 +11,7 @@ from heterokd.networks.bodies import create_body
 from heterokd.networks.body_types import Normalisation
 from heterokd.networks.classifier import Network, normalised
 from heterokd.networks.dataflow import logits_of
+from heterokd.networks.modules import module_normalisation
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation
 from heterokd.networks.segmentation_bodies import create_segmentation_body, lay_out
 from heterokd.networks.segmentation_names import is_segmentation
@@ -34,7 +35,7 @@ def build_network(
 
     Args:
         name: timm's name, with or without a tag (`vit_small_patch16_224.augreg_in21k`), or `{architecture}-{encoder}`
-            for a segmentation network, see `segmentation_names`.
+            for a segmentation network, see `segmentation_names`. `torchvision:NAME` and users' modules: see `modules`.
         num_classes: K of the logits.
         options: timm's arguments in addition to the name: `{"img_size": 32, "patch_size": 4, "depth": 6}`. For a
             segmentation network smp's, such as `{"encoder_output_stride": 8, "decoder_channels": 64}`, and for its
@@ -57,7 +58,7 @@ def build_network(
         return SegmentationNetwork(name, whole, layout, options or {}, normalisation or encoder_normalisation(name))
     split = split_network(name, num_classes, options, image_size)
     body = create_body(name, num_classes, split.arguments, pretrained)
-    normalisation = normalisation or (body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
+    normalisation = normalisation or module_normalisation(body)
     if isinstance(split, TapParts):
         return TappedNetwork(name, body, split, options or {}, normalisation)
     return Network(name, body, split, options or {}, normalisation)

@@ -59,7 +59,11 @@ def map_points(body: nn.Module, flow: Flow, named: Collection[str]) -> list[Poin
             given.setdefault(depending[0], []).append(call)
     end = flow.features_end
     if end == len(flow.operations):  # without `forward_head`, the head begins with the pooling
-        pooled = [call.start for call in flow.modules if isinstance(body.get_submodule(call.module), _POOLINGS)]
+        pooled = [
+            call.start
+            for call in flow.modules
+            if isinstance(body.get_submodule(call.module), _POOLINGS) and flow.cuts.intersection(call.labels)
+        ]
         end = min(pooled, default=end)
     points = []
     for label, calls in given.items():
@@ -88,6 +92,15 @@ def _map_shape(tensor: Tensor, known_prefix: int) -> tuple[MapLayout, int, int, 
         side = math.isqrt(max(shape[1] - prefix, 0))
         if side and side**2 == shape[1] - prefix:
             return "NLC", prefix, shape[2], side
+    return None
+
+
+def module_point(body: nn.Module, flow: Flow, call: ModuleCall) -> Point | None:
+    """Return the map that a module gives, whether or not it is a cut; None if it gives none."""
+    for label, tensor in zip(call.labels, call.tensors, strict=True):
+        shape = _map_shape(tensor, int(getattr(body, "num_prefix_tokens", 1)))
+        if shape is not None and flow.depends(label):
+            return Point(call, label, frozenset({call.module}), *shape)
     return None
 
 

@@ -62,7 +62,7 @@ def encoder_repository(name: str) -> str | None:
 
 def is_segmentation(name: str) -> bool:
     """Return whether a name is of the form `{architecture}-{encoder}`."""
-    return "-" in name.partition(".")[0]
+    return ":" not in name and "-" in name.partition(".")[0]
 
 
 def split_name(name: str) -> tuple[str, str]:

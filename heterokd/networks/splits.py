@@ -23,10 +23,11 @@ from heterokd.errors import NetworkError
 from heterokd.networks.bodies import create_body, first_line, options_as_json
 from heterokd.networks.body_types import TimmBody
 from heterokd.networks.dataflow import BATCH
+from heterokd.networks.modules import TAPS, is_built_elsewhere, takes
 from heterokd.networks.operations import operations, same_operations
 from heterokd.networks.parts import Cut, NetworkParts, NotSplit, describe_parts, run_parts
 from heterokd.networks.points import twelfths
-from heterokd.networks.taps import TapParts, describe_taps
+from heterokd.networks.taps import TapParts, describe_taps, read_tap_names
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ def split_network(
 
 @lru_cache(maxsize=256)
 def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts | TapParts:
-    body, arguments = _build(name, num_classes, json.loads(options), image_size)
+    given = json.loads(options)
+    taps = given.pop(TAPS, None)
+    body, arguments = _build(name, num_classes, given, image_size)
     size = arguments.get("img_size")
     size = size[0] if isinstance(size, list) else size
-    side = size if isinstance(size, int) else image_size or body.pretrained_cfg["input_size"][-1]
+    side = size if isinstance(size, int) else image_size or _default_size(body)
     channels = arguments.get("in_chans", 3)
     if channels not in (1, 3):
         raise NetworkError(f"network {name!r}: in_chans must be 3 (colour images) or 1 (grey images), got {channels}")
@@ -95,14 +98,21 @@ def _split(name: str, num_classes: int, options: str, image_size: int | None) ->
         raise NetworkError(
             f"network {name!r} drops patches while training, so its maps have holes; set patch_drop_rate: 0"
         )
-    for shape in SHAPES:
+    is_timms = hasattr(body, "forward_head") and hasattr(body, "feature_info")
+    for shape in SHAPES if is_timms and taps is None else ():
         if not all(hasattr(body, part) for part in shape.stem + shape.stages):
             continue
         for cut in _cuts(body, shape):
             if same_operations(native, body, images, partial(_run_whole, body, cut, images)):
                 with suppress(NotSplit):
                     return describe_parts(body, images, cut, num_classes, arguments)
-    return describe_taps(name, body, images, num_classes, arguments)
+    return describe_taps(name, body, images, num_classes, arguments, read_tap_names(name, taps))
+
+
+def _default_size(body: nn.Module) -> int:
+    """Return the image size of timm's weights; 224 for other modules."""
+    config = getattr(body, "pretrained_cfg", None) or {}
+    return int(config["input_size"][-1]) if "input_size" in config else 224
 
 
 def _run_whole(body: TimmBody, cut: Cut, images: Tensor) -> Tensor:
@@ -114,6 +124,10 @@ def _build(
 ) -> tuple[TimmBody, dict[str, object]]:
     """Build the body on the meta device in eval mode; `img_size` is passed if the network takes it."""
     with torch.device("meta"):
+        if is_built_elsewhere(name, options):
+            if image_size is not None and "img_size" not in options and takes(name, options, "img_size"):
+                options = {**options, "img_size": image_size}
+            return create_body(name, num_classes, options).eval(), options
         if image_size is not None and "img_size" not in options:
             sized = {**options, "img_size": image_size}
             try:

@@ -178,8 +178,18 @@ def _embedding(network: TappedNetwork, active: bool) -> Iterator[list[Tensor]]:
     def keep(name: str, _module: nn.Module, given: tuple[object, ...]) -> None:
         kept[name] = as_embedding(cast(Tensor, given[0]))
 
-    names = network.split.classifiers if active else ()
-    hooks = [network.body.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in names]
+    def keep_output(name: str, _module: nn.Module, _given: object, output: object) -> None:
+        kept[name] = as_embedding(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
+
+    named = network.split.embedding
+    names = (network.split.classifiers if named is None else (named,)) if active else ()
+    hooks = []
+    for name in names:
+        module = network.body.get_submodule(name)
+        if named is None:
+            hooks.append(module.register_forward_pre_hook(partial(keep, name)))
+        else:
+            hooks.append(module.register_forward_hook(partial(keep_output, name)))
     try:
         yield embedding
         embedding.extend(kept[name] for name in names)

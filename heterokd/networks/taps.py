@@ -14,12 +14,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from heterokd.errors import NetworkError
+from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.body_types import TimmBody
-from heterokd.networks.dataflow import Flow, logits_of, record, record_forward
+from heterokd.networks.dataflow import Flow, ModuleCall, logits_of, record, record_forward
 from heterokd.networks.entry import Entry, entry_of
 from heterokd.networks.parts import MapLayout, kind_of
-from heterokd.networks.points import Point, choose_points, map_points, stage_ends
+from heterokd.networks.points import Point, choose_points, map_points, module_point, stage_ends
 from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 
 PREFIXES = ("cls_token", "dist_token", "reg_token")
@@ -58,6 +58,7 @@ class TapParts:
         prefix: names of the parameters of the class tokens.
         arguments: timm's arguments, with the image size if the network takes it.
         spec: shapes of the outputs.
+        embedding: dotted name of a module whose output is the embedding instead; None if there is none.
     """
 
     classifiers: tuple[str, ...]
@@ -66,15 +67,55 @@ class TapParts:
     prefix: tuple[str, ...]
     arguments: Mapping[str, object]
     spec: OutputSpec
+    embedding: str | None = None
+
+
+@dataclass(frozen=True)
+class TapNames:
+    """Modules that the option `taps` names.
+
+    Attributes:
+        stages: dotted names of four modules, whose outputs are the stages; empty: they are looked for.
+        embedding: dotted name of the module whose output is the embedding; None: it is looked for.
+    """
+
+    stages: tuple[str, ...] = ()
+    embedding: str | None = None
+
+
+NO_NAMES = TapNames()
+
+
+def read_tap_names(name: str, taps: object) -> TapNames:
+    """Check the option `taps` of a network.
+
+    Raises:
+        NetworkError: it has other keys or values.
+    """
+    if taps is None:
+        return NO_NAMES
+    content = dict(taps) if isinstance(taps, Mapping) else {"": taps}
+    stages, embedding = content.pop("stages", []), content.pop("embedding", None)
+    is_list = isinstance(stages, list) and len(stages) in (0, 4) and all(isinstance(each, str) for each in stages)
+    if content or not is_list or not isinstance(embedding, str | None):
+        raise NetworkError(
+            f"network {name!r}: taps: write {{stages: [four names of modules], embedding: NAME}}; either can be omitted"
+        )
+    return TapNames(tuple(cast(list[str], stages)), embedding)
 
 
 def describe_taps(
-    name: str, body: nn.Module, images: Tensor, num_classes: int, arguments: Mapping[str, object]
+    name: str,
+    body: nn.Module,
+    images: Tensor,
+    num_classes: int,
+    arguments: Mapping[str, object],
+    named: TapNames = NO_NAMES,
 ) -> TapParts:
-    """Run a network on the meta device and find its taps.
+    """Run a network on the meta device and find its taps, except those that are `named`.
 
     Raises:
-        NetworkError: it does not give logits [B, K].
+        NetworkError: it does not give logits [B, K], or a named module gives no map or embedding.
     """
     try:
         flow = record_forward(body, images)
@@ -88,11 +129,49 @@ def describe_taps(
         )
     classifiers = _classifiers(body, flow, num_classes)
     embedded = [call.given for call in flow.modules if call.module in classifiers and call.given is not None]
+    if named.embedding is not None:
+        embedded = [_named_call(name, flow, named.embedding, "embedding").tensors[0]]
     dim = sum(as_embedding(given).shape[1] for given in embedded)
     serves = Signal.LOGITS | (Signal.EMBEDDING if dim else Signal.NONE)
     spec = OutputSpec(num_classes, dim, (), images.shape[-1], serves=serves, body_kind=kind_of([body]))
-    parts = TapParts(classifiers, (), (), (), arguments, spec)
+    parts = TapParts(classifiers, (), (), (), arguments, spec, named.embedding)
+    if named.stages:
+        return _with_taps(body, images, flow, parts, _named_points(name, body, flow, named.stages))
     return _with_stages(body, images, flow, parts)
+
+
+def _named_call(name: str, flow: Flow, module: str, key: str) -> ModuleCall:
+    """Return the call of a module that `taps` names.
+
+    Raises:
+        NetworkError: no such module runs once and gives a tensor.
+    """
+    calls = [call for call in flow.modules if call.module == module]
+    if not calls:
+        known = {call.module for call in flow.modules}
+        raise NetworkError(f"network {name!r}: taps.{key}: no module {module!r} runs; {did_you_mean(module, known)}")
+    if len(calls) > 1 or not calls[0].tensors:
+        reason = f"runs {len(calls)} times" if len(calls) > 1 else "gives no tensor"
+        raise NetworkError(f"network {name!r}: taps.{key}: module {module!r} {reason}; name another module")
+    return calls[0]
+
+
+def _named_points(name: str, body: nn.Module, flow: Flow, modules: tuple[str, ...]) -> list[Point]:
+    """Return the maps of the modules that `taps` names.
+
+    Raises:
+        NetworkError: a module gives no square map, or the modules are not in order.
+    """
+    points = []
+    for module in modules:
+        point = module_point(body, flow, _named_call(name, flow, module, "stages"))
+        if point is None:
+            raise NetworkError(f"network {name!r}: taps.stages: module {module!r} gives no square map or tokens")
+        points.append(point)
+    order = [point.call.end for point in points]
+    if order != sorted(set(order)):
+        raise NetworkError(f"network {name!r}: taps.stages: {', '.join(modules)} do not run in this order")
+    return points
 
 
 def as_embedding(given: Tensor) -> Tensor:
@@ -141,8 +220,11 @@ def _with_stages(body: nn.Module, images: Tensor, flow: Flow, parts: TapParts) -
             kinds = [parts.spec.body_kind] * 4
             shapes = [(stage_map.shape[1], stage_map.shape[2]) for stage_map in maps]
             return replace(parts, intermediates=indices, spec=_spec(parts.spec, shapes, kinds))
-    if not points:
-        return parts
+    return _with_taps(body, images, flow, parts, points) if points else parts
+
+
+def _with_taps(body: nn.Module, images: Tensor, flow: Flow, parts: TapParts, points: list[Point]) -> TapParts:
+    """Add the stages that end at some maps, and the tail if the network can be run from all of them."""
     taps = tuple(
         Tap(
             point.call.module,
@@ -150,7 +232,7 @@ def _with_stages(body: nn.Module, images: Tensor, flow: Flow, parts: TapParts) -
             point.layout,
             point.prefix_tokens,
             flow.is_overwritten(point.label),
-            entry_of(body, flow, point, images),
+            entry_of(body, flow, point, images) if point.label in flow.cuts else None,
         )
         for point in points
     )

@@ -10,8 +10,10 @@ import timm
 from timm.models import model_entrypoint
 from torch import nn
 
+from heterokd.networks.bodies import timm_name
 from heterokd.networks.body_types import TimmBody
 from heterokd.networks.classifier import Network
+from heterokd.networks.modules import is_built_elsewhere
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.tapped import TappedNetwork
 
@@ -24,7 +26,9 @@ def timm_config(network: AnyNetwork, class_names: Sequence[str]) -> dict[str, ob
     """Return the content of a network's config.json, in timm's format; None if timm does not know the network."""
     if not isinstance(network, Network | TappedNetwork):
         return None
-    architecture = network.name.partition(".")[0]
+    if is_built_elsewhere(network.name, network.options):
+        return None
+    architecture = timm_name(network.name).partition(".")[0]
     if not model_entrypoint(architecture).__module__.startswith("timm."):
         return None  # from `heterokd.networks.architectures`, which only this package registers
     known, side = cast(TimmBody, network.body).pretrained_cfg, network.spec.image_size
