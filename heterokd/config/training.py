@@ -35,7 +35,10 @@ class TrainingSettings(Settings):
     task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label that is spread over all classes")
     layer_decay: float | None = Field(
-        None, gt=0, le=1, description="learning rate of a layer of the network as a share of the next layer's"
+        None,
+        gt=0,
+        le=1,
+        description="learning rate of a layer as a share of the next layer's; layers below 5 % are not trained",
     )
     clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm; larger gradients are scaled down")
     ema: float | None = Field(

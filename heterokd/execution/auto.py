@@ -203,8 +203,9 @@ def _teacher(name: str, data: ImageRules) -> tuple[Section, str]:
     else:
         reason = f"{name}: starts from timm's weights and is fitted to your images"
         section["pretrained"] = True
-    native = predict_spec(name, data.classes).image_size
-    if missing is None and native > data.size:
+    sees_whole_images = missing is None and not data.is_scene
+    native = predict_spec(name, data.classes).image_size if sees_whole_images else 0
+    if native > data.size:
         section["image_size"] = native
         reason += f"; it sees the views at {native} x {native} pixels, the size of its weights"
     warmup = min(5.0, epochs // 5)

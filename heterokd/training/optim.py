@@ -54,6 +54,18 @@ def build_optimizer(
     return optimizer
 
 
+LEAST_SCALE = 0.05
+"""Share of the learning rate below which a layer is not trained: it would hardly change, at a cost."""
+
+
+def freeze_slow_layers(body: nn.Module, settings: TrainingSettings) -> None:
+    """Freeze the layers whose learning rate `settings.layer_decay` scales below `LEAST_SCALE`."""
+    if settings.layer_decay is not None:
+        timm_optim.param_groups_layer_decay(  # type: ignore[attr-defined]
+            body, layer_decay=settings.layer_decay, no_opt_scale=LEAST_SCALE
+        )
+
+
 def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings) -> list[ParameterGroup] | None:
     """Return parameter groups whose `lr_scale` falls by `settings.layer_decay` per layer of `body`; None without it.
 

@@ -34,6 +34,9 @@ MARGIN = 0.9
 ROUNDS = 5
 """Timed steps of each candidate; the median of the ratios decides."""
 
+MOST_SECONDS = 10.0
+"""Time after which no further round begins: steps of many seconds are less noisy than short ones."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -129,10 +132,13 @@ def _fastest(candidates: list[Precision], measure: MeasureStep) -> Precision:
 def _ratios(first: Precision, others: list[Precision], measure: MeasureStep) -> dict[Precision, float]:
     """Return the median over rounds of each candidate's time divided by the first's."""
     found: dict[Precision, list[float]] = {candidate: [] for candidate in others}
+    began = time.perf_counter()
     for _ in range(ROUNDS):
         reference = measure(first)
         for candidate in others:
             found[candidate].append(measure(candidate) / reference)
+        if time.perf_counter() - began > MOST_SECONDS:
+            break
     return {candidate: statistics.median(ratios) for candidate, ratios in found.items()}
 
 

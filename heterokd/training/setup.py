@@ -16,8 +16,8 @@ from heterokd.training.step import split_batch
 from heterokd.training.teacher import Teacher
 from heterokd.training.train import build_distiller
 
-WARM_UP = 2
-"""Steps before a precision is timed."""
+WARM_UP, SLOW = 2, 2.0
+"""Steps before a precision is timed; a single one if it takes more seconds than `SLOW`."""
 
 
 def measured_precision(
@@ -41,7 +41,8 @@ def measured_precision(
             loss.backward()
 
         for _ in range(WARM_UP):
-            step()
+            if time_step(step, device) > SLOW:
+                break
         return step
 
     def seconds(precision: Precision) -> float:

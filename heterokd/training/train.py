@@ -36,6 +36,7 @@ from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
+from heterokd.training.optim import freeze_slow_layers
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
 from heterokd.training.student import build_student
@@ -111,6 +112,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
     if recipe.training.trainable == "head":
         student.requires_grad_(requires_grad=False)
         student.head.requires_grad_(requires_grad=True)
+    freeze_slow_layers(student.body, recipe.training)
     task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.window)
     return Distiller(student, method, task, recipe.training.task_weight)
 

@@ -18,8 +18,9 @@ from heterokd.datasets.io.split import Splits
 from heterokd.datasets.masks.inspect import inspect_masks
 from heterokd.datasets.masks.pairs import has_label_maps
 from heterokd.errors import ConfigError, DataError
+from heterokd.execution import auto
 from heterokd.execution.auto import AutoRequest, propose
-from heterokd.execution.auto_rules import FAMILIES
+from heterokd.execution.auto_rules import FAMILIES, SCENE_FAMILIES, ImageRules
 from heterokd.execution.check import check_experiment
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
@@ -251,3 +252,23 @@ def test_class_folders_are_no_label_maps(tmp_path: Path, digits: Splits) -> None
         (tmp_path / "faces" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "faces" / name / "1.png")
     assert not any(has_label_maps(tmp_path / name) for name in ("plain", "splits", "faces"))
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "families", "size"),
+    [
+        ("resnet18", 64, FAMILIES, 224),
+        ("resnet18", 224, FAMILIES, None),
+        ("fpn-resnet18", 64, SCENE_FAMILIES, None),
+    ],
+    ids=["small images", "large images", "scenes"],
+)
+def test_a_pretrained_teacher_sees_the_size_of_its_weights(
+    network: str, side: int, families: dict[str, tuple[str, ...]], size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "no_weights", lambda name: None)
+    rules = ImageRules(side, 15, 2000, {}, families, ("kd",), (8, 16, 16), {}, (0.01, 0.1))
+    section, reason = auto._teacher(network, rules)
+    assert section["pretrained"]
+    assert section.get("image_size") == size
+    assert ("sees the views at 224 x 224 pixels" in reason) == (size is not None)

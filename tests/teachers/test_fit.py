@@ -24,6 +24,7 @@ from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.optim import build_optimizer, build_schedule, layer_groups
 from heterokd.training.student import build_configured
 from heterokd.training.teacher import teacher_hash
+from heterokd.training.train import build_distiller
 
 Write = Callable[..., Path]
 FIT = {"epochs": 2, "warmup_epochs": 0, "batch_size": 64, "precision": "fp32", "channels_last": False}
@@ -131,6 +132,15 @@ def test_lower_layers_learn_more_slowly(tiny_file: Write) -> None:
     assert 0 < rates[id(stem)] <= settings.learning_rate / 8
     undecayed = {id(each) for group in optimizer.param_groups for each in group["params"] if group["weight_decay"] == 0}
     assert undecayed == {id(each) for each in network.parameters() if each.ndim <= 1}
+
+
+def test_the_lowest_layers_are_not_trained(tiny_file: Write) -> None:
+    recipe = teacher_recipe(asked(tiny_file))
+    for decay, frozen in ((None, False), (0.9, False), (0.2, True)):
+        training = recipe.training.model_copy(update={"layer_decay": decay})
+        distiller = build_distiller(recipe.model_copy(update={"training": training}), None, 10)
+        stem, head = next(distiller.student.body.parameters()), distiller.student.body.get_classifier().weight
+        assert (stem.requires_grad, head.requires_grad) == (not frozen, True)
 
 
 def test_the_best_epoch_is_kept_and_a_plateau_ends_the_training(tiny_file: Write, tmp_path: Path) -> None:
