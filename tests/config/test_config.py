@@ -411,6 +411,8 @@ CHANGES = {
     "teacher.options": {"img_size": 32, "patch_size": 4},
     "teacher.training.epochs": 3,
     "teacher.checkpoint": "a.safetensors",
+    "teacher.image_size": 64,
+    "teacher.fit": "all",
     "student.network": "test_resnet",
     "student.options": {"drop_rate": 0.1},
     "student.pretrained": True,
@@ -423,6 +425,7 @@ CHANGES = {
     "training.precision": "bf16",
     "training.seed": 1,
     "training.sync_batch_norm": True,
+    "training.layer_decay": 0.75,
 }
 SAME = {
     "name": "other",

@@ -19,6 +19,7 @@ import torch
 from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import open_split
+from heterokd.datasets.io.split import Splits
 from heterokd.execution.placement import gpu_bytes, largest_training, plan_cluster
 from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.execution.ray_connection import connected
@@ -29,6 +30,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.teachers.cache_policy import stored_signals
+from heterokd.teachers.fit import fine_tuning, planned_fit
 from heterokd.teachers.prepare import ready_teacher, teacher_recipe
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits, training_splits
@@ -199,14 +201,28 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:
-        timed = time_training(recipe, training_splits(splits, root), None, root, device)
-        return timed.begin + recipe.training.epochs * timed.epoch
+        return _fit_seconds(recipe, training_splits(splits, root), root, device)
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted teacher: only its weights are hashed
     live = teacher_like(recipe, splits.num_classes)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     loader = open_split(splits.val, splits.num_classes, device=device)
     return time_evaluation(live.network.to(device), loader, task, device)
+
+
+def _fit_seconds(recipe: Recipe, splits: Splits, root: Workspace, device: str) -> float:
+    """Return the seconds to fit a teacher, if no plateau ends the fit."""
+    how = planned_fit(recipe)
+    if how == "all":
+        timed = time_training(recipe, splits, None, root, device)
+        return timed.begin + recipe.training.epochs * timed.epoch
+    tuned = recipe.model_copy(update={"training": fine_tuning(recipe.training)})
+    timed = time_training(tuned, splits, None, root, device)
+    network = teacher_like(recipe, splits.num_classes).network.to(device)
+    train = open_split(splits.train, splits.num_classes, device=device)
+    features = time_evaluation(network, train, build_task(recipe.task, splits.num_classes), device)
+    passes = 2 if recipe.data.policy.flip else 1
+    return timed.begin + passes * features + (tuned.training.epochs * timed.epoch if how == "head_then_all" else 0.0)
 
 
 def _store_seconds() -> float:
