@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heterokd.errors import PairError
 from heterokd.networks.body_types import Normalisation, SegmentationBody
-from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, stage_maps
+from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, head_of, stage_maps
 from heterokd.networks.segmentation_names import smp_encoders, split_name
 from heterokd.outputs import Outputs, OutputSpec, Signal
 
@@ -100,7 +100,7 @@ class SegmentationNetwork(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last classifier, a convolution over the embedding, without encoder and decoder."""
-        return self.body.segmentation_head[0]
+        return head_of(self.body)[1]
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -23,7 +24,10 @@ from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 SERVES = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
 DEFAULT_SIZE = 512  # the crop of ADE20K in most papers; smp's networks have no default size
 STAGES = 4
-DILATED = ("deeplabv3", "deeplabv3plus")  # architectures that reduce the stride of their encoder
+DEEPLABS = ("deeplabv3", "deeplabv3plus")
+DILATED = ("deeplabv3", "deeplabv3plus", "pspnet", "pan")  # architectures that reduce the stride of their encoder
+PSPNET_STRIDE = 8  # as in the paper; smp's class leaves the encoder's last two stages out instead
+VIT_PATCH = 16  # the only patch size whose maps DPT's decoder joins; weights of other patches are resampled by timm
 _INITIAL = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 # smp's arguments that the name, the data set or this package determines
 _DECIDED = {
@@ -97,6 +101,10 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
             arguments.setdefault("strict_img_size", False)
         if "img_size" in known:
             arguments.setdefault("img_size", -(-image_size // UNDILATED) * UNDILATED)
+    if architecture == "dpt":
+        _prepare_vit(encoder, arguments, known)
+    if architecture == "pspnet" and arguments.setdefault("encoder_depth", 5) != 5:
+        raise NetworkError(f"network {name!r}: encoder_depth must be 5, so that its encoder gives {STAGES} maps")
     try:
         return SegmentationLayout(arguments, *_measure(name, num_classes, arguments, image_size))
     except NetworkError:
@@ -104,6 +112,19 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
             raise
     arguments["encoder_output_stride"] = UNDILATED
     return SegmentationLayout(arguments, *_measure(name, num_classes, arguments, image_size))
+
+
+def _prepare_vit(encoder: str, arguments: dict[str, object], known: Sequence[str]) -> None:
+    """Set the options with which a plain ViT is an encoder of DPT, unless they are given."""
+    if "dynamic_img_size" in known:  # images of any size
+        arguments.setdefault("dynamic_img_size", True)
+    with torch.device("meta"), _WithoutValues():
+        plain = timm.create_model(encoder.partition(".")[0])
+    patch = getattr(getattr(plain, "patch_embed", None), "patch_size", (VIT_PATCH,))
+    if patch[0] != VIT_PATCH and "patch_size" in known:
+        arguments.setdefault("patch_size", VIT_PATCH)
+    if not getattr(plain, "num_prefix_tokens", 0):
+        arguments.setdefault("decoder_readout", "ignore")
 
 
 def create_segmentation_body(
@@ -125,7 +146,7 @@ def create_segmentation_body(
         if isinstance(error, ValueError) and "downsampling pattern" in str(error):
             raise NetworkError(
                 f"network {name!r}: its encoder does not give maps at strides 4, 8, 16 and 32; "
-                "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2 or Swin instead"
+                "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2 or Swin instead, or the decoder dpt for a plain ViT"
             ) from error
         if unknown_argument(error) == "output_stride":
             raise _cannot_dilate(name, arguments) from error
@@ -134,11 +155,15 @@ def create_segmentation_body(
 
 def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool) -> nn.Module:
     architecture, encoder = split_name(name)
-    of_smp = encoder in smp_encoders()
+    of_smp = encoder in smp_encoders() and architecture != "dpt"  # which has timm's alone
     encoder_name = encoder if of_smp else f"tu-{encoder}"
     weights = ("imagenet" if of_smp else True) if pretrained else None
     arguments = dict(arguments)
-    if architecture not in DILATED or arguments.get("encoder_output_stride") != UNDILATED:
+    if architecture == "pspnet":
+        stride = arguments.pop("encoder_output_stride", PSPNET_STRIDE)
+        if stride != UNDILATED:
+            arguments["output_stride"] = stride
+    if architecture not in DEEPLABS or arguments.get("encoder_output_stride") != UNDILATED:
         return smp_class(architecture)(encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
 
     del arguments["encoder_output_stride"]
@@ -158,7 +183,7 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretra
 
 def _options_of(architecture: str, encoder: str) -> list[str]:
     """List the names of the options: smp's, and for an encoder from timm also timm's."""
-    known = list(_arguments_of(architecture))
+    known = [*_arguments_of(architecture), *(["encoder_output_stride"] if architecture == "pspnet" else [])]
     return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
 
 
@@ -172,7 +197,8 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, object], image
     """Determine the multiple of the image's sides and the spec by a forward on the meta device."""
     with torch.device("meta"), _WithoutValues():
         body = create_segmentation_body(name, num_classes, arguments).eval()
-    multiple = int(body.encoder.output_stride)
+    # DPT's decoder makes maps of strides 4 to 32 from those of a single stride.
+    multiple = math.lcm(int(body.encoder.output_stride), UNDILATED if name.startswith("dpt-") else 1)
     attention: set[int] = set()  # channels of the inputs of attention layers
 
     def attend(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -225,13 +251,27 @@ def _cannot_dilate(name: str, arguments: Mapping[str, object]) -> NetworkError:
     )
 
 
-def stage_maps(features: list[Tensor]) -> tuple[Tensor, ...]:
+Features = list[Tensor] | tuple[list[Tensor], list[Tensor | None]]
+"""Output of smp's encoders: maps from the image on; of DPT's the maps, and the tokens without a position."""
+
+
+def stage_maps(features: Features) -> tuple[Tensor, ...]:
     """Return the encoder's last four maps [B, C, H, W], without the image and, in Transformers, smp's empty map."""
+    if isinstance(features, tuple):
+        return tuple(features[0][-STAGES:])
     return tuple(y for y in features[1:] if y.shape[1])[-STAGES:]
 
 
-def classify(body: SegmentationBody, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+def classify(body: SegmentationBody, features: Features) -> tuple[Tensor, Tensor]:
     """Compute logits [B, K, h, w] and embedding [B, D, h, w] at the decoder's stride, without smp's upsampling."""
-    embedding: Tensor = body.decoder(features)
-    logits: Tensor = body.segmentation_head[0](embedding)
+    embedding: Tensor = body.decoder(*features) if isinstance(features, tuple) else body.decoder(features)
+    before, last = head_of(body)
+    embedding = before(embedding)
+    logits: Tensor = last(embedding)
     return logits, embedding
+
+
+def head_of(body: SegmentationBody) -> tuple[nn.Sequential, nn.Module]:
+    """Return the layers between decoder and last convolution, of DPT alone, and the last convolution."""
+    head = getattr(body.segmentation_head, "head", None)
+    return (nn.Sequential(), body.segmentation_head[0]) if head is None else (head[:-1], head[-1])

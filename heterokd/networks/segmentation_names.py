@@ -1,8 +1,8 @@
 """Parse names of segmentation networks, `{architecture}-{encoder}`, without building a network.
 
 Architectures are decoders of segmentation_models_pytorch (smp). Encoders are smp's, or any network of timm with maps
-at strides 4, 8, 16 and 32. No name of timm's contains a hyphen before its tag, so a hyphen there marks a segmentation
-network.
+at strides 4, 8, 16 and 32; of `dpt` any network of timm with maps of equal stride, such as plain ViTs. No name of
+timm's contains a hyphen before its tag, so a hyphen there marks a segmentation network.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ ARCHITECTURES = {
     "segformer": "Segformer",
     "upernet": "UPerNet",
     "fpn": "FPN",
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "pspnet": "PSPNet",
+    "pan": "PAN",
+    "dpt": "DPT",
 }
 UNDILATED = 32  # stride of encoders without dilation
 # smp deprecates its copies of timm's networks, and the weights of these families need another normalisation
@@ -79,6 +86,12 @@ def split_name(name: str) -> tuple[str, str]:
             f"{', '.join(ARCHITECTURES)}; a classifier's name holds no hyphen): {did_you_mean(name, known)}"
         )
     untagged = encoder.partition(".")[0]
+    if architecture == "dpt" and not timm.is_model(untagged):
+        known = timm.list_models("*vit*")
+        raise NetworkError(
+            f"network {name!r}: dpt needs an encoder of timm with maps of equal stride, such as vit_tiny_patch16_224; "
+            f"{did_you_mean(untagged, known)}"
+        )
     if encoder not in smp_encoders() and not timm.is_model(untagged):
         known = [*smp_encoders(), *timm.list_models()]
         raise NetworkError(f"network {name!r}: there is no encoder {encoder!r}: {did_you_mean(untagged, known)}")
@@ -87,5 +100,6 @@ def split_name(name: str) -> tuple[str, str]:
 
 def segmentation_names(pattern: str = "") -> list[str]:
     """List all architectures on all encoders of smp, filtered by a shell pattern; timm's encoders are not listed."""
-    names = [f"{architecture}-{encoder}" for architecture in ARCHITECTURES for encoder in sorted(smp_encoders())]
+    decoders = [architecture for architecture in ARCHITECTURES if architecture != "dpt"]  # whose encoders are timm's
+    names = [f"{architecture}-{encoder}" for architecture in decoders for encoder in sorted(smp_encoders())]
     return [name for name in names if not pattern or fnmatchcase(name, pattern)]

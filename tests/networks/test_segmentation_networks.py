@@ -16,12 +16,14 @@ from heterokd.errors import CheckpointError, NetworkError, PairError
 from heterokd.networks.bodies import network_names, published_classes
 from heterokd.networks.network import build_network, deployable, predict_spec
 from heterokd.networks.segmentation import SegmentationNetwork
+from heterokd.networks.segmentation_bodies import lay_out
 from heterokd.networks.weights import load_weights, save_weights, weights_hash
 from heterokd.outputs import Signal
 
 ALL = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_heads": [1, 1, 2, 2]}
 SWIN = {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8], "window_size": 4}
+VIT = {"embed_dim": 32, "num_heads": 2, "decoder_fusion_channels": 32}
 
 # name, options, stride of the logits, strides of the stages, kinds of the stages (one letter each)
 NETWORKS: list[tuple[str, dict[str, Any], int, tuple[int, ...], str]] = [
@@ -40,7 +42,30 @@ NETWORKS: list[tuple[str, dict[str, Any], int, tuple[int, ...], str]] = [
     ("upernet-test_convnext", {"decoder_channels": 32}, 4, (4, 8, 16, 32), "cccc"),
     ("fpn-test_resnet", {"decoder_segmentation_channels": 32}, 4, (4, 8, 16, 32), "cccc"),
     ("fpn-swin_tiny_patch4_window7_224", SWIN, 4, (4, 8, 16, 32), "aaaa"),
+    ("unet-test_resnet", {}, 1, (4, 8, 16, 32), "cccc"),
+    ("unet-mit_b0", {}, 1, (4, 8, 16, 32), "aaaa"),
+    ("unetplusplus-test_resnet", {}, 1, (4, 8, 16, 32), "cccc"),
+    ("manet-test_resnet", {}, 1, (4, 8, 16, 32), "cccc"),
+    ("linknet-pvt_v2_b0", PVT, 1, (4, 8, 16, 32), "aaaa"),
+    ("pspnet-test_resnet", {}, 8, (4, 8, 8, 8), "cccc"),
+    ("pspnet-pvt_v2_b0", PVT, 32, (4, 8, 16, 32), "aaaa"),
+    ("dpt-test_vit", {"decoder_fusion_channels": 32}, 2, (16, 16, 16, 16), "aaaa"),
+    ("dpt-vit_small_patch14_dinov2", {**VIT, "patch_size": 16}, 2, (16, 16, 16, 16), "aaaa"),
+    ("dpt-vit_base_patch16_siglip_224", VIT, 2, (16, 16, 16, 16), "aaaa"),
 ]
+
+
+def test_vits_of_other_patches_get_the_patch_that_dpt_joins() -> None:
+    assert lay_out("dpt-vit_small_patch14_dinov2", 5, VIT, 64).arguments["patch_size"] == 16
+    assert lay_out("dpt-vit_base_patch16_siglip_224", 5, VIT, 64).arguments["decoder_readout"] == "ignore"
+    for name, problem in (
+        ("dpt-mit_b0", "dpt needs an encoder of timm"),
+        ("unet-test_vit", "or the decoder dpt for a plain ViT"),
+        ("pan-test_resnet", "does not run on images of any size"),
+    ):
+        with pytest.raises(NetworkError, match=problem):
+            predict_spec(name, 5, None, 64)
+    assert predict_spec("pan-test_resnet", 5, None, 128).logits_stride == 4
 
 
 def build(name: str, options: dict[str, Any] | None = None, classes: int = 5, size: int = 64) -> SegmentationNetwork:
@@ -60,6 +85,8 @@ QUICK = {  # every architecture, dilated encoders, attention
     "segformer-pvt_v2_b0",
     "upernet-test_convnext",
     "fpn-swin_tiny_patch4_window7_224",
+    "unet-test_resnet",
+    "dpt-test_vit",
 }
 
 
@@ -83,13 +110,19 @@ def test_network(name: str, options: dict[str, Any], stride: int, strides: tuple
         assert given.embedding.shape == (2, spec.embedding_dim, *sides(size, stride))
         for stage, found in zip(spec.stages, given.stages, strict=True):
             assert found.shape == (2, stage.channels, *sides(size, stage.stride))
-        assert torch.equal(given.logits, network.head(given.embedding))
+        # A head of 3 x 3 reads the padding at the right and bottom, which is cut off the embedding.
+        edge = -1 if getattr(network.head, "kernel_size", (1, 1)) == (3, 3) else None
+        inside = (..., slice(None, edge), slice(None, edge))
+        assert torch.equal(given.logits[inside], network.head(given.embedding)[inside])
 
     # smp's own forward is these logits, brought up by its own last layer
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        native = network.body(network.normalise(images))
-        assert torch.equal(network.body.segmentation_head[1](network(images).logits), native)
+        native, logits = network.body(network.normalise(images)), network(images).logits
+        if name.startswith("dpt-"):
+            assert torch.equal(F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=True), native)
+        elif not name.startswith("pspnet-"):  # smp's class assumes a stride of 8, and never dilates
+            assert torch.equal(network.body.segmentation_head[1](logits), native)
 
 
 # the pairs of the HeteroAKD paper, and the larger encoders of the same families

@@ -26,12 +26,15 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "test_resnet": {},
     SWIN: {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8]},
 }
+DECODERS = ("deeplabv3", "deeplabv3plus", "segformer", "upernet", "fpn")
+# The other decoders on a single encoder: they have no layer that an encoder changes. PAN takes no small views.
+MORE = [f"{name}-test_resnet" for name in ARCHITECTURES if name not in (*DECODERS, "dpt", "pan")]
 VIEWS = ((48, 48), (64, 64), (96, 96), (64, 96))
 # Every combination, at one size of views after the other.
 COMBINATIONS = [
     (f"{architecture}-{encoder}", VIEWS[number % len(VIEWS)])
-    for number, (architecture, encoder) in enumerate(product(ARCHITECTURES, ENCODERS))
-]
+    for number, (architecture, encoder) in enumerate(product(DECODERS, ENCODERS))
+] + [(name, (64, 96)) for name in MORE]
 
 
 def exported(name: str, view: tuple[int, int], folder: Path) -> tuple[SegmentationNetwork, Any, bool]:
