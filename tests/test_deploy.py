@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import boto3
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 from kuberay_schema import SCHEMAS
+from ray.autoscaler._private.aws import node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from heterokd.config.reading import load_experiment
 from heterokd.execution.autoscaler import addable_by
 
 TOP = Path(__file__).parents[1]
@@ -148,6 +154,66 @@ def test_the_job_searches_an_experiment_that_the_image_holds() -> None:
 
     known = {option for parameter in get_command(app).commands["search"].params for option in parameter.opts}  # type: ignore[attr-defined]
     assert {word for word in entrypoint if word.startswith("--")} <= known
+
+
+def allowed(policy: str) -> dict[str, list[dict[str, Any]]]:
+    """Statements of a policy by the actions that they allow."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for statement in json.loads((TOP / policy).read_text(encoding="utf-8"))["Statement"]:
+        assert statement["Effect"] == "Allow"
+        for action in statement["Action"]:
+            found.setdefault(action, []).append(statement)
+    return found
+
+
+def test_the_heads_role_may_what_rays_provider_calls() -> None:
+    """The calls are read from Ray's source, their names from boto3's models of the service."""
+    source = inspect.getsource(node_provider)
+    client = boto3.client("ec2", region_name="us-east-1")
+    names = set(
+        re.findall(r"(?:client|ec2\w*)\.((?:create|start|stop|terminate|describe|delete|run|modify)_\w+)", source)
+    )
+    names |= {"describe_instances"} if "ec2.instances.filter" in source else set()
+    assert {"create_tags", "terminate_instances", "describe_instances"} <= names
+    operations = client.meta.method_to_api_mapping
+    calls = {f"ec2:{operations[{'create_instances': 'run_instances'}.get(name, name)]}" for name in names}
+    policy = allowed("deploy/aws_head_policy.json")
+    assert calls == {action for action in policy if action.startswith("ec2:")}
+
+
+def test_the_heads_role_may_start_the_launchers_nodes_and_nothing_else() -> None:
+    config, policy = read("ray_cluster.yaml"), allowed("deploy/aws_head_policy.json")
+    types = config["available_node_types"]
+    assert types["head"]["node_config"]["IamInstanceProfile"] == {"Name": "heterokd-head"}
+    for name, kind in types.items():
+        node = kind["node_config"]
+        parameter = node["ImageId"].removeprefix("resolve:ssm:")
+        assert fnmatch(f"arn:aws:ssm:us-east-1::parameter{parameter}", policy["ssm:GetParameters"][0]["Resource"])
+        if name != "head":
+            role = f"arn:aws:iam::123456789012:role/{node['IamInstanceProfile']['Name']}"
+            assert fnmatch(role, policy["iam:PassRole"][0]["Resource"])
+    assert policy["ec2:RunInstances"][0]["Condition"]["StringEquals"] == {
+        "aws:RequestedRegion": config["provider"]["region"]
+    }
+
+
+@pytest.mark.parametrize("policy", ["deploy/aws_head_policy.json", "deploy/aws_worker_policy.json"])
+def test_roles_reach_one_bucket(policy: str) -> None:
+    reached = {each["Resource"] for action, of in allowed(policy).items() if action.startswith("s3:") for each in of}
+    assert reached == {"arn:aws:s3:::CHANGE-ME", "arn:aws:s3:::CHANGE-ME/*"}
+
+
+def test_the_job_lists_the_nodes_that_may_come() -> None:
+    """Ray's autoscaler for Kubernetes does not tell a search, which would ask for no GPU."""
+    spec = read("deploy/kuberay_job.yaml")["spec"]
+    entrypoint = shlex.split(spec["entrypoint"])
+    asked = load_experiment(TOP / "experiments/quickstart.yaml", [entrypoint[entrypoint.index("--set") + 1]])
+    nodes = []
+    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        nodes += [(int(limits["cpu"]), int(limits["nvidia.com/gpu"]))] * group["maxReplicas"]
+    assert asked.cluster.resources == nodes
 
 
 def test_kubernetes_manifests_are_what_kubernetes_takes() -> None:

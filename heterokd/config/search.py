@@ -168,7 +168,9 @@ class SearchSettings(CostLimits):
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of first samples whose method published results choose; it decays"
     )
-    parallel: int | None = Field(None, ge=1, description="number of parallel trials; default: 1 per core (or per GPU)")
+    parallel: int | None = Field(
+        None, ge=1, description="number of parallel trials; default: as many as fit, also on nodes that join"
+    )
     gpus_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="GPUs per trial, may be a fraction; auto: trials share a GPU if its memory suffices"
     )

@@ -70,13 +70,21 @@ class NodeSettings(Settings):
 
     count: int = Field(1, ge=1, description="number of these nodes")
     price_per_hour: float = Field(0.0, ge=0, description="of a node, in cluster.currency")
+    cpus: int | None = Field(None, ge=0, description="cores of a node, as Ray counts them, where nodes come later")
+    gpus: int | None = Field(None, ge=0, description="GPUs of a node, as Ray counts them, where nodes come later")
 
 
 class ClusterSettings(Settings):
-    """Prices of a cluster's nodes; their resources are known to Ray."""
+    """Prices of a cluster's nodes, and resources of nodes that come later, where Ray does not know them."""
 
     nodes: dict[str, NodeSettings] = Field(default_factory=dict, description="types of nodes, by any name")
     currency: str = Field("USD", description="currency of all prices")
+
+    @property
+    def resources(self) -> list[tuple[int, int]]:
+        """Cores and GPUs of each node whose resources are given."""
+        given = [node for node in self.nodes.values() if node.cpus or node.gpus]
+        return [(node.cpus or 1, node.gpus or 0) for node in given for _ in range(node.count)]
 
     @property
     def price_per_hour(self) -> float | None:

@@ -15,6 +15,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.errors import CacheError, PairError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_settings import ray
+from heterokd.execution.this_node import gpu_fault
 from heterokd.storage.filesystem import RemoteDir
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.build import check_space, missing
@@ -99,6 +100,9 @@ class Builder:
 
     def build(self) -> str | None:
         """Complete each cache together with the other builders; return error messages, or None."""
+        fault = gpu_fault()
+        if fault is not None:
+            return fault.reason
         problems = [problem for recipe, weights in self.work if (problem := self._complete(recipe, weights))]
         return "; ".join(problems) or None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from heterokd.execution.cache_builders import RunningBuild, release
+from heterokd.execution.node_watch import NodeWatch
 from heterokd.execution.ray_settings import Trial, ray, tune
 from heterokd.execution.ray_watch import RayWatch
 from heterokd.execution.search_log import search_log
@@ -107,6 +108,7 @@ class MlflowSync:
 class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
     """Forwards Tune's events to the MLflow thread and the listener, and releases what is finished."""
 
+    # One parameter for each part of the driver that an event reaches.
     def __init__(
         self,
         folder: StudyFolder,
@@ -115,18 +117,20 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         watch: RayWatch,
         listener: Listener | None,
         builders: list[RunningBuild],
+        nodes: NodeWatch,
     ) -> None:
         self.folder = folder
         self.searcher, self.actor = searcher, searcher.actor
         self.sync, self.watch = sync, watch
         self.listener = listener
         self.builders = builders
+        self.nodes = nodes
         self.failures: dict[str, int] = {}
         self.ended: list[Trial] = []
         self.checked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **_: object) -> None:
-        """On each Tune step, release what has finished; at times, end the trials that exceed their limit.
+        """On each Tune step, release what has finished; at times, end trials that exceed their limit, check nodes.
 
         Raises:
             RayLost: a process of Ray died, without which nothing goes on.
@@ -137,6 +141,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         if time.monotonic() - self.checked > WATCH_SECONDS:
             self.checked = time.monotonic()
             self._expire(trials)
+            self.nodes.look()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
@@ -145,6 +150,9 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         trial_folder = self.folder.trial(int(result["number"]))
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
         self.sync.put(trial_folder)
+        if result.get("moved"):
+            self.searcher.forget(int(result["number"]))
+            self.nodes.look()
         if event == "finish" or self.listener is not None:
             summary: StudySummary = ray.get(self.actor.summary.remote(self.searcher.running))
             if event == "finish":

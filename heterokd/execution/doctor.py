@@ -21,15 +21,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from uuid import uuid4
 
 from heterokd.config.experiment import Experiment
-from heterokd.config.given_files import given_files
 from heterokd.errors import TrackingError, without_password
 from heterokd.execution.check import check_experiment
-from heterokd.execution.driver import check_workers_root
 from heterokd.execution.node_checks import (
+    ANSWER_SECONDS,
     CHECK_SECONDS,
     DATA_SECONDS,
     DRIVER,
@@ -38,6 +36,7 @@ from heterokd.execution.node_checks import (
     NodeProbe,
     error_of,
     evaluate,
+    needed_files,
     now,
     probe_node,
 )
@@ -47,10 +46,7 @@ from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
-from heterokd.teachers.given import is_stored
 
-ANSWER_SECONDS = 120.0
-"""Timeout for a node's answer: the first import of torch is slow, and opening data takes up to DATA_SECONDS."""
 RESOURCE_SECONDS = 60.0
 """Timeout for the GPUs' memory: GPUs that another search holds do not answer."""
 
@@ -74,7 +70,6 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     if not checking.done():
         return [Check(DRIVER, "data", False, wrong, "check that the mount of data.root answers on this machine")]
     checking.result()
-    check_workers_root(experiment, root, address)
     check_address(address)
     tracking, checks = _tracking(experiment, root)
     probe = f"doctor/{uuid4().hex}"
@@ -85,7 +80,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
         root if root.url else root.on_node(),
         tracking,
         experiment.data.model_dump_json(),
-        _checkpoints(experiment),
+        needed_files(experiment),
         probe,
     )
     try:
@@ -101,11 +96,6 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
             with suppress(OSError):
                 (folder.local / "doctor").rmdir()
     return checks
-
-
-def _checkpoints(experiment: Experiment) -> dict[str, Path]:
-    """Return the files of given weights, by key; weights in MLflow are in the workspace."""
-    return {given.key: given.file for given in given_files(experiment) if not is_stored(given.file)}
 
 
 def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
@@ -155,7 +145,7 @@ def _resources(experiment: Experiment) -> Check:
     wrong = error_of(planning, RESOURCE_SECONDS)
     if wrong:
         return Check("cluster", "resources", False, wrong, "add nodes, wait for busy nodes, or ask for less")
-    coming, plan = future_nodes(), planning.result()
+    coming, plan = future_nodes(experiment.cluster.resources), planning.result()
     gpus = experiment.search.gpus_per_trial
     if gpus != "auto" and gpus > 0 and not plan.gpus:
         finding = f"search.gpus_per_trial asks for {gpus:g} GPU(s), and no node has or will have one"

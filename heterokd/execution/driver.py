@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.config.reading import dump_experiment
-from heterokd.errors import ConfigError, StudyError, TrackingError, UserError
+from heterokd.errors import StudyError, TrackingError, UserError
 from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
 from heterokd.execution.callbacks import Listener
 from heterokd.execution.check import check_experiment, check_files, within_limits
 from heterokd.execution.executor import SearchJob, run_study
+from heterokd.execution.placement import plan_cluster
 from heterokd.execution.planning.plan_record import PlanRecorder
-from heterokd.execution.ray_connection import check_address
+from heterokd.execution.ray_connection import check_address, connected
 from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.execution.study_sync import download_study, upload_study
 from heterokd.report.measure import draw_pictures
@@ -80,8 +81,8 @@ def search(
     excluded = check_experiment(experiment)
     check_plugins(experiment, excluded)
     check_files(experiment, root)
-    check_workers_root(experiment, root, address)
     check_address(address)
+    check_cluster(experiment, address)
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     prior = noise_prior(len(open_splits(experiment.data).val), other_summaries(experiment, root))
     plan_recorder = PlanRecorder(experiment, folder)
@@ -137,6 +138,17 @@ def search(
             upload_study(root, folder, patiently=True)
         search_log.info("finished")
         return replace(result, model=model)
+
+
+def check_cluster(experiment: Experiment, address: str | None) -> None:
+    """Check that a cluster takes this process, and has or may get room for trials, before teachers are fitted.
+
+    Raises:
+        ConfigError: it refuses this process (token, versions, not on its nodes), or no trial fits.
+    """
+    if address not in (None, "local"):
+        with connected(address):
+            plan_cluster(experiment)
 
 
 def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
@@ -214,19 +226,3 @@ def _locked(folder: StudyFolder) -> Iterator[None]:
             yield
     except Timeout:
         raise StudyError(f"{folder.path}: another process is running this study; wait for it, or end it") from None
-
-
-def check_workers_root(experiment: Experiment, root: Workspace, address: str | None) -> None:
-    """Refuse sharded trainings whose workers would each write into a different copy of the workspace.
-
-    The workers of a training share its trial's folder: rank 0 writes checkpoints from which all resume. On a single
-    machine that is the working copy of a store; on a cluster each node has a different working copy.
-
-    Raises:
-        ConfigError: trainings are sharded on a cluster, and the workspace is a store.
-    """
-    if root.url is not None and experiment.training.is_shared and address is not None:
-        raise ConfigError(
-            f"training.workers: workers share a trial's folder, but each node has a separate copy of {root}; "
-            "give --root a folder that all nodes mount (its plain path, no address), or set training.workers: 1"
-        )

@@ -14,6 +14,8 @@ from heterokd.execution.abandoned import scratch_folder
 from heterokd.execution.cache_builders import CacheBuild, start_cache_builds
 from heterokd.execution.callbacks import Listener, MlflowSync, TuneCallback
 from heterokd.execution.failure_limit import FailureLimit
+from heterokd.execution.node_watch import NodeWatch, node_check
+from heterokd.execution.parallel import Parallelism, request
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import only_on, ray, tune
@@ -23,6 +25,7 @@ from heterokd.execution.search_log import search_log
 from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
 from heterokd.execution.study_actor import StudyActor
 from heterokd.execution.study_sync import FromStore
+from heterokd.execution.this_node import NodeCheck
 from heterokd.execution.trial import TrialJob, run_trial
 from heterokd.execution.trial_deaths import TrialDeaths
 from heterokd.storage.study_dir import StudyFolder
@@ -70,13 +73,13 @@ class SearchJob:
         """The study's folder."""
         return self.workspace.study(self.experiment.name)
 
-    def for_trials(self, threads: int) -> TrialJob:
+    def for_trials(self, check: NodeCheck | None) -> TrialJob:
         """Return the arguments of trials; paths are valid on every node."""
         return TrialJob(
             workspace=self.workspace if self.workspace.url else self.workspace.on_node(),
             study=self.folder.name,
             weights={network: file.resolve() if file else None for network, file in self.weights.items()},
-            threads=threads,
+            check=check,
             shared_views={
                 cache.recipe.teacher.network: (cache.recipe.training.seed, cache.recipe.views) for cache in self.caches
             },
@@ -174,8 +177,12 @@ def _run_on_ray(
             else []
         )
         failures = FailureLimit(folder, cluster.parallel)
-        searcher = StudySearcher(actor, failures, TrialDeaths(folder))
-        callbacks: list[tune.Callback] = [TuneCallback(folder, searcher, sync, watch, listener, builders)]
+        plan = Parallelism(experiment, cluster)
+        check = None if address is None else node_check(experiment, workspace)
+        nodes = NodeWatch(actor, check, plan, failures)
+        nodes.wait()
+        searcher = StudySearcher(actor, failures, TrialDeaths(folder), plan)
+        callbacks: list[tune.Callback] = [TuneCallback(folder, searcher, sync, watch, listener, builders, nodes)]
         if workspace.url:
             callbacks.insert(0, FromStore(workspace, folder))
         config = tune.RunConfig(
@@ -186,12 +193,10 @@ def _run_on_ray(
             failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
             callbacks=callbacks,
         )
-        trainable = tune.with_parameters(
-            run_trial, actor=actor, job=job.for_trials(threads=max(1, int(cluster.cpus))), run=run
-        )
+        trainable = tune.with_parameters(run_trial, actor=actor, job=job.for_trials(check), run=run)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, cluster.trial),
-            tune_config=_tune_config(searcher, cluster.parallel),
+            tune.with_resources(trainable, request),
+            tune_config=_tune_config(searcher),
             run_config=config,
         )
         # Tune warns that its result files are missing; trial folders replace them.
@@ -230,12 +235,11 @@ def _interruptions(interrupted: Mapping[int, str], folder: StudyFolder) -> str |
     )
 
 
-def _tune_config(searcher: StudySearcher, parallel: int) -> tune.TuneConfig:
+def _tune_config(searcher: StudySearcher) -> tune.TuneConfig:
     return tune.TuneConfig(
         search_alg=searcher,
         scheduler=InOrder(),
         num_samples=-1,
-        max_concurrent_trials=parallel,
         reuse_actors=True,
         trial_name_creator=trial_name,
         trial_dirname_creator=trial_name,

@@ -1,4 +1,4 @@
-"""Stop a search in which every trial's process dies."""
+"""Stop a search in which every trial's process dies, or whose nodes are at fault."""
 
 from __future__ import annotations
 
@@ -29,17 +29,22 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
         self._reported: dict[int, int] = {}  # epochs of the trials that began here, when they did
         self._excused: set[int] = set()
         self._is_proven = False
+        self._nodes: str | None = None
         self.count = 0
 
     @property
     def is_reached(self) -> bool:
         """Whether the search stops."""
-        return not self._is_proven and self.count >= self._limit
+        return self._nodes is not None or (not self._is_proven and self.count >= self._limit)
 
     def begin(self, number: int) -> None:
         """Register a trial that starts. Progress from an earlier run does not count."""
         if not self._has_proof():
             self._reported[number] = self._epochs(number)
+
+    def stop(self, sentence: str) -> None:
+        """Stop the search because its nodes are at fault; `sentence`: see `sentence`."""
+        self._nodes = sentence
 
     def excuse(self, number: int) -> None:
         """Do not count the end of a trial's process that the driver ends."""
@@ -63,6 +68,8 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
     @property
     def sentence(self) -> str:
         """Error message: what happened, where, and what to do."""
+        if self._nodes is not None:
+            return f"{self._folder.path}: {self._nodes}"
         return (
             f"{self._folder.path}: {self.count} trial processes died in a row (killed, or out of memory) before any "
             "trial had reported an epoch, so the search has stopped; see Ray's logs (/tmp/ray/session_latest/logs of "

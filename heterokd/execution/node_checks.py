@@ -20,9 +20,12 @@ from uuid import uuid4
 
 from heterokd import __version__
 from heterokd.config.data import DataSettings
+from heterokd.config.experiment import Experiment
+from heterokd.config.given_files import given_files
 from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.workspace import Workspace
+from heterokd.teachers.given import is_stored
 from heterokd.training.data import open_splits
 
 T = TypeVar("T")
@@ -35,6 +38,8 @@ CHECK_SECONDS = 20.0
 """Timeout for a disk, a store or a server."""
 DATA_SECONDS = 60.0
 """Timeout for opening a data set: a million files on a slow mount take a while."""
+ANSWER_SECONDS = 120.0
+"""Timeout for a node's answer: the first import of torch is slow, and opening data takes up to DATA_SECONDS."""
 DRIVER = "driver"
 SECRETS = {
     "s3": (
@@ -116,17 +121,20 @@ class NodeAnswers:
     free: int
 
 
+def needed_files(experiment: Experiment) -> dict[str, Path]:
+    """Return the files of given weights, which every node must have, by key; weights in MLflow are in the workspace."""
+    return {given.key: given.file for given in given_files(experiment) if not is_stored(given.file)}
+
+
 def probe_node(questions: NodeProbe) -> NodeAnswers:
     """Run the checks on this node, with timeouts: a disk or a server may hang."""
     import torch
-
-    from heterokd.tracking.store import probe
 
     versions = _versions()
     root, tracking = questions.root.on_node(), questions.tracking
     data = in_thread(lambda: open_splits(DataSettings.model_validate_json(questions.data)).fingerprint)
     storage = in_thread(lambda: _write_and_read(root.store or open_folder(root.path), questions.probe))
-    answering = None if tracking is None else in_thread(lambda: probe(tracking))
+    answering = None if tracking is None else in_thread(lambda: _ask_tracking(tracking))
     place = root.path
     while not place.exists():
         place = place.parent
@@ -229,6 +237,12 @@ def now() -> float:
     return time.time()
 
 
+def _ask_tracking(uri: str) -> None:
+    from heterokd.tracking.store import probe  # imports MLflow, which a trial's process does not
+
+    probe(uri)
+
+
 def _write_and_read(folder: RemoteDir, probe: str) -> None:
     name = f"doctor/{socket.gethostname()}-{uuid4().hex}"
     folder.write(name, b"node")
@@ -245,7 +259,9 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "heterokd": __version__}
     for name in ("ray", "torch"):
         try:
-            found[name] = str(getattr(importlib.import_module(name), "__version__", None) or version(name))
+            number = str(getattr(importlib.import_module(name), "__version__", None) or version(name))
+            # Builds of torch for CPUs and for GPUs (2.1.0+cpu, 2.1.0+cu126) are the same version.
+            found[name] = number.partition("+")[0]
         except (ImportError, PackageNotFoundError):
             found[name] = "missing"
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias
@@ -56,7 +56,12 @@ class Cluster:
         Where workers train, the trial's process only waits and must hold nothing that they need, or trials that have
         started could deadlock; Ray needs a resource, so the process gets a byte of memory.
         """
-        return {"cpu": self.cpus, "gpu": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.workers[1] == 1 else {"memory": 1.0}
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Resources that a node needs for a trial, or for one of its workers."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 def plan_cluster(experiment: Experiment) -> Cluster:
@@ -66,7 +71,7 @@ def plan_cluster(experiment: Experiment) -> Cluster:
         memory = gpu_bytes()
         return None if memory is None else trials_per_gpu(experiment, memory)
 
-    return place_trials(experiment, node_resources(), per_gpu)
+    return place_trials(experiment, node_resources(experiment), per_gpu)
 
 
 def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callable[[], int | None]) -> Cluster:
@@ -89,6 +94,12 @@ def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callabl
     cores, gpus = sum(cores for cores, _ in nodes), sum(gpus for _, gpus in nodes)
     wanted, asked = experiment.search.parallel, experiment.search.gpus_per_trial
     if not gpus:
+        if not cores and asked == "auto":
+            # Trials that ask for no GPU would share the one of a node that comes.
+            raise ConfigError(
+                "search.gpus_per_trial: no node has a core for trials, and Ray does not know which nodes may come; "
+                "give their resources (cluster.nodes.NAME: {count: 4, cpus: 8, gpus: 1}), or set this key"
+            )
         parallel = wanted or max(cores, 1)
         # Without any cores the trials wait for future nodes, which are unknown: they ask for what the user set.
         share = asked if asked != "auto" and not cores else 0
@@ -96,10 +107,10 @@ def place_trials(experiment: Experiment, nodes: Sequence[Node], per_gpu: Callabl
     if asked == "auto":
         fitting = per_gpu()
         room = gpus if fitting is None else gpus * fitting
-        if wanted is not None and fitting is not None and wanted > room:
-            logger.warning("search.parallel: %d trials do not fit into the GPUs' memory; %d run", wanted, room)
-        most = room if fitting is not None or wanted is None else wanted
-        parallel = max(1, min(wanted or experiment.search.trials, most, max(cores, 1)))
+        if wanted is not None and wanted > room:
+            why = "GPUs of unknown size are not shared" if fitting is None else "more do not fit into the GPUs' memory"
+            logger.warning("search.parallel: %d trials at a time instead of %d, since %s", room, wanted, why)
+        parallel = max(1, min(wanted or experiment.search.trials, room, max(cores, 1)))
         share = _fraction(parallel / gpus)
     else:
         if asked > gpus or (asked > 1 and asked != int(asked)):
@@ -120,8 +131,20 @@ def _cores_each(parallel: int, nodes: Sequence[Node]) -> int:
     return cpus
 
 
-def future_nodes() -> list[Node]:
-    """Return cores and GPUs of the nodes that the cluster's autoscaler may add, as far as this machine knows."""
+def places(cluster: Cluster, nodes: Sequence[Node]) -> int:
+    """Return how many trials of a cluster have room on given nodes; a trial never spans nodes, its workers may."""
+    cpus, most = int(cluster.cpus), cluster.workers[1]
+    room = sum(
+        min(cores // cpus, _gpu_places(gpus, cluster.gpus)) if cluster.gpus else cores // cpus for cores, gpus in nodes
+    )
+    return room // most
+
+
+def future_nodes(declared: Sequence[Node] = ()) -> list[Node]:
+    """Return cores and GPUs of the nodes that the cluster's autoscaler may add, as far as this machine knows.
+
+    `declared`: nodes that the experiment lists, which count where the autoscaler's are not known.
+    """
     from ray._private.state import state  # as Ray Train does; there is no public API
 
     if not ray.is_initialized():
@@ -132,9 +155,10 @@ def future_nodes() -> list[Node]:
     if not addable:
         # Managed clusters expose their configuration; Ray's autoscaler does not.
         addable = autoscaling.addable(ray.get_runtime_context().gcs_address)
+    may_come = list(map(_held, addable)) or list(declared)
     there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     coming = []
-    for held in map(_held, addable):
+    for held in may_come:
         if held in there:
             there.remove(held)
         else:
@@ -146,9 +170,15 @@ def _held(resources: Mapping[str, float]) -> Node:
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
-def node_resources() -> list[Node]:
-    """Return cores and GPUs of every node of the connected Ray, and of the nodes that its autoscaler may add."""
-    return [*(_held(node["Resources"]) for node in ray.nodes() if node["Alive"]), *future_nodes()]
+def node_resources(experiment: Experiment | None = None, avoid: Collection[str] = ()) -> list[Node]:
+    """Return cores and GPUs of the nodes of the connected Ray, and of the nodes that may be added.
+
+    Args:
+        experiment: lists nodes that may be added, see `ClusterSettings`.
+        avoid: ids of nodes that do not count.
+    """
+    there = [_held(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoid]
+    return [*there, *future_nodes(experiment.cluster.resources if experiment else ())]
 
 
 def plan_workers(

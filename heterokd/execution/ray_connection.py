@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from heterokd.errors import ConfigError
 from heterokd.execution import working_dir
 from heterokd.execution.abandoned import mark, remove_abandoned
-from heterokd.execution.ray_settings import ray
+from heterokd.execution.ray_settings import ray, services, token_headers
 from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.signals import interrupt_on_sigterm
 
@@ -28,6 +30,12 @@ CONNECT_SECONDS = 5.0
 GREET_SECONDS = 20.0
 """Timeout of the gRPC handshake that follows. Ray itself would wait for minutes."""
 
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A question to Ray's head that needs the token."""
+
+SUBMITTING = "(docs/cluster.md, step 6)"
+"""Where it is explained how a search is submitted from another machine."""
+
 
 def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
     """Check that a local Ray can start, or that a Ray cluster answers at an address, before work begins.
@@ -37,45 +45,96 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
         patience: seconds to wait for the gRPC handshake.
 
     Raises:
-        ConfigError: it is not an address, nothing listens there, what listens there is not Ray, or a local Ray has no
-            folder for its sockets.
+        ConfigError: it is not an address, nothing listens there, what listens there is not Ray or refuses this
+            process's token, no node of a cluster runs on this machine, or a local Ray has no folder for its sockets.
     """
     if address in (None, "local"):
         ray_temp_dir()
     if address in (None, "local", "auto"):
         return
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address}: a search cannot run through Ray Client, because its driver must be on a node of the "
+            f"cluster; give HOST:PORT there, or submit it with `ray job submit` {SUBMITTING}"
+        )
     host = port = None
     with suppress(ValueError):
-        parts = urlsplit(address if "://" in address else f"ray://{address}")
-        if parts.scheme == "ray":
-            host, port = parts.hostname, parts.port
-    if not host or not port:
-        raise ConfigError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto")
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    if not host or not port or "://" in address:
+        raise ConfigError(f"--address {address}: expected HOST:PORT or auto")
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--address {address}: no Ray cluster answers ({error}); start one, or leave it out"
         ) from None
-    if not _greets(host, port, patience):
+    answer = _greet(host, port, patience)
+    if answer == "refused":
+        raise ConfigError(refusal(address, "token"))
+    if answer == "silent":
         raise ConfigError(
             f"--address {address}: the server there is not Ray; give the port that `ray start --head` printed "
             "(6379 by default)"
         )
+    if not services.find_node_ids():
+        raise ConfigError(_off_cluster(address))
 
 
-def _greets(host: str, port: int, patience: float) -> bool:
-    """Whether a server speaks gRPC, as Ray does; with TLS this is not checked."""
+def _greet(host: str, port: int, patience: float) -> Literal["known", "refused", "silent"]:
+    """Ask a server as Ray does; with TLS nothing is asked.
+
+    Ray itself asks for 20 seconds, and then says nothing about a token that is refused.
+    """
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return True
+        return "known"
     import grpc
 
     with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
         try:
             grpc.channel_ready_future(channel).result(patience)
         except grpc.FutureTimeoutError:
-            return False
-    return True
+            return "silent"
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=patience, metadata=token_headers())
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return "refused"
+    return "known"
+
+
+def refusal(address: str, reason: str) -> str:
+    """Return the sentence for a cluster that refuses this process.
+
+    Args:
+        address: its address.
+        reason: message of Ray's exception.
+    """
+    text = reason.lower()
+    if any(word in text for word in ("token", "unauthenticated", "authenticat")):
+        return (
+            f"--address {address}: the cluster refuses this process, which has no token or another one; set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token of its nodes (or copy their ~/.ray/auth_token)"
+        )
+    if reason.startswith("Version mismatch"):
+        words = ("Ray", "Python")
+        theirs, mine = (
+            " and ".join(f"{word} {number}" for word, number in zip(words, numbers, strict=True))
+            for numbers in zip(*(re.findall(rf"{word}: (\S+)", reason) for word in words), strict=True)
+        )
+        return (
+            f"--address {address}: the cluster runs {theirs}, this process {mine}; install the cluster's versions here"
+        )
+    if "No node info found" in reason:
+        return _off_cluster(address)
+    return f"--address {address}: no Ray cluster answers ({reason.splitlines()[0]}); start one, or leave it out"
+
+
+def _off_cluster(address: str) -> str:
+    return (
+        f"--address {address}: no node of this cluster runs on this machine, and a search must be started on a node: "
+        f"log in to the head, or submit it with `ray job submit` {SUBMITTING}"
+    )
 
 
 @contextmanager
@@ -96,8 +155,6 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
     if ray.is_initialized():
         yield
         return
-    # A new local Ray creates a token, and logs a needless warning about it.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
@@ -115,11 +172,8 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
         else:
             temp_dir = ray_temp_dir() if address == "local" else None
             ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"--address {address}: no Ray cluster answers ({reason}); start one, or leave it out"
-        ) from None
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConfigError(refusal(address or "local", str(error).strip())) from None
     if address is None:
         _tidy_sessions()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # A local Ray listens only on the loopback interface and sends no usage statistics; Tune writes no result files.
@@ -15,11 +16,15 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 # Nothing reads Tune's snapshots of its trials, so one a day.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+# The searcher decides how many trials wait for resources, by which the autoscaler adds nodes; Tune would start one.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
 # Only the older of Tune's two reporters is silenced by `verbose=0`.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
+from ray._private import services
+from ray._private.authentication import authentication_token_setup as token_setup
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -31,9 +36,19 @@ getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
 
-__all__ = ["Trial", "TuneController", "only_on", "ray", "tune"]
+# A new local Ray creates a token, and logs a needless warning about it.
+logging.getLogger(token_setup.__name__).setLevel(logging.ERROR)
+
+__all__ = ["Trial", "TuneController", "only_on", "ray", "services", "token_headers", "tune"]
 
 
 def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Return the scheduling strategy that pins a task or an actor to a node."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def token_headers() -> tuple[tuple[str, str], ...]:
+    """Return the headers with Ray's token, as `ray.init` finds it; none if there is no token."""
+    token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    loader = token_setup.AuthenticationTokenLoader.instance()
+    return tuple(loader.get_token_for_http_header().items()) if loader.has_token() else ()

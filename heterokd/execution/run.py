@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from heterokd.config.recipe import Recipe
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.sync import FolderSync
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse, training_teacher
 from heterokd.teachers.prepare import open_prepared
@@ -18,6 +19,9 @@ from heterokd.training.data import open_splits, recipe_loaders, training_splits
 from heterokd.training.setup import measured_precision
 from heterokd.training.student import save_student
 from heterokd.training.train import Metrics, Report, TrainOptions, TrainResult, train
+
+if TYPE_CHECKING:
+    from heterokd.execution.this_node import NodeCheck  # imports Ray, which a training in this process does not need
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class RunContext:
         cache_use: whether the teacher's cache is built, shared or only read, see `CacheUse`.
         checkpoint_epochs: epochs after which a checkpoint is written.
         save_now: called after each epoch; True writes a checkpoint, since the node is about to be preempted.
+        check: what the nodes of workers are compared with; None on a local Ray.
+        avoid: ids of nodes on which workers do not run.
+        mirror: sync of the trial's folder, through whose store workers on several nodes exchange files; None: they
+            share the folder.
     """
 
     workspace: Workspace
@@ -39,6 +47,9 @@ class RunContext:
     cache_use: CacheUse = "found"
     checkpoint_epochs: tuple[int, ...] = ()
     save_now: Callable[[], bool] = lambda: False
+    check: NodeCheck | None = None
+    avoid: tuple[str, ...] = ()
+    mirror: FolderSync | None = None
 
 
 class RunRecipe(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heterokd.execution.failure_limit import FailureLimit
+from heterokd.execution.parallel import Parallelism, TrialConfig
 from heterokd.execution.ray_settings import Trial, TuneController, ray, tune
 from heterokd.execution.trial_deaths import TrialDeaths
 
@@ -13,13 +14,16 @@ def trial_name(trial: Trial) -> str:
 
 
 class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not fully typed
-    """Suggests the trials that the study chooses: samples, repetitions, trials to resume."""
+    """Suggests the trials that the study chooses: samples, repetitions, trials to resume or to run elsewhere."""
 
-    def __init__(self, actor: ray.actor.ActorHandle, failures: FailureLimit, deaths: TrialDeaths) -> None:
+    def __init__(
+        self, actor: ray.actor.ActorHandle, failures: FailureLimit, deaths: TrialDeaths, plan: Parallelism
+    ) -> None:
         super().__init__()
         self.actor = actor
         self.failures = failures
         self.deaths = deaths
+        self.plan = plan
         self.numbers: dict[str, int] = {}
 
     @property
@@ -27,8 +31,14 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         """Numbers of the trials that Tune runs."""
         return list(self.numbers.values())
 
-    def suggest(self, trial_id: str) -> dict[str, int] | str | None:
-        """Return the next trial's number; None to wait; FINISHED at the end of the search."""
+    def forget(self, number: int) -> None:
+        """Forget a trial that runs again on another node, before Tune ends it."""
+        self.numbers = {trial: known for trial, known in self.numbers.items() if known != number}
+
+    def suggest(self, trial_id: str) -> TrialConfig | str | None:
+        """Return the next trial's config; None to wait; FINISHED at the end of the search."""
+        if len(self.numbers) >= self.plan.cluster.parallel:
+            return None
         assignment = ray.get(self.actor.next.remote(self.running))
         if assignment is None:
             return str(tune.search.Searcher.FINISHED)
@@ -37,8 +47,10 @@ class StudySearcher(tune.search.Searcher):  # type: ignore[misc]  # Ray is not f
         self.numbers[trial_id] = assignment.number
         self.failures.begin(assignment.number)
         self.deaths.begin(assignment.number)
-        # Only the number, since Tune copies and keeps configurations; the trial gets the rest from the actor.
-        return {"number": assignment.number}
+        # No more, since Tune copies and keeps configurations; the trial gets the rest from the actor.
+        avoided: list[str] = ray.get(self.actor.avoided.remote())
+        config = TrialConfig(number=assignment.number, cluster=self.plan.cluster)
+        return {**config, "avoid": avoided} if avoided else config
 
     def on_trial_complete(self, trial_id: str, result: dict[str, object] | None = None, error: bool = False) -> None:
         """Forget a trial, and count the death of its process; `TuneCallback` decides what becomes of the trial."""

@@ -8,11 +8,13 @@ A separate module that imports neither torch nor Ray Tune, which would take half
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from heterokd.config.experiment import Experiment
+from heterokd.execution.node_faults import NodeFault, NodeFaults
 from heterokd.storage.study_dir import StudyFolder, TrialEnd
 from heterokd.storage.trial_status import TIMED_OUT, TrialStatus
 from heterokd.study.assignment import BUDGET, Assignment
@@ -48,6 +50,9 @@ class StudyActor:
             StudyOptions(devices=devices, space=space, trial_seconds=trial_seconds),
         )
         self.running: dict[int, Assignment] = {}
+        self.nodes = NodeFaults()
+        self._moved: set[int] = set()  # trials that wait for another node
+        self._places: dict[int, str] = {}  # nodes of the running trials whose processes have begun
         self._reported: dict[int, int] = {}  # bytes of metrics.jsonl of the running trials
 
     def spent(self, seconds: float) -> None:
@@ -60,17 +65,22 @@ class StudyActor:
         following = self.study.next()
         if isinstance(following, Assignment):
             self.running[following.number] = following
+            self._places.pop(following.number, None)
+            self._moved.discard(following.number)
         return following
 
-    def assignment(self, number: int) -> Assignment | None:
-        """Return the assignment of a trial whose process begins; None if the trial has already finished."""
+    def assignment(self, number: int, node: str) -> Assignment | None:
+        """Return the assignment of a trial whose process begins on a node; None if the trial has already finished."""
         self._adopt([number])
         self.study.started(number)
+        self._places[number] = node
         return self.running.get(number)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> bool:
         """Record a trial's metrics at a rung; return whether it continues."""
         self._adopt([number])
+        if self._places.get(number):
+            self.nodes.proved(self._places[number])
         return self.study.report(number, epoch, metrics, curve)
 
     def why(self, number: int) -> str | None:
@@ -83,7 +93,13 @@ class StudyActor:
         self.running.pop(number, None)
 
     def died(self, number: int, message: str) -> None:
-        """Record the failure of a trial whose process died, also in its folder, since nothing else has written it."""
+        """Record the failure of a trial whose process died, also in its folder, since nothing else has written it.
+
+        A trial whose process died before it began is not at fault: it runs again.
+        """
+        if number in self.running and number not in self._places and self.nodes.starts_again(number):
+            self._put_back(number, message)
+            return
         TrialEnd(TrialStatus.FAILED, None, message).write(self.study.folder.trial(number))
         self.finish(number, TrialStatus.FAILED, {}, message)
 
@@ -122,10 +138,49 @@ class StudyActor:
     def summary(self, running: Sequence[int] = ()) -> StudySummary:
         """Summarise the study so far."""
         self._adopt(running)
-        return self.study.summary()
+        return replace(self.study.summary(), failing_nodes=self.nodes.reasons)
+
+    def move(self, number: int, fault: NodeFault, candidates: Collection[str]) -> bool:
+        """Run a trial that met a fault again on another node, see `NodeFaults.moves`; False if the trial has failed."""
+        if not self.nodes.moves(number, fault, candidates):
+            return False
+        self._put_back(number, fault.reason)
+        return True
+
+    def avoided(self) -> list[str]:
+        """Return the ids of the nodes that trials avoid."""
+        return self.nodes.avoided
+
+    def is_checked(self, node: str) -> bool:
+        """Whether a node has passed its checks."""
+        return self.nodes.is_checked(node)
+
+    def node_passed(self, node: str) -> None:
+        """Record that a node has passed its checks."""
+        self.nodes.passed(node)
+
+    def node_failed(self, fault: NodeFault) -> None:
+        """Avoid a node."""
+        self.nodes.add(fault)
+
+    def node_reasons(self) -> Mapping[str, str]:
+        """Return why nodes are avoided, by address."""
+        return self.nodes.reasons
+
+    def node_limit(self, candidates: Collection[str], may_grow: bool) -> str | None:
+        """Return why the search stops, see `NodeFaults.limit`, or None."""
+        return self.nodes.limit(candidates, may_grow=may_grow)
+
+    def _put_back(self, number: int, reason: str) -> None:
+        """Let `next` return a trial again that has not failed."""
+        self._moved.add(number)
+        self.interrupt(number, reason, again=True)
 
     def _adopt(self, numbers: Sequence[int]) -> None:
         """Adopt the trials that were running before this study was opened again."""
         for number in numbers:
-            if number not in self.running and (assignment := self.study.adopt(number)) is not None:
+            if number in self._moved or number in self.running:
+                continue
+            if (assignment := self.study.adopt(number)) is not None:
                 self.running[number] = assignment
+                self._places.setdefault(number, "")  # its process has begun, on a node that is not known any more

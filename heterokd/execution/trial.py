@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,13 @@ import torch
 from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
 from heterokd.execution.failure_cause import Cause, cause_of
+from heterokd.execution.node_faults import NodeFault
 from heterokd.execution.out_of_memory import is_out_of_memory
+from heterokd.execution.parallel import TrialConfig
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
+from heterokd.execution.this_node import NodeCheck, gpu_fault, node_fault, nodes_with_room, suspicion, this_node
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import TrialEnd, TrialFolder, exception_line
@@ -38,7 +41,7 @@ class TrialJob:
         workspace: the driver's workspace.
         study: name of the study.
         weights: files of the prepared teachers' weights on the driver's node, by network.
-        threads: number of torch's threads.
+        check: what a node is compared with; None on a local Ray.
         shared_views: by teacher, seed and number of the views whose cache the search's builders build. A trial itself
             builds other caches of these teachers, and none of other teachers.
     """
@@ -46,15 +49,19 @@ class TrialJob:
     workspace: Workspace
     study: str
     weights: Mapping[str, Path | None]
-    threads: int
     shared_views: Mapping[str, tuple[int, int | None]]
+    check: NodeCheck | None = None
 
-    def context(self, assignment: Assignment, here: Workspace) -> RunContext:
+    def context(
+        self, assignment: Assignment, here: Workspace, mirror: FolderSync, avoid: Sequence[str] = ()
+    ) -> RunContext:
         """Return the context of a trial's training.
 
         Args:
             assignment: the trial.
             here: the workspace on this node.
+            mirror: sync of the trial's folder.
+            avoid: ids of nodes on which workers do not run.
 
         Raises:
             OSError: the store does not answer.
@@ -72,6 +79,9 @@ class TrialJob:
             cache_use=cache_use,
             checkpoint_epochs=assignment.rungs,
             save_now=is_preempted,
+            check=self.check,
+            avoid=tuple(avoid),
+            mirror=None if mirror.store is None else mirror,
         )
 
 
@@ -98,26 +108,48 @@ def _write_end(end: TrialEnd, here: Workspace, study: str, number: int) -> None:
     mirror.push()
 
 
-def run_trial(
-    config: Mapping[str, int], actor: ray.actor.ActorHandle, job: TrialJob, run: RunRecipe = run_recipe
-) -> None:
+def _move(actor: ray.actor.ActorHandle, config: TrialConfig, fault: NodeFault) -> bool:
+    """Let a trial that met a fault of a node run again on another node; return False if the trial is at fault."""
+    number, candidates = config["number"], nodes_with_room(config["cluster"].needs)
+    moves: bool = ray.get(actor.move.remote(number, fault, candidates))
+    if moves:
+        tune.report({"number": number, "epoch": 0, "moved": True})
+    return moves
+
+
+def _fault_at_start(actor: ray.actor.ActorHandle, job: TrialJob) -> NodeFault | None:
+    """Check the GPUs of this process, and its node unless it has passed; return a fault, or None."""
+    fault = gpu_fault()
+    if fault is not None or job.check is None or ray.get(actor.is_checked.remote(this_node())):
+        return fault
+    fault = node_fault(job.check)
+    if fault is None:
+        actor.node_passed.remote(this_node())
+    return fault
+
+
+def run_trial(config: TrialConfig, actor: ray.actor.ActorHandle, job: TrialJob, run: RunRecipe = run_recipe) -> None:
     """Run a trial in its Tune process: train, and report to the study at each rung.
 
     Args:
-        config: Tune's config, with the trial's number.
+        config: Tune's config of the trial.
         actor: handle of the `StudyActor`.
         job: arguments that all trials share.
         run: function that trains the recipe.
     """
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(max(1, int(config["cluster"].cpus)))
     number = config["number"]
-    assignment: Assignment | None = ray.get(actor.assignment.remote(number))
+    assignment: Assignment | None = ray.get(actor.assignment.remote(number, this_node()))
     if assignment is None:
         # An earlier process died between its last reports to the study and to Tune, or was ended by the driver.
         end: TrialEnd | None = ray.get(actor.end.remote(number))
         if end is not None and job.workspace.url:
             _write_end(end, job.workspace.on_node(), job.study, number)
         tune.report({"number": number, "epoch": 0, "finished": True})
+        return
+    fault = _fault_at_start(actor, job)
+    if fault is not None:
+        _move(actor, config, fault)
         return
     here = job.workspace.on_node()
     folder = here.study(job.study).trial(number)
@@ -149,7 +181,7 @@ def run_trial(
 
     message: str | None = None
     try:
-        context = job.context(assignment, here)
+        context = job.context(assignment, here, mirror, config.get("avoid", ()))
         # After a failed write to a full disk the training resumes from its checkpoint.
         trained = when_writable(folder.path, lambda: run(assignment.recipe, folder, context, on_epoch))
         ended = replace(started, status=TrialStatus.COMPLETE, metrics=trained.metrics)
@@ -160,6 +192,10 @@ def run_trial(
             parameters = sum(parameter.numel() for parameter in trained.student.parameters())
             ended = replace(ended, student={**assignment.costs, "params_m": parameters / 1e6})
     except Exception as error:  # a trial's exception is recorded, and the search continues
+        fault = suspicion(error, job.check)
+        # Another node continues from what is in the store.
+        if fault is not None and mirror.pause() and _move(actor, config, fault):
+            return
         is_memory = is_out_of_memory(error)
         if not is_memory and cause_of(error) != Cause.TRIAL:
             raise  # Tune restarts the trial from its checkpoint, and `TrialDeaths` decides if it does so in vain

@@ -6,8 +6,26 @@ A separate module, so that the actor's process does not import torch.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+
+from heterokd.execution.node_faults import NodeFault
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error that a worker raised.
+
+    Attributes:
+        kind: name of its class in `heterokd.errors`.
+        sentence: its message.
+        fault: the fault of the worker's node, of which the error is suspected.
+    """
+
+    kind: str
+    sentence: str
+    fault: NodeFault | None = None
 
 
 class WorkerChannel:
@@ -16,6 +34,7 @@ class WorkerChannel:
     def __init__(self) -> None:
         self.asked: asyncio.Queue[tuple[Metrics, asyncio.Future[bool]]] = asyncio.Queue()
         self.waiting: asyncio.Future[bool] | None = None
+        self.error: Raised | None = None
 
     async def ask(self, metrics: Metrics) -> bool:
         """Send an epoch's metrics; return whether to continue."""
@@ -32,3 +51,11 @@ class WorkerChannel:
         """Answer the question that `next` returned."""
         assert self.waiting is not None  # `next` comes first
         self.waiting.set_result(go_on)
+
+    async def leave(self, raised: Raised) -> None:
+        """Keep the first error of a worker."""
+        self.error = self.error or raised
+
+    async def raised(self) -> Raised | None:
+        """Return the error of a worker, or None."""
+        return self.error

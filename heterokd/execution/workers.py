@@ -8,15 +8,18 @@ Rank 0 asks after every epoch, and the answer is broadcast to all ranks (`traini
 themselves: nothing is stopped from outside. Rank 0 writes metrics, checkpoints and the student into the trial's
 folder, which therefore looks like that of a training in one process. When a worker dies, Ray Train restarts all of
 them, and they resume from the checkpoint.
+
+Where the workspace is a store, nodes share no folder. Each worker then begins with a copy of the trial's folder in the
+store; rank 0 uploads checkpoints and the student, and the trial's process, which gets the metrics, uploads these.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +30,18 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from heterokd import errors
 from heterokd.config.recipe import Recipe
 from heterokd.errors import HeterokdError
+from heterokd.execution.parallel import other_nodes
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
-from heterokd.execution.ray_settings import ray
+from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.run import RunContext, run_recipe
+from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, node_fault, suspicion, this_node
 from heterokd.execution.threads import in_thread
-from heterokd.execution.worker_channel import WorkerChannel
+from heterokd.execution.worker_channel import Raised, WorkerChannel
 from heterokd.networks.weights import load_weights
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import TrialFolder
+from heterokd.storage.sync import FolderSync
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.data import open_splits
@@ -66,31 +72,45 @@ class OnWorkers:
 
         Raises:
             HeterokdError: raised by a worker.
+            NodeError: a worker met a fault of its node.
+            OSError: the store does not answer.
             ray.train.TrainingFailedError: workers died more often than `restarts`.
         """
-        (folder.path / RAISED).unlink(missing_ok=True)
-        channel = ray.remote(WorkerChannel).options(num_cpus=0).remote()
-        workspace, weights = context.workspace, context.teacher_weights
+        # On this node, since it is of no use without this process.
+        channel = ray.remote(WorkerChannel).options(num_cpus=0, scheduling_strategy=only_on(this_node())).remote()
+        workspace, weights, mirror = context.workspace, context.teacher_weights, context.mirror
         work = Work(
             recipe=recipe.model_dump_json(),
-            folder=folder.path.resolve(),
+            folder=folder.path if mirror is not None else folder.path.resolve(),
             workspace=workspace if workspace.url else workspace.on_node(),
+            is_apart=mirror is not None,
             teacher_weights=weights.resolve() if weights else None,
             checkpoint_epochs=context.checkpoint_epochs,
             cache_use="built" if context.cache_use == "shared" else context.cache_use,
             threads=max(1, int(self.place.cpus)),
             channel=channel,
+            check=context.check,
         )
-        fitting = in_thread(self._trainer(work, folder).fit)
+
+        def report(metrics: Metrics) -> bool:
+            if mirror is not None:
+                # Before the checkpoint of this epoch, which is not used without its report.
+                folder.append(metrics)
+                mirror.push()
+            return on_epoch(metrics)
+
+        fitting = in_thread(self._trainer(work, context).fit)
         try:
-            _answer(channel, on_epoch, fitting)
-            outcome = _outcome(folder, fitting)
+            _answer(channel, report, fitting)
+            outcome = _outcome(channel, fitting)
         finally:
             ray.kill(channel)
-        shutil.rmtree(folder.path / RUN_NAME, ignore_errors=True)
+        _run_folder(work).delete_everything()
+        if mirror is not None and not outcome.stopped:
+            mirror.fetch_file(folder.weights.name)
         return _trained(recipe, folder, outcome)
 
-    def _trainer(self, work: Work, folder: TrialFolder) -> TorchTrainer:
+    def _trainer(self, work: Work, context: RunContext) -> TorchTrainer:
         least, most = self.place.workers
         resources = {"CPU": self.place.cpus} | ({"GPU": self.place.gpus} if self.place.gpus else {})
         return TorchTrainer(
@@ -102,17 +122,24 @@ class OnWorkers:
                 num_workers=most if least == most else (least, most),
                 use_gpu=self.place.gpus > 0,
                 resources_per_worker=resources,
+                label_selector=other_nodes(context.avoid) or None,
             ),
             run_config=train.RunConfig(
                 name=RUN_NAME,
-                storage_path=str(folder.path.resolve()),
+                storage_path=_storage(work),
                 failure_config=train.FailureConfig(max_failures=self.restarts),
             ),
         )
 
 
-RUN_NAME, RAISED = "train", "raised.json"
-"""Ray Train's folder and the file of an error that a worker raised; both in the trial's folder while it runs."""
+RUN_NAME = "train"
+"""Ray Train's folder; while a training runs, it is in the trial's folder, or in a store below `TRAIN`."""
+
+TRAIN = "train"
+"""Folder of a store for Ray Train's folders, by study and trial."""
+
+OF_TRIAL = ("recipe.yaml", "trial.json", "metrics.jsonl", "error.txt")
+"""Files that the trial's process uploads, so that rank 0 does not."""
 
 
 @dataclass(frozen=True)
@@ -122,22 +149,31 @@ class Work:
     Attributes:
         recipe: the training, as JSON.
         folder: the trial's folder.
-        workspace: the workspace on a node.
-        teacher_weights: file of the teacher's weights; None: timm's published ones, or no teacher.
+        workspace: the workspace on the trial's node.
+        is_apart: whether workers have separate copies of the trial's folder, which they exchange through a store.
+        teacher_weights: file of the teacher's weights on the trial's node; None: timm's published ones, or no teacher.
         checkpoint_epochs: epochs after which a checkpoint is written.
         cache_use: see `RunContext`.
         threads: number of torch's threads.
         channel: `WorkerChannel` to the process that started the training.
+        check: what a worker's node is compared with; None on a local Ray.
     """
 
     recipe: str
     folder: Path
     workspace: Workspace
+    is_apart: bool
     teacher_weights: Path | None
     checkpoint_epochs: tuple[int, ...]
     cache_use: CacheUse
     threads: int
     channel: ray.actor.ActorHandle
+    check: NodeCheck | None
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.folder.parents[1].name
 
 
 @dataclass(frozen=True)
@@ -158,35 +194,77 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
     work = config["work"]
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     torch.set_num_threads(work.threads)
-    folder, channel = TrialFolder(work.folder), work.channel
-    if (folder.path / RAISED).exists():
+    channel = work.channel
+    if ray.get(channel.raised.remote()) is not None:
         return None  # Ray Train restarts workers after any error; this error would be raised again
 
     def on_epoch(metrics: Metrics) -> bool:
         go_on: bool = ray.get(channel.ask.remote(metrics))
         return go_on
 
-    context = RunContext(
-        workspace=work.workspace,
-        teacher_weights=work.teacher_weights,
+    try:
+        fault = gpu_fault() or (None if work.check is None else node_fault(work.check))
+        if fault is not None:
+            raise NodeError(fault)
+        with _worker_folder(work) as folder:
+            trained = run_recipe(Recipe.model_validate_json(work.recipe), folder, _worker_context(work), on_epoch)
+    except errors.TrainingDiverged as error:
+        ray.get(channel.leave.remote(Raised(type(error).__name__, str(error))))
+        return None  # the loss is the same on all ranks: all return
+    except Exception as error:
+        fault = suspicion(error, work.check)
+        if isinstance(error, HeterokdError) or fault is not None:
+            ray.get(channel.leave.remote(Raised(type(error).__name__, str(error), fault)))
+        raise
+    return Outcome(trained.metrics, trained.epochs, trained.stopped)
+
+
+def _worker_context(work: Work) -> RunContext:
+    """Return the context of a training on this worker."""
+    here, weights = work.workspace.on_node(), work.teacher_weights
+    return RunContext(
+        workspace=here,
+        teacher_weights=None if weights is None else here.fetched(weights, work.workspace),
         device=get_device(),
         cache_use=work.cache_use,
         checkpoint_epochs=work.checkpoint_epochs,
         save_now=lambda: is_preempted(anywhere=True),
     )
+
+
+@contextmanager
+def _worker_folder(work: Work) -> Iterator[TrialFolder]:
+    """Yield the trial's folder: a shared one, or this worker's copy, of which rank 0 uploads what it writes."""
+    if not work.is_apart:
+        yield TrialFolder(work.folder)
+        return
+    rank = train.get_context().get_world_rank()
+    copies = work.workspace.on_node().path / "workers" / work.study / f"rank{rank}"
+    sync = FolderSync(copies / work.folder.name, work.workspace.mirror(work.folder).store)
+    sync.replace()
+    if rank == 0:
+        sync.follow(skip=OF_TRIAL)
     try:
-        trained = run_recipe(Recipe.model_validate_json(work.recipe), folder, context, on_epoch)
-    except errors.TrainingDiverged as error:
-        _leave(folder, error)
-        return None  # the loss is the same on all ranks: all return
-    except HeterokdError as error:
-        _leave(folder, error)
+        yield TrialFolder(sync.local)
+    except BaseException:
+        if rank == 0:
+            sync.pause(skip=OF_TRIAL)
         raise
-    return Outcome(trained.metrics, trained.epochs, trained.stopped)
+    if rank == 0:
+        sync.close(skip=OF_TRIAL)
+    shutil.rmtree(sync.local, ignore_errors=True)
 
 
-def _leave(folder: TrialFolder, error: HeterokdError) -> None:
-    write_text(folder.path / RAISED, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
+def _storage(work: Work) -> str:
+    """Return the path or URL below which Ray Train makes its folder, which its controller and all workers reach."""
+    if not work.is_apart:
+        return str(work.folder)
+    return f"{work.workspace.url}/{TRAIN}/{work.study}/{work.folder.name}"
+
+
+def _run_folder(work: Work) -> RemoteDir:
+    """Return Ray Train's folder of a training."""
+    return open_folder(_storage(work)).at(RUN_NAME)
 
 
 def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[train.Result]) -> None:
@@ -199,12 +277,11 @@ def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[tr
             question = channel.next.remote()
 
 
-def _outcome(folder: TrialFolder, fitting: Future[train.Result]) -> Outcome:
+def _outcome(channel: ray.actor.ActorHandle, fitting: Future[train.Result]) -> Outcome:
     """Return rank 0's result; raise a worker's error."""
-    raised = read_json(folder.path / RAISED)
-    if raised:
-        (folder.path / RAISED).unlink()
-        raise getattr(errors, str(raised["kind"]))(raised["sentence"])
+    raised: Raised | None = ray.get(channel.raised.remote())
+    if raised is not None:
+        raise NodeError(raised.fault) if raised.fault is not None else getattr(errors, raised.kind)(raised.sentence)
     outcome: Outcome = fitting.result().return_value
     return outcome
 

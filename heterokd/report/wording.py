@@ -23,6 +23,10 @@ def notes(summary: StudySummary) -> list[str]:
         f"{reason}"
         for method, reason in summary.failing.items()
     ]
+    found += [
+        f"Node {address} was avoided, and its trials ran on other nodes: {reason}."
+        for address, reason in summary.failing_nodes.items()
+    ]
     harmful = summary.negative_transfer
     if harmful:
         worse = ", ".join(f"trial {trial.number} ({trial.method}, epoch {trial.epoch})" for trial in harmful)

@@ -90,12 +90,27 @@ class FolderSync:
             return False
         return True
 
-    def follow(self, every: float = FOLLOW_SECONDS) -> None:
-        """Start a thread that pushes changes every `every` seconds."""
+    def fetch_file(self, name: str) -> None:
+        """Download a file, which is not pushed afterwards.
+
+        Raises:
+            OSError: it is missing, the store does not answer, or the local disk cannot be written.
+        """
+        if self.store is not None:
+            store = self.store
+            _retry(lambda: self._fetch_file(store, name), self.patience, f"{store} does not answer")
+
+    def follow(self, every: float = FOLLOW_SECONDS, *, skip: Collection[str] = ()) -> None:
+        """Start a thread that pushes changes every `every` seconds; `skip`: see `push`."""
         if self.store is not None:
             self._stopped.clear()
-            self._thread = threading.Thread(target=self._follow, args=(every,), name="sync", daemon=True)
+            self._thread = threading.Thread(target=self._follow, args=(every, skip), name="sync", daemon=True)
             self._thread.start()
+
+    def pause(self, *, skip: Collection[str] = ()) -> bool:
+        """Stop the thread and push once; return whether that succeeded. `skip`: see `push`."""
+        self._end_thread()
+        return self.push(skip=skip)
 
     def close(self, *, skip: Collection[str] = ()) -> None:
         """Stop the thread and push remaining changes, waiting for a store that does not answer.
@@ -103,17 +118,25 @@ class FolderSync:
         Raises:
             OSError: the store did not answer in time; the files are kept locally.
         """
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._end_thread()
         if self.store is not None:
             store = self.store
             _retry(lambda: self._push(store, skip), self.patience, f"{store} cannot be written")
 
-    def _follow(self, every: float) -> None:
+    def _end_thread(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _follow(self, every: float, skip: Collection[str]) -> None:
         while not self._stopped.wait(every):
-            self.push()
+            self.push(skip=skip)
+
+    def _fetch_file(self, store: RemoteDir, name: str) -> None:
+        with replacing(self.local / name) as partial:
+            store.copy_to(name, partial)
+        self._known[name] = _state(self.local / name) or (0, 0)
 
     def _fetch(self, store: RemoteDir, without: Collection[str], skip: Collection[str]) -> None:
         for file in store.files():

@@ -47,6 +47,7 @@ class StudySummary:
         spent: what was spent, by the same keys.
         negative_transfer: trials with negative transfer.
         failing: methods that failed repeatedly and were left out of the rest of the search, with the reason.
+        failing_nodes: nodes of the cluster that the newest run of the search avoided, with the reason.
         distillation_failure: set if every trial with a teacher failed.
         winner: the best configuration; None before the first complete trial.
         scratch: the best configuration without a teacher.
@@ -70,6 +71,7 @@ class StudySummary:
     spent: Mapping[str, int | float | None] = field(default_factory=dict)
     negative_transfer: tuple[HarmfulTrial, ...] = ()
     failing: Mapping[str, str] = field(default_factory=dict)
+    failing_nodes: Mapping[str, str] = field(default_factory=dict)
     distillation_failure: DistillationFailure | None = None
     winner: RankedConfig | None = None
     scratch: RankedConfig | None = None
@@ -122,7 +124,7 @@ class StudySummary:
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
 
 
-_UNLESS_EMPTY = ("failing", "distillation_failure", "val_images")
+_UNLESS_EMPTY = ("failing", "failing_nodes", "distillation_failure", "val_images")
 """Keys of summary.json that are left out if they are empty."""
 
 

@@ -237,6 +237,9 @@ class StudyRuns:
         if winner is not None and winner.number in trials.known:
             self._log_best(study.id, winner)
             _link(study, trials.known[winner.number].id, winner.number)
+        if summary is not None and summary.failing_nodes:
+            named = "; ".join(f"{address}: {reason}" for address, reason in summary.failing_nodes.items())
+            study.tag(study.id, {"heterokd.failing_nodes": named})
         result = "" if summary is None else study_result(summary)
         if result:
             study.tag(study.id, {"mlflow.note.content": study_description(self.experiment, result)})

@@ -272,6 +272,7 @@ class _Loop:
             return 0
         chosen, epoch = found
         if distributed.rank() != 0:
+            chosen = file.with_name(chosen.name)  # this worker's copy, where each has a folder
             if not chosen.exists():
                 raise CheckpointError(
                     f"{chosen}: worker 0 sees this file, this worker does not; put --root on a shared disk"

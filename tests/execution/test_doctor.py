@@ -23,12 +23,11 @@ from own_ray import STORE_BYTES, ray_head
 from PIL import Image
 
 from heterokd.config.reading import load_experiment
-from heterokd.errors import ConfigError
 from heterokd.execution import node_checks
 from heterokd.execution.doctor import as_json, examine, table
 from heterokd.execution.node_checks import CLOCK_SECONDS, FREE_BYTES, SECRETS, Check, NodeAnswers, error_of, evaluate
 from heterokd.execution.threads import in_thread
-from heterokd.storage.workspace import Workspace, open_workspace
+from heterokd.storage.workspace import Workspace
 
 Write = Callable[..., Path]
 NOWHERE = "http://127.0.0.1:9"
@@ -156,22 +155,6 @@ def test_a_server_that_lets_the_driver_not_in_is_told(tmp_path: Path, monkeypatc
         check_access(uri)
 
 
-def test_workers_that_share_a_training_share_a_folder(tiny_file: Write, tmp_path: Path) -> None:
-    experiment = load_experiment(tiny_file(training={"workers": 2}))
-    with socket_that_listens() as address, pytest.raises(ConfigError, match=r"training.workers: .*plain path"):
-        examine(experiment, open_workspace(f"file://{tmp_path}/mount"), address)
-
-
-@contextmanager
-def socket_that_listens() -> Iterator[str]:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 # --- a node that sees another disk than the driver
 
 
@@ -192,10 +175,11 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-address, port, memory = sys.argv[1:]
+address, port, memory, gpus = sys.argv[1:]
 node = Node(
-    RayParams(gcs_address=address, redis_address=address, num_cpus=1, num_gpus=1, object_store_memory=int(memory),
-              min_worker_port=0, max_worker_port=0, dashboard_agent_listen_port=int(port)),
+    RayParams(gcs_address=address, redis_address=address, num_cpus=1, num_gpus=int(gpus),
+              object_store_memory=int(memory), min_worker_port=0, max_worker_port=0,
+              dashboard_agent_listen_port=int(port)),
     head=False, shutdown_at_exit=True, spawn_reaper=False,
 )
 print("Ray runtime started", flush=True)
@@ -205,8 +189,9 @@ time.sleep(3600)
 
 
 @contextmanager
-def second_node(head: Any, command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    starting = [sys.executable, "-c", NODE, head.address, str(free_port()), str(STORE_BYTES)]
+def second_node(head: Any, command: list[str], environment: dict[str, str], gpus: int = 1) -> Iterator[None]:
+    """A node with one core and GPUs that Ray counts, whether they are there or not."""
+    starting = [sys.executable, "-c", NODE, head.address, str(free_port()), str(STORE_BYTES), str(gpus)]
     node = subprocess.Popen(
         [*command, *starting], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 import yaml
@@ -17,9 +20,11 @@ from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
 from heterokd.execution.autoscaler import addable_by
+from heterokd.execution.parallel import Parallelism
 from heterokd.execution.placement import Cluster, place_trials, trials_per_gpu
-from heterokd.execution.ray_connection import check_address
+from heterokd.execution.ray_connection import check_address, refusal
 from heterokd.execution.ray_settings import ray
+from heterokd.execution.searcher import StudySearcher
 from heterokd.training.data import open_splits
 from heterokd.training.memory import CONTEXT_BYTES, WORKSPACE_BYTES, estimate_memory
 
@@ -172,7 +177,7 @@ def test_workers_have_room_side_by_side(
     plan = place_trials(experiment.model_copy(update={"training": shared}), nodes, lambda: None)
     assert plan == expected
     # Trials hold nothing that workers need, and the workers of all of them fit at once.
-    assert "cpu" not in plan.trial
+    assert set(plan.trial) == {"memory"}
     places = [
         min(cores // plan.cpus, gpus * int(1 / plan.gpus) if 0 < plan.gpus < 1 else gpus // plan.gpus)
         if plan.gpus
@@ -201,3 +206,127 @@ def test_a_launcher_file_says_which_nodes_may_be_added(tmp_path: Path) -> None:
     for text in ("max_workers: several", "- a list", "{"):
         file.write_text(text)
         assert addable_by(file) == []
+
+
+RAYS = """Version mismatch: The cluster was started with:
+    Ray: 2.60.0
+    Python: 3.12.4
+This process on Ray Client was started with:
+    Ray: 2.61.0
+    Python: 3.11.7
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (RAYS, "the cluster runs Ray 2.60.0 and Python 3.12.4, this process Ray 2.61.0 and Python 3.11.7; install"),
+        ("Token authentication is enabled but no authentication token was found", "set RAY_AUTH_MODE=token"),
+        ("No node info found matching attributes: '' when trying", "no node of this cluster runs on this machine"),
+        ("Could not find any running Ray instance. Please\nspecify", "no Ray cluster answers (Could not find any"),
+    ],
+    ids=["versions", "token", "elsewhere", "none"],
+)
+def test_a_cluster_that_refuses_this_process_is_told_in_a_sentence(reason: str, told: str) -> None:
+    sentence = refusal("10.0.0.1:6379", reason)
+    assert sentence.startswith("--address 10.0.0.1:6379: ")
+    assert told in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "ray://head"])
+def test_ray_client_is_refused_before_anything_is_asked(address: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"--address {address}: a search cannot run through Ray Client.*ray job submit"
+    ):
+        check_address(address)
+
+
+HEAD, GPU_NODE = (0, 0), (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("search", "before", "nodes", "after"),
+    [
+        ({}, Cluster(4, 1, 0), [(4, 0), (4, 0)], Cluster(8, 1, 0)),  # a node joins
+        ({}, Cluster(8, 1, 0), [(4, 0)], Cluster(4, 1, 0)),  # and goes
+        ({}, Cluster(8, 1, 0), [], Cluster(8, 1, 0)),  # nobody knows for how long
+        ({"trials": 5}, Cluster(4, 1, 0), [(4, 0), (4, 0)], Cluster(5, 1, 0)),
+        ({"parallel": 3}, Cluster(3, 1, 0), [(4, 0), (4, 0)], Cluster(3, 1, 0)),
+        ({}, Cluster(3, 2, 0.3333), [(8, 1), (8, 1)], Cluster(6, 2, 0.3333)),
+        ({}, Cluster(1, 8, 2.0), [(8, 2), (16, 4)], Cluster(3, 8, 2.0)),
+        ({"parallel": 8}, Cluster(8, 1, 0), [HEAD, GPU_NODE], Cluster(8, 8, 1.0)),  # never eight on one GPU
+        ({}, Cluster(2, 1, 0), [(2, 0), GPU_NODE], Cluster(1, 8, 1.0)),
+        ({"gpus_per_trial": 0.5}, Cluster(2, 1, 0), [GPU_NODE], Cluster(2, 4, 0.5)),
+        ({}, Cluster(2, 2, 1.0, (2, 2)), [(8, 4), (8, 4)], Cluster(4, 2, 1.0, (2, 2))),
+    ],
+)
+def test_trials_follow_the_nodes(
+    tiny_file: Write, search: dict[str, object], before: Cluster, nodes: list[tuple[int, int]], after: Cluster
+) -> None:
+    plan = Parallelism(experiment_of(tiny_file, **search), before)
+    plan.follow(nodes)
+    assert plan.cluster == after
+
+
+def test_gpus_of_unknown_memory_are_not_shared(tiny_file: Write) -> None:
+    plan = place_trials(experiment_of(tiny_file, parallel=8), [GPU_NODE], lambda: None)
+    assert plan == Cluster(1, 8, 1.0)
+
+
+def test_trials_do_not_wait_for_nodes_that_nobody_knows(tiny_file: Write) -> None:
+    """Eight trials that ask for no GPU would share the GPU of the node that comes."""
+    with pytest.raises(ConfigError, match=r"search\.gpus_per_trial: no node has a core.*cluster\.nodes\.NAME"):
+        place_trials(experiment_of(tiny_file, parallel=8), [HEAD], lambda: None)
+
+
+def test_an_experiment_says_which_nodes_may_come(tiny_file: Write) -> None:
+    cluster = {"nodes": {"gpu": {"count": 2, "cpus": 8, "gpus": 1}, "head": {"price_per_hour": 0.4}}}
+    experiment = load_experiment(tiny_file(cluster=cluster, search={"parallel": None, "trials": 50}))
+    assert experiment.cluster.resources == [GPU_NODE, GPU_NODE]
+    assert place_trials(experiment, [HEAD, *experiment.cluster.resources], lambda: None) == Cluster(2, 8, 1.0)
+
+
+def test_the_searcher_suggests_as_many_trials_as_the_plan_has(tiny_file: Write) -> None:
+    plan = Parallelism(experiment_of(tiny_file), Cluster(1, 1, 0))
+    searcher = StudySearcher(None, None, None, plan)
+    searcher.numbers = {"a": 0}
+    assert searcher.suggest("b") is None
+
+
+def ray_that_refuses(code: grpc.StatusCode) -> tuple[grpc.Server, str]:
+    """A server that ends each call with a status, as Ray's head does where a token is missing."""
+
+    class Refusing(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(code, "no"))
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Refusing(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            grpc.StatusCode.UNAUTHENTICATED,
+            r"refuses this process, which has no token or another one; set RAY_AUTH",
+        ),
+        (grpc.StatusCode.UNIMPLEMENTED, r"no node of this cluster runs on this machine.*ray job submit"),
+    ],
+    ids=["token", "elsewhere"],
+)
+def test_a_cluster_that_cannot_be_used_is_told_at_once(
+    code: grpc.StatusCode, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heterokd.execution.ray_connection.services.find_node_ids", set)
+    server, address = ray_that_refuses(code)
+    began = time.monotonic()
+    try:
+        with pytest.raises(ConfigError, match=rf"--address {address}: .*{told}"):
+            check_address(address)
+    finally:
+        server.stop(None)
+    assert time.monotonic() - began < 10

@@ -49,7 +49,7 @@ def begun(actor: StudyActor, *running: int) -> Assignment:
     assert isinstance(assignment, Assignment)
     started = TrialSnapshot(origin=assignment.origin, sample=assignment.sample, began=1.0)
     files(actor, assignment).start(assignment.recipe, started)
-    assert actor.assignment(assignment.number) == assignment
+    assert actor.assignment(assignment.number, "here") == assignment
     return assignment
 
 
@@ -81,7 +81,7 @@ def test_a_trial_that_runs_on_is_adopted_by_whatever_call_comes_first(folder: St
     elif first_call == "report":
         assert again.report(trial.number, trial.rungs[0], {"epoch": 1, "val/top1": 0.4}, [])
     elif first_call == "assignment":
-        assert again.assignment(trial.number) == trial
+        assert again.assignment(trial.number, "here") == trial
     elif first_call == "finish":
         end(again, trial)
     elif first_call == "expire":
@@ -120,7 +120,7 @@ def test_calls_that_are_repeated_change_nothing(folder: StudyFolder) -> None:
     for _ in range(2):
         actor = opened(folder)
         end(actor, trial)
-        assert actor.assignment(trial.number) is None
+        assert actor.assignment(trial.number, "here") is None
         assert actor.summary([trial.number]).progress.complete == 1
     assert len(actor.study.folder.trials()) == 1
 
@@ -162,7 +162,7 @@ def test_a_trial_that_was_ended_is_not_adopted(folder: StudyFolder) -> None:
     trial = begun(actor)
     assert actor.expire([trial.number]) == [trial.number]
     again = opened(folder, trial_timeout=1e-9)
-    assert again.assignment(trial.number) is None
+    assert again.assignment(trial.number, "here") is None
     ended = again.end(trial.number)
     assert ended is not None
     assert (ended.status, ended.reason) == (TrialStatus.FAILED, TIMED_OUT)

@@ -146,7 +146,8 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Workspace) ->
     confirmation = fabricated.trial(runs.folder, runs.experiment, 31, "kd", seed=2000, confirms=7)
     assert runs.sync(confirmation)
     assert all(runs.sync(trial) for trial in runs.folder.trials())
-    assert runs.finish(fabricated.summary(fabricated.ranked(7, mean=0.25)))
+    nodes = {"10.0.0.2": "data: there is no folder"}
+    assert runs.finish(fabricated.summary(fabricated.ranked(7, mean=0.25), failing_nodes=nodes))
 
     found = all_runs(runs)
     assert set(found) == {"tiny", "000-scratch", "007-kd", "031-kd-seed2000"}
@@ -166,6 +167,7 @@ def test_trials_are_children_and_confirmations_grandchildren(root: Workspace) ->
     assert steps(runs, child, "student/params_m") == [0]
     assert parent.data.metrics == {"best/val/top1": 0.25}
     assert parent.data.tags["heterokd.best_run_id"] == child.info.run_id
+    assert parent.data.tags["heterokd.failing_nodes"] == "10.0.0.2: data: there is no folder"
     assert "vit_tiny_patch16_224" in parent.data.tags["mlflow.note.content"]
     assert [file.path for file in runs.client.list_artifacts(child.info.run_id)] == ["recipe.yaml"]
     assert [file.path for file in runs.client.list_artifacts(parent.info.run_id)] == ["experiment.yaml"]
