@@ -64,6 +64,7 @@ format: $(STAMP) ## Format the code
 docs: $(STAMP) ## Regenerate docs/methods.md, the architecture's picture and the papers' experiments; build site/
 	$(BIN)/python -m heterokd.cli.catalogue > docs/methods.md
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python -m heterokd.networks.families > docs/networks.md
 	$(BIN)/python experiments/papers/generate.py
 	$(BIN)/python -m mkdocs build --strict --quiet
 

@@ -97,9 +97,9 @@ class TappedNetwork(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last classifiers; the whole body if none was found."""
+        """The last classifier; a list if there are several, or if its output is not the logits."""
         modules = [self.body.get_submodule(name) for name in self.split.classifiers]
-        return modules[0] if len(modules) == 1 else nn.ModuleList(modules or [self.body])
+        return modules[0] if self.split.one_head else nn.ModuleList(modules or [self.body])
 
     def prefix_tokens_at(self, stage: int) -> int:
         """Return the number of class tokens in the output of a stage."""

@@ -59,6 +59,7 @@ class TapParts:
         arguments: timm's arguments, with the image size if the network takes it.
         spec: shapes of the outputs.
         embedding: dotted name of a module whose output is the embedding instead; None if there is none.
+        one_head: whether the logits are the output of the only classifier, and its input the embedding.
     """
 
     classifiers: tuple[str, ...]
@@ -68,6 +69,7 @@ class TapParts:
     arguments: Mapping[str, object]
     spec: OutputSpec
     embedding: str | None = None
+    one_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ def describe_taps(
     dim = sum(as_embedding(given).shape[1] for given in embedded)
     serves = Signal.LOGITS | (Signal.EMBEDDING if dim else Signal.NONE)
     spec = OutputSpec(num_classes, dim, (), images.shape[-1], serves=serves, body_kind=kind_of([body]))
-    parts = TapParts(classifiers, (), (), (), arguments, spec, named.embedding)
+    last = [call for call in flow.modules if call.module in classifiers]
+    one_head = named.embedding is None and [call.labels for call in last] == [(flow.result,)]
+    parts = TapParts(classifiers, (), (), (), arguments, spec, named.embedding, one_head and embedded[0].dim() == 2)
     if named.stages:
         return _with_taps(body, images, flow, parts, _named_points(name, body, flow, named.stages))
     return _with_stages(body, images, flow, parts)
@@ -238,9 +242,10 @@ def _with_taps(body: nn.Module, images: Tensor, flow: Flow, parts: TapParts, poi
     )
     spec = _spec(parts.spec, [(point.channels, point.side) for point in points], _kinds(body, flow, points))
     spec = replace(spec, prefix_tokens=max(point.prefix_tokens for point in points))
-    prefix = tuple(key for key in PREFIXES if isinstance(getattr(body, key, None), nn.Parameter))
+    parameters = dict(body.named_parameters())
+    prefix = tuple(key for name in PREFIXES for key in (name, f"embeds.{name}") if key in parameters)
     with_tokens = [point for point in points if point.prefix_tokens]
-    tokens = [getattr(body, key) for key in prefix] if with_tokens else []
+    tokens = [parameters[key] for key in prefix] if with_tokens else []
     has_tokens = all(
         sum(token.shape[-2] for token in tokens) == point.prefix_tokens
         and all(token.shape[-1] == point.channels for token in tokens)

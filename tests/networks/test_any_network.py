@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from operator import itemgetter
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from quick import cases
+from timm.models import model_entrypoint
 
 from heterokd.errors import PairError
 from heterokd.methods.fitnet import FitNet
 from heterokd.methods.hcd import HCD
 from heterokd.methods.kd import KD
 from heterokd.methods.ofa import OFA
+from heterokd.networks.families import FAMILIES, networks_page
 from heterokd.networks.network import build_network, deployable, predict_spec
 from heterokd.networks.points import stage_ends
 from heterokd.networks.tapped import TappedNetwork
-from heterokd.outputs import Signal
+from heterokd.outputs import Batch, Signal
 
 HEAD = Signal.LOGITS | Signal.EMBEDDING
 
@@ -68,6 +72,46 @@ def test_outputs(name: str, size: int, has_tail: bool) -> None:
     assert stage.grad is not None
     assert stage.grad.abs().sum() > 0
     assert not [module for module in network.body.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("module", FAMILIES)
+def test_every_module_of_timm(module: str) -> None:
+    family = FAMILIES[module]
+    torch.manual_seed(0)
+    size = family.image_size
+    network = build_network(family.network, 5, family.options, image_size=size).eval()
+    other = build_network("test_resnet", 5, image_size=size)
+    images, labels = torch.rand(2, 3, size, size), torch.tensor([0, 1])
+    if Signal.TAIL in network.spec.serves:
+        with torch.no_grad():
+            given = network(images, HEAD | Signal.STAGES | Signal.TAIL)
+            for j in (2, 3, 4, 5):
+                assert torch.allclose(given.tail(given.stages[j - 2], j), given.logits, atol=1e-4)
+    for student, teacher in ((network.train(), other.eval()), (other.train(), network.eval())):
+        student.train()
+        method = KD(None, student.spec, teacher.spec)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+        with torch.no_grad():
+            target = teacher(images)
+        for _ in range(2):
+            terms = method(student(images), target, Batch(images, labels, labels), 0.5)
+            loss = torch.stack(list(terms.values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert torch.isfinite(loss)
+
+
+@pytest.mark.thorough
+def test_the_page_is_written_from_the_networks() -> None:
+    modules = {model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert {f"timm.models.{module}" for module in FAMILIES} == {name for name in modules if name.startswith("timm.")}
+    specs = [family.spec() for family in FAMILIES.values()]
+    assert sum(Signal.STAGES in spec.serves for spec in specs) >= 92
+    assert sum(Signal.TAIL in spec.serves for spec in specs) >= 70
+    page = Path(__file__).parents[2] / "docs" / "networks.md"
+    assert page.read_text(encoding="utf-8") == networks_page()
 
 
 @pytest.mark.thorough
