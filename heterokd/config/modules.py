@@ -1,13 +1,14 @@
 """Users' modules in the sections `teacher` and `student`: their files become part of the options.
 
 network: ./nets.py:make_student        ->  network: make_student
-options: {width: 8}                        options: {width: 8, module: {file, name, text}, taps: {...}}
+options: {width: 8}                        options: {width: 8, module: {file, name, sha256, text}, taps: {...}}
 taps: {stages: [...], embedding: NAME}
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Mapping
 from pathlib import PurePath
 
@@ -86,4 +87,5 @@ def read_module(reference: str) -> dict[str, str]:
     if name not in defined + assigned:
         hint = did_you_mean(name, defined) if defined else "the file defines no function"
         raise ValueError(f"network: {file}: there is no function or class {name!r}; {hint}")
-    return {"file": PurePath(file).name, "name": name, "text": text}
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"file": PurePath(file).name, "name": name, "sha256": digest, "text": text}

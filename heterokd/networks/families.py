@@ -195,7 +195,9 @@ names the four modules whose outputs are the stages, and the module whose output
 looked for. In a list of networks, `taps` is an option of a network: `options: {resnet18: {taps: ...}}`.
 
 The settings hold the text of the file (`options.module` in experiment.yaml), so that recipes, exports and the nodes of
-a cluster have it; the file cannot import other files next to it. A package must be installed on every node. Images are normalised with ImageNet's mean and deviation, or those of the module's `pretrained_cfg`
+a cluster have it; the file cannot import other files next to it. A package must be installed on every node.
+
+Images are normalised with ImageNet's mean and deviation, or those of the module's attribute `pretrained_cfg`
 (`{"mean": ..., "std": ...}`). Weights come from `teacher.checkpoint`, or the function loads them.
 
 An image classifier of Hugging Face's transformers, if that is installed:
@@ -227,8 +229,8 @@ def networks_page() -> str:
         for module, spec in specs.items()
     ]
     counts = (
-        f"All {len(specs)} give logits and embedding, {stages} stages, {tails} a tail. A stage is its channels x the side "
-        "of its map, at the image size in brackets."
+        f"All {len(specs)} give logits and embedding, {stages} stages, {tails} a tail. A stage is its channels x the "
+        "side of its map, at the image size in brackets."
     )
     return "\n".join(
         [INTRODUCTION, counts, "", "| module | network | kind | stages | tail |", "|---|---|---|---|---|", *rows, ""]
