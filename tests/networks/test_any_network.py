@@ -11,7 +11,9 @@ import torch
 from quick import cases
 from timm.models import model_entrypoint
 
+from heterokd.config.reading import load_experiment
 from heterokd.errors import PairError
+from heterokd.execution.check import check_experiment
 from heterokd.methods.fitnet import FitNet
 from heterokd.methods.hcd import HCD
 from heterokd.methods.kd import KD
@@ -134,6 +136,18 @@ def test_what_a_network_lacks_leaves_out_methods() -> None:
         FitNet(None, whole, bare)
     with pytest.raises(PairError, match=r"has no Signal.STAGES"):
         build_network("vit_tiny_patch16_224", 5, {"depth": 2}, image_size=32)(torch.rand(1, 3, 32, 32), Signal.STAGES)
+
+
+def test_methods_that_are_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "name: x\ndata: {dataset: digits, image_size: 32}\nteacher: {network: test_resnet}\n"
+        "student: {network: vit_tiny_patch16_224, options: {depth: 2}}\nsearch: {space: {methods: all}}\n"
+    )
+    excluded = check_experiment(load_experiment(file))
+    assert {"kd", "dist", "rkd", "scratch"}.isdisjoint(excluded)
+    assert {"ofa", "review_kd"} <= set(excluded)
+    assert "it reads the student's stages, which this network does not give" in excluded["ofa"]
 
 
 def test_maps_join_or_divide_to_four_stages() -> None:
