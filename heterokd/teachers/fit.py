@@ -109,6 +109,7 @@ def fit_teacher(
     fit = _Fit(recipe, splits, root, folder, device, report)
     how = planned_fit(recipe)
     if how in ("head", "head_then_all"):
+        torch.manual_seed(recipe.training.seed)
         start = build_student(recipe, splits.num_classes)
         if linear_head(start) is not None:
             return _fit_head(fit, start, fine_tune=how == "head_then_all")

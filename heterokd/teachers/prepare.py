@@ -45,7 +45,8 @@ CARD = "teacher.json"
 logger = logging.getLogger(__name__)
 
 TeacherReport = Callable[[Metrics, str], bool]
-"""Called with the metrics of an epoch of a teacher's fit and the teacher's network; False ends the fit."""
+"""Called with the metrics of an epoch of a teacher's fit (epoch 0: its solved classifier, only the score) and the
+teacher's network; False ends the fit."""
 
 
 @dataclass(frozen=True)
