@@ -14,6 +14,7 @@ from PIL import Image
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment, load_recipe
+from heterokd.config.schema import SCHEMA
 from heterokd.errors import ConfigError
 from heterokd.networks import network as networks
 from heterokd.networks.body_types import TimmBody
@@ -99,7 +100,7 @@ def test_files_of_an_older_schema_find_the_teacher_that_they_fitted(tiny_file: W
         for name, each in (("auto", now), ("all", older), ("set", load_experiment(file, ["teacher.fit=all"])))
     }
     assert hashes["all"] == hashes["set"] != hashes["auto"]
-    text = teacher_recipe(now).to_yaml().replace("schema: 3", "schema: 2").replace("  fit: auto\n", "")
+    text = teacher_recipe(now).to_yaml().replace(f"schema: {SCHEMA.number}", "schema: 2").replace("  fit: auto\n", "")
     (tmp_path / "recipe.yaml").write_text(text)
     assert load_recipe(tmp_path / "recipe.yaml").teacher.fit == "all"
 
