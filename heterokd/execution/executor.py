@@ -112,21 +112,25 @@ def run_study(
     sync = MlflowSync(tracker, folder)
     # A local Ray whose processes die is started again, unless it was started by the caller.
     starts = 1 if address is not None or ray.is_initialized() else LOCAL_STARTS
+    ended: _Ended | RayLost
     try:
         for left in reversed(range(starts)):
             try:
                 ended = _run_on_ray(job, sync, address, listener, run)
                 break
             except RayLost as lost:
+                ended = lost
                 search_log.info("Ray was lost", exc_info=lost)
-                if not left:
-                    raise SearchError(_lost_sentence(lost, folder, address)) from lost
-                logger.warning("%s; the search continues on a new local Ray", lost)
+                if left:
+                    logger.warning("%s; the search continues on a new local Ray", lost)
                 job = replace(job, seconds_before=0.0)
     finally:
         sync.close()
         for lock in held:
             lock.release()
+    if not isinstance(ended, _Ended):
+        tracker.finish(None, "KILLED")
+        raise SearchError(_lost_sentence(ended, folder, address)) from ended
     summary = ended.summary
     summary.write(folder)
     if ended.failure is not None:
