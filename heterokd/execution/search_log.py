@@ -46,9 +46,11 @@ def logged_to(folder: StudyFolder) -> Iterator[Path]:
     loggers = [logging.getLogger(name) for name in LOGGED]
     # Python prints the warnings of loggers without handlers, and would not do so with the file's handler.
     printed = [] if loggers[0].hasHandlers() or logging.lastResort is None else [logging.lastResort]
-    before = search_log.level, search_log.propagate
+    of_file_alone = (search_log, logging.getLogger("ray"))
+    before = search_log.level, [logger.propagate for logger in of_file_alone]
     search_log.setLevel(logging.INFO)
-    search_log.propagate = False
+    for logger in of_file_alone:
+        logger.propagate = False  # MLflow adds a handler to the root logger, which prints
     search_log.addHandler(handler)
     for logger in loggers:
         logger.addHandler(handler)
@@ -62,7 +64,8 @@ def logged_to(folder: StudyFolder) -> Iterator[Path]:
         for logger in (search_log, *loggers):
             logger.removeHandler(handler)
         search_log.setLevel(before[0])
-        search_log.propagate = before[1]
+        for logger, propagated in zip(of_file_alone, before[1], strict=True):
+            logger.propagate = propagated
         handler.close()
 
 

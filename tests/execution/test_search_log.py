@@ -95,9 +95,17 @@ def test_a_log_that_cannot_be_written_ends_no_search(tmp_path: Path, capfd: pyte
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_the_terminal_still_shows_warnings_but_no_tracebacks(folder: StudyFolder) -> None:
+@pytest.mark.parametrize(
+    ("configured", "shown"),
+    [
+        ("", "the disk is slow\nafter\n"),
+        ("logging.basicConfig()", "WARNING:heterokd.x:the disk is slow\nWARNING:heterokd.x:after\n"),
+    ],
+    ids=["no handler", "MLflow's handler"],
+)
+def test_the_terminal_still_shows_warnings_but_no_tracebacks(folder: StudyFolder, configured: str, shown: str) -> None:
     code = (
-        "import logging\n"
+        f"import logging\n{configured}\n"
         "from pathlib import Path\n"
         "from heterokd.execution.search_log import logged_to, search_log\n"
         "from heterokd.storage.study_dir import StudyFolder\n"
@@ -109,7 +117,7 @@ def test_the_terminal_still_shows_warnings_but_no_tracebacks(folder: StudyFolder
         "logging.getLogger('heterokd.x').warning('after')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "the disk is slow\nafter\n"
+    assert done.stderr == shown
     text = folder.log_file.read_text(encoding="utf-8")
     for kept in ("the disk is slow", "trial 3 ended", "a trial failed", "ZeroDivisionError"):
         assert kept in text
