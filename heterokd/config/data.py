@@ -107,6 +107,13 @@ class DataSettings(Settings):
     group: str | None = Field(
         None, description="regular expression; images whose paths agree in its match are in the same split"
     )
+    crops: Literal["square", "photo"] = Field(
+        "square",
+        description="source of training crops: the centre square at image_size, or the photo (decoded each time)",
+    )
+    val_crop: float = Field(
+        1.0, gt=0, le=1, description="share of the shorter side that val and test show (crop_pct of timm)"
+    )
     max_megapixels: float = Field(MEGAPIXELS, gt=0, description="larger images are refused, in millions of pixels")
 
     @model_validator(mode="before")
@@ -170,6 +177,10 @@ class DataSettings(Settings):
                 raise ValueError(f"{key}: data set {self.dataset!r} does not read it; leave it out")
             if key in changed and self.reader == FIRST_READER and key not in ("reader", "max_megapixels", "masks"):
                 raise ValueError(f"{key}: needs data.reader: 2; set it, or leave {key} out")
+        if self.crops == "photo" and (self.policy.rotation or self.policy.translate or self.policy.scale[1] > 1):
+            raise ValueError(
+                "crops: photo needs a policy without rotation and translate, of scale up to 1; set crops: square"
+            )
         mixes = self.policy.mixes or bool(self.policy.operations)
         reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
         if reason is not None:
@@ -194,6 +205,8 @@ class DataSettings(Settings):
             class_order=self.class_order,
             table=self.table,
             group=self.group,
+            crops=self.crops,
+            val_crop=self.val_crop,
         )
 
     @property

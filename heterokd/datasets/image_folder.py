@@ -56,7 +56,8 @@ class ImageFolder(Dataset):
         found = read_table(root, options.table, options) if options.table else find_images(root, options)
         files, notes = _split(found, seed, options)
         reading = _reading(files, options)
-        files = {name: replace(part, reading=reading) for name, part in files.items()}
+        shown = replace(reading, photo_crops=False, shown=options.val_crop)
+        files = {name: replace(part, reading=reading if name == "train" else shown) for name, part in files.items()}
         splits = file_splits("image_folder", files, found.classes, image_size)
         return replace(splits, notes=(*notes, *found.notes, *found.unread_sentences))
 
@@ -100,10 +101,13 @@ def _split(
 
 def _reading(files: Mapping[SplitName, LabelledFiles], options: DataOptions) -> Reading:
     """Return how files become pixels; test does not decide the range of values."""
-    if options.value_range == "auto":
-        names = np.concatenate((files["train"].names, files["val"].names))
-        return Reading(options.background, ScannedRange(files["train"].folder, names), options.max_megapixels)
-    return Reading(options.background, GivenRange(*options.value_range), options.max_megapixels)
+    names = np.concatenate((files["train"].names, files["val"].names))
+    values = (
+        ScannedRange(files["train"].folder, names)
+        if options.value_range == "auto"
+        else GivenRange(*options.value_range)
+    )
+    return Reading(options.background, values, options.max_megapixels, options.crops == "photo")
 
 
 def _first_reader(root: Path, image_size: int, seed: int, options: DataOptions) -> Splits:

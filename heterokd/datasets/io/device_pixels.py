@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heterokd.datasets.io.image_files import photos_of, read_photo_crops
 from heterokd.datasets.io.images import ArrayImages, image_shape, source_of
 from heterokd.datasets.io.shared_pixels import SharedImages
 from heterokd.datasets.io.split import Split
@@ -36,11 +37,13 @@ class Chosen:
         index: [B] positions in the split.
         view: [B] view numbers; None for plain images.
         mix: partners of mixed views.
+        crops: [4, B] crops of photos, or [4, 2 B] with the partners; see `FileImages.read_crops`.
     """
 
     index: NDArray[np.int64]
     view: NDArray[np.int64] | None = None
     mix: Mix | None = None
+    crops: NDArray[np.float64] | None = None
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -84,7 +87,7 @@ class SplitPixels:
         kinds = {type(source_of(images)) for images in (split.images, split.label_maps) if images is not None}
         on_host = self.device.type == "cpu"
         self._direct = on_host and kinds == {ArrayImages}
-        self._may_be_resident = not (on_host and kinds <= {ArrayImages, SharedImages})
+        self._may_be_resident = not (on_host and kinds <= {ArrayImages, SharedImages}) and not photos_of(split.images)
         self._resident: tuple[Tensor, Tensor | None] | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -92,7 +95,7 @@ class SplitPixels:
         """Yield each batch with its pixels [B, H, W, 3] and label maps [B, H, W], both uint8."""
         if self._direct or self._is_resident():
             for chosen in wanted:
-                yield chosen, *self.at(chosen.positions)
+                yield chosen, *self.at(chosen)
             return
         pending: deque[tuple[Chosen, Future[_Read]]] = deque()
         remaining = iter(wanted)
@@ -100,7 +103,7 @@ class SplitPixels:
 
             def submit(count: int) -> None:
                 for chosen in islice(remaining, count):
-                    pending.append((chosen, reader.submit(self._read, chosen.positions)))
+                    pending.append((chosen, reader.submit(self._read, chosen.positions, chosen.crops)))
 
             try:
                 submit(PREFETCHED)
@@ -113,14 +116,15 @@ class SplitPixels:
                 for _, read in pending:
                     read.cancel()
 
-    def at(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Read the pixels and label maps at some positions to the device."""
+    def at(self, wanted: Chosen) -> tuple[Tensor, Tensor | None]:
+        """Read the pixels and label maps of a batch to the device."""
+        positions = wanted.positions
         if not self._direct and self._is_resident():
             assert self._resident is not None  # set by `_is_resident`
             pixels, maps = self._resident
             chosen = torch.from_numpy(positions).to(self.device, non_blocking=True)
             return pixels[chosen], None if maps is None else maps[chosen]
-        return self._read(positions).get()
+        return self._read(positions, wanted.crops).get()
 
     def batch(
         self, images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | None, labels: Tensor | None = None
@@ -151,8 +155,11 @@ class SplitPixels:
                 self._may_be_resident = False
         return self._resident is not None
 
-    def _read(self, positions: NDArray[np.int64]) -> _Read:
-        pixels = torch.from_numpy(self.split.images.read(positions))
+    def _read(self, positions: NDArray[np.int64], crops: NDArray[np.float64] | None = None) -> _Read:
+        images = self.split.images
+        pixels = torch.from_numpy(
+            images.read(positions) if crops is None else read_photo_crops(images, positions, crops)
+        )
         maps = None if self.split.label_maps is None else torch.from_numpy(self.split.label_maps.read(positions))
         if self.device.type != "cuda":
             return _Read(pixels.to(self.device), None if maps is None else maps.to(self.device))

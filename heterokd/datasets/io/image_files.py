@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
-from heterokd.datasets.io.read_image import FIRST_READING, WHOLE, Reading, Region, read_image
+from heterokd.datasets.io.decoded_files import DecodedFiles, decoding_threads, memory_budget
+from heterokd.datasets.io.images import ChosenImages, Images
+from heterokd.datasets.io.read_image import FIRST_READING, WHOLE, Crop, Reading, Region, read_crop, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits, stratified_split
 from heterokd.errors import DataError
 
@@ -79,6 +80,47 @@ class FileImages(DecodedFiles):
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [S, S, 3]."""
         return read_image(self.files.path(position), self.image_size, self.files.region, self.files.reading)
+
+    @property
+    def are_photos(self) -> bool:
+        """Whether training crops are cut from the photos: then squares are not kept for training."""
+        return self.files.reading.photo_crops
+
+    def read_crops(self, index: NDArray[np.int64], crops: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Read a crop of each image at `index` [B], [B, S, S, 3].
+
+        Args:
+            index: positions.
+            crops: area, ratio, x and y of each crop, [4, B]; see `Crop`.
+
+        Raises:
+            DataError: a file is damaged, missing or not an image.
+        """
+        pixels = np.empty((len(index), *self._shape[1:]), np.uint8)
+
+        def decode(row: int) -> None:
+            crop = Crop(*crops[:, row].tolist())
+            pixels[row] = read_crop(self.files.path(index[row]), self.image_size, crop, self.files.reading)
+
+        with decoding_threads() as pool:
+            for _ in pool.map(decode, range(len(index))):  # raises the exceptions of the threads
+                pass
+        return pixels
+
+
+def photos_of(images: Images) -> FileImages | None:
+    """Return the photos that training crops are cut from; None for other images."""
+    while isinstance(images, ChosenImages):
+        images = images.images
+    return images if isinstance(images, FileImages) and images.are_photos else None
+
+
+def read_photo_crops(images: Images, index: NDArray[np.int64], crops: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Read crops of the photos that `images` are, or are chosen from; see `FileImages.read_crops`."""
+    while isinstance(images, ChosenImages):
+        index, images = images.index[index], images.images
+    assert isinstance(images, FileImages)  # checked by the caller with `photos_of`
+    return images.read_crops(index, crops)
 
 
 def path_array(paths: Iterable[str]) -> NDArray[np.bytes_]:
@@ -169,7 +211,8 @@ def file_splits(
     Raises:
         DataError: a file is missing or empty.
     """
-    digest = hashlib.sha256(f"{dataset}:{image_size}{files['train'].reading.identity}".encode())
+    readings = dict.fromkeys(files[name].reading.identity for name in SPLIT_NAMES)
+    digest = hashlib.sha256(f"{dataset}:{image_size}{''.join(readings)}".encode())
     splits: dict[SplitName, Split] = {}
     for name in SPLIT_NAMES:
         chosen = files[name]

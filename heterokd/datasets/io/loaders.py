@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
+from heterokd.datasets.io.image_files import photos_of
 from heterokd.datasets.io.images import image_shape
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.color import plain_images
+from heterokd.datasets.views.geometry import photo_crops
 from heterokd.datasets.views.mixing import draw_mix, mix_labels, mix_views
 from heterokd.datasets.views.policy import ViewSpec
-from heterokd.datasets.views.random import STREAM_TURN, permutation, philox_key, random_words
+from heterokd.datasets.views.random import STREAM_TURN, permutation, philox_key, random_words, view_draws
 from heterokd.datasets.views.render import view_images, view_scenes
 from heterokd.errors import DataError
 from heterokd.outputs import Batch
@@ -90,6 +92,7 @@ class TrainLoader:
         self.split, self.views, self.batch_size = split, views, batch_size
         self.num_classes, self.worker = num_classes, worker
         self._pixels = SplitPixels(split, device)
+        self._cuts_photos = photos_of(split.images) is not None and views.policy.warps
 
     def __len__(self) -> int:
         return max(1, len(self.split) // self.batch_size)
@@ -109,7 +112,7 @@ class TrainLoader:
     def views_of(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Batch:
         """Build a batch of the given images [B] with the given view numbers [B]."""
         views = self._chosen(index, view)
-        return self._batch(views, *self._pixels.at(views.positions))
+        return self._batch(views, *self._pixels.at(views))
 
     def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Return the view number [B] of each image in an epoch."""
@@ -125,7 +128,12 @@ class TrainLoader:
 
     def _chosen(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Chosen:
         policy, seed = self.views.policy, self.views.seed
-        return Chosen(index, view, draw_mix(policy, index, view, len(self.split), seed) if policy.mixes else None)
+        mix = draw_mix(policy, index, view, len(self.split), seed) if policy.mixes else None
+        if not self._cuts_photos:
+            return Chosen(index, view, mix)
+        # The partners' crops are drawn with those of the views.
+        both = (index, view) if mix is None else (np.append(index, mix.index), np.append(view, mix.view))
+        return Chosen(index, view, mix, photo_crops(policy, view_draws(policy, seed, *both)))
 
     def _batch(self, chosen: Chosen, pixels: Tensor, maps: Tensor | None) -> Batch:
         index, view, mix = chosen.index, chosen.view, chosen.mix
@@ -136,9 +144,11 @@ class TrainLoader:
             images, maps = view_scenes(pixels, maps, index, view, policy, size, seed, self.views.fill)
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
-            return self._pixels.batch(view_images(pixels, index, view, policy, seed), index, view)
+            images = view_images(pixels, index, view, policy, seed, is_cropped=self._cuts_photos)
+            return self._pixels.batch(images, index, view)
         # The views and their partners are rendered together.
-        both = view_images(pixels, chosen.positions, np.concatenate((view, mix.view)), policy, seed)
+        numbers = np.concatenate((view, mix.view))
+        both = view_images(pixels, chosen.positions, numbers, policy, seed, is_cropped=self._cuts_photos)
         images, share = mix_views(both[: len(index)], both[len(index) :], mix)
         labels = self.split.labels
         assert self.num_classes is not None  # checked by `__init__`

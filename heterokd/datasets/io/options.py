@@ -36,6 +36,8 @@ class DataOptions:
         table: CSV or Parquet file with paths, labels and splits; None: folders are classes.
         group: regular expression; images whose paths agree in its match are in the same split.
         padding: color of the canvas beyond images with label maps, see `heterokd/datasets/io/label_maps.py`.
+        crops: source of training crops: the centre square at `image_size`, or the photo, as in the papers' recipes.
+        val_crop: share of the shorter side that the centre square of val and test has.
         masks: classes of label maps, and how images without splits are split.
     """
 
@@ -47,6 +49,8 @@ class DataOptions:
     table: Path | None = None
     group: str | None = None
     padding: Color = PADDING
+    crops: Literal["square", "photo"] = "square"
+    val_crop: float = 1.0
     masks: MaskSettings | None = None
 
 

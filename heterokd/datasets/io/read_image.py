@@ -53,16 +53,23 @@ class Reading:
         background: color below transparent pixels; None: transparency is ignored.
         values: range of the values of files with more than 8 bits; None: their highest byte is read.
         max_megapixels: larger images are refused.
+        photo_crops: whether training crops are cut from the photo, see `read_crop`.
+        shown: share of the shorter side that the centre square has.
     """
 
     background: Color | None = None
     values: ValueRange | None = None
     max_megapixels: float = MEGAPIXELS
+    photo_crops: bool = False
+    shown: float = 1.0
 
     @property
     def identity(self) -> str:
         """Text of the settings that decide pixels; empty for the first reader."""
-        return "" if self.values is None else f"background={self.background}:values={self.values.identity}"
+        if self.values is None:
+            return ""
+        crops = f":photo={self.photo_crops}:shown={self.shown!r}" if self.photo_crops or self.shown != 1 else ""
+        return f"background={self.background}:values={self.values.identity}{crops}"
 
 
 FIRST_READING = Reading()
@@ -88,7 +95,7 @@ def read_image(
         turned = region != WHOLE and orientation(opened) in QUARTER_TURNS
         width, height = opened.size[::-1] if turned else opened.size
         left, top, right, bottom = _inside(region, (width, height))
-        side = min(right - left, bottom - top)
+        side = min(right - left, bottom - top) * reading.shown
         if side >= 1:  # a large JPEG is decoded at half or quarter size
             opened.draft("RGB", (int(image_size * opened.width / side), int(image_size * opened.height / side)))
         image = upright(path, opened, reading)
@@ -99,11 +106,56 @@ def read_image(
         )
     if region != WHOLE:  # crop before resizing, because the filter reads across the region's edges
         image = image.crop(_whole_pixels((left, top, right, bottom), image.width / width, image.height / height))
-    side = min(image.size)
+    side = min(image.size) * reading.shown
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return np.asarray(
         image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     )
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random crop of a photo, as of torchvision's RandomResizedCrop; cut off at the photo's edges.
+
+    Attributes:
+        area: share of the photo's area.
+        ratio: width / height in pixels.
+        x: position of the left edge, from 0 (leftmost) to 1.
+        y: position of the top edge.
+    """
+
+    area: float
+    ratio: float
+    x: float
+    y: float
+
+    def box(self, width: int, height: int) -> Region:
+        """Return the edges in a photo of this size."""
+        side = math.sqrt(self.area * width * height)
+        wide, high = min(side * math.sqrt(self.ratio), width), min(side / math.sqrt(self.ratio), height)
+        left, top = self.x * (width - wide), self.y * (height - high)
+        return left, top, left + wide, top + high
+
+
+def read_crop(path: Path, image_size: int, crop: Crop, reading: Reading = FIRST_READING) -> NDArray[np.uint8]:
+    """Read a crop of a photo, [S, S, 3] uint8, resized bilinearly with antialiasing.
+
+    A JPEG is decoded at the smallest scale that has all of the crop's detail.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    with open_image(path, reading) as opened:
+        # EXIF of a PNG would decode it before its packing is known, and only JPEGs are decoded at a smaller scale.
+        if opened.format in ("JPEG", "MPO"):
+            turned = orientation(opened) in QUARTER_TURNS
+            left, top, right, bottom = crop.box(*(opened.size[::-1] if turned else opened.size))
+            scale = (image_size / (right - left), image_size / (bottom - top))
+            across, down = scale[::-1] if turned else scale
+            opened.draft("RGB", (math.ceil(opened.width * across), math.ceil(opened.height * down)))
+        image = upright(path, opened, reading)
+    resized = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=crop.box(*image.size))
+    return np.asarray(resized)
 
 
 @contextmanager
@@ -194,6 +246,9 @@ def to_rgb(image: Image.Image, path: Path, reading: Reading = FIRST_READING) -> 
         return Image.alpha_composite(below, colors).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if image.mode == "RGB":
+        image.load()  # a conversion would copy it
+        return image
     return image.convert("RGB")
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, machine_memory
+from heterokd.datasets.io.image_files import photos_of
 from heterokd.datasets.io.images import Images, image_shape, read_pieces, source_of
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import DataError
@@ -77,7 +78,7 @@ def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
 
 
 def _fits(images: Images) -> bool:
-    if not isinstance(source_of(images), DecodedFiles) or not len(images):
+    if not isinstance(source_of(images), DecodedFiles) or not len(images) or photos_of(images) is not None:
         return False
     return len(images) * math.prod(image_shape(images)) <= SHARED_MEMORY * machine_memory()
 

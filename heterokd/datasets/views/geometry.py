@@ -91,6 +91,12 @@ def crop_rows(
     return np.stack((width * cos, -width * sin * aspect, centre_x, height * sin / aspect, height * cos, centre_y))
 
 
+def photo_crops(policy: AugmentPolicy, draws: Draws) -> NDArray[np.float64]:
+    """Return area, ratio, x and y of the crop of each view, [4, B]: as of `crop_rows`, but of a photo of any shape."""
+    area, ratio = between(draws["scale"], policy.scale), between_log(draws["ratio"], policy.ratio)
+    return np.stack((area, ratio, draws["crop_x"], draws["crop_y"]))
+
+
 def affine_grid(rows: NDArray[np.float64], size: tuple[int, int], device: torch.device) -> Tensor:
     """Return positions [B, h, w, 2] in [-1, 1]: x = xx u + xy v + x0, y = yx u + yy v + y0 of each pixel (u, v).
 

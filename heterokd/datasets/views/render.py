@@ -18,7 +18,13 @@ from heterokd.outputs import IGNORE
 
 
 def view_images(
-    images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | int, policy: AugmentPolicy, seed: int = 0
+    images: Tensor,
+    index: NDArray[np.int64],
+    view: NDArray[np.int64] | int,
+    policy: AugmentPolicy,
+    seed: int = 0,
+    *,
+    is_cropped: bool = False,
 ) -> Tensor:
     """Render the given view of each image. With a policy that mixes images, `mix_views` makes mixed views of these.
 
@@ -28,6 +34,7 @@ def view_images(
         view: [B] view numbers, or one for all images.
         policy: augmentation policy.
         seed: seed of the views.
+        is_cropped: whether the images are the views' crops already, see `photo_crops`.
 
     Returns:
         [B, 3, S, S] float32 in [0, 1]; with a policy that is off, exactly the images.
@@ -38,7 +45,7 @@ def view_images(
     pixels = plain_images(images)
     if policy.flip:
         pixels = flip(pixels, np.flatnonzero(draws["flip"] < policy.flip))
-    if policy.warps:
+    if policy.warps and not is_cropped:
         pixels = warp(pixels, policy, draws)
     if policy.operations:
         pixels = operate(pixels, policy, seed, index, view)
