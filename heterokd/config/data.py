@@ -175,7 +175,8 @@ class DataSettings(Settings):
         for key in OPTIONS:
             if key in changed and key in self.unread and key != "reader":
                 raise ValueError(f"{key}: data set {self.dataset!r} does not read it; leave it out")
-            if key in changed and self.reader == FIRST_READER and key not in ("reader", "max_megapixels", "masks"):
+            is_first = self.reader == FIRST_READER and "reader" in self.dataset_class.reads
+            if key in changed and is_first and key not in ("reader", "max_megapixels"):
                 raise ValueError(f"{key}: needs data.reader: 2; set it, or leave {key} out")
         if self.crops == "photo" and (self.policy.rotation or self.policy.translate or self.policy.scale[1] > 1):
             raise ValueError(
