@@ -120,6 +120,7 @@ def teacher(
     from heterokd.execution.check import check_experiment, check_files
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.given_weights import with_given_weights
+    from heterokd.study.known_scratch import weak_teachers
     from heterokd.teachers.prepare import prepare_teachers
 
     state = open_workspace(root)
@@ -128,6 +129,9 @@ def teacher(
     check_files(asked, state)
     terminal = Terminal(quiet=as_json)
     found = list(prepare_teachers(asked, state, progress=terminal.teacher_epoch).values())
+    weak = weak_teachers([each.card for each in found], asked, state)
+    if weak is not None:
+        print(weak, file=sys.stderr)
     if as_json:
         rows = [
             {**each.card.content(), "file": each.weights and str(each.weights), "fitted": each.fitted} for each in found

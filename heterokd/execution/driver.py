@@ -32,6 +32,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
 from heterokd.students.registry import create_model, log_student, register, remove_pending
 from heterokd.students.registry_lock import locked_model
+from heterokd.study.known_scratch import weak_teachers
 from heterokd.study.plugins import check_plugins
 from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
@@ -92,6 +93,9 @@ def search(
         began = time.monotonic()
         prepared = prepare_teachers(experiment, root, progress=teacher_progress)
         plan_recorder.prepared(time.monotonic() - began)
+        weak = weak_teachers([teacher.card for teacher in prepared.values()], experiment, root)
+        if weak is not None:
+            logger.warning(weak)
         weights = {network: teacher.weights for network, teacher in prepared.items()}
         caches = _cache_builds(experiment, root, weights)
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -62,11 +62,11 @@ def download_weights(given: GivenFile, root: Workspace, store: str | None) -> Pa
 
 
 def _artifacts(source: str, uri: str, place: Path) -> Path:
-    try:
-        with answering(uri), quiet(), current(uri):
+    with answering(uri), quiet(), current(uri):
+        try:
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(place), tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise CheckpointError(f"{source}: its files cannot be downloaded ({first_line(error)})") from error
+        except (MlflowException, OSError) as error:
+            raise CheckpointError(f"{source}: its files cannot be downloaded ({first_line(error)})") from error
 
 
 def _with_version(given: Path, uri: str) -> Path:

@@ -72,7 +72,7 @@ def with_local_weights(recipe: Recipe, splits: Splits, root: Workspace) -> tuple
     """Return a teacher's recipe with local files; a checkpoint of another number of classes becomes its `start_from`.
 
     Returns:
-        The recipe, and a sentence if the checkpoint only starts a fit.
+        The recipe, and a sentence if a checkpoint only starts a fit, or if the weights that start it were converted.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another network.
@@ -82,16 +82,21 @@ def with_local_weights(recipe: Recipe, splits: Splits, root: Workspace) -> tuple
         given = settings.checkpoint
         file = local_file(given, root)
         settings = settings.model_copy(update={"checkpoint": file})
-        classes = read_given(settings, file, splits.num_classes, recipe.data.image_size).classes
-        if classes != splits.num_classes:
-            has = f"has {classes} classes" if classes else "has no classifier"
+        found = read_given(settings, file, splits.num_classes, recipe.data.image_size)
+        if found.classes != splits.num_classes:
+            has = f"has {found.classes} classes" if found.classes else "has no classifier"
             settings = settings.model_copy(update={"checkpoint": None, "start_from": file})
             sentence = (
                 f"teacher.checkpoint: {given} {has}, the data set has {splits.num_classes}: the teacher is fitted from "
                 "these weights, with a new classifier (teacher.start_from says the same)"
             )
+            sentence = "; ".join([sentence, *found.notes])
     elif settings.start_from is not None:
-        settings = settings.model_copy(update={"start_from": local_file(settings.start_from, root)})
+        file = local_file(settings.start_from, root)
+        found = read_given(settings, file, splits.num_classes, recipe.data.image_size, "teacher.start_from")
+        if found.notes:
+            sentence = f"teacher.start_from: {settings.start_from}: {'; '.join(found.notes)}"
+        settings = settings.model_copy(update={"start_from": file})
     else:
         return recipe, None
     student = recipe.student.model_copy(update={"start_from": settings.start_from})

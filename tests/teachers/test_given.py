@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fabricated
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -19,15 +20,18 @@ from tiny_datasets import write_classes
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from heterokd.config.reading import load_experiment
+from heterokd.config.reading import load_experiment, load_study_experiment
 from heterokd.datasets.io.class_order import natural_order
-from heterokd.errors import CheckpointError, ConfigError, StudyError
+from heterokd.errors import CheckpointError, ConfigError, StudyError, TrackingError
 from heterokd.networks.network import build_network
-from heterokd.networks.weights import save_weights, weights_hash
+from heterokd.networks.weights import find_weights, save_weights, weights_hash
 from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
+from heterokd.study.known_scratch import known_scratch, weak_teachers
 from heterokd.teachers.diagnosis import fitting_order
+from heterokd.teachers.given import local_file
 from heterokd.teachers.prepare import open_prepared, prepare_teacher, ready_teacher, teacher_recipe
+from heterokd.tracking.store import existing_store
 from heterokd.training.data import open_splits
 from heterokd.training.teacher import teacher_hash
 
@@ -88,7 +92,7 @@ def test_weights_of_other_classes_start_a_fit(
     tiny_file: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, cli: Run
 ) -> None:
     file, root = tmp_path / "imagenet.pth", Workspace(tmp_path / "runs")
-    torch.save(state(1000), file)
+    torch.save({"model": state(1000)}, file)
     changes = {
         "training": {"epochs": 1, "warmup_epochs": 0, "batch_size": 64, "learning_rate": 1e-9, "precision": "fp32"}
     }
@@ -97,6 +101,7 @@ def test_weights_of_other_classes_start_a_fit(
     prepared = prepare_teacher(experiment, root)
     assert prepared.fitted
     assert "has 1000 classes, the data set has 10: the teacher is fitted from these weights" in caplog.text
+    assert "(teacher.start_from says the same); read from 'model' of the file" in caplog.text
     assert str(file) in prepared.card.source
     found = open_prepared(teacher_recipe(experiment), prepared.weights, 10).network.body.state_dict()
     assert torch.allclose(found["patch_embed.proj.weight"], state(1000)["patch_embed.proj.weight"], atol=1e-4)
@@ -176,7 +181,8 @@ def test_folders_of_studies_and_trials(root: Path, tiny_file: Write, tmp_path: P
         file_of(several)
 
 
-def test_a_registered_student_teaches_the_next(root: Path, tiny_file: Write) -> None:
+@pytest.mark.thorough
+def test_a_registered_student_teaches_the_next(root: Path, tiny_file: Write, tmp_path: Path) -> None:
     state = Workspace(root)
     teacher = {**STUDENT, "checkpoint": "models:/digits-student@challenger"}
     experiment = with_given_weights(load_experiment(tiny_file(teacher=teacher, **DIGITS)), state)
@@ -188,6 +194,24 @@ def test_a_registered_student_teaches_the_next(root: Path, tiny_file: Write) -> 
     assert prepared.weights.is_relative_to(state.teachers)
     described = json.loads((prepared.weights.parent / "student.json").read_text())
     assert described["weights"] == prepared.card.weights
+
+    client = mlflow.MlflowClient(existing_store(state, None))
+    run = client.create_run(client.search_experiments(filter_string="name = 'finished'")[0].experiment_id).info.run_id
+    network = build_network("test_resnet", 10, STUDENT["options"], image_size=32)
+    torch.save({"model": network.body.state_dict()}, tmp_path / "best.pt")
+    client.log_artifact(run, str(tmp_path / "best.pt"), "weights")
+    client.create_registered_model("foreign")
+    version = client.create_model_version("foreign", f"runs:/{run}/weights", run).version
+    for uri in (f"runs:/{run}/weights/best.pt", f"runs:/{run}/weights", f"models:/foreign/{version}"):
+        given = with_given_weights(load_experiment(tiny_file(teacher={**STUDENT, "checkpoint": uri}, **DIGITS)), state)
+        assert given.teacher.checkpoint == Path(uri)
+        local = local_file(Path(uri), state)
+        assert local.name == "best.pt"
+        assert find_weights(network, local).classes == 10
+    with pytest.raises(TrackingError, match="no model of this name"):
+        with_given_weights(load_experiment(tiny_file(teacher={"checkpoint": "models:/nobody/1"})), state)
+    with pytest.raises(CheckpointError, match=r"runs:/0/x: its files cannot be downloaded"):
+        with_given_weights(load_experiment(tiny_file(teacher={"checkpoint": "runs:/0/x"})), state)
     with pytest.raises(ConfigError, match=r"student\.start_from: models:/a/1 is for teachers"):
         with_given_weights(load_experiment(tiny_file(student={"start_from": "models:/a/1"})), state)
 
@@ -235,6 +259,24 @@ def test_what_is_wrong_with_a_teacher_is_said() -> None:
     assert sure.startswith("it has memorised its training images: accuracy 1.0000 and mean confidence 0.9990 on train")
     (never,) = fabricated.card(never_predicted=("a", "b"), num_classes=10).problems()
     assert never == "it never predicts 2 of 10 classes on val: a, b"
+
+
+def test_a_teacher_that_is_worse_than_a_known_student_is_named_before_the_search(root: Path) -> None:
+    state = Workspace(root)
+    folder = state.study("finished")
+    experiment = load_study_experiment(folder.experiment_file)
+    known = known_scratch(experiment, state)
+    assert known is not None
+    name, mean = known
+    assert name == "finished"
+    weak, good = fabricated.card(val_score=mean - 0.1), fabricated.card(val_score=mean + 0.01)
+    sentence = weak_teachers([weak], experiment, state)
+    assert sentence is not None
+    assert f"less than the student without a teacher in study 'finished' ({mean:.4f})" in sentence
+    assert weak_teachers([weak, good], experiment, state) is None
+    assert weak_teachers([fabricated.card(val_score=0.1, metric="val/miou")], experiment, state) is None
+    longer = experiment.model_copy(update={"data": experiment.data.model_copy(update={"seed": 1})})
+    assert known_scratch(longer, state) is None
 
 
 def test_folders_in_natural_order(
