@@ -10,11 +10,18 @@ from typing import Protocol
 
 from heterokd import __version__
 
-METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macro_f1": "macro F1", "auroc": "AUROC"}
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macro_f1": "macro F1", "auroc": "AUROC"} | {
+    "dice": "Dice",
+    "mean_accuracy": "mean accuracy of classes",
+    "iou_classes": "classes in the mean",
+}
 """Printed names of metrics, where they differ from the key."""
 
 SCORES = ("top1", "miou")
 """Metrics that an epoch is reported by, in order of preference."""
+
+IOU_CLASSES = "val/iou_classes"
+"""Metric key of the number of classes in the mean of mIoU."""
 
 SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 """Bytes per unit."""
@@ -50,9 +57,11 @@ def metric_name(metric: str) -> str:
 
 
 def epoch_score(metrics: Mapping[str, float]) -> str:
-    """Format the score of an epoch on val: `top-1 0.9123` or `mIoU 0.4312`."""
+    """Format the score of an epoch on val: `top-1 0.9123` or `mIoU 0.4312 (8 classes)`."""
     key = next(key for score in SCORES if (key := f"val/{score}") in metrics)
-    return f"{metric_name(key)} {format_score(metrics[key])}"
+    counted = metrics.get(IOU_CLASSES)
+    classes = "" if counted is None else f" ({counted:.0f} classes)"
+    return f"{metric_name(key)} {format_score(metrics[key])}{classes}"
 
 
 def format_score(value: float | None) -> str:

@@ -125,7 +125,7 @@ class Segmentation(Task):
     name = "segmentation"
     score = "miou"
     score_name = metric_name(score)
-    metric_names = ("miou", "pixel_accuracy", "loss", "agreement")
+    metric_names = ("miou", "iou_classes", "dice", "mean_accuracy", "pixel_accuracy", "loss", "agreement")
     unit = "pixel"
     output_words = "logits at every pixel of"
     network_hint = "a label map per image; set a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,7 +89,33 @@ def test_metrics_are_torchmetrics_over_the_whole_split_and_not_a_mean_over_batch
     assert measured["miou"] == pytest.approx(float(jaccard.compute()), abs=1e-6)
     assert measured["miou"] != pytest.approx(np.mean(by_batch), abs=1e-4)
     assert measured["pixel_accuracy"] == pytest.approx(right / total, abs=1e-6)
-    assert set(measured) == {"miou", "pixel_accuracy", "loss"}
+    assert set(measured) == {*SegmentationTask.facts.metric_names} - {"agreement"}
+
+
+def test_metrics_of_classes_are_means_over_those_that_occur() -> None:
+    network, decided, labels = Fixed(), [], []
+    for batch in batches():
+        decided.append(F.interpolate(network(batch.images), batch.labels.shape[-2:], mode="bilinear").argmax(1))
+        labels.append(torch.where(batch.labels == 1, IGNORE, batch.labels))  # a class that the labels lack
+    lacking = [replace(batch, labels=truth) for batch, truth in zip(batches(), labels, strict=True)]
+    measured = dict(evaluate(network, lacking, SegmentationTask(K)))
+    counts = torch.cat(labels) != IGNORE
+    truth, found = torch.cat(labels)[counts], torch.cat(decided)[counts]
+    dice, accuracy = [], []
+    for label in range(K):
+        both, of_truth, of_found = (
+            ((truth == label) & (found == label)).sum(),
+            (truth == label).sum(),
+            (found == label).sum(),
+        )
+        if of_truth + of_found:
+            dice.append(float(2 * both / (of_truth + of_found)))
+        if of_truth:
+            accuracy.append(float(both / of_truth))
+    assert measured["dice"] == pytest.approx(np.mean(dice), abs=1e-6)
+    assert measured["mean_accuracy"] == pytest.approx(np.mean(accuracy), abs=1e-6)
+    assert measured["iou_classes"] == len(dice)
+    assert len(accuracy) == K - 1
 
 
 def test_metrics_do_not_depend_on_the_batches() -> None:
@@ -111,8 +138,12 @@ def test_agreement_counts_pixels_where_teacher_and_student_coincide() -> None:
         [F.interpolate(network(batch.images), (16, 16), mode="bilinear").argmax(1) for batch in batches()]
     ).to(torch.uint8)
     assert dict(evaluate(network, batches(), task, teacher_classes=decided))["agreement"] == 1
-    decided[0] = 250
-    expected = 1 - 1 / len(decided)
+    labelled = torch.cat([batch.labels for batch in batches()]) != IGNORE
+    assert not labelled[0].any()
+    decided[0] = 250  # pixels without a label are not compared
+    assert dict(evaluate(network, batches(), task, teacher_classes=decided))["agreement"] == 1
+    decided[1] = 250
+    expected = 1 - float(labelled[1].sum() / labelled.sum())
     found = dict(evaluate(network, batches(), task, teacher_classes=decided))["agreement"]
     assert found == pytest.approx(expected)
 

@@ -91,6 +91,8 @@ CHANGED_DOMAINS: tuple[ChangedDomain, ...] = (
     ChangedDomain("methods.rsd.hidden_dim", 2, Int(128, 4096, log=True)),
     ChangedDomain("methods.rsd.hidden_ratio", 2, Choice(2)),
     ChangedDomain("methods.fbt.task_loss", 2, Choice(True)),
+    ChangedDomain("methods.heteroakd.kd_weight", 4, Choice(0.1)),
+    ChangedDomain("methods.heteroakd.projector", 4, Choice("conv-bn", "conv-bn-relu-conv1x1")),
 )
 """All changed domains, by ascending schema number."""
 

@@ -25,6 +25,8 @@ Metric = Literal[
     "val/macro_f1",
     "val/auroc",
     "val/miou",
+    "val/dice",
+    "val/mean_accuracy",
     "val/pixel_accuracy",
     "val/agreement",
     "val/loss",

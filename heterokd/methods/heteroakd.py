@@ -183,7 +183,9 @@ class HeteroAKD(Method):
         weight: Annotated[float, Float(1, 10, log=True)] = Field(
             1.0, ge=0, description="lambda2: multiplies the transfer of mixed knowledge, L_hakd; 1 or 10 in the paper"
         )
-        kd_weight: float = Field(0.1, ge=0, description="lambda1: multiplies pixel-wise distillation of logits, L_kd")
+        kd_weight: Annotated[float, Float(0.03, 1.0, log=True)] = Field(
+            0.1, ge=0, description="lambda1: multiplies pixel-wise distillation of logits, L_kd"
+        )
         temperature: Annotated[float, Float(0.7, 1.0)] = Field(
             1.0, gt=0, description="tau: divides the logits of L_kd and the projected scores of L_hakd"
         )
@@ -197,7 +199,8 @@ class HeteroAKD(Method):
             0.05, ge=0, description="multiplies the loss of the projectors after warm-up; not the paper's"
         )
         projector: Annotated[
-            Literal["conv-bn", "conv-bn-relu-conv1x1", "conv-bn-relu"], Choice("conv-bn", "conv-bn-relu-conv1x1")
+            Literal["conv-bn", "conv-bn-relu-conv1x1", "conv-bn-relu"],
+            Choice("conv-bn", "conv-bn-relu-conv1x1", "conv-bn-relu"),
         ] = Field("conv-bn", description="layers that turn a map into class scores; the paper prints conv-bn-relu")
         kem_axis: Annotated[Axis, Choice("space", "class")] = Field(
             "space",

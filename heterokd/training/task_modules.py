@@ -141,7 +141,7 @@ class SegmentationTask(nn.Module):
         return total / count
 
     def meter(self) -> Meter:
-        """Return a new meter: `miou`, `pixel_accuracy`, `loss`, `agreement`."""
+        """Return a new meter of the metrics in `facts.metric_names`."""
         return _PixelMeter(self.num_classes)
 
     def image_results(self, batches: LogitBatches) -> ImageResults:
@@ -236,24 +236,29 @@ class _PixelMeter:
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
         self.loss: Tensor | float = 0.0
         self.agreed: Tensor | int = 0
-        self.compared = 0
+        self.compared: Tensor | int | None = None
 
     def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
         classes = logits.argmax(dim=1)
         self.confusion.to(logits.device).update(classes, labels)
         self.loss = self.loss + F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
         if teacher is not None:
-            self.agreed = self.agreed + (classes == teacher).sum()
-            self.compared += classes.numel()
+            counts = labels != IGNORE
+            self.agreed = self.agreed + ((classes == teacher) & counts).sum()
+            self.compared = counts.sum() + (0 if self.compared is None else self.compared)
 
     def compute(self) -> Iterator[tuple[str, Tensor]]:
         confusion = self.confusion.compute().cpu()
         pixels = confusion.sum().clamp(min=1)
-        yield "miou", iou_per_class(confusion).nanmean()
+        iou, both = iou_per_class(confusion), confusion.diagonal().double()
+        yield "miou", iou.nanmean()
+        yield "iou_classes", iou.isfinite().sum()
+        yield "dice", (2 * both / (confusion.sum(-1) + confusion.sum(-2))).nanmean()
+        yield "mean_accuracy", (both / confusion.sum(-1)).nanmean()
         yield "pixel_accuracy", confusion.diagonal().sum() / pixels
         yield "loss", torch.as_tensor(self.loss).cpu() / pixels
-        if self.compared:
-            yield "agreement", torch.as_tensor(self.agreed).cpu() / self.compared
+        if self.compared is not None:
+            yield "agreement", torch.as_tensor(self.agreed).cpu() / torch.as_tensor(self.compared).cpu().clamp(min=1)
 
 
 def _starts(length: int, window: int) -> list[int]:
