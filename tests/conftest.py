@@ -37,6 +37,8 @@ TINY: dict[str, Any] = {
             "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2, "log": True}},
         },
         "trials": 4,
+        # Trainings of a few epochs have rungs, too.
+        "min_epochs": 1,
         "confirm_leaders": 1,
         "confirm_seeds": 1,
         "parallel": 1,

@@ -82,6 +82,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.pat.norm_grid", 2, "source", "target"),
     ChangedDefault("data.reader", 3, 1, 2),
     ChangedDefault("teacher.fit", 3, "all", "auto"),
+    ChangedDefault("search.min_epochs", 3, 1, "auto"),
     ChangedDefault("data.scene_views", 4, 1, 2),
 )
 """All changed defaults, by ascending schema number."""

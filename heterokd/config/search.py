@@ -181,6 +181,9 @@ class SearchSettings(CostLimits):
     )
     prune: bool = Field(True, description="stop trials early that are worse than others at a rung")
     first_rung: float = Field(0.1, gt=0, le=1, description="share of the epochs before the first rung")
+    min_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="no trial is stopped at an earlier epoch; auto: 3, or the end of a longer warm-up"
+    )
     reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; ratio of successive rungs")
     pruner: ClassSettings | None = Field(
         None, description="an Optuna pruner, called at every epoch: package.module:Name, or {name: ..., options: ...}"

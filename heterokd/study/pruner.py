@@ -27,6 +27,10 @@ from heterokd.study.trials import TrialRecord, Trials
 LAST_RUNG = Fraction(2, 3)
 """Share of the epochs after which no trial is stopped: it would save little and lose a trained student."""
 
+FEWEST_EPOCHS = 3
+"""Epoch before which no training is stopped unless `search.min_epochs` allows it: the first two say little of a method
+whose projectors start from random weights."""
+
 COMPARED = Fraction(1, 3)
 """Share of a training's epochs whose mean is compared at a rung, the newest ones; all if there are fewer."""
 
@@ -43,11 +47,17 @@ FEWEST_SPREAD = 5
 
 def checkpoint_epochs(experiment: Experiment, epochs: int) -> tuple[int, ...]:
     """Return the finished epochs after which a training of `epochs` is compared with others and saved."""
-    found, rung = [], max(1, round(experiment.search.first_rung * epochs))
+    found, rung = [], max(_least_epochs(experiment), round(experiment.search.first_rung * epochs))
     while rung <= LAST_RUNG * epochs:
         found.append(rung)
         rung *= experiment.search.reduction_factor
     return tuple(found)
+
+
+def _least_epochs(experiment: Experiment) -> int:
+    """Return the epoch before which no training is stopped."""
+    asked = experiment.search.min_epochs
+    return max(FEWEST_EPOCHS, math.ceil(experiment.training.warmup_epochs)) if asked == "auto" else asked
 
 
 def compared(epochs: int) -> int:

@@ -51,7 +51,11 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     },
     "budget": {
         "training": {"epochs": 10},
-        "search": {"space": {"methods": SEVERAL[:5], "shared": SHARED}, "budget": {"hours": 1.5, "price": 2.0}},
+        "search": {
+            "space": {"methods": SEVERAL[:5], "shared": SHARED},
+            "budget": {"hours": 1.5, "price": 2.0},
+            "min_epochs": 1,
+        },
     },
     "teachers": {
         "teacher": {"network": ["resnet18", "test_vit"]},

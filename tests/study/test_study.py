@@ -18,6 +18,7 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.study.assignment import SEED_STEP, Assignment
 from heterokd.study.options import StudyOptions
+from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.sampler import STOP_AFTER
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
@@ -147,9 +148,25 @@ def test_rungs_grow_by_the_reduction_factor(folder):
     ("epochs", "first_rung", "rungs"), [(30, 0.1, (3, 9)), (3, 0.5, (2,)), (2, 0.5, (1,)), (1, 0.1, ()), (10, 0.7, ())]
 )
 def test_nothing_is_stopped_after_two_thirds_of_the_epochs(folder, epochs, first_rung, rungs):
-    first = Study.open(make_experiment(epochs=epochs, first_rung=first_rung), folder).next()
+    first = Study.open(make_experiment(epochs=epochs, first_rung=first_rung, min_epochs=1), folder).next()
     assert isinstance(first, Assignment)
     assert first.rungs == rungs
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "asked", "rungs"),
+    [
+        (12, 0, "auto", (3,)),
+        (12, 0, 1, (1, 3)),
+        (12, 4.5, "auto", (5,)),
+        (12, 4.5, 2, (2, 6)),
+        (60, 2, "auto", (6, 18)),
+    ],
+)
+def test_nothing_is_stopped_before_learning_has_begun(folder, epochs, warmup, asked, rungs):
+    experiment = make_experiment(epochs=epochs, min_epochs=asked)
+    training = experiment.training.model_copy(update={"warmup_epochs": warmup})
+    assert checkpoint_epochs(experiment.model_copy(update={"training": training}), epochs) == rungs
 
 
 def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
