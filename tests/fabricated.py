@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.reading import dump_experiment
 from heterokd.datasets.io.split import Splits
 from heterokd.methods import BASELINE
 from heterokd.networks.classifier import Network
@@ -86,8 +85,7 @@ def scene_student(splits: Splits, steps: int, seed: int = 0) -> AnyNetwork:
 
 def study(root: Workspace, question: Experiment) -> StudyFolder:
     folder = root.study(question.name)
-    dump = yaml.safe_dump(json.loads(question.model_dump_json()), sort_keys=False)
-    write_text(folder.experiment_file, dump)
+    write_text(folder.experiment_file, dump_experiment(question))
     return folder
 
 
