@@ -25,7 +25,7 @@ from heterokd.study.summary import stored_summary
 
 METRIC = "val/top1"
 SPACE = {"methods": ["scratch", "kd", "dkd"], "shared": {"training.learning_rate": {"low": 0.01, "high": 0.2}}}
-SEARCH = {"space": SPACE, "trials": 7, "confirm_leaders": 1, "confirm_seeds": 2}
+SEARCH = {"space": SPACE, "trials": 7, "min_epochs": 1, "confirm_leaders": 1, "confirm_seeds": 2}
 
 
 def asked(**search: Any) -> Experiment:
