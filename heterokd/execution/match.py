@@ -20,6 +20,7 @@ from heterokd.config.methods import methods_of
 from heterokd.datasets.io.loaders import open_split
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError, NetworkError
+from heterokd.execution.check import with_key
 from heterokd.execution.distill import distill_once
 from heterokd.method import Method, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
@@ -134,9 +135,14 @@ def _check_stages(experiment: Experiment) -> None:
         NetworkError: names the network.
     """
     size = experiment.data.image_size
-    for settings in (experiment.teacher.settings_of(), experiment.student.settings_of()):
-        if not predict_spec(settings.network, 2, settings.options, size).stages:
-            raise NetworkError(f"network {settings.network!r} gives no stages to compare; choose another network")
+    both = {"teacher": experiment.teacher.settings_of(), "student": experiment.student.settings_of()}
+    for section, settings in both.items():
+        try:
+            spec = predict_spec(settings.network, 2, settings.options, size)
+            if not spec.stages:
+                raise NetworkError(f"network {settings.network!r} gives no stages to compare; choose another network")
+        except NetworkError as error:
+            raise NetworkError(with_key(section, error)) from None
 
 
 def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[dict[str, Scalar], ...]:
