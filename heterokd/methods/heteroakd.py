@@ -183,18 +183,14 @@ class HeteroAKD(Method):
         weight: Annotated[float, Float(1, 10, log=True)] = Field(
             1.0, ge=0, description="lambda2: multiplies the transfer of mixed knowledge, L_hakd; 1 or 10 in the paper"
         )
-        kd_weight: Annotated[float, Float(0.03, 1.0, log=True)] = Field(
-            0.1, ge=0, description="lambda1: multiplies L_kd"
-        )
+        kd_weight: Annotated[float, Float(0.03, 1, log=True)] = Field(0.1, ge=0, description="lambda1, weight of L_kd")
         temperature: Annotated[float, Float(0.7, 1.0)] = Field(
             1.0, gt=0, description="tau: divides the logits of L_kd and the projected scores of L_hakd"
         )
         warmup: Annotated[float, Float(0.0, 0.3)] = Field(
             0.25, ge=0, le=1, description="fraction of the training in which only labels teach, student and projectors"
         )
-        projector_weight: float = Field(
-            0.05, ge=0, description="multiplies the projectors' loss in warm-up (not in Eq. 11)"
-        )
+        projector_weight: float = Field(0.05, ge=0, description="of the term `projectors` in warm-up; not the paper's")
         projector_weight_after: float = Field(
             0.05, ge=0, description="multiplies the loss of the projectors after warm-up; not the paper's"
         )
