@@ -23,6 +23,7 @@ import yaml
 from mlflow import MlflowClient
 
 from heterokd.cli.cache import verify
+from heterokd.storage.sqlite_url import mlflow_sqlite_uri, sqlite_url
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
@@ -302,7 +303,7 @@ def outcome(
         if trial.status not in ("complete", "pruned"):
             problems.append(f"trial {trial.number} is {trial.status}")
     name = str(EXPERIMENT["name"])
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.database}")
+    study = optuna.load_study(study_name=name, storage=sqlite_url(folder.database))
     trained = [one for one in study.trials if (one.user_attrs.get("assignment") or {}).get("duplicate_of") is None]
     problems += [f"the study has trial {one.number} {one.state.name}" for one in trained if not one.state.is_finished()]
     if len(trained) != len(trials):
@@ -311,7 +312,7 @@ def outcome(
     problems += [f"cache {name}: {problem}" for name, found in caches.items() for problem in found]
     if not caches:
         problems.append("there is no cache")
-    runs = check_mlflow(folder, trials, problems, more.pop("uri", f"sqlite:///{running.root / 'mlflow.db'}"))
+    runs = check_mlflow(folder, trials, problems, more.pop("uri", mlflow_sqlite_uri(running.root / "mlflow.db")))
     return {
         "killed": killed,
         "lost": lost,

@@ -39,6 +39,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Split
 from heterokd.outputs import Batch
+from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.training.data import open_splits
 from heterokd.training.teacher import open_teacher
 from heterokd.training.train import build_distiller
@@ -200,7 +201,7 @@ def main() -> None:
     samples, folder = json.loads(arguments.samples.read_text()), arguments.folder.resolve()
     # Where those who clean up after a trainer ask whether it still runs: Ray's dashboard answers.
     ray.init(address="local", include_dashboard=True, logging_level="ERROR", log_to_driver=False)
-    mlflow = TimedMLflow(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", experiment_name="reference")
+    mlflow = TimedMLflow(tracking_uri=mlflow_sqlite_uri(folder / "mlflow.db"), experiment_name="reference")
     driver = tune.with_parameters(
         run_trial, experiment=experiment, teacher=str(arguments.teacher.resolve()), folder=folder
     )

@@ -283,3 +283,50 @@ def test_the_mlflow_script_refuses_every_interface() -> None:
     done = subprocess.run(["bash", str(script), "0.0.0.0", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "private address" in done.stderr
+
+
+OPENS = (
+    (r"--port[=\s,\"]+(\$?\w+)", "port"),
+    (r"(?:containerPort|nodePort|hostPort|\bport): (\d+)", "port"),
+    (r"--host[=\s,\"]+(\$?[\w.:]+)", "host"),
+    (r"dashboard-host[=:\s]+([\w.:]+)", "dashboard-host"),
+    (r"(?:serviceType|^\s*type): (ClusterIP|NodePort|LoadBalancer)", "service"),
+    (r"GroupName: (\S+)", "security group"),
+    (r"psycopg2://\S+@([\w.]+):", "postgresql"),
+    (r"^EXPOSE (\d+)", "port"),
+    (r"(hostNetwork): true", "pod"),
+    (r"(IpPermissions|CidrIp): ", "rule"),
+)
+"""What opens a port, or decides who reaches it."""
+
+
+def opened(name: str) -> set[str]:
+    text = "\n".join(line for line in (TOP / name).read_text(encoding="utf-8").splitlines() if line.lstrip()[:1] != "#")
+    # psql and pg_ctlcluster are clients of the database on the same machine.
+    lines = "\n".join(line for line in text.splitlines() if "psql" not in line)
+    return {f"{kind} {value}" for pattern, kind in OPENS for value in re.findall(pattern, lines, re.M)}
+
+
+def test_what_the_files_open_stands_in_the_documentation() -> None:
+    page = (TOP / "docs/cluster.md").read_text(encoding="utf-8")
+    table = page.split("What the files open")[1].split("\n\n")[1]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+    told = {file.strip("`"): set(re.findall(r"`([^`]+)`", opens)) for file, opens, _ in rows}
+    files = {f"deploy/{file.name}" for file in (TOP / "deploy").iterdir()} | {"ray_cluster.yaml"}
+    assert {name: opened(name) for name in files} == told
+
+
+@pytest.mark.parametrize(
+    ("line", "opens"),
+    [
+        ("  - {hostPort: 8080, containerPort: 80}", {"port 8080", "port 80"}),
+        ("  type: LoadBalancer", {"service LoadBalancer"}),
+        ("  hostNetwork: true", {"pod hostNetwork"}),
+        ("EXPOSE 5000", {"port 5000"}),
+        ("mlflow server --host 0.0.0.0 --port=5001", {"host 0.0.0.0", "port 5001"}),
+        ("# EXPOSE 5000", set()),
+    ],
+)
+def test_another_open_port_would_be_seen(tmp_path: Path, line: str, opens: set[str]) -> None:
+    (tmp_path / "file").write_text(f"{line}\n")
+    assert opened(str(tmp_path / "file")) == opens

@@ -46,6 +46,8 @@ TOKENS = 8
 TRIALS_PER_METHOD = 3
 
 PARAMETERS = "params_m"
+COMMAND_LIMITS = (PARAMETERS, "latency_ms")
+"""Limits that `heterokd auto` has options for."""
 """Cost that is limited by default."""
 
 Section = dict[str, object]
@@ -270,8 +272,8 @@ def _excess(name: str, limits: Mapping[str, float], data: ImageRules, root: Work
 
 
 def _option(key: str) -> str:
-    """Name the command's option of a limit."""
-    return f"--max-{key.replace('_', '-')}"
+    """Name the command's option of a limit, or, of a limit that only Python sets, its key."""
+    return f"--max-{key.replace('_', '-')}" if key in COMMAND_LIMITS else f"limits[{key!r}]"
 
 
 def _fit(content: Section, target: Path, root: Workspace, progress: Report | None) -> PreparedTeacher:

@@ -9,11 +9,12 @@ from importlib.metadata import version as installed_version
 import mlflow
 import mlflow.pytorch
 import numpy as np
+import torch
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
-from torch import nn
+from torch import Tensor, nn
 
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
@@ -26,12 +27,15 @@ from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, TaskName
 from heterokd.tracking.labels import trial_params
 from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import answering, current, first_line, pages, quiet
+from heterokd.tracking.store import answering, current, first_line, pages, quiet, sent_once
 from heterokd.training.student import open_student
 
 logger = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
+LOWEST, HIGHEST = -0.5, 1.5
+"""Bounds of the values in images that a registered student takes: resizing may leave [0, 1] a little."""
+REFUSAL = "images: expected values in [0, 1] and no NaN; divide 8-bit values by 255"
 EXPORT_ERRORS = (RuntimeError, AssertionError, TypeError, ValueError)
 """Exceptions of torch.export, and of saving its result, for a network that cannot be exported; MLflow raises others."""
 
@@ -108,12 +112,29 @@ def _log_graph(
                 first_line(failed)[:200],
             )
         try:
-            return _log_model(deployable(network), trial, size, num_classes, digest)
+            return _log_model(_checked(deployable(network)), trial, size, num_classes, digest)
         except EXPORT_ERRORS as error:
             failed = error
         _delete_unfinished(runs, run_id)
     assert failed is not None  # no size could be exported
     return failed
+
+
+def _checked(module: nn.Module) -> nn.Module:
+    """Make a network refuse images that are not in [0, 1], also in the graph that is exported from it.
+
+    Otherwise a server would answer NaN with NaN, which is no JSON, and 8-bit values with nonsense.
+    """
+
+    def check(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        (images,) = arguments
+        within = ((images >= LOWEST) & (images <= HIGHEST)).all()  # False for NaN
+        # On the CPU: a failed assertion on a GPU would end its process.
+        within = torch.ops.aten._to_copy.default(within, device=torch.device("cpu"))
+        torch.ops.aten._assert_async.msg(within, REFUSAL)
+
+    module.register_forward_pre_hook(check)
+    return module
 
 
 def _log_model(
@@ -180,16 +201,17 @@ def register(
         )
         version = next((known for known in versions if known.source == model_uri), None)
         if version is None:
-            version = runs.client.create_model_version(
-                name,
-                model_uri,
-                run_id=run_id,
-                model_id=model_uri.removeprefix("models:/"),  # a server refuses the version without it
-                tags=tags,
-                description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
-                f"{runs.experiment.name}{'' if score is None else f'; {metric} {score}'}. "
-                f"Takes images of {taken_words(taken_size(model_uri))}.",
-            )
+            with sent_once():
+                version = runs.client.create_model_version(
+                    name,
+                    model_uri,
+                    run_id=run_id,
+                    model_id=model_uri.removeprefix("models:/"),  # a server refuses the version without it
+                    tags=tags,
+                    description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
+                    f"{runs.experiment.name}{'' if score is None else f'; {metric} {score}'}. "
+                    f"Takes images of {taken_words(taken_size(model_uri))}.",
+                )
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)

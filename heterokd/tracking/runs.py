@@ -30,9 +30,9 @@ from heterokd.tracking.labels import (
     study_result,
 )
 from heterokd.tracking.relocate import check_location
-from heterokd.tracking.store import answering, first_line, open_store, pages, probe
+from heterokd.tracking.store import answering, first_line, open_store, pages, probe, sent_once
 from heterokd.tracking.tracker import Status
-from heterokd.tracking.trial_runs import StudyRun, TrialRuns
+from heterokd.tracking.trial_runs import StudyRun, TrialRuns, runs_of
 from heterokd.tracking.ui_views import write_view
 from heterokd.training.data import open_splits
 
@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 180.0
 """Longest wait for a server at the end of a study, in seconds; a restart takes a minute or two."""
+
+
+FINISH_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between the attempts to close a study's runs if the server answers with errors."""
 
 
 class StudyRuns:
@@ -95,6 +99,12 @@ class StudyRuns:
             summary: the study's summary; None if its trials are not a search.
             status: status of the study's run.
         """
+        for seconds in FINISH_PAUSES:
+            if self._try(lambda trials: self._finish(trials, summary, status)):
+                return True
+            if not self.uri.startswith("http") or not self.answers():
+                return False
+            time.sleep(seconds)  # the server is there but refused: the study's end is logged by no later call
         return self._try(lambda trials: self._finish(trials, summary, status))
 
     def link(self, trial: TrialFolder) -> bool:
@@ -165,11 +175,8 @@ class StudyRuns:
         if self._trials is not None:
             return self._trials
         self.experiment_id = self._mlflow_experiment()
-        chosen = f"tags.`heterokd.study_id` = '{self.study_id}'"
         parent, found = "", dict[int, Run]()
-        for run in pages(
-            lambda token: self.client.search_runs([self.experiment_id], chosen, max_results=1000, page_token=token)
-        ):
+        for run in runs_of(self.client, self.experiment_id, self.study_id):
             tags = run.data.tags
             if tags.get("heterokd.kind") == "study":
                 parent = run.info.run_id
@@ -195,7 +202,9 @@ class StudyRuns:
             "heterokd.metric": self.experiment.metric,
             "mlflow.note.content": study_description(self.experiment),
         }
-        run_id = str(self.client.create_run(self.experiment_id, run_name=self.experiment.name, tags=tags).info.run_id)
+        with sent_once():
+            created = self.client.create_run(self.experiment_id, run_name=self.experiment.name, tags=tags)
+        run_id = str(created.info.run_id)
         params = study_params(self.experiment)
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         if self.data:
@@ -232,6 +241,7 @@ class StudyRuns:
         for trial in self.folder.trials():
             trials.sync(trial)
         trials.kill_unfinished()
+        trials.remove_doubles()
         study = trials.study
         winner = None if summary is None else summary.winner
         if winner is not None and winner.number in trials.known:

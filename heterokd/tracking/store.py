@@ -200,6 +200,17 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def sent_once() -> Iterator[None]:
+    """Send the requests within this block once.
+
+    MLflow repeats a request whose answer is lost, which would create twice what the server did create. Whoever creates
+    something reads the state again after an error instead.
+    """
+    with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
+        yield
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception, without the passwords that MLflow's messages repeat."""
     lines = without_password(str(error)).strip().splitlines()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
@@ -14,6 +15,9 @@ from heterokd.config.recipe import Recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.tracking.labels import TEXT_LIMIT, common_tags, process_tags, trial_description, trial_params
+from heterokd.tracking.store import pages, sent_once
+
+logger = logging.getLogger(__name__)
 
 SCALARS = ("student/", "teacher/", "test/")
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
@@ -29,6 +33,12 @@ _MLFLOW = {
     TrialStatus.FAILED: "FAILED",
 }
 """MLflow's status of a run; that of a paused trial is left alone until the search ends."""
+
+
+def runs_of(client: MlflowClient, experiment_id: str, study_id: str) -> Iterator[Run]:
+    """Iterate over the runs of a study and of its trials in the store."""
+    chosen = f"tags.`heterokd.study_id` = '{study_id}'"
+    return pages(lambda token: client.search_runs([experiment_id], chosen, max_results=1000, page_token=token))
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class StudyRun:
     study_id: str
     experiment_id: str
     id: str
+
+    def runs(self) -> Iterator[Run]:
+        """Iterate over the runs of the study and of its trials in the store."""
+        return runs_of(self.client, self.experiment_id, self.study_id)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run of this study."""
@@ -117,6 +131,17 @@ class TrialRuns:
                 run.status = None
         self._is_running = False
 
+    def remove_doubles(self) -> None:
+        """Delete runs that repeat a known run: the server created them after the client had given up waiting."""
+        kept = {self.study.id, *(run.id for run in self.known.values())}
+        recipes = {str(number): self.study.folder.trial(number).recipe.hash for number in self.known}
+        for run in self.study.runs():
+            tags, run_id = run.data.tags, run.info.run_id
+            is_known = tags.get("heterokd.recipe") == recipes.get(tags.get("heterokd.trial", ""), "")
+            if run_id not in kept and (is_known or tags.get("heterokd.kind") == "study"):
+                logger.info("MLflow's run %s (%s) was created twice and is deleted", run_id, run.info.run_name)
+                self.study.client.delete_run(run_id)
+
     def _mark_running(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.study.client.update_run(run_id, status="RUNNING")
         self.study.tag(run_id, {**process_tags(), **tags})
@@ -180,7 +205,8 @@ class TrialRuns:
         }
         if confirms is not None:
             tags["heterokd.confirms"] = str(confirms)
-        created = self.study.client.create_run(self.study.experiment_id, run_name=name, tags=tags)
+        with sent_once():
+            created = self.study.client.create_run(self.study.experiment_id, run_name=name, tags=tags)
         return TrialRun(created.info.run_id, TrialStatus.RUNNING)
 
     def _log(self, run: TrialRun, reports: Sequence[Mapping[str, float]], scalars: Mapping[str, float]) -> None:

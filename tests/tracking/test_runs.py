@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import multiprocessing
@@ -11,7 +12,9 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +25,7 @@ import mlflow
 import pytest
 import torch
 import torch.nn.functional as F
+import uvicorn
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -35,7 +39,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.registry import log_student, register
 from heterokd.tracking.runs import StudyRuns
-from heterokd.tracking.store import current, open_store
+from heterokd.tracking.store import current, open_store, quiet
 from heterokd.tracking.ui_server import ui_command
 from heterokd.training.data import open_splits
 from heterokd.training.task_modules import upsample
@@ -314,6 +318,53 @@ def test_an_answer_that_is_lost_doubles_nothing(root: Workspace, monkeypatch: py
             assert steps(runs, all_runs(runs)["000-kd"], key) == [0]
 
 
+def test_a_run_is_created_by_a_single_request_and_a_late_copy_is_deleted(
+    root: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow would repeat the request, and the server may carry both out."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    runs, retries = project(root), []
+    made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
+    create = runs.client.create_run
+
+    def twice(*given: object, **named: object) -> Run:
+        retries.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        create(*given, **named)
+        return create(*given, **named)
+
+    monkeypatch.setattr(runs.client, "create_run", twice)
+    assert runs.sync(made)
+    assert runs.finish(None)
+    assert retries == ["0", "0"]
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    found = runs.client.search_runs([runs.experiment_id])
+    assert sorted(str(run.info.run_name) for run in found) == ["000-kd", "tiny"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert steps(runs, all_runs(runs)["000-kd"], "val/top1") == [1, 2, 3]
+
+
+def test_the_end_of_a_study_is_logged_again_to_a_server_that_refused(
+    root: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = project(root)
+    made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
+    runs.uri = "http://127.0.0.1:1"
+    monkeypatch.setattr("heterokd.tracking.runs.probe", lambda _: None)
+    monkeypatch.setattr("heterokd.tracking.runs.FINISH_PAUSES", (0.0, 0.0))
+    end, calls = runs.client.set_terminated, []
+
+    def refuses_once(*given: object, **named: object) -> None:
+        calls.append(given)
+        if len(calls) == 1:
+            raise MlflowException("500 Internal Server Error")
+        end(*given, **named)
+
+    monkeypatch.setattr(runs.client, "set_terminated", refuses_once)
+    fabricated.change(made, status="running")
+    assert runs.finish(None)
+    assert {run.info.status for run in runs.client.search_runs([runs.experiment_id])} == {"FINISHED", "KILLED"}
+
+
 def test_a_logged_student_gives_its_logits_without_pickle(root: Workspace) -> None:
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -344,6 +395,50 @@ def test_a_logged_student_gives_its_logits_without_pickle(root: Workspace) -> No
     assert (found.tags["method"], found.tags["trial"], found.tags["val/top1"]) == ("kd", "5", "0.3000")
     assert found.tags["data"] == splits.fingerprint
     assert "distilled from vit_tiny_patch16_224 by kd" in found.description
+
+
+@pytest.mark.thorough
+def test_a_served_student_refuses_images_that_are_none(root: Workspace) -> None:
+    """By MLflow's scoring server: 400 and the reason, not NaN, which is no JSON."""
+    runs = project(root)
+    made = fabricated.trial(runs.folder, runs.experiment, 0, student=fabricated.random_student())
+    uri = log_student(runs, made, load_dataset("digits", image_size=32, labels_per_class=20))
+    with quiet(), current(runs.uri):  # importing the server warns
+        from mlflow.pyfunc import scoring_server
+
+        app = scoring_server.init(mlflow.pyfunc.load_model(uri))
+
+    def answer(value: float) -> tuple[int, str]:
+        images = [[[[value] * 32] * 32] * 3]
+        request = urllib.request.Request(f"{address}/invocations", json.dumps({"inputs": images}).encode())
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            assert answer(0.5)[0] == 200
+            for value in (math.nan, math.inf, 255.0, -3.0):
+                code, text = answer(value)
+                assert code == 400, text
+                assert "images: expected values in [0, 1] and no NaN; divide 8-bit values by 255" in text
+            code, text = answer(1.2)  # resizing overshoots
+            assert code == 200
+            assert all(math.isfinite(logit) for logit in json.loads(text)["predictions"][0])
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.mark.thorough

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import os
 import platform
@@ -63,9 +64,23 @@ def model_card(
         _limits(recipe, splits, decision, lineage),
         _lineage(recipe, splits, decision, lineage),
         _environment(),
-        f"## Recipe\n\n```yaml\n{recipe.to_yaml()}```",
+        f"## Recipe\n\n{_fenced(recipe.to_yaml(), 'yaml')}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Escape text for Markdown, which may contain HTML; a name's line breaks and control characters become blanks."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    marked = re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)
+    return html.escape(marked, quote=False)
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return text as a code block whose fence the text does not contain."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def shortened(card: str) -> str:
@@ -101,9 +116,9 @@ def cache_of(recipe: Recipe, splits: Splits, teacher_weights: str | None, root: 
 def _what(decision: Decision, recipe: Recipe, splits: Splits, taken: tuple[int, int] | None) -> str:
     task = TASKS[recipe.task]
     size = f"of {taken_words(taken)}{task.size_words(recipe.data.view_size)}"
-    names = ", ".join(splits.class_names[:20])
+    names = ", ".join(map(escaped, splits.class_names[:20]))
     return (
-        f"{describe_student(recipe, splits)}: trial {decision.trial} of study {decision.study}.\n\n"
+        f"{escaped(describe_student(recipe, splits))}: trial {decision.trial} of study {decision.study}.\n\n"
         f"Input: RGB images in [0, 1], {size}; output: {task.output_words} "
         f"{names}{', ...' if splits.num_classes > 20 else ''}."
     )
@@ -136,12 +151,12 @@ def _method(recipe: Recipe) -> str:
     module = inspect.getmodule(method)
     text = inspect.cleandoc((module.__doc__ if module else None) or "")
     source = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if "http" in part]
-    values = ", ".join(f"{key} {value}" for key, value in recipe.params.items()) or "none"
-    reference = source[0] if source else "not from a paper; see the method's file."
+    values = ", ".join(f"{key} {escaped(str(value))}" for key, value in recipe.params.items()) or "none"
+    reference = escaped(source[0]) if source else "not from a paper; see the method's file."
     block = re.search(r"(?:^    .*\n?)+", text, re.M)
-    equation = "" if block is None else f"\n\n```text\n{inspect.cleandoc(block[0])}\n```"
+    equation = "" if block is None else f"\n\n{_fenced(inspect.cleandoc(block[0]), 'text')}"
     return (
-        f"## Method\n\n`{recipe.method}`: {method_summary(method)}\n\nParameters: {values}.\n\n"
+        f"## Method\n\n`{recipe.method}`: {escaped(method_summary(method))}\n\nParameters: {values}.\n\n"
         f"Equation: {reference}{equation}"
     )
 
@@ -167,12 +182,13 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     lines = [
         "## Teacher, student, data",
         "",
-        f"- teacher: {teacher.network}, {origin}{score}; licence: {licence}",
-        f"- student: {recipe.student.network}, {student}",
-        f"- data: {recipe.data.dataset}, {method_summary(dataset).rstrip('.')}; licence: {dataset.licence}",
+        f"- teacher: {escaped(teacher.network)}, {origin}{score}; licence: {licence}",
+        f"- student: {escaped(recipe.student.network)}, {student}",
+        f"- data: {recipe.data.dataset}, {escaped(method_summary(dataset).rstrip('.'))}; "
+        f"licence: {escaped(dataset.licence)}",
     ]
     if recipe.method == BASELINE:
-        lines[2] = f"- teacher: not used (the study's teacher is {teacher.network})"
+        lines[2] = f"- teacher: not used (the study's teacher is {escaped(teacher.network)})"
     return "\n".join(lines)
 
 
