@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,14 @@ TINY: dict[str, Any] = {
         "parallel": 1,
     },
 }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the MLflow store that the processes of pytest-xdist share (`fabricated.root_with_store`)."""
+    nodes = getattr(config.pluginmanager.get_plugin("dsession"), "nodemanager", None)
+    if nodes is not None:
+        for suffix in ("db", "lock"):
+            (Path(tempfile.gettempdir()) / f"heterokd-empty-store-{nodes.testrunuid}.{suffix}").unlink(missing_ok=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import dump_experiment
@@ -187,7 +189,18 @@ def fitted_student(splits: Splits, images: int, seed: int = 0) -> Network:
 
 @lru_cache(maxsize=1)
 def _empty_store() -> bytes:
-    """A new store takes seconds to make."""
+    """A new store takes seconds to make: the processes of pytest-xdist share one, which conftest.py removes."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        return _new_store()
+    file = Path(tempfile.gettempdir()) / f"heterokd-empty-store-{session}.db"
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            file.write_bytes(_new_store())
+        return file.read_bytes()
+
+
+def _new_store() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         root = Workspace(Path(folder))
         open_store(root, None)
