@@ -153,7 +153,7 @@ def promote_at_once(over_server: bool) -> dict[str, Any]:
 def _race(roots: tuple[Path, Path], environment: dict[str, str], uri: str) -> dict[str, Any]:
     commands = (
         ("promote", "finished", "--trial", "2", "--root", str(roots[0])),
-        ("promote", "finished", "--trial", "1", "--root", str(roots[1])),
+        ("promote", "finished", "--trial", "0", "--root", str(roots[1])),
         ("rollback", MODEL, "--root", str(roots[1])),
     )
     environment = {**environment, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
