@@ -131,6 +131,11 @@ def _hours(budget: str) -> float:
     return hours
 
 
+def _absolute(checkpoint: str | None) -> str | None:
+    """Return the absolute path of an existing file or folder; the experiment may be run from another folder."""
+    return str(Path(checkpoint).resolve()) if checkpoint is not None and Path(checkpoint).exists() else checkpoint
+
+
 # One parameter for each option of the command line.
 def auto(  # its parameters are the command's options
     images: Annotated[
@@ -140,6 +145,9 @@ def auto(  # its parameters are the command's options
     teachers: Annotated[
         list[str], typer.Option("--teacher", help="Name of a network; of several, the best on val is used.")
     ],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the teacher: a file, or models:/NAME@ALIAS.")
+    ] = None,
     students: Annotated[list[str], typer.Option("--student", help="Name of a network; default: proposed.")] = [],  # noqa: B006
     max_params_m: Annotated[float | None, typer.Option(min=0, help="Maximum millions of parameters.")] = None,
     max_latency_ms: Annotated[
@@ -181,7 +189,7 @@ def auto(  # its parameters are the command's options
         folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
     for sentence in seen.sentences():
         terminal.print_line(sentence)
-    request = AutoRequest(folder, teachers, students, limits, hours, out)
+    request = AutoRequest(folder, teachers, students, limits, hours, out, _absolute(checkpoint))
     made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
     for sentence in made.reasons:
         terminal.print_line(sentence)

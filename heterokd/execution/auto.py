@@ -66,6 +66,7 @@ class AutoRequest:
             fraction of the teacher's.
         hours: time limit of the search; None: a number of trials.
         file: to write; None: in the workspace.
+        checkpoint: weights of the teacher, see `teacher.checkpoint`; None: timm's, if they are available.
     """
 
     images: Path
@@ -74,6 +75,7 @@ class AutoRequest:
     limits: Mapping[str, float] = field(default_factory=dict)
     hours: float | None = None
     file: Path | None = None
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,15 @@ def propose(
         progress: called with the metrics of each epoch of such a fit.
 
     Raises:
-        UserError: an unknown network, or limits that no student keeps.
+        UserError: an unknown network, a checkpoint for several, or limits that no student keeps.
     """
+    if request.checkpoint is not None and len(request.teachers) > 1:
+        raise ConfigError(f"--checkpoint {request.checkpoint}: belongs to one network; give --teacher once")
     data = rules_for(seen, request.images)
     _check_names(request, is_scene=data.is_scene)
     teachers, reasons = {}, [f"views are {data.size} x {data.size} pixels"]
     for name in request.teachers:
-        teachers[name], reason = _teacher(name, data)
+        teachers[name], reason = _teacher(name, data, request.checkpoint)
         reasons.append(reason)
     first = request.teachers[0]
     students = list(_students(request, teachers[first], data, root))
@@ -189,14 +193,17 @@ def _content(
     }
 
 
-def _teacher(name: str, data: ImageRules) -> tuple[Section, str]:
-    """Return the section of a teacher and its reason: timm's weights if they are available, and a fit on all images."""
+def _teacher(name: str, data: ImageRules, checkpoint: str | None) -> tuple[Section, str]:
+    """Return the section of a teacher and its reason: given weights, or timm's if available, and a fit."""
     batch = min(data.batch, data.batches[1])
     epochs = _clamp(round(TEACHER_UPDATES * batch / data.train_images), *TEACHER_EPOCHS)
     section: Section = {"network": name}
     predict_spec(name, data.classes, None, data.size)  # raises for a network that cannot be built
-    missing = no_weights(name)
-    if missing is not None:
+    missing = no_weights(name) if checkpoint is None else None
+    if checkpoint is not None:
+        reason = f"{name}: has the weights of {checkpoint}; if they are of other classes, it is fitted from them"
+        section["checkpoint"] = checkpoint
+    elif missing is not None:
         reason = f"{name}: timm's weights are not available here ({missing}); it is trained from random weights"
         section |= _patches(name, data)
     elif published_classes(name) == data.classes:

@@ -178,6 +178,21 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_given_weights_are_the_teachers(tmp_path: Path, scans: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    request = AutoRequest(scans, ["test_vit"], ["test_resnet"], checkpoint=str(weights))
+    made = propose(inspect_folder(scans), request, Workspace(tmp_path / "runs"), fit=False)
+    assert made.experiment.teacher.checkpoint == weights
+    assert not made.experiment.teacher.pretrained
+    with pytest.raises(ConfigError, match="belongs to one network"):
+        propose(
+            inspect_folder(scans),
+            AutoRequest(scans, ["test_vit", "test_resnet"], checkpoint=str(weights)),
+            Workspace(tmp_path / "runs"),
+        )
+
+
 def test_students_are_listed_small_to_large() -> None:
     for names in FAMILIES.values():
         sizes = [parameters_m(NetworkSettings(network=name), 10, 64) for name in names]
