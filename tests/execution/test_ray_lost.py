@@ -90,11 +90,13 @@ def test_a_local_ray_that_is_lost_again_and_again_ends_the_search(
     )
 
 
+@pytest.mark.thorough
 def test_a_cluster_that_is_lost_ends_the_search_at_once(job: SearchJob, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SearchError, match=r"\(--address 10\.0\.0\.1:6379\), so start the cluster again; all results"):
         run(job, monkeypatch, losses=1, address="10.0.0.1:6379")
 
 
+@pytest.mark.thorough
 def test_interrupted_trials_end_the_search_with_their_reason(job: SearchJob, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = executor._interruptions({2: "OSError: x", 1: "OSError: x", 5: "other"}, job.folder)
     assert failure is not None

@@ -111,6 +111,7 @@ def test_a_trial_whose_assignment_was_not_answered_is_given_again(folder: StudyF
     assert again == unanswered
 
 
+@pytest.mark.thorough
 def test_calls_that_are_repeated_change_nothing(folder: StudyFolder) -> None:
     trial = begun(opened(folder))
     for _ in range(2):
@@ -168,6 +169,7 @@ def test_a_trial_that_was_ended_is_not_adopted(folder: StudyFolder) -> None:
     assert (ended.status, ended.reason) == (TrialStatus.FAILED, TIMED_OUT)
 
 
+@pytest.mark.thorough
 def test_the_time_before_counts_once(folder: StudyFolder) -> None:
     actor = opened(folder, budget={"hours": 1.0})
     actor.spent(600.0)
