@@ -112,7 +112,8 @@ def cause_of(error: BaseException) -> Cause:
 
 def first_line_of(error: BaseException) -> str:
     """Return type and message, in a line, of an exception, or of that which Ray carries for the code that it ran."""
-    inner = next((each for each in _chain(error) if not _names_in_ray(each) & WRAPPERS), error)
+    carried = (each for each in _chain(error) if not (_names_in_ray(each) & WRAPPERS or _is_of_callback(each)))
+    inner = next(carried, error)
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
 
@@ -145,10 +146,15 @@ def _names_in_ray(error: BaseException) -> set[str]:
     return {base.__name__ for base in type(error).__mro__ if base.__module__.partition(".")[0] == "ray"}
 
 
+def _is_of_callback(error: BaseException) -> bool:
+    """Whether Tune raised an exception in place of one of a callback, whose traceback is its message."""
+    return "TuneError" in _names_in_ray(error) and (error.__cause__ or error.__context__) is not None
+
+
 def _shown_by(error: BaseException) -> Cause | None:
     """Return the cause that an exception alone shows; None if it shows none."""
     names = _names_in_ray(error)
-    if names & WRAPPERS:
+    if names & WRAPPERS or _is_of_callback(error):
         return None
     if names & NODE_LOST or (names & DEAD and (getattr(error, "preempted", False) or NODE_HAS_DIED in str(error))):
         return Cause.MACHINE

@@ -183,4 +183,5 @@ class StudyActor:
                 continue
             if (assignment := self.study.adopt(number)) is not None:
                 self.running[number] = assignment
+                self.study.started(number)
                 self._places.setdefault(number, "")  # its process has begun, on a node that is not known any more

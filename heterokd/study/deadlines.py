@@ -46,12 +46,16 @@ class Expired:
 
 @dataclass
 class _Running:
-    """Times of a running trial: its start, its last sign of life, and the longest time between two of these."""
+    """Times of a running trial: its start, its last sign of life, and the longest time between two of these.
+
+    `has_started`: whether its process has begun, which may wait for resources.
+    """
 
     method: str
     began: float
     seen: float
     gap: float = 0.0
+    has_started: bool = False
 
 
 class Deadlines:
@@ -70,7 +74,7 @@ class Deadlines:
         self._spent_at: float | None = None
 
     def begin(self, number: int, method: str) -> None:
-        """Start a trial's time, again if its process is restarted."""
+        """Register a trial; its time limit starts with its process, see `started`."""
         now = self._clock()
         self._running[number] = _Running(method, began=now, seen=now)
 
@@ -78,6 +82,7 @@ class Deadlines:
         """Start the time of a running trial again: its process has begun."""
         if number in self._running:
             self.begin(number, self._running[number].method)
+            self._running[number].has_started = True
 
     def seen(self, number: int) -> None:
         """Record a sign of life: an epoch has ended."""
@@ -109,7 +114,7 @@ class Deadlines:
             limit = self.limit(trial.method)
             # The default limit ends no trial that goes on, however slowly.
             since = trial.seen if self._timeout == "auto" else trial.began
-            if limit is not None and now - since > limit:
+            if limit is not None and trial.has_started and now - since > limit:
                 what = "no epoch ended" if self._timeout == "auto" else "the trial did not end"
                 sentence = (
                     f"TrialTimeout: {what} in {format_duration(limit)}, so it was stopped; raise search.trial_timeout"

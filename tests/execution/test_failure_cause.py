@@ -63,6 +63,8 @@ def os_error(number: int) -> OSError:
         (of_ray.RaySystemError("the store is gone"), Cause.RAY),
         (of_ray.GetTimeoutError("no answer"), Cause.RAY),
         (TuneError("Trials did not complete"), Cause.RAY),
+        (after(KeyError("a bug of a listener"), TuneError("Traceback (most recent call last):")), Cause.TRIAL),
+        (after(of_ray.RaySystemError("gone"), TuneError("Traceback (most recent call last):")), Cause.RAY),
         (in_ray(ControllerError(of_ray.RaySystemError("gone"))), Cause.RAY),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),

@@ -52,9 +52,24 @@ def opened(
 
 
 def begin(study: Study) -> Assignment:
+    """The next trial, whose process begins at once."""
     trial = study.next()
     assert isinstance(trial, Assignment)
+    study.started(trial.number)
     return trial
+
+
+@pytest.mark.parametrize("timeout", [60, "auto"])
+def test_the_limit_begins_with_the_process_which_may_wait_for_resources(tmp_path, clock, timeout):
+    study = opened(tmp_path, clock, trial_timeout=timeout, trial_seconds=60.0)
+    trial = study.next()
+    clock.now = 24 * HOUR
+    assert study.expire() == []
+    study.started(trial.number)
+    clock.now += 60
+    assert study.expire() == []
+    clock.now += HOUR
+    assert [each.number for each in study.expire()] == [trial.number]
 
 
 def test_a_trial_that_exceeds_its_timeout_has_failed_for_that_reason(tmp_path, clock):

@@ -94,6 +94,8 @@ class SearchTerminal(Terminal):
         teacher = snapshot.sample.get(TEACHER)
         if teacher is not None:
             what.append(f"after {teacher}")
+        if not (trial.path / "recipe.yaml").exists():
+            return f"[{progress.done:>3}/{progress.total}] {trial.number:04d} ended before its process began"
         if repeated is not None:
             what.append(f"seed {trial.recipe.training.seed} of trial {repeated}")
         place = f"[{progress.done:>3}/{progress.total}] {trial.number:04d}"

@@ -214,6 +214,15 @@ def test_a_line_says_whom_a_trial_followed_and_what_it_repeats(
     assert line.endswith(f"after resnet50, seed {ended.recipe.training.seed} of trial 3")
 
 
+def test_a_trial_that_was_ended_before_its_process_began_has_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = SearchTerminal(fabricated.experiment())
+    terminal("finish", TrialFolder(tmp_path / "trials" / "0009"), summary())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("0009 ended before its process began")
+
+
 def test_a_line_says_what_a_rung_compared(
     running: Callable[[int], TrialFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
