@@ -19,7 +19,7 @@ from heterokd.execution.parallel import Parallelism, request
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import only_on, ray, tune
-from heterokd.execution.ray_watch import RayLost, RayWatch, watch_ray
+from heterokd.execution.ray_watch import RayLost, RayWatch, watching
 from heterokd.execution.run import RunRecipe, run_recipe
 from heterokd.execution.search_log import search_log
 from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
@@ -161,9 +161,9 @@ def _run_on_ray(
     with (
         RayWatch(lambda lost: _lost_sentence(lost, folder, address)) as watch,
         connected(address, shared=is_shared),
+        watching(watch, address),
         scratch_folder("heterokd-tune-") as scratch,
     ):
-        watch_ray(watch, address)
         cluster = plan_cluster(experiment)
         if is_shared and run is run_recipe:
             from heterokd.execution.workers import OnWorkers  # imports Ray Train, which takes a second

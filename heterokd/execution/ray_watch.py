@@ -11,8 +11,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -60,13 +60,14 @@ class RayWatch:
         self._probes: Mapping[str, Probe] = {}
         self._patience, self._raylet = 1, 0
         self._failed: dict[str, int] = {}
-        self._is_over = threading.Event()
+        self._is_left, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="ray-watch", daemon=True)
 
     def __enter__(self) -> RayWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
         self._is_over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -84,6 +85,10 @@ class RayWatch:
         self._probes, self._patience, self._raylet = probes, patience, raylet
         self._thread.start()
 
+    def leave(self) -> None:
+        """End the checks, before Ray's processes are ended in order."""
+        self._is_left.set()
+
     def check(self) -> None:
         """Check every process once."""
         for name, answers in self._probes.items():
@@ -97,7 +102,7 @@ class RayWatch:
             raise RayLost(self.lost)
 
     def _work(self) -> None:
-        while self.lost is None and not self._is_over.wait(self._interval):
+        while self.lost is None and not self._is_left.wait(self._interval):
             self.check()
         if self.lost is not None and not self._is_over.wait(GIVE_UP_SECONDS):
             # Ray would end this process soon, too, without a word.
@@ -109,12 +114,17 @@ class RayWatch:
             os._exit(1)
 
 
-def watch_ray(watch: RayWatch, address: str | None) -> None:
-    """Start to watch the connected Ray; `address`: that of its cluster, None if it is a local Ray."""
+@contextmanager
+def watching(watch: RayWatch, address: str | None) -> Iterator[None]:
+    """Watch the connected Ray; `address`: that of its cluster, None if it is a local Ray."""
     node = ray._private.worker._global_node
     local = node.all_processes.get("raylet", ()) if address is None and node is not None else ()
     raylet = local[0].process.pid if local else 0
     watch.start(_probes(), LOCAL_PATIENCE if raylet else CLUSTER_PATIENCE, raylet)
+    try:
+        yield
+    finally:
+        watch.leave()
 
 
 def listens(host: str, port: int) -> bool:

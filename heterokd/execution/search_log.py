@@ -47,10 +47,13 @@ def logged_to(folder: StudyFolder) -> Iterator[Path]:
     # Python prints the warnings of loggers without handlers, and would not do so with the file's handler.
     printed = [] if loggers[0].hasHandlers() or logging.lastResort is None else [logging.lastResort]
     of_file_alone = (search_log, logging.getLogger("ray"))
+    of_ray = list(of_file_alone[1].handlers)
     before = search_log.level, [logger.propagate for logger in of_file_alone]
     search_log.setLevel(logging.INFO)
     for logger in of_file_alone:
         logger.propagate = False  # MLflow adds a handler to the root logger, which prints
+    for terminal in of_ray:
+        of_file_alone[1].removeHandler(terminal)
     search_log.addHandler(handler)
     for logger in loggers:
         logger.addHandler(handler)
@@ -64,6 +67,8 @@ def logged_to(folder: StudyFolder) -> Iterator[Path]:
         for logger in (search_log, *loggers):
             logger.removeHandler(handler)
         search_log.setLevel(before[0])
+        for terminal in of_ray:
+            of_file_alone[1].addHandler(terminal)
         for logger, propagated in zip(of_file_alone, before[1], strict=True):
             logger.propagate = propagated
         handler.close()

@@ -43,6 +43,17 @@ def test_the_thread_finds_a_socket_that_is_closed_and_names_the_first_process_th
         assert watching.lost == "raylet"
 
 
+def test_processes_that_are_ended_in_order_are_not_lost() -> None:
+    alive = True
+    with watch(0.01) as watching:
+        watching.start({"GCS": lambda: alive}, patience=2)
+        watching.leave()
+        time.sleep(0.05)
+        alive = False
+        time.sleep(0.1)
+        watching.raise_if_lost()
+
+
 def test_nothing_is_watched_before_the_start() -> None:
     with watch() as watching:
         watching.check()

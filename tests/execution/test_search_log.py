@@ -100,8 +100,9 @@ def test_a_log_that_cannot_be_written_ends_no_search(tmp_path: Path, capfd: pyte
     [
         ("", "the disk is slow\nafter\n"),
         ("logging.basicConfig()", "WARNING:heterokd.x:the disk is slow\nWARNING:heterokd.x:after\n"),
+        ("logging.getLogger('ray').addHandler(logging.StreamHandler())", "the disk is slow\nafter\n"),
     ],
-    ids=["no handler", "MLflow's handler"],
+    ids=["no handler", "MLflow's handler", "Ray's handler"],
 )
 def test_the_terminal_still_shows_warnings_but_no_tracebacks(folder: StudyFolder, configured: str, shown: str) -> None:
     code = (
