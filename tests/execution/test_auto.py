@@ -284,7 +284,7 @@ def test_a_pretrained_teacher_sees_the_size_of_its_weights(
 ) -> None:
     monkeypatch.setattr(auto, "no_weights", lambda name: None)
     rules = ImageRules(side, 15, 2000, {}, families, ("kd",), (8, 16, 16), {}, (0.01, 0.1))
-    section, reason = auto._teacher(network, rules)
+    section, reason = auto._teacher(network, rules, None)
     assert section["pretrained"]
     assert section.get("image_size") == size
     assert ("sees the views at 224 x 224 pixels" in reason) == (size is not None)

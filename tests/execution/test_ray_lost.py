@@ -62,6 +62,8 @@ def run(
         return executor._Ended(study.summary(), failure)
 
     monkeypatch.setattr(executor, "_run_on_ray", on_ray)
+    # Another test of this process may have a Ray.
+    monkeypatch.setattr(executor.ray, "is_initialized", lambda: False)
     run_study(job, tracker or Ended(), address=address)
     return starts
 
