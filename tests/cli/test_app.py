@@ -178,6 +178,7 @@ def test_a_teacher_is_fitted_once(cli: Run, tiny_file: Write, runs: Path) -> Non
     assert str(again["file"]) in said.out
 
 
+@pytest.mark.thorough
 def test_a_recipe_is_trained_once(cli: Run, tiny_file: Write, runs: Path) -> None:
     def distill(*more: str) -> Done:
         done = cli("distill", tiny_file(), "--method", "kd", "--root", runs, "--set", "training.epochs=2", *more)

@@ -412,6 +412,7 @@ def digit_scenes() -> Splits:
     return load_dataset("digit_scenes", None, 64)
 
 
+@pytest.mark.thorough
 def test_digit_scenes_hold_every_class_about_evenly(digit_scenes: Splits) -> None:
     assert [len(split) for split in parts(digit_scenes)] == list(SCENES.values())
     for split in parts(digit_scenes):
@@ -459,6 +460,7 @@ def test_digits_of_a_split_appear_in_no_other() -> None:
         assert same == [other == name for other in SPLIT_NAMES]
 
 
+@pytest.mark.thorough
 def test_digit_scenes_look_alike_at_any_size(digit_scenes: Splits) -> None:
     large, small = maps_of(digit_scenes.val)[:50], maps_of(load_dataset("digit_scenes", None, 32).val)[:50]
     sampled = large[:, 1::2, 1::2]

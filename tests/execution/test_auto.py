@@ -177,7 +177,6 @@ def test_limits_and_names(tmp_path: Path, scans: Path) -> None:
         proposed("test_resnet", teacher="vit_huge_tiny")
 
 
-@pytest.mark.thorough
 def test_given_weights_are_the_teachers(tmp_path: Path, scans: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.touch()
@@ -193,6 +192,7 @@ def test_given_weights_are_the_teachers(tmp_path: Path, scans: Path) -> None:
         )
 
 
+@pytest.mark.thorough
 def test_students_are_listed_small_to_large() -> None:
     for names in FAMILIES.values():
         sizes = [parameters_m(NetworkSettings(network=name), 10, 64) for name in names]

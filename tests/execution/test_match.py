@@ -183,6 +183,7 @@ def test_a_search_that_was_not_matched_says_so(tiny_file: Write, tmp_path: Path)
         Study.open(asked, Workspace(tmp_path).study("tiny"))
 
 
+@pytest.mark.thorough
 def test_the_command(cli: Run, tiny_file: Write, tmp_path: Path) -> None:
     _, root, file = matched(tiny_file, tmp_path)
     for more in ([], ["--json"]):

@@ -67,6 +67,7 @@ def run(
     return reproduce.reproduce(experiment, root, on_epoch=epoch, **options), trained
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("published")
 def test_the_table_is_measured_once_and_compared(tiny_file: Write, root: Workspace) -> None:
     experiment = tiny(tiny_file)

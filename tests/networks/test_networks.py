@@ -358,6 +358,7 @@ def test_networks_of_the_papers_tables() -> None:
         assert torch.equal(built[-1].body.eval()(images), theirs(images))
 
 
+@pytest.mark.thorough
 def test_large_networks_are_predicted_without_memory() -> None:
     """DINOv2's and SigLIP2's ViT-L: 300 million weights each, which nobody lays out in memory to know shapes."""
     spec = predict_spec("vit_large_patch14_dinov2", 200, None, 224)

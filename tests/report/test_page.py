@@ -250,6 +250,7 @@ def test_every_kind_of_study_has_its_page(
         assert '<figure id="front-parameters">' in page
 
 
+@pytest.mark.thorough
 def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
     question = fabricated.scenes(search={"space": {"methods": ["scratch", "pixel_kd"]}, "trials": 6})
     folder = searched(Workspace(tmp_path), question, by_method, metric="val/miou")
@@ -266,6 +267,7 @@ def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
     assert "could not be measured (RuntimeError: out of memory)" in page
 
 
+@pytest.mark.thorough
 def test_a_study_that_runs_is_shown_as_far_as_it_is(whole: tuple[StudyFolder, Experiment], tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "studies" / "tiny")
     shutil.copytree(whole[0].path, folder.path)

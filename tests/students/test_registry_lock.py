@@ -130,6 +130,7 @@ def test_what_a_dead_process_left_does_not_count(left):
     assert registry.tags == {"dataset": "digits"}
 
 
+@pytest.mark.thorough
 def test_mlflow_stores_the_lock(tmp_path: Path):
     with quiet():
         client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -283,6 +283,7 @@ def test_a_trial_that_was_told_to_stop_is_told_so_again(folder):
     assert not again.report(worse.number, 9, {"val/top1": 0.9})
 
 
+@pytest.mark.thorough
 def test_without_pruning_every_report_goes_on(folder):
     study = Study.open(make_experiment(prune=False), folder)
     run(study)

@@ -126,6 +126,7 @@ def complete(experiment: Experiment, root: Workspace, weights: Path | None) -> C
     return filling
 
 
+@pytest.mark.thorough
 def test_a_training_reads_a_complete_cache_and_is_the_live_teachers(
     asked: Callable[..., Any], root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,7 @@ def test_fewer_views_than_epochs_are_shown_again(asked: Callable[..., Any], root
     ]
 
 
+@pytest.mark.thorough
 def test_another_teacher_policy_or_seed_is_another_cache(asked: Callable[..., Any], root: Workspace) -> None:
     changes: list[dict[str, Any]] = [
         {},

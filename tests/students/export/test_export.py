@@ -193,6 +193,7 @@ def test_timm_alone_opens_the_safetensors(root: Workspace, tmp_path: Path) -> No
         np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), network(images).logits, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: Path) -> None:
     question = fabricated.experiment()
     splits, network = open_splits(question.data), fabricated.random_student()
@@ -221,6 +222,7 @@ def test_a_registered_student_is_found_by_its_alias(root: Workspace, tmp_path: P
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_file_that_disagrees_is_not_kept(root: Workspace, tmp_path: Path) -> None:
     question, out = fabricated.experiment(), tmp_path / "deploy"
     studied(root, question, fabricated.random_student())

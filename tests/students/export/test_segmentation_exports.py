@@ -85,6 +85,7 @@ def test_every_combination_gives_its_logits(name: str, view: tuple[int, int], tm
     check(name, view, tmp_path)
 
 
+@pytest.mark.thorough
 def test_views_of_one_deepest_pixel_fix_the_size(tmp_path: Path) -> None:
     network, graph, any_size = exported("fpn-test_resnet", (32, 48), tmp_path)
     assert not any_size

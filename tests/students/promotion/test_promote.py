@@ -132,6 +132,7 @@ def test_the_first_champion_beats_scratch_and_twice_is_once(root: Workspace, stu
     assert registry(root).get_model_version(NAME, "1").tags == version.tags
 
 
+@pytest.mark.thorough
 def test_another_trial_than_the_winner_is_promoted_when_it_is_named(
     root: Workspace, students: dict[str, Network]
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_named_trial_is_judged_for_that_call_alone(root: Workspace, students: 
     assert aliases(root)["challenger"] == plain.challenger
 
 
+@pytest.mark.thorough
 def test_a_study_that_is_not_finished_is_refused_without_opening_test(
     root: Workspace, students: dict[str, Network]
 ) -> None:
@@ -247,6 +249,7 @@ def test_champions_follow_one_another(root: Workspace, students: dict[str, Netwo
     assert aliases(root) == {"challenger": "2", "champion": "2", "previous": "1"}
 
 
+@pytest.mark.thorough
 def test_a_rollback_needs_someone_to_go_back_to(root: Workspace, students: dict[str, Network]) -> None:
     with pytest.raises(TrackingError, match="the registry has no model of this name"):
         rollback(root, NAME)
