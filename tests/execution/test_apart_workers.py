@@ -153,9 +153,10 @@ def test_two_workers_through_a_store_equal_one_process(tiny_file: Write, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     found = json.loads(done.stdout.splitlines()[-1])
     told = found["told"]
-    again = told.index(6, told.index(7))
+    again = next(place for place in range(1, len(told)) if told[place] <= told[place - 1])
     assert told[:again] in ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 8])
-    assert told[again:] == [6, 7, 8]
+    # From the last checkpoint in the store: that of epoch 5, or that of the stop if a slow upload had not ended.
+    assert told[again:] in ([6, 7, 8], [4, 5, 6, 7, 8]), told
     assert found["stopped"] == [True, False]
     assert found["left"] in ([], ["apart"])
     disturbed = TrialFolder(Path(found["folder"]))
