@@ -60,7 +60,12 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
     classes, notes = order_classes(known, options.class_order, (file.parent, root))
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
-    return FoundImages(root, root, classes, tuple(images), {}, (f"images are listed in {file}", *notes))
+    known_names = {name for names in COLUMNS.values() for name in names}
+    unread = [name for name in content.column_names if name.strip().lower() not in known_names]
+    listed = f"images are listed in {file}"
+    if unread:
+        listed += f", whose columns {', '.join(map(repr, unread))} are not read"
+    return FoundImages(root, root, classes, tuple(images), {}, (listed, *notes))
 
 
 def _opened(file: Path) -> pa.Table:

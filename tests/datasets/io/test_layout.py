@@ -198,6 +198,7 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
             "File_Name": [f"images/{i}.png" for i in range(30)],
             "label": ["cat" if i % 2 else "dog" for i in range(30)],
             "Split": [("train", "Valid", "testing")[i % 3] for i in range(30)],
+            "weight": [1.0] * 30,
         }
     )
     file = tmp_path / f"images.{suffix}"
@@ -208,6 +209,7 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
         pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(delimiter=delimiter))
     splits = load(tmp_path, table=Path(file.name))
     assert splits.class_names == ("cat", "dog")
+    assert any("whose columns 'weight' are not read" in note for note in splits.notes)
     assert names(splits.val) == {f"images/{i}.png" for i in range(1, 30, 3)}
     assert [splits.class_names[label] for label in splits.train.labels] == ["cat"] * 5 + ["dog"] * 5
 
