@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mounts import small_disk
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.config.services import CachingSettings
-from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
+from heterokd.execution.cache_builders import RESTARTS, CacheBuild, plan_cache_build
 from heterokd.execution.driver import search
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.outputs import Signal
@@ -418,24 +418,27 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
 ) -> None:
     experiment, weights = asked(name="killed", search=SEARCH)
     filling = planned(experiment, root, weights)
-    killed: list[int] = []
+    killed: set[int] = set()
+    ended = threading.Event()
 
     def kill() -> None:
-        while not killed:
+        while not ended.wait(0.2):
             for process in builders():
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
-            time.sleep(0.2)
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.add(process.pid)
 
     locks = Path(filling.folder.path) / "locks"
     locks.mkdir(parents=True)
     killer = threading.Thread(target=kill, daemon=True)
     with FileLock(
         Path(filling.folder.path) / "locks/000000.lock"
-    ):  # the builder waits for its shard until it is killed
+    ):  # the builder waits for its shard until it is killed, and so do those that are started in its place
         killer.start()
         found = find("killed")
-    assert killed
+    ended.set()
+    killer.join()
+    assert len(killed) == RESTARTS + 1
     assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
     assert "a builder died" in caplog.text
     assert not filling.is_complete
