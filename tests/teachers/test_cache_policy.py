@@ -454,7 +454,7 @@ def test_a_disk_that_is_too_small_costs_one_sentence(
     with small_disk(root.caches, "16k"):
         found = find("full")
         assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
-        (record,) = [record for record in caplog.records if record.name.startswith("heterokd")]
+        (record,) = [record for record in caplog.records if record.name == "heterokd.execution.driver"]
         assert record.getMessage().startswith("the teacher runs live (")
         assert list_caches(root.caches) == []
 
