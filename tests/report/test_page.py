@@ -355,6 +355,7 @@ def test_copying_and_sorting_work_without_a_network(whole: tuple[StudyFolder, Ex
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.goto(folder.report.as_uri())
+    page.locator("#recipe summary").click()
     block = page.locator("#recipe .copied")
     block.locator("button").click()
     page.wait_for_function("document.querySelector('#recipe .copy').textContent === 'Copied'")
