@@ -369,7 +369,8 @@ def test_the_server_dies_or_is_stopped(filled: StudyRuns) -> None:
 @needs_chromium
 @pytest.mark.slow
 def test_the_study_opens_in_optuna_dashboard(root: Workspace) -> None:
-    question = fabricated.experiment("digits", search={"space": {"methods": ["scratch", "kd"]}, "trials": 6})
+    search = {"space": {"methods": ["scratch", "kd"]}, "trials": 6, "min_epochs": 1}
+    question = fabricated.experiment("digits", search=search)
     folder = fabricated.study(root, question)
     study = Study.open(question, folder)
     for number, value in enumerate((0.5, 0.7, 0.6, 0.1, 0.65)):
