@@ -204,9 +204,11 @@ def _new_store() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         root = Workspace(Path(folder))
         open_store(root, None)
-        with closing(sqlite3.connect(root.mlflow_database)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return root.mlflow_database.read_bytes()
+        copy = root.path / "copy.db"
+        # With what is in the write-ahead log, which an open connection keeps from the file.
+        with closing(sqlite3.connect(root.mlflow_database)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        return copy.read_bytes()
 
 
 def root_with_store(folder: Path) -> Workspace:
