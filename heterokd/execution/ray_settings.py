@@ -48,7 +48,10 @@ def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 
 def token_headers() -> tuple[tuple[str, str], ...]:
-    """Return the headers with Ray's token, as `ray.init` finds it; none if there is no token."""
-    token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    """Return the headers with Ray's token if RAY_AUTH_MODE asks for one, as `ray.init` does with an explicit address.
+
+    The mode is not changed: a machine has a token file after its first local Ray, and a cluster without tokens could
+    not call a process that demands them.
+    """
     loader = token_setup.AuthenticationTokenLoader.instance()
     return tuple(loader.get_token_for_http_header().items()) if loader.has_token() else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,3 +58,16 @@ def test_a_gpu_that_another_search_holds_is_not_waited_for(head: Head, tmp_path:
     said = driver(head, tmp_path, script)
     assert said["bytes"] is None
     assert "1 of 1 nodes with GPUs did not report their memory: others use the GPUs" in str(said["stderr"])
+
+
+def test_a_token_file_does_not_make_this_process_demand_tokens(tmp_path: Path) -> None:
+    """A cluster without tokens could not call it; a machine has such a file after its first local Ray."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0123456789abcdef" * 4)
+    script = "import os; from heterokd.execution.ray_settings import token_headers as found; "
+    script += "print(found(), os.environ.get('RAY_AUTH_MODE'))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    for more, said in ({}, "() None"), ({"RAY_AUTH_MODE": "token"}, "(('authorization', "):
+        environment |= {"HOME": str(tmp_path), **more}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.stdout.startswith(said), done.stderr

@@ -16,7 +16,7 @@ from heterokd.datasets.io.options import DataOptions
 from heterokd.datasets.io.split import Splits
 from heterokd.training.data import open_splits
 
-ICONS = Path("/work/shared/data/icons")
+ICONS = Path(__file__).parents[3].parent / "shared" / "data" / "icons"
 
 
 def scene(seed: int) -> Image.Image:
