@@ -25,6 +25,7 @@ from heterokd.networks.network import AnyNetwork, build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import Signal
 from heterokd.storage.files import write_text
+from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
@@ -203,7 +204,8 @@ def _empty_store() -> bytes:
 def _new_store() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         root = Workspace(Path(folder))
-        open_store(root, None)
+        # By its address: a test before this one may have left another store in the environment.
+        open_store(root, mlflow_sqlite_uri(root.mlflow_database))
         copy = root.path / "copy.db"
         # With what is in the write-ahead log, which an open connection keeps from the file.
         with closing(sqlite3.connect(root.mlflow_database)) as source, closing(sqlite3.connect(copy)) as target:

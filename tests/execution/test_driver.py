@@ -33,6 +33,7 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import StudySummary
+from heterokd.tracking.store import current
 from heterokd.training.evaluation import predict
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -118,8 +119,8 @@ def test_a_search_leaves_a_study_its_runs_a_page_and_a_registered_student(
     assert found.model is not None
     name, version = found.model
     assert str(client.get_model_version_by_alias(name, "challenger").version) == version
-    mlflow.set_tracking_uri(found.uri)
-    loaded = mlflow.pytorch.load_model(f"models:/{name}@challenger")
+    with current(found.uri):
+        loaded = mlflow.pytorch.load_model(f"models:/{name}@challenger")
     winner = found.folder.trial(found.summary.winner.number)
     student = build_network(winner.recipe.student.network, 10, image_size=32)
     load_weights(student, winner.weights)
