@@ -88,6 +88,16 @@ def test_aws_workers_are_spot_first_and_hold_all_trials() -> None:
     assert spot["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
 
 
+def test_rays_provider_tags_instances_and_disks_for_the_bill() -> None:
+    """Merged with Ray's tags of an instance by Ray's provider, as at a launch."""
+    for name, kind in read("ray_cluster.yaml")["available_node_types"].items():
+        specs = [{"ResourceType": "instance", "Tags": [{"Key": "ray-node-type", "Value": name}]}]
+        node_provider.AWSNodeProvider._merge_tag_specs(specs, kind["node_config"]["TagSpecifications"])
+        tags = {spec["ResourceType"]: {tag["Key"]: tag["Value"] for tag in spec["Tags"]} for spec in specs}
+        project = {"project": "heterokd"}
+        assert tags == {"instance": {"ray-node-type": name, **project}, "volume": project}
+
+
 def test_the_nodes_that_may_come_are_known_from_the_launcher_file() -> None:
     """The head holds no trial; spot comes first, and the whole may not grow beyond `max_workers`."""
     assert list(addable_by(TOP / "ray_cluster.yaml")) == 8 * [{"CPU": 8, "GPU": 1}]
