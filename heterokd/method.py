@@ -10,15 +10,24 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from heterokd.domains import Scalar
+from heterokd.domains import Domain, Scalar, domains
 from heterokd.errors import PairError
-from heterokd.outputs import Batch, Kind, Losses, Outputs, OutputSpec, Signal
+from heterokd.outputs import CACHEABLE, Batch, Kind, Losses, Outputs, OutputSpec, Signal
 
 
 class MethodParams(BaseModel):
     """Parameters of a method, each with a description, a search domain and the paper's value as its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def domains(cls) -> dict[str, Domain]:
+        """Return the search domain of each parameter that has one."""
+        return domains(cls)
+
+
+Settings = dict[str, Scalar]
+"""Parameters of a method, by name."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +190,17 @@ class Method(nn.Module, ABC):
         """
 
     @classmethod
-    def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:
+    def initial_settings(cls, similarity: StageSimilarity) -> Sequence[Settings]:
         """Return parameters of initial trials for a pair of this similarity; none for methods that pair no stages."""
         return ()
 
     @classmethod
-    def gather_settings(cls) -> dict[str, Scalar]:
+    def is_cacheable(cls) -> bool:
+        """Return whether a cache of teacher outputs can replace the teacher."""
+        return not cls.teacher_needs & ~CACHEABLE
+
+    @classmethod
+    def gather_settings(cls) -> Settings:
         """Return the parameters that compare the images of all workers; none for methods that compare no images."""
         return {"gather": True} if "gather" in cls.Params.model_fields else {}
 

@@ -38,9 +38,17 @@ class Signal(Flag):
     CLASS_MAPS = auto()  # [B, K, h, w]: the classifier at every position; not of every network, see `OutputSpec.serves`
     PRE_ACTIVATIONS = auto()  # see `PreActivations`; not of every network
 
+    @property
+    def names(self) -> str:
+        """Names of the signals, or `nothing`."""
+        return ", ".join(str(signal.name).lower() for signal in self) or "nothing"
+
 
 EVERY_NETWORK = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL | Signal.STEM
 """Signals of every network."""
+
+CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.TAIL
+"""Signals that a cache of teacher outputs serves; for the tail, the teacher's last stages stay loaded."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
+import typer
 
-from heterokd.cli.app import main
+from heterokd.cli.app import app, main
 
 
 class Done(NamedTuple):
@@ -30,11 +31,11 @@ class Done(NamedTuple):
 Run: TypeAlias = Callable[..., Done]
 
 
-def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
-    """Run `heterokd ARGUMENTS`."""
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: object, commands: typer.Typer = app) -> Done:
+    """Run `heterokd ARGUMENTS`, or other commands."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments], commands)
     out, err = capfd.readouterr()
     code = left.value.code
     return Done(code if isinstance(code, int) else 0, out, err)

@@ -87,31 +87,32 @@ DebugOption = Annotated[
 
 
 @cache
-def _command() -> Callable[..., object]:
+def _group(commands: typer.Typer) -> Callable[..., object]:
     """Return the commands with their options, which Typer reads from the functions' signatures, and `--debug`."""
     only_debug = typer.Typer(add_completion=False)
 
     @only_debug.command()
     def _(debug: DebugOption = False) -> None: ...
 
-    group = get_command(app)
+    group = get_command(commands)
     assert isinstance(group, TyperGroup)  # of several commands Typer makes a group
     for command in group.commands.values():
         command.params.extend(get_command(only_debug).params)
     return group
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, commands: typer.Typer = app) -> None:
     """Run the command line; print expected errors as a sentence on stderr.
 
     Args:
         arguments: without the program's name; default: the arguments of the process.
+        commands: at least two commands.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     shown = Shown()
     try:
         with interrupt_on_sigterm():
-            _command()(arguments, standalone_mode=True, obj=shown)
+            _group(commands)(arguments, standalone_mode=True, obj=shown)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

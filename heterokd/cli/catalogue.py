@@ -12,14 +12,9 @@ import yaml
 
 from heterokd.config.extension import is_reference, read_extension
 from heterokd.config.methods import method_class
-from heterokd.domains import domains
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.method import Method, summary
 from heterokd.methods import METHODS, VANILLA_KD
-from heterokd.outputs import Signal
-
-CACHEABLE = Signal.LOGITS | Signal.EMBEDDING | Signal.TAIL
-"""Signals that a cache serves; for the tail, the teacher's last stages stay loaded."""
 
 STEP_COSTS = Path(__file__).with_name("step_costs.yaml")
 """Measured step time of each method relative to the plain student, written by `python benchmarks/steps.py --keep`."""
@@ -78,7 +73,7 @@ def describe(name: str) -> MethodCard:
         ConfigError: unknown method.
     """
     name, method = named_method(name)
-    found = domains(method.Params)
+    found = method.Params.domains()
     parameters: list[ParameterCard] = [
         {
             "name": key,
@@ -117,16 +112,11 @@ def _row(name: str, method: type[Method]) -> MethodRow:
         "class": method.__name__,
         "title": summary(method),
         "tasks": ", ".join(sorted(method.tasks)),
-        "student_needs": signals(method.student_needs),
-        "teacher_needs": signals(method.teacher_needs),
-        "cacheable": not method.teacher_needs & ~CACHEABLE,
+        "student_needs": method.student_needs.names,
+        "teacher_needs": method.teacher_needs.names,
+        "cacheable": method.is_cacheable(),
         "step_cost": {pair: round(costs[name], 2) for pair, costs in step_costs().items() if name in costs},
     }
-
-
-def signals(needs: Signal) -> str:
-    """Format the names of signals, or `nothing`."""
-    return ", ".join(str(signal.name).lower() for signal in needs) or "nothing"
 
 
 def method_page() -> str:

@@ -119,7 +119,9 @@ def propose(
     _check_names(request, is_scene=data.is_scene)
     teachers, reasons = {}, [f"views are {data.size} x {data.size} pixels"]
     for name in request.teachers:
-        teachers[name], reason = _teacher(name, data, request.checkpoint)
+        teachers[name], reason = _teacher(
+            name, data, request.checkpoint, no_weights(name) if request.checkpoint is None else None
+        )
         reasons.append(reason)
     first = request.teachers[0]
     students = list(_students(request, teachers[first], data, root))
@@ -193,13 +195,12 @@ def _content(
     }
 
 
-def _teacher(name: str, data: ImageRules, checkpoint: str | None) -> tuple[Section, str]:
-    """Return the section of a teacher and its reason: given weights, or timm's if available, and a fit."""
+def _teacher(name: str, data: ImageRules, checkpoint: str | None, missing: str | None) -> tuple[Section, str]:
+    """Return the section of a teacher and its reason: given weights, or timm's if none are missing, and a fit."""
     batch = min(data.batch, data.batches[1])
     epochs = _clamp(round(TEACHER_UPDATES * batch / data.train_images), *TEACHER_EPOCHS)
     section: Section = {"network": name}
     predict_spec(name, data.classes, None, data.size)  # raises for a network that cannot be built
-    missing = no_weights(name) if checkpoint is None else None
     if checkpoint is not None:
         reason = f"{name}: has the weights of {checkpoint}; if they are of other classes, it is fitted from them"
         section["checkpoint"] = checkpoint

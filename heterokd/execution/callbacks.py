@@ -36,8 +36,8 @@ class MlflowSync:
     It also logs that the study's disk cannot be written; trials then wait on their nodes.
     """
 
-    def __init__(self, tracker: Tracker, folder: StudyFolder) -> None:
-        self.tracker, self.folder = tracker, folder
+    def __init__(self, tracker: Tracker, folder: StudyFolder, interval: float = WATCH_SECONDS) -> None:
+        self.tracker, self.folder, self.interval = tracker, folder, interval
         self.waiting: dict[int, TrialFolder] = {}
         self.changed = threading.Condition()
         self.is_closing = self.is_stuck = self.is_failing = False
@@ -61,7 +61,7 @@ class MlflowSync:
     def _work(self) -> None:
         while not (self.is_closing and not self.waiting):
             with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.is_closing, WATCH_SECONDS)
+                self.changed.wait_for(lambda: self.waiting or self.is_closing, self.interval)
                 batch, self.waiting = self.waiting, {}
             missed = self._copy(batch)
             self._check_disk()
@@ -70,7 +70,7 @@ class MlflowSync:
             if missed:
                 with self.changed:
                     self.waiting = missed | self.waiting
-                    self.changed.wait_for(lambda: self.is_closing, WATCH_SECONDS)
+                    self.changed.wait_for(lambda: self.is_closing, self.interval)
 
     def _copy(self, batch: dict[int, TrialFolder]) -> dict[int, TrialFolder]:
         """Sync trials until the server does not answer; return those that are left, the failed trial last."""
@@ -94,7 +94,7 @@ class MlflowSync:
         return is_synced
 
     def _check_disk(self) -> None:
-        if time.monotonic() - self.checked < WATCH_SECONDS:
+        if time.monotonic() - self.checked < self.interval:
             return
         self.checked = time.monotonic()
         reason = obstacle(self.folder.path)

@@ -18,11 +18,10 @@ import yaml
 from heterokd.config.experiment import Experiment
 from heterokd.config.methods import methods_of
 from heterokd.datasets.io.loaders import open_split
-from heterokd.domains import Scalar
 from heterokd.errors import ConfigError, NetworkError
 from heterokd.execution.check import with_key
 from heterokd.execution.distill import distill_once
-from heterokd.method import Method, StageSimilarity
+from heterokd.method import Method, Settings, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal
@@ -55,13 +54,13 @@ class Match:
     """
 
     similarity: tuple[tuple[float, ...], ...]
-    starts: tuple[dict[str, Scalar], ...]
+    starts: tuple[Settings, ...]
     student_score: float
     picture: Path
 
     def to_yaml(self) -> str:
         """Format the starts as `overrides` of a search space that searches their values only."""
-        options: dict[str, list[Scalar]] = {}
+        options: dict[str, list[object]] = {}
         for start in self.starts:
             for key, value in start.items():
                 if key != "method" and value not in options.setdefault(key, []):
@@ -145,7 +144,7 @@ def _check_stages(experiment: Experiment) -> None:
             raise NetworkError(with_key(section, error)) from None
 
 
-def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[dict[str, Scalar], ...]:
+def propose_starts(similarity: StageSimilarity, methods: Mapping[str, type[Method]]) -> tuple[Settings, ...]:
     """Return initial samples of the methods that pair stages."""
     return tuple(
         {"method": method, **{f"{method}.{name}": value for name, value in settings.items()}}

@@ -35,13 +35,13 @@ class _DroppingFile(RotatingFileHandler):
 
 
 @contextmanager
-def logged_to(folder: StudyFolder) -> Iterator[Path]:
+def logged_to(folder: StudyFolder, max_bytes: int = MAX_BYTES) -> Iterator[Path]:
     """Append to the log of a study's search, which exists from the first record on; yield its file.
 
     Ray's errors are kept in the file alone, since they contain tracebacks.
     """
     file = folder.log_file
-    handler = _DroppingFile(file, maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    handler = _DroppingFile(file, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGED]
     # Python prints the warnings of loggers without handlers, and would not do so with the file's handler.

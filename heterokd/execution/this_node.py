@@ -51,6 +51,14 @@ class NodeCheck:
     questions: NodeProbe
     mine: NodeAnswers
 
+    def fault(self) -> NodeFault | None:
+        """Check this node; return its fault, or None."""
+        if this_node() == self.driver:
+            return None
+        checks = evaluate(_address(), probe_node(self.questions), self.mine)
+        reason = fault_reason(checks, has_own_disk=self.questions.root.url is not None)
+        return None if reason is None else here(reason)
+
 
 def this_node() -> str:
     """Return Ray's id of this node."""
@@ -66,15 +74,6 @@ def gpu_fault() -> NodeFault | None:
         f"gpus: torch sees {seen} GPU(s), and Ray promised {promised}; install the GPU's driver and a torch build for "
         "it there, or start that node with --num-gpus=0"
     )
-
-
-def node_fault(check: NodeCheck) -> NodeFault | None:
-    """Check this node; return its fault, or None."""
-    if this_node() == check.driver:
-        return None
-    checks = evaluate(_address(), probe_node(check.questions), check.mine)
-    reason = fault_reason(checks, has_own_disk=check.questions.root.url is not None)
-    return None if reason is None else here(reason)
 
 
 def fault_reason(checks: list[Check], *, has_own_disk: bool) -> str | None:

@@ -20,7 +20,7 @@ from heterokd.execution.parallel import TrialConfig
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
-from heterokd.execution.this_node import NodeCheck, gpu_fault, node_fault, nodes_with_room, suspicion, this_node
+from heterokd.execution.this_node import NodeCheck, gpu_fault, nodes_with_room, suspicion, this_node
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import TrialEnd, TrialFolder, exception_line
@@ -122,7 +122,7 @@ def _fault_at_start(actor: ray.actor.ActorHandle, job: TrialJob) -> NodeFault | 
     fault = gpu_fault()
     if fault is not None or job.check is None or ray.get(actor.is_checked.remote(this_node())):
         return fault
-    fault = node_fault(job.check)
+    fault = job.check.fault()
     if fault is None:
         actor.node_passed.remote(this_node())
     return fault

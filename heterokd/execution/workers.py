@@ -35,7 +35,7 @@ from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.run import RunContext, run_recipe
-from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, node_fault, suspicion, this_node
+from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, suspicion, this_node
 from heterokd.execution.threads import in_thread
 from heterokd.execution.worker_channel import Raised, WorkerChannel
 from heterokd.networks.weights import load_weights
@@ -203,7 +203,7 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
         return go_on
 
     try:
-        fault = gpu_fault() or (None if work.check is None else node_fault(work.check))
+        fault = gpu_fault() or (None if work.check is None else work.check.fault())
         if fault is not None:
             raise NodeError(fault)
         with _worker_folder(work) as folder:

@@ -6,32 +6,27 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heterokd.errors import PairError
+from heterokd.networks.body_network import BodyNetwork
 from heterokd.networks.body_types import Normalisation, TimmBody, classifier_of
 from heterokd.networks.parts import NetworkParts, run_parts
 from heterokd.networks.tail import NetworkTail, as_map, from_map
-from heterokd.outputs import Outputs, OutputSpec, PreActivations, Signal
+from heterokd.outputs import Outputs, PreActivations, Signal
 
 
-class Network(nn.Module):
+class Network(BodyNetwork):
     """A timm classifier, split into a stem, four stages, a finish and a head.
 
     Attributes:
         body: the plain timm module; its state dict loads in timm.
-        spec: shapes of the outputs.
         name: timm's name.
         options: timm's arguments in addition to the name.
-        mean, std: normalisation of the images, [1, 3, 1, 1]; not part of the state dict.
     """
 
-    mean: Tensor
-    std: Tensor
+    body: TimmBody
 
     def __init__(
         self,
@@ -41,14 +36,8 @@ class Network(nn.Module):
         options: Mapping[str, object],
         normalisation: Normalisation,
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.options = dict(options)
-        self.body = body
+        super().__init__(name, body, split.spec, options, normalisation, split.arguments.get("in_chans", 3))
         self.split = split
-        self.spec: OutputSpec = split.spec
-        for key, values in normalisation_buffers(normalisation, split.arguments):
-            self.register_buffer(key, values, persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`.
@@ -59,8 +48,7 @@ class Network(nn.Module):
                 networks (distilled DeiT) return the mean of both heads' logits, in training mode too.
         """
         split = self.split
-        if needs & ~self.spec.serves:
-            raise PairError(f"network {self.name!r} has no {needs & ~self.spec.serves}: its structure does not give it")
+        self.require(needs)
         x = run_parts(self.body, split.stem, self.normalise(images))
         maps: list[tuple[Tensor, Tensor]] = []  # each map with its class tokens
         stem = None
@@ -99,14 +87,6 @@ class Network(nn.Module):
             expected_negative(weights(f"{norm}.bias").float(), weights(f"{norm}.weight").float())
             for _, norm in self.split.activations
         )
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, C, image_size, image_size], mean 0, deviation 1."""
-        return normalised(images, self.spec.image_size, self.mean, self.std)
-
-    def exports_any_size(self, size: tuple[int, int]) -> bool:
-        """Return False: images are resized to a fixed size, the only input size of an exported graph."""
-        return False
 
     @property
     def tail(self) -> NetworkTail:
@@ -155,30 +135,6 @@ class Network(nn.Module):
             y = run_parts(self.body, stage, y)
         logits, embedding = self._head(run_parts(self.body, self.split.finish, y), needs)
         return Outputs(logits=logits, embedding=embedding)
-
-
-def normalisation_buffers(
-    normalisation: Normalisation, arguments: Mapping[str, object]
-) -> Iterator[tuple[Literal["mean", "std"], Tensor]]:
-    """Yield mean and deviation [1, C, 1, 1]; of a network for grey images (`in_chans: 1`) their means over colours."""
-    keys: tuple[Literal["mean", "std"], ...] = ("mean", "std")
-    for key, values in zip(keys, normalisation, strict=True):
-        buffer = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-        yield key, buffer.mean(dim=1, keepdim=True) if arguments.get("in_chans", 3) == 1 else buffer
-
-
-def normalised(images: Tensor, side: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Resize and normalise images [B, 3, H, W] in [0, 1]; grey [B, 1, side, side] if `mean` has one channel."""
-    size = (side, side)
-    if images.shape[-2:] != size:
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return ((as_grey(images) if mean.shape[1] == 1 else images) - mean) / std
-
-
-def as_grey(images: Tensor) -> Tensor:
-    """Convert colours [B, 3, H, W] to grey [B, 1, H, W] by ITU-R 601-2 luma, as Pillow's `convert("L")`."""
-    weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
 
 
 @contextmanager

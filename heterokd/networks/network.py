@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from heterokd.networks.bodies import create_body
+from heterokd.networks.body_network import normalised
 from heterokd.networks.body_types import Normalisation
-from heterokd.networks.classifier import Network, normalised
+from heterokd.networks.classifier import Network
 from heterokd.networks.dataflow import logits_of
 from heterokd.networks.modules import module_normalisation
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation

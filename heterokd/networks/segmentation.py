@@ -13,14 +13,14 @@ from timm.layers.helpers import to_2tuple
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
-from heterokd.errors import PairError
+from heterokd.networks.body_network import BodyNetwork
 from heterokd.networks.body_types import Normalisation, SegmentationBody
 from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, head_of, stage_maps
 from heterokd.networks.segmentation_names import smp_encoders, split_name
-from heterokd.outputs import Outputs, OutputSpec, Signal
+from heterokd.outputs import Outputs, Signal
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(BodyNetwork):
     """A network for semantic segmentation with LOGITS, EMBEDDING and STAGES.
 
     Attributes:
@@ -28,14 +28,14 @@ class SegmentationNetwork(nn.Module):
         spec: shapes of the outputs; `image_size` is the training size, other sizes are possible too.
         name: `{architecture}-{encoder}`.
         options: smp's arguments in addition to the name.
-        mean, std: normalisation of the images, [1, 3, 1, 1]; not part of the state dict.
         multiple: number of pixels to whose multiples the sides of images are padded.
         any_size: whether an exported graph takes images of any size: not if timm builds the encoder for a fixed size,
             as for Swin, whose windows torch.export cannot trace with dynamic sides.
     """
 
-    mean: Tensor
-    std: Tensor
+    NO_SIGNAL = "a segmentation network gives logits, embedding and stages"
+
+    body: SegmentationBody
 
     def __init__(
         self,
@@ -45,15 +45,9 @@ class SegmentationNetwork(nn.Module):
         options: Mapping[str, object],
         normalisation: Normalisation,
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.options = dict(options)
-        self.body = body
+        super().__init__(name, body, layout.spec, options, normalisation)
         self.multiple = layout.multiple
         self.any_size = "img_size" not in layout.arguments
-        self.spec: OutputSpec = layout.spec
-        for key, values in zip(("mean", "std"), normalisation, strict=True):
-            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`.
@@ -65,11 +59,7 @@ class SegmentationNetwork(nn.Module):
             needs: signals to return. Logits are at the decoder's stride, without smp's upsampling to the image; the
                 embedding is the input of the last convolution; stages are the encoder's last four maps.
         """
-        if needs & ~self.spec.serves:
-            raise PairError(
-                f"network {self.name!r} has no {needs & ~self.spec.serves}: a segmentation network gives logits, "
-                "embedding and stages"
-            )
+        self.require(needs)
         height, width = images.shape[-2:]
         features = self.body.encoder(pad_to_multiple(self.normalise(images), self.multiple))
         stages = logits = embedding = None

@@ -12,28 +12,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from heterokd.errors import PairError
+from heterokd.networks.body_network import BodyNetwork
 from heterokd.networks.body_types import Normalisation, TimmBody
-from heterokd.networks.classifier import normalisation_buffers, normalised
 from heterokd.networks.dataflow import logits_of
 from heterokd.networks.entry import enter
 from heterokd.networks.tail import NetworkTail, as_map, from_map
 from heterokd.networks.taps import Tap, TapParts, as_embedding
-from heterokd.outputs import Outputs, OutputSpec, Signal
+from heterokd.outputs import Outputs, Signal
 
 
-class TappedNetwork(nn.Module):
-    """A classifier whose modules are read while it runs, see `taps`.
-
-    Attributes:
-        body: the plain module.
-        spec: shapes of the outputs.
-        name: name in the experiment.
-        options: arguments in addition to the name.
-        mean, std: normalisation of the images, [1, C, 1, 1]; not part of the state dict.
-    """
-
-    mean: Tensor
-    std: Tensor
+class TappedNetwork(BodyNetwork):
+    """A classifier whose modules are read while it runs, see `taps`."""
 
     def __init__(
         self,
@@ -43,19 +32,12 @@ class TappedNetwork(nn.Module):
         options: Mapping[str, object],
         normalisation: Normalisation,
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.options = dict(options)
-        self.body = body
+        super().__init__(name, body, split.spec, options, normalisation, split.arguments.get("in_chans", 3))
         self.split = split
-        self.spec: OutputSpec = split.spec
-        for key, values in normalisation_buffers(normalisation, split.arguments):
-            self.register_buffer(key, values, persistent=False)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`, see `Network.forward`."""
-        if needs & ~self.spec.serves:
-            raise PairError(f"network {self.name!r} has no {needs & ~self.spec.serves}: its structure does not give it")
+        self.require(needs)
         x = self.normalise(images)
         if Signal.STAGES in needs and self.split.intermediates:
             return self._with_intermediates(x, needs)
@@ -81,14 +63,6 @@ class TappedNetwork(nn.Module):
             embedding=torch.cat(embedding, dim=1) if Signal.EMBEDDING in needs else None,
             stages=tuple(maps),
         )
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, C, image_size, image_size], mean 0, deviation 1."""
-        return normalised(images, self.spec.image_size, self.mean, self.std)
-
-    def exports_any_size(self, size: tuple[int, int]) -> bool:
-        """Return False: images are resized to a fixed size, the only input size of an exported graph."""
-        return False
 
     @property
     def tail(self) -> NetworkTail:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from heterokd.formatting import format_score
 from heterokd.methods import BASELINE
+from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.study.failures import IN_A_ROW
 from heterokd.study.gain import Gain, gain
@@ -43,6 +46,12 @@ def notes(summary: StudySummary) -> list[str]:
         ]
         found.append(f"Spent: {', '.join(parts)}.")
     return found
+
+
+def student_costs(summary: StudySummary, student: str, costs: Sequence[str]) -> str:
+    """Format costs of a student: `0.36 M parameters, 1.2 ms latency`."""
+    measured = summary.students.get(student, {})
+    return ", ".join(STUDENT_COSTS[key].figure(measured[key]) for key in costs)
 
 
 def _teachers(summary: StudySummary) -> tuple[TeacherCard, ...]:

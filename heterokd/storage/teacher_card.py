@@ -99,7 +99,7 @@ class TeacherCard:
 
     def problems(self) -> list[str]:
         """Return the reasons why students learn little from it, with what to do: a sentence each."""
-        found, score = [], f"{metric_name(self.metric)} {self.val_score:.4f} on val"
+        found, score = [], f"{score_text(self.metric, self.val_score)} on val"
         if self.class_order is not None and self.class_order_score is not None:
             found.append(
                 f"its classes are in another order than the data's: {score}, but {self.class_order_score:.4f} in "
@@ -132,6 +132,11 @@ class TeacherCard:
         """Return the content of teacher.json, without what was not measured."""
         optional = TeacherCard.__dataclass_fields__
         return {key: value for key, value in vars(self).items() if value != optional[key].default}
+
+
+def score_text(metric: str, value: float) -> str:
+    """Format a teacher's score with its name: `top-1 0.9123`."""
+    return f"{metric_name(metric)} {value:.4f}"
 
 
 def _order(order: str | Sequence[str]) -> str:

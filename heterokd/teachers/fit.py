@@ -19,10 +19,10 @@ from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.loaders import Loaders
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
-from heterokd.formatting import metric_name
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import load_weights
 from heterokd.storage.study_dir import CHECKPOINT
+from heterokd.storage.teacher_card import score_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.head import linear_head, solve_head
 from heterokd.training.best_epoch import BestEpoch
@@ -79,7 +79,7 @@ class _Fit:
         return score_of(self.recipe.task)
 
     def score_name(self, score: float) -> str:
-        return f"{metric_name(self.metric)} {score:.4f}"
+        return score_text(self.metric, score)
 
     def precision(self, recipe: Recipe, loaders: Loaders) -> Precision:
         return measured_precision(recipe, None, loaders, self.device, self.root)

@@ -43,7 +43,7 @@ PATIENCE = 180.0
 
 
 FINISH_PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between the attempts to close a study's runs if the server answers with errors."""
+"""Seconds between the attempts to close a study's runs."""
 
 
 class StudyRuns:
@@ -58,6 +58,7 @@ class StudyRuns:
         uri: URI that `open_store` returned.
         artifacts: folder of the artifacts; None leaves it to the tracking server.
         data: train and val, see `dataset_inputs`.
+        client: client of the store; None makes one.
 
     Attributes:
         experiment_id: id of the MLflow experiment, once the store was accessed.
@@ -71,13 +72,14 @@ class StudyRuns:
         uri: str,
         artifacts: Path | None,
         data: Sequence[DatasetInput] = (),
+        client: MlflowClient | None = None,
     ) -> None:
         self.experiment = experiment
         self.folder = study_folder
         self.uri = uri
         self.artifacts = artifacts if uri.startswith("sqlite") else None
         self.data = data
-        self.client = MlflowClient(uri)
+        self.client = client or MlflowClient(uri)
         self.is_new = False
         self.experiment_id = ""
         self._trials: TrialRuns | None = None
@@ -92,14 +94,17 @@ class StudyRuns:
         """Log what is new in a trial's folder; False if the store does not answer (the next call catches up)."""
         return self._try(lambda trials: trials.sync(trial))
 
-    def finish(self, summary: StudySummary | None, status: Status = "FINISHED") -> bool:
+    def finish(
+        self, summary: StudySummary | None, status: Status = "FINISHED", pauses: Sequence[float] = FINISH_PAUSES
+    ) -> bool:
         """Sync all trials, then close the study's run and, as KILLED, those of trials that have not ended.
 
         Args:
             summary: the study's summary; None if its trials are not a search.
             status: status of the study's run.
+            pauses: seconds between the attempts if the server answers with errors.
         """
-        for seconds in FINISH_PAUSES:
+        for seconds in pauses:
             if self._try(lambda trials: self._finish(trials, summary, status)):
                 return True
             if not self.uri.startswith("http") or not self.answers():

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from command_line import Done, Run
 from safetensors.torch import load_file, save_file
 
 from heterokd import __version__
+from heterokd.cli import listing
 from heterokd.cli.app import main
 from heterokd.datasets import DATASETS
 from heterokd.methods import METHODS
@@ -318,36 +320,30 @@ def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Pat
     assert f"delete {file.parent}" in done.err
 
 
-def test_a_fault_of_ray_or_the_machine_is_a_sentence_and_debug_shows_its_traceback(
-    cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_ray_or_the_machine_is_a_sentence_and_debug_shows_its_traceback(cli: Run) -> None:
     from ray.exceptions import RaySystemError
 
-    from heterokd.cli import catalogue
+    errors = {"lost": RaySystemError("the store is gone"), "broken": OSError(5, "Input/output error")}
+    commands = typer.Typer()
 
-    monkeypatch.setattr(catalogue, "describe", raising(RaySystemError("the store is gone")))
-    done = cli("methods", "kd")
+    @commands.command()
+    def fail(name: str) -> None:
+        raise errors[name]
+
+    commands.command()(listing.datasets)
+    done = cli("fail", "lost", commands=commands)
     assert done.code == 1
     assert done.err == (
         "error: Ray failed (RaySystemError: System error: the store is gone); run the command again, with --debug to "
         "see the traceback\n"
     )
-    shown = cli("methods", "kd", "--debug")
+    shown = cli("fail", "lost", "--debug", commands=commands)
     assert shown.code == 1
     assert shown.err.startswith("Traceback (most recent call last)")
     assert shown.err.endswith(done.err)
-    monkeypatch.setattr(catalogue, "describe", raising(OSError(5, "Input/output error")))
-    assert "the machine failed (OSError: [Errno 5] Input/output error)" in cli("methods", "kd").err
-    monkeypatch.setattr(catalogue, "describe", raising(KeyError("a bug")))
+    assert "the machine failed (OSError: [Errno 5] Input/output error)" in cli("fail", "broken", commands=commands).err
     with pytest.raises(KeyError, match="a bug"):
-        main(["methods", "kd"])
-
-
-def raising(error: Exception) -> Callable[[str], None]:
-    def fail(name: str) -> None:
-        raise error
-
-    return fail
+        main(["fail", "a bug"], commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

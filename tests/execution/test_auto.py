@@ -280,11 +280,10 @@ def test_class_folders_are_no_label_maps(tmp_path: Path, digits: Splits) -> None
     ids=["small images", "large images", "scenes"],
 )
 def test_a_pretrained_teacher_sees_the_size_of_its_weights(
-    network: str, side: int, families: dict[str, tuple[str, ...]], size: int | None, monkeypatch: pytest.MonkeyPatch
+    network: str, side: int, families: dict[str, tuple[str, ...]], size: int | None
 ) -> None:
-    monkeypatch.setattr(auto, "no_weights", lambda name: None)
     rules = ImageRules(side, 15, 2000, {}, families, ("kd",), (8, 16, 16), {}, (0.01, 0.1))
-    section, reason = auto._teacher(network, rules, None)
+    section, reason = auto._teacher(network, rules, None, missing=None)
     assert section["pretrained"]
     assert section.get("image_size") == size
     assert ("sees the views at 224 x 224 pixels" in reason) == (size is not None)

@@ -9,40 +9,43 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_ray import FakeRay, Here
 from torch import nn
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
 from heterokd.errors import DataError
-from heterokd.execution import callbacks, node_watch, parallel, searcher, this_node, trial
+from heterokd.execution import callbacks, node_watch, parallel, searcher, trial
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.node_faults import NodeFault
 from heterokd.execution.placement import Cluster
 from heterokd.execution.study_actor import StudyActor
+from heterokd.execution.this_node import NodeCheck, this_node
 from heterokd.execution.trial_deaths import TrialDeaths
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_space import open_space
 from heterokd.training.train import TrainResult
 
 Write = Callable[..., Path]
-CHECK = this_node.NodeCheck(driver="good", questions=None, mine=None)  # type: ignore[arg-type]
 FAULT = NodeFault("bad", "10.0.0.2", "data: there is no folder /data")
 
 
-class Here:
-    """An actor in this process, called as Ray's handles are."""
+class MadeUpCheck(NodeCheck):
+    """The nodes' faults, by node."""
 
-    def __init__(self, actor: StudyActor) -> None:
-        self.actor = actor
+    def __init__(self, faults: dict[str, NodeFault]) -> None:
+        super().__init__(driver="good", questions=None, mine=None)  # type: ignore[arg-type]
+        object.__setattr__(self, "faults", faults)
 
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.actor, name))
+    def fault(self) -> NodeFault | None:
+        found: NodeFault | None = self.faults.get(this_node())  # type: ignore[attr-defined]
+        return found
 
 
 class Search:
     """A search of four trials, two at a time, whose nodes are named as each trial runs."""
 
-    def __init__(self, tiny_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, tiny_file: Write, tmp_path: Path, fake: FakeRay) -> None:
         space = {"methods": ["scratch", "kd"]}
         settings = {"space": space, "trials": 4, "parallel": 2, "prune": False, "confirm_leaders": 0}
         self.experiment: Experiment = load_experiment(tiny_file(name="moved", search=settings))
@@ -53,37 +56,25 @@ class Search:
         )
         failures, plan = FailureLimit(folder, 2), parallel.Parallelism(self.experiment, Cluster(2, 1, 0))
         self.searcher = searcher.StudySearcher(self.actor, failures, TrialDeaths(folder, lambda: 0), plan)
-        self.reports: list[dict[str, Any]] = []
-        self.node, self.faults = "good", {"bad": FAULT}
-        fake_ray = SimpleNamespace(get=lambda answer: answer, nodes=self.nodes)
-        for module in (callbacks, searcher, trial, node_watch, this_node):
-            monkeypatch.setattr(module, "ray", fake_ray)
-        monkeypatch.setattr(trial, "tune", SimpleNamespace(report=self.reports.append))
-        monkeypatch.setattr(trial, "gpu_fault", lambda: None)
-        monkeypatch.setattr(trial, "node_fault", lambda check: self.faults.get(self.node))
-        for module in (trial, this_node):
-            monkeypatch.setattr(module, "this_node", lambda: self.node)
-        monkeypatch.setattr(this_node, "_address", lambda: f"address of {self.node}")
-        monkeypatch.setattr(node_watch, "future_nodes", lambda declared: [])
+        self.ray, self.faults = fake, {"bad": FAULT}
+        fake.node, fake.nodes = "good", ("bad", "good")
         self.watch = node_watch.NodeWatch(self.actor, None, plan, failures)
         quiet: Any = SimpleNamespace(put=lambda folder: None, raise_if_lost=lambda: None)
         self.events = callbacks.TuneCallback(folder, self.searcher, quiet, quiet, None, [], self.watch)
 
-    @staticmethod
-    def nodes() -> list[dict[str, Any]]:
-        return [{"NodeID": node, "Alive": True, "Resources": {"CPU": 4.0}} for node in ("bad", "good")]
-
     def run(self, name: str, config: Any, node: str, train: Any = None) -> str:
         """Run a suggested trial on a node, to its end in Ray Tune; how it ended."""
-        self.node = node
-        self.reports.clear()
-        job = trial.TrialJob(self.root, "moved", {}, {}, CHECK)
+        self.ray.node = node
+        self.ray.reports.clear()
+        job = trial.TrialJob(self.root, "moved", {}, {}, MadeUpCheck(self.faults))
         trial.run_trial(config, self.actor, job, train or self.train)
-        for report in self.reports:
+        for report in self.ray.reports:
             self.events.on_trial_result(0, [], SimpleNamespace(config=config), report)  # type: ignore[arg-type]
         self.searcher.on_trial_complete(name)
         return (
-            "moved" if self.reports[-1].get("moved") else str(self.root.study("moved").trial(config["number"]).status)
+            "moved"
+            if self.ray.reports[-1].get("moved")
+            else str(self.root.study("moved").trial(config["number"]).status)
         )
 
     @staticmethod
@@ -95,8 +86,8 @@ class Search:
 
 
 @pytest.fixture
-def search(tiny_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    return Search(tiny_file, tmp_path, monkeypatch)
+def search(tiny_file: Write, tmp_path: Path, fake_ray: FakeRay) -> Search:
+    return Search(tiny_file, tmp_path, fake_ray)
 
 
 def rest(search: Search) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fake_ray import FakeRay
 
 from heterokd.errors import CheckpointError, DataError, MissingSignal
-from heterokd.execution import this_node
 from heterokd.execution.node_checks import Check
 from heterokd.execution.node_faults import FEWEST_NODES, MOST_MOVES, NodeFault, NodeFaults
 from heterokd.execution.parallel import request
@@ -142,15 +142,13 @@ def test_failed_checks_are_a_nodes_fault_unless_trainings_run_in_spite_of_them()
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
 def test_exceptions_that_may_be_a_nodes_fault(
-    error: Exception, elsewhere: bool, suspected: bool, monkeypatch: pytest.MonkeyPatch
+    error: Exception, elsewhere: bool, suspected: bool, fake_ray: FakeRay
 ) -> None:
-    monkeypatch.setattr(this_node, "this_node", lambda: "here")
-    monkeypatch.setattr(this_node, "_address", lambda: "10.0.0.9")
     check = NodeCheck(driver="there" if elsewhere else "here", questions=None, mine=None)  # type: ignore[arg-type]
     fault = suspicion(error, check)
     assert (fault is not None) == suspected
     if fault is not None and not isinstance(error, NodeError):
-        assert fault == NodeFault("here", "10.0.0.9", f"{type(error).__name__}: {error}", is_certain=False)
+        assert fault == NodeFault("here", "address of here", f"{type(error).__name__}: {error}", is_certain=False)
 
 
 def test_a_trial_asks_for_other_nodes_than_those_it_avoids() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_ray import FakeRay
 
 from heterokd.config.reading import load_experiment
 from heterokd.errors import SearchError
@@ -36,7 +37,7 @@ class Ended:
 
 
 @pytest.fixture
-def job(tiny_file: Callable[..., Path], tmp_path: Path) -> SearchJob:
+def job(tiny_file: Callable[..., Path], tmp_path: Path, fake_ray: FakeRay) -> SearchJob:
     experiment, root = load_experiment(tiny_file()), Workspace(tmp_path / "runs")
     space = open_space(experiment, root.study(experiment.name), StudyFacts())
     return SearchJob(experiment, root, space, seconds_before=60.0)
@@ -62,8 +63,6 @@ def run(
         return executor._Ended(study.summary(), failure)
 
     monkeypatch.setattr(executor, "_run_on_ray", on_ray)
-    # Another test of this process may have a Ray.
-    monkeypatch.setattr(executor.ray, "is_initialized", lambda: False)
     run_study(job, tracker or Ended(), address=address)
     return starts
 

@@ -38,6 +38,18 @@ PAIR = PublishedPair(
     ),
 )
 
+SCENE_PAIR = replace(
+    PAIR,
+    dataset="digit_scenes",
+    teacher="segformer-test_efficientnet",
+    student="segformer-test_resnet",
+    teacher_value=None,
+    results=tuple(
+        PublishedResult(method, value, None, "A paper, Table 1", metric="miou")
+        for method, value in (("scratch", 70.0), ("pixel_kd", 75.0))
+    ),
+)
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -46,9 +58,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that has the tiny pair."""
-    monkeypatch.setattr("heterokd.study.published._pairs", lambda: {("digits", "test_vit", "test_efficientnet"): PAIR})
+def published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that has the tiny pair, or the parameter."""
+    pair: PublishedPair = getattr(request, "param", PAIR)
+    monkeypatch.setattr("heterokd.study.published._pairs", lambda: {(pair.dataset, pair.teacher, pair.student): pair})
 
 
 def tiny(tiny_file: Write, **changes: Any) -> Experiment:
@@ -126,22 +139,17 @@ def test_a_pair_that_no_table_has(tiny_file: Write, root: Workspace) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("published", [SCENE_PAIR], ids=["scenes"], indirect=True)
+@pytest.mark.usefixtures("published")
 def test_segmentation_is_compared_by_miou(
     cli: Run, tmp_path: Path, root: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of a pair of segmentation, as the command prints it."""
-    results = tuple(
-        PublishedResult(method, value, None, "A paper, Table 1", metric="miou")
-        for method, value in (("scratch", 70.0), ("pixel_kd", 75.0))
-    )
-    networks = {"teacher": "segformer-test_efficientnet", "student": "segformer-test_resnet"}
-    pair = replace(PAIR, dataset="digit_scenes", **networks, teacher_value=None, results=results)
-    monkeypatch.setattr("heterokd.study.published._pairs", lambda: {("digit_scenes", *networks.values()): pair})
     content = {
         "name": "scenes",
         "data": {"dataset": "digit_scenes", "image_size": 32, "train_images": 16},
-        "teacher": {"network": networks["teacher"], "training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
-        "student": {"network": networks["student"]},
+        "teacher": {"network": SCENE_PAIR.teacher, "training": {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}},
+        "student": {"network": SCENE_PAIR.student},
         "training": {"epochs": 1, "batch_size": 8, "precision": "fp32", "channels_last": False},
         "search": {"space": {"methods": ["scratch", "pixel_kd", "cwd"]}},
     }

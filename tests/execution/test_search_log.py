@@ -12,7 +12,6 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from heterokd.errors import SearchError, StudyError
-from heterokd.execution import search_log as module
 from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
@@ -74,10 +73,9 @@ def test_errors_of_the_user_pass_and_bugs_name_the_log(folder: StudyFolder) -> N
     assert "interrupted" in text.splitlines()[-1]
 
 
-def test_searches_append_to_a_log_of_bounded_size(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 2000)
+def test_searches_append_to_a_log_of_bounded_size(folder: StudyFolder) -> None:
     for number in range(100):
-        with logged_to(folder):
+        with logged_to(folder, max_bytes=2000):
             search_log.info("search %d", number)
     older = folder.log_file.with_name("search.log.1")
     kept = older.read_text(encoding="utf-8") + folder.log_file.read_text(encoding="utf-8")

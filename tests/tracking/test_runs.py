@@ -18,7 +18,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import fabricated
 import mlflow
@@ -59,9 +62,9 @@ def root(tmp_path: Path) -> Workspace:
     return fabricated.root_with_store(tmp_path)
 
 
-def project(root: Workspace, question=None) -> StudyRuns:
-    question = question or fabricated.experiment()
-    return StudyRuns(question, root.study(question.name), open_store(root, None), root.artifacts)
+def project(root: Workspace, question=None, client: type[MlflowClient] = MlflowClient) -> StudyRuns:
+    question, uri = question or fabricated.experiment(), open_store(root, None)
+    return StudyRuns(question, root.study(question.name), uri, root.artifacts, client=client(uri))
 
 
 def all_runs(runs: StudyRuns) -> dict[str, Run]:
@@ -323,16 +326,16 @@ def test_a_run_is_created_by_a_single_request_and_a_late_copy_is_deleted(
 ) -> None:
     """MLflow would repeat the request, and the server may carry both out."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    runs, retries = project(root), []
+    retries = []
+
+    class Twice(MlflowClient):
+        def create_run(self, *given: Any, **named: Any) -> Run:
+            retries.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+            super().create_run(*given, **named)
+            return super().create_run(*given, **named)
+
+    runs = project(root, client=Twice)
     made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
-    create = runs.client.create_run
-
-    def twice(*given: object, **named: object) -> Run:
-        retries.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
-        create(*given, **named)
-        return create(*given, **named)
-
-    monkeypatch.setattr(runs.client, "create_run", twice)
     assert runs.sync(made)
     assert runs.finish(None)
     assert retries == ["0", "0"]
@@ -343,25 +346,24 @@ def test_a_run_is_created_by_a_single_request_and_a_late_copy_is_deleted(
     assert steps(runs, all_runs(runs)["000-kd"], "val/top1") == [1, 2, 3]
 
 
-def test_the_end_of_a_study_is_logged_again_to_a_server_that_refused(
-    root: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = project(root)
+def test_the_end_of_a_study_is_logged_again_to_a_server_that_refused(root: Workspace, tmp_path: Path) -> None:
+    calls = []
+
+    class RefusesOnce(MlflowClient):
+        def set_terminated(self, *given: Any, **named: Any) -> None:
+            calls.append(given)
+            if len(calls) == 1:
+                raise MlflowException("500 Internal Server Error")
+            super().set_terminated(*given, **named)
+
+    runs = project(root, client=RefusesOnce)
     made = fabricated.trial(runs.folder, runs.experiment, 0, epochs=3)
-    runs.uri = "http://127.0.0.1:1"
-    monkeypatch.setattr("heterokd.tracking.runs.probe", lambda _: None)
-    monkeypatch.setattr("heterokd.tracking.runs.FINISH_PAUSES", (0.0, 0.0))
-    end, calls = runs.client.set_terminated, []
-
-    def refuses_once(*given: object, **named: object) -> None:
-        calls.append(given)
-        if len(calls) == 1:
-            raise MlflowException("500 Internal Server Error")
-        end(*given, **named)
-
-    monkeypatch.setattr(runs.client, "set_terminated", refuses_once)
     fabricated.change(made, status="running")
-    assert runs.finish(None)
+    with HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        runs.uri = f"http://127.0.0.1:{server.server_port}"  # what it answers to its probe is no 5xx
+        assert runs.finish(None, pauses=(0.0, 0.0))
+        server.shutdown()
     assert {run.info.status for run in runs.client.search_runs([runs.experiment_id])} == {"FINISHED", "KILLED"}
 
 
@@ -499,11 +501,18 @@ def scene_trial(root: Workspace) -> tuple[StudyRuns, TrialFolder, Splits]:
     return runs, fabricated.trial(runs.folder, question, 3, "pixel_kd", student=network), splits
 
 
+@pytest.fixture
+def _unwritten(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students are `Unwritten`; the parameter is `asks`."""
+    monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=request.param).eval())
+
+
 @pytest.mark.thorough
+@pytest.mark.usefixtures("_unwritten")
+@pytest.mark.parametrize("_unwritten", [False], indirect=True)
 def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
-    root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=False).eval())
     runs, made, splits = scene_trial(root)
     uri = log_student(runs, made, splits)
     assert re.search(r"'segformer-test_resnet' takes only images of 64 x 48 pixels \(torch.export .*\)", caplog.text)
@@ -520,10 +529,9 @@ def test_a_graph_of_any_size_that_cannot_be_saved_is_one_of_the_views_size(
 
 
 @pytest.mark.thorough
-def test_a_student_that_cannot_be_exported_ends_no_search(
-    root: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("heterokd.students.registry.deployable", lambda _network: Unwritten(asks=True).eval())
+@pytest.mark.usefixtures("_unwritten")
+@pytest.mark.parametrize("_unwritten", [True], indirect=True)
+def test_a_student_that_cannot_be_exported_ends_no_search(root: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     runs, made, splits = scene_trial(root)
     with pytest.raises(NetworkError, match=r"torch.export cannot export network 'segformer-test_resnet' \(.+\); use"):
         log_student(runs, made, splits)

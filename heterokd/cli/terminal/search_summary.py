@@ -8,8 +8,7 @@ from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.errors import without_password
 from heterokd.formatting import format_score, metric_name
-from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.report.wording import notes, verdict
+from heterokd.report.wording import notes, student_costs, verdict
 from heterokd.study.search_result import SearchResult
 
 MOST_NOTES = 2
@@ -30,8 +29,7 @@ def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str],
     terminal.print_table(leader_table(summary, 6 if not front else 4))
     terminal.print_line(f"teacher  {teacher.network}: {metric_name(teacher.metric)} {teacher.val_score:.4f} on val")
     for member in front[:MOST_FRONT]:
-        facts = summary.students.get(member.student, {})
-        spent = ", ".join(STUDENT_COSTS[key].figure(facts[key]) for key in costs)
+        spent = student_costs(summary, member.student, costs)
         terminal.print_line(f"front    {member.student}: {member.method} {format_score(member.expected)}, {spent}")
     if len(front) > MOST_FRONT:
         terminal.print_line(f"         and {len(front) - MOST_FRONT} more in the report")

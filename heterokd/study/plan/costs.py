@@ -46,6 +46,7 @@ class Costs:
         memory: bytes of memory of the whole search.
         gpu_memory: bytes of GPU memory per trial; None without a GPU.
         source: where the costs are from.
+        speed_spread: relative standard deviation of a machine's speed between a plan and its search.
     """
 
     device: str
@@ -62,6 +63,7 @@ class Costs:
     memory: int | None = None
     gpu_memory: int | None = None
     source: str = "measured"
+    speed_spread: float = 0.07
 
     def longest(self, epochs: int) -> float | None:
         """Return the seconds of the longest training, with a running teacher; None without a known method."""

@@ -30,9 +30,6 @@ BETWEEN_TRIALS = 0.15
 LEAST_REPEATED = 0.5
 """Minimum share of the maximum number of repetitions that an adaptive confirmation makes."""
 
-NOISE = 0.07
-"""Relative standard deviation of a machine's speed between a plan and its search."""
-
 EPOCH_NOISE = 0.1
 """Standard deviation of a score between epochs, for scores of trainings that are uniform between 0 and 1."""
 
@@ -75,7 +72,7 @@ def simulate(
         pruner: pruner of the search, a new object for each simulation if it has state.
     """
     draw = random.Random(seed)
-    speed = draw.lognormvariate(0, NOISE)
+    speed = draw.lognormvariate(0, costs.speed_spread)
     places, trainings = costs.parallel, _Trainings(counts, pruner, seed)
     builders = max(1, places // 2) if missing_views else 0
     building = missing_views * costs.view / builders if builders else 0.0

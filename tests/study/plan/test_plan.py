@@ -34,11 +34,11 @@ from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
 from heterokd.study.plan.estimate import Plan, Prices, Stock
 from heterokd.study.plan.record import planned
-from heterokd.study.plan.simulation import BETWEEN_TRIALS, simulate
+from heterokd.study.plan.simulation import BETWEEN_TRIALS, MOST_ASKED, simulate
 from heterokd.study.plugins import OptunaPruner
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner
 from heterokd.study.study import Study
-from heterokd.study.trials import Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 Write = Callable[..., Path]
 
@@ -74,24 +74,24 @@ def estimate(name: str, counts: Counts, costs: Costs, stock: Stock, prices: Pric
     return estimates.estimate(name, counts, costs, stock, prices, lambda: AsynchronousHalving(counts.factor))
 
 
-def test_without_chance_a_plan_is_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heterokd.study.plan.simulation.NOISE", 0.0)
+def test_without_chance_a_plan_is_a_sum() -> None:
+    exact = replace(COSTS, speed_spread=0.0)
     training = 1.0 + 9 * 2.0
-    plan = estimate("x", COUNTS, COSTS, NOTHING)
+    plan = estimate("x", COUNTS, exact, NOTHING)
     around = 10 + 20 + 4 + 5
     assert plan.seconds.expected == pytest.approx(around + 12 * (training + BETWEEN_TRIALS))
     assert plan.seconds.low == pytest.approx(plan.seconds.high)
     assert plan.device_hours.expected == pytest.approx((12 * training + 20) / 3600)
     assert plan.disk.expected == 12 * 1000 + 500
-    two = estimate("x", COUNTS, replace(COSTS, parallel=2), NOTHING)
+    two = estimate("x", COUNTS, replace(exact, parallel=2), NOTHING)
     assert two.seconds.expected == pytest.approx(around + 6 * (training + BETWEEN_TRIALS))
-    repeated = estimate("x", replace(COUNTS, repeats=6, seeds=2), replace(COSTS, parallel=4), NOTHING)
+    repeated = estimate("x", replace(COUNTS, repeats=6, seeds=2), replace(exact, parallel=4), NOTHING)
     assert repeated.phases["confirmation"] == pytest.approx(2 * (training + BETWEEN_TRIALS)), "six on four places"
 
 
-def test_a_cache_is_built_beside_the_first_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heterokd.study.plan.simulation.NOISE", 0.0)
-    costs = replace(COSTS, methods={name: replace(cost, stored=True) for name, cost in COSTS.methods.items()})
+def test_a_cache_is_built_beside_the_first_trials() -> None:
+    stored = {name: replace(cost, stored=True) for name, cost in COSTS.methods.items()}
+    costs = replace(COSTS, methods=stored, speed_spread=0.0)
     stock = replace(NOTHING, cache_bytes=10**6, views=100_000)
     plan, ready = (estimate("x", COUNTS, costs, one) for one in (stock, replace(stock, cache_ready=1.0)))
     building = 100_000 * 0.001
@@ -184,10 +184,21 @@ def test_the_searchs_pruner_decides_in_the_simulation(
     assert (busy < 0.9 * pruned_and_busy(NoPruning)[1]) == (most > 0)
 
 
-def test_a_pruner_is_asked_about_the_first_trainings_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heterokd.study.plan.simulation.MOST_ASKED", 12)
-    pruned, _ = pruned_and_busy(lambda: OptunaPruner(optuna.pruners.MedianPruner()), samples=100)
-    assert 20 < pruned < 70
+def test_a_pruner_is_asked_about_the_first_trainings_of_a_long_search() -> None:
+    """Later trainings are pruned as often as these."""
+
+    class Counting(OptunaPruner):
+        def decide(self, trials: Trials, trial: TrialRecord, epoch: int) -> str | None:
+            asked.add(trial.number)
+            return super().decide(trials, trial, epoch)
+
+    shares = []
+    for samples in (MOST_ASKED, 3 * MOST_ASKED):
+        asked: set[int] = set()
+        pruned, _ = pruned_and_busy(lambda: Counting(optuna.pruners.MedianPruner()), samples=samples)
+        shares.append(pruned / samples)
+        assert asked == set(range(MOST_ASKED))
+    assert shares[1] == pytest.approx(shares[0], abs=0.05)
 
 
 def test_a_larger_student_takes_its_time() -> None:
