@@ -293,12 +293,14 @@ class Batch:
         index: [B] positions in the training split: keys of memory banks.
         shown: [B, 2] index and view number of each augmented image: keys of the cache. It stays on the CPU, where
             caches are read without waiting for the GPU; None for plain images.
+        weights: [B] float32 weight of each image in the task loss; None: all are 1.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     shown: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -314,7 +316,9 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        return replace(self, images=move(self.images), labels=move(self.labels), index=move(self.index))
+        weights = None if self.weights is None else move(self.weights)
+        moved = replace(self, images=move(self.images), labels=move(self.labels), index=move(self.index))
+        return replace(moved, weights=weights)
 
 
 def hard_labels(labels: Tensor) -> Tensor:

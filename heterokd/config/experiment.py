@@ -17,7 +17,7 @@ from heterokd.config.search import Metric, SearchSettings, SpaceSettings, score_
 from heterokd.config.sentences import sentences
 from heterokd.config.services import CachingSettings, ClusterSettings, PromotionSettings, TrackingSettings
 from heterokd.config.settings import Sample, Settings
-from heterokd.config.training import TrainingSettings
+from heterokd.config.training import OF_CLASSES, TrainingSettings
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
@@ -81,6 +81,17 @@ class Experiment(Settings):
             raise ValueError(
                 f"teacher.image_size: in {self.data.task}, teacher and student see the same crop; remove the key"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_of_images(self) -> Experiment:
+        if TASKS[self.data.task].labels_are_maps:
+            for section, training in (("training", self.training), ("teacher.training", self.teacher.training)):
+                for key in OF_CLASSES:
+                    if getattr(training, key) != type(training).model_fields[key].default:
+                        raise ValueError(
+                            f"{section}.{key}: counts images of a class, and label maps have none; remove it"
+                        )
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -97,6 +97,9 @@ class PromotionSettings(CostLimits):
 
     min_gain: float = Field(
         0.0, ge=-1, le=1, description="gain in top-1 or mIoU on test over the champion (or scratch)"
+    )
+    min_recall: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict, description="CLASS: share of its test images (or pixels) that must be found"
     )
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")
     export_parity: bool = Field(False, description="require an ONNX export whose outputs equal the student's")

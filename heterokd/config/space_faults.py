@@ -9,10 +9,11 @@ from pydantic import BaseModel, ValidationError
 from heterokd.config.experiment import Experiment, ends
 from heterokd.config.search import SpaceSettings
 from heterokd.config.sentences import faults
-from heterokd.config.training import TrainingSettings
+from heterokd.config.training import OF_CLASSES, TrainingSettings
 from heterokd.domains import domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS
+from heterokd.tasks import TASKS
 
 NEVER_SEARCHED = {
     "seed": "the best seed is chance, not a better setting",
@@ -42,6 +43,9 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             continue
         if name in NEVER_SEARCHED:
             yield f"shared.{key}", f"cannot be searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
+            continue
+        if name in OF_CLASSES and TASKS[experiment.data.task].labels_are_maps:
+            yield f"shared.{key}", "counts images of a class, and label maps have none; remove it"
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for section, key, _ in _parameters(space):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
@@ -10,7 +11,11 @@ from heterokd.config.settings import LARGEST_SEED, MOST, Settings
 from heterokd.errors import did_you_mean
 
 MOST_EPOCHS = 100_000
+ClassWeight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1), Strict()]
+
+OF_CLASSES = ("class_weights", "sampling")
+"""Settings that count images of a class; data sets with label maps have none."""
 
 USUAL_OPTIMIZERS = (
     *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adopt"),
@@ -34,6 +39,14 @@ class TrainingSettings(Settings):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the learning rate rises from near zero")
     task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label that is spread over all classes")
+    class_weights: Literal["none", "inverse", "effective"] | dict[str, ClassWeight] = Field(
+        "none",
+        description="weights of the classes in the task loss: inverse (of the number of images), effective (number of "
+        "images, Cui et al. 2019), or CLASS: weight",
+    )
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform", description="images of an epoch: each once, or as many of every class"
+    )
     layer_decay: float | None = Field(
         None,
         gt=0,
@@ -71,6 +84,11 @@ class TrainingSettings(Settings):
         False, description="methods that compare the images of a batch compare those of all workers, if they support it"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of initial weights, order of images and views")
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _names_are_text(cls, weights: object) -> object:
+        return {str(name): weight for name, weight in weights.items()} if isinstance(weights, Mapping) else weights
 
     @field_validator("optimizer")
     @classmethod

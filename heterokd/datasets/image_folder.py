@@ -72,7 +72,8 @@ def _split(
     groups = groups_of(names, options.group) if options.group else [image.group for image in found.images]
     groups = [group or f"\0{name}" for group, name in zip(groups, names, strict=True)]  # alone without a group
     is_grouped = len(set(groups)) < len(groups)
-    whole = LabelledFiles(found.folder, path_array(names), labels)
+    weights = np.array([image.weight for image in found.images], np.float32)
+    whole = LabelledFiles(found.folder, path_array(names), labels, weights=weights)
 
     def divided(index: np.ndarray, shares: tuple[float, ...]) -> list[np.ndarray]:
         if is_grouped:

@@ -15,6 +15,8 @@ from heterokd.config.networks import NetworkSettings
 from heterokd.config.recipe import Recipe
 from heterokd.config.search import score_of
 from heterokd.datasets.io.describe import describe_images
+from heterokd.datasets.io.draws import check_class_names
+from heterokd.datasets.io.split import Splits
 from heterokd.datasets.masks.class_pixels import check_classes, describe_classes
 from heterokd.errors import CheckpointError, ConfigError, NetworkError, PairError
 from heterokd.networks.network import predict_spec
@@ -52,6 +54,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
             f"search.metric: {experiment.metric} is not measured for {splits.num_classes} classes; choose "
             f"{score_of(experiment.data.task)}"
         )
+    _check_classes(experiment, splits)
     teachers, students = (
         {
             network: _spec(section, searched.settings_of(network), data, splits.num_classes)
@@ -74,6 +77,18 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
     if gone and set(experiment.methods) != set(methods_of(experiment.data.task)):
         raise ConfigError(f"search space: methods: {excluded[gone[0]]}; take {gone[0]!r} off the list")
     return excluded
+
+
+def _check_classes(experiment: Experiment, splits: Splits) -> None:
+    """Raise DataError if a setting names a class that the data set does not have."""
+    named = (
+        ("training.class_weights", experiment.training.class_weights),
+        ("teacher.training.class_weights", experiment.teacher.training.class_weights),
+        ("promotion.min_recall", experiment.promotion.min_recall),
+    )
+    for key, by_class in named:
+        if not isinstance(by_class, str):
+            check_class_names(by_class, splits.class_names, key)
 
 
 def _data_of_teacher(experiment: Experiment) -> DataSettings:

@@ -24,6 +24,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.evaluation import image_results, inference, predict
+from heterokd.training.paired_tests import ImageConfusions
 from heterokd.training.precision import time_step
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import student_cost
@@ -125,7 +126,11 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     networks: dict[str, nn.Module] = {"teacher": teacher, method: student}
     if study.scratch is not None:
         networks[BASELINE] = study.student(study.scratch)
-    counts = {name: image_results(network, loader, task, study.device).images for name, network in networks.items()}
+    results = {name: image_results(network, loader, task, study.device) for name, network in networks.items()}
+    counts = {name: result.images for name, result in results.items()}
+    of_winner = results[method]
+    assert isinstance(of_winner, ImageConfusions)  # of segmentation
+    made.iou_intervals = of_winner.class_intervals()
     made.iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
     pictures, names = study.folder.pictures, study.splits.class_names
     draw_iou(pictures / "iou.png", made.iou, names)

@@ -38,6 +38,7 @@ class _Content:
     confusion: list[tuple[int, int, int]] | None = None
     scratch_confusion: list[tuple[int, int, int]] | None = None
     iou: dict[str, list[float | None]] = field(default_factory=dict)
+    iou_intervals: list[tuple[float | None, float | None]] | None = None
     similarity: tuple[tuple[float, ...], ...] = ()
     compared: int = 0
     networks: dict[str, dict[str, str | float | None]] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Measured:
         scratch_confusion: the same for the baseline.
         iou: IoU of each class [K], NaN where neither labels nor predictions have it; by network: `teacher`, the
             winner's method, `scratch`; in segmentation.
+        iou_intervals: [K, 2] 95 % interval of the winner's IoU of each class, NaN without pixels.
         similarity: CKA, [student's stage, teacher's stage].
         compared: number of images that CKA was computed on.
         networks: costs of `student` and `teacher`.
@@ -70,6 +72,7 @@ class Measured:
     confusion: NDArray[np.int64] | None = None
     scratch_confusion: NDArray[np.int64] | None = None
     iou: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    iou_intervals: NDArray[np.float64] | None = None
     similarity: tuple[tuple[float, ...], ...] = ()
     compared: int = 0
     networks: dict[str, MeasuredNetwork] = field(default_factory=dict)
@@ -85,7 +88,8 @@ class Measured:
             **vars(self),
             "confusion": _sparse(self.confusion),
             "scratch_confusion": _sparse(self.scratch_confusion),
-            "iou": {name: [None if np.isnan(v) else float(v) for v in values] for name, values in self.iou.items()},
+            "iou": {name: _numbers(values) for name, values in self.iou.items()},
+            "iou_intervals": None if self.iou_intervals is None else [_numbers(pair) for pair in self.iou_intervals],
             "networks": {name: {"network": each.network, **each.costs} for name, each in self.networks.items()},
         }
         write_text(folder.measured_file, json.dumps(content))
@@ -113,6 +117,9 @@ class Measured:
             confusion=_dense(content.confusion, size),
             scratch_confusion=_dense(content.scratch_confusion, size),
             iou={name: np.array(values, dtype=np.float64) for name, values in content.iou.items()},
+            iou_intervals=None
+            if content.iou_intervals is None
+            else np.array(content.iou_intervals, dtype=np.float64).reshape(-1, 2),
             similarity=content.similarity,
             compared=content.compared,
             networks={
@@ -123,6 +130,10 @@ class Measured:
             },
             missing=content.missing,
         )
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _sparse(counts: NDArray[np.int64] | None) -> list[list[int]] | None:

@@ -78,6 +78,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "course_charts": _with_markup(course_charts(report)),
         "parameter_charts": _with_markup(parameter_charts(report)),
         "winner_charts": _with_markup(winner_charts(report)),
+        "classes": tables.class_table(report.measured),
         "pictures": tables.embedded_pictures(report),
         "plan": tables.plan_table(report.plan),
         "network_costs": network_costs,

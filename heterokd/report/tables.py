@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -10,6 +11,7 @@ from heterokd.config.experiment import TEACHER
 from heterokd.formatting import format_duration, format_interval, format_sample, format_score
 from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.student_costs import STUDENT_COSTS
+from heterokd.report.figures.matrices import student_of
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import read_derived
@@ -19,12 +21,16 @@ from heterokd.study.plan.record import PlanRecord, Taken
 from heterokd.study.published import published_results
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.trial_view import TrialView
+from heterokd.training.paired_tests import wilson
 
 Row = dict[str, object]
 """A row of a table, by the names that the page's template uses."""
 
 MOST_TRIALS = 400
 """Maximum number of rows of the table of all trials: the best ones."""
+
+MOST_CLASSES = 100
+"""Maximum number of rows of the table of classes: those with the lowest results."""
 
 DRAWN = ("confusion", "iou", "match", "cka")
 """Pictures that the page draws from their numbers."""
@@ -196,6 +202,62 @@ def embedded_pictures(report: StudyReport) -> list[Row]:
         }
         for name in ordered
     ]
+
+
+def class_table(measured: Measured | None) -> Row | None:
+    """List the winner's results on val by class, the lowest first, with 95 % intervals; None if they were not measured.
+
+    In classification the share of a class's images that are found (recall, with Wilson's interval) and the share of
+    predictions of the class that are right (precision); in segmentation the IoU, with a bootstrap over images.
+    """
+    if measured is None:
+        return None
+    if measured.confusion is not None:
+        rows = _recall_rows(measured)
+        head = ["images", "found", "95 % interval", "precision"]
+        head += ["found without a teacher"] if measured.scratch_confusion is not None else []
+    elif measured.iou and measured.iou_intervals is not None:
+        rows = _iou_rows(measured)
+        head = ["IoU", "95 % interval"] + [
+            f"IoU of {name}" for name in measured.iou if name != student_of(measured.iou)
+        ]
+    else:
+        return None
+    ordered = [row for _, row in sorted(rows, key=lambda row: row[0])]
+    return {"head": head, "rows": ordered[:MOST_CLASSES], "left_out": len(ordered[MOST_CLASSES:])}
+
+
+def _recall_rows(measured: Measured) -> list[tuple[float, list[str]]]:
+    """Return the recall and the cells of each class that val has."""
+    counts, scratch = measured.confusion, measured.scratch_confusion
+    assert counts is not None  # checked by the caller
+    rows = []
+    for place, name in enumerate(measured.classes):
+        correct, images, predicted = (
+            int(n) for n in (counts[place, place], counts[place].sum(), counts[:, place].sum())
+        )
+        if not images:
+            continue
+        cells = [name, str(images), f"{correct / images:.3f}", format_interval(*wilson(correct, images))]
+        cells.append(f"{correct / predicted:.3f}" if predicted else "never predicted")
+        if scratch is not None:
+            cells.append(f"{scratch[place, place] / images:.3f}")
+        rows.append((correct / images, cells))
+    return rows
+
+
+def _iou_rows(measured: Measured) -> list[tuple[float, list[str]]]:
+    """Return the winner's IoU and the cells of each class that val has."""
+    student, intervals = student_of(measured.iou), measured.iou_intervals
+    assert intervals is not None  # checked by the caller
+    rows = []
+    for place, name in enumerate(measured.classes):
+        value = float(measured.iou[student][place])
+        if not math.isfinite(value):
+            continue
+        others = [f"{values[place]:.3f}" for network, values in measured.iou.items() if network != student]
+        rows.append((value, [name, f"{value:.3f}", format_interval(*intervals[place].tolist()), *others]))
+    return rows
 
 
 def plan_table(record: PlanRecord | None) -> Row | None:

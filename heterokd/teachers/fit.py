@@ -26,7 +26,7 @@ from heterokd.storage.teacher_card import score_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.head import linear_head, solve_head
 from heterokd.training.best_epoch import BestEpoch
-from heterokd.training.data import recipe_loaders
+from heterokd.training.data import recipe_draws, recipe_loaders
 from heterokd.training.evaluation import evaluate
 from heterokd.training.precision import Precision
 from heterokd.training.setup import measured_precision
@@ -207,7 +207,9 @@ def _solve(fit: _Fit, network: AnyNetwork, precision: Precision) -> None:
     if precision.channels_last:
         network.to(memory_format=torch.channels_last)
     flip, seed = fit.recipe.data.policy.flip > 0, fit.recipe.training.seed
-    solved = solve_head(network, fit.splits.train, flip=flip, seed=seed, precision=precision)
+    importance = recipe_draws(fit.recipe.training, fit.splits).importance
+    images = fit.splits.train
+    solved = solve_head(network, images, flip=flip, seed=seed, precision=precision, importance=importance)
     with torch.no_grad():
         head.weight.copy_(solved.weight)
         if head.bias is not None:

@@ -64,7 +64,15 @@ def linear_head(network: AnyNetwork) -> nn.Linear | None:
     return head if is_linear and isinstance(head, nn.Linear) else None
 
 
-def solve_head(network: AnyNetwork, split: Split, *, flip: bool, seed: int, precision: Precision) -> SolvedHead:
+def solve_head(
+    network: AnyNetwork,
+    split: Split,
+    *,
+    flip: bool,
+    seed: int,
+    precision: Precision,
+    importance: NDArray[np.float32] | None = None,
+) -> SolvedHead:
     """Solve the classifier of a network on its frozen features; the network is not changed.
 
     Args:
@@ -73,12 +81,15 @@ def solve_head(network: AnyNetwork, split: Split, *, flip: bool, seed: int, prec
         flip: also use the mirror image of each image.
         seed: seed of the part that is held out.
         precision: number format of the forward pass.
+        importance: [N] weight of each image, see `Draws.importance`; None: all are 1.
     """
     row = 4 * network.spec.embedding_dim * (2 if flip else 1)
     step = -(-len(split) * row // FEATURE_BYTES)
-    chosen = split.chosen(np.arange(0, len(split), step))
+    index = np.arange(0, len(split), step)
+    chosen = split.chosen(index)
+    weights = None if importance is None else torch.from_numpy(importance[index])
     features = frozen_features(network, chosen, flip=flip, precision=precision)
-    return solve(features, torch.from_numpy(chosen.labels).long(), network.spec.num_classes, seed)
+    return solve(features, torch.from_numpy(chosen.labels).long(), network.spec.num_classes, seed, weights)
 
 
 def frozen_features(network: AnyNetwork, split: Split, *, flip: bool, precision: Precision) -> Tensor:
@@ -92,7 +103,7 @@ def frozen_features(network: AnyNetwork, split: Split, *, flip: bool, precision:
     return torch.stack([torch.cat(view) for view in views])
 
 
-def solve(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> SolvedHead:
+def solve(features: Tensor, labels: Tensor, num_classes: int, seed: int, weights: Tensor | None = None) -> SolvedHead:
     """Solve the regression with the best penalty on a held-out part of the images.
 
     Args:
@@ -100,15 +111,16 @@ def solve(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Solv
         labels: [N] class numbers.
         num_classes: K.
         seed: seed of the part that is held out.
+        weights: [N] weight of each image; None: all are 1.
     """
-    penalty = _best_penalty(features, labels, num_classes, seed)
+    penalty = _best_penalty(features, labels, num_classes, seed, weights)
     mean, std = _statistics(features)
     start = torch.zeros(num_classes, features.shape[2] + 1)
-    weight, bias = _regression((features - mean) / std, labels, start, penalty)
+    weight, bias = _regression((features - mean) / std, labels, start, penalty, weights)
     return SolvedHead(weight / std, bias - weight @ (mean / std), penalty)
 
 
-def _best_penalty(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> float:
+def _best_penalty(features: Tensor, labels: Tensor, num_classes: int, seed: int, weights: Tensor | None) -> float:
     """Return the penalty with the lowest cross-entropy on held-out plain images; the largest if there are none."""
     fitted, held_out = _held_out(labels.numpy(), seed)
     if len(held_out) == 0:
@@ -117,9 +129,11 @@ def _best_penalty(features: Tensor, labels: Tensor, num_classes: int, seed: int)
     known, unknown = (features[:, fitted] - mean) / std, (features[0, held_out] - mean) / std
     start, losses = torch.zeros(num_classes, features.shape[2] + 1), dict[float, float]()
     for penalty in reversed(PENALTIES):  # each starts from the solution of the next larger penalty
-        weight, bias = _regression(known, labels[fitted], start, penalty)
+        of_fitted = None if weights is None else weights[fitted]
+        weight, bias = _regression(known, labels[fitted], start, penalty, of_fitted)
         start = torch.cat([weight, bias[:, None]], dim=1)
-        losses[penalty] = float(F.cross_entropy(unknown @ weight.T + bias, labels[held_out]))
+        of_held_out = None if weights is None else weights[held_out]
+        losses[penalty] = float(_cross_entropy(unknown @ weight.T + bias, labels[held_out], of_held_out))
         best = min(losses, key=lambda penalty: losses[penalty])
         if losses[penalty] > WORSE * losses[best]:  # smaller penalties overfit more, and take longest
             break
@@ -142,7 +156,15 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > EPSILON, std, 1.0)
 
 
-def _regression(features: Tensor, labels: Tensor, start: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+
+def _regression(
+    features: Tensor, labels: Tensor, start: Tensor, penalty: float, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return weight [K, D] and bias [K] that minimise cross-entropy + penalty / 2 * ||weight||^2.
 
     Args:
@@ -150,8 +172,10 @@ def _regression(features: Tensor, labels: Tensor, start: Tensor, penalty: float)
         labels: [N].
         start: [K, D + 1] initial weight and bias.
         penalty: weight of the L2 penalty.
+        weights: [N] weight of each image; None: all are 1.
     """
     rows, classes = features.flatten(0, 1), labels.repeat(len(features))
+    of_rows = None if weights is None else weights.repeat(len(features))
     weight, bias = start[:, :-1].clone().requires_grad_(), start[:, -1:].clone().requires_grad_()
     solver = torch.optim.LBFGS(
         [weight, bias],
@@ -163,7 +187,7 @@ def _regression(features: Tensor, labels: Tensor, start: Tensor, penalty: float)
 
     def loss() -> float:
         solver.zero_grad()
-        value = F.cross_entropy(rows @ weight.T + bias.T, classes) + penalty / 2 * weight.square().sum()
+        value = _cross_entropy(rows @ weight.T + bias.T, classes, of_rows) + penalty / 2 * weight.square().sum()
         torch.autograd.backward(value)
         return float(value.detach())
 

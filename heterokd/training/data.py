@@ -9,7 +9,9 @@ import torch
 import heterokd.distributed as distributed
 from heterokd.config.data import DataSettings
 from heterokd.config.recipe import Recipe
+from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
+from heterokd.datasets.io.draws import Draws, make_draws
 from heterokd.datasets.io.loaders import Loaders, Worker, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
 from heterokd.datasets.io.split import Splits
@@ -73,4 +75,15 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
         )
     views = ViewSpec(recipe.data.policy, training.seed, recipe.views, recipe.data.view_crop, fill=recipe.data.fill)
     worker = Worker(distributed.rank(), distributed.size())
-    return make_loaders(splits, views, training.batch_size, worker=worker, device=device)
+    return make_loaders(
+        splits, views, training.batch_size, worker=worker, device=device, draws=recipe_draws(training, splits)
+    )
+
+
+def recipe_draws(training: TrainingSettings, splits: Splits) -> Draws:
+    """Return the images that each epoch of a training draws, and their weights.
+
+    Raises:
+        DataError: `class_weights` names a class that does not exist, or gives every training image the weight 0.
+    """
+    return make_draws(splits.train, splits.class_names, training.sampling, training.class_weights)

@@ -46,7 +46,7 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, teacher: Outputs, progress: float) -> tuple[Tensor, Losses]:
         """Return the total loss and its named terms (`task` and the method's)."""
         outputs = self.student(batch.images, self.method.student_needs | Signal.LOGITS)
-        losses: Losses = {"task": self.task_weight * self.task(outputs.logits, batch.labels)}
+        losses: Losses = {"task": self.task_weight * self.task(outputs.logits, batch.labels, batch.weights)}
         student = outputs.only(self.method.student_needs, "student")
         losses |= self.method(student, teacher.only(self.method.teacher_needs, "teacher"), batch, progress)
         return sum(losses.values(), start=losses["task"].new_zeros(())), losses

@@ -72,16 +72,32 @@ class ImageResults(ABC):
     def compared(self, other: ImageResults) -> PairedTest:
         """Compare this network with another network of the same task."""
 
+    @abstractmethod
+    def found(self, number: int) -> tuple[int, int]:
+        """Return how many images (pixels in segmentation) of a class are predicted as it, and how many there are."""
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share; (0, 1) without observations."""
+    from scipy.stats import binomtest  # imported here because a training does not need it
+
+    if not count:
+        return 0.0, 1.0
+    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
 
 class CorrectImages(ImageResults):
     """Results of classification: `images` [N] is whether the prediction is correct, `labels` [N] class numbers."""
 
     def interval(self) -> tuple[float, float]:
         """Return Wilson's interval."""
-        from scipy.stats import binomtest  # imported here because a training does not need it
+        return wilson(int(self.images.sum()), len(self))
 
-        found = binomtest(int(self.images.sum()), len(self)).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+    def found(self, number: int) -> tuple[int, int]:
+        """See `ImageResults`."""
+        of_class = self.labels == number
+        return int((self.images & of_class).sum()), int(of_class.sum())
 
     def compared(self, other: ImageResults) -> PairedTest:
         """Apply the exact McNemar test."""
@@ -120,6 +136,11 @@ class ImageLogits(ImageResults):
         low, high = np.nanpercentile(gains, (2.5, 97.5))
         return PairedTest(other.score, gain, float(low), float(high), "paired bootstrap", _bootstrap_p_value(gains))
 
+    def found(self, number: int) -> tuple[int, int]:
+        """See `ImageResults`."""
+        of_class = self.labels == number
+        return int((self.images.argmax(dim=1) == number)[of_class].sum()), int(of_class.sum())
+
     def _resampled(self) -> NDArray[np.float64]:
         import torch
 
@@ -142,6 +163,26 @@ class ImageConfusions(ImageResults):
         scores = [_mean_iou(times, areas) for times in _bootstrap(len(self), RESAMPLES, seed=0)]
         low, high = np.percentile(np.concatenate(scores), (2.5, 97.5))
         return float(low), float(high)
+
+    def found(self, number: int) -> tuple[int, int]:
+        """See `ImageResults`."""
+        return int(self.images[:, number, number].sum()), int(self.labels[:, number].sum())
+
+    def class_intervals(self) -> NDArray[np.float64]:
+        """Return the 95 % interval of the IoU of each class, [K, 2]: percentiles of a bootstrap over images.
+
+        NaN for classes that no sample holds.
+        """
+        areas = _areas(self.images)
+        samples = []
+        for times in _bootstrap(len(self), RESAMPLES, seed=0):
+            intersection, union = times @ areas[0], times @ areas[1]
+            samples.append(np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0))
+        iou = np.concatenate(samples)
+        intervals = np.full((iou.shape[1], 2), np.nan)
+        present = ~np.isnan(iou).all(axis=0)
+        intervals[present] = np.nanpercentile(iou[:, present], (2.5, 97.5), axis=0).T
+        return intervals
 
     def compared(self, other: ImageResults, seed: int = 0, resamples: int = RESAMPLES) -> PairedTest:
         """Apply a paired bootstrap over images.

@@ -133,6 +133,7 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
             labels=batch.labels[start:end],
             index=batch.index[start:end],
             shown=None if batch.shown is None else batch.shown[start:end],
+            weights=None if batch.weights is None else batch.weights[start:end],
         )
 
 

@@ -63,9 +63,16 @@ class ClassificationTask(nn.Module):
         self.label_smoothing = label_smoothing
         self.metric = metric
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the task loss of logits [B, K] and class numbers [B] or class shares [B, K]: a mean over the batch."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the task loss of logits [B, K] and class numbers [B] or class shares [B, K].
+
+        A mean over the batch of each image's loss times its weight [B]. It is not divided by the weights of the batch,
+        so that parts of a batch and workers add up to the whole batch.
+        """
+        if weights is None:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing, reduction="none")
+        return (losses * weights).mean()
 
     def logits(self, network: Logits, images: Tensor) -> Tensor:
         """Return logits [B, K] of plain images [B, 3, H, W]."""
@@ -111,10 +118,10 @@ class SegmentationTask(nn.Module):
         self.window = window
         self.metric = metric
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the task loss of logits [B, K, h, w], resized to the labels, and label maps [B, H, W].
 
-        A mean over the labelled pixels; 0 if there are none.
+        Images with label maps have no weights. A mean over the labelled pixels; 0 if there are none.
         """
         loss = F.cross_entropy(
             upsample(logits, labels.shape[-2:]),

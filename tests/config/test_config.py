@@ -259,6 +259,9 @@ def test_set_reaches_into_a_space_file(with_space_file: Callable[[str], Path]) -
         (["teacher.options={depth: many}"], "teacher.network 'test_vit' cannot be built"),
         (["data={dataset: image_folder, root: /no/where}"], "data.root: there is no folder /no/where"),
         (["data.labels_per_class=5000"], "data.labels_per_class: .* 5000 were asked for"),
+        (["training.class_weights={ten: 2.0}"], "training.class_weights: the data set has no class 'ten'"),
+        (["teacher.training.class_weights={ten: 2.0}"], "teacher.training.class_weights: the data set has no class"),
+        (["promotion.min_recall={ten: 0.5}"], "promotion.min_recall: the data set has no class 'ten'"),
         (["search.space={overrides: {fbt.back_stage: 9}}"], "overrides.fbt.back_stage: 9 is impossible"),
         (["search.space={methods: [fbt], overrides: {fbt.front_stage: 0}}"], "overrides.fbt.front_stage: 0 is imposs"),
         (["search.space={methods: [fbt], overrides: {fbt.back_stage: {options: [3, 9]}}}"], "9 is impossible"),
@@ -324,6 +327,43 @@ SCENES = [
     "teacher={network: segformer-mit_b0}",
     "student={network: fpn-test_resnet}",
 ]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.sampling=balanced", "training.sampling: counts images of a class, and label maps have none"),
+        ("teacher={network: segformer-mit_b0, training: {class_weights: inverse}}", "teacher.training.class_weights"),
+        ("search.space={shared: {training.sampling: {options: [uniform, balanced]}}}", "shared.training.sampling"),
+    ],
+)
+def test_label_maps_have_no_images_of_a_class(tiny_file: Write, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_experiment(tiny_file(), [*SCENES, override])
+
+
+def test_settings_of_uneven_classes_are_searched_and_hashed_only_where_they_are_set(tiny_file: Write) -> None:
+    weights, sampling = "{options: [none, inverse, effective]}", "{options: [uniform, balanced]}"
+    shared = f"{{training.class_weights: {weights}, training.sampling: {sampling}}}"
+    space = f"search.space={{methods: [kd], shared: {shared}}}"
+    plain = load_experiment(tiny_file(), ["search.space={methods: [kd]}"])
+    searched = load_experiment(tiny_file(), [space])
+    sample = searched.published("kd")
+    assert (sample["training.class_weights"], sample["training.sampling"]) == ("none", "uniform")
+    assert searched.recipe(sample).hash == plain.recipe(plain.published("kd")).hash
+    changes = ({"training.sampling": "balanced"}, {"training.class_weights": "inverse"})
+    hashes = {searched.recipe({**sample, **change}).hash for change in ({}, *changes)}
+    assert len(hashes) == 3
+    named = load_experiment(tiny_file(), ["training.class_weights={0: 2, 3: 0.5}"])
+    assert named.training.class_weights == {"0": 2.0, "3": 0.5}
+    recipe = named.recipe({"method": "kd"})
+    assert load_recipe(_written(tiny_file, recipe.to_yaml())) == recipe
+
+
+def _written(tiny_file: Write, text: str) -> Path:
+    file = tiny_file().with_name("recipe.yaml")
+    file.write_text(text)
+    return file
 
 
 def test_all_methods_are_a_list_once_loaded(tiny_file: Write) -> None:

@@ -30,7 +30,7 @@ from heterokd.tasks import task_of
 
 BASELINES = {BASELINE}  # distils nothing: no equation, no paper, nothing to search
 DISTILLATIONS = [name for name in METHODS if name not in BASELINES]
-NEEDS_TERMS = {checks.gradients, checks.large_outputs, checks.learns}
+NEEDS_TERMS = {checks.gradients, checks.large_outputs, checks.learns, checks.repeated_images}
 every_method = pytest.mark.parametrize("name", METHODS)
 every_distillation = pytest.mark.parametrize("name", DISTILLATIONS)
 of_every_task = pytest.mark.parametrize(

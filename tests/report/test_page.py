@@ -22,6 +22,7 @@ from heterokd.report.figures.svg import Vector
 from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
+from heterokd.report.tables import class_table
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
@@ -187,6 +188,7 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
     ):
         assert re.search(rf'<figure id="{name}">', page), f"{name} is not drawn"
     assert "importance-hcd" in page
+    assert re.search(r"<h3>Classes</h3>.*<tr><td>class &lt;\d&gt;</td>", page, re.DOTALL)
     assert "&lt;out&gt; of memory" in page, "an error is shown, escaped"
     number = summary.winner.number
     assert folder.trial(number).recipe.to_yaml().splitlines()[0] in page
@@ -258,10 +260,12 @@ def test_a_segmentation_has_the_iou_of_its_classes(tmp_path: Path) -> None:
     made = Measured(winner.number, 0, 20, ("background", "zero", "one"))
     iou = np.array([0.9, 0.5, np.nan])
     made.iou = {"teacher": iou, winner.method: iou - 0.1, "scratch": iou - 0.2}
+    made.iou_intervals = np.array([[0.7, 0.85], [0.3, 0.5], [np.nan, np.nan]])
     made.missing = {"cka": "RuntimeError: out of memory"}
     made.write(folder)
     page = page_of(folder, question)
     check(page)
+    assert '<tr><td>zero</td><td class="number">0.400</td><td class="number">0.3000 to 0.5000</td>' in page
     assert '<figure id="iou">' in page
     assert "best: background (0.80), worst: zero (0.40)" in page
     assert "could not be measured (RuntimeError: out of memory)" in page
@@ -295,12 +299,31 @@ def test_numbers_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert Measured.read(folder) is None
     made = Measured(3, None, 5, ("a", "b"), np.array([[2, 0], [1, 2]]))
     made.iou = {"kd": np.array([0.25, np.nan])}
+    made.iou_intervals = np.array([[0.1, 0.5], [np.nan, np.nan]])
     made.write(folder)
     found = Measured.read(folder)
     assert found is not None
     assert (found.confusion == made.confusion).all()
     assert found.scratch_confusion is None
     np.testing.assert_array_equal(found.iou["kd"], made.iou["kd"])
+    np.testing.assert_array_equal(found.iou_intervals, made.iou_intervals)
+
+
+def test_classes_are_listed_with_intervals_the_lowest_first() -> None:
+    assert class_table(None) is None
+    made = Measured(3, None, 33, ("cat", "dog", "none"), np.array([[18, 2, 0], [6, 4, 0], [0, 0, 0]]))
+    assert class_table(made) == {
+        "head": ["images", "found", "95 % interval", "precision"],
+        "rows": [
+            ["dog", "10", "0.400", "0.1682 to 0.6873", "0.667"],
+            ["cat", "20", "0.900", "0.6990 to 0.9721", "0.750"],
+        ],
+        "left_out": 0,
+    }
+    made.scratch_confusion = np.array([[10, 10, 0], [0, 10, 0], [0, 0, 0]])
+    table = class_table(made)
+    assert table is not None
+    assert [row[-1] for row in table["rows"]] == ["1.000", "0.500"]  # type: ignore[attr-defined]
 
 
 # --- in a browser

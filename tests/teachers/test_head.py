@@ -12,7 +12,7 @@ from heterokd.datasets import load_dataset
 from heterokd.networks.network import build_network
 from heterokd.outputs import Signal
 from heterokd.teachers.calibration import TEMPERATURES, best_temperature, confidence
-from heterokd.teachers.head import PENALTIES, frozen_features, linear_head, solve, solve_head
+from heterokd.teachers.head import PENALTIES, _regression, frozen_features, linear_head, solve, solve_head
 from heterokd.training.precision import FP32
 
 
@@ -39,6 +39,20 @@ def test_the_solution_is_that_of_gradient_descent() -> None:
         bias -= 0.5 * error.sum(dim=0)
     ours = rows @ solved.weight.T + solved.bias
     torch.testing.assert_close(ours.softmax(dim=1), (x @ weight.T + bias).softmax(dim=1).float(), atol=2e-3, rtol=0)
+
+
+def test_images_count_as_often_as_their_importance_says() -> None:
+    features, labels = blobs(60, 0.8)
+    weights = torch.ones(60)
+    weights[labels == 0] = 2
+    twice = torch.cat([torch.arange(60), (labels == 0).nonzero().squeeze(1)])
+    start, rows = torch.zeros(3, 7), (features - features.mean(dim=1)) / features.std(dim=1)
+    weighted = _regression(rows, labels, start, 0.1, weights / weights.mean())
+    repeated = _regression(rows[:, twice], labels[twice], start, 0.1, None)
+    for one, two in zip(weighted, repeated, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
+    alike = solve(features, labels, 3, seed=0, weights=torch.ones(60))
+    torch.testing.assert_close(alike.weight, solve(features, labels, 3, seed=0).weight, atol=1e-3, rtol=1e-3)
 
 
 def test_noisy_features_get_a_larger_penalty() -> None:

@@ -127,7 +127,12 @@ class SplitPixels:
         return self._read(positions, wanted.crops).get()
 
     def batch(
-        self, images: Tensor, index: NDArray[np.int64], view: NDArray[np.int64] | None, labels: Tensor | None = None
+        self,
+        images: Tensor,
+        index: NDArray[np.int64],
+        view: NDArray[np.int64] | None,
+        labels: Tensor | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> Batch:
         """Build a batch on the device, with the split's class numbers unless labels are given."""
         if labels is None:
@@ -141,6 +146,7 @@ class SplitPixels:
             labels=move(labels if labels.is_floating_point() else labels.long()),
             index=move(torch.from_numpy(index.copy())),
             shown=None if view is None else torch.from_numpy(np.stack((index, view), axis=1)),
+            weights=None if weights is None else move(torch.from_numpy(weights)),
         )
 
     def _is_resident(self) -> bool:

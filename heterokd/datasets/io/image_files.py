@@ -33,6 +33,7 @@ class LabelledFiles:
         labels: [N] class numbers.
         region: region of every image that is read, see `read_image`.
         reading: how the files become pixels.
+        weights: [N] weight of each image in the task loss; None: all are 1.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class LabelledFiles:
     labels: NDArray[np.int64]
     region: Region = WHOLE
     reading: Reading = FIRST_READING
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +56,8 @@ class LabelledFiles:
 
     def chosen(self, index: NDArray[np.int64]) -> LabelledFiles:
         """Select the files at `index`; positions start at 0 again."""
-        return replace(self, names=self.names[index], labels=self.labels[index])
+        weights = None if self.weights is None else self.weights[index]
+        return replace(self, names=self.names[index], labels=self.labels[index], weights=weights)
 
     def hold_out(self, share: float, seed: int, class_names: Sequence[str]) -> tuple[LabelledFiles, LabelledFiles]:
         """Split off a seeded share of each class; return the rest and the share.
@@ -222,7 +225,12 @@ def file_splits(
             region = "" if chosen.region == WHOLE else f"\0{chosen.region}"
             line = f"{name}\0{chosen.name(position)}\0{size}\0{label}{region}\n"
             digest.update(line.encode(errors="surrogateescape"))
-        splits[name] = Split(FileImages(chosen, image_size), chosen.labels, name)
+        weights = chosen.weights if name == "train" else None
+        if weights is not None and (weights == weights[0]).all():
+            weights = None
+        if weights is not None:
+            digest.update(b"weights\0" + np.ascontiguousarray(weights, "<f4").tobytes())
+        splits[name] = Split(FileImages(chosen, image_size), chosen.labels, name, weights=weights)
     return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())
 
 

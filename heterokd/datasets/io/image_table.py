@@ -1,7 +1,8 @@
-"""Tables of images: CSV or Parquet with the columns path and label, and optionally split and group."""
+"""Tables of images: CSV or Parquet with the columns path and label, and optionally split, group and weight."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ COLUMNS = {
     "label": ("label", "class", "class_name", "target", "category"),
     "split": ("split", "subset", "set"),
     "group": ("group", "group_id"),
+    "weight": ("weight", "sample_weight"),
 }
 """Names of each column, in any case; the first one found is read."""
 
@@ -28,7 +30,7 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
 
     Raises:
         DataError: the file is missing or no table, a column is missing or repeated, or a row is incomplete, names an
-            unknown split, or repeats a path.
+            unknown split, repeats a path, or has a weight that is no number of at least 0.
     """
     file = root / table
     content = _opened(file)
@@ -40,6 +42,7 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
             f"{file}: has no column {key!r}, only {', '.join(map(repr, content.column_names))}; rename a column"
         )
     splits, groups = (columns[key] or [""] * len(paths) for key in ("split", "group"))
+    weights = columns["weight"]
     images = []
     for row, (path, label, split, group) in enumerate(zip(paths, labels, splits, groups, strict=True), 1):
         if not path or not label:
@@ -47,7 +50,8 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
         if columns["split"] is not None and split.lower() not in SPLIT_FOLDERS:
             hint = "leave the column out to have the images split" if not split else did_you_mean(split, SPLIT_FOLDERS)
             raise DataError(f"{file}: row {row} has the split {split!r}; {hint}")
-        images.append(FoundImage(path.replace("\\", "/"), label, SPLIT_FOLDERS.get(split.lower()), group))
+        weight = 1.0 if weights is None else _weight(weights[row - 1], f"{file}: row {row}")
+        images.append(FoundImage(path.replace("\\", "/"), label, SPLIT_FOLDERS.get(split.lower()), group, weight))
     repeated = [name for name, count in Counter(image.name for image in images).items() if count > 1]
     if repeated:
         raise DataError(f"{file}: names {repeated[0]!r} in more than one row; keep one")
@@ -65,7 +69,25 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
     listed = f"images are listed in {file}"
     if unread:
         listed += f", whose columns {', '.join(map(repr, unread))} are not read"
-    return FoundImages(root, root, classes, tuple(images), {}, (listed, *notes))
+    return FoundImages(root, root, classes, tuple(images), {}, (listed, *_weight_notes(images), *notes))
+
+
+def _weight(text: str, place: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise DataError(f"{place} has the weight {text!r}; expected a number of at least 0")
+    return weight
+
+
+def _weight_notes(images: list[FoundImage]) -> list[str]:
+    weights = [image.weight for image in images if image.split in (None, "train")]
+    low, high = min(weights), max(weights)
+    if low == high:
+        return []
+    return [f"weights of training images in the task loss are those of the table, {low:g} to {high:g}"]
 
 
 def _opened(file: Path) -> pa.Table:

@@ -52,12 +52,14 @@ class FoundImage:
         label: name of the class.
         split: train, val or test; None if there are no splits.
         group: images of a group belong in the same split; empty: the image is its group.
+        weight: weight in the task loss, at least 0.
     """
 
     name: str
     label: str
     split: SplitName | None = None
     group: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

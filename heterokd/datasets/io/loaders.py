@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
+from heterokd.datasets.io.draws import Draws, make_draws
 from heterokd.datasets.io.image_files import photos_of
 from heterokd.datasets.io.images import image_shape
 from heterokd.datasets.io.split import Split, Splits
@@ -23,7 +24,7 @@ from heterokd.datasets.views.color import plain_images
 from heterokd.datasets.views.geometry import photo_crops
 from heterokd.datasets.views.mixing import draw_mix, mix_labels, mix_views
 from heterokd.datasets.views.policy import ViewSpec
-from heterokd.datasets.views.random import STREAM_TURN, permutation, philox_key, random_words, view_draws
+from heterokd.datasets.views.random import STREAM_TURN, philox_key, random_words, view_draws
 from heterokd.datasets.views.render import view_images, view_scenes
 from heterokd.errors import DataError
 from heterokd.outputs import Batch
@@ -48,9 +49,10 @@ SINGLE = Worker()
 class TrainLoader:
     """Views of a split's images, in a new order every epoch.
 
-    An epoch has only full batches; a split smaller than `batch_size` is a single batch. With `views.views=K`, each run
-    of K epochs shows the K views of each image once: in the first run those of `views=None`, later each image starts at
-    another view number, so that an epoch mixes view numbers.
+    An epoch has only full batches; a split smaller than `batch_size` is a single batch. The t-th draw of an image, see
+    `heterokd.datasets.io.draws`, shows view t. With `views.views=K`, each run of K draws shows the K views of an image
+    once: in the first run views 0 to K - 1, later each image starts at another view number, so that an epoch mixes view
+    numbers.
 
     Args:
         split: images; `Batch.index` is the position in this split.
@@ -59,12 +61,14 @@ class TrainLoader:
         num_classes: K of the data set; needed only if the policy mixes images.
         worker: the worker whose slices are loaded.
         device: device of the batches.
+        draws: images that an epoch draws, and their weights; None: each once, with equal weights.
 
     Raises:
         DataError: the split has too few images for one step, `batch_size` is smaller than the number of workers, or the
             policy mixes images and the number of classes is unknown.
     """
 
+    # What an epoch is, and where it goes: a parameter object would be read here alone.
     def __init__(
         self,
         split: Split,
@@ -74,6 +78,7 @@ class TrainLoader:
         num_classes: int | None = None,
         worker: Worker = SINGLE,
         device: torch.device | str = "cpu",
+        draws: Draws | None = None,
     ) -> None:
         if batch_size < worker.world_size:
             raise DataError(f"training.batch_size: {batch_size} images are too few for {worker.world_size} workers")
@@ -91,6 +96,7 @@ class TrainLoader:
             )
         self.split, self.views, self.batch_size = split, views, batch_size
         self.num_classes, self.worker = num_classes, worker
+        self.draws = Draws(split.labels) if draws is None else draws
         self._pixels = SplitPixels(split, device)
         self._cuts_photos = photos_of(split.images) is not None and views.policy.warps
 
@@ -103,9 +109,9 @@ class TrainLoader:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield this worker's batches of an epoch, counted from 0."""
-        order = permutation(len(self.split), epoch, self.views.seed)
-        shares = [self._share(order[step * self.batch_size :][: self.batch_size]) for step in range(len(self))]
-        chosen = (self._chosen(share, self.view_numbers(share, epoch)) for share in shares)
+        drawn = np.stack(self.draws.epoch(epoch, self.views.seed))
+        shares = [self._share(drawn[:, step * self.batch_size :][:, : self.batch_size]) for step in range(len(self))]
+        chosen = (self._chosen(index, self.view_numbers(index, turn)) for index, turn in shares)
         for views, pixels, maps in self._pixels.batches(chosen):
             yield self._batch(views, pixels, maps)
 
@@ -114,17 +120,18 @@ class TrainLoader:
         views = self._chosen(index, view)
         return self._batch(views, *self._pixels.at(views))
 
-    def view_numbers(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        """Return the view number [B] of each image in an epoch."""
+    def view_numbers(self, index: NDArray[np.int64], turn: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Return the view number [B] of each image at its turn, the number of its earlier draws."""
+        turns = np.broadcast_to(np.asarray(turn, np.int64), len(index))
         count = self.views.views
-        if count is None or epoch < count:
-            return np.full(len(index), epoch, np.int64)
-        words = random_words(philox_key("turn", self.views.seed), STREAM_TURN, index, epoch // count)
-        return (words[:, 0].astype(np.int64) + epoch) % count
+        if count is None or (turns < count).all():
+            return turns.copy()
+        words = random_words(philox_key("turn", self.views.seed), STREAM_TURN, index, turns // count)
+        return np.where(turns < count, turns, (words[:, 0].astype(np.int64) + turns) % count)
 
-    def _share(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        rank, world_size = self.worker.rank, self.worker.world_size
-        return index[len(index) * rank // world_size : len(index) * (rank + 1) // world_size]
+    def _share(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        rank, world_size, count = self.worker.rank, self.worker.world_size, drawn.shape[1]
+        return drawn[:, count * rank // world_size : count * (rank + 1) // world_size]
 
     def _chosen(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Chosen:
         policy, seed = self.views.policy, self.views.seed
@@ -137,7 +144,7 @@ class TrainLoader:
 
     def _batch(self, chosen: Chosen, pixels: Tensor, maps: Tensor | None) -> Batch:
         index, view, mix = chosen.index, chosen.view, chosen.mix
-        policy, seed = self.views.policy, self.views.seed
+        policy, seed, weights = self.views.policy, self.views.seed, self.draws.weights
         assert view is not None  # set by `_chosen`
         if maps is not None:
             size = self.views.crop or (maps.shape[1], maps.shape[2])
@@ -145,15 +152,17 @@ class TrainLoader:
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
             images = view_images(pixels, index, view, policy, seed, is_cropped=self._cuts_photos)
-            return self._pixels.batch(images, index, view)
+            return self._pixels.batch(images, index, view, weights=None if weights is None else weights[index])
         # The views and their partners are rendered together.
         numbers = np.concatenate((view, mix.view))
         both = view_images(pixels, chosen.positions, numbers, policy, seed, is_cropped=self._cuts_photos)
         images, share = mix_views(both[: len(index)], both[len(index) :], mix)
         labels = self.split.labels
+        if weights is not None:
+            weights = (share * weights[index] + (1 - share) * weights[mix.index]).astype(np.float32)
         assert self.num_classes is not None  # checked by `__init__`
         shares = mix_labels(labels[index], labels[mix.index], share, self.num_classes)
-        return self._pixels.batch(images, index, view, shares)
+        return self._pixels.batch(images, index, view, shares, weights)
 
 
 class EvalLoader:
@@ -189,7 +198,13 @@ class Loaders:
 
 
 def make_loaders(
-    splits: Splits, views: ViewSpec, batch_size: int, *, worker: Worker = SINGLE, device: torch.device | str = "cpu"
+    splits: Splits,
+    views: ViewSpec,
+    batch_size: int,
+    *,
+    worker: Worker = SINGLE,
+    device: torch.device | str = "cpu",
+    draws: Draws | None = None,
 ) -> Loaders:
     """Create loaders of train and val; see `TrainLoader`. Every worker gets all of val.
 
@@ -197,7 +212,8 @@ def make_loaders(
         DataError: train has too few images for one step, or `batch_size` is smaller than the number of workers.
     """
     classes = splits.num_classes
-    train = TrainLoader(splits.train, views, batch_size, num_classes=classes, worker=worker, device=device)
+    draws = make_draws(splits.train, splits.class_names) if draws is None else draws
+    train = TrainLoader(splits.train, views, batch_size, num_classes=classes, worker=worker, device=device, draws=draws)
     return Loaders(train, open_split(splits.val, classes, max(batch_size, EVAL_BATCH), device=device), classes)
 
 

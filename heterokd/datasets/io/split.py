@@ -51,12 +51,14 @@ class Split:
         labels: [N] class numbers; zeros if every image has a label map instead.
         name: train, val or test.
         label_maps: label maps of segmentation, [Hc, Wc] each; None in classification.
+        weights: [N] weight of each image in the task loss, at least 0; None: all are 1.
     """
 
     images: Images
     labels: NDArray[np.int64]
     name: SplitName
     label_maps: Images | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +66,9 @@ class Split:
     def chosen(self, index: NDArray[np.int64]) -> Split:
         """Select the images at `index`; positions start at 0 again."""
         maps = None if self.label_maps is None else ChosenImages(self.label_maps, index)
-        return replace(self, images=ChosenImages(self.images, index), labels=self.labels[index], label_maps=maps)
+        weights = None if self.weights is None else self.weights[index]
+        images = ChosenImages(self.images, index)
+        return replace(self, images=images, labels=self.labels[index], label_maps=maps, weights=weights)
 
     @cached_property
     def digest(self) -> str:

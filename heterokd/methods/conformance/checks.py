@@ -24,7 +24,7 @@ from heterokd.methods.conformance.random_pairs import (
     pairs_of,
     random_batch,
 )
-from heterokd.outputs import IGNORE, Losses
+from heterokd.outputs import IGNORE, Losses, Signal
 from heterokd.tasks import task_of
 
 Check = Callable[[type[Method], Pair], Iterator[str]]
@@ -180,6 +180,30 @@ def large_outputs(kind: type[Method], pair: Pair) -> Iterator[str]:
     yield from wrong_terms(method(student, teacher, random_batch(pair), 1.0))
 
 
+def repeated_images(kind: type[Method], pair: Pair) -> Iterator[str]:
+    """A batch may hold an image twice, also in the same view, as balanced sampling makes it."""
+    method = build(kind, pair)
+    student, teacher = both_outputs(pair)
+    batch = random_batch(pair)
+    places = torch.arange(len(batch))
+    places[1] = 0
+    twice = replace(batch, images=batch.images[places], labels=batch.labels[places], index=batch.index[places])
+    both = (
+        outputs.map(lambda values: values[places] if values.dim() > 1 else values) for outputs in (student, teacher)
+    )
+    terms = method(*(outputs.only(needs) for outputs, needs in zip(both, _needs(method), strict=True)), twice, 0.9)
+    yield from wrong_terms(terms)
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    for signal in student.serves:
+        for leaf in leaves(student, signal):
+            if leaf.grad is not None and not bool(leaf.grad.isfinite().all()):
+                yield f"the gradient of the student's {signal.name} is not finite"
+
+
+def _needs(method: Method) -> tuple[Signal, Signal]:
+    return method.student_needs, method.teacher_needs
+
+
 def repeatable(kind: type[Method], pair: Pair) -> Iterator[str]:
     """The same inputs give the same terms, also after a round trip through `state_dict`."""
     method, other = build(kind, pair, seed=0), build(kind, pair, seed=1)
@@ -219,6 +243,7 @@ ON_UNLIKE_PAIRS: tuple[Check, ...] = (
     soft_labels,
     bfloat16,
     large_outputs,
+    repeated_images,
     repeatable,
     learns,
 )

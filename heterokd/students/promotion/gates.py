@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from heterokd.config.services import PromotionSettings
+from heterokd.datasets.io.draws import check_class_names
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
@@ -20,6 +22,7 @@ from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Gate
 from heterokd.students.promotion.served import ServingModel
 from heterokd.tracking.runs import StudyRuns
+from heterokd.training.paired_tests import ImageResults
 from heterokd.training.student import open_student
 from heterokd.training.task_modules import upsample
 
@@ -46,6 +49,22 @@ def cost_gates(candidate: Candidate, settings: PromotionSettings) -> Iterator[Ga
 def _limited(name: str, limit: float | None, measured: float, note: str = "") -> Gate:
     passed = None if limit is None else measured <= limit
     return Gate(name, "-" if limit is None else f"<= {limit:g}", measured, passed, note)
+
+
+def recall_gates(results: ImageResults, class_names: tuple[str, ...], settings: PromotionSettings) -> Iterator[Gate]:
+    """Compare the recall of classes on test with `promotion.min_recall`.
+
+    Raises:
+        DataError: the data set has no such class.
+    """
+    check_class_names(settings.min_recall, class_names, "promotion.min_recall")
+    for name, least in settings.min_recall.items():
+        correct, count = results.found(class_names.index(name))
+        gate = Gate(f"recall of {name} on test", f">= {least:g}", None, passed=False, note="test has none of it")
+        if count:
+            recall = correct / count
+            gate = replace(gate, measured=recall, passed=recall >= least, note=f"{correct} of {count}")
+        yield gate
 
 
 def parity_gate(candidate: Candidate, splits: Splits) -> Gate:

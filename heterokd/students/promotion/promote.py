@@ -25,7 +25,7 @@ from heterokd.students.promotion.challenger import (
     version_with,
 )
 from heterokd.students.promotion.decision import Decision, Gate, PairedComparison, reason
-from heterokd.students.promotion.gates import cost_gates, export_gate, parity_gate, rollback_gates
+from heterokd.students.promotion.gates import cost_gates, export_gate, parity_gate, recall_gates, rollback_gates
 from heterokd.students.promotion.opponent import baseline_results, champion_results
 from heterokd.students.promotion.record import decision_tag, record_decision
 from heterokd.students.registry import CHALLENGER, create_model
@@ -127,6 +127,7 @@ def _decide(
         gain = Gate(name, f"> {settings.min_gain:g}", comparison.gain, passed, f"over {comparison.against}")
     gates = (
         gain,
+        *recall_gates(results, splits.class_names, settings),
         *cost_gates(candidate, settings),
         parity_gate(candidate, splits),
         export_gate(candidate, settings, splits),

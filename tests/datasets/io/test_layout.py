@@ -19,9 +19,12 @@ from heterokd.datasets.image_folder import ImageFolder
 from heterokd.datasets.io.class_order import natural_order
 from heterokd.datasets.io.grouping import grouped_split
 from heterokd.datasets.io.image_files import FileImages
+from heterokd.datasets.io.images import ChosenImages
 from heterokd.datasets.io.layout import SYSTEM_NAMES, FoundImages, find_images
+from heterokd.datasets.io.loaders import make_loaders
 from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Split, Splits
+from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import DataError
 
 
@@ -199,6 +202,7 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
             "label": ["cat" if i % 2 else "dog" for i in range(30)],
             "Split": [("train", "Valid", "testing")[i % 3] for i in range(30)],
             "weight": [1.0] * 30,
+            "camera": ["left"] * 30,
         }
     )
     file = tmp_path / f"images.{suffix}"
@@ -209,7 +213,7 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
         pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(delimiter=delimiter))
     splits = load(tmp_path, table=Path(file.name))
     assert splits.class_names == ("cat", "dog")
-    assert any("whose columns 'weight' are not read" in note for note in splits.notes)
+    assert any("whose columns 'camera' are not read" in note for note in splits.notes)
     assert names(splits.val) == {f"images/{i}.png" for i in range(1, 30, 3)}
     assert [splits.class_names[label] for label in splits.train.labels] == ["cat"] * 5 + ["dog"] * 5
 
@@ -225,6 +229,8 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
         ("path,label\na.png,x\nb.png,x\n", "expected two or more classes, found 1"),
         ("path,label,split\na.png,x,train\nb.png,y,val\n", "class 'y' has images of val but none of train; add some"),
         ("path,label\n1,2,3\n", "cannot be read as a table"),
+        ("path,label,weight\na.png,x,2\nb.png,y,-1\n", "row 2 has the weight '-1'; expected a number of at least 0"),
+        ("path,label,weight\na.png,x,\nb.png,y,1\n", "row 1 has the weight ''; expected a number of at least 0"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -234,6 +240,45 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
     assert str(refused.value).startswith(f"{tmp_path}/table.csv: {says}")
     with pytest.raises(DataError, match=r"data\.table: there is no file .*none\.csv"):
         load(tmp_path, table=Path("none.csv"))
+
+
+def test_weights_of_a_table_reach_the_task_loss(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{i}.png" for i in range(40)))
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},{'train' if i < 20 else 'val'},{1 + i % 3}" for i in range(40)]
+    file = tmp_path / "images.csv"
+
+    def read(columns: str, lines: list[str]) -> Splits:
+        file.write_text("\n".join([columns, *lines]))
+        return load(tmp_path, table=Path("images.csv"))
+
+    weighted = read("path,label,split,weight", rows)
+    assert weighted.train.weights is not None
+    assert weighted.val.weights is None
+    by_name = dict(zip([str(name) for name in _paths(weighted.train)], weighted.train.weights.tolist(), strict=True))
+    assert by_name == {f"{i}.png": 1 + i % 3 for i in map(int, (name[:-4] for name in by_name))}
+    assert any(
+        "weights of training images in the task loss are those of the table, 1 to 3" in n for n in weighted.notes
+    )
+    batch = next(iter(make_loaders(weighted, ViewSpec(POLICIES["none"], 0), 4).train.epoch(0)))
+    mean = weighted.train.weights.mean()
+    assert batch.weights.numpy() == pytest.approx(weighted.train.weights[batch.index.numpy()] / mean, rel=1e-6)
+    kept = weighted.with_labels_per_class(3)
+    assert len(kept.train.weights) == len(kept.train) == 6
+
+    plain = read("path,label,split", [row.rpartition(",")[0] for row in rows])
+    equal = read(
+        "path,label,split,weight", [f"{row.rpartition(',')[0]},{2 if i < 20 else 1}" for i, row in enumerate(rows)]
+    )
+    assert plain.train.weights is equal.train.weights is None
+    assert plain.fingerprint == equal.fingerprint != weighted.fingerprint
+
+
+def _paths(split: Split) -> list[str]:
+    images, index = split.images, np.arange(len(split))
+    while isinstance(images, ChosenImages):
+        index, images = images.index[index], images.images
+    assert isinstance(images, FileImages)
+    return [images.files.name(position) for position in index]
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:

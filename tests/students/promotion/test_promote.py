@@ -25,9 +25,9 @@ from heterokd.networks.classifier import Network
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.students.export.parity import Parity
-from heterokd.students.promotion.challenger import Candidate
+from heterokd.students.promotion.challenger import Candidate, task_of
 from heterokd.students.promotion.decision import Decision, PairedComparison, reason
-from heterokd.students.promotion.gates import export_gate
+from heterokd.students.promotion.gates import export_gate, recall_gates
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register, remove_pending
@@ -36,8 +36,8 @@ from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import open_store
 from heterokd.training.data import open_splits
-from heterokd.training.evaluation import evaluate
-from heterokd.training.paired_tests import CorrectImages, ImageConfusions, PairedTest
+from heterokd.training.evaluation import evaluate, image_results
+from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageLogits, PairedTest
 from heterokd.training.task_modules import SegmentationTask
 
 NAME = "digits-student"
@@ -352,6 +352,42 @@ def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None
     }
     assert not decision.promoted
     assert "1 thread" in decision.table()[2][0]
+
+
+def test_the_recall_of_a_class_is_a_gate(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:
+    question = fabricated.experiment(promotion={"min_recall": {"3": 0.05, "8": 1.0}})
+    studied(root, question, students["good"], students["poor"])
+    decision = promote(root, "tiny", dry_run=True)
+    task = task_of(question, splits)
+    results = image_results(students["good"], open_test(splits), task)
+    found, count = results.found(3)
+    of_class = splits.test.labels == 3
+    assert (found, count) == (int(results.images.numpy()[of_class].sum()), int(of_class.sum()))
+    assert gates(decision)["recall of 3 on test"] is True
+    assert gates(decision)["recall of 8 on test"] is False
+    assert (
+        "recall of 3 on test" + f" ({found} of {count})",
+        ">= 0.05",
+        f"{found / count:.4g}",
+        "yes",
+    ) in decision.table()
+    assert "recall of 8 on test is" in decision.reason
+    settings = question.promotion.model_copy(update={"min_recall": {"3": 0.5}})
+    absent = CorrectImages(torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.long), 1.0)
+    (gate,) = recall_gates(absent, splits.class_names, settings)
+    assert (gate.measured, gate.passed, gate.note) == (None, False, "test has none of it")
+
+
+def test_the_recall_of_every_kind_of_results() -> None:
+    labels, logits = torch.tensor([0, 0, 1]), torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert ImageLogits(logits, labels, 0.5, "macro_f1").found(0) == (1, 2)
+    maps = torch.tensor([[[5, 1], [0, 2]], [[1, 0], [3, 0]]])
+    pixels = ImageConfusions(maps, maps.sum(dim=2), 0.5)
+    assert (pixels.found(0), pixels.found(1)) == ((6, 7), (2, 5))
+    intervals = pixels.class_intervals()
+    iou = np.array([6 / 10, 2 / 6])
+    assert (intervals[:, 0] <= iou).all()
+    assert (iou <= intervals[:, 1]).all()
 
 
 def _promote(root: str, study: str, barrier, results) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from quick import cases
 from heterokd.config.reading import load_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets import load_dataset
+from heterokd.datasets.io.draws import make_draws
 from heterokd.datasets.io.loaders import Loaders, make_loaders
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import POLICIES, ViewSpec
@@ -94,6 +96,25 @@ def test_every_batch_is_the_live_teachers_to_the_last_bit(network: str, splits: 
                 run = block_outputs(live, batch, NEEDS)
             assert torch.equal(read.logits, run["logits"])
             assert torch.equal(read.embedding, run["embedding"])
+
+
+def test_with_balanced_sampling_the_cached_teacher_is_the_live_one(
+    tiny_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = load_dataset("digits", image_size=32, labels_per_class=6)
+    uneven = replace(
+        whole, train=whole.train.chosen(np.flatnonzero((whole.train.labels > 7) | (np.arange(60) % 6 < 2)))
+    )
+    live = live_teacher()
+    teacher = cached(tmp_path, uneven, live)
+    draws = make_draws(uneven.train, uneven.class_names, "balanced", "inverse")
+    loaders = make_loaders(uneven, ViewSpec(POLICY, 0, 3), 16, draws=draws)
+    recipe = recipe_of(tiny_file, "kd", 16)
+    students = [train(recipe, source, loaders, lambda metrics: True).student for source in (teacher, live)]
+    assert weights_hash(students[0]) == weights_hash(students[1])
+    shown = torch.cat([batch.shown for epoch in range(3) for batch in loaders.train.epoch(epoch)])
+    assert shown[:, 1].max() == 2
+    assert len(torch.unique(shown, dim=0)) < len(shown)  # views of rare images repeat
 
 
 def test_a_partial_cache_trains_the_same_student(
