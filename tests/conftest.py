@@ -15,6 +15,7 @@ from another_process import AnotherProcess
 
 if TYPE_CHECKING:
     from command_line import Run
+    from fake_ray import FakeRay
 
 # Before anything imports them: no telemetry, a Ray that stays on the loopback interface, one thread a process.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -105,6 +106,17 @@ def elsewhere() -> Iterator[AnotherProcess]:
 def _no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow itself sets the variable while it logs a model; a test that needs it sets it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """Ray's calls answered in this process, also where another test of it has started a Ray."""
+    from fake_ray import FakeRay
+
+    fake = FakeRay()
+    for module, name, answer in fake.answers():
+        monkeypatch.setattr(module, name, answer)
+    return fake
 
 
 @pytest.fixture(scope="session")
