@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from heterokd.cli import listing, models, planning, results, searching, training
+from heterokd.cli import data, listing, models, planning, results, searching, training
 from heterokd.cli.options import FULL
 from heterokd.execution.signals import interrupt_on_sigterm
 from heterokd.formatting import package_version
@@ -62,6 +62,7 @@ for command in (
     listing.datasets,
 ):
     app.command()(command)  # the order of `heterokd --help`
+app.add_typer(data.commands, name="data")
 
 
 @dataclass
@@ -96,8 +97,10 @@ def _group(commands: typer.Typer) -> Callable[..., object]:
 
     group = get_command(commands)
     assert isinstance(group, TyperGroup)  # of several commands Typer makes a group
-    for command in group.commands.values():
-        command.params.extend(get_command(only_debug).params)
+    groups = [group, *(command for command in group.commands.values() if isinstance(command, TyperGroup))]
+    for command in (command for each in groups for command in each.commands.values()):
+        if not isinstance(command, TyperGroup):
+            command.params.extend(get_command(only_debug).params)
     return group
 
 

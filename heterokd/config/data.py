@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from operator import not_
+from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, Strict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PlainValidator, Strict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, Names, PathName, Settings
@@ -21,11 +23,24 @@ from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, Augmen
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, TaskName
 
+STORES = ("s3", "gs", "gcs", "file")
 Side = Annotated[int, Field(ge=8, le=4096)]
 Level = Annotated[int, Field(ge=0, le=255)]
 # YAML has no tuples.
 RedGreenBlue = Annotated[tuple[Level, Level, Level], Strict(False)]
 Bounds = Annotated[tuple[float, float], Strict(False)]
+
+
+def _url_or_path(root: object) -> str | Path | None:
+    """Keep a URL as text: a path would lose one of its slashes."""
+    if root is not None and not isinstance(root, str | Path):
+        raise ValueError(f"expected a file or folder name, got {root!r}")
+    if isinstance(root, str):
+        return root.rstrip("/") if "://" in root else Path(root)
+    return root
+
+
+Root = Annotated[str | Path | None, PlainValidator(_url_or_path)]
 
 # Keys that are not part of `Dataset.load`: the data set that reads them says so.
 OPTIONS = tuple(field.name for field in fields(DataOptions))
@@ -63,7 +78,11 @@ class DataSettings(Settings):
         None, exclude_if=not_, description="the file of a user's data set; filled in from `dataset`"
     )
     dataset: str = Field(description="a name that `heterokd datasets` lists, or FILE.py:Class")
-    root: PathName | None = Field(None, description="folder of the data set; data sets in the package need none")
+    root: Root = Field(
+        None,
+        description="folder of the data set, or s3://, gs:// or file:// (copied to each node's disk); data sets in the "
+        "package need none",
+    )
     image_size: int = Field(32, ge=8, le=2048, description="height = width of a view, in pixels")
     crop: tuple[Side, Side] | None = Field(
         None, strict=False, description="segmentation: height and width of a view; default: image_size twice"
@@ -126,6 +145,21 @@ class DataSettings(Settings):
             extension = read_extension(content["dataset"], DATASETS)
             return {**content, "dataset": extension.name, "extension": extension}
         return content
+
+    @field_validator("root")
+    @classmethod
+    def _is_a_store(cls, root: str | Path | None) -> str | Path | None:
+        if not isinstance(root, str):
+            return root
+        parts = urlsplit(root)
+        if parts.username or parts.password or "secret" in parts.query.lower():
+            raise ValueError(
+                "a URL must not contain credentials; give each machine a role, or set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        if parts.scheme not in STORES or (parts.scheme != "file" and not parts.netloc):
+            raise ValueError(f"expected a folder, s3://BUCKET/..., gs://BUCKET/... or file:///FOLDER, got {root!r}")
+        return root
 
     @field_validator("dataset")
     @classmethod

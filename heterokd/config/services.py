@@ -79,6 +79,9 @@ class ClusterSettings(Settings):
 
     nodes: dict[str, NodeSettings] = Field(default_factory=dict, description="types of nodes, by any name")
     currency: str = Field("USD", description="currency of all prices")
+    store_gbit: float = Field(
+        5.0, gt=0, description="gigabits per second that a node reads from the store of data.root, for plans"
+    )
 
     @property
     def resources(self) -> list[tuple[int, int]]:

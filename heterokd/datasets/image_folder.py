@@ -28,10 +28,12 @@ from heterokd.datasets.io.image_files import (
     present_splits,
 )
 from heterokd.datasets.io.image_table import read_table
+from heterokd.datasets.io.labelled_shards import find_labelled
 from heterokd.datasets.io.layout import FoundImages, find_images
 from heterokd.datasets.io.options import DEFAULT_OPTIONS, FIRST_READER, DataOptions
 from heterokd.datasets.io.read_image import FIRST_READING, Reading
 from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
+from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.datasets.io.value_range import GivenRange, ScannedRange
 from heterokd.errors import DataError
 
@@ -40,6 +42,7 @@ class ImageFolder(Dataset):
     """Images in folders, ROOT/SPLIT/CLASS/*.jpg or ROOT/CLASS/*.jpg, or in a table."""
 
     needs_root = True
+    reads_shards = True
     reads = frozenset(field.name for field in fields(DataOptions)) - {"masks"}
     licence = "unknown (your own images)"
 
@@ -53,7 +56,20 @@ class ImageFolder(Dataset):
             raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
         if options.reader == FIRST_READER:
             return _first_reader(root, image_size, seed, options)
-        found = read_table(root, options.table, options) if options.table else find_images(root, options)
+        return self._loaded(root, image_size, seed, options)
+
+    def load_stored(self, stored: StoredFiles, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """List files as `load_with` does, from the list of a store."""
+        if options.reader == FIRST_READER:
+            return super().load_stored(stored, image_size, seed, options)
+        return self._loaded(stored, image_size, seed, options)
+
+    def _loaded(self, root: Path | StoredFiles, image_size: int, seed: int, options: DataOptions) -> Splits:
+        labelled = root.labelled if isinstance(root, StoredFiles) else None
+        if isinstance(root, StoredFiles) and labelled is not None:
+            found = find_labelled(root, labelled, options)
+        else:
+            found = read_table(root, options.table, options) if options.table else find_images(root, options)
         files, notes = _split(found, seed, options)
         reading = _reading(files, options)
         shown = replace(reading, photo_crops=False, shown=options.val_crop)

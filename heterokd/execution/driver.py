@@ -45,7 +45,7 @@ from heterokd.teachers.prepare import TeacherReport, prepare_teachers
 from heterokd.tracking.runs import StudyRuns, open_runs
 from heterokd.tracking.store import answering, first_line, quiet
 from heterokd.tracking.tracker import with_others
-from heterokd.training.data import open_splits
+from heterokd.training.data import fetch_files, open_splits
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ def search(
     check_files(experiment, root)
     check_address(address)
     check_cluster(experiment, address)
+    if address in (None, "local"):
+        fetch_files(open_splits(experiment.data))
     warm = warm_starts(experiment, finished_summaries(experiment, root))
     prior = noise_prior(len(open_splits(experiment.data).val), other_summaries(experiment, root))
     plan_recorder = PlanRecorder(experiment, folder)

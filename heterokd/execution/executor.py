@@ -29,10 +29,10 @@ from heterokd.execution.this_node import NodeCheck
 from heterokd.execution.trial import TrialJob, run_trial
 from heterokd.execution.trial_deaths import TrialDeaths
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.use_locks import shared_lock
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.summary import StudySummary
-from heterokd.teachers.cache.locks import shared_lock
 from heterokd.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.given import is_stored
-from heterokd.training.data import open_splits
+from heterokd.training.data import open_splits, stored_data
 
 T = TypeVar("T")
 
@@ -40,6 +40,8 @@ DATA_SECONDS = 60.0
 """Timeout for opening a data set: a million files on a slow mount take a while."""
 ANSWER_SECONDS = 120.0
 """Timeout for a node's answer: the first import of torch is slow, and opening data takes up to DATA_SECONDS."""
+SLOWEST_FETCH = 10e6
+"""Bytes per second below which the fetch of a data set from a store counts as no answer."""
 DRIVER = "driver"
 SECRETS = {
     "s3": (
@@ -85,6 +87,7 @@ class NodeProbe:
         data: the experiment's data section, as JSON.
         teachers: files that every node must have, by their keys in the experiment.
         probe: name of a file that the driver wrote into the workspace.
+        fetched_bytes: bytes of a data set in a store that this node fetches now; 0: it is only opened.
     """
 
     root: Workspace
@@ -92,6 +95,17 @@ class NodeProbe:
     data: str
     teachers: Mapping[str, Path]
     probe: str
+    fetched_bytes: int = 0
+
+    @property
+    def data_seconds(self) -> float:
+        """Timeout for opening the data set, and fetching it."""
+        return DATA_SECONDS + self.fetched_bytes / SLOWEST_FETCH
+
+    @property
+    def answer_seconds(self) -> float:
+        """Timeout for a node's answer."""
+        return ANSWER_SECONDS + self.fetched_bytes / SLOWEST_FETCH
 
 
 @dataclass(frozen=True)
@@ -132,13 +146,16 @@ def probe_node(questions: NodeProbe) -> NodeAnswers:
 
     versions = _versions()
     root, tracking = questions.root.on_node(), questions.tracking
-    data = in_thread(lambda: open_splits(DataSettings.model_validate_json(questions.data)).fingerprint)
+    settings = DataSettings.model_validate_json(questions.data)
+    data = in_thread(lambda: _open_data(settings, is_fetched=questions.fetched_bytes > 0))
     storage = in_thread(lambda: _write_and_read(root.store or open_folder(root.path), questions.probe))
     answering = None if tracking is None else in_thread(lambda: _ask_tracking(tracking))
     place = root.path
     while not place.exists():
         place = place.parent
-    wrong = error_of(data, DATA_SECONDS)
+    wrong = error_of(data, questions.data_seconds)
+    schemes = {urlsplit(address).scheme for address in (root.url or "", str(settings.root or ""))}
+    secrets = dict.fromkeys(name for scheme in sorted(schemes) for name in SECRETS.get(scheme, ()))
     return NodeAnswers(
         storage=error_of(storage, CHECK_SECONDS),
         tracking=None if answering is None else error_of(answering, CHECK_SECONDS),
@@ -147,9 +164,19 @@ def probe_node(questions: NodeProbe) -> NodeAnswers:
         teachers={key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()},
         versions=versions,
         gpus=torch.cuda.device_count(),
-        secrets=tuple(name for name in SECRETS.get(urlsplit(root.url or "").scheme, ()) if os.environ.get(name)),
+        secrets=tuple(name for name in secrets if os.environ.get(name)),
         free=shutil.disk_usage(place).free,
     )
+
+
+def _open_data(settings: DataSettings, *, is_fetched: bool) -> str:
+    """Open the data set, and fetch it to this node if it is in a store; return its fingerprint."""
+    stored = stored_data(settings)
+    if stored is not None and is_fetched:
+        stored.fetch()
+    elif stored is not None:
+        stored.check_room()
+    return open_splits(settings).fingerprint
 
 
 def evaluate(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0.0, gpus: int = 0) -> list[Check]:
@@ -198,7 +225,7 @@ def _storage(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
         advice = "every node must write to the same folder: give --root s3://BUCKET/..., gs://..., or a shared mount"
     checks = [Check(node, "storage", not found.storage, found.storage or "written, read and deleted", advice)]
     lacking = [name for name in mine.secrets if name not in found.secrets]
-    if found.storage and lacking:
+    if (found.storage or found.data) and lacking:
         are = "are" if len(lacking) > 1 else "is"
         advice = "set them there before `ray start`, or give the machine a role; never write them into the experiment"
         checks.append(Check(node, "secrets", False, f"{', '.join(lacking)} {are} set for the driver, not here", advice))
@@ -208,6 +235,8 @@ def _storage(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
 def _data(node: str, found: NodeAnswers, mine: NodeAnswers) -> list[Check]:
     if found.data:
         advice = "put the data at data.root on every node, or on a mount that all have"
+        if "://" in found.data:
+            advice = "see that this node reaches the store with its credentials, and has a disk for HETEROKD_DATA_CACHE"
         checks = [Check(node, "data", False, found.data, advice)]
     else:
         same = found.fingerprint == mine.fingerprint

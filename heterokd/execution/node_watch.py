@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from heterokd.config.experiment import Experiment
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.node_checks import (
-    ANSWER_SECONDS,
     NodeAnswers,
     NodeProbe,
     evaluate,
@@ -21,7 +21,9 @@ from heterokd.execution.parallel import Parallelism
 from heterokd.execution.placement import future_nodes, node_resources
 from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.this_node import NodeCheck, fault_reason, nodes_with_room, this_node
+from heterokd.formatting import format_size
 from heterokd.storage.workspace import Workspace
+from heterokd.training.data import stored_data
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,12 @@ def node_check(experiment: Experiment, workspace: Workspace) -> NodeCheck:
     root = workspace if workspace.url else workspace.on_node()
     data = experiment.data.model_dump_json()
     questions = NodeProbe(root, tracking=None, data=data, teachers=needed_files(experiment), probe=probe)
-    return NodeCheck(this_node(), questions, probe_node(questions))
+    # Nodes fetch a data set in a store before their first trial; the driver needs no copy.
+    stored = stored_data(experiment.data)
+    fetched = 0 if stored is None else stored.total_bytes
+    if fetched:
+        logger.info("each node fetches %s of %s before its first trial", format_size(fetched), stored)
+    return NodeCheck(this_node(), replace(questions, fetched_bytes=fetched), probe_node(questions))
 
 
 class NodeWatch:
@@ -120,12 +127,13 @@ class NodeWatch:
     def _collect(self, node: str, check: NodeCheck) -> None:
         address, began, answer = self._asked[node]
         done, _ = ray.wait([answer], timeout=0)
-        if not done and time.monotonic() - began < ANSWER_SECONDS:
+        seconds = check.questions.answer_seconds
+        if not done and time.monotonic() - began < seconds:
             return
         del self._asked[node]
         if not done:
             ray.cancel(answer, force=True)
-            reason: str | None = f"answers: no answer in {ANSWER_SECONDS:.0f} s (see `ray status` and the node's logs)"
+            reason: str | None = f"answers: no answer in {seconds:.0f} s (see `ray status` and the node's logs)"
         else:
             reason = _reason(answer, address, check)
         if node not in {each["NodeID"] for each in ray.nodes() if each["Alive"]}:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 
 import heterokd.distributed as distributed
@@ -12,12 +15,18 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
 from heterokd.datasets.io.draws import Draws, make_draws
+from heterokd.datasets.io.images import ChosenImages, read_pieces
 from heterokd.datasets.io.loaders import Loaders, Worker, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
-from heterokd.datasets.io.split import Splits
+from heterokd.datasets.io.split import Split, Splits
+from heterokd.datasets.io.stored_files import StoredFiles, stored_source
 from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import ConfigError, DataError, HeterokdError
+from heterokd.storage.stored_data.open_data import is_pushed, is_sharded, open_data
 from heterokd.storage.workspace import Workspace
+
+MEASURED = 512
+"""Images of a split that a plan fetches from a store to time trainings."""
 
 
 def open_splits(settings: DataSettings) -> Splits:
@@ -32,10 +41,11 @@ def open_splits(settings: DataSettings) -> Splits:
 @lru_cache(maxsize=8)
 def _splits(data: str) -> Splits:
     settings = DataSettings.model_validate_json(data)
+    root = _root(settings)
     try:
         return load_dataset(
             settings.dataset_class,
-            root=settings.root,
+            root=root,
             image_size=settings.image_size,
             seed=settings.seed,
             labels_per_class=settings.labels_per_class,
@@ -50,14 +60,69 @@ def _splits(data: str) -> Splits:
         raise DataError(f"{extension.file}: {extension.class_name} cannot load its images ({reason})") from error
 
 
-@lru_cache(maxsize=4)
-def training_splits(splits: Splits, root: Workspace) -> Splits:
-    """Return the splits with images in files decoded once per machine and shared by its processes.
+def _root(settings: DataSettings) -> Path | StoredFiles | None:
+    """Return the folder of the data set, or its files in a store or in shards."""
+    root, kind = settings.root, settings.dataset_class
+    if root is None or not kind.needs_root:
+        return root if isinstance(root, Path) else None
+    if isinstance(root, str):
+        return _stored(root, kind.reads_shards)
+    if settings.options.table is None and root.is_dir() and (kind.reads_shards or is_pushed(root)) and is_sharded(root):
+        return _stored(str(root.absolute()), kind.reads_shards)
+    return root
+
+
+# Kept while the process lives, as the splits are: the copy on this node is then not deleted.
+@lru_cache(maxsize=8)
+def _stored(url: str, may_be_shards: bool) -> StoredFiles:
+    return open_data(url, may_be_shards)
+
+
+def stored_data(settings: DataSettings) -> StoredFiles | None:
+    """Return the files of a data set in a store or in shards; None for a folder of files.
 
     Raises:
-        DataError: an image is damaged or missing.
+        DataError: the store refuses or does not answer, or a shard is damaged.
     """
+    root = _root(settings)
+    return root if isinstance(root, StoredFiles) else None
+
+
+def fetch_files(splits: Splits) -> None:
+    """Fetch all files of a data set in a store to this node, once for all of its processes.
+
+    Raises:
+        DataError: the store refuses, a file there is damaged, or the disk is too small.
+    """
+    stored = stored_source(splits.train.images)
+    if stored is not None:
+        stored.fetch()
+
+
+@lru_cache(maxsize=4)
+def training_splits(splits: Splits, root: Workspace) -> Splits:
+    """Return the splits with all files on this node, and their images decoded once per machine for its processes.
+
+    Raises:
+        DataError: an image is damaged or missing, or the files cannot be fetched.
+    """
+    fetch_files(splits)
     return share_splits(root.pixels, splits)
+
+
+def measured_splits(splits: Splits, root: Workspace) -> Splits:
+    """Return splits to time trainings on: of files that are still in a store, some are fetched, and read repeatedly."""
+    stored = stored_source(splits.train.images)
+    if stored is None or not stored.missing_bytes:
+        return training_splits(splits, root)
+    return replace(splits, train=_repeated(splits.train), val=_repeated(splits.val))
+
+
+def _repeated(split: Split) -> Split:
+    index = np.arange(len(split)) % MEASURED
+    for _ in read_pieces(split.images, np.unique(index)):
+        pass
+    return replace(split, images=ChosenImages(split.images, index))
 
 
 def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:

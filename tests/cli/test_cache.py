@@ -17,8 +17,8 @@ from processes import CONTEXT
 
 from heterokd.errors import CacheError
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.use_locks import shared_lock
 from heterokd.teachers.cache.build import build_shards
-from heterokd.teachers.cache.locks import shared_lock
 from heterokd.teachers.cache.maintenance import list_caches, prune_caches
 
 Command = Callable[..., Done]

@@ -109,6 +109,13 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.gpu_memory is not None:
         lines.append(f"           {format_size(plan.gpu_memory)} of GPU memory per trial")
     lines.append(f"disk       about {format_estimate(plan.disk, format_size)}")
+    if plan.fetch is not None:
+        fetch = plan.fetch
+        where = "to this machine" if fetch.nodes == 1 else f"to each of {fetch.nodes} nodes"
+        lines.append(
+            f"data       {format_size(fetch.bytes)} {where}, {format_duration(fetch.seconds)} at {fetch.gbit:g} Gbit/s "
+            "(cluster.store_gbit)"
+        )
     teacher = "the teacher is ready" if plan.ready["teacher"] else "the teacher will be fitted"
     if plan.teachers > 1:
         ready = round(plan.ready["teacher"] * plan.teachers)

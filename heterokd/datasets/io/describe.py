@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from heterokd.datasets.io.decoded_files import decoding_threads
-from heterokd.datasets.io.image_files import FileImages
+from heterokd.datasets.io.image_files import FileImages, LabelledFiles
 from heterokd.datasets.io.images import ChosenImages, Images, source_of
 from heterokd.datasets.io.options import FIRST_READER
-from heterokd.datasets.io.read_image import Reading, open_image, to_rgb
+from heterokd.datasets.io.read_image import open_image, to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
 from heterokd.datasets.io.value_range import ScannedRange, raw_mode
 from heterokd.errors import DataError
@@ -108,16 +107,8 @@ def _look_at(split: Split) -> list[_Look]:
     assert isinstance(source, FileImages)  # checked by `describe_images`
     positions = _positions(images, index)
     files = source.files
-    with decoding_threads() as pool:
-        return list(
-            pool.map(
-                partial(_open, reading=files.reading),
-                [files.path(position) for position in positions],
-                [files.name(position) for position in positions],
-                [split.name] * len(index),
-                split.labels[index].tolist(),
-            )
-        )
+    with decoding_threads() as pool:  # which also fetch stored files
+        return list(pool.map(partial(_open, files, split.name), positions.tolist(), split.labels[index].tolist()))
 
 
 def _positions(images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -127,7 +118,8 @@ def _positions(images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
     return index
 
 
-def _open(path: Path, name: str, split: SplitName, label: int, *, reading: Reading) -> _Look:
+def _open(files: LabelledFiles, split: SplitName, position: int, label: int) -> _Look:
+    path, name, reading = files.path(position), files.name(position), files.reading
     look = _Look(name, split, label, (0, 0), "", False, None)
     try:
         with open_image(path, reading) as opened:

@@ -15,6 +15,7 @@ from heterokd.datasets.io.decoded_files import DecodedFiles, decoding_threads, m
 from heterokd.datasets.io.images import ChosenImages, Images
 from heterokd.datasets.io.read_image import FIRST_READING, WHOLE, Crop, Reading, Region, read_crop, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits, stratified_split
+from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -36,7 +37,7 @@ class LabelledFiles:
         weights: [N] weight of each image in the task loss; None: all are 1.
     """
 
-    folder: Path
+    folder: Path | StoredFiles
     names: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     region: Region = WHOLE
@@ -47,8 +48,17 @@ class LabelledFiles:
         return len(self.labels)
 
     def path(self, position: int) -> Path:
-        """Return the path of the image at a position."""
+        """Return the path of the image at a position; a stored file is fetched."""
         return self.folder / self.name(position)
+
+    def size(self, position: int) -> int | None:
+        """Return the size in bytes of the image at a position; None if it is missing."""
+        if isinstance(self.folder, StoredFiles):
+            return self.folder.size(self.name(position))
+        try:
+            return os.stat(self.path(position)).st_size
+        except OSError:
+            return None
 
     def name(self, position: int) -> str:
         """Return the image's path below `folder`."""
@@ -221,7 +231,7 @@ def file_splits(
         chosen = files[name]
         every = -(-len(chosen) // sizes) or 1
         for position, label in enumerate(chosen.labels.tolist()):
-            size = _size(chosen.path(position), advice) if position % every == 0 else ""
+            size = _size(chosen, position, advice) if position % every == 0 else ""
             region = "" if chosen.region == WHOLE else f"\0{chosen.region}"
             line = f"{name}\0{chosen.name(position)}\0{size}\0{label}{region}\n"
             digest.update(line.encode(errors="surrogateescape"))
@@ -234,11 +244,9 @@ def file_splits(
     return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())
 
 
-def _size(path: Path, advice: str) -> int:
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        raise DataError(f"{path}: is missing; {advice}") from None
+def _size(files: LabelledFiles, position: int, advice: str) -> int:
+    size = files.size(position)
     if not size:
-        raise DataError(f"{path}: is empty; {advice}")
+        problem = "is missing" if size is None else "is empty"
+        raise DataError(f"{files.folder}/{files.name(position)}: {problem}; {advice}")
     return size

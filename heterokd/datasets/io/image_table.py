@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from heterokd.datasets.io.class_order import order_classes
 from heterokd.datasets.io.layout import SPLIT_FOLDERS, FoundImage, FoundImages
 from heterokd.datasets.io.options import DataOptions
+from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ COLUMNS = {
 """Names of each column, in any case; the first one found is read."""
 
 
-def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
+def read_table(root: Path | StoredFiles, table: Path, options: DataOptions) -> FoundImages:
     """Read a table; paths in it are relative to `root`, and a relative `table` as well.
 
     Raises:
         DataError: the file is missing or no table, a column is missing or repeated, or a row is incomplete, names an
             unknown split, repeats a path, or has a weight that is no number of at least 0.
     """
-    file = root / table
+    file = root / str(table)
     content = _opened(file)
     columns = {key: _column(content, key, file) for key in COLUMNS}
     paths, labels = columns["path"], columns["label"]
@@ -61,7 +62,8 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
             raise DataError(f"{file}: class {image.label!r} has images of {image.split} but none of train; add some")
     if len(known) < 2:
         raise DataError(f"{file}: expected two or more classes, found {len(known)}")
-    classes, notes = order_classes(known, options.class_order, (file.parent, root))
+    folder = root.folder if isinstance(root, StoredFiles) else root
+    classes, notes = order_classes(known, options.class_order, (file.parent, folder))
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
     known_names = {name for names in COLUMNS.values() for name in names}
@@ -69,7 +71,7 @@ def read_table(root: Path, table: Path, options: DataOptions) -> FoundImages:
     listed = f"images are listed in {file}"
     if unread:
         listed += f", whose columns {', '.join(map(repr, unread))} are not read"
-    return FoundImages(root, root, classes, tuple(images), {}, (listed, *_weight_notes(images), *notes))
+    return FoundImages(root, folder, classes, tuple(images), {}, (listed, *_weight_notes(images), *notes))
 
 
 def _weight(text: str, place: str) -> float:

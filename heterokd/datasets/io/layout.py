@@ -19,6 +19,7 @@ from heterokd.datasets.io.class_order import CLASS_LIST, order_classes
 from heterokd.datasets.io.options import DataOptions
 from heterokd.datasets.io.read_image import image_suffixes
 from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
+from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.errors import DataError
 
 SPLIT_FOLDERS: dict[str, SplitName] = {
@@ -75,7 +76,7 @@ class FoundImages:
         notes: what else a user should know, a sentence each.
     """
 
-    folder: Path
+    folder: Path | StoredFiles
     base: Path
     classes: tuple[str, ...]
     images: tuple[FoundImage, ...]
@@ -136,7 +137,7 @@ class _Layout:
         return (self.tops[parts[0]], _label(parts[1])) if len(parts) > 1 else NO_CLASS
 
 
-def find_images(root: Path, options: DataOptions) -> FoundImages:
+def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
     """Find the images below a folder.
 
     Raises:
@@ -144,10 +145,15 @@ def find_images(root: Path, options: DataOptions) -> FoundImages:
             two folders for a split; validation or test images without training images, or of a class that train does
             not have; a list of classes that does not fit.
     """
-    if not root.is_dir():
-        raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
     walk = _Walk()
-    _visit(root, "", walk, image_suffixes(), frozenset())
+    if isinstance(root, StoredFiles):
+        stored, root = root, root.folder
+        _visit_listed(stored, walk, image_suffixes())
+    elif root.is_dir():
+        stored = None
+        _visit(root, "", walk, image_suffixes(), frozenset())
+    else:
+        raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
     layout = _layout(root, walk)
     base = root / layout.prefix
     images = []
@@ -168,7 +174,7 @@ def find_images(root: Path, options: DataOptions) -> FoundImages:
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
     unread = {reason: (count, walk.examples[reason]) for reason, count in walk.unread.most_common()}
-    return FoundImages(root, base, classes, tuple(images), unread, (*notes, *order_notes))
+    return FoundImages(stored or root, base, classes, tuple(images), unread, (*notes, *order_notes))
 
 
 def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], above: frozenset[tuple[int, int]]) -> None:
@@ -183,7 +189,7 @@ def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], abov
     above |= {(stat.st_dev, stat.st_ino)}
     for entry in entries:
         name = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
+        if is_hidden([entry.name]):
             continue
         if entry.is_dir():
             inside = entry.stat()
@@ -194,11 +200,36 @@ def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], abov
             _visit(root, name, walk, suffixes, above)
         elif not entry.is_file():
             walk.leave("links to nothing" if entry.is_symlink() else "no regular files", name)
-        elif entry.name.lower().endswith(suffixes):
-            walk.images.append(name)
-        elif entry.name != CLASS_LIST:
-            suffix = os.path.splitext(entry.name)[1].lower()
-            walk.leave(f"{suffix}: no image format that Pillow decodes" if suffix else "without a suffix", name)
+        else:
+            _file(name, walk, suffixes)
+
+
+def _visit_listed(stored: StoredFiles, walk: _Walk, suffixes: tuple[str, ...]) -> None:
+    """Collect the files of a list, as `_visit` does those of a folder."""
+    seen: set[str] = set()
+    for path in sorted((os.fsdecode(name).split("/") for name in stored.names), key=lambda parts: parts):
+        if is_hidden(path):
+            continue
+        for depth in range(1, len(path)):
+            folder = "/".join(path[:depth])
+            if folder not in seen:
+                seen.add(folder)
+                walk.folders.append(folder)
+        _file("/".join(path), walk, suffixes)
+
+
+def is_hidden(path: Sequence[str]) -> bool:
+    """Whether a file is not read because its name, or that of a folder above it, is hidden or a system's."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path)
+
+
+def _file(name: str, walk: _Walk, suffixes: tuple[str, ...]) -> None:
+    base = name.rpartition("/")[2]
+    if base.lower().endswith(suffixes):
+        walk.images.append(name)
+    elif base != CLASS_LIST:
+        suffix = os.path.splitext(base)[1].lower()
+        walk.leave(f"{suffix}: no image format that Pillow decodes" if suffix else "without a suffix", name)
 
 
 def _layout(root: Path, walk: _Walk) -> _Layout:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, ResizedImages, read_pieces, source_of
 from heterokd.datasets.io.options import DataOptions
+from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError
@@ -204,10 +205,12 @@ class Dataset(ABC):
         default_policy: default augmentation policy; see `policy_at`.
         licence: terms of use of the images, as far as their source states them, for model cards.
         reads: names of the `DataOptions` that it reads, in `load_with`.
+        reads_shards: whether tars and tables in `data.root` are its images.
     """
 
     needs_root: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
+    reads_shards: ClassVar[bool] = False
     tasks: ClassVar[TaskName] = "classification"
     default_policy: ClassVar[AugmentPolicy] = POLICIES["standard"]
     licence: ClassVar[str] = "unknown"
@@ -220,6 +223,11 @@ class Dataset(ABC):
     def load_with(self, root: Path | None, image_size: int, seed: int, options: DataOptions) -> Splits:
         """Do as `load`, with the options that the data set reads; by default none."""
         return self.load(root, image_size, seed)
+
+    def load_stored(self, stored: StoredFiles, image_size: int, seed: int, options: DataOptions) -> Splits:
+        """Do as `load_with` for files in a store; by default all are fetched first."""
+        stored.fetch()
+        return self.load_with(stored.folder, image_size, seed, options)
 
     @abstractmethod
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:

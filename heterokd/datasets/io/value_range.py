@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from heterokd.datasets.io.decoded_files import decoding_threads
+from heterokd.datasets.io.stored_files import StoredFiles
 
 # Maximum number of files, evenly spaced, whose values decide the range of a set.
 SCANNED = 2048
@@ -71,7 +72,7 @@ class ScannedRange:
 
     identity = "auto"
 
-    def __init__(self, folder: Path, names: NDArray[np.bytes_]) -> None:
+    def __init__(self, folder: Path | StoredFiles, names: NDArray[np.bytes_]) -> None:
         self.folder = folder
         self.names = names[:: -(-len(names) // SCANNED) or 1].copy()
         self._lock = Lock()
@@ -92,8 +93,8 @@ class ScannedRange:
 
     @cached_property
     def _found(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        with decoding_threads() as pool:
-            found = list(pool.map(_used, [self.folder / os.fsdecode(name) for name in self.names]))
+        with decoding_threads() as pool:  # which also fetch stored files
+            found = list(pool.map(lambda name: _used(self.folder / os.fsdecode(name)), self.names))
         integers, floats = ([range_ for kind, range_ in found if kind is is_float] for is_float in (False, True))
         return _union(integers), _union(floats)
 

@@ -20,7 +20,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
-from heterokd.execution.placement import gpu_bytes, largest_training, plan_cluster
+from heterokd.execution.placement import future_nodes, gpu_bytes, largest_training, plan_cluster
 from heterokd.execution.planning.time_steps import teacher_like, time_evaluation, time_method, time_training, time_view
 from heterokd.execution.ray_connection import connected
 from heterokd.execution.ray_settings import ray
@@ -33,7 +33,7 @@ from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.fit import fine_tuning, planned_fit
 from heterokd.teachers.prepare import ready_teacher, teacher_recipe
 from heterokd.tracking.store import open_store
-from heterokd.training.data import open_splits, training_splits
+from heterokd.training.data import measured_splits, open_splits
 from heterokd.training.precision import default_device, device_name
 from heterokd.training.task_modules import build_task
 
@@ -94,6 +94,7 @@ def measure(
         answers = ray.get([task.remote(described, state, share, threads) for share in shares])
         memory = None if address else sum(map(_held, (psutil.Process(), *psutil.Process().children(recursive=True))))
         gpu = gpu_bytes() if cluster.gpus else None
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes()) + len(future_nodes(experiment.cluster.resources))
     timed: Timings = {}
     views: dict[str, list[float]] = {}
     for found, of_teachers in answers:
@@ -119,6 +120,7 @@ def measure(
         view=statistics.fmean(statistics.fmean(times) for times in views.values()),
         methods=methods,
         students={network: timed[key].epoch / timed[students[first]].epoch for network, key in students.items()},
+        nodes=nodes,
         memory=memory,
         gpu_memory=None if gpu is None else largest_training(experiment, gpu, methods=list(methods))[0],
     )
@@ -172,7 +174,7 @@ def _measure(described: str, root: Workspace, work: list[Work], threads: int) ->
     torch.set_num_threads(threads)
     device = default_device()
     experiment = Experiment.model_validate_json(described)
-    splits = training_splits(open_splits(experiment.data), here)
+    splits = measured_splits(open_splits(experiment.data), here)
     found: Timings = {}
     views: dict[str, float] = {}
     for method, network, teacher in work:
@@ -201,7 +203,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:
-        return _fit_seconds(recipe, training_splits(splits, root), root, device)
+        return _fit_seconds(recipe, measured_splits(splits, root), root, device)
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted teacher: only its weights are hashed
     live = teacher_like(recipe, splits.num_classes)

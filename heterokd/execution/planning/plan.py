@@ -19,14 +19,14 @@ from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
 from heterokd.study.plan.costs import Costs
 from heterokd.study.plan.counts import count
-from heterokd.study.plan.estimate import Plan, Prices, Stock, estimate
+from heterokd.study.plan.estimate import DataFetch, Plan, Prices, Stock, estimate
 from heterokd.study.plan.record import plan_file
 from heterokd.study.plugins import check_plugins, make_pruner
 from heterokd.teachers.cache.build import missing
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
 from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough
 from heterokd.teachers.prepare import open_prepared, ready_teacher
-from heterokd.training.data import open_splits
+from heterokd.training.data import open_splits, stored_data
 
 
 def plan_experiment(
@@ -68,10 +68,18 @@ def plan_with(
 ) -> Plan:
     """Plan what remains of a search, at given costs."""
     cluster = experiment.cluster
+    stored = stored_data(experiment.data)
+    fetch = None
+    if stored is not None:
+        fetch = DataFetch(
+            stored.total_bytes if costs.nodes > 1 else stored.missing_bytes, costs.nodes, cluster.store_gbit
+        )
+        costs = replace(costs, start=costs.start + fetch.seconds)
     counts = count(experiment, excluded, folder, affordable(experiment, costs))
     stock = existing_stock(experiment, root, excluded)
     prices = Prices(cluster.price_per_hour, experiment.search.budget.price, cluster.currency)
-    return estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
+    found = estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
+    return replace(found, fetch=fetch)
 
 
 def affordable(experiment: Experiment, costs: Costs) -> float | None:

@@ -43,6 +43,7 @@ class Costs:
         view: seconds of the teacher for a view that a cache stores.
         methods: cost of each method with the first student.
         students: training time of each student relative to the first.
+        nodes: number of nodes, with those that may come.
         memory: bytes of memory of the whole search.
         gpu_memory: bytes of GPU memory per trial; None without a GPU.
         source: where the costs are from.
@@ -60,6 +61,7 @@ class Costs:
     view: float
     methods: Mapping[str, MethodCost]
     students: Mapping[str, float] = field(default_factory=dict)
+    nodes: int = 1
     memory: int | None = None
     gpu_memory: int | None = None
     source: str = "measured"

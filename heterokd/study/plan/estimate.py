@@ -72,6 +72,26 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class DataFetch:
+    """Fetch of a data set from its store to the nodes, before their first trials.
+
+    Attributes:
+        bytes: that each node fetches.
+        nodes: number of nodes, which fetch at the same time.
+        gbit: gigabits per second that a node reads.
+    """
+
+    bytes: int
+    nodes: int
+    gbit: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until all nodes have the data."""
+        return self.bytes * 8 / (self.gbit * 1e9)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Estimate of what is left of a search.
 
@@ -92,6 +112,7 @@ class Plan:
         ready: share of existing `teacher`s, and of existing `cache`s.
         source: where the costs are from.
         teachers: number of teachers.
+        fetch: of a data set in a store, part of the time; None for others.
         left_out: methods that do not exist for the pair and students that exceed a limit, with the reason; they are
             neither counted nor timed.
     """
@@ -112,11 +133,14 @@ class Plan:
     ready: Mapping[str, float]
     source: str
     teachers: int = 1
+    fetch: DataFetch | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Convert to plain values."""
-        return asdict(self)
+        content = asdict(self)
+        fetch = content.pop("fetch")
+        return content if self.fetch is None else {**content, "fetch": {**fetch, "seconds": self.fetch.seconds}}
 
 
 def estimate(

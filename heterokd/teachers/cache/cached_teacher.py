@@ -20,10 +20,10 @@ from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import CacheError, MissingSignal
 from heterokd.outputs import Batch, Outputs, OutputSpec, Signal, Tail
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.use_locks import SharedLock, shared_lock
 from heterokd.teachers.cache.build import MANIFEST, begin, build_shards, finish, missing, write
 from heterokd.teachers.cache.compute import block_outputs, view_outputs
 from heterokd.teachers.cache.key import DEFAULT, STORABLE, CacheSettings, make_key
-from heterokd.teachers.cache.locks import SharedLock, shared_lock
 from heterokd.teachers.cache.maintenance import LAST_USED, nearest
 from heterokd.teachers.cache.records import Records, Verify, open_records
 from heterokd.teachers.cache.shards import DamagedShard, decode, encode

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from heterokd.errors import CacheError
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.use_locks import USE_LOCK, exclusive_lock
 from heterokd.teachers.cache.build import MANIFEST, write
 from heterokd.teachers.cache.key import CacheKey
-from heterokd.teachers.cache.locks import USE_LOCK, exclusive_lock
 from heterokd.teachers.cache.records import Records, problems, read_key, read_manifest
 from heterokd.teachers.cache.shards import layout_of, shard_name
 
