@@ -37,6 +37,7 @@ def search(  # its parameters are the command's options
     """
     changes = [*overrides, *([f"search.trials={trials}"] if trials is not None else [])]
     # Faults that files and folders show are reported before the libraries of a search are imported.
+    from heterokd.config.experiment import methods_line
     from heterokd.config.reading import read_experiment
     from heterokd.storage.workspace import open_workspace
 
@@ -52,7 +53,7 @@ def search(  # its parameters are the command's options
     with SearchTerminal(asked, quiet=as_json) as terminal:
         for line in describe_data(asked):
             terminal.print_line(line)
-        terminal.print_line(f"{asked.name}: {asked.search.extent} over {', '.join(asked.methods)}")
+        terminal.print_line(f"{asked.name}: {asked.search.extent} over {methods_line(asked)}")
         found = None
         with suppress(KeyboardInterrupt):  # before the first trial; afterwards Tune handles it
             found = run(

@@ -20,7 +20,7 @@ from heterokd.config.settings import Sample, Settings
 from heterokd.config.training import OF_CLASSES, TrainingSettings
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.methods import METHODS
+from heterokd.methods import METHODS, PLUS, members_of, pairs_of
 from heterokd.outputs import Signal
 from heterokd.tasks import TASKS
 
@@ -107,9 +107,18 @@ class Experiment(Settings):
         return self.search.space
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of the searched methods."""
+    def listed_methods(self) -> tuple[str, ...]:
+        """Names of the methods in the search space, `all` resolved."""
         return methods_of(self.data.task) if self.space.methods == "all" else self.space.methods
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the searched methods: those listed, and with `search.combine: 2` all pairs of them."""
+        listed = self.listed_methods
+        if self.search.combine == 1:
+            return listed
+        own = [method for method in listed if method not in self.space.extensions]
+        return tuple(dict.fromkeys((*listed, *pairs_of(own))))
 
     def knows(self, method: str) -> bool:
         """Whether a method of this name exists in heterokd, an installed package or a file of the search space."""
@@ -201,9 +210,22 @@ class Experiment(Settings):
     def method_domains(self, method: str) -> dict[str, Domain]:
         """Return a method's domains by `method.parameter`, after the search space's overrides."""
         found = {f"{method}.{name}": domain for name, domain in domains(self.method_class(method).Params).items()}
+        for name, (key, value) in self._overrides(method).items():
+            own = f"{method}.{name}"
+            found[own] = read_domain(value, f"search space: overrides.{key}", found.get(own))
+        return found
+
+    def _overrides(self, method: str) -> dict[str, tuple[str, object]]:
+        """Return key and value of the overrides of a method by parameter; a combination has those of its members."""
+        found = {
+            f"{member}_{name}": (f"{member}.{name}", value)
+            for member in (members_of(method) if PLUS in method else ())
+            for name, (_, value) in self._overrides(member).items()
+        }
         for key, value in self.space.overrides.items():
-            if key.split(".", 1)[0] == method:
-                found[key] = read_domain(value, f"search space: overrides.{key}", found.get(key))
+            owner, _, name = key.partition(".")
+            if owner == method:
+                found[name] = key, value
         return found
 
     def published(self, method: str, settings: Sample = MappingProxyType({})) -> dict[str, Scalar]:
@@ -275,7 +297,13 @@ class Experiment(Settings):
         )
 
     def _defaults(self, method: str) -> dict[str, Scalar]:
-        """Return the parameters whose default the search space replaces."""
+        """Return the parameters whose default the search space replaces; a combination has those of its members."""
+        if PLUS in method:
+            return {
+                f"{member}_{name}": value
+                for member in members_of(method)
+                for name, value in self._defaults(member).items()
+            }
         prefix = f"{method}."
         found = self.space.defaults.items()
         return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
@@ -285,9 +313,8 @@ class Experiment(Settings):
         params: dict[str, Scalar] = {}
         if self.training.gather:
             params |= self.method_class(method).gather_settings()
-        for key, value in self.space.overrides.items():
-            owner, _, name = key.partition(".")
-            domain = read_domain(value, f"search space: overrides.{key}") if owner == method else None
+        for name, (key, value) in self._overrides(method).items():
+            domain = read_domain(value, f"search space: overrides.{key}")
             if isinstance(domain, Choice) and len(domain.options) == 1:
                 params[name] = domain.options[0]
         return params
@@ -300,6 +327,13 @@ class Experiment(Settings):
         if key == TEACHER and not self.reads_teacher(method):
             raise ConfigError(f"sample: {TEACHER}: {method!r} reads no teacher; leave it out")
         return str(value)
+
+
+def methods_line(experiment: Experiment) -> str:
+    """Return the names of the searched methods as text, pairs counted."""
+    listed = experiment.listed_methods
+    pairs = len(experiment.methods) - len(listed)
+    return ", ".join(listed) + (f", and combinations of the best ({pairs} pairs)" if pairs else "")
 
 
 def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> TrainingSettings:

@@ -93,7 +93,7 @@ def _schema_number(number: object, place: str) -> int:
 
 def _completed(experiment: Experiment, source: Source) -> Experiment:
     _refuse(((f"{SPACE}.{key}", text) for key, text in method_faults(experiment)), source)
-    return experiment.with_space(experiment.space.model_copy(update={"methods": experiment.methods}))
+    return experiment.with_space(experiment.space.model_copy(update={"methods": experiment.listed_methods}))
 
 
 def at_schema(experiment: Experiment, schema: int, versions: Schema = SCHEMA) -> Experiment:

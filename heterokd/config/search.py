@@ -170,6 +170,9 @@ class SearchSettings(CostLimits):
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of first samples whose method published results choose; it decays"
     )
+    combine: int = Field(
+        1, ge=1, le=2, description="2: the sampler also adds the terms of two of the best methods, as METHOD+METHOD"
+    )
     parallel: int | None = Field(
         None, ge=1, description="number of parallel trials; default: as many as fit, also on nodes that join"
     )

@@ -12,7 +12,7 @@ from heterokd.config.sentences import faults
 from heterokd.config.training import OF_CLASSES, TrainingSettings
 from heterokd.domains import domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.methods import METHODS
+from heterokd.methods import METHODS, PLUS, members_of
 from heterokd.tasks import TASKS
 
 NEVER_SEARCHED = {
@@ -33,6 +33,9 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for method in dict.fromkeys(named):
         if not experiment.knows(method):
             yield "methods", f"there is no method {method!r}; {did_you_mean(method, known)}"
+        turned = PLUS.join(reversed(members_of(method)))
+        if turned != method and turned in named:
+            yield "methods", f"{method!r} and {turned!r} are the same combination; remove one of them"
         if named.count(method) > 1:
             yield "methods", f"{method!r} is listed twice; remove it once"
     for key, value in space.shared.items():

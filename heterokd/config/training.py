@@ -72,6 +72,10 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(False, description="torch.compile the student; worthwhile for long trainings on a GPU")
     trainable: Literal["all", "head"] = Field("all", description="head: train only the classifier, on a frozen encoder")
+    freeze_batch_norm: bool = Field(
+        False,
+        description="batch norms keep the running statistics that they start with; for fine-tuning with few images",
+    )
     workers: Count | Annotated[tuple[Count, Count], Strict(False)] = Field(
         1,
         description="data-parallel workers of a training; [minimum, maximum] uses as many as the cluster has",
@@ -107,6 +111,12 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"accumulate: {self.batch_size} images (batch_size) cannot be split into {self.accumulate} equal parts"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> TrainingSettings:
+        if self.sync_batch_norm and self.freeze_batch_norm:
+            raise ValueError("sync_batch_norm: has no effect if freeze_batch_norm is set; remove a key")
         return self
 
     @model_validator(mode="after")

@@ -73,8 +73,8 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
             excluded[method] = "; ".join(reasons.values())
         else:
             excluded |= {pairing(method, network): reason for network, reason in reasons.items()}
-    gone = [method for method in experiment.methods if method in excluded]
-    if gone and set(experiment.methods) != set(methods_of(experiment.data.task)):
+    gone = [method for method in experiment.listed_methods if method in excluded]
+    if gone and set(experiment.listed_methods) != set(methods_of(experiment.data.task)):
         raise ConfigError(f"search space: methods: {excluded[gone[0]]}; take {gone[0]!r} off the list")
     return excluded
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from heterokd.config.experiment import Experiment
 from heterokd.domains import Choice, Domain
 from heterokd.formatting import format_score, metric_name
+from heterokd.methods import PLUS
 from heterokd.report.chart import Chart, NothingToShow, draw_chart
 from heterokd.report.figures.parameters import Axis, Bar, Line, draw_importance, draw_parallel
 from heterokd.report.figures.svg import Vector
@@ -38,7 +38,7 @@ def parameter_charts(report: StudyReport) -> list[Chart]:
     except Exception as error:  # noqa: BLE001  without the database, the page lacks these charts only
         known, problem = {}, f"{type(error).__name__}: {error}".splitlines()[0]
     methods = methods_in_order(report)
-    names = [name for name in methods if _domains(report.experiment, name)]
+    names = [name for name in methods if _domains(report, name)]
     counts = {name: sum(trial.method == name and trial.is_complete for trial in report.search) for name in names}
     first = sorted(names, key=lambda name: -counts[name])[:MOST_METHODS]
     ranked = {group for group, found in known.items() if found.shares}
@@ -46,7 +46,7 @@ def parameter_charts(report: StudyReport) -> list[Chart]:
     groups += [name for name in names if name in first and (counts[name] >= FEWEST_LINES or name in ranked)]
     charts: list[Chart] = []
     for group in groups:
-        label = group.replace(" ", "-")
+        label = group.replace(" ", "-").replace(PLUS, "-")
         if known or not charts:  # without the database, the reason is given once
             draw = partial(_importance, known.get(group), problem)
             charts.append(draw_chart(f"importance-{label}", f"Parameter importance: {group}", draw))
@@ -56,11 +56,13 @@ def parameter_charts(report: StudyReport) -> list[Chart]:
     return charts
 
 
-def _domains(experiment: Experiment, group: str) -> dict[str, Domain]:
+def _domains(report: StudyReport, group: str) -> dict[str, Domain]:
     """Return the domains of a group's parameters, without those that have a single value."""
+    experiment = report.experiment
     found = experiment.shared_domains()
     if group == ALL:
-        found = {"method": Choice(*experiment.methods)} | found
+        tried = methods_in_order(report)
+        found = {"method": Choice(*dict.fromkeys((*experiment.listed_methods, *tried)))} | found
     else:
         found = experiment.method_domains(group) | found
     return {key: domain for key, domain in found.items() if not _is_constant(domain)}
@@ -85,7 +87,6 @@ def _importance(known: Importance | None, problem: str, made: Vector) -> str:
 
 
 def _parallel(report: StudyReport, group: str, made: Vector) -> str:
-    experiment = report.experiment
     trials = [
         trial
         for trial in report.search
@@ -95,7 +96,7 @@ def _parallel(report: StudyReport, group: str, made: Vector) -> str:
     values = {trial.number: trial.value for trial in trials if trial.is_complete and trial.value is not None}
     if len(values) < FEWEST_LINES:
         raise NothingToShow(f"{len(values)} trials are complete; {FEWEST_LINES} are needed.")
-    domains = dict(list(_domains(experiment, group).items())[: MOST_AXES - 1])
+    domains = dict(list(_domains(report, group).items())[: MOST_AXES - 1])
     # The worst values are far from the others: only the better nine tenths share the axis.
     ordered = sorted(values.values(), reverse=report.summary.maximise)
     best, worst = ordered[0], ordered[math.ceil(0.9 * len(ordered)) - 1]

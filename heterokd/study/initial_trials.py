@@ -39,7 +39,8 @@ def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) 
     Raises:
         StudyError: `search.match_starts` is set, and the study has not been matched.
     """
-    ordered = sorted(expected_ranks(experiment, facts.methods), key=lambda method: method != BASELINE)
+    listed = [method for method in facts.methods if method in experiment.listed_methods]
+    ordered = sorted(expected_ranks(experiment, listed), key=lambda method: method != BASELINE)
 
     def exists(sample: Mapping[str, Scalar]) -> bool:
         """Return whether a sample of another source can be trained here."""

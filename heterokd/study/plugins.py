@@ -27,9 +27,19 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.search import ClassSettings
 from heterokd.errors import ConfigError
 from heterokd.extensions import load_named
+from heterokd.methods import PLUS
 from heterokd.study.assignment import method_space
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner, is_reference
-from heterokd.study.sampler import Sampler, StudyView, TreeParzen, counts_as_worst, has_freedom, propose, seed_at
+from heterokd.study.sampler import (
+    Guide,
+    Sampler,
+    StudyView,
+    TreeParzen,
+    counts_as_worst,
+    has_freedom,
+    propose,
+    seed_at,
+)
 from heterokd.study.storage import direction
 from heterokd.study.trials import TrialRecord, Trials
 
@@ -171,7 +181,7 @@ def make_pruner(experiment: Experiment) -> Pruner:
     return OptunaPruner(build(settings, BasePruner, "search.pruner"))  # type: ignore[type-abstract]
 
 
-def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sampler:
+def make_sampler(experiment: Experiment, methods: Collection[str], begun: int = 0) -> Sampler:
     """Make the sampler of an experiment.
 
     `begun` is the number of existing trials, so that a resumed study does not draw the same numbers again.
@@ -182,7 +192,7 @@ def make_sampler(experiment: Experiment, methods: int, begun: int = 0) -> Sample
     settings = experiment.search.sampler
     if settings is None:
         # The starts compare methods and little else; a few uniform samples compare parameters.
-        return TreeParzen(startup=max(10, methods + 5))
+        return TreeParzen(startup=max(10, sum(PLUS not in method for method in methods) + 5))
     seed = seed_at(experiment.search.seed, begun)
     built = build(settings, BaseSampler, "search.sampler", seed=seed)  # type: ignore[type-abstract]
     return OptunaSampler(built)
@@ -201,11 +211,11 @@ def check_plugins(experiment: Experiment, excluded: Container[str] = ()) -> None
         return
     methods = [method for method in experiment.methods if method not in excluded]
     spaces = {method: space for method in methods if has_freedom(space := method_space(experiment, method, excluded))}
-    sampler = make_sampler(experiment, len(methods))
+    sampler = make_sampler(experiment, methods)
     for method in spaces:
         trials = Trials(optuna.create_study(direction=direction(experiment)), is_kept=False)
         try:
-            propose(trials, spaces, sampler, experiment.search.seed, chosen={"method": method})
+            propose(trials, spaces, sampler, experiment.search.seed, Guide(chosen={"method": method}))
         except Exception as error:  # noqa: BLE001  whatever the class raises, it does not support this space
             raise ConfigError(
                 f"search.sampler: {experiment.search.sampler.name!r} cannot sample the parameters of method {method!r} "

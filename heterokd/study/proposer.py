@@ -10,11 +10,12 @@ from optuna.trial import TrialState, create_trial
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.domains import Scalar
 from heterokd.study.assignment import assignment_attrs
+from heterokd.study.combining import possible_pairs
 from heterokd.study.confirmation import Repetition
 from heterokd.study.failures import failing_methods
 from heterokd.study.initial_trials import Start
 from heterokd.study.priors import method_prior
-from heterokd.study.sampler import Prior, Sampler, distributions, end_like, has_freedom, propose
+from heterokd.study.sampler import Guide, Prior, Sampler, distributions, end_like, has_freedom, propose
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.trials import TrialRecord, Trials
 
@@ -43,11 +44,12 @@ class Proposer:
         # A method with a single possible sample (usually scratch) runs once, as its published start. As an option of
         # the sampler, a good baseline would be proposed repeatedly instead of a new sample.
         self._free = {method: domains for method, domains in space.domains.items() if has_freedom(domains)}
+        self._pairs = [method for method in space.domains if method not in experiment.listed_methods]
 
     @property
     def has_samples(self) -> bool:
         """Whether any method that is not left out has parameters to sample."""
-        return not self._free.keys() <= failing_methods(self._trials).keys()
+        return not self._free.keys() - set(self._pairs) <= failing_methods(self._trials).keys()
 
     def start(self, start: Start) -> TrialRecord:
         """Add a trial with a start's values."""
@@ -60,14 +62,20 @@ class Proposer:
 
     def sample(self) -> TrialRecord | None:
         """Add a trial with values of the sampler; None if an earlier trial has the same recipe, which costs nothing."""
-        prior, seed = self._prior(self._trials.sampled), self._experiment.search.seed
-        trial, sample = propose(self._trials, self._free, self._sampler, seed, prior, self._next_student())
+        trial, sample = propose(self._trials, self._free, self._sampler, self._experiment.search.seed, self._guide())
         known = self._trials.numbers.get(self._space.identity(sample))
         trial.set_user_attr("assignment", assignment_attrs(self._experiment, sample, "sampled", duplicate_of=known))
         if known is not None:
             end_like(self._trials, trial, self._trials[known])
         record = self._trials.store()
         return record if known is None else None
+
+    def _guide(self) -> Guide:
+        prior, chosen = self._prior(self._trials.sampled), self._next_student()
+        if not self._pairs:
+            return Guide(prior, chosen)
+        possible = possible_pairs(self._trials, self._space, self._pairs, maximise=self._experiment.maximise)
+        return Guide([*possible.prior, *possible.share(prior)], chosen, frozenset(self._pairs) - possible.names)
 
     def _add(self, start: Start, *, seed: int | None, confirms: int | None) -> TrialRecord:
         learned = distributions(self._free, start.method)
@@ -95,7 +103,10 @@ class Proposer:
         ranks = {
             method: rank
             for method, rank in self._space.ranks.get(teacher, {}).items()
-            if method in self._free and method not in left_out and teacher in (self._space.teachers[method] or teachers)
+            if method in self._free
+            and method not in self._pairs
+            and method not in left_out
+            and teacher in (self._space.teachers[method] or teachers)
         }
         likely = method_prior(ranks, self._experiment.search.prior_weight, sampled, self._warm_ranks)
         chosen = {TEACHER: teacher}

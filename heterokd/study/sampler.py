@@ -13,8 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence, Set
 from copy import copy
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import optuna
@@ -44,6 +43,21 @@ LEARNED = 500
 
 BEST = 25
 """Number of the best trials among them, of any age: as many as TPE's `default_gamma` separates from the others."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Rules for the next sample beside the estimator.
+
+    Attributes:
+        prior: probabilities with which values are drawn without the estimator, which then samples the others.
+        chosen: fixed values.
+        left_out: methods that are not proposed, in addition to those that fail.
+    """
+
+    prior: Prior = ()
+    chosen: Mapping[str, Scalar] = field(default_factory=dict)
+    left_out: Set[str] = frozenset()
 
 
 class Sampler(Protocol):
@@ -77,8 +91,7 @@ def propose(
     spaces: Spaces,
     sampler: Sampler,
     seed: int,
-    prior: Prior = (),
-    chosen: Mapping[str, Scalar] = MappingProxyType({}),
+    guide: Guide = Guide(),
 ) -> tuple[optuna.Trial, dict[str, Scalar]]:
     """Return a new trial, in memory only, and its sample.
 
@@ -87,15 +100,14 @@ def propose(
         spaces: domains of each method.
         sampler: makes the estimator.
         seed: seed of the search.
-        prior: probabilities with which a method is drawn without the estimator, which then samples its parameters.
-        chosen: fixed values.
+        guide: rules beside the estimator.
     """
-    seed = seed_at(seed, len(trials))
+    seed, chosen = seed_at(seed, len(trials)), guide.chosen
     if trials.known_in_a_row >= RANDOM_AFTER:
         estimator: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed)
     else:
-        estimator, chosen = sampler.estimator(seed), {**_draw(prior, seed), **chosen}
-    left_out = failing_methods(trials)
+        estimator, chosen = sampler.estimator(seed), {**_draw(guide.prior, seed), **chosen}
+    left_out = failing_methods(trials).keys() | guide.left_out
     trials.memory.sampler = _GroupSampler(spaces, estimator, chosen, seed, left_out)
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))

@@ -62,7 +62,7 @@ class Study:
             every_epoch=self._pruner.every_epoch,
             identity=space.identity,
         )
-        sampler = options.sampler or make_sampler(experiment, len(self.facts.methods), len(trials))
+        sampler = options.sampler or make_sampler(experiment, self.facts.methods, len(trials))
         self._proposer = Proposer(experiment, space, trials, sampler, self.facts.warm.ranks)
         self._ledger = Ledger(experiment, trials, options.clock, options.devices)
         self._schedule = Schedule(

@@ -139,6 +139,9 @@ def fine_tuning(training: TrainingSettings) -> TrainingSettings:
         "warmup_epochs": training.warmup_epochs * epochs / training.epochs,
         "learning_rate": training.learning_rate * LEARNING_RATE_SHARE,
         "min_learning_rate": training.min_learning_rate * LEARNING_RATE_SHARE,
+        # The solved classifier belongs to features of the running statistics, which a few epochs do not replace: some
+        # of timm's batch norms move them by a hundredth in a step.
+        "freeze_batch_norm": True,
         "layer_decay": LAYER_DECAY if training.layer_decay is None else training.layer_decay,
     }
     return training.model_copy(update=changes)

@@ -15,10 +15,11 @@ import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from heterokd.config.data import DataSettings
-from heterokd.config.experiment import Experiment
+from heterokd.config.experiment import Experiment, methods_line
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.formatting import format_interval, format_sample
+from heterokd.methods import PLUS
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
@@ -47,6 +48,11 @@ def study_id(folder: StudyFolder) -> str:
     return str(known)
 
 
+def _mlflow_key(name: str) -> str:
+    """Return a name that MLflow accepts as a key; it refuses the plus of a combination."""
+    return name.replace(PLUS, "-")
+
+
 def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]:
     """Return the parameters of a trial's run: few and short, since MLflow shows each as a column."""
     training = recipe.training.model_dump()
@@ -57,7 +63,7 @@ def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]
         "teacher": recipe.teacher.network,
         "seed": recipe.training.seed,
         "recipe": recipe.hash,
-        **{f"{recipe.method}.{key}": value for key, value in recipe.params.items()},
+        **{f"{_mlflow_key(recipe.method)}.{key}": value for key, value in recipe.params.items()},
         **{f"training.{key}": training[key] for key in dict.fromkeys((*_TRAINING_PARAMS, *chosen)) if key in training},
     }
     # Six digits: `0.12`, not the `0.12000000000000001` that a sampler may propose; the recipe keeps them all.
@@ -109,7 +115,6 @@ def _git_commit() -> str | None:
 
 def study_description(experiment: Experiment, result: str = "") -> str:
     """Return the Markdown description of a study's run, the result first, since MLflow folds long texts."""
-    methods = ", ".join(experiment.methods)
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images per class" if labels else ""
     height, width = experiment.data.view_size
@@ -118,7 +123,7 @@ def study_description(experiment: Experiment, result: str = "") -> str:
         f"**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
         f"{' or '.join(experiment.teacher.networks)}?\n{result}\n"
         f"- data: {experiment.data.dataset} ({experiment.data.task}) at {size} pixels{few}\n"
-        f"- methods: {methods}\n"
+        f"- methods: {methods_line(experiment)}\n"
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
         f"chosen by `{experiment.metric}`\n"
     )
@@ -129,7 +134,7 @@ def study_params(experiment: Experiment) -> dict[str, str]:
     search = experiment.search
     params = {
         "search.objectives": ", ".join(search.objectives) or experiment.metric,
-        "search.methods": ", ".join(experiment.methods),
+        "search.methods": methods_line(experiment),
         "search.students": ", ".join(experiment.student.networks),
         "search.extent": search.extent,
         "search.epochs": str(experiment.training.epochs),

@@ -14,6 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 from timm.scheduler.tanh_lr import TanhLRScheduler
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterokd.config.training import TrainingSettings
 
@@ -64,6 +65,13 @@ def freeze_slow_layers(body: nn.Module, settings: TrainingSettings) -> None:
         timm_optim.param_groups_layer_decay(  # type: ignore[attr-defined]
             body, layer_decay=settings.layer_decay, no_opt_scale=LEAST_SCALE
         )
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let batch norms use their running statistics and keep them; weights and biases are still trained."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.eval()
 
 
 def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings) -> list[ParameterGroup] | None:

@@ -36,7 +36,7 @@ from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
 from heterokd.training.distiller import Distiller
 from heterokd.training.evaluation import evaluate
-from heterokd.training.optim import freeze_slow_layers
+from heterokd.training.optim import freeze_batch_norm, freeze_slow_layers
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
 from heterokd.training.student import build_student
@@ -199,6 +199,8 @@ class _Loop:
         # Dropout and stochastic methods draw from torch's generator: seeded by epoch, so that resuming changes nothing.
         torch.manual_seed(self.recipe.training.seed * 1_000_003 + epoch + distributed.random_offset())
         self.step.train()
+        if self.recipe.training.freeze_batch_norm:
+            freeze_batch_norm(self.distiller.student)
         if self.recipe.training.trainable == "head":
             # The frozen encoder keeps its running statistics and has no dropout: its features are the published ones.
             self.distiller.student.eval().head.train()
