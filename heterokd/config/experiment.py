@@ -20,7 +20,7 @@ from heterokd.config.settings import Sample, Settings
 from heterokd.config.training import OF_CLASSES, TrainingSettings
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.methods import METHODS, PLUS, members_of, pairs_of
+from heterokd.methods import METHODS, pairs_of
 from heterokd.outputs import Signal
 from heterokd.tasks import TASKS
 
@@ -210,22 +210,9 @@ class Experiment(Settings):
     def method_domains(self, method: str) -> dict[str, Domain]:
         """Return a method's domains by `method.parameter`, after the search space's overrides."""
         found = {f"{method}.{name}": domain for name, domain in domains(self.method_class(method).Params).items()}
-        for name, (key, value) in self._overrides(method).items():
+        for name, (key, value) in self.space.overrides_of(method).items():
             own = f"{method}.{name}"
             found[own] = read_domain(value, f"search space: overrides.{key}", found.get(own))
-        return found
-
-    def _overrides(self, method: str) -> dict[str, tuple[str, object]]:
-        """Return key and value of the overrides of a method by parameter; a combination has those of its members."""
-        found = {
-            f"{member}_{name}": (f"{member}.{name}", value)
-            for member in (members_of(method) if PLUS in method else ())
-            for name, (_, value) in self._overrides(member).items()
-        }
-        for key, value in self.space.overrides.items():
-            owner, _, name = key.partition(".")
-            if owner == method:
-                found[name] = key, value
         return found
 
     def published(self, method: str, settings: Sample = MappingProxyType({})) -> dict[str, Scalar]:
@@ -240,7 +227,7 @@ class Experiment(Settings):
         """
         defaults: dict[str, Scalar] = {
             **{f"{method}.{name}": value for name, value in self.method_class(method).Params()},
-            **{f"{method}.{name}": value for name, value in self._defaults(method).items()},
+            **{f"{method}.{name}": value for name, value in self.space.defaults_of(method).items()},
             **{f"training.{name}": value for name, value in self.training},
             "student.network": self.student.networks[0],
             TEACHER: self.teacher.networks[0],
@@ -265,7 +252,7 @@ class Experiment(Settings):
         if not isinstance(method, str) or not self.knows(method):
             raise ConfigError(f"sample: there is no method {method!r}; {did_you_mean(str(method), METHODS)}")
         extension = self.space.extensions.get(method)
-        params = self._defaults(method) | self._pinned(method)
+        params = self.space.defaults_of(method) | self._pinned(method)
         training: dict[str, Scalar] = {}
         networks = {"student": self.student.networks[0], "teacher": self.teacher.networks[0]}
         for key, value in sample.items():
@@ -296,24 +283,12 @@ class Experiment(Settings):
             extension=extension,
         )
 
-    def _defaults(self, method: str) -> dict[str, Scalar]:
-        """Return the parameters whose default the search space replaces; a combination has those of its members."""
-        if PLUS in method:
-            return {
-                f"{member}_{name}": value
-                for member in members_of(method)
-                for name, value in self._defaults(member).items()
-            }
-        prefix = f"{method}."
-        found = self.space.defaults.items()
-        return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
-
     def _pinned(self, method: str) -> dict[str, Scalar]:
         """Return the parameters that the search space pins to a value, and those that `training.gather` sets."""
         params: dict[str, Scalar] = {}
         if self.training.gather:
             params |= self.method_class(method).gather_settings()
-        for name, (key, value) in self._overrides(method).items():
+        for name, (key, value) in self.space.overrides_of(method).items():
             domain = read_domain(value, f"search space: overrides.{key}")
             if isinstance(domain, Choice) and len(domain.options) == 1:
                 params[name] = domain.options[0]

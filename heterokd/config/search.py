@@ -15,7 +15,7 @@ from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
 from heterokd.domains import Scalar
 from heterokd.errors import ConfigError
-from heterokd.methods import METHODS
+from heterokd.methods import METHODS, PLUS, members_of
 from heterokd.tasks import TASKS, TaskName
 
 Metric = Literal[
@@ -87,6 +87,31 @@ class SpaceSettings(Settings):
             except ConfigError as error:
                 raise ValueError(str(error)) from None
         return methods
+
+    def overrides_of(self, method: str) -> dict[str, tuple[str, object]]:
+        """Return key and value of the overrides of a method by parameter; a combination has those of its members."""
+        found = {
+            f"{member}_{name}": (f"{member}.{name}", value)
+            for member in (members_of(method) if PLUS in method else ())
+            for name, (_, value) in self.overrides_of(member).items()
+        }
+        for key, value in self.overrides.items():
+            owner, _, name = key.partition(".")
+            if owner == method:
+                found[name] = key, value
+        return found
+
+    def defaults_of(self, method: str) -> dict[str, Scalar]:
+        """Return the parameters whose default the search space replaces; a combination has those of its members."""
+        if PLUS in method:
+            return {
+                f"{member}_{name}": value
+                for member in members_of(method)
+                for name, value in self.defaults_of(member).items()
+            }
+        prefix = f"{method}."
+        found = self.defaults.items()
+        return {key.removeprefix(prefix): value for key, value in found if key.startswith(prefix)}
 
 
 class BudgetSettings(Settings):
