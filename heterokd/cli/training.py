@@ -145,6 +145,8 @@ def teacher(
         )
         if prepared.settings.checkpoint is None and prepared.weights is not None:
             terminal.print_line(f"fit: {card.reason or 'all weights, by a version without teacher.fit'}")
+        if card.members:
+            terminal.print_line(f"members on val: {', '.join(card.members)}")
         if card.calibration():
             terminal.print_line(f"calibration: {card.calibration()}")
         terminal.print_line(f"weights {prepared.weights or 'published by timm'}, SHA-256 {card.weights}")

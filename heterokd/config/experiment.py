@@ -94,6 +94,20 @@ class Experiment(Settings):
                         )
         return self
 
+    @model_validator(mode="after")
+    def _teachers_combine(self) -> Experiment:
+        teacher, key = self.teacher, "ensemble" if self.teacher.ensemble else "cross_fit"
+        if not teacher.ensemble and teacher.cross_fit is None:
+            return self
+        if self.data.view_crop is not None:
+            raise ValueError(f"teacher.{key}: is for whole images; in {self.data.task}, name a single teacher")
+        if teacher.cross_fit is not None and self.data.policy.mixes:
+            raise ValueError(
+                "teacher.cross_fit: mixup and cutmix show an image to the teachers that have not seen another; set "
+                "data.augment to a policy without them"
+            )
+        return self
+
     @property
     def teacher_size(self) -> int:
         """Height = width of what the teacher sees, in pixels."""
@@ -186,6 +200,12 @@ class Experiment(Settings):
     def with_space(self, space: SpaceSettings) -> Experiment:
         """Return the experiment with another search space."""
         return self.model_copy(update={"search": self.search.model_copy(update={"space": space})})
+
+    @property
+    def member_experiments(self) -> tuple[Experiment, ...]:
+        """The experiment with each member of the (first) teacher as its teacher, see `TeacherSettings.members`."""
+        members = self.teacher.settings_of().members
+        return tuple(self.model_copy(update={"teacher": TeachersSettings.of(member)}) for member in members)
 
     def for_teacher(self, teacher: str) -> Experiment:
         """Return the experiment with a single teacher; its recipes equal those of samples that name this teacher."""

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
+from heterokd.config.combined_teachers import with_folds, with_members
 from heterokd.config.modules import with_module_files
 from heterokd.config.settings import Names, PathName, Settings
 from heterokd.config.training import TeacherTraining
 from heterokd.errors import did_you_mean
+from heterokd.networks.combined_options import CROSS_FIT
 
 Score = Annotated[
     float | None,
@@ -48,6 +50,7 @@ CHECKPOINT = (
     "verified instead of fitted"
 )
 STARTS = ("pretrained", "start_from")
+GIVEN_FOLDS = "cross_fit fits teachers, teacher.checkpoint is fitted already: give it as teacher.start_from"
 
 
 class NetworkSettings(Settings):
@@ -153,27 +156,82 @@ def no_features(fit: Fit) -> str:
     return f"fit: {fit} solves the classifier on pretrained features; set pretrained: true or start_from, or fit: all"
 
 
-class TeacherSettings(NetworkSettings):
-    """A teacher: a frozen network."""
+class MemberSettings(NetworkSettings):
+    """A network that is fitted or given: of an ensemble, or the only network of a teacher."""
 
     checkpoint: PathName | None = Field(None, description=CHECKPOINT)
-    image_size: TeacherSize = None
     fit: FitOfTeacher = "auto"
-    min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
 
     @model_validator(mode="after")
-    def _one_source(self) -> TeacherSettings:
+    def _one_source(self) -> MemberSettings:
         for key in STARTS:
             if self.checkpoint is not None and getattr(self, key):
                 raise ValueError(f"give either teacher.checkpoint or teacher.{key}, not both")
         return self
 
     @model_validator(mode="after")
-    def _has_features(self) -> TeacherSettings:
-        if self.fit in ("head", "head_then_all") and not self.has_start and self.checkpoint is None:
+    def _has_features(self) -> MemberSettings:
+        if self.fit in ("head", "head_then_all") and not self.has_start and self.checkpoint is None and self._is_single:
             raise ValueError(no_features(self.fit))
         return self
+
+    @property
+    def _is_single(self) -> bool:
+        return True
+
+
+CrossFit = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        le=100,
+        description="fit this number of teachers, each without a part of the training images, which it answers",
+    ),
+]
+Ensemble = Annotated[
+    tuple[MemberSettings, ...],
+    Strict(False),
+    Field(description="networks whose answers are averaged: names, or a section such as `teacher` for each"),
+]
+Average = Annotated[
+    Literal["probabilities", "logits"], Field(description="what is averaged over the networks of an ensemble")
+]
+
+
+class TeacherSettings(MemberSettings):
+    """A teacher: a frozen network, or several that answer together."""
+
+    image_size: TeacherSize = None
+    min_score: Score = None
+    cross_fit: CrossFit = None
+    ensemble: Ensemble = ()
+    average: Average = "probabilities"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_folds(cls, content: object) -> object:
+        """Move `cross_fit` into the options."""
+        return with_folds(with_members(content)) if isinstance(content, Mapping) else content
+
+    @property
+    def members(self) -> tuple[TeacherSettings, ...]:
+        """The single teachers that are fitted or given: those of an ensemble, otherwise the teacher without folds."""
+        if self.ensemble:
+            return tuple(TeacherSettings(**each.model_dump(), image_size=self.image_size) for each in self.ensemble)
+        if self.cross_fit is None:
+            return (self,)
+        plain = {key: value for key, value in self.options.items() if key != CROSS_FIT}
+        return (self.model_copy(update={"options": plain, CROSS_FIT: None}),)
+
+    @property
+    def is_combined(self) -> bool:
+        """Whether several networks answer together."""
+        return bool(self.ensemble) or self.cross_fit is not None
+
+    @property
+    def _is_single(self) -> bool:
+        return not self.ensemble
 
 
 class TeachersSettings(SearchedNetworks):
@@ -186,11 +244,22 @@ class TeachersSettings(SearchedNetworks):
     fit: FitOfTeacher = "auto"
     min_score: Score = None
     training: TeacherTraining = Field(default_factory=TeacherTraining)
+    cross_fit: CrossFit = None
+    ensemble: Ensemble = ()
+    average: Average = "probabilities"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_members(cls, content: object) -> object:
+        """Turn an ensemble into a network."""
+        return with_members(content) if isinstance(content, Mapping) else content
 
     @model_validator(mode="after")
     def _one_source(self) -> TeachersSettings:
         if self.checkpoint is None:
             return self
+        if self.cross_fit is not None:
+            raise ValueError(GIVEN_FOLDS)
         if self.pretrained:
             raise ValueError("give either teacher.checkpoint or teacher.pretrained, not both")
         _check_files("checkpoint", self.checkpoint, self.networks, "that is left out is fitted")
@@ -202,9 +271,14 @@ class TeachersSettings(SearchedNetworks):
     @model_validator(mode="after")
     def _has_features(self) -> TeachersSettings:
         are_given = all(self.checkpoint_of(network) or self.start_of(network) for network in self.networks)
-        if self.fit in ("head", "head_then_all") and not self.pretrained and not are_given:
+        if self.fit in ("head", "head_then_all") and not (self.pretrained or are_given or self.ensemble):
             raise ValueError(no_features(self.fit))
         return self
+
+    @classmethod
+    def of(cls, teacher: TeacherSettings) -> TeachersSettings:
+        """Return the section of a single teacher."""
+        return cls.model_validate(teacher.model_dump())
 
     def checkpoint_of(self, network: str) -> Path | None:
         """Return the file of a teacher's weights, or None."""
@@ -223,6 +297,9 @@ class TeachersSettings(SearchedNetworks):
             fit=self.fit,
             min_score=self.min_score,
             training=self.training,
+            cross_fit=self.cross_fit,
+            ensemble=self.ensemble,
+            average=self.average,
         )
 
     def only(self, network: str) -> TeachersSettings:

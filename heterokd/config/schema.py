@@ -136,6 +136,9 @@ class Schema:
             inner = getattr(settings, key)
             if isinstance(inner, BaseModel) and isinstance(value, Mapping):
                 value = self.identity(inner, path, value)
+            elif isinstance(inner, tuple) and isinstance(value, list):
+                models = zip(inner, value, strict=True)
+                value = [self.identity(each, path, of) if isinstance(each, BaseModel) else of for each, of in models]
             kept[key] = value
         return kept
 

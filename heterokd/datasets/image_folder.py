@@ -70,18 +70,19 @@ class ImageFolder(Dataset):
             found = find_labelled(root, labelled, options)
         else:
             found = read_table(root, options.table, options) if options.table else find_images(root, options)
-        files, notes = _split(found, seed, options)
+        files, notes, groups = _split(found, seed, options)
         reading = _reading(files, options)
         shown = replace(reading, photo_crops=False, shown=options.val_crop)
         files = {name: replace(part, reading=reading if name == "train" else shown) for name, part in files.items()}
         splits = file_splits("image_folder", files, found.classes, image_size)
+        splits = replace(splits, train=replace(splits.train, groups=groups))
         return replace(splits, notes=(*notes, *found.notes, *found.unread_sentences))
 
 
 def _split(
     found: FoundImages, seed: int, options: DataOptions
-) -> tuple[dict[SplitName, LabelledFiles], tuple[str, ...]]:
-    """Return the files of each split, with sentences about where the splits come from."""
+) -> tuple[dict[SplitName, LabelledFiles], tuple[str, ...], tuple[str, ...] | None]:
+    """Return the files of each split, sentences about where the splits come from, and the groups of train if any."""
     number_of = {label: number for number, label in enumerate(found.classes)}
     names = [image.name for image in found.images]
     labels = np.array([number_of[image.label] for image in found.images], np.int64)
@@ -113,7 +114,9 @@ def _split(
         shared = sorted(group for group, count in splits_of.items() if count > 1)
         if shared:
             notes.append(f"{len(shared)} groups are in more than one split (such as {shared[0]}): metrics are too good")
-    return {name: whole.chosen(np.sort(parts[name])) for name in SPLIT_NAMES}, tuple(notes)
+    parts = {name: np.sort(part) for name, part in parts.items()}
+    of_train = tuple(groups[place] for place in parts["train"]) if is_grouped else None
+    return {name: whole.chosen(parts[name]) for name in SPLIT_NAMES}, tuple(notes), of_train
 
 
 def _reading(files: Mapping[SplitName, LabelledFiles], options: DataOptions) -> Reading:

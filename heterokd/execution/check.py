@@ -106,8 +106,9 @@ def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str
     # Without the overrides first: if the method exists without a pinned value, the pinned value is the error.
     space = experiment.space.model_copy(update={"overrides": {}})
     plain = experiment.model_copy(update={"search": experiment.search.model_copy(update={"space": space})})
+    role = "teacher" if experiment.teacher.cross_fit is None else "cross-fitted teacher"
     for network, student in students.items():
-        pair = f"{experiment.teacher.network} (teacher) and {network} (student)"
+        pair = f"{experiment.teacher.network} ({role}) and {network} (student)"
         for method in experiment.methods:
             published = plain.published(method)
             reason = _refusal(plain.recipe(published), student, teacher)
@@ -157,10 +158,15 @@ def check_files(experiment: Experiment, root: Workspace) -> None:
     for given in given_files(experiment):
         size = sizes[given.key.partition(".")[0]]
         read_given(given.network, local_file(given.file, root), splits.num_classes, size, given.key)
-    starting: list[tuple[str, NetworkSettings]] = []
-    for section, searched in (("teacher", experiment.teacher), ("student", experiment.student)):
-        starting += [(section, searched.settings_of(network)) for network in searched.networks if searched.pretrained]
-    for section, settings in starting:
+    teachers = [experiment.teacher.settings_of(network) for network in experiment.teacher.networks]
+    students = [experiment.student.settings_of(network) for network in experiment.student.networks]
+    networks: list[tuple[str, NetworkSettings]] = [
+        *(("teacher", member) for teacher in teachers for member in teacher.members),
+        *(("student", student) for student in students),
+    ]
+    for section, settings in networks:
+        if not settings.pretrained:
+            continue
         try:
             build_configured(settings, splits.num_classes, sizes[section], pretrained=True)
         except NetworkError as error:

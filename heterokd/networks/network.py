@@ -11,6 +11,8 @@ from heterokd.networks.bodies import create_body
 from heterokd.networks.body_network import normalised
 from heterokd.networks.body_types import Normalisation
 from heterokd.networks.classifier import Network
+from heterokd.networks.combined import CombinedNetwork, build_combined, combined_spec
+from heterokd.networks.combined_options import member_networks
 from heterokd.networks.dataflow import logits_of
 from heterokd.networks.modules import module_normalisation
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation
@@ -21,7 +23,7 @@ from heterokd.networks.tapped import TappedNetwork
 from heterokd.networks.taps import TapParts
 from heterokd.outputs import OutputSpec
 
-AnyNetwork = Network | TappedNetwork | SegmentationNetwork
+AnyNetwork = Network | TappedNetwork | SegmentationNetwork | CombinedNetwork
 
 
 def build_network(
@@ -41,7 +43,8 @@ def build_network(
         options: timm's arguments in addition to the name: `{"img_size": 32, "patch_size": 4, "depth": 6}`. For a
             segmentation network smp's, such as `{"encoder_output_stride": 8, "decoder_channels": 64}`, and for its
             encoder from timm also timm's. DeepLabV3 and V3+ dilate their encoder as smp does by default (to a stride of
-            8 and 16) if it can be dilated; attention encoders, including MiT and PVT, keep a stride of 32.
+            8 and 16) if it can be dilated; attention encoders, including MiT and PVT, keep a stride of 32. Several
+            networks that answer together: see `combined`.
         pretrained: whether to load timm's weights for the name. A segmentation network gets its encoder's ImageNet
             weights; its decoder starts from random weights.
         image_size: pixels; networks with a fixed size are built for it, unless `options` contain `img_size`. None: the
@@ -53,6 +56,12 @@ def build_network(
         NetworkError: the name or an option is unknown, the network gives no logits, encoder and decoder are
             incompatible, or weights are missing.
     """
+    if member_networks(name, options or {}):
+        return build_combined(
+            name,
+            options or {},
+            lambda member, plain: build_network(member, num_classes, plain, pretrained, image_size, normalisation),
+        )
     if is_segmentation(name):
         layout = lay_out(name, num_classes, options, image_size)
         whole = create_segmentation_body(name, num_classes, layout.arguments, pretrained)
@@ -73,6 +82,10 @@ def predict_spec(
     Raises:
         NetworkError: as `build_network`.
     """
+    members = member_networks(name, options or {})
+    if members:
+        specs = [predict_spec(member, num_classes, plain, image_size) for member, plain in members]
+        return combined_spec(name, specs, options or {})
     layout = lay_out if is_segmentation(name) else split_network
     return layout(name, num_classes, options, image_size).spec
 
@@ -98,4 +111,5 @@ def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:
     """Copy a network for torch.export and ONNX: in eval mode, without resizing of the images."""
     if isinstance(network, SegmentationNetwork):
         return DeployableSegmentation(network).eval()
+    assert not isinstance(network, CombinedNetwork)  # students are single networks
     return Deployable(copy.deepcopy(network.body), network.mean, network.std).eval()

@@ -18,6 +18,7 @@ from heterokd.networks.checkpoint_description import class_names, described_netw
 from heterokd.networks.checkpoint_file import read_checkpoint_file
 from heterokd.networks.checkpoint_match import Target, match_checkpoint
 from heterokd.networks.classifier import Network
+from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.tapped import TappedNetwork
@@ -176,6 +177,7 @@ def _check_forward(path: Path, network: AnyNetwork, state: Mapping[str, Tensor])
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    body = module.body if isinstance(module, Network | TappedNetwork | SegmentationNetwork) else module
+    known = Network | TappedNetwork | SegmentationNetwork | CombinedNetwork
+    body = module.body if isinstance(module, known) else module
     # clone: safetensors refuses weights that share memory
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}

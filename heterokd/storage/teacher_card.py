@@ -44,6 +44,9 @@ class TeacherCard:
         never_predicted: classes that val has and the teacher never predicts.
         class_order: an order of the classes with which it scores clearly more: `natural`, `sorted` or the names.
         class_order_score: score on val with that order.
+        members: network and score on val of each of several that answer together. Confidence and accuracy on training
+            images are then those of the answers that students get: with `teacher.cross_fit`, of the teacher that has
+            not seen the image.
 
     What follows `reason` is of classifiers, except `notes`.
     """
@@ -67,6 +70,7 @@ class TeacherCard:
     never_predicted: tuple[str, ...] = ()
     class_order: str | tuple[str, ...] | None = None
     class_order_score: float | None = None
+    members: tuple[str, ...] = ()
 
     def calibration(self) -> str:
         """Describe the calibration in a phrase; empty if it was not measured."""

@@ -54,13 +54,13 @@ def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
     student = predict_spec(recipe.student.network, splits.num_classes, recipe.student.options, size)
     with torch.device("meta"):
         needs = recipe.method_class(recipe.method_params, student, live.spec).teacher_needs
-    stored = stored_signals(recipe.task)
+    stored = stored_signals(recipe.task) & live.spec.serves
     return bool(needs & stored) and not needs & ~(stored | Signal.TAIL)
 
 
 def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
     """Return the key of a recipe's cache."""
-    return make_key(splits, cached_views(recipe), live.network, _settings(recipe))
+    return make_key(splits, cached_views(recipe), live.network, _settings(recipe, live))
 
 
 def cached_views(recipe: Recipe) -> ViewSpec:
@@ -117,7 +117,7 @@ def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspa
     if folder.exists(MANIFEST):
         verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
         access = CacheAccess("complete", verify=verify, copies=root.caches)
-        open_or_build(root.cache_folder, splits, cached_views(recipe), live, _settings(recipe), access)
+        open_or_build(root.cache_folder, splits, cached_views(recipe), live, _settings(recipe, live), access)
     elif folder.exists("key.json"):
         read_key(folder)
 
@@ -155,7 +155,7 @@ def open_cache(
     Raises:
         CacheError: the cache is damaged, of something else, or too large for the disk.
     """
-    views, settings = cached_views(recipe), _settings(recipe)
+    views, settings = cached_views(recipe), _settings(recipe, live)
     if not build:
         return _opened(root, splits, views, live, settings, str(device))
     access = CacheAccess("build", device, copies=root.caches)
@@ -170,5 +170,5 @@ def _opened(
     return open_or_build(root.cache_folder, splits, views, live, settings, access)
 
 
-def _settings(recipe: Recipe) -> CacheSettings:
-    return CacheSettings(stored_signals(recipe.task), recipe.cache.dtype, recipe.cache.top_k)
+def _settings(recipe: Recipe, live: LiveTeacher) -> CacheSettings:
+    return CacheSettings(stored_signals(recipe.task) & live.spec.serves, recipe.cache.dtype, recipe.cache.top_k)

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterokd.datasets.io.class_order import natural_order
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.random import permutation
+from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
 from heterokd.teachers.calibration import best_temperature, confidence
 from heterokd.training.evaluation import predict
@@ -42,18 +44,19 @@ class Diagnosis:
     class_order_score: float | None = None
 
 
-def diagnose(network: AnyNetwork, splits: Splits, device: str) -> Diagnosis:
+def diagnose(network: AnyNetwork, splits: Splits, device: str, folds: NDArray[np.int64] | None = None) -> Diagnosis:
     """Diagnose a teacher on val and on a sample of train; in segmentation nothing is measured.
 
     Args:
         network: the teacher.
         splits: its data; plain images are read, without augmentation.
         device: device to run it on.
+        folds: [N] fold of each training image, of a cross-fitted teacher: each is answered as in training.
     """
     if splits.val.label_maps is not None or not len(splits.val) or not len(splits.train):
         return Diagnosis()
     val_logits, val_labels = _predictions(network, splits.val, splits.num_classes, MOST_VAL, device)
-    train_logits, train_labels = _predictions(network, splits.train, splits.num_classes, TRAIN_IMAGES, device)
+    train_logits, train_labels = _train_predictions(network, splits, device, folds)
     names = tuple(map(str, splits.class_names))
     predicted, labels = val_logits.argmax(dim=1).numpy(), val_labels.numpy()
     counts = np.bincount(labels, minlength=len(names))
@@ -72,7 +75,21 @@ def diagnose(network: AnyNetwork, splits: Splits, device: str) -> Diagnosis:
     )
 
 
-def _predictions(network: AnyNetwork, split: Split, num_classes: int, most: int, device: str) -> tuple[Tensor, Tensor]:
+def _train_predictions(
+    network: AnyNetwork, splits: Splits, device: str, folds: NDArray[np.int64] | None
+) -> tuple[Tensor, Tensor]:
+    """Return logits [N, K] and labels [N] of a sample of train, of each fold by the member that has not seen it."""
+    if folds is None or not isinstance(network, CombinedNetwork):
+        return _predictions(network, splits.train, splits.num_classes, TRAIN_IMAGES, device)
+    most = -(-TRAIN_IMAGES // len(network.members))
+    found = [
+        _predictions(member, splits.train.chosen(np.flatnonzero(folds == fold)), splits.num_classes, most, device)
+        for fold, member in enumerate(network.members)
+    ]
+    return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def _predictions(network: nn.Module, split: Split, num_classes: int, most: int, device: str) -> tuple[Tensor, Tensor]:
     """Return logits [N, K] and labels [N] of at most `most` images."""
     if len(split) > most:
         split = split.chosen(np.sort(permutation(len(split), 0, "diagnosis")[:most]))

@@ -7,20 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock
 
 from heterokd.config.experiment import Experiment
-from heterokd.config.networks import NetworkSettings, TeacherSettings
+from heterokd.config.networks import TeacherSettings
 from heterokd.config.recipe import Recipe
 from heterokd.config.search import score_of
-from heterokd.config.services import CachingSettings
-from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError
-from heterokd.methods import BASELINE
-from heterokd.networks.bodies import published_classes
+from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
@@ -29,18 +27,25 @@ from heterokd.storage.typed_json import parse
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
 from heterokd.teachers.diagnosis import diagnose
 from heterokd.teachers.fit import FIT_FILES, fit_teacher
+from heterokd.teachers.folders import (
+    CARD,
+    WEIGHTS,
+    combined_folder,
+    fold_recipe,
+    is_given,
+    teacher_folder,
+    teacher_recipe,
+)
 from heterokd.teachers.given import GivenWeights, given_weights, with_local_weights
 from heterokd.training.data import open_splits, training_splits
 from heterokd.training.evaluation import evaluate
+from heterokd.training.folds import Folds, folds_of
 from heterokd.training.precision import default_device
-from heterokd.training.student import save_student
+from heterokd.training.student import build_configured, save_student
 from heterokd.training.task_modules import build_task
-from heterokd.training.teacher import FIRST_FIT, LiveTeacher, open_teacher, teacher_hash
+from heterokd.training.teacher import LiveTeacher, open_teacher
 from heterokd.training.teacher_views import TeacherViews, teacher_views
 from heterokd.training.train import Metrics, Report
-
-CARD = "teacher.json"
-"""File in a teacher's folder, written last."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,18 +80,17 @@ def prepare_teachers(
         CheckpointError: see `prepare_teacher`.
     """
 
-    def prepared(network: str) -> PreparedTeacher:
-        report = None if progress is None else lambda metrics: progress(metrics, network)
-        return prepare_teacher(experiment.for_teacher(network), root, report)
-
-    return {network: prepared(network) for network in experiment.teacher.networks}
+    return {
+        network: _prepared(experiment.for_teacher(network), root, progress) for network in experiment.teacher.networks
+    }
 
 
 def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | None = None) -> PreparedTeacher:
     """Fit the (first) teacher of an experiment, or verify a given teacher; on a GPU if there is one.
 
     A fitted teacher is stored under `teachers/` and reused by hash. The fit uses all training images, whatever
-    `data.labels_per_class` is.
+    `data.labels_per_class` is. The members of an ensemble and the folds of a cross-fitted teacher are prepared in turn,
+    each stored as a single teacher, and then written to a file together.
 
     Args:
         experiment: experiment with the `teacher` section.
@@ -96,20 +100,15 @@ def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | 
     Raises:
         CheckpointError: the weights are missing, damaged, of another network or number of classes, or worse than
             `teacher.min_score`.
+        DataError: there are fewer images than folds.
     """
-    recipe = teacher_recipe(experiment)
-    asked, splits = recipe.teacher, open_splits(recipe.data)
-    recipe, sentence = with_local_weights(recipe, splits, root)
-    settings = recipe.teacher
-    if sentence is not None:
-        logger.warning(sentence)
-    if asked.checkpoint is not None and settings.checkpoint is not None:
-        given = given_weights(recipe, splits, root, asked.checkpoint)
-        prepared = PreparedTeacher(asked, given.file, _verify(recipe, splits, given))
-    elif _is_given(settings, splits):
-        prepared = PreparedTeacher(asked, None, _verify(recipe, splits))
-    else:
-        prepared = _fitted_teacher(recipe, splits, root, progress)
+    return _prepared(experiment, root, None if progress is None else lambda metrics, network: progress(metrics))
+
+
+def _prepared(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+    settings = experiment.teacher.settings_of()
+    prepare = _combined_teacher if settings.is_combined else _single_teacher
+    prepared = prepare(experiment, root, progress)
     card = prepared.card
     for remark in card.remarks():
         logger.warning("teacher %s: %s", card.network, remark)
@@ -121,21 +120,23 @@ def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | 
     return prepared
 
 
-def teacher_recipe(experiment: Experiment) -> Recipe:
-    """Return the recipe that fits an experiment's (first) teacher on all training images."""
-    settings = experiment.teacher.settings_of()
-    return Recipe(
-        name=f"{experiment.name}-teacher",
-        data=experiment.data.model_copy(
-            update={"labels_per_class": None, "train_images": None, "image_size": experiment.teacher_size}
-        ),
-        teacher=settings,
-        student=NetworkSettings.model_validate(settings.model_dump(include=set(NetworkSettings.model_fields))),
-        method=BASELINE,
-        params={},
-        training=TrainingSettings.model_validate(settings.training.model_dump()),
-        cache=CachingSettings(enabled=False),
-    )
+def _single_teacher(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+    recipe = teacher_recipe(experiment)
+    asked, splits = recipe.teacher, open_splits(recipe.data)
+    recipe, sentence = with_local_weights(recipe, splits, root)
+    settings = recipe.teacher
+    if sentence is not None:
+        logger.warning(sentence)
+    if asked.checkpoint is not None and settings.checkpoint is not None:
+        given = given_weights(recipe, splits, root, asked.checkpoint)
+        return PreparedTeacher(asked, given.file, _verify(recipe, splits, given))
+    if is_given(settings, splits):
+        return PreparedTeacher(asked, None, _verify(recipe, splits))
+    return _fitted_teacher(recipe, splits, root, _report_of(progress, settings.network))
+
+
+def _report_of(progress: TeacherReport | None, name: str) -> Report | None:
+    return None if progress is None else lambda metrics: progress(metrics, name)
 
 
 def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path | None]:
@@ -144,17 +145,22 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
     Raises:
         OSError: the store of the workspace does not answer.
     """
+    if experiment.teacher.settings_of().is_combined:
+        folder = combined_folder(experiment, root)
+        root.mirror(folder).fetch(without=CHECKPOINTS)
+        is_fitted = (folder / CARD).exists()
+        return is_fitted, folder / WEIGHTS if is_fitted else None
     recipe = teacher_recipe(experiment)
     asked, splits = recipe.teacher.checkpoint, open_splits(recipe.data)
     recipe, _ = with_local_weights(recipe, splits, root)
     if asked is not None and recipe.teacher.checkpoint is not None:
         return True, given_weights(recipe, splits, root, asked).file
-    if _is_given(recipe.teacher, splits):
+    if is_given(recipe.teacher, splits):
         return True, None
-    folder = _folder(recipe, splits, root)
+    folder = teacher_folder(recipe, splits, root)
     root.mirror(folder).fetch(without=CHECKPOINTS)
     is_fitted = (folder / CARD).exists()
-    return is_fitted, folder / "teacher.safetensors" if is_fitted else None
+    return is_fitted, folder / WEIGHTS if is_fitted else None
 
 
 def open_prepared(
@@ -162,38 +168,19 @@ def open_prepared(
 ) -> LiveTeacher:
     """Open the teacher of a recipe, once per process; `root`: see `teacher_views`."""
     live = _teacher(recipe.teacher.model_dump_json(), num_classes, recipe.teacher_size, prepared_weights)
-    views = teacher_views(recipe, root)
-    return live if views is None else _with_views(live, views)
+    views, folds = teacher_views(recipe, root), folds_of(recipe)
+    return live if views is None and folds is None else _with_views(live, views, folds)
 
 
 @lru_cache(maxsize=8)
-def _with_views(live: LiveTeacher, views: TeacherViews) -> LiveTeacher:
+def _with_views(live: LiveTeacher, views: TeacherViews | None, folds: Folds | None) -> LiveTeacher:
     """Return the teacher with its views; the network is shared, because confirmations have views of several seeds."""
-    return LiveTeacher(live.network, views)
+    return LiveTeacher(live.network, views, folds)
 
 
 @lru_cache(maxsize=8)
 def _teacher(settings: str, num_classes: int, image_size: int, weights: Path | None) -> LiveTeacher:
     return open_teacher(TeacherSettings.model_validate_json(settings), num_classes, image_size, weights)
-
-
-def _is_given(settings: TeacherSettings, splits: Splits) -> bool:
-    """Whether the teacher has weights already: a checkpoint, or timm's weights for as many classes as the data has."""
-    return settings.checkpoint is not None or (
-        settings.pretrained and published_classes(settings.network) == splits.num_classes
-    )
-
-
-def _folder(recipe: Recipe, splits: Splits, root: Workspace) -> Path:
-    """Return a teacher's folder; with `fit: auto`, that of a version without the key `teacher.fit` if it exists."""
-    folder = root.teachers / teacher_hash(recipe.teacher, recipe, splits.fingerprint)
-    if recipe.teacher.fit == "auto" and not (folder / CARD).exists():
-        whole = recipe.teacher.model_copy(update={"fit": FIRST_FIT})
-        older = root.teachers / teacher_hash(whole, recipe, splits.fingerprint)
-        root.mirror(older).fetch(without=CHECKPOINTS)
-        if (older / CARD).exists() and "reason" not in read_json(older / CARD):
-            return older
-    return folder
 
 
 def _verify(recipe: Recipe, splits: Splits, given: GivenWeights | None = None) -> TeacherCard:
@@ -209,11 +196,11 @@ def _verify(recipe: Recipe, splits: Splits, given: GivenWeights | None = None) -
 
 
 def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: Report | None) -> PreparedTeacher:
-    settings, folder, device = recipe.teacher, _folder(recipe, splits, root), default_device()
+    settings, folder, device = recipe.teacher, teacher_folder(recipe, splits, root), default_device()
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)
     mirror.fetch(without=CHECKPOINTS)
-    weights, card_file = folder / "teacher.safetensors", folder / CARD
+    weights, card_file = folder / WEIGHTS, folder / CARD
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
@@ -235,15 +222,84 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     return PreparedTeacher(settings, weights, card)
 
 
+def _combined_teacher(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+    """Prepare the members of an ensemble, or the folds of a cross-fitted teacher, and write them to a file."""
+    recipe = teacher_recipe(experiment)
+    settings, splits, device = recipe.teacher, open_splits(recipe.data), default_device()
+    folder = combined_folder(experiment, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    mirror = root.mirror(folder)
+    mirror.fetch(without=CHECKPOINTS)
+    weights, card_file = folder / WEIGHTS, folder / CARD
+    with FileLock(folder / ".lock"):
+        if not card_file.exists():
+            if settings.cross_fit is not None:
+                parts = _prepared_folds(experiment, root, progress)
+            else:
+                parts = [_prepared(member, root, progress) for member in experiment.member_experiments]
+            whole = build_configured(settings, splits.num_classes, recipe.data.image_size)
+            assert isinstance(whole, CombinedNetwork)
+            for member, part in zip(whole.members, parts, strict=True):
+                part_of = recipe.model_copy(update={"teacher": part.settings})
+                opened = open_prepared(part_of, part.weights, splits.num_classes).network
+                cast(AnyNetwork, member).body.load_state_dict(opened.body.state_dict())
+            save_student(whole, weights)
+            task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+            val = open_split(splits.val, splits.num_classes)
+            metrics = dict(evaluate(whole.eval().to(device), val, task, device=device))
+            source, reason = _combination(settings)
+            card = _card(recipe, whole, splits, metrics[task.facts.score], source)
+            members = tuple(f"{part.card.network} {part.card.val_score:.4f}" for part in parts)
+            write_text(card_file, replace(card, reason=reason, members=members).to_json())
+            mirror.close()
+            return PreparedTeacher(settings, weights, card=parse(TeacherCard, read_json(card_file)), fitted=True)
+    card = parse(TeacherCard, read_json(card_file))
+    if weights_hash(open_prepared(recipe, weights, splits.num_classes).network) != card.weights:
+        raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); delete {folder}")
+    return PreparedTeacher(settings, weights, card)
+
+
+def _combination(settings: TeacherSettings) -> tuple[str, str]:
+    """Say what answers together, and how."""
+    if settings.cross_fit is None:
+        return (
+            f"{len(settings.ensemble)} networks",
+            f"the mean of {len(settings.ensemble)} networks' {settings.average}",
+        )
+    return (
+        f"cross-fitted {settings.network}",
+        f"{settings.cross_fit} teachers, each fitted without a part of the training images, which it answers; others "
+        "get the mean of their probabilities",
+    )
+
+
+def _prepared_folds(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> list[PreparedTeacher]:
+    """Fit a teacher without each fold, or reuse it: an interrupted search goes on with the fold that it was in."""
+    recipe, folds = fold_recipe(experiment, root)
+    splits, count, network = training_splits(open_splits(recipe.data), root), len(folds), recipe.teacher.network
+    seed = recipe.teacher.training.seed
+    return [
+        _fitted_teacher(
+            recipe,
+            splits.without_fold(fold, count, seed),
+            root,
+            _report_of(progress, f"{network}, fold {fold + 1} of {count}"),
+        )
+        for fold in folds
+    ]
+
+
 def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, score: float, source: str) -> TeacherCard:
+    teacher = recipe.teacher
+    folds = None if teacher.cross_fit is None else splits.folds(teacher.cross_fit, teacher.training.seed)
     return TeacherCard(
-        network=recipe.teacher.network,
-        options=dict(recipe.teacher.options),
+        network=teacher.network,
+        options=dict(teacher.options),
         num_classes=network.spec.num_classes,
         image_size=network.spec.image_size,
         weights=weights_hash(network),
         metric=score_of(recipe.task),
         val_score=score,
         source=source,
-        **vars(diagnose(network, splits, default_device())),
+        **vars(diagnose(network, splits, default_device(), folds)),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +19,12 @@ from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.policy import BLACK
 from heterokd.errors import CheckpointError
+from heterokd.networks.combined import CombinedNetwork, in_order
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import file_digest, load_weights
 from heterokd.outputs import EVERY_NETWORK, Batch, Outputs, OutputSpec, Signal
 from heterokd.training.evaluation import predict_classes
+from heterokd.training.folds import Folds
 from heterokd.training.student import build_configured
 from heterokd.training.teacher_views import TeacherViews
 
@@ -54,12 +58,13 @@ class LiveTeacher:
     Args:
         network: network of the teacher; it is set to evaluation mode, without gradients of its parameters.
         views: what it sees if its image size differs from the student's.
+        folds: of a cross-fitted teacher, the fold of each training image of the student, see `Folds`.
     """
 
-    def __init__(self, network: AnyNetwork, views: TeacherViews | None = None) -> None:
+    def __init__(self, network: AnyNetwork, views: TeacherViews | None = None, folds: Folds | None = None) -> None:
         self.network = network.eval().requires_grad_(requires_grad=False)
         self.spec = network.spec
-        self.views = views
+        self.views, self.folds = views, folds
         self.serves = LIVE & network.spec.serves
         self._classes: dict[int, tuple[Split, Tensor | None]] = {}
 
@@ -70,8 +75,28 @@ class LiveTeacher:
             self.network.to(batch.images.device)
         images = batch.images if self.views is None else self.views.of(batch)
         with torch.no_grad():
+            return self._answers(images, self.fold_rows(batch), needs).only(needs, "teacher")
+
+    def fold_rows(self, batch: Batch) -> dict[int, Tensor]:
+        """Return the positions in a batch of the images of each fold.
+
+        Empty for plain images (val, test), which all members answer together, and for a teacher without folds.
+        """
+        if self.folds is None or batch.shown is None:
+            return {}
+        fold_of = self.folds.of_image[batch.shown[:, 0].numpy()]
+        return {int(fold): torch.from_numpy(np.flatnonzero(fold_of == fold)) for fold in np.unique(fold_of)}
+
+    def _answers(self, images: Tensor, fold_rows: Mapping[int, Tensor], needs: Signal) -> Outputs:
+        if not isinstance(self.network, CombinedNetwork) or not fold_rows:
             outputs: Outputs = self.network(images, needs)
-        return outputs.only(needs, "teacher")
+            return outputs
+        rows = list(fold_rows.values())
+        parts = [
+            self.network.of_fold(images if len(rows) == 1 else images[at.to(images.device)], needs, fold)
+            for fold, at in fold_rows.items()
+        ]
+        return in_order(parts, rows)
 
     def classes(self, loader: EvalLoader, device: torch.device | str) -> Tensor | None:
         """See `Teacher`."""

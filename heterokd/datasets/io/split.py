@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from heterokd.datasets.io.grouping import grouped_split
 from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, ResizedImages, read_pieces, source_of
 from heterokd.datasets.io.options import DataOptions
 from heterokd.datasets.io.stored_files import StoredFiles
@@ -53,6 +54,8 @@ class Split:
         name: train, val or test.
         label_maps: label maps of segmentation, [Hc, Wc] each; None in classification.
         weights: [N] weight of each image in the task loss, at least 0; None: all are 1.
+        groups: group of each image, of training images with groups; None without.
+        kept: [N] positions of the images in the data set's training split; None if all are kept.
     """
 
     images: Images
@@ -60,6 +63,8 @@ class Split:
     name: SplitName
     label_maps: Images | None = None
     weights: NDArray[np.float32] | None = None
+    groups: tuple[str, ...] | None = None
+    kept: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,8 +73,15 @@ class Split:
         """Select the images at `index`; positions start at 0 again."""
         maps = None if self.label_maps is None else ChosenImages(self.label_maps, index)
         weights = None if self.weights is None else self.weights[index]
-        images = ChosenImages(self.images, index)
-        return replace(self, images=images, labels=self.labels[index], label_maps=maps, weights=weights)
+        return replace(
+            self,
+            images=ChosenImages(self.images, index),
+            labels=self.labels[index],
+            label_maps=maps,
+            weights=weights,
+            groups=None if self.groups is None else tuple(self.groups[place] for place in index),
+            kept=None if self.kept is None else self.kept[index],
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -191,9 +203,46 @@ class Splits:
         kept = permutation(len(self.train), 0, "train_images", seed)[:count]
         return self._with_train(kept, f"train_images={count}:seed={seed}")
 
+    def folds(self, count: int, seed: int = 0) -> NDArray[np.int64]:
+        """Return the fold of each training image, [N] in 0 to `count` - 1.
+
+        Each class is spread evenly, in seeded order. Images of a group are in the same fold.
+
+        Raises:
+            DataError: there are fewer images or groups than folds.
+        """
+        if len(self.train) < count:
+            raise DataError(
+                f"teacher.cross_fit: {len(self.train)} training images cannot be divided into {count} folds; lower it"
+            )
+        fold_of, placed = np.zeros(len(self.train), np.int64), 0
+        groups = self.train.groups
+        if groups is not None:
+            for fold, members in enumerate(grouped_split(self.train.labels, groups, [1 / count] * count, seed)):
+                fold_of[members] = fold
+            return fold_of
+        for number in range(self.num_classes):
+            members = np.flatnonzero(self.train.labels == number)
+            order = permutation(len(members), number, "folds", seed)
+            fold_of[members[order]] = (placed + np.arange(len(members))) % count
+            placed += len(members)
+        return fold_of
+
+    def without_fold(self, fold: int, count: int, seed: int = 0) -> Splits:
+        """Return the splits without the training images of a fold; val and test are unchanged.
+
+        Raises:
+            DataError: see `folds`.
+        """
+        others = np.flatnonzero(self.folds(count, seed) != fold)
+        return self._with_train(others, f"folds={count}:without={fold}:seed={seed}")
+
     def _with_train(self, index: NDArray[np.int64], settings: str) -> Splits:
-        digest = hashlib.sha256(f"{self.fingerprint}:{settings}".encode())
-        return replace(self, train=self.train.chosen(np.sort(index)), fingerprint=digest.hexdigest())
+        digest, index = hashlib.sha256(f"{self.fingerprint}:{settings}".encode()), np.sort(index)
+        part = self.train.chosen(index)
+        if part.kept is None:
+            part = replace(part, kept=index)
+        return replace(self, train=part, fingerprint=digest.hexdigest())
 
 
 class Dataset(ABC):

@@ -31,7 +31,8 @@ from heterokd.study.assignment import teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.fit import fine_tuning, planned_fit
-from heterokd.teachers.prepare import ready_teacher, teacher_recipe
+from heterokd.teachers.folders import missing_folds, teacher_recipe
+from heterokd.teachers.prepare import ready_teacher
 from heterokd.tracking.store import open_store
 from heterokd.training.data import measured_splits, open_splits
 from heterokd.training.precision import default_device, device_name
@@ -200,6 +201,15 @@ def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> 
 
 def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> float:
     """Return the seconds to fit the teacher, or to verify an existing teacher."""
+    teacher = experiment.teacher.settings_of()
+    if teacher.is_combined and ready_teacher(experiment, root)[0]:
+        return 0.0
+    if teacher.ensemble:
+        return sum(_teacher_seconds(member, root, device) for member in experiment.member_experiments)
+    if teacher.cross_fit is not None:
+        recipe = teacher_recipe(experiment.member_experiments[0])
+        splits = training_splits(open_splits(recipe.data), root).without_fold(0, teacher.cross_fit)
+        return missing_folds(experiment, root) * _fit_seconds(recipe, splits, root, device)
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:

@@ -25,6 +25,7 @@ from heterokd.teachers.cache.compute import view_outputs
 from heterokd.teachers.cache_policy import is_served, stored_signals
 from heterokd.training.data import recipe_loaders
 from heterokd.training.evaluation import evaluate
+from heterokd.training.folds import folds_of
 from heterokd.training.precision import time_step
 from heterokd.training.setup import measured_precision
 from heterokd.training.step import Updates
@@ -158,7 +159,7 @@ def _evaluate(network: torch.nn.Module, batch: Batch, task: Task, device: str) -
 
 def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) -> float:
     """Return the teacher's seconds per view, computed as a cache builder does."""
-    signals = stored_signals(recipe.task)
+    signals = stored_signals(recipe.task) & live.spec.serves
     views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop, fill=recipe.data.fill)
     compute = view_outputs(splits.train, views, live, signals=signals, device=device)
     index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
@@ -174,7 +175,8 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
 
 def teacher_like(recipe: Recipe, num_classes: int) -> LiveTeacher:
     """Build the recipe's teacher with random weights, which do not change its speed."""
-    return LiveTeacher(build_configured(recipe.teacher, num_classes, recipe.teacher_size), teacher_views(recipe))
+    network = build_configured(recipe.teacher, num_classes, recipe.teacher_size)
+    return LiveTeacher(network, teacher_views(recipe), folds_of(recipe))
 
 
 def _round(update: object, device: str) -> float:

@@ -165,7 +165,9 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     teacher = recipe.teacher
     card = lineage.teacher
     score = "" if card is None else f", {card.metric} {card.val_score:.4f}"
-    if teacher.checkpoint is not None:
+    if teacher.ensemble:
+        origin, licence = "the networks in its name, which answer together", f"{UNKNOWN} (see each network)"
+    elif teacher.checkpoint is not None:
         fitted = "" if card is None or card.source == str(teacher.checkpoint) else f" ({card.source})"
         origin, licence = f"a given checkpoint{fitted}", f"{UNKNOWN} (the checkpoint does not state it)"
     elif teacher.pretrained:
@@ -189,6 +191,10 @@ def _origins(recipe: Recipe, lineage: Lineage) -> str:
     ]
     if recipe.method == BASELINE:
         lines[2] = f"- teacher: not used (the study's teacher is {escaped(teacher.network)})"
+    elif card is not None:
+        members = f"members on val: {', '.join(card.members)}" if card.members else ""
+        about = "; ".join(filter(None, (card.reason, card.calibration(), members)))
+        lines[3:3] = [f"- the teacher: {escaped(about)}"] if about else []
     return "\n".join(lines)
 
 

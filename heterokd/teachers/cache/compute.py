@@ -35,7 +35,26 @@ Compute = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, Tensor]]
 
 
 def block_outputs(live: LiveTeacher, batch: Batch, needs: Signal) -> dict[str, Tensor]:
-    """Compute `logits` and `embedding` of a batch, those that `needs` contains, in fp32 and in blocks of fixed size."""
+    """Compute `logits` and `embedding` of a batch, those that `needs` contains, in fp32 and in blocks of fixed size.
+
+    Of a cross-fitted teacher, the images of each fold are in separate blocks.
+    """
+    rows = list(live.fold_rows(batch).values())
+    if len(rows) <= 1:
+        return _blocks(live, batch, needs)
+    found = [_blocks(live, _chosen(batch, part), needs) for part in rows]
+    order = torch.cat(rows).argsort().to(batch.images.device)
+    return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
+
+
+def _chosen(batch: Batch, rows: Tensor) -> Batch:
+    """Return the images of a batch at these positions, which are on the CPU."""
+    there = rows.to(batch.images.device)
+    shown = None if batch.shown is None else batch.shown[rows]
+    return Batch(images=batch.images[there], labels=batch.labels[there], index=batch.index[there], shown=shown)
+
+
+def _blocks(live: LiveTeacher, batch: Batch, needs: Signal) -> dict[str, Tensor]:
     device, size = batch.images.device, _block_size(batch.images)
     parts: dict[str, list[Tensor]] = {}
     with torch.autocast(device.type, enabled=False):
