@@ -147,12 +147,15 @@ def record_forward(body: nn.Module, images: Tensor) -> Flow:
 
 
 def logits_of(output: object) -> Tensor:
-    """Return the logits in the output of a forward: the output, or its attribute `logits` (HF transformers).
+    """Return the logits in the output of a forward.
+
+    That is the output, its attribute `logits` (HF transformers), or its item "out" (torchvision's segmentation).
 
     Raises:
         NetworkError: the output is something else.
     """
-    logits = getattr(output, "logits", output)
+    logits = output.get("out", output) if isinstance(output, dict) else output
+    logits = getattr(logits, "logits", logits)
     if not isinstance(logits, Tensor):
         raise NetworkError(f"the network gives {type(output).__name__}, a tensor of logits [B, K] is needed")
     return logits

@@ -14,6 +14,7 @@ from heterokd.networks.classifier import Network
 from heterokd.networks.combined import CombinedNetwork, build_combined, combined_spec
 from heterokd.networks.combined_options import member_networks
 from heterokd.networks.dataflow import logits_of
+from heterokd.networks.mapped import DeployableMaps, MapParts, MappedNetwork
 from heterokd.networks.modules import module_normalisation
 from heterokd.networks.segmentation import DeployableSegmentation, SegmentationNetwork, encoder_normalisation
 from heterokd.networks.segmentation_bodies import create_segmentation_body, lay_out
@@ -23,7 +24,7 @@ from heterokd.networks.tapped import TappedNetwork
 from heterokd.networks.taps import TapParts
 from heterokd.outputs import OutputSpec
 
-AnyNetwork = Network | TappedNetwork | SegmentationNetwork | CombinedNetwork
+AnyNetwork = Network | TappedNetwork | SegmentationNetwork | MappedNetwork | CombinedNetwork
 
 
 def build_network(
@@ -69,6 +70,8 @@ def build_network(
     split = split_network(name, num_classes, options, image_size)
     body = create_body(name, num_classes, split.arguments, pretrained)
     normalisation = normalisation or module_normalisation(body)
+    if isinstance(split, MapParts):
+        return MappedNetwork(name, body, split, options or {}, normalisation)
     if isinstance(split, TapParts):
         return TappedNetwork(name, body, split, options or {}, normalisation)
     return Network(name, body, split, options or {}, normalisation)
@@ -107,9 +110,11 @@ class Deployable(nn.Module):
         return logits_of(self.body(normalised(images, images.shape[-1], self.mean, self.std)))
 
 
-def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation:
+def deployable(network: AnyNetwork) -> Deployable | DeployableSegmentation | DeployableMaps:
     """Copy a network for torch.export and ONNX: in eval mode, without resizing of the images."""
     if isinstance(network, SegmentationNetwork):
         return DeployableSegmentation(network).eval()
+    if isinstance(network, MappedNetwork):
+        return DeployableMaps(network).eval()
     assert not isinstance(network, CombinedNetwork)  # students are single networks
     return Deployable(copy.deepcopy(network.body), network.mean, network.std).eval()

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from heterokd.errors import NetworkError
 from heterokd.networks.bodies import create_body, first_line, options_as_json
 from heterokd.networks.body_types import TimmBody
-from heterokd.networks.dataflow import BATCH
+from heterokd.networks.dataflow import BATCH, logits_of, record_forward
+from heterokd.networks.mapped import MapParts, describe_maps
 from heterokd.networks.modules import TAPS, is_built_elsewhere, takes
 from heterokd.networks.operations import operations, same_operations
 from heterokd.networks.parts import Cut, NetworkParts, NotSplit, describe_parts, run_parts
@@ -65,11 +66,12 @@ SHAPES = (
 
 def split_network(
     name: str, num_classes: int, options: Mapping[str, object] | None, image_size: int | None
-) -> NetworkParts | TapParts:
+) -> NetworkParts | TapParts | MapParts:
     """Determine the parts of a network from its structure; cached, without weights or memory.
 
     Returns:
-        Stem, stages and finish of a network that matches one of `SHAPES`, of others the taps of its modules.
+        Stem, stages and finish of a network that matches one of `SHAPES`, of others the taps of its modules; of a
+        user's segmentation network the modules that give its maps.
 
     Raises:
         NetworkError: the name or an option is unknown, or the network does not give logits for images of this size.
@@ -78,7 +80,7 @@ def split_network(
 
 
 @lru_cache(maxsize=256)
-def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts | TapParts:
+def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts | TapParts | MapParts:
     given = json.loads(options)
     taps = given.pop(TAPS, None)
     body, arguments = _build(name, num_classes, given, image_size)
@@ -106,7 +108,11 @@ def _split(name: str, num_classes: int, options: str, image_size: int | None) ->
             if same_operations(native, body, images, partial(_run_whole, body, cut, images)):
                 with suppress(NotSplit):
                     return describe_parts(body, images, cut, num_classes, arguments)
-    return describe_taps(name, body, images, num_classes, arguments, read_tap_names(name, taps))
+    named = read_tap_names(name, taps)
+    flow = record_forward(body, images) if is_built_elsewhere(name, given) else None
+    if flow is not None and logits_of(flow.output).dim() == 4:
+        return describe_maps(name, body, images, flow, num_classes, arguments, named)
+    return describe_taps(name, body, images, num_classes, arguments, named)
 
 
 def _default_size(body: nn.Module) -> int:

@@ -132,7 +132,7 @@ def describe_taps(
     classifiers = _classifiers(body, flow, num_classes)
     embedded = [call.given for call in flow.modules if call.module in classifiers and call.given is not None]
     if named.embedding is not None:
-        embedded = [_named_call(name, flow, named.embedding, "embedding").tensors[0]]
+        embedded = [named_call(name, flow, named.embedding, "embedding").tensors[0]]
     dim = sum(as_embedding(given).shape[1] for given in embedded)
     serves = Signal.LOGITS | (Signal.EMBEDDING if dim else Signal.NONE)
     spec = OutputSpec(num_classes, dim, (), images.shape[-1], serves=serves, body_kind=kind_of([body]))
@@ -144,7 +144,7 @@ def describe_taps(
     return _with_stages(body, images, flow, parts)
 
 
-def _named_call(name: str, flow: Flow, module: str, key: str) -> ModuleCall:
+def named_call(name: str, flow: Flow, module: str, key: str) -> ModuleCall:
     """Return the call of a module that `taps` names.
 
     Raises:
@@ -168,7 +168,7 @@ def _named_points(name: str, body: nn.Module, flow: Flow, modules: tuple[str, ..
     """
     points = []
     for module in modules:
-        point = module_point(body, flow, _named_call(name, flow, module, "stages"))
+        point = module_point(body, flow, named_call(name, flow, module, "stages"))
         if point is None:
             raise NetworkError(f"network {name!r}: taps.stages: module {module!r} gives no square map or tokens")
         points.append(point)

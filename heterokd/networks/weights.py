@@ -14,14 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from heterokd.errors import CheckpointError
+from heterokd.networks.body_network import BodyNetwork
 from heterokd.networks.checkpoint_description import class_names, described_network
 from heterokd.networks.checkpoint_file import read_checkpoint_file
 from heterokd.networks.checkpoint_match import Target, match_checkpoint
-from heterokd.networks.classifier import Network
 from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
-from heterokd.networks.segmentation import SegmentationNetwork
-from heterokd.networks.tapped import TappedNetwork
 from heterokd.outputs import Signal
 
 
@@ -167,7 +165,8 @@ def _check_forward(path: Path, network: AnyNetwork, state: Mapping[str, Tensor])
     side = network.spec.image_size
     images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        embedding = trial(images, Signal.EMBEDDING).embedding
+        has_embedding = Signal.EMBEDDING in network.spec.serves
+        embedding = trial(images, Signal.EMBEDDING).embedding if has_embedding else trial(images).logits
     spread = (embedding - embedding[:1]).abs().max()
     if not torch.isfinite(embedding).all() or spread <= 1e-5 * embedding.abs().max():
         raise CheckpointError(
@@ -177,7 +176,6 @@ def _check_forward(path: Path, network: AnyNetwork, state: Mapping[str, Tensor])
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    known = Network | TappedNetwork | SegmentationNetwork | CombinedNetwork
-    body = module.body if isinstance(module, known) else module
+    body = module.body if isinstance(module, BodyNetwork | CombinedNetwork) else module
     # clone: safetensors refuses weights that share memory
     return {key: value.detach().cpu().contiguous().clone() for key, value in body.state_dict().items()}
