@@ -96,16 +96,12 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _teachers_combine(self) -> Experiment:
-        teacher, key = self.teacher, "ensemble" if self.teacher.ensemble else "cross_fit"
-        if not teacher.ensemble and teacher.cross_fit is None:
-            return self
-        if self.data.view_crop is not None:
+        if self.data.view_crop is not None and (self.teacher.ensemble or self.teacher.cross_fit):
+            key = "ensemble" if self.teacher.ensemble else "cross_fit"
             raise ValueError(f"teacher.{key}: is for whole images; in {self.data.task}, name a single teacher")
-        if teacher.cross_fit is not None and self.data.policy.mixes:
-            raise ValueError(
-                "teacher.cross_fit: mixup and cutmix show an image to the teachers that have not seen another; set "
-                "data.augment to a policy without them"
-            )
+        if self.teacher.cross_fit is not None and self.data.policy.mixes:
+            reason = "mixup and cutmix show an image to the teachers that have not seen another"
+            raise ValueError(f"teacher.cross_fit: {reason}; set data.augment to a policy without them")
         return self
 
     @property
@@ -204,8 +200,8 @@ class Experiment(Settings):
     @property
     def member_experiments(self) -> tuple[Experiment, ...]:
         """The experiment with each member of the (first) teacher as its teacher, see `TeacherSettings.members`."""
-        members = self.teacher.settings_of().members
-        return tuple(self.model_copy(update={"teacher": TeachersSettings.of(member)}) for member in members)
+        each = map(TeachersSettings.of, self.teacher.settings_of().members)
+        return tuple(self.model_copy(update={"teacher": teacher}) for teacher in each)
 
     def for_teacher(self, teacher: str) -> Experiment:
         """Return the experiment with a single teacher; its recipes equal those of samples that name this teacher."""

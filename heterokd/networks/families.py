@@ -200,9 +200,9 @@ a cluster have it; the file cannot import other files next to it. A package must
 Images are normalised with ImageNet's mean and deviation, or those of the module's attribute `pretrained_cfg`
 (`{"mean": ..., "std": ...}`). Weights come from `teacher.checkpoint`, or the function loads them.
 
-An image classifier of Hugging Face's transformers, if that is installed:
+An image classifier of Hugging Face's transformers, if that is installed (the tests run this block only then):
 
-```text
+```python
 # nets.py
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -212,6 +212,8 @@ def make_teacher(num_classes: int, config: str):
 ```
 
 with `network: ./nets.py:make_teacher`, `options: {config: FOLDER}` and `teacher.checkpoint` of its weights.
+
+A module that gives a map of logits is a segmentation network: [segmentation](segmentation.md#your-own-module).
 
 ## timm's families
 

@@ -233,6 +233,7 @@ def _combined_teacher(experiment: Experiment, root: Workspace, progress: Teacher
     weights, card_file = folder / WEIGHTS, folder / CARD
     with FileLock(folder / ".lock"):
         if not card_file.exists():
+            splits = training_splits(splits, root)
             if settings.cross_fit is not None:
                 parts = _prepared_folds(experiment, root, progress)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_it_teaches_and_learns(tiny_file: Write, tmp_path: Path) -> None:
     experiment = load_experiment(
         tiny_file(
             data={"dataset": "digit_scenes", "image_size": 32, "labels_per_class": None, "train_images": 16},
-            teacher={**network, "training": fit},
+            teacher={**deepcopy(network), "training": fit},
             student=network,
             training={"epochs": 1, "batch_size": 8},
             search={"space": {"methods": ["pixel_kd", "cwd", "at"], "shared": {}}},

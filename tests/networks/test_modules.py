@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,22 @@ def test_hub_names_of_timm() -> None:
     assert predict_spec("hf-hub:timm/test_resnet.r160_in1k", 5) == predict_spec("test_resnet.r160_in1k", 5)
     with pytest.raises(NetworkError, match="hf-hub:timm/NAME"):
         predict_spec("hf-hub:somebody/something", 5)
+
+
+def test_transformers_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/networks.md, where transformers is installed: the logits are the library's own."""
+    transformers = pytest.importorskip("transformers")
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(# nets\.py\nfrom transformers.*?)```", page, re.DOTALL)
+    (tmp_path / "nets.py").write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    size = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.ViTConfig(image_size=32, patch_size=8, **size).save_pretrained(tmp_path / "config")
+    settings = NetworkSettings(network="./nets.py:make_teacher", options={"config": str(tmp_path / "config")})
+    network = build_network(settings.network, 5, settings.options, image_size=32).eval()
+    assert network.spec.embedding_dim == 32
+    images = torch.rand(2, 3, 32, 32)
+    found = network(images, Signal.LOGITS | Signal.EMBEDDING)
+    expected = network.body(network.normalise(images)).logits  # type: ignore[union-attr]
+    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(network.head(found.embedding), found.logits)

@@ -208,7 +208,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
         return sum(_teacher_seconds(member, root, device) for member in experiment.member_experiments)
     if teacher.cross_fit is not None:
         recipe = teacher_recipe(experiment.member_experiments[0])
-        splits = training_splits(open_splits(recipe.data), root).without_fold(0, teacher.cross_fit)
+        splits = measured_splits(open_splits(recipe.data), root).without_fold(0, teacher.cross_fit)
         return missing_folds(experiment, root) * _fit_seconds(recipe, splits, root, device)
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
