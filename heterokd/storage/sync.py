@@ -10,12 +10,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from heterokd.storage.files import PARTIAL, replacing
-from heterokd.storage.filesystem import RemoteDir
+from heterokd.storage.filesystem import RemoteDir, StoredFile
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,10 @@ PATIENCE_SECONDS = 300.0
 """Longest wait for a store that does not answer, where no file may be lost: at the end of a trial."""
 FOLLOW_SECONDS = 5.0
 """Interval of the pushes of a running trial's changed files."""
+PARALLEL_FETCHES = 16
+"""Files that are downloaded at a time: a small file takes the time of the requests, not of its bytes."""
 LAST = ("trial.json", "teacher.json", "manifest.json")
-"""Files that mark a folder as complete, pushed after the other files."""
+"""Files that mark a folder as complete, copied after the other files."""
 
 Result = TypeVar("Result")
 
@@ -139,33 +142,51 @@ class FolderSync:
         self._known[name] = _state(self.local / name) or (0, 0)
 
     def _fetch(self, store: RemoteDir, without: Collection[str], skip: Collection[str]) -> None:
+        changed = []
         for file in store.files():
             first, _, rest = file.name.partition("/")
             if Path(file.name).name in without or file.name.endswith(PARTIAL) or (rest and first in skip):
                 continue
-            place = self.local / file.name
-            written = round(file.modified * 1e9)
-            if _state(place) == (file.size, written):
-                self._known[file.name] = (file.size, written)
-                continue
-            with replacing(place) as partial:
-                store.copy_to(file.name, partial)
-                # The store's modification time: the next fetch recognizes an unchanged file by it.
-                os.utime(partial, ns=(written, written))
-            self._known[file.name] = _state(place) or (0, 0)
+            state = file.size, round(file.modified * 1e9)
+            if _state(self.local / file.name) == state:
+                self._known[file.name] = state
+            else:
+                changed.append(file)
+        with ThreadPoolExecutor(PARALLEL_FETCHES, "fetch") as pool:
+            for is_last in (False, True):
+                part = [file for file in changed if (Path(file.name).name in LAST) is is_last]
+                try:
+                    list(pool.map(lambda file: self._fetch_changed(store, file), part))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+    def _fetch_changed(self, store: RemoteDir, file: StoredFile) -> None:
+        place, written = self.local / file.name, round(file.modified * 1e9)
+        with replacing(place) as partial:
+            store.copy_to(file.name, partial)
+            # The store's modification time: the next fetch recognizes an unchanged file by it.
+            os.utime(partial, ns=(written, written))
+        self._known[file.name] = _state(place) or (0, 0)
 
     def _push(self, store: RemoteDir, skip: Collection[str]) -> None:
         with self._lock:
-            names = [path.relative_to(self.local).as_posix() for path in self.local.rglob("*") if path.is_file()]
+            names = [path.relative_to(self.local).as_posix() for path in self._files(skip)]
             for name in sorted(names, key=lambda name: (Path(name).name in LAST, name)):
                 path = self.local / name
-                if path.name.startswith(".") or path.suffix in (".lock", PARTIAL) or name.split("/")[0] in skip:
+                if path.name.startswith(".") or path.suffix in (".lock", PARTIAL):
                     continue
                 state = _state(path)
                 if state is None or self._known.get(name) == state:
                     continue
                 store.copy_from(path, name)
                 self._known[name] = state
+
+    def _files(self, skip: Collection[str]) -> Iterator[Path]:
+        """Yield the local files; what is skipped is not walked, since a study may have thousands of trials."""
+        for path in self.local.iterdir() if self.local.exists() else ():
+            if path.name not in skip:
+                yield from filter(Path.is_file, path.rglob("*") if path.is_dir() else (path,))
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -21,9 +21,16 @@ from heterokd.study.sampler import Spaces, distributions, has_freedom
 
 HOUR = 3600.0
 
+Reports = dict[int, float]
+"""Values of the searched metric by finished epoch."""
+
 
 def rebuilt_trials(
-    experiment: Experiment, folder: StudyFolder, methods: tuple[str, ...], excluded: Mapping[str, str]
+    experiment: Experiment,
+    folder: StudyFolder,
+    methods: tuple[str, ...],
+    excluded: Mapping[str, str],
+    before: Sequence[FrozenTrial] = (),
 ) -> list[FrozenTrial]:
     """Return a study's trials as their folders record them, by number.
 
@@ -35,26 +42,53 @@ def rebuilt_trials(
         folder: the study's folder.
         methods: methods that are searched.
         excluded: methods, and pairs of method and teacher, that are left out.
+        before: trials that the database has; only later ones are returned.
 
     Raises:
         StudyError: a trial was trained for another experiment.
     """
     spaces = {method: space for method in methods if has_freedom(space := method_space(experiment, method, excluded))}
-    usable = dict(_usable(folder))
+    first = len(before)
+    usable = dict(_usable(folder, first))
+    known = usable.keys() | {trial.number for trial in before if "assignment" in trial.user_attrs}
     spent = _spent(folder, usable)
     trials: list[FrozenTrial] = []
     for number, snapshot in usable.items():
-        if snapshot.confirms is not None and snapshot.confirms not in usable:
+        if snapshot.confirms is not None and snapshot.confirms not in known:
             continue
         recipe = _checked_recipe(folder.trial(number), snapshot, experiment)
-        trials += [create_trial(state=TrialState.FAIL) for _ in range(number - len(trials))]
+        trials += [create_trial(state=TrialState.FAIL) for _ in range(number - first - len(trials))]
         trials.append(_rebuilt(folder.trial(number), snapshot, experiment, recipe, spaces, spent))
     return trials
 
 
-def _usable(folder: StudyFolder) -> Iterator[tuple[int, TrialSnapshot]]:
-    """Yield number and snapshot of the trials whose sample and recipe can be read."""
+def recorded_reports(trial: TrialFolder, experiment: Experiment, epochs: int) -> tuple[Reports, Reports]:
+    """Return what a trial has reported by its folder: the metric by epoch, and the mean at each rung.
+
+    Args:
+        trial: folder of the trial.
+        experiment: experiment of the study.
+        epochs: epochs of a complete training.
+    """
+    values = {int(report["epoch"]): _value(report, experiment) for report in trial.metrics()}
+    rungs: dict[int, float] = {}
+    for rung in checkpoint_epochs(experiment, epochs):
+        newest = [value for epoch, value in values.items() if rung - compared(epochs) < epoch <= rung]
+        if rung in values:
+            rungs[rung] = math.fsum(newest) / len(newest)
+    return values, rungs
+
+
+def reads_every_epoch(experiment: Experiment) -> bool:
+    """Whether the study's pruner is one of Optuna, which reads the metric of every epoch."""
+    return experiment.search.prune and experiment.search.pruner is not None
+
+
+def _usable(folder: StudyFolder, first: int) -> Iterator[tuple[int, TrialSnapshot]]:
+    """Yield number and snapshot of the trials, from the first, whose sample and recipe can be read."""
     for trial in folder.trials():
+        if trial.number < first:
+            continue
         try:
             snapshot, _ = trial.snapshot, trial.recipe
         except (StudyError, ConfigError):
@@ -111,13 +145,8 @@ def _rebuilt(  # everything that a trial consists of
         "assignment": assignment_attrs(experiment, sample, origin, seed=seed, confirms=snapshot.confirms),
         "ended": dict(spent),
     }
-    values = {int(report["epoch"]): _value(report, experiment) for report in trial.metrics()}
-    reports: dict[int, float] = {}
-    for rung in checkpoint_epochs(experiment, recipe.training.epochs):
-        newest = [value for epoch, value in values.items() if rung - compared(recipe.training.epochs) < epoch <= rung]
-        if rung in values:
-            reports[rung] = math.fsum(newest) / len(newest)
-    if experiment.search.prune and experiment.search.pruner is not None:  # a pruner of Optuna reads every epoch
+    values, reports = recorded_reports(trial, experiment, recipe.training.epochs)
+    if reads_every_epoch(experiment):
         attrs["rungs"] = {str(rung): value for rung, value in reports.items()}
         reports = values
     if snapshot.status == TrialStatus.PRUNED:

@@ -19,7 +19,7 @@ from heterokd.storage.disk import when_writable
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.question import attributes_of_files, check_question, question, summary_of_files
-from heterokd.study.rebuild import rebuilt_trials
+from heterokd.study.rebuild import reads_every_epoch, rebuilt_trials, recorded_reports
 from heterokd.study.seed_noise import NoisePrior
 from heterokd.study.warm_start import WarmStart
 
@@ -69,9 +69,9 @@ def open_database(
 ) -> optuna.Study:
     """Open the study in `folder`, or create it, with its facts as user attributes.
 
-    A database that is missing, or empty, is created with the trials whose folders exist. Without `is_kept`, it is a new
-    study in memory. With `is_compared`, the experiment is known to agree with the study: comparing it imports the
-    methods.
+    A database that is missing, or empty, is created with the trials whose folders exist; to an older copy, as a store
+    has, what it lacks is added. Without `is_kept`, it is a new study in memory. With `is_compared`, the experiment is
+    known to agree with the study: comparing it imports the methods.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
@@ -83,11 +83,15 @@ def open_database(
         known = attributes_of_files(folder) if is_kept and folder.trials() else {}
         _create(database, experiment, _known_facts(facts, folder) if known else facts, known)
         if is_kept:
-            _add_trials(database, experiment, folder)
+            if number := len(folder.trials()):
+                logger.warning("%s: was missing; it is rebuilt from the folders of %d trials", folder.database, number)
+                _add_trials(database, experiment, folder)
             # Written last: a study that has a question has all other attributes.
             database.set_user_attr("question", question(experiment, database.user_attrs["methods"]))
     elif not is_compared:
         check_question(attrs, experiment, folder)
+        if is_kept:
+            _add_missing(database, experiment, folder)
     return database
 
 
@@ -155,14 +159,39 @@ def _known_facts(facts: StudyFacts, folder: StudyFolder) -> StudyFacts:
 
 
 def _add_trials(database: optuna.Study, experiment: Experiment, folder: StudyFolder) -> None:
-    """Add the trials whose folders exist; an interrupted call is repeated."""
-    if not folder.trials():
-        return
-    kept = read_facts(database)
-    trials = rebuilt_trials(experiment.without(kept.left_out), folder, kept.methods, kept.excluded)
-    logger.warning("%s: was missing; it is rebuilt from the folders of %d trials", folder.database, len(trials))
-    for trial in trials[len(database.get_trials(deepcopy=False)) :]:
+    """Add the trials after those of the database whose folders exist; an interrupted call is repeated."""
+    kept, before = read_facts(database), database.get_trials(deepcopy=False)
+    experiment = experiment.without(kept.left_out)
+    for trial in rebuilt_trials(experiment, folder, kept.methods, kept.excluded, before):
         database.add_trial(trial)
+
+
+def _add_missing(database: optuna.Study, experiment: Experiment, folder: StudyFolder) -> None:
+    """Add the trials and reports that folders record and the database lacks: a copy in a store is older than they are.
+
+    A trial that goes on from a checkpoint does not report again what it reported before.
+    """
+    trials = database.get_trials(deepcopy=False)
+    later = sum(trial.number >= len(trials) for trial in folder.trials())
+    if later:
+        logger.warning("%s: is older than the folders of %d trials, which are added to it", folder.database, later)
+        _add_trials(database, experiment, folder)
+    storage = database._storage
+    for trial in trials:
+        if trial.state.is_finished() or "assignment" not in trial.user_attrs:
+            continue
+        epochs = trial.user_attrs["assignment"]["epochs"]
+        values, rungs = recorded_reports(folder.trial(trial.number), experiment, epochs)
+        if reads_every_epoch(experiment):
+            known = trial.user_attrs.get("rungs", {})
+            if len(known) < len(rungs):
+                rungs_by_text = {str(rung): value for rung, value in rungs.items()}
+                storage.set_trial_user_attr(trial._trial_id, "rungs", {**rungs_by_text, **known})
+        else:
+            values = rungs
+        for epoch, value in values.items():
+            if epoch not in trial.intermediate_values:
+                storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
 
 def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts, known: Mapping[str, object]) -> None:

@@ -97,6 +97,36 @@ def test_a_rebuilt_study_goes_on_like_the_one_that_was_lost(
     assert rebuilt.summary().winner == study.summary().winner
 
 
+def test_an_older_copy_of_the_database_gets_what_the_folders_record(
+    folder: StudyFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store's copy of the database may be a minute older than the trials' folders, which hold every report."""
+    study = Study.open(asked(), folder)
+    search(study, 1)
+    goes_on, ends_later = study.next(), study.next()
+    assert isinstance(ends_later, Assignment)
+    assert isinstance(goes_on, Assignment)
+    older = tmp_path / "copy.db"
+    shutil.copy(folder.database, older)
+    train(study, ends_later)
+    train(study, goes_on, until=5)
+    search(study, 2)  # trials that the copy does not have
+    whole = Study.open(asked(), StudyFolder(shutil.copytree(folder.path, tmp_path / "whole" / folder.name)))
+    shutil.copy(older, folder.database)
+    caught_up = Study.open(asked(), folder)
+    assert "study.db: is older than the folders of 2 trials, which are added to it" in caplog.text
+    assert replace(caught_up.summary(), spent={}) == replace(whole.summary(), spent={})
+    assert caught_up.spending.trainings == whole.spending.trainings
+    assert caught_up._trials[goes_on.number].reports == whole._trials[goes_on.number].reports
+    assert caught_up._trials[goes_on.number].reports.keys() == {1, 4}
+    assert caught_up.next() == goes_on
+    assert whole.next() == goes_on
+    for resumed in (caught_up, whole):
+        train(resumed, goes_on)
+    assert [each.number for each in search(caught_up)] == [each.number for each in search(whole)]
+    assert caught_up.summary().winner == whole.summary().winner
+
+
 def test_an_unfinished_trial_goes_on_first(folder: StudyFolder) -> None:
     study = Study.open(asked(), folder)
     search(study, 3)
