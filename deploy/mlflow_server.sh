@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Start the MLflow server of a cluster, on PostgreSQL, for Debian and Ubuntu. It may be run repeatedly.
-#   mlflow_server.sh ADDRESS ARTIFACTS [PORT]
+#   mlflow_server.sh ADDRESS ARTIFACTS [PORT] [BACKUPS]
 # ADDRESS is the private address to listen on; PostgreSQL listens on this machine only. The database's password is
-# created here, stored in ~/.heterokd/mlflow.env, which only this user can read, and appears on no command line.
+# created here, stored in ~/.heterokd/mlflow.env, which only this user can read, and appears on no command line. With
+# BACKUPS (a folder or s3://, gs://), deploy/mlflow_backup.py copies the database there each day.
 set -euo pipefail
 umask 077
 
 address=${1:?the private address to listen on}
 artifacts=${2:?the folder of artifacts: s3://, gs:// or a path}
 port=${3:-5000}
+backups=${4:-}
 case $address in
   0.0.0.0 | ::) echo "mlflow_server.sh: $address is every interface; give the private address" >&2; exit 2 ;;
 esac
+scripts=$(cd "$(dirname "$0")" && pwd)
 state=$HOME/.heterokd
 mlflow=${MLFLOW:-$HOME/venv/bin/mlflow}
 mkdir -p "$state"
@@ -45,33 +48,44 @@ SQL
 command=("$mlflow" server --host "$address" --port "$port" --workers 2 --artifacts-destination "$artifacts")
 # Browsers connect through an SSH tunnel, as localhost.
 command+=(--allowed-hosts "$address:$port,localhost:*,127.0.0.1:*")
-if [ -d /run/systemd/system ]; then
-  sudo tee /etc/systemd/system/mlflow.service > /dev/null << UNIT
+# A service that systemd restarts, or else a process in the background: NAME COMMAND...
+keep_running() {
+  local name=$1
+  shift
+  if [ -d /run/systemd/system ]; then
+    sudo tee "/etc/systemd/system/$name.service" > /dev/null << UNIT
 [Unit]
-Description=MLflow server of heterokd
+Description=$name of heterokd
 After=postgresql.service network-online.target
 [Service]
 User=$(id -un)
 EnvironmentFile=$state/mlflow.env
-ExecStart=${command[*]}
+ExecStart=$*
 Restart=always
 RestartSec=5
 [Install]
 WantedBy=multi-user.target
 UNIT
-  sudo systemctl daemon-reload
-  sudo systemctl enable --quiet mlflow
-  sudo systemctl restart mlflow
-else
-  if [ -s "$state/mlflow.pid" ] && kill -0 "$(cat "$state/mlflow.pid")" 2> /dev/null; then
-    kill "$(cat "$state/mlflow.pid")"
+    sudo systemctl daemon-reload
+    sudo systemctl enable --quiet "$name"
+    sudo systemctl restart "$name"
+    return
+  fi
+  if [ -s "$state/$name.pid" ] && kill -0 "$(cat "$state/$name.pid")" 2> /dev/null; then
+    kill "$(cat "$state/$name.pid")"
     sleep 2
   fi
-  set -a
-  . "$state/mlflow.env"
-  set +a
-  setsid nohup "${command[@]}" > "$state/mlflow.log" 2>&1 < /dev/null &
-  echo $! > "$state/mlflow.pid"
+  (
+    set -a
+    . "$state/mlflow.env"
+    exec setsid nohup "$@" > "$state/$name.log" 2>&1 < /dev/null
+  ) &
+  echo $! > "$state/$name.pid"
+}
+
+keep_running mlflow "${command[@]}"
+if [ -n "$backups" ]; then
+  keep_running mlflow-backup "$(dirname "$mlflow")/python" "$scripts/mlflow_backup.py" dump "$backups" --every 24
 fi
 
 # Searches on this machine read the server's address here; it contains no password.

@@ -1,8 +1,7 @@
 """What of KubeRay's RayCluster and RayJob (ray.io/v1) the manifests are checked against, as a JSON schema.
 
-The fields are those of KubeRay's public API reference (RayClusterSpec, HeadGroupSpec, WorkerGroupSpec,
-AutoscalerOptions, AuthOptions, RayJobSpec), since its CRDs are in no package; pod templates are checked against
-Kubernetes' own schema instead.
+The fields are those of the CRDs of KubeRay 1.7.0 (helm-chart/kuberay-operator/crds, a megabyte each, in no package);
+pod templates are checked against Kubernetes' own schema instead.
 """
 
 from __future__ import annotations
@@ -24,11 +23,24 @@ def closed(required: list[str], **properties: Any) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
 
 
+CREDENTIAL = closed(
+    [],
+    value={"type": "string"},
+    valueFrom=closed(
+        [],
+        secretKeyRef=closed(["key"], name={"type": "string"}, key={"type": "string"}, optional={"type": "boolean"}),
+        configMapKeyRef={"type": "object"},
+        fieldRef={"type": "object"},
+        fileKeyRef={"type": "object"},
+        resourceFieldRef={"type": "object"},
+    ),
+)
 HEAD = closed(
     ["rayStartParams", "template"],
     serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     headService={"type": "object"},
     enableIngress={"type": "boolean"},
+    ingressOptions={"type": "object"},
     resources={"type": "object", "additionalProperties": QUANTITY},
     labels=WORDS,
     rayStartParams=WORDS,
@@ -42,6 +54,7 @@ WORKERS = closed(
     maxReplicas=COUNT,
     numOfHosts={"type": "integer", "minimum": 1},
     idleTimeoutSeconds=COUNT,
+    priority={"type": "integer"},
     suspend={"type": "boolean"},
     resources={"type": "object", "additionalProperties": QUANTITY},
     labels=WORDS,
@@ -52,11 +65,18 @@ WORKERS = closed(
 CLUSTER = closed(
     ["headGroupSpec"],
     rayVersion={"type": "string"},
-    authOptions=closed(["mode"], mode={"enum": ["disabled", "token"]}, secretName={"type": "string"}),
+    authOptions=closed(
+        ["mode"],
+        mode={"enum": ["disabled", "token"]},
+        secretName={"type": "string"},
+        enableK8sTokenAuth={"type": "boolean"},
+    ),
     enableInTreeAutoscaling={"type": "boolean"},
     autoscalerOptions=closed(
         [],
         resources=RESOURCES,
+        args={"type": "array"},
+        command={"type": "array"},
         image={"type": "string"},
         imagePullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
         env={"type": "array"},
@@ -67,7 +87,19 @@ CLUSTER = closed(
         upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
         version={"enum": ["v1", "v2"]},
     ),
-    gcsFaultToleranceOptions={"type": "object"},
+    gcsFaultToleranceOptions=closed(
+        [],
+        backend={"enum": ["redis", "rocksdb"]},
+        externalStorageNamespace={"type": "string"},
+        redisAddress={"type": "string"},
+        redisPassword=CREDENTIAL,
+        redisUsername=CREDENTIAL,
+        storage={"type": "object"},
+    ),
+    historyServerOptions={"type": "object"},
+    networkPolicy={"type": "object"},
+    tlsOptions={"type": "object"},
+    upgradeStrategy=closed([], type={"enum": ["Recreate", "None"]}),
     headServiceAnnotations=WORDS,
     suspend={"type": "boolean"},
     managedBy={"type": "string"},
@@ -86,6 +118,7 @@ JOB = closed(
     submitterConfig=closed([], backoffLimit=COUNT),
     managedBy={"type": "string"},
     deletionStrategy={"type": "object"},
+    preRunningDeadlineSeconds={"type": "integer", "minimum": 1},
     runtimeEnvYAML={"type": "string"},
     jobId={"type": "string"},
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import json
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import boto3
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
-from kuberay_schema import SCHEMAS
-from ray.autoscaler._private.aws import node_provider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from heterokd.config.reading import load_experiment
 from heterokd.execution.autoscaler import addable_by
 
 TOP = Path(__file__).parents[1]
 LAUNCHER_FILES = ("ray_cluster.yaml", "deploy/on_premise.yaml")
-KUBERAY_FILES = ("deploy/kuberay_cluster.yaml", "deploy/kuberay_job.yaml")
-EVERY_FILE = (*LAUNCHER_FILES, *KUBERAY_FILES, "deploy/kubernetes_mlflow.yaml", "deploy/mlflow_server.sh")
-KUBERNETES = "1.30"
+SCRIPTS = tuple(f"deploy/{file.name}" for file in sorted((TOP / "deploy").iterdir()) if file.suffix in (".sh", ".sbatch"))
+WORKFLOW = ".github/workflows/image.yml"
+EVERY_FILE = (WORKFLOW, "ray_cluster.yaml", *(f"deploy/{file.name}" for file in sorted((TOP / "deploy").glob("*.*"))))
 
 
 def read(name: str) -> Any:
@@ -69,12 +61,56 @@ def test_launchers_carry_the_token_and_open_nothing(launcher: dict[str, Any]) ->
 def test_launchers_run_what_is_there(launcher: dict[str, Any]) -> None:
     config = launcher["config"]
     assert config["file_mounts"]["~/heterokd"] == "."
-    for command in commands(config):
+    types = config.get("available_node_types", {}).values()
+    for command in [line for part in (config, *types) for line in commands(part)]:
         done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        for name in re.findall(r"~/heterokd/(\S+)", command):
+        for name in re.findall(r"(?:~/heterokd/|cat )(deploy/\S+|requirements\S+)", command):
             assert (TOP / name).exists(), command
-    assert any("deploy/mlflow_server.sh" in command for command in config["head_setup_commands"])
+    started = {"ray_cluster.yaml": "deploy/mlflow_containers.sh", "deploy/on_premise.yaml": "deploy/mlflow_server.sh"}
+    assert any(started[launcher["name"]] in command for command in commands(config))
+
+
+def test_aws_nodes_install_nothing_and_run_the_image() -> None:
+    config = prepare_config(read("ray_cluster.yaml"))
+    every = "\n".join(line for part in (config, *config["available_node_types"].values()) for line in commands(part))
+    assert "pip install" not in every
+    assert "apt-get" not in every
+    docker, image = config["docker"], config["docker"]["image"]
+    assert f"docker run --rm {image} cat deploy/mlflow_containers.sh" in every
+    # Ray's launcher itself adds --net=host, and `--runtime=nvidia` on machines with a GPU.
+    assert "NVIDIA_VISIBLE_DEVICES=all" in " ".join(docker["worker_run_options"])
+    place = re.search(r"-v (\S+):/home/ray/.cache", " ".join(docker["worker_run_options"]))
+    assert place is not None
+    head, *workers = config["available_node_types"].values()
+    for kind in workers:
+        assert any(place.group(1) in command for command in kind["initialization_commands"]), "root would own it"
+        assert not any("mlflow" in command for command in kind["initialization_commands"])
+    assert "initialization_commands" not in head, "`ray up` reads those of the whole file for the head"
+
+
+def test_aws_nodes_are_pinned_and_terminated_and_closed() -> None:
+    config = read("ray_cluster.yaml")
+    assert config["provider"]["cache_stopped_nodes"] is False
+    assert "security_group" not in config["provider"], "a group that Ray creates is open to SSH from everywhere"
+    for kind in config["available_node_types"].values():
+        node = kind["node_config"]
+        assert node["ImageId"] == "ami-CHANGE-ME"
+        assert node["SecurityGroupIds"] == ["sg-CHANGE-ME"]
+        assert node["KeyName"] in config["auth"]["ssh_private_key"]
+        assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        (disk,) = node["BlockDeviceMappings"]
+        assert disk["Ebs"]["DeleteOnTermination"]
+        assert disk["Ebs"]["Encrypted"]
+
+
+def test_spot_notices_are_watched_on_every_gpu_node() -> None:
+    from heterokd.execution import spot_notice
+
+    (command,) = [each for each in read("ray_cluster.yaml")["worker_start_ray_commands"] if "spot_notice" in each]
+    assert f"python -m {spot_notice.__name__} --address $RAY_HEAD_IP:6379" in command
+    assert command.startswith(". ~/.heterokd/environment; setsid nohup"), "the token's mode; it outlives the shell"
+    assert command.endswith("&")
 
 
 def test_aws_workers_are_spot_first_and_hold_all_trials() -> None:
@@ -88,30 +124,23 @@ def test_aws_workers_are_spot_first_and_hold_all_trials() -> None:
     assert spot["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
 
 
-def test_rays_provider_tags_instances_and_disks_for_the_bill() -> None:
-    """Merged with Ray's tags of an instance by Ray's provider, as at a launch."""
-    for name, kind in read("ray_cluster.yaml")["available_node_types"].items():
-        specs = [{"ResourceType": "instance", "Tags": [{"Key": "ray-node-type", "Value": name}]}]
-        node_provider.AWSNodeProvider._merge_tag_specs(specs, kind["node_config"]["TagSpecifications"])
-        tags = {spec["ResourceType"]: {tag["Key"]: tag["Value"] for tag in spec["Tags"]} for spec in specs}
-        project = {"project": "heterokd"}
-        assert tags == {"instance": {"ray-node-type": name, **project}, "volume": project}
-
-
 def test_the_nodes_that_may_come_are_known_from_the_launcher_file() -> None:
     """The head holds no trial; spot comes first, and the whole may not grow beyond `max_workers`."""
     assert list(addable_by(TOP / "ray_cluster.yaml")) == 8 * [{"CPU": 8, "GPU": 1}]
     assert list(addable_by(TOP / "no_such_file.yaml")) == []
 
 
-def test_the_autoscaler_takes_spot_and_falls_back_on_demand() -> None:
+def test_the_autoscaler_takes_spot_and_falls_back_on_demand(tmp_path: Path) -> None:
     """Ray's own scheduler, on this file: which machines it would ask the cloud for."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
     from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
 
-    config = AutoscalingConfig(prepare_config(read("ray_cluster.yaml")), skip_content_hash=True)
+    launcher = read("ray_cluster.yaml")
+    launcher["auth"]["ssh_private_key"] = str(tmp_path / "key")
+    (tmp_path / "key").touch()
+    config = AutoscalingConfig(prepare_config(launcher), skip_content_hash=True)
 
     def asked(trials: int, **lacking: float) -> dict[str, int]:
         trial = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
@@ -131,114 +160,6 @@ def test_the_autoscaler_takes_spot_and_falls_back_on_demand() -> None:
     assert asked(50) == {"gpu_spot": 8, "gpu_on_demand": 1}
 
 
-@pytest.mark.parametrize("name", KUBERAY_FILES)
-def test_kuberay_manifests_are_what_the_operator_takes(name: str) -> None:
-    manifest = read(name)
-    schema = SCHEMAS[manifest["kind"]]
-    jsonschema.validate(manifest, schema)
-    cluster = manifest["spec"].get("rayClusterSpec", manifest["spec"])
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert all(group["minReplicas"] == 0 for group in cluster["workerGroupSpecs"])
-    images = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
-    assert len(images) == 1, "python, ray and heterokd are equal on all nodes only when they come from one image"
-    broken = copy.deepcopy(manifest)
-    broken["spec"]["rayClusterSpecs" if manifest["kind"] == "RayJob" else "autoscaling"] = {}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(broken, schema)
-
-
-def test_the_job_searches_an_experiment_that_the_image_holds() -> None:
-    entrypoint = shlex.split(read("deploy/kuberay_job.yaml")["spec"]["entrypoint"])
-    assert entrypoint[:2] == ["heterokd", "search"]
-    inside = entrypoint[2].removeprefix("/home/ray/heterokd/")
-    assert (TOP / inside).exists()
-    assert inside.split("/")[0] in copied()
-    from typer.main import get_command
-
-    from heterokd.cli.app import app
-
-    known = {option for parameter in get_command(app).commands["search"].params for option in parameter.opts}  # type: ignore[attr-defined]
-    assert {word for word in entrypoint if word.startswith("--")} <= known
-
-
-def allowed(policy: str) -> dict[str, list[dict[str, Any]]]:
-    """Statements of a policy by the actions that they allow."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for statement in json.loads((TOP / policy).read_text(encoding="utf-8"))["Statement"]:
-        assert statement["Effect"] == "Allow"
-        for action in statement["Action"]:
-            found.setdefault(action, []).append(statement)
-    return found
-
-
-def test_the_heads_role_may_what_rays_provider_calls() -> None:
-    """The calls are read from Ray's source, their names from boto3's models of the service."""
-    source = inspect.getsource(node_provider)
-    client = boto3.client("ec2", region_name="us-east-1")
-    names = set(
-        re.findall(r"(?:client|ec2\w*)\.((?:create|start|stop|terminate|describe|delete|run|modify)_\w+)", source)
-    )
-    names |= {"describe_instances"} if "ec2.instances.filter" in source else set()
-    assert {"create_tags", "terminate_instances", "describe_instances"} <= names
-    operations = client.meta.method_to_api_mapping
-    calls = {f"ec2:{operations[{'create_instances': 'run_instances'}.get(name, name)]}" for name in names}
-    policy = allowed("deploy/aws_head_policy.json")
-    assert calls == {action for action in policy if action.startswith("ec2:")}
-
-
-def test_the_heads_role_may_start_the_launchers_nodes_and_nothing_else() -> None:
-    config, policy = read("ray_cluster.yaml"), allowed("deploy/aws_head_policy.json")
-    types = config["available_node_types"]
-    assert types["head"]["node_config"]["IamInstanceProfile"] == {"Name": "heterokd-head"}
-    for name, kind in types.items():
-        node = kind["node_config"]
-        parameter = node["ImageId"].removeprefix("resolve:ssm:")
-        assert fnmatch(f"arn:aws:ssm:us-east-1::parameter{parameter}", policy["ssm:GetParameters"][0]["Resource"])
-        if name != "head":
-            role = f"arn:aws:iam::123456789012:role/{node['IamInstanceProfile']['Name']}"
-            assert fnmatch(role, policy["iam:PassRole"][0]["Resource"])
-    assert policy["ec2:RunInstances"][0]["Condition"]["StringEquals"] == {
-        "aws:RequestedRegion": config["provider"]["region"]
-    }
-
-
-@pytest.mark.parametrize("policy", ["deploy/aws_head_policy.json", "deploy/aws_worker_policy.json"])
-def test_roles_reach_one_bucket(policy: str) -> None:
-    reached = {each["Resource"] for action, of in allowed(policy).items() if action.startswith("s3:") for each in of}
-    assert reached == {"arn:aws:s3:::CHANGE-ME", "arn:aws:s3:::CHANGE-ME/*"}
-
-
-def test_the_job_lists_the_nodes_that_may_come() -> None:
-    """Ray's autoscaler for Kubernetes does not tell a search, which would ask for no GPU."""
-    spec = read("deploy/kuberay_job.yaml")["spec"]
-    entrypoint = shlex.split(spec["entrypoint"])
-    asked = load_experiment(TOP / "experiments/quickstart.yaml", [entrypoint[entrypoint.index("--set") + 1]])
-    nodes = []
-    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
-        (container,) = group["template"]["spec"]["containers"]
-        limits = container["resources"]["limits"]
-        nodes += [(int(limits["cpu"]), int(limits["nvidia.com/gpu"]))] * group["maxReplicas"]
-    assert asked.cluster.resources == nodes
-
-
-def test_kubernetes_manifests_are_what_kubernetes_takes() -> None:
-    parts = list(yaml.safe_load_all((TOP / "deploy/kubernetes_mlflow.yaml").read_text(encoding="utf-8")))
-    for part in parts:
-        kubernetes_validate.validate(part, KUBERNETES, strict=True)
-    services = {part["metadata"]["name"]: part for part in parts if part["kind"] == "Service"}
-    for name in KUBERAY_FILES:
-        text = (TOP / name).read_text(encoding="utf-8")
-        host, port = re.search(r"MLFLOW_TRACKING_URI, value: \"http://([\w-]+):(\d+)\"", text).groups()  # type: ignore[union-attr]
-        assert int(port) in [one["port"] for one in services[host]["spec"]["ports"]]
-    guarded = {part["spec"]["podSelector"]["matchLabels"]["app"] for part in parts if part["kind"] == "NetworkPolicy"}
-    assert guarded == {service["spec"]["selector"]["app"] for service in services.values()}
-
-
 def instructions() -> list[tuple[str, list[str]]]:
     """A Dockerfile's instructions with their words; continued lines are joined, comments left out."""
     text = (TOP / "deploy/Dockerfile").read_text(encoding="utf-8")
@@ -254,6 +175,7 @@ def copied() -> set[str]:
 def test_the_container_file_refers_to_what_is_there() -> None:
     found = instructions()
     assert found[0][0] == "FROM"
+    assert [words for word, words in found if word == "ENV" and "HOME=/home/ray" in words], "Ray's launcher reads it"
     assert {word for word, _ in found} <= {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
     tag = found[0][1][0].rpartition(":")[2]
     minor = re.match(r"(\d+)\.(\d+)", tag).groups()  # type: ignore[union-attr]
@@ -265,16 +187,10 @@ def test_the_container_file_refers_to_what_is_there() -> None:
     for name in re.findall(r'(?:readme = "|license-files = \[")([^"]+)"', project):
         assert name in copied(), f"pyproject.toml reads {name}"
     assert [words for word, words in found if word == "USER"][-1:] == [["ray"]]
-    locked = (TOP / "requirements.lock").read_text(encoding="utf-8")
+    locked = (TOP / "requirements-runtime.lock").read_text(encoding="utf-8")
     assert re.search(r"^setuptools==", locked, re.MULTILINE), "installing without build isolation needs it"
-
-
-def test_versions_agree() -> None:
-    locked = re.search(r"^ray==(\S+)$", (TOP / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
-    assert locked is not None
-    for name in KUBERAY_FILES:
-        spec = read(name)["spec"]
-        assert spec.get("rayClusterSpec", spec)["rayVersion"] == locked.group(1)
+    assert any("requirements-runtime.lock" in words for word, words in found if word == "RUN")
+    assert {"rsync", "openssh-client", "wget", "postgresql-client"} <= {part for _, words in found for part in words}
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
@@ -284,15 +200,42 @@ def test_no_file_holds_a_secret(name: str) -> None:
         r"AKIA[0-9A-Z]{16}|-----BEGIN|(password|token|secret)['\"]?\s*[:=]\s*['\"]?[0-9a-f]{16}", text, re.I
     )
     for user, password in re.findall(r"://([^/\s:@]+):([^@\s]+)@", text):
-        assert password.startswith(("$", "\\(")), f"{user}'s password is written out"
+        assert password.startswith(("$", "\\(", "%s", "PASSWORD")), f"{user}'s password is written out"
 
 
-def test_the_mlflow_script_refuses_every_interface() -> None:
-    script = TOP / "deploy/mlflow_server.sh"
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    done = subprocess.run(["bash", str(script), "0.0.0.0", "x"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_what_bash_takes(name: str) -> None:
+    assert subprocess.run(["bash", "-n", str(TOP / name)], check=False).returncode == 0
+    assert "set -euo pipefail" in (TOP / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["mlflow_server.sh"], ["mlflow_containers.sh", "image"]])
+def test_the_mlflow_scripts_refuse_every_interface(arguments: list[str]) -> None:
+    command = ["bash", str(TOP / "deploy" / arguments[0]), *arguments[1:], "0.0.0.0", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "private address" in done.stderr
+
+
+def test_the_workflow_publishes_what_the_cluster_files_run() -> None:
+    workflow = read(WORKFLOW)
+    assert workflow["permissions"] == {"contents": "read"}
+    triggers = workflow[True]  # YAML 1.1 reads `on` so
+    assert triggers["push"] == {"tags": ["v*"]}
+    assert all((TOP / path).exists() for path in triggers["pull_request"]["paths"])
+    steps = workflow["jobs"]["image"]["steps"]
+    (build,) = [step for step in steps if str(step.get("uses", "")).startswith("docker/build-push-action@")]
+    assert (TOP / build["with"]["file"]).exists()
+    # A pull request builds and checks the image, and has no credentials.
+    pushing = [step for step in steps if "login" in str(step.get("uses", "")) or "docker push" in str(step.get("run", ""))]
+    assert len(pushing) == 2
+    assert all(step["if"] == "github.event_name == 'push'" for step in pushing)
+    for step in steps:
+        done = subprocess.run(["bash", "-n", "-c", step.get("run", "")], capture_output=True, check=False)
+        assert done.returncode == 0
+    checked = " ".join(str(step.get("run", "")) for step in steps)
+    assert "heterokd search experiments/quickstart.yaml --help" in checked
+    assert (TOP / "experiments/quickstart.yaml").exists()
 
 
 OPENS = (
@@ -322,7 +265,7 @@ def test_what_the_files_open_stands_in_the_documentation() -> None:
     table = page.split("What the files open")[1].split("\n\n")[1]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
     told = {file.strip("`"): set(re.findall(r"`([^`]+)`", opens)) for file, opens, _ in rows}
-    files = {f"deploy/{file.name}" for file in (TOP / "deploy").iterdir()} | {"ray_cluster.yaml"}
+    files = {f"deploy/{file.name}" for file in (TOP / "deploy").iterdir() if file.is_file()} | {"ray_cluster.yaml"}
     assert {name: opened(name) for name in files} == told
 
 
