@@ -39,7 +39,9 @@ def database(environment: Mapping[str, str]) -> URL:
     """
     uri = environment.get("MLFLOW_BACKEND_STORE_URI", "")
     if not uri.startswith("postgresql"):
-        raise BackupError("MLFLOW_BACKEND_STORE_URI is no address of a PostgreSQL database; set it to the MLflow server's")
+        raise BackupError(
+            "MLFLOW_BACKEND_STORE_URI is no address of a PostgreSQL database; set it to the MLflow server's"
+        )
     return make_url(uri)
 
 
@@ -78,7 +80,9 @@ def dump(url: URL, folder: str, keep: int, now: datetime) -> str:
         run("pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={local}", url=url)
         filesystem.create_dir(path)
         # A file of this name is always whole: an object appears at its end, and a local file is renamed.
-        fs.copy_files(local, f"{path}/.{name}", source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+        fs.copy_files(
+            local, f"{path}/.{name}", source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem
+        )
         filesystem.move(f"{path}/.{name}", f"{path}/{name}")
     for old in [*names, name][:-keep]:
         filesystem.delete_file(f"{path}/{old}")
@@ -110,11 +114,15 @@ def restore(url: URL, folder: str, name: str | None) -> str:
     """
     filesystem, path, names = listed(folder)
     if name not in names and (name or not names):
-        raise BackupError(f"{folder} holds no backup{f' {name}' if name else ''}; it holds {', '.join(names) or 'none'}")
+        raise BackupError(
+            f"{folder} holds no backup{f' {name}' if name else ''}; it holds {', '.join(names) or 'none'}"
+        )
     name = name or names[-1]
     with tempfile.TemporaryDirectory() as scratch:
         local = str(Path(scratch) / name)
-        fs.copy_files(f"{path}/{name}", local, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        fs.copy_files(
+            f"{path}/{name}", local, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
+        )
         run("pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", local, url=url)
     return name
 
@@ -148,7 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
             if filled and not given.if_empty:
                 raise BackupError(f"the database {url.database} holds {filled} tables; restore into an empty database")
             if given.if_empty and (filled or not listed(given.folder)[2]):
-                print("nothing restored: " + (f"the database holds {filled} tables" if filled else "there is no backup"))
+                print(
+                    "nothing restored: " + (f"the database holds {filled} tables" if filled else "there is no backup")
+                )
                 return 0
             print(f"restored {restore(url, given.folder, given.file)}")
             return 0

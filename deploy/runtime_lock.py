@@ -26,7 +26,12 @@ ALSO = ("setuptools",)
 """What builds heterokd without build isolation."""
 
 ENVIRONMENTS = [
-    {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0", "sys_platform": "linux", "platform_system": "Linux"}
+    {
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+    }
     for minor in (11, 12, 13)
 ]
 """Versions of Python for which the file is complete."""

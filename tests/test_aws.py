@@ -119,7 +119,9 @@ def test_a_prepared_account_is_what_ray_launches_in(account: Account) -> None:
     assert len(everything) == 3
     provider.terminate_nodes(everything)
     assert provider.non_terminated_nodes({}) == []
-    states = [each["State"]["Name"] for found in prepared.describe_instances()["Reservations"] for each in found["Instances"]]
+    states = [
+        each["State"]["Name"] for found in prepared.describe_instances()["Reservations"] for each in found["Instances"]
+    ]
     assert set(states) == {"terminated"}, "stopped instances cost as long as they exist"
 
 
@@ -128,7 +130,9 @@ def test_the_head_calls_nothing_that_its_role_may_not(account: Account) -> None:
     config = bootstrap_aws(account.launcher())
     provider = node_provider.AWSNodeProvider(config["provider"], config["cluster_name"])
     for ec2 in (provider.ec2, provider.ec2_fail_fast):
-        ec2.meta.client.meta.events.register("provide-client-params.ec2.*", lambda model, **_: account.record(model.name))
+        ec2.meta.client.meta.events.register(
+            "provide-client-params.ec2.*", lambda model, **_: account.record(model.name)
+        )
     node = config["available_node_types"]["gpu_spot"]["node_config"]
     tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_NODE_NAME: "x", TAG_RAY_LAUNCH_CONFIG: "x"}
     started = list(provider.create_node(node, tags, 2))
@@ -199,7 +203,9 @@ def test_roles_reach_one_bucket_and_one_image(policy: str) -> None:
 
 def test_what_the_script_creates_is_narrow(account: Account, tmp_path: Path) -> None:
     assert account.prepare() == 0
-    (group,) = boto3.client("ec2", region_name="us-east-1").describe_security_groups(GroupNames=["heterokd"])["SecurityGroups"]
+    (group,) = boto3.client("ec2", region_name="us-east-1").describe_security_groups(GroupNames=["heterokd"])[
+        "SecurityGroups"
+    ]
     rules = {(rule["IpProtocol"], rule.get("FromPort")): rule for rule in group["IpPermissions"]}
     assert rules.keys() == {("-1", None), ("tcp", 22)}
     assert [each["CidrIp"] for each in rules["tcp", 22]["IpRanges"]] == [SSH_FROM]
@@ -209,7 +215,9 @@ def test_what_the_script_creates_is_narrow(account: Account, tmp_path: Path) -> 
     closed = boto3.client("s3").get_public_access_block(Bucket="my-bucket")["PublicAccessBlockConfiguration"]
     assert all(closed.values())
     for kind in ("head", "worker"):
-        policy = boto3.client("iam").get_role_policy(RoleName=f"heterokd-{kind}", PolicyName="heterokd")["PolicyDocument"]
+        policy = boto3.client("iam").get_role_policy(RoleName=f"heterokd-{kind}", PolicyName="heterokd")[
+            "PolicyDocument"
+        ]
         assert "arn:aws:s3:::my-bucket/*" in json.dumps(policy)
 
 
@@ -219,7 +227,9 @@ def test_a_repeated_run_changes_only_who_may_connect(account: Account) -> None:
     given = ["--bucket", "my-bucket", "--ssh-from", "2001:db8::/64", "--out", str(account.out)]
     assert aws_account.main(given) == 0, "the machine image is that of the first run"
     assert yaml.safe_load(account.out.read_text()) == before
-    (group,) = boto3.client("ec2", region_name="us-east-1").describe_security_groups(GroupNames=["heterokd"])["SecurityGroups"]
+    (group,) = boto3.client("ec2", region_name="us-east-1").describe_security_groups(GroupNames=["heterokd"])[
+        "SecurityGroups"
+    ]
     (ssh,) = [rule for rule in group["IpPermissions"] if rule.get("FromPort") == 22]
     assert ssh["IpRanges"] == []
     assert [each["CidrIpv6"] for each in ssh["Ipv6Ranges"]] == ["2001:db8::/64"]

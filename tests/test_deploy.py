@@ -19,7 +19,9 @@ from heterokd.execution.autoscaler import addable_by
 
 TOP = Path(__file__).parents[1]
 LAUNCHER_FILES = ("ray_cluster.yaml", "deploy/on_premise.yaml")
-SCRIPTS = tuple(f"deploy/{file.name}" for file in sorted((TOP / "deploy").iterdir()) if file.suffix in (".sh", ".sbatch"))
+SCRIPTS = tuple(
+    f"deploy/{file.name}" for file in sorted((TOP / "deploy").iterdir()) if file.suffix in (".sh", ".sbatch")
+)
 WORKFLOW = ".github/workflows/image.yml"
 EVERY_FILE = (WORKFLOW, "ray_cluster.yaml", *(f"deploy/{file.name}" for file in sorted((TOP / "deploy").glob("*.*"))))
 
@@ -227,7 +229,9 @@ def test_the_workflow_publishes_what_the_cluster_files_run() -> None:
     (build,) = [step for step in steps if str(step.get("uses", "")).startswith("docker/build-push-action@")]
     assert (TOP / build["with"]["file"]).exists()
     # A pull request builds and checks the image, and has no credentials.
-    pushing = [step for step in steps if "login" in str(step.get("uses", "")) or "docker push" in str(step.get("run", ""))]
+    pushing = [
+        step for step in steps if "login" in str(step.get("uses", "")) or "docker push" in str(step.get("run", ""))
+    ]
     assert len(pushing) == 2
     assert all(step["if"] == "github.event_name == 'push'" for step in pushing)
     for step in steps:

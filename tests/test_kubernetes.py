@@ -150,7 +150,9 @@ def test_kubernetes_manifests_are_what_kubernetes_takes(name: str) -> None:
 
 
 def test_services_are_where_others_look_for_them() -> None:
-    services = {part["metadata"]["name"]: part for name in PLAIN_FILES for part in parts(name) if part["kind"] == "Service"}
+    services = {
+        part["metadata"]["name"]: part for name in PLAIN_FILES for part in parts(name) if part["kind"] == "Service"
+    }
     for name in KUBERAY_FILES:
         text = (TOP / name).read_text(encoding="utf-8")
         host, port = re.search(r"MLFLOW_TRACKING_URI, value: \"http://([\w-]+):(\d+)\"", text).groups()  # type: ignore[union-attr]
@@ -200,7 +202,9 @@ def selects(labels: dict[str, str], template: dict[str, Any]) -> bool:
 def reach(target: str) -> set[tuple[str, int | None]]:
     """Which pods reach a pod by the network policies, and by which port; None is every port."""
     policies = [part for name in PLAIN_FILES for part in parts(name) if part["kind"] == "NetworkPolicy"]
-    of_target = [each["spec"] for each in policies if selects(each["spec"]["podSelector"]["matchLabels"], TEMPLATES[target])]
+    of_target = [
+        each["spec"] for each in policies if selects(each["spec"]["podSelector"]["matchLabels"], TEMPLATES[target])
+    ]
     assert of_target, f"{target} is open to every pod"
     found: set[tuple[str, int | None]] = set()
     for rule in (rule for policy in of_target for rule in policy["ingress"]):
@@ -208,7 +212,9 @@ def reach(target: str) -> set[tuple[str, int | None]]:
         for peer in rule["from"]:
             # Every peer is named by its labels: an empty selector would let all pods in.
             assert peer["podSelector"]["matchLabels"]
-            names = [name for name, template in TEMPLATES.items() if selects(peer["podSelector"]["matchLabels"], template)]
+            names = [
+                name for name, template in TEMPLATES.items() if selects(peer["podSelector"]["matchLabels"], template)
+            ]
             found |= {(name, port) for name in names for port in ports}
     return found
 
@@ -230,7 +236,10 @@ def test_the_backup_runs_a_script_of_the_image() -> None:
     assert (TOP / inside).exists()
     assert container["command"][2] == "dump"
     assert container["image"] == CONTAINERS["heterokd-mlflow"]["image"]
-    uri = [{each["name"]: each.get("value") for each in CONTAINERS[name]["env"]}["MLFLOW_BACKEND_STORE_URI"] for name in ("heterokd-backup", "heterokd-mlflow")]
+    uri = [
+        {each["name"]: each.get("value") for each in CONTAINERS[name]["env"]}["MLFLOW_BACKEND_STORE_URI"]
+        for name in ("heterokd-backup", "heterokd-mlflow")
+    ]
     assert uri[0] == uri[1]
 
 

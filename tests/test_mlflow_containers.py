@@ -24,7 +24,7 @@ echo 'postgresql+psycopg2://mlflow:from-the-secret@database.example.org:5432/mlf
 
 
 class Healthy(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
@@ -71,7 +71,12 @@ def test_a_new_head_restores_before_it_serves(environment: dict[str, str], tmp_p
         done, calls = run(environment, port)
         assert done.returncode == 0, done.stderr
         assert f"MLflow answers at http://127.0.0.1:{port}" in done.stdout
-        order = ["--name heterokd-postgres", "restore s3://bucket/heterokd/backups --if-empty", "dump s3://", "mlflow server"]
+        order = [
+            "--name heterokd-postgres",
+            "restore s3://bucket/heterokd/backups --if-empty",
+            "dump s3://",
+            "mlflow server",
+        ]
         places = [next(i for i, call in enumerate(calls) if part in call) for part in order]
         assert places == sorted(places)
         assert "--publish 127.0.0.1:5432:5432" in calls[places[0]]

@@ -65,7 +65,9 @@ def test_it_covers_every_import() -> None:
 
 
 def test_a_missing_package_would_be_seen(tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text("import os\ndef test():\n    from hypothesis import given\n    import numpy.linalg\n")
+    (tmp_path / "module.py").write_text(
+        "import os\ndef test():\n    from hypothesis import given\n    import numpy.linalg\n"
+    )
     assert imported(tmp_path) == {"hypothesis", "numpy"}
     assert "hypothesis" not in runtime_lock.locked(RUNTIME)
 

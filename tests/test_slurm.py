@@ -82,7 +82,9 @@ def calls(environment: dict[str, str]) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_requeued_job_continues_its_study(tiny_file: Callable[..., Path], tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_requeued_job_continues_its_study(
+    tiny_file: Callable[..., Path], tmp_path: Path, environment: dict[str, str]
+) -> None:
     file = tiny_file(training={"epochs": 6}, search={"trials": 3, "confirm_leaders": 0})
     assert yaml.safe_load(file.read_text())["name"] == "tiny"
     trials = tmp_path / "shared/studies/tiny/trials"
@@ -134,7 +136,9 @@ def test_a_wrong_call_is_refused_before_work(
     environment: dict[str, str], missing: str, arguments: list[str], message: str
 ) -> None:
     environment = {key: value for key, value in environment.items() if key != missing}
-    done = subprocess.run(["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert not Path(environment["CALLS"]).exists()
@@ -148,4 +152,6 @@ def test_the_script_asks_slurm_for_what_it_relies_on() -> None:
     assert options["signal"].startswith("B:USR1@"), "to this script, before the time limit"
     assert options["ntasks-per-node"] == "1", "one Ray node a machine"
     directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
-    assert max(directives) < next(number for number, line in enumerate(lines) if line and line[0] != "#"), "sbatch stops reading"
+    assert max(directives) < next(number for number, line in enumerate(lines) if line and line[0] != "#"), (
+        "sbatch stops reading"
+    )

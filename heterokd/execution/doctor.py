@@ -129,7 +129,7 @@ def _node_checks(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswe
         ended = time.time()
     except ray.exceptions.RayError as error:
         finding = str(error).strip().splitlines()[-1]
-        advice = "install heterokd and its requirements.lock there, with this Python"
+        advice = "install heterokd and its requirements-runtime.lock there, with this Python"
         return [Check(name, "answers", False, finding, advice)]
     offset = theirs - ended if theirs > ended else theirs - began if theirs < began else 0.0
     return evaluate(name, found, mine, offset, gpus)

@@ -205,7 +205,7 @@ def evaluate(node: str, found: NodeAnswers, mine: NodeAnswers, offset: float = 0
     ]
     finding = "; ".join(other) or ", ".join(f"{name} {number}" for name, number in found.versions.items())
     checks.append(
-        Check(node, "versions", not other, finding, "install requirements.lock and this heterokd on every node")
+        Check(node, "versions", not other, finding, "install requirements-runtime.lock and this heterokd on every node")
     )
     near = abs(offset) <= CLOCK_SECONDS
     finding = "agrees" if near else f"is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the driver's"

@@ -150,5 +150,5 @@ def _reason(answer: ray.ObjectRef, address: str, check: NodeCheck) -> str | None
         found: NodeAnswers = ray.get(answer)
     except ray.exceptions.RayError as error:
         finding = str(error).strip().splitlines()[-1]
-        return f"answers: {finding} (install heterokd and its requirements.lock there, with this Python)"
+        return f"answers: {finding} (install heterokd and its requirements-runtime.lock there, with this Python)"
     return fault_reason(evaluate(address, found, check.mine), has_own_disk=check.questions.root.url is not None)

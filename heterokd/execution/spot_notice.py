@@ -2,9 +2,9 @@
 
     python -m heterokd.execution.spot_notice --address HEAD:6379
 
-Ray's autoscaler does not watch for the announcement. ray_cluster.yaml starts this program beside each GPU node. After a
-notice, Ray starts nothing more on the node, and its trials save a checkpoint at the end of their epoch. The program ends
-after a notice, and at once on an instance that is not a spot instance.
+Ray's autoscaler does not watch for the announcement. ray_cluster.yaml starts this program beside each GPU node. After
+a notice, Ray starts nothing more on the node, and its trials save a checkpoint at the end of their epoch. The program
+ends after a notice, and at once on an instance that is not a spot instance.
 
 The notice is two minutes long. Source: "Spot Instance interruption notices" and "Use the Instance Metadata Service" in
 the EC2 user guide.
@@ -49,7 +49,9 @@ class Metadata:
         """
         for renewed in (False, True):
             if self._token is None or renewed:
-                self._token = self._ask("api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
+                self._token = self._ask(
+                    "api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+                )
             try:
                 return self._ask(f"meta-data/{name}", "GET", {"X-aws-ec2-metadata-token": self._token})
             except urllib.error.HTTPError as error:

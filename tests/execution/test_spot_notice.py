@@ -63,7 +63,7 @@ def served(service: Service) -> Iterator[str]:
     """The address at which a service answers."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             headers = {key.lower(): value for key, value in self.headers.items()}
             status, text = service.answer(self.command, self.path, headers)
             self.send_response(status)
