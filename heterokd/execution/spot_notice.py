@@ -119,7 +119,7 @@ def drain(address: str, node_ip: str, seconds: int) -> list[str]:
     Raises:
         RuntimeError: if Ray refuses, with its reason.
     """
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub is incomplete
     from ray.core.generated import autoscaler_pb2, gcs_pb2
 
     client = GcsClient(address=address)
