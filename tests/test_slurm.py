@@ -101,7 +101,6 @@ def test_a_requeued_job_continues_its_study(
     told = (tmp_path / "log").read_text()
     assert status != 0, told
     assert "back to the queue" in told
-    assert not (trials.parent / "summary.json").exists() or "complete" not in told.splitlines()[-1]
     first = calls(environment)
     assert first[-1] == ["scontrol", f"requeue {environment['SLURM_JOB_ID']}"]
     starts = [(names, words[:3]) for names, words in first if words[:2] == ["ray", "start"]]
