@@ -77,7 +77,57 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def calls(environment: dict[str, str]) -> list[Any]:
-    return [json.loads(line) for line in Path(environment["CALLS"]).read_text().splitlines()]
+    file = Path(environment["CALLS"])
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+FAKE_RAY = """#!/usr/bin/env bash
+printf '["%s", "%s"]\\n' "${SLURMD_NODENAME:-batch}" "ray $*" >> "$CALLS"
+[ "$1" = start ] || exit 0
+trap 'echo "[\\"$SLURMD_NODENAME\\", \\"ended\\"]" >> "$CALLS"; exit 0' TERM
+while true; do sleep 0.05; done
+"""
+FAKE_HETEROKD = """#!/usr/bin/env bash
+[ "$RAY_AUTH_MODE" = token ] && [ ${#RAY_AUTH_TOKEN} = 64 ] || exit 9
+printf '["driver", "heterokd %s"]\\n' "$*" >> "$CALLS"
+trap 'exit 130' TERM
+if [ -n "${SLURM_RESTART_COUNT:-}" ]; then exit 0; fi
+while true; do sleep 0.05; done
+"""
+
+
+def test_the_order_of_a_job_and_of_its_end(environment: dict[str, str], tmp_path: Path) -> None:
+    """With commands that do nothing: what is started where, and that a time limit requeues and leaves no process."""
+    for name, text in {"ray": FAKE_RAY, "heterokd": FAKE_HETEROKD}.items():
+        (tmp_path / "venv" / name).unlink()
+        (tmp_path / "venv" / name).write_text(text)
+        (tmp_path / "venv" / name).chmod(0o755)
+    command = ["bash", str(SCRIPT), "birds.yaml", "--set", "search.trials=3"]
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    expected = {"driver", *NODES}
+    while not expected <= {str(call[0]) for call in calls(environment)}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "back to the queue" in told
+    found = calls(environment)
+    assert ["scontrol", f"requeue {environment['SLURM_JOB_ID']}"] in found
+    started = {node: words for node, words in found if isinstance(words, str) and words.startswith("ray start")}
+    assert started.keys() == set(NODES)
+    assert "--head" in started["node1"]
+    address = f"{get_node_ip_address()}:{20000 + int(environment['SLURM_JOB_ID']) % 10000}"
+    assert f"--address={address}" in started["node2"]
+    assert ["driver", f"heterokd search birds.yaml --set search.trials=3 --address {address} --resume"] in found
+    assert sorted(node for node, words in found if words == "ended") == list(NODES), "no Ray is left behind"
+
+    again = {**environment, "SLURM_RESTART_COUNT": "1"}
+    done = subprocess.run(command, env=again, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    requeued = [call for call in calls(environment) if call[0] == "scontrol" and "requeue" in call[1]]
+    assert len(requeued) == 1, "a search that ended does not go back"
 
 
 @pytest.mark.slow
