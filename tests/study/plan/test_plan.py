@@ -15,6 +15,7 @@ from typing import Any
 import fabricated
 import optuna
 import pytest
+from tiny_datasets import write_image_folder
 
 from heterokd.cli.terminal.tables import plan_lines
 from heterokd.config.experiment import Experiment
@@ -22,9 +23,11 @@ from heterokd.config.reading import load_experiment
 from heterokd.execution.check import within_limits
 from heterokd.execution.planning.plan import plan_experiment, plan_with, write_plan
 from heterokd.execution.planning.plan_record import PlanRecorder
+from heterokd.formatting import format_duration, format_size
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
 from heterokd.report.tables import plan_table
+from heterokd.storage.stored_data.push import push_data
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.typed_json import parse
@@ -32,13 +35,14 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.plan import estimate as estimates
 from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.study.plan.counts import Counts, count
-from heterokd.study.plan.estimate import Plan, Prices, Stock
+from heterokd.study.plan.estimate import DataFetch, Plan, Prices, Stock
 from heterokd.study.plan.record import planned
 from heterokd.study.plan.simulation import BETWEEN_TRIALS, MOST_ASKED, simulate
 from heterokd.study.plugins import OptunaPruner
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner
 from heterokd.study.study import Study
 from heterokd.study.trials import TrialRecord, Trials
+from heterokd.training.data import fetch_files, open_splits
 
 Write = Callable[..., Path]
 
@@ -271,6 +275,33 @@ def planned_search(root: Workspace, **sections: Any) -> tuple[Experiment, StudyF
     recorder = PlanRecorder(question, root.study("tiny"))
     recorder.began -= 60
     return question, root.study("tiny"), recorder
+
+
+def test_a_plan_says_what_the_fetch_of_the_data_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, root = tmp_path / "images", Workspace(tmp_path / "runs")
+    images.mkdir()
+    write_image_folder(images)
+    monkeypatch.setenv("HETEROKD_DATA_CACHE", str(tmp_path / "cache"))
+    url = push_data(images, (tmp_path / "store").as_uri()).url
+    search = {"space": {"methods": ["scratch", "kd"]}, "trials": 6}
+    data = {"dataset": "image_folder", "root": url, "labels_per_class": None}
+    question = fabricated.experiment(search=search, data=data, cluster={"store_gbit": 0.001})
+    plan = plan_with(question, root, {}, replace(COSTS, nodes=16), None)
+    assert plan.fetch is not None
+    shard = next((tmp_path / "store").glob("*.tar")).stat().st_size
+    assert plan.fetch == DataFetch(shard, 16, 0.001)
+    assert plan.phases["start"] == COSTS.start + shard * 8 / 1e6
+    took = f"{format_duration(plan.fetch.seconds)} at 0.001 Gbit/s (cluster.store_gbit)"
+    assert f"data       {format_size(shard)} to each of 16 nodes, {took}" in plan_lines(plan)
+    write_plan(root.study("tiny"), question, plan, COSTS)
+    known = planned(root.study("tiny"))
+    assert known is not None
+    assert known.plan == plan
+
+    fetch_files(open_splits(question.data))
+    alone = plan_with(question, root, {}, COSTS, None)
+    assert alone.fetch == DataFetch(0, 1, 0.001)
+    assert DataFetch(150 * 10**9, 16, 5.0).seconds == 240
 
 
 def test_what_a_search_takes_is_written_into_its_plan(tmp_path: Path) -> None:
