@@ -207,8 +207,8 @@ class MappedNetwork(BodyNetwork):
         return (images - self.mean) / self.std
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
-        """Return whether a graph exported at a size may take others: not if a map may have a single pixel."""
-        return min(size) > self.multiple
+        """Return False: what a user's module computes from the size of its images is fixed in an exported graph."""
+        return False
 
     @property
     def head(self) -> nn.Module:

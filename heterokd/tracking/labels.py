@@ -61,6 +61,7 @@ def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]
         "method": recipe.method,
         "student": recipe.student.network,
         "teacher": recipe.teacher.network,
+        **({"teacher.cross_fit": recipe.teacher.cross_fit} if recipe.teacher.cross_fit else {}),
         "seed": recipe.training.seed,
         "recipe": recipe.hash,
         **{f"{_mlflow_key(recipe.method)}.{key}": value for key, value in recipe.params.items()},

@@ -122,6 +122,18 @@ def test_what_it_gives_is_what_its_modules_give(size: tuple[int, int], tmp_path:
 
 
 @pytest.mark.usefixtures("nets")
+def test_it_is_exported_for_the_size_of_its_views() -> None:
+    network = built()
+    assert not network.exports_any_size((64, 96))
+    axes = [{0: torch.export.Dim.AUTO}]
+    program = torch.export.export(deployable(network), (torch.rand(2, 3, 40, 64),), dynamic_shapes=axes)
+    images = torch.rand(3, 3, 40, 64)
+    with torch.inference_mode():
+        expected = F.interpolate(network(images).logits, size=(40, 64), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(program.module()(images), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("nets")
 def test_without_taps_and_upsampled_it_gives_less() -> None:
     """Without names there are no stages; logits of the image's size have no embedding of their size."""
     assert built(taps=None).spec.serves == Signal.LOGITS | Signal.EMBEDDING

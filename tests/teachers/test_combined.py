@@ -34,6 +34,7 @@ from heterokd.teachers.cache.compute import view_outputs
 from heterokd.teachers.cache_policy import cached_views, open_cache
 from heterokd.teachers.folders import missing_folds
 from heterokd.teachers.prepare import open_prepared, prepare_teachers, ready_teacher
+from heterokd.tracking.labels import trial_params
 from heterokd.training.data import open_splits
 from heterokd.training.folds import folds_of
 from heterokd.training.teacher import LiveTeacher
@@ -95,8 +96,13 @@ def test_members_are_the_teachers_that_they_would_be_alone(tiny_file: Write) -> 
     folds, both = asked(tiny_file, FOLDS), asked(tiny_file, BOTH)
     assert folds.member_experiments == (alone,)
     assert both.member_experiments[0] == alone
+    assert trial_params(folds.recipe({"method": "kd"}), {})["teacher.cross_fit"] == "3"
+    assert "teacher.cross_fit" not in trial_params(alone.recipe({"method": "kd"}), {})
     hashes = {each.recipe({"method": "kd"}).hash for each in (alone, folds, both)}
     assert len(hashes) == 3
+    for each in (folds, both):  # as a node of a cluster reads it
+        recipe = each.recipe({"method": "kd"})
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     plain = alone.recipe({"method": "kd"}).teacher.model_dump(exclude_defaults=True)
     assert not {"cross_fit", "ensemble", "average"} & set(plain)
 
