@@ -91,6 +91,39 @@ def test_aws_nodes_install_nothing_and_run_the_image() -> None:
     assert "initialization_commands" not in head, "`ray up` reads those of the whole file for the head"
 
 
+def test_bash_takes_the_commands_as_ray_wraps_them() -> None:
+    """With the head's address, resources and an interactive shell around each, inside of the container."""
+    from ray.autoscaler._private.command_runner import _with_environment_variables, _with_interactive
+    from ray.autoscaler._private.docker import docker_start_cmds, with_docker_exec
+    from ray.autoscaler._private.util import with_head_node_ip
+
+    config = prepare_config(read("ray_cluster.yaml"))
+    docker, ran = config["docker"], []
+    for command in with_head_node_ip(config["worker_start_ray_commands"], "10.0.0.1"):
+        inside = _with_interactive(_with_environment_variables(command, {"RAY_OVERRIDE_RESOURCES": {"GPU": 1}}))
+        ran += with_docker_exec([" ".join(inside)], docker["container_name"], "docker")
+    options = [*docker["run_options"], *docker["worker_run_options"]]
+    mounts = {name: name for name in config["file_mounts"]}
+    cluster, home = config["cluster_name"], "/home/ray"
+    start = docker_start_cmds(
+        "ubuntu", docker["image"], mounts, docker["container_name"], options, cluster, home, "docker"
+    )
+    for command in [*ran, start]:
+        done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "--address 10.0.0.1:6379" not in ran[-1], "bash fills it in"
+    assert "RAY_HEAD_IP=10.0.0.1" in ran[-1]
+    words = shlex.split(start)
+    assert words[-2:] == [docker["image"], "bash"]
+    assert "--net=host" in words
+    volumes = [words[place + 1] for place, word in enumerate(words) if word == "-v"]
+    assert {volume.rpartition(":")[2] for volume in volumes} == {
+        "/home/ray/.cache",
+        "/home/ray/.ray/auth_token",
+        "/home/ray/heterokd",
+    }
+
+
 def test_aws_nodes_are_pinned_and_terminated_and_closed() -> None:
     config = read("ray_cluster.yaml")
     assert config["provider"]["cache_stopped_nodes"] is False
