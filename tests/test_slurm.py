@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,31 @@ def test_the_order_of_a_job_and_of_its_end(environment: dict[str, str], tmp_path
     assert done.returncode == 0, done.stderr
     requeued = [call for call in calls(environment) if call[0] == "scontrol" and "requeue" in call[1]]
     assert len(requeued) == 1, "a search that ended does not go back"
+
+
+def test_a_node_without_ray_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "venv/ray").unlink()
+    (tmp_path / "venv/ray").write_text("#!/usr/bin/env bash\necho 'no such library' >&2\nexit 1\n")
+    (tmp_path / "venv/ray").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "birds.yaml"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "Ray does not start on node1; its messages are above" in done.stderr
+    assert "no such library" in done.stderr
+
+
+def test_rays_commands_know_the_scripts_options() -> None:
+    from ray.scripts.scripts import cli
+
+    text = SCRIPT.read_text()
+    for name, options in {
+        "start": set(re.findall(r"(--[a-z-]+)", text.split("node=(")[1].split("step=(")[0])) | {"--head", "--port"},
+        "health-check": {"--address"},
+    }.items():
+        known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+        assert len(options) > 6 or name != "start"
+        assert options <= known
 
 
 @pytest.mark.slow
