@@ -23,13 +23,14 @@ import yaml
 from mlflow import MlflowClient
 
 from heterokd.cli.cache import verify
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.sqlite_url import mlflow_sqlite_uri, sqlite_url
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import open_store
 
 LONGEST = 600.0
-"""Seconds after which a search counts as hanging."""
+"""Seconds after which a search counts as hanging; more on a busy machine, as of all waits here."""
 
 TIMED = 4
 """Epochs after a recovery by which the duration of one is known."""
@@ -149,13 +150,13 @@ class Search:
         """Send a signal to the driver alone; its exit code. Its Ray finds out by itself."""
         assert self.process is not None
         os.kill(self.process.pid, number)
-        return self.process.wait(LONGEST)
+        return self.process.wait(under_load(LONGEST))
 
     def wait(self, code: int = 0) -> None:
         """To its end, in good order."""
         assert self.process is not None
         try:
-            if self.process.wait(LONGEST) != code:
+            if self.process.wait(under_load(LONGEST)) != code:
                 raise SystemExit(f"the search failed:\n{self.output[-4000:]}")
         finally:
             self.end()
@@ -197,11 +198,11 @@ def searching(
 
 def until(happened: Callable[[], Any], running: Search | None = None, longest: float = LONGEST) -> Any:
     """Wait for something; what it was."""
-    ends = time.monotonic() + longest
+    began = time.monotonic()
     while not (found := happened()):
         if running is not None and not running.is_running:
             raise SystemExit(f"the search ended too early:\n{running.output[-4000:]}")
-        if time.monotonic() > ends:
+        if time.monotonic() - began > under_load(longest):
             raise SystemExit(f"waited in vain; the search said:\n{running.output[-4000:] if running else ''}")
         time.sleep(POLL)
     return found
@@ -214,7 +215,7 @@ def until_gone(processes: Sequence[psutil.Process]) -> float:
     it died as well.
     """
     began = time.monotonic()
-    _, alive = psutil.wait_procs(processes, timeout=120)
+    _, alive = psutil.wait_procs(processes, timeout=under_load(120.0))
     if alive:
         raise SystemExit(f"still there: {[' '.join(one.cmdline())[:80] for one in alive]}")
     return time.monotonic() - began

@@ -45,6 +45,7 @@ from heterokd.execution.ray_connection import check_address, connected
 from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import open_folder
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
 
 RESOURCE_SECONDS = 60.0
@@ -66,7 +67,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
         UserError: the experiment is wrong, or no Ray answers.
     """
     checking = in_thread(lambda: check_experiment(experiment))
-    wrong = error_of(checking, ANSWER_SECONDS)
+    wrong = error_of(checking, under_load(ANSWER_SECONDS))
     if not checking.done():
         return [Check(DRIVER, "data", False, wrong, "check that the mount of data.root answers on this machine")]
     checking.result()
@@ -75,7 +76,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
     probe = f"doctor/{uuid4().hex}"
     folder = root.store or open_folder(root.path)
     # If this fails, so does the driver's storage check.
-    error_of(in_thread(lambda: folder.write(probe, b"driver")), CHECK_SECONDS)
+    error_of(in_thread(lambda: folder.write(probe, b"driver")), under_load(CHECK_SECONDS))
     questions = NodeProbe(
         root if root.url else root.on_node(),
         tracking,
@@ -91,7 +92,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
             checks += _nodes(questions, mine)
             checks.append(_resources(experiment))
     finally:
-        error_of(in_thread(lambda: folder.delete(probe)), CHECK_SECONDS)
+        error_of(in_thread(lambda: folder.delete(probe)), under_load(CHECK_SECONDS))
         if folder.local is not None:
             with suppress(OSError):
                 (folder.local / "doctor").rmdir()
@@ -107,7 +108,8 @@ def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
         for node, address in zip(nodes, addresses, strict=True)
     ]
     asking = [_on(node["NodeID"], probe_node).remote(questions) for node in nodes]
-    done, _ = ray.wait(asking, num_returns=len(asking), timeout=ANSWER_SECONDS)
+    most = under_load(ANSWER_SECONDS)
+    done, _ = ray.wait(asking, num_returns=len(asking), timeout=most)
     checks = []
     for node, name, answer in zip(nodes, names, asking, strict=True):
         if answer in done:
@@ -115,7 +117,7 @@ def _nodes(questions: NodeProbe, mine: NodeAnswers) -> list[Check]:
             checks += _node_checks(node["NodeID"], name, answer, mine, gpus)
             continue
         ray.cancel(answer, force=True)
-        finding = f"no answer in {ANSWER_SECONDS:.0f} s"
+        finding = f"no answer in {most:.0f} s"
         checks.append(Check(name, "answers", False, finding, "see `ray status` and the node's logs"))
     return checks
 
@@ -125,7 +127,7 @@ def _node_checks(node_id: str, name: str, answer: ray.ObjectRef, mine: NodeAnswe
         found: NodeAnswers = ray.get(answer)
         # A second call, now that everything is imported there: a fast answer dates the node's clock.
         began = time.time()
-        theirs = ray.get(_on(node_id, now).remote(), timeout=CHECK_SECONDS)
+        theirs = ray.get(_on(node_id, now).remote(), timeout=under_load(CHECK_SECONDS))
         ended = time.time()
     except ray.exceptions.RayError as error:
         finding = str(error).strip().splitlines()[-1]
@@ -142,7 +144,7 @@ def _on(node_id: str, function: Callable[..., object]) -> ray.remote_function.Re
 
 def _resources(experiment: Experiment) -> Check:
     planning = in_thread(lambda: plan_cluster(experiment))
-    wrong = error_of(planning, RESOURCE_SECONDS)
+    wrong = error_of(planning, under_load(RESOURCE_SECONDS))
     if wrong:
         return Check("cluster", "resources", False, wrong, "add nodes, wait for busy nodes, or ask for less")
     coming, plan = future_nodes(experiment.cluster.resources), planning.result()

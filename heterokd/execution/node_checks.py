@@ -24,6 +24,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.given_files import given_files
 from heterokd.execution.threads import in_thread
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.given import is_stored
 from heterokd.training.data import open_splits, stored_data
@@ -153,12 +154,12 @@ def probe_node(questions: NodeProbe) -> NodeAnswers:
     place = root.path
     while not place.exists():
         place = place.parent
-    wrong = error_of(data, questions.data_seconds)
+    wrong = error_of(data, under_load(questions.data_seconds))
     schemes = {urlsplit(address).scheme for address in (root.url or "", str(settings.root or ""))}
     secrets = dict.fromkeys(name for scheme in sorted(schemes) for name in SECRETS.get(scheme, ()))
     return NodeAnswers(
-        storage=error_of(storage, CHECK_SECONDS),
-        tracking=None if answering is None else error_of(answering, CHECK_SECONDS),
+        storage=error_of(storage, under_load(CHECK_SECONDS)),
+        tracking=None if answering is None else error_of(answering, under_load(CHECK_SECONDS)),
         data=wrong,
         fingerprint="" if wrong else data.result(),
         teachers={key: file.stat().st_size if file.is_file() else None for key, file in questions.teachers.items()},

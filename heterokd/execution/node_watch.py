@@ -22,6 +22,7 @@ from heterokd.execution.placement import future_nodes, node_resources
 from heterokd.execution.ray_settings import only_on, ray
 from heterokd.execution.this_node import NodeCheck, fault_reason, nodes_with_room, this_node
 from heterokd.formatting import format_size
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import stored_data
 
@@ -127,7 +128,7 @@ class NodeWatch:
     def _collect(self, node: str, check: NodeCheck) -> None:
         address, began, answer = self._asked[node]
         done, _ = ray.wait([answer], timeout=0)
-        seconds = check.questions.answer_seconds
+        seconds = under_load(check.questions.answer_seconds)
         if not done and time.monotonic() - began < seconds:
             return
         del self._asked[node]

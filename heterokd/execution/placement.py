@@ -16,6 +16,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, PairError
 from heterokd.execution import autoscaler as autoscaling
 from heterokd.execution.ray_settings import only_on, ray
+from heterokd.storage.machine_load import under_load
 from heterokd.training.data import open_splits
 from heterokd.training.memory import estimate_memory
 from heterokd.training.student_costs import parameters_m
@@ -313,7 +314,7 @@ def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
     A GPU that others hold completely does not answer until they are done; only answers within `patience` count.
 
     Args:
-        patience: seconds to wait for answers.
+        patience: seconds to wait for answers, more on a busy machine.
     """
 
     def ask() -> int | None:
@@ -326,7 +327,7 @@ def gpu_bytes(patience: float = GPU_SECONDS) -> int | None:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     ]
-    answered, busy = ray.wait(asking, num_returns=len(asking), timeout=patience) if asking else ([], [])
+    answered, busy = ray.wait(asking, num_returns=len(asking), timeout=under_load(patience)) if asking else ([], [])
     for task in busy:
         ray.cancel(task, force=True)
     if busy:

@@ -18,6 +18,7 @@ from heterokd.execution.abandoned import mark, remove_abandoned
 from heterokd.execution.ray_settings import ray, services, token_headers
 from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.signals import interrupt_on_sigterm
+from heterokd.storage.machine_load import under_load
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
 
     Args:
         address: address of the cluster; None or "local": a local Ray; "auto" is not checked.
-        patience: seconds to wait for the gRPC handshake.
+        patience: seconds to wait for the gRPC handshake, more on a busy machine.
 
     Raises:
         ConfigError: it is not an address, nothing listens there, what listens there is not Ray or refuses this
@@ -64,12 +65,12 @@ def check_address(address: str | None, patience: float = GREET_SECONDS) -> None:
     if not host or not port or "://" in address:
         raise ConfigError(f"--address {address}: expected HOST:PORT or auto")
     try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=under_load(CONNECT_SECONDS)).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--address {address}: no Ray cluster answers ({error}); start one, or leave it out"
         ) from None
-    answer = _greet(host, port, patience)
+    answer = _greet(host, port, under_load(patience))
     if answer == "refused":
         raise ConfigError(refusal(address, "token"))
     if answer == "silent":

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from heterokd.execution.ray_settings import ray
+from heterokd.storage.machine_load import under_load
 
 WATCH_SECONDS = 1.0
 """Interval of the checks, and timeout of a connection."""
@@ -104,7 +105,7 @@ class RayWatch:
     def _work(self) -> None:
         while self.lost is None and not self._is_left.wait(self._interval):
             self.check()
-        if self.lost is not None and not self._is_over.wait(GIVE_UP_SECONDS):
+        if self.lost is not None and not self._is_over.wait(under_load(GIVE_UP_SECONDS)):
             # Ray would end this process soon, too, without a word.
             logger.error("error: %s", self._sentence(RayLost(self.lost)))
             for stream in (sys.stdout, sys.stderr):
@@ -130,7 +131,7 @@ def watching(watch: RayWatch, address: str | None) -> Iterator[None]:
 def listens(host: str, port: int) -> bool:
     """Whether a process listens at an address."""
     try:
-        socket.create_connection((host, port), timeout=WATCH_SECONDS).close()
+        socket.create_connection((host, port), timeout=under_load(WATCH_SECONDS)).close()
     except OSError:
         return False
     return True

@@ -17,11 +17,13 @@ from typing import TypeVar
 
 from heterokd.storage.files import PARTIAL, replacing
 from heterokd.storage.filesystem import RemoteDir, StoredFile
+from heterokd.storage.machine_load import under_load
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300.0
-"""Longest wait for a store that does not answer, where no file may be lost: at the end of a trial."""
+"""Longest wait for a store that does not answer, where no file may be lost: at the end of a trial;
+longer on a busy machine."""
 FOLLOW_SECONDS = 5.0
 """Interval of the pushes of a running trial's changed files."""
 PARALLEL_FETCHES = 16
@@ -207,7 +209,7 @@ def _retry(attempt: Callable[[], Result], patience: float, problem: str) -> Resu
         except (FileNotFoundError, PermissionError):
             raise
         except OSError as error:
-            if time.monotonic() - began + pause > patience:
+            if time.monotonic() - began + pause > under_load(patience):
                 raise
             logger.warning("%s (%s); trying again", problem, error)
             time.sleep(pause)

@@ -5,22 +5,25 @@ A trial that hangs reports nothing, so no report can stop it. All times are of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from heterokd.formatting import format_duration
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.trial_status import TIMED_OUT
 from heterokd.study.assignment import BUDGET
+from heterokd.study.options import StudyOptions
 
 FACTOR = 10.0
 """Default limit in units of the time that a whole training should take."""
 
 LEAST_SECONDS = 600.0
-"""Minimum of the default limit: a machine under load, or a cache that a trial builds first, delays short trainings."""
+"""Minimum of the default limit: a machine under load, or a cache that a trial builds first, delays short trainings.
+Longer on a busy machine."""
 
 GRACE_SECONDS = 60.0
-"""Minimum time between the end of the budget and the end of a trial that does not report."""
+"""Minimum time between the end of the budget and the end of a trial that does not report; longer on a busy machine."""
 
 GAPS = 2.0
 """Time between the end of the budget and the end of a trial, in units of the longest time between its epochs."""
@@ -63,12 +66,12 @@ class Deadlines:
 
     Args:
         timeout: `search.trial_timeout`.
-        expected: expected seconds of the longest training by the plan; None if there is no plan.
-        clock: returns the time in seconds; monotonic.
+        options: clock, planned seconds of the longest training, and the load of the machine.
     """
 
-    def __init__(self, timeout: Timeout, expected: float | None, clock: Callable[[], float]) -> None:
-        self._timeout, self._expected, self._clock = timeout, expected, clock
+    def __init__(self, timeout: Timeout, options: StudyOptions) -> None:
+        self._timeout, self._expected = timeout, options.trial_seconds
+        self._clock, self._load = options.clock, options.load
         self._running: dict[int, _Running] = {}
         self._took: dict[str, float] = {}
         self._spent_at: float | None = None
@@ -101,7 +104,7 @@ class Deadlines:
         if self._timeout != "auto":
             return self._timeout
         known = [each for each in (self._expected, self._took.get(method)) if each is not None]
-        return max(LEAST_SECONDS, FACTOR * max(known)) if known else None
+        return max(under_load(LEAST_SECONDS, self._load), FACTOR * max(known)) if known else None
 
     def expired(self, *, is_spent: bool) -> Iterator[Expired]:
         """Return the trials to stop; `is_spent`: whether the search's budget is spent."""
@@ -121,6 +124,6 @@ class Deadlines:
                 )
                 yield Expired(number, TIMED_OUT, f"{sentence} if it needs longer")
             elif self._spent_at is not None:
-                grace = max(GRACE_SECONDS, GAPS * trial.gap)
+                grace = max(under_load(GRACE_SECONDS, self._load), GAPS * trial.gap)
                 if now - max(self._spent_at, trial.seen) > grace:
                     yield Expired(number, BUDGET, "the budget was spent, and the trial did not report")

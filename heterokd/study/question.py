@@ -15,6 +15,7 @@ from heterokd.config.reading import at_schema, load_study_experiment, study_sche
 from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.domains import Choice, Domain
 from heterokd.errors import ConfigError, StudyError
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.sqlite_url import sqlite_file_uri
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
@@ -33,6 +34,9 @@ FREE_KEYS = {
     "confirm_seeds",
     "prior_weight",
 }
+LOCK_SECONDS = 60.0
+"""Timeout for another process's lock on the database (a reader on a slow disk); longer on a busy machine."""
+
 SPACE = "search.space."
 LISTED = f"{SPACE}methods"
 
@@ -128,7 +132,8 @@ def read_attributes(folder: StudyFolder) -> dict[str, object]:
     if not folder.database.is_file():
         return {}
     try:
-        with closing(sqlite3.connect(sqlite_file_uri(folder.database), uri=True, timeout=60)) as database:
+        timeout = under_load(LOCK_SECONDS)
+        with closing(sqlite3.connect(sqlite_file_uri(folder.database), uri=True, timeout=timeout)) as database:
             rows = database.execute("SELECT key, value_json FROM study_user_attributes").fetchall()
     except sqlite3.OperationalError:
         return {}

@@ -16,9 +16,10 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.schema import SCHEMA
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.question import attributes_of_files, check_question, question, summary_of_files
+from heterokd.study.question import LOCK_SECONDS, attributes_of_files, check_question, question, summary_of_files
 from heterokd.study.rebuild import reads_every_epoch, rebuilt_trials, recorded_reports
 from heterokd.study.seed_noise import NoisePrior
 from heterokd.study.warm_start import WarmStart
@@ -138,8 +139,8 @@ class _WaitingStorage(optuna.storages.RDBStorage):
     """A storage whose writes wait while the disk cannot be written (full, or read-only)."""
 
     def __init__(self, file: Path) -> None:
-        # Timeout in seconds for another process's lock (a reader of the study on a slow disk).
-        super().__init__(sqlite_url(file.absolute()), engine_kwargs={"connect_args": {"timeout": 60}})
+        connect = {"timeout": under_load(LOCK_SECONDS)}
+        super().__init__(sqlite_url(file.absolute()), engine_kwargs={"connect_args": connect})
         self._file = file
 
     _create_new_trial = _waiting(optuna.storages.RDBStorage._create_new_trial)

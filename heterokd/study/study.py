@@ -68,7 +68,7 @@ class Study:
         self._schedule = Schedule(
             experiment, self.facts, trials, self._ledger, space, has_samples=lambda: self._proposer.has_samples
         )
-        self._deadlines = Deadlines(experiment.search.trial_timeout, options.trial_seconds, options.clock)
+        self._deadlines = Deadlines(experiment.search.trial_timeout, options)
         self._halted: set[int] = set()  # trials that the budget stops
         self.interrupted: dict[int, str] = {}
 

@@ -21,6 +21,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.formatting import format_interval, format_sample
 from heterokd.methods import PLUS
 from heterokd.storage.files import read_json, write_text
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.study.ranked_config import RankedConfig
@@ -28,6 +29,9 @@ from heterokd.study.summary import StudySummary
 
 TEXT_LIMIT = 5000
 """Maximum length of a text; MLflow allows 6000 characters per parameter and 8000 per tag."""
+
+GIT_SECONDS = 5.0
+"""Timeout of git, whose repository may lie on a dead mount."""
 
 _ORIGINS = {
     "published": "The published setting of **{}**",
@@ -108,7 +112,7 @@ def _user() -> str:
 def _git_commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=under_load(GIT_SECONDS), check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from heterokd.errors import StudyError, TrackingError
 from heterokd.storage.files import read_json
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
 
 RECORDS = (
@@ -28,7 +29,7 @@ RECORDS = (
 """Tables and columns of MLflow's store that hold locations of artifacts."""
 
 LOCK_SECONDS = 60
-"""Timeout for another process's lock on the database."""
+"""Timeout for another process's lock on the database; longer on a busy machine."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def relocate(root: Workspace) -> list[str]:
     """
     here = root.artifacts.resolve()
     # The caller holds the store's lock.
-    with closing(sqlite3.connect(root.mlflow_database, timeout=LOCK_SECONDS, isolation_level=None)) as store:
+    timeout = under_load(LOCK_SECONDS)
+    with closing(sqlite3.connect(root.mlflow_database, timeout=timeout, isolation_level=None)) as store:
         earlier = [old for old in _other_locations(store, here) if _was_here(store, old, root)]
         place = None
         try:

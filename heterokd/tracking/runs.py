@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.config.experiment import Experiment
 from heterokd.errors import TrackingError, UserError, without_password
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
@@ -39,7 +40,7 @@ from heterokd.training.data import open_splits
 logger = logging.getLogger(__name__)
 
 PATIENCE = 180.0
-"""Longest wait for a server at the end of a study, in seconds; a restart takes a minute or two."""
+"""Longest wait for a server at the end of a study, in seconds; a restart takes a minute or two on an idle machine."""
 
 
 FINISH_PAUSES = (1.0, 2.0, 4.0, 8.0)
@@ -127,10 +128,10 @@ class StudyRuns:
 
     def wait(self, seconds: float = PATIENCE) -> bool:
         """Wait for a server that restarts; return whether it answers."""
-        ends = time.monotonic() + seconds
+        began, most = time.monotonic(), under_load(seconds)
         if not self.answers():
-            logger.warning("MLflow at %s does not answer; waiting %.0f s for it", without_password(self.uri), seconds)
-        while not (there := self.answers()) and time.monotonic() < ends:
+            logger.warning("MLflow at %s does not answer; waiting %.0f s for it", without_password(self.uri), most)
+        while not (there := self.answers()) and time.monotonic() - began < most:
             time.sleep(1)
         return there
 

@@ -24,6 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from heterokd.errors import TrackingError, without_password
+from heterokd.storage.machine_load import Load, machine_load, under_load
 from heterokd.storage.sqlite_url import mlflow_sqlite_uri
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.relocate import relocate
@@ -31,7 +32,7 @@ from heterokd.tracking.relocate import relocate
 T = TypeVar("T")
 
 PROBE_SECONDS = 3.0
-"""Timeout of a tracking server's health check, in seconds."""
+"""Timeout of a tracking server's health check, in seconds; longer on a busy machine."""
 
 
 def open_store(root: Workspace, uri: str | None) -> str:
@@ -135,20 +136,22 @@ def _usable(uri: str, key: str) -> Iterator[None]:
         ) from None
 
 
-def probe(uri: str, key: str = "tracking.uri") -> None:
+def probe(uri: str, key: str = "tracking.uri", load: Load = machine_load) -> None:
     """Check that a tracking server answers.
 
     Args:
         uri: of the server.
         key: key or environment variable that names it, for errors.
+        load: load of this machine, on which the server may run.
 
     Raises:
-        TrackingError: it does not answer within `PROBE_SECONDS`.
+        TrackingError: it does not answer within `PROBE_SECONDS`, more on a busy machine.
     """
     try:
         parts = urlsplit(uri)
         host = parts.netloc.rpartition("@")[2]
-        with urllib.request.urlopen(f"{parts.scheme}://{host}{parts.path}/health", timeout=PROBE_SECONDS):
+        address, timeout = f"{parts.scheme}://{host}{parts.path}/health", under_load(PROBE_SECONDS, load)
+        with urllib.request.urlopen(address, timeout=timeout):
             return
     except urllib.error.HTTPError as error:
         # The server requires a password or has no such page, but it answers.
@@ -176,7 +179,8 @@ def check_access(uri: str, key: str = "tracking.uri") -> None:
     """
     try:
         # A single request, not retries for minutes.
-        limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{PROBE_SECONDS:.0f}"}
+        timeout = f"{under_load(PROBE_SECONDS):.0f}"
+        limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": timeout}
         with _environment(**limits), quiet():
             MlflowClient(uri).search_experiments(max_results=1)
     except MlflowException as error:

@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from heterokd.errors import TrackingError, without_password
+from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 """Timeout of the server's start, which takes 5 to 12 s on two idle cores."""
+ANSWER_SECONDS = 2.0
+"""Timeout of an answer of the started server."""
 STOP_SECONDS = 10.0
+"""Time that the server has to stop by itself. All three are longer on a busy machine."""
 
 
 def ui_command(root: Workspace, port: int, uri: str) -> tuple[list[str], dict[str, str]]:
@@ -68,9 +72,9 @@ def serve(
         # In a separate process group: Ctrl-C reaches only this process, which then stops all processes of the server.
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
-            ends = time.monotonic() + START_SECONDS
+            began = time.monotonic()
             while server.poll() is None and not _answers(port):
-                if time.monotonic() > ends:
+                if time.monotonic() - began > under_load(START_SECONDS):
                     raise TrackingError(f"MLflow's server does not answer on port {port}; see {log}")
                 time.sleep(0.2)
             if server.returncode is None:
@@ -82,7 +86,7 @@ def serve(
 
 def _answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2):
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=under_load(ANSWER_SECONDS)):
             return True
     except OSError:
         return False
@@ -93,7 +97,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)
-            server.wait(STOP_SECONDS)
+            server.wait(under_load(STOP_SECONDS))
         except subprocess.TimeoutExpired:
             continue
         except ProcessLookupError:

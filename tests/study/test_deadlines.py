@@ -44,10 +44,11 @@ def opened(
     storage: Literal["memory", "disk"] = "memory",
     *,
     trial_seconds: float | None = None,
+    load: float = 0.0,
     **changes: Any,
 ) -> Study:
     made = make_experiment(**{"space": SPACE, "confirm_leaders": 0, "trials": 8, **changes})
-    options = StudyOptions(clock=clock, trial_seconds=trial_seconds, storage=storage)
+    options = StudyOptions(clock=clock, load=lambda: load, trial_seconds=trial_seconds, storage=storage)
     return Study.open(made, StudyFolder(folder / "study"), options)
 
 
@@ -143,6 +144,24 @@ def test_short_trainings_have_a_minimum(tmp_path, clock):
     assert study.expire() == []
     clock.now = LEAST_SECONDS + 1
     assert len(study.expire()) == 1
+
+
+@pytest.mark.parametrize(("load", "factor"), [(0.3, 1.0), (10.0, 10.0)])
+def test_minimum_limits_grow_with_the_load_of_the_machine(tmp_path, clock, load, factor):
+    hanging = opened(tmp_path / "hanging", clock, trial_seconds=1.0, load=load)
+    spent = opened(tmp_path / "spent", clock, budget={"hours": 1.0}, trial_timeout=None, load=load)
+    for study in (hanging, spent):
+        begin(study)
+    clock.now = factor * LEAST_SECONDS - 1
+    assert hanging.expire() == []
+    clock.now += 2
+    assert len(hanging.expire()) == 1
+    clock.now = max(clock.now, HOUR) + 1
+    assert spent.expire() == []
+    clock.now += factor * GRACE_SECONDS - 1
+    assert spent.expire() == []
+    clock.now += 2
+    assert len(spent.expire()) == 1
 
 
 def test_a_budget_of_hours_ends_a_trial_that_does_not_report(tmp_path, clock):
