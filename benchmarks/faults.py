@@ -55,6 +55,7 @@ from hurting import (
     Asked,
     Hurt,
     Search,
+    end_in_order,
     epochs,
     in_training,
     is_in_training,
@@ -103,11 +104,6 @@ def main() -> None:
             if arguments.out:
                 arguments.out.write_text(json.dumps(results, indent=1))
     sys.exit(any(found["problems"] for found in results["faults"].values()))
-
-
-def end_in_order() -> None:
-    """Whoever ends this process ends the searches that it runs, too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 TRIALS = 3

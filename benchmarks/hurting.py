@@ -91,6 +91,11 @@ def prepare(root: Path) -> None:
         shutil.move(fresh, root)
 
 
+def end_in_order() -> None:
+    """Whoever ends this process ends the searches that it runs, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 @dataclass
 class Search:
     """A `heterokd search` in a process of its own.

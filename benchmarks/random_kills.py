@@ -40,7 +40,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import psutil
 import torch
-from hurting import LONGEST, POLL, Search, epochs, outcome, prepare, searching
+from hurting import LONGEST, POLL, Search, end_in_order, epochs, outcome, prepare, searching
 from mlflow import MlflowClient
 
 from heterokd.storage.machine_load import under_load
@@ -72,22 +72,21 @@ class Kind:
     ends: tuple[int, ...] = ()
 
 
-SEARCH = {"trials": 4, "confirm_leaders": 1, "confirm_seeds": 2}
-LONGER = {"training": {"epochs": 120}, "search": SEARCH}
+LONGER = {"training": {"epochs": 50}, "search": {"trials": 3, "confirm_leaders": 1, "confirm_seeds": 1}}
 
 KINDS = {
     "driver": Kind("the driver", "", 25.0, LONGER, is_prepared=False),
-    "study": Kind("the study's actor", "ray::StudyActor", 8.0, LONGER),
-    "trial": Kind("a trial's process", "ray::ImplicitFunc", 14.0, LONGER),
+    "study": Kind("the study's actor", "ray::StudyActor", 6.0, LONGER),
+    "trial": Kind("a trial's process", "ray::ImplicitFunc", 12.0, LONGER),
     "worker": Kind(
         "a worker of a trial",
         "ray::RayTrainWorker",
-        14.0,
-        {"training": {"workers": 2, "epochs": 60}, "search": {"trials": 2}},
+        12.0,
+        {"training": {"workers": 2, "epochs": 40}, "search": {"trials": 2}},
     ),
     "builder": Kind("a builder of the teacher's cache", "ray::Builder", 6.0, {"cache": {"views": 12}}),
-    "gcs": Kind("the GCS of a local Ray", "gcs_server", 25.0, LONGER, ends=(1,)),
-    "raylet": Kind("the raylet of a local Ray", "raylet/raylet", 25.0, LONGER, ends=(1,)),
+    "gcs": Kind("the GCS of a local Ray", "gcs_server", 20.0, LONGER, ends=(1,)),
+    "raylet": Kind("the raylet of a local Ray", "raylet/raylet", 20.0, LONGER, ends=(1,)),
 }
 
 
@@ -100,6 +99,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, help="a root to begin with; made where there is none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    end_in_order()
     results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {device_name('cpu')}", "kinds": {}}
     head = f"{'killed':<34}{'kills':>6}{'searches':>10}{'starts':>8}{'trials':>8}"
     print(f"{head}{'lost':>6}{'failed':>8}{'doubled':>9}{'open':>6}{'seconds':>9}  whole", flush=True)

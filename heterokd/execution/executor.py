@@ -17,7 +17,7 @@ from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.node_watch import NodeWatch, node_check
 from heterokd.execution.parallel import Parallelism, request
 from heterokd.execution.placement import plan_cluster
-from heterokd.execution.ray_connection import connected
+from heterokd.execution.ray_connection import LocalRayError, connected
 from heterokd.execution.ray_settings import only_on, ray, tune
 from heterokd.execution.ray_watch import RayLost, RayWatch, watching
 from heterokd.execution.run import RunRecipe, run_recipe
@@ -112,13 +112,13 @@ def run_study(
     sync = MlflowSync(tracker, folder)
     # A local Ray whose processes die is started again, unless it was started by the caller.
     starts = 1 if address is not None or ray.is_initialized() else LOCAL_STARTS
-    ended: _Ended | RayLost
+    ended: _Ended | RayLost | LocalRayError
     try:
         for left in reversed(range(starts)):
             try:
                 ended = _run_on_ray(job, sync, address, listener, run)
                 break
-            except RayLost as lost:
+            except (RayLost, LocalRayError) as lost:
                 ended = lost
                 search_log.info("Ray was lost", exc_info=lost)
                 if left:
@@ -154,6 +154,7 @@ def _run_on_ray(
 
     Raises:
         RayLost: a process of Ray died, without which nothing goes on.
+        LocalRayError: a local Ray did not start.
     """
     experiment, workspace, folder = job.experiment, job.workspace, job.folder
     is_shared = experiment.training.is_shared
@@ -205,21 +206,17 @@ def _run_on_ray(
         )
         # Tune warns that its result files are missing; trial folders replace them.
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        try:
-            tuner.fit()
-            workspace.fetch_study(folder.name)
-            summary: StudySummary = ray.get(actor.summary.remote())
-            interrupted: dict[int, str] = ray.get(actor.interrupted.remote())
-        except Exception:
-            watch.raise_if_lost()
-            raise
+        tuner.fit()
+        workspace.fetch_study(folder.name)
+        summary: StudySummary = ray.get(actor.summary.remote())
+        interrupted: dict[int, str] = ray.get(actor.interrupted.remote())
         # In a Ray that outlives this search, the actor would live until its handles are collected.
         ray.kill(actor)
     failure = failures.sentence if failures.is_reached else _interruptions(interrupted, folder)
     return _Ended(summary, failure)
 
 
-def _lost_sentence(lost: RayLost, folder: StudyFolder, address: str | None) -> str:
+def _lost_sentence(lost: RayLost | LocalRayError, folder: StudyFolder, address: str | None) -> str:
     where = "" if address is None else f" (--address {address}), so start the cluster again"
     return (
         f"{folder.path}: {lost}{where}; all results are kept, details are in {folder.log_file}, and --resume continues "

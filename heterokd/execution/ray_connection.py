@@ -6,21 +6,27 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from heterokd.errors import ConfigError
+from heterokd.errors import ConfigError, SearchError
 from heterokd.execution import working_dir
 from heterokd.execution.abandoned import mark, remove_abandoned
+from heterokd.execution.failure_cause import first_line_of
 from heterokd.execution.ray_settings import ray, services, token_headers
 from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.signals import interrupt_on_sigterm
 from heterokd.storage.machine_load import under_load
 
 logger = logging.getLogger(__name__)
+
+
+class LocalRayError(SearchError):
+    """A local Ray did not start."""
+
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Size of a local Ray's object store: trials exchange small messages, data comes from files."""
@@ -152,37 +158,49 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
 
     Raises:
         ConfigError: no cluster answers at the address, or a local Ray has no folder for its sockets.
+        LocalRayError: a local Ray did not start: a process of it died, or the machine is too busy.
     """
     if ray.is_initialized():
         yield
         return
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    try:
-        if address is None:
-            # A local Ray's machine is not preempted.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init(
-                address="local",
-                num_cpus=cores or os.cpu_count(),
-                include_dashboard=shared,
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=ray_temp_dir(),
-                **quiet,
-            )
-        else:
-            temp_dir = ray_temp_dir() if address == "local" else None
-            ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ConfigError(refusal(address or "local", str(error).strip())) from None
     if address is None:
-        _tidy_sessions()
+        _start_local(cores, shared, quiet)
+    else:
+        temp_dir = ray_temp_dir() if address == "local" else None
+        try:
+            ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ConfigError(refusal(address, str(error).strip())) from None
     try:
         # Ray has installed a handler for SIGTERM that would end this process at once.
         with interrupt_on_sigterm():
             yield
     finally:
         ray.shutdown()
+
+
+def _start_local(cores: int | None, shared: bool, quiet: Mapping[str, object]) -> None:
+    # A local Ray's machine is not preempted.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    temp_dir = ray_temp_dir()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cores or os.cpu_count(),
+            include_dashboard=shared,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=temp_dir,
+            **quiet,
+        )
+    except Exception as error:  # Ray raises plain exceptions where its processes die, or do not answer in half a minute
+        with suppress(Exception):
+            ray.shutdown()
+        raise LocalRayError(
+            f"a local Ray did not start ({first_line_of(error)}); see its logs in {temp_dir}"
+        ) from error
+    _tidy_sessions()
 
 
 def _tidy_sessions() -> None:

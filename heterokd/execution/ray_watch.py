@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -97,6 +98,19 @@ class RayWatch:
             if self._failed[name] >= self._patience:
                 self.lost = self.lost or name
 
+    def raise_if_dead(self) -> None:
+        """Check until all processes answer or one is lost, after an exception that its death may have caused.
+
+        Raises:
+            RayLost: a process does not answer any more.
+        """
+        for _ in range(self._patience):
+            self.check()
+            if self.lost is not None or not any(self._failed.values()):
+                break
+            time.sleep(self._interval)
+        self.raise_if_lost()
+
     def raise_if_lost(self) -> None:
         """Raise `RayLost` if a process does not answer any more."""
         if self.lost is not None:
@@ -117,13 +131,20 @@ class RayWatch:
 
 @contextmanager
 def watching(watch: RayWatch, address: str | None) -> Iterator[None]:
-    """Watch the connected Ray; `address`: that of its cluster, None if it is a local Ray."""
+    """Watch the connected Ray; `address`: that of its cluster, None if it is a local Ray.
+
+    Raises:
+        RayLost: an exception of the block has the death of a process as its cause.
+    """
     node = ray._private.worker._global_node
     local = node.all_processes.get("raylet", ()) if address is None and node is not None else ()
     raylet = local[0].process.pid if local else 0
     watch.start(_probes(), LOCAL_PATIENCE if raylet else CLUSTER_PATIENCE, raylet)
     try:
         yield
+    except Exception:
+        watch.raise_if_dead()
+        raise
     finally:
         watch.leave()
 

@@ -15,7 +15,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_classes
 from heterokd.networks.weights import file_digest
-from heterokd.storage.files import read_json
+from heterokd.storage.files import read_derived
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
 from heterokd.teachers.given import with_local_weights
 from heterokd.training.data import open_splits
@@ -57,7 +57,7 @@ def teacher_folder(recipe: Recipe, splits: Splits, root: Workspace) -> Path:
         whole = recipe.teacher.model_copy(update={"fit": FIRST_FIT})
         older = root.teachers / teacher_hash(whole, recipe, splits.fingerprint)
         root.mirror(older).fetch(without=CHECKPOINTS)
-        if (older / CARD).exists() and "reason" not in read_json(older / CARD):
+        if (older / CARD).exists() and "reason" not in read_derived(older / CARD):
             return older
     return folder
 

@@ -17,7 +17,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.config.search import score_of
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
-from heterokd.errors import CheckpointError
+from heterokd.errors import CheckpointError, StudyError
 from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
@@ -185,14 +185,44 @@ def _teacher(settings: str, num_classes: int, image_size: int, weights: Path | N
 
 def _verify(recipe: Recipe, splits: Splits, given: GivenWeights | None = None) -> TeacherCard:
     """Open a given or published teacher and measure it on val."""
+    source = "timm's published weights" if given is None else given.source
+    card = _measured(recipe, splits, None if given is None else given.file, source)
+    return card if given is None else replace(card, notes=given.notes)
+
+
+def _measured(recipe: Recipe, splits: Splits, weights: Path | None, source: str) -> TeacherCard:
+    """Measure a teacher on val; `weights` and `source`: its file and its origin.
+
+    Raises:
+        CheckpointError: the weights are damaged or of another network.
+    """
     device = default_device()
-    network = open_prepared(recipe, None if given is None else given.file, splits.num_classes).network
+    network = open_prepared(recipe, weights, splits.num_classes).network
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     val = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(network.to(device), val, task, device=device))
-    score, source = metrics[task.facts.score], "timm's published weights" if given is None else given.source
-    card = _card(recipe, network, splits, score, source)
-    return card if given is None else replace(card, notes=given.notes)
+    return _card(recipe, network, splits, metrics[task.facts.score], source)
+
+
+def _stored_teacher(recipe: Recipe, splits: Splits, folder: Path, source: str) -> PreparedTeacher:
+    """Open a teacher that is in its folder; a damaged teacher.json is measured again.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    weights, file = folder / WEIGHTS, folder / CARD
+    try:
+        card = parse(TeacherCard, read_json(file))
+    except (StudyError, ValueError):
+        logger.warning("%s: is damaged; the teacher is measured, and the file is written again", file)
+        card = _measured(recipe, splits, weights, source)
+        write_text(file, card.to_json())
+    if weights_hash(open_prepared(recipe, weights, splits.num_classes).network) != card.weights:
+        raise CheckpointError(
+            f"{weights}: is damaged (its content does not match teacher.json); move {folder} away, and the teacher is "
+            "fitted again"
+        )
+    return PreparedTeacher(recipe.teacher, weights, card)
 
 
 def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: Report | None) -> PreparedTeacher:
@@ -201,14 +231,14 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     mirror = root.mirror(folder)
     mirror.fetch(without=CHECKPOINTS)
     weights, card_file = folder / WEIGHTS, folder / CARD
+    source = f"fitted {settings.network}" + ("" if settings.start_from is None else f" from {settings.start_from}")
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
             decoded = training_splits(splits, root)
             fitted = fit_teacher(recipe, decoded, root, folder, device, progress or (lambda metrics: True))
             save_student(fitted.network, weights)
-            start = "" if settings.start_from is None else f" from {settings.start_from}"
-            card = _card(recipe, fitted.network, decoded, fitted.score, f"fitted {settings.network}{start}")
+            card = _card(recipe, fitted.network, decoded, fitted.score, source)
             card = replace(card, reason=fitted.reason)
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             write_text(card_file, card.to_json())
@@ -216,10 +246,7 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
                 (folder / name).unlink(missing_ok=True)
             mirror.close()
             return PreparedTeacher(settings, weights, card, fitted=True)
-    card = parse(TeacherCard, read_json(card_file))
-    if weights_hash(open_prepared(recipe, weights, splits.num_classes).network) != card.weights:
-        raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); delete {folder}")
-    return PreparedTeacher(settings, weights, card)
+    return _stored_teacher(recipe, splits, folder, source)
 
 
 def _combined_teacher(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
@@ -231,6 +258,7 @@ def _combined_teacher(experiment: Experiment, root: Workspace, progress: Teacher
     mirror = root.mirror(folder)
     mirror.fetch(without=CHECKPOINTS)
     weights, card_file = folder / WEIGHTS, folder / CARD
+    source, reason = _combination(settings)
     with FileLock(folder / ".lock"):
         if not card_file.exists():
             splits = training_splits(splits, root)
@@ -248,16 +276,12 @@ def _combined_teacher(experiment: Experiment, root: Workspace, progress: Teacher
             task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
             val = open_split(splits.val, splits.num_classes)
             metrics = dict(evaluate(whole.eval().to(device), val, task, device=device))
-            source, reason = _combination(settings)
             card = _card(recipe, whole, splits, metrics[task.facts.score], source)
             members = tuple(f"{part.card.network} {part.card.val_score:.4f}" for part in parts)
             write_text(card_file, replace(card, reason=reason, members=members).to_json())
             mirror.close()
             return PreparedTeacher(settings, weights, card=parse(TeacherCard, read_json(card_file)), fitted=True)
-    card = parse(TeacherCard, read_json(card_file))
-    if weights_hash(open_prepared(recipe, weights, splits.num_classes).network) != card.weights:
-        raise CheckpointError(f"{weights}: is damaged (its content does not match teacher.json); delete {folder}")
-    return PreparedTeacher(settings, weights, card)
+    return _stored_teacher(recipe, splits, folder, source)
 
 
 def _combination(settings: TeacherSettings) -> tuple[str, str]:

@@ -54,13 +54,19 @@ def relocate(root: Workspace) -> list[str]:
         The earlier locations; empty if nothing was changed.
 
     Raises:
-        TrackingError: the store cannot be changed.
+        TrackingError: the store is damaged, or cannot be changed.
     """
     here = root.artifacts.resolve()
     # The caller holds the store's lock.
     timeout = under_load(LOCK_SECONDS)
     with closing(sqlite3.connect(root.mlflow_database, timeout=timeout, isolation_level=None)) as store:
-        earlier = [old for old in _other_locations(store, here) if _was_here(store, old, root)]
+        try:
+            earlier = [old for old in _other_locations(store, here) if _was_here(store, old, root)]
+        except sqlite3.Error as error:
+            raise TrackingError(
+                f"{root.mlflow_database}: is damaged ({error}); restore it from a backup, or move it away, and "
+                "`heterokd search EXPERIMENT --resume` logs the study again"
+            ) from None
         place = None
         try:
             for place in earlier:

@@ -12,6 +12,7 @@ from heterokd.config.reading import load_experiment
 from heterokd.errors import SearchError
 from heterokd.execution import executor
 from heterokd.execution.executor import LOCAL_STARTS, SearchJob, run_study
+from heterokd.execution.ray_connection import LocalRayError
 from heterokd.execution.ray_watch import RayLost
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -51,6 +52,7 @@ def run(
     address: str | None = None,
     failure: str | None = None,
     tracker: Ended | None = None,
+    loss: BaseException | None = None,
 ) -> list[float]:
     """Run a study whose Ray is lost some times; return the time before each start."""
     starts: list[float] = []
@@ -59,7 +61,7 @@ def run(
     def on_ray(job: SearchJob, *_: object) -> executor._Ended:
         starts.append(job.seconds_before)
         if len(starts) <= losses:
-            raise RayLost("GCS")
+            raise loss or RayLost("GCS")
         return executor._Ended(study.summary(), failure)
 
     monkeypatch.setattr(executor, "_run_on_ray", on_ray)
@@ -89,6 +91,18 @@ def test_a_local_ray_that_is_lost_again_and_again_ends_the_search(
         f"{job.folder.path}: Ray's GCS does not answer any more (it was killed, or has crashed); all results are kept, "
         f"details are in {job.folder.log_file}, and --resume continues the search"
     )
+
+
+def test_a_local_ray_that_does_not_start_is_started_again(
+    job: SearchJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss = LocalRayError("a local Ray did not start (Exception: timed out)")
+    assert len(run(job, monkeypatch, losses=1, loss=loss)) == 2
+    assert f"{loss}; the search continues on a new local Ray" in caplog.messages
+    with pytest.raises(
+        SearchError, match=r"did not start \(Exception: timed out\); all results are kept, details are in"
+    ):
+        run(job, monkeypatch, losses=LOCAL_STARTS, loss=loss)
 
 
 @pytest.mark.thorough

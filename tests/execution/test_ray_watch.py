@@ -30,6 +30,20 @@ def test_a_process_is_lost_after_failed_checks_in_a_row() -> None:
             watching.raise_if_lost()
 
 
+def test_after_an_exception_a_process_that_does_not_answer_is_asked_until_it_is_lost_or_answers() -> None:
+    with watch(0.001) as watching:
+        watching.start({"GCS": lambda: True}, patience=3)
+        watching.raise_if_dead()
+    answers = iter([False, False, True])
+    with watch(0.001) as watching:
+        watching._probes, watching._patience = {"GCS": lambda: next(answers)}, 3
+        watching.raise_if_dead()
+        assert list(answers) == []
+        watching._probes = {"raylet": lambda: False}
+        with pytest.raises(RayLost, match="raylet"):
+            watching.raise_if_dead()
+
+
 def test_the_thread_finds_a_socket_that_is_closed_and_names_the_first_process_that_is_lost() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, watch(0.01) as watching:
         host, port = server.getsockname()
