@@ -1,7 +1,7 @@
 """What a search loses when processes of a kind are killed at random moments, for each kind of process.
 
-    python benchmarks/random_kills.py [--only KIND ...] [--kills 10] [--seed 0] [--out results.json]
-                                      [--prepared FOLDER]
+    python benchmarks/random_kills.py [--only KIND ...] [--kills 10] [--seconds S] [--seed 0]
+                                      [--out results.json] [--prepared FOLDER]
 
     driver   `heterokd search`, which is started again with `--resume`
     study    the actor that holds the study
@@ -72,7 +72,7 @@ class Kind:
     ends: tuple[int, ...] = ()
 
 
-LONGER = {"training": {"epochs": 50}, "search": {"trials": 3, "confirm_leaders": 1, "confirm_seeds": 1}}
+LONGER = {"training": {"epochs": 40}, "search": {"trials": 3, "confirm_leaders": 1, "confirm_seeds": 1}}
 
 KINDS = {
     "driver": Kind("the driver", "", 25.0, LONGER, is_prepared=False),
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--only", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     parser.add_argument("--kills", type=int, default=10, help="of each kind")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a kind, after which no kill begins")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--prepared", type=Path, help="a root to begin with; made where there is none")
     arguments = parser.parse_args()
@@ -109,7 +110,10 @@ def main() -> None:
         for name in arguments.only:
             began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="hk", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-                found = kill_at_random(name, Path(scratch), prepared, arguments.kills, arguments.seed)
+                plan = Plan(
+                    KINDS[name], random.Random(f"{name} {arguments.seed}"), arguments.kills, began + arguments.seconds
+                )
+                found = kill_at_random(plan, Path(scratch), prepared)
             found["seconds"] = round(time.monotonic() - began, 1)
             results["kinds"][name] = found
             numbers = f"{len(found['moments']):>6}{found['searches']:>10}{found['starts']:>8}{found['trials']:>8}"
@@ -121,15 +125,37 @@ def main() -> None:
     sys.exit(any(found["problems"] for found in results["kinds"].values()))
 
 
-def kill_at_random(name: str, scratch: Path, prepared: Path, kills: int, seed: int) -> dict[str, Any]:
+@dataclass
+class Plan:
+    """The kills of a kind.
+
+    Attributes:
+        kind: the kind.
+        drawn: of which the moments are drawn.
+        left: number of kills.
+        ends: moment after which no kill begins.
+    """
+
+    kind: Kind
+    drawn: random.Random
+    left: int
+    ends: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no kill begins."""
+        return not self.left or time.monotonic() > self.ends
+
+
+def kill_at_random(plan: Plan, scratch: Path, prepared: Path) -> dict[str, Any]:
     """Kill processes of a kind in as many searches as that takes; what is found afterwards, of all together."""
-    kind, drawn = KINDS[name], random.Random(f"{name} {seed}")
+    kind = plan.kind
     total: dict[str, Any] = {"moments": [], "problems": []} | dict.fromkeys(COUNTED, 0)
-    while len(total["moments"]) < kills:
+    while not plan.is_over:
         place = scratch / str(total["searches"])
         place.mkdir()
         with searching(place, prepared if kind.is_prepared else None, **kind.changes) as running:
-            seen, moments = kill_in(running, kind, drawn, kills - len(total["moments"]))
+            seen, moments = kill_in(running, plan)
             found = compared(running, kind, seen)
         total["moments"] += moments
         total["problems"] += found.pop("problems")
@@ -141,23 +167,24 @@ def kill_at_random(name: str, scratch: Path, prepared: Path, kills: int, seed: i
 COUNTED = ("searches", "starts", "trials", "lost", "failed", "doubled", "open")
 
 
-def kill_in(running: Search, kind: Kind, drawn: random.Random, most: int) -> tuple[Reports, list[str]]:
+def kill_in(running: Search, plan: Plan) -> tuple[Reports, list[str]]:
     """Kill processes of a search until it has ended; what trials had reported at the kills, and the moments."""
     seen: Reports = {}
     moments: list[str] = []
     known: set[int] = set()
-    while not has_finished(running, kind):
-        found = [one for one in of_kind(running, kind) if one.pid not in known] if len(moments) < most else []
+    while not has_finished(running, plan.kind):
+        found = [] if plan.is_over else [one for one in of_kind(running, plan.kind) if one.pid not in known]
         if not found:
             time.sleep(POLL)
             continue
-        process = drawn.choice(found)
+        process = plan.drawn.choice(found)
         known.add(process.pid)
-        ends = time.monotonic() + drawn.random() * kind.window
+        ends = time.monotonic() + plan.drawn.random() * plan.kind.window
         while time.monotonic() < ends and process.is_running() and running.is_running:
             time.sleep(POLL)
         with suppress(psutil.NoSuchProcess):
             process.kill()
+            plan.left -= 1
             moments.append(moment(running))
             seen |= reports(running)
     return seen, moments

@@ -68,6 +68,9 @@ class Damaged:
     def promote(self) -> Done:
         return self.cli("promote", "finished", "--dry-run", "--root", self.root, "--json")
 
+    def promote_again(self) -> Done:
+        return self.cli("promote", "finished", "--trial", 2, "--root", self.root, "--json")
+
     def export_trial(self) -> Done:
         return self._export("studies/finished")
 
@@ -130,7 +133,7 @@ READERS: dict[str, tuple[str, ...]] = {
     f"{STUDY}summary.json": ("report", "resume", "promote", "export_trial", "links"),
     f"{STUDY}measured.json": ("report",),
     f"{STUDY}pictures/captions.json": ("report",),
-    f"{STUDY}promotions.jsonl": ("promote",),
+    f"{STUDY}promotions.jsonl": ("promote", "promote_again"),
     f"{STUDY}tracking.json": ("resume", "promote", "links"),
     f"{TRIAL}trial.json": ("compare", "resume", "promote", "export_trial"),
     f"{TRIAL}recipe.yaml": ("compare", "resume", "promote", "export_trial"),
@@ -150,7 +153,7 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 """Commands that read a file."""
 
-QUICK = {f"{TEACHER}teacher.json", f"{STUDY}tracking.json", f"{TRIAL}trial.json", "caches/*/manifest.json"}
+QUICK = {f"{TEACHER}teacher.json", "caches/*/manifest.json"}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.formatting import format_interval, format_sample
 from heterokd.methods import PLUS
-from heterokd.storage.files import read_json, write_text
+from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.machine_load import under_load
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
@@ -43,13 +43,20 @@ _TRAINING_PARAMS = ("epochs", "batch_size", "optimizer", "learning_rate", "weigh
 
 
 def study_id(folder: StudyFolder) -> str:
-    """Return the id of a study, unique in a store that several machines share; kept in tracking.json."""
+    """Return the id of a study, unique in a store that several machines share; kept in tracking.json.
+
+    Raises:
+        StudyError: the file is damaged: with a new id, the study would be logged a second time.
+    """
     file = folder.path / "tracking.json"
     known = read_json(file).get("study_id")
-    if not known:
-        known = uuid.uuid4().hex
-        write_text(file, json.dumps({"study_id": known}))
-    return str(known)
+    if isinstance(known, str) and known:
+        return known
+    if file.exists():
+        raise damaged(file, "expected the key study_id with a text")
+    created = uuid.uuid4().hex
+    write_text(file, json.dumps({"study_id": created}))
+    return created
 
 
 def _mlflow_key(name: str) -> str:

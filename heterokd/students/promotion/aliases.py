@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
@@ -69,9 +70,8 @@ def last_line(file: Path) -> dict[str, object]:
     """Read the last complete line; empty if there is none."""
     last: dict[str, object] = {}
     if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                last = json.loads(line)
-            except ValueError:
-                continue  # truncated by a crash
+        for line in file.read_bytes().splitlines():
+            with suppress(ValueError):  # truncated by a crash
+                content = json.loads(line)
+                last = content if isinstance(content, dict) else last
     return last

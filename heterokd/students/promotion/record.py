@@ -83,9 +83,10 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
 def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:
     """Whether the last line holds the same decision, apart from measured costs."""
     line = last_line(runs.folder.path / LINES)
-    if "gates" not in line:
+    try:
+        last = parse(Decision, line)
+    except ValueError:  # a rollback, or damaged
         return False
-    last = parse(Decision, line)
     before, now = ([(gate.name, gate.required, gate.passed) for gate in each.gates] for each in (last, decision))
     keys = ("alias", "promoted", "challenger", "champion", "test_digest", "test_score")
     return before == now and all(getattr(last, key) == getattr(decision, key) for key in keys)
