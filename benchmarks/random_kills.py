@@ -72,6 +72,7 @@ class Kind:
     ends: tuple[int, ...] = ()
 
 
+SHORTER = {"training": {"epochs": 40}, "search": {"trials": 2, "parallel": 1}}
 LONGER = {"training": {"epochs": 40}, "search": {"trials": 3, "confirm_leaders": 1, "confirm_seeds": 1}}
 
 KINDS = {
@@ -85,8 +86,8 @@ KINDS = {
         {"training": {"workers": 2, "epochs": 40}, "search": {"trials": 2}},
     ),
     "builder": Kind("a builder of the teacher's cache", "ray::Builder", 6.0, {"cache": {"views": 12}}),
-    "gcs": Kind("the GCS of a local Ray", "gcs_server", 20.0, LONGER, ends=(1,)),
-    "raylet": Kind("the raylet of a local Ray", "raylet/raylet", 20.0, LONGER, ends=(1,)),
+    "gcs": Kind("the GCS of a local Ray", "gcs_server", 15.0, SHORTER, ends=(1,)),
+    "raylet": Kind("the raylet of a local Ray", "raylet/raylet", 15.0, SHORTER, ends=(1,)),
 }
 
 

@@ -87,6 +87,15 @@ def test_a_driver_killed_at_ten_moments_leaves_the_search_that_was_never_killed(
     assert found["trials"] == 3
 
 
+@pytest.mark.parametrize("kind", ["driver", "study", "trial", "worker", "builder", "gcs", "raylet"])
+def test_processes_killed_at_random_moments_cost_nothing(kind: str, tmp_path: Path, prepared: Path) -> None:
+    arguments = ("--only", kind, "--kills", "3", "--prepared", str(prepared))
+    found = measured("random_kills.py", tmp_path, *arguments)["kinds"][kind]
+    assert found["problems"] == []
+    assert len(found["moments"]) == 3
+    assert [found[key] for key in ("lost", "failed", "doubled", "open")] == [0, 0, 0, 0]
+
+
 def test_many_trials_cost_what_a_few_do(tmp_path: Path) -> None:
     """Counts and memory; times are for the benchmark, on a machine that does nothing else."""
     found = measured("many_trials.py", tmp_path, "--trials", "300", "--study", "600")
