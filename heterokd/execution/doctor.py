@@ -175,7 +175,7 @@ def _tracking(experiment: Experiment, root: Workspace) -> tuple[str | None, list
 
     opening = in_thread(open_and_enter)
     # A database may have to be migrated first.
-    wrong = error_of(opening, CHECK_SECONDS if server else DATA_SECONDS)
+    wrong = error_of(opening, under_load(CHECK_SECONDS if server else DATA_SECONDS))
     finding = wrong or (without_password(server) if server else "a file on this machine")
     known = opening.done() and isinstance(opening.exception(), TrackingError)  # its message already says what to do
     advice = "" if known else "start the server, or correct its address"

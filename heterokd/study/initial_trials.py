@@ -116,5 +116,7 @@ def matched_samples(experiment: Experiment, folder: StudyFolder, methods: Sequen
         starts = parse(list[dict[str, Scalar]], content["starts"])
     except ValueError as error:
         raise damaged(folder.match_file, error) from None
-    samples = [experiment.published(method, start) for start in starts if (method := str(start.get("method"))) in methods]
+    samples = [
+        experiment.published(method, start) for start in starts if (method := str(start.get("method"))) in methods
+    ]
     return [sample for sample in samples if experiment.recipe(sample).hash not in known]

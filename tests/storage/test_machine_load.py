@@ -35,6 +35,7 @@ FIXED = {
     "execution/workers.py": {"POLL_SECONDS": "an interval", "PATIENCE_SECONDS": "hours, in which a trial is stopped"},
     "storage/disk.py": {"PATIENCE": "half an hour for a full disk", "POLL_SECONDS": "an interval"},
     "storage/filesystem.py": {"ABANDONED_SECONDS": "a day"},
+    "storage/stored_data/node_copy.py": {"WAIT_SECONDS": "a pause between attempts"},
     "storage/sync.py": {"FOLLOW_SECONDS": "an interval"},
     "students/registry_lock.py": {
         "EXPIRES_SECONDS": "machines with different loads must agree on it; five renewals may be late",
