@@ -71,7 +71,8 @@ def experiment_of(arguments: argparse.Namespace, teacher: dict[str, Any], folder
         "search": {"space": {"methods": ["scratch", "kd"], "overrides": {"kd.temperature": arguments.temperature}}},
     }
     file = folder / "combined.yaml"
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    plain = json.loads(json.dumps(content))  # sections that arms share would become aliases
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return load_experiment(file)
 
 
