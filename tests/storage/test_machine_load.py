@@ -32,6 +32,11 @@ FIXED = {
         "LOCAL_PATIENCE": "a number of checks, each of which waits longer",
         "CLUSTER_PATIENCE": "a number of checks; Ray ends this process after a minute, whatever the load is",
     },
+    "execution/spot_notice.py": {
+        "POLL_SECONDS": "an interval",
+        "REQUEST_SECONDS": "the next request follows in seconds",
+        "TOKEN_SECONDS": "the validity of a token",
+    },
     "execution/workers.py": {"POLL_SECONDS": "an interval", "PATIENCE_SECONDS": "hours, in which a trial is stopped"},
     "storage/disk.py": {"PATIENCE": "half an hour for a full disk", "POLL_SECONDS": "an interval"},
     "storage/filesystem.py": {"ABANDONED_SECONDS": "a day"},
