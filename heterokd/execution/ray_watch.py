@@ -30,7 +30,10 @@ CLUSTER_PATIENCE = 40
 """The same for a cluster, where an operator may start the GCS again within Ray's minute."""
 
 GIVE_UP_SECONDS = 30.0
-"""Time that the main thread has to leave Ray once a process is lost; it may wait for Ray for ever."""
+"""Time that the main thread has to leave Ray once a process is lost; it may wait for Ray for ever.
+
+The load of the machine does not prolong it: a minute after the GCS has died, Ray ends this process without a sentence.
+"""
 
 Probe = Callable[[], bool]
 """Returns whether a process answers."""
@@ -119,7 +122,7 @@ class RayWatch:
     def _work(self) -> None:
         while self.lost is None and not self._is_left.wait(self._interval):
             self.check()
-        if self.lost is not None and not self._is_over.wait(under_load(GIVE_UP_SECONDS)):
+        if self.lost is not None and not self._is_over.wait(GIVE_UP_SECONDS):
             # Ray would end this process soon, too, without a word.
             logger.error("error: %s", self._sentence(RayLost(self.lost)))
             for stream in (sys.stdout, sys.stderr):

@@ -30,6 +30,7 @@ FIXED = {
     "execution/planning/time_steps.py": {"MOST_SECONDS": "a budget of a measurement"},
     "execution/ray_watch.py": {
         "LOCAL_PATIENCE": "a number of checks, each of which waits longer",
+        "GIVE_UP_SECONDS": "Ray ends this process a minute after the GCS has died, whatever the load is",
         "CLUSTER_PATIENCE": "a number of checks; Ray ends this process after a minute, whatever the load is",
     },
     "execution/spot_notice.py": {
