@@ -22,7 +22,7 @@ class MethodParams(BaseModel):
 
     @classmethod
     def domains(cls) -> dict[str, Domain]:
-        """Return the search domain of each parameter that has one."""
+        """Return the search domains, by parameter; parameters without a domain are not searched."""
         return domains(cls)
 
 

@@ -85,7 +85,7 @@ class OutputSpec:
             BatchNorm -> (add) -> ReLU.
         logits_stride: input pixels per pixel of the logits (and of the embedding) in segmentation; None in
             classification.
-        body_kind: kind of the whole network, for one that gives no stages.
+        body_kind: kind of the whole network, for a network that gives no stages.
     """
 
     num_classes: int

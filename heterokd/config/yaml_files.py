@@ -16,11 +16,11 @@ from heterokd.config.sentences import given
 from heterokd.errors import ConfigError, did_you_mean
 
 LARGEST = 2**64
-"""Maximum integer: larger ones are typing mistakes, and Python does not print those of thousands of digits."""
+"""Maximum integer: larger integers are typing mistakes, and Python does not print those of thousands of digits."""
 
 
 LONGEST_FILE = 16 * 1024**2
-"""Maximum size of a file in bytes: a larger one is not an experiment."""
+"""Maximum size of a file in bytes; a larger file is not an experiment."""
 
 TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$")

@@ -1,7 +1,7 @@
 """Image folder: the user's images, one folder per class, or listed in a table.
 
     ROOT/train/CLASS/...   ROOT/val/CLASS/...   ROOT/test/CLASS/...              used as they are
-    ROOT/train/..., and one of ROOT/val, ROOT/test                               the missing one is split off train
+    ROOT/train/..., and one of ROOT/val, ROOT/test                               a missing split is taken from train
     only ROOT/train/CLASS/..., or ROOT/CLASS/...                                 split 60/20/20
 
 Splits are seeded, and stratified by class or made by group. Files of all formats that Pillow decodes are read, see

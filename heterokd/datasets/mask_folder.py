@@ -2,7 +2,7 @@
 
     ROOT/images/*, ROOT/masks/*                                      split 60/20/20
     ROOT/{train,val,test}/{images,masks}/*, or the other way round   used as they are
-    ROOT/train/..., and one of val, test                             the missing one is split off train
+    ROOT/train/..., and one of val, test                             a missing split is taken from train
 
 Names of folders and files are those of `heterokd/datasets/masks/pairs.py`. Label maps hold numbers (grey or palette) or
 colours; `data.masks` sets classes, ignored values, and how images are split: by shares, groups, or lists in files.

@@ -109,7 +109,7 @@ class StudyTrainer:
     teacher: PreparedTeacher
 
     def train(self, recipe: Recipe, sample: Sample, on_epoch: Report) -> DistillResult:
-        """Train a recipe, from its checkpoint if there is one; a complete training is not repeated.
+        """Train a recipe, from its checkpoint if it has any; a complete training is not repeated.
 
         Args:
             recipe: training to run.

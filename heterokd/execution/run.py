@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
 
     Args:
         recipe: training to run.
-        folder: trial folder; training resumes from its checkpoint if there is one.
+        folder: trial folder; training resumes from its checkpoint if it has any.
         context: workspace, teacher weights, device and checkpoints.
         on_epoch: called with each epoch's metrics after they are on disk; False stops the training.
 

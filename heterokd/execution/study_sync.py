@@ -1,7 +1,7 @@
 """Sync a study between the driver's disk and an object store.
 
 The study's database is SQLite and stays on the driver's disk; a consistent copy is stored at each trial's start and
-end. A driver that starts on another machine takes the copy; a driver that starts where the last one ran takes the
+end. A driver that starts on another machine takes the copy; a driver that starts where the last driver ran takes the
 newer of the two. Trials that are in neither are recovered from their folders.
 """
 

@@ -1,4 +1,4 @@
-"""Faults of the node on which a trial's process or a worker runs, told apart from those of a method."""
+"""Faults of the node on which a trial's process or a worker runs, distinguished from those of a method."""
 
 from __future__ import annotations
 

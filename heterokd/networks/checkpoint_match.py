@@ -176,9 +176,9 @@ def _checked(choice: _Choice, target: Target) -> Match:
     tolerated = [name for name in extra if name.endswith(_WITHOUT_EFFECT)]
     missing = [name for name in wanted if name not in found]
     computed = [name for name in missing if name in target.buffers and not name.endswith(_STATISTICS)]
-    told = [name for name in computed if not name.endswith("num_batches_tracked")]
-    if told:
-        notes.append(f"{len(told)} buffers that the file does not hold are computed ({_listed(told)})")
+    counted = [name for name in computed if not name.endswith("num_batches_tracked")]
+    if counted:
+        notes.append(f"{len(counted)} buffers that the file does not hold are computed ({_listed(counted)})")
     lacking = [name for name in missing if name not in computed]
     heads = [name for name in wanted if name in target.heads]
     no_head = bool(heads) and all(name in lacking for name in heads)

@@ -52,7 +52,7 @@ class TapParts:
     """Where a network gives its outputs.
 
     Attributes:
-        classifiers: dotted names of the last classifiers, whose inputs, one after another, are the embedding.
+        classifiers: dotted names of the last classifiers, whose concatenated inputs are the embedding.
         taps: ends of the four stages; empty if `intermediates` gives the stages, or if there are none.
         intermediates: numbers of the four maps of `forward_intermediates`.
         prefix: names of the parameters of the class tokens.
@@ -257,7 +257,7 @@ def _with_taps(body: nn.Module, images: Tensor, flow: Flow, parts: TapParts, poi
 
 
 LARGEST_SHARE = 0.8
-"""Largest share of a network's operations in a stage, or after the last one, that is taken for a good division."""
+"""Largest share of a network's operations in a stage, or after the last stage, that is taken for a good division."""
 
 
 def _largest_share(points: list[Point], flow: Flow) -> float:

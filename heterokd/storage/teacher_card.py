@@ -14,7 +14,7 @@ CHANCE_DEVIATIONS = 3
 SURE = 0.95
 """Mean confidence on train from which a teacher may have memorised its images."""
 MEMORISED_GAP = 0.1
-"""Difference of the scores on train and val from which a sure teacher counts as one that has memorised its images."""
+"""Difference of the scores on train and val from which a sure teacher counts as having memorised its images."""
 SHOWN_CLASSES = 5
 LONGEST_ORDER = 40
 """Maximum number of classes of an order that is printed."""

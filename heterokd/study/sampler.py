@@ -69,7 +69,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class TreeParzen:
-    """A multivariate tree-structured Parzen estimator, a new one for each sample, so that a restart changes no sample.
+    """A multivariate tree-structured Parzen estimator, created for each sample, so that a restart changes no sample.
 
     Attributes:
         startup: number of finished trials before which samples are uniform.

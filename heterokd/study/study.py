@@ -105,7 +105,7 @@ class Study:
         """Choose the next training.
 
         Returns:
-            An assignment; "wait" if the next one depends on running trials; None if nothing is left.
+            An assignment; "wait" if the next trial depends on running trials; None if nothing is left.
         """
         self._ledger.pass_time()
         if self._schedule.unfinished and not self.spending.is_exhausted():

@@ -2,7 +2,7 @@
 
 Features of the training images are computed once, of the plain image and, where the views flip, of its mirror image.
 They are standardised for the regression, and the solution is folded back into the classifier. The weight of the L2
-penalty is the one of `PENALTIES` with the lowest cross-entropy on a part of train that is held out by class.
+penalty is that of `PENALTIES` with the lowest cross-entropy on a part of train that is held out by class.
 """
 
 from __future__ import annotations

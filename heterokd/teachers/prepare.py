@@ -86,7 +86,7 @@ def prepare_teachers(
 
 
 def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | None = None) -> PreparedTeacher:
-    """Fit the (first) teacher of an experiment, or verify a given teacher; on a GPU if there is one.
+    """Fit the (first) teacher of an experiment, or verify a given teacher; on a GPU if available.
 
     A fitted teacher is stored under `teachers/` and reused by hash. The fit uses all training images, whatever
     `data.labels_per_class` is. The members of an ensemble and the folds of a cross-fitted teacher are prepared in turn,

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the last and the one before, so that a damaged file costs only the epochs between them."""
+"""Checkpoints of a training: the last two, so that a damaged file costs only the epochs between the two."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def write_checkpoint(file: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically and keep the one before; wait for a disk that cannot be written at present."""
+    """Write a checkpoint atomically and keep the previous checkpoint; wait while the disk cannot be written."""
     content = {"recipe": checkpoint.recipe, "epoch": checkpoint.epoch, **checkpoint.states}
 
     def write(partial: Path) -> None:

@@ -35,7 +35,7 @@ ROUNDS = 5
 """Timed steps of each candidate; the median of the ratios decides."""
 
 MOST_SECONDS = 10.0
-"""Time after which no further round begins: steps of many seconds are less noisy than short ones."""
+"""Time after which no further round begins: steps of many seconds are less noisy than short steps."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def forbid_tf32(device: torch.device | str) -> None:
 
 
 def default_device() -> str:
-    """Return the GPU if there is one, else the CPU."""
+    """Return the GPU if available, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

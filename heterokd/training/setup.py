@@ -17,7 +17,7 @@ from heterokd.training.teacher import Teacher
 from heterokd.training.train import build_distiller
 
 WARM_UP, SLOW = 2, 2.0
-"""Steps before a precision is timed; a single one if it takes more seconds than `SLOW`."""
+"""Steps before a precision is timed; a single step if it takes more seconds than `SLOW`."""
 
 
 def measured_precision(

@@ -324,7 +324,7 @@ class _Loop:
             raise CheckpointError(f"{file}: does not fit this training ({type(error).__name__})") from None
 
     def save(self, file: Path, epoch: int) -> None:
-        """Write a checkpoint, keeping the one before, and wait for a disk that cannot be written at present."""
+        """Write a checkpoint, keep the previous checkpoint, and wait for a disk that cannot be written at present."""
         states = {name: part.state_dict() for name, part in self._parts().items()}
         write_checkpoint(file, Checkpoint(self.recipe.hash, epoch, states))
 

@@ -24,7 +24,7 @@ from heterokd.tracking.store import open_store
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
 
-PRUNED = 20
+PRUNED = 5
 SEARCH = """
 import json, sys, time
 from pathlib import Path
@@ -75,16 +75,16 @@ def run_script(folder: Path, script: str, *arguments: object) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def test_after_many_pruned_trials_nothing_is_left_and_a_student_is_registered(tiny_file: Write, tmp_path: Path) -> None:
+def test_after_pruned_trials_nothing_is_left_and_a_student_is_registered(tiny_file: Write, tmp_path: Path) -> None:
     """A study begun with one worker a trial and gone on with two."""
     space = {"methods": ["kd"], "shared": {"training.learning_rate": {"low": 1e-6, "high": 0.05, "log": True}}}
-    settings = {"space": space, "first_rung": 0.3, "reduction_factor": 14, "metric": "val/loss", "parallel": None}
+    settings = {"space": space, "first_rung": 0.3, "reduction_factor": 6, "metric": "val/loss", "parallel": None}
     file = tiny_file(name="shared", student=WITHOUT_BATCH_NORM, search=settings)
     root = Workspace(tmp_path / "runs")
-    run_script(tmp_path, SEARCH, file, root.path, 14, 1)
+    run_script(tmp_path, SEARCH, file, root.path, 6, 1)
     folder = root.study("shared")
     alone = {trial.number for trial in folder.trials()}
-    found = run_script(tmp_path, SEARCH, file, root.path, 38, 2)
+    found = run_script(tmp_path, SEARCH, file, root.path, 16, 2)
     print(f"{found['seconds']:.0f} s for {len(folder.trials()) - len(alone)} trials on two workers each")
     assert found["left"] == {"groups": [], "actors": [], "processes": [], "cores": 4}
 

@@ -19,6 +19,7 @@ import pytest
 from command_line import Run
 from filelock import FileLock
 from mounts import small_disk
+from quick import cases
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.reading import load_experiment
@@ -41,6 +42,7 @@ from heterokd.training.teacher import LiveTeacher
 Write = Callable[..., Path]
 # Full blocks: the live teacher's last bits are those of a cache only there.
 BATCH = {"batch_size": 16}
+ROUNDED = {"dtype": "fp16", "top_k": 4}
 SEARCH = {"space": {"methods": ["kd"]}, "trials": 2, "prune": False, "confirm_leaders": 0}
 SCENES = {
     "data": {"dataset": "digit_scenes", "image_size": 32, "labels_per_class": None, "train_images": 16},
@@ -143,7 +145,7 @@ def test_a_training_reads_a_complete_cache_and_is_the_live_teachers(
     assert verify_cache(filling.folder) == []
 
 
-@pytest.mark.parametrize("method", ["dkd", "rsd"])
+@pytest.mark.parametrize("method", cases(["dkd", "rsd"], quick={"rsd"}))
 def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(search={"space": {"methods": ["kd", method]}})
     live = trained(experiment, weights, root, "live", method=method)
@@ -174,7 +176,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", cases(DAMAGE, quick={"changed shard"}))
 def test_what_is_damaged_in_a_cache_is_computed_again(damage: str, asked: Callable[..., Any], root: Workspace) -> None:
     experiment, weights = asked(training={"epochs": 2})
     live = trained(experiment, weights, root, "live")
@@ -217,7 +219,9 @@ def test_heterokd_distill_reads_a_complete_cache(
     assert forwards.count <= 1
 
 
-@pytest.mark.parametrize("cache", [{"dtype": "fp16"}, {"top_k": 4}, {"dtype": "fp16", "top_k": 4}], ids=str)
+@pytest.mark.parametrize(
+    "cache", cases([{"dtype": "fp16"}, {"top_k": 4}, ROUNDED], quick={str(ROUNDED)}, names=str), ids=str
+)
 def test_rounded_outputs_belong_to_the_recipe_wherever_they_come_from(
     cache: dict[str, Any], asked: Callable[..., Any], root: Workspace
 ) -> None:
@@ -484,8 +488,11 @@ def test_two_searches_that_build_one_cache_at_once(
 
 
 @pytest.mark.slow
-def test_a_search_of_segmentation_reads_maps_of_logits(find: Callable[..., SearchResult], root: Workspace) -> None:
-    find("filling", **SCENES)
+def test_a_search_of_segmentation_reads_maps_of_logits(
+    find: Callable[..., SearchResult], asked: Callable[..., Any], root: Workspace
+) -> None:
+    experiment, _ = asked(**SCENES)
+    complete(experiment, root, prepare_teacher(experiment, root).weights)
     reading = Mapped()
     cached = find("cached", reading, **SCENES)
     assert all(reading.seen.values())

@@ -23,7 +23,7 @@ COLUMNS = {
     "group": ("group", "group_id"),
     "weight": ("weight", "sample_weight"),
 }
-"""Names of each column, in any case; the first one found is read."""
+"""Names of each column, in any case; the first that is found is read."""
 
 
 def read_table(root: Path | StoredFiles, table: Path, options: DataOptions) -> FoundImages:
