@@ -56,21 +56,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             (Path(tempfile.gettempdir()) / f"heterokd-empty-store-{nodes.testrunuid}.{suffix}").unlink(missing_ok=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that start Ray first; with pytest-xdist, run those that share a module's fixtures in one process."""
+    """Run the tests that start Ray first: they take longest."""
 
     def starts_ray(item: pytest.Item) -> bool:
         return item.get_closest_marker("ray") is not None or "local_ray" in getattr(item, "fixturenames", ())
 
-    def shares_fixtures(item: pytest.Item) -> bool:
-        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-        return any(known[-1].scope == "module" for known in fixtures)
-
     items.sort(key=lambda item: not starts_ray(item))
-    for item in items:
-        if shares_fixtures(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class Updates:
         precision: Precision,
     ) -> None:
         self.distiller, self.step, self.settings, self.precision = distiller, step, settings, precision
-        self.teacher = teacher if distiller.teacher_needs != Signal.NONE else None
+        self.needs = distiller.teacher_needs
+        self.teacher = teacher if self.needs != Signal.NONE else None
         self.total = settings.epochs * steps_per_epoch
         self.parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
@@ -108,9 +109,7 @@ class Updates:
     def _differentiate(self, batch: Batch, progress: float, share: float) -> Losses:
         """Add `share` times the gradients of a part's loss; return the part's losses."""
         with self.precision.autocast(self.device), shared_batch_norms(enabled=self.settings.sync_batch_norm):
-            outputs = Outputs(owner="teacher")
-            if self.teacher is not None:
-                outputs = self.teacher.outputs(batch, self.distiller.teacher_needs)
+            outputs = Outputs(owner="teacher") if self.teacher is None else self.teacher.outputs(batch, self.needs)
             loss, losses = self.step(batch, outputs, progress)
         (loss if share == 1.0 else share * loss).backward()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
