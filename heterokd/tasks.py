@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import ClassVar, TypeVar
 
-from heterokd.formatting import metric_name
 from heterokd.outputs import OutputSpec
 from heterokd.outputs import TaskName as TaskName
 
@@ -22,7 +21,6 @@ class Task(ABC):
     Attributes:
         name: name of the task.
         score: metric that students are selected by, without its split.
-        score_name: printed name of the score.
         metric_names: all metrics, without the split.
         unit: unit with a single class: image or pixel.
         output_words: description of the logits in a model card.
@@ -32,7 +30,6 @@ class Task(ABC):
 
     name: ClassVar[TaskName]
     score: ClassVar[str]
-    score_name: ClassVar[str]
     metric_names: ClassVar[tuple[str, ...]]
     unit: ClassVar[str]
     output_words: ClassVar[str]
@@ -84,7 +81,6 @@ class Classification(Task):
 
     name = "classification"
     score = "top1"
-    score_name = metric_name(score)
     metric_names = ("top1", "top5", "balanced_accuracy", "macro_f1", "auroc", "loss", "agreement")
     unit = "image"
     output_words = "logits of"
@@ -124,7 +120,6 @@ class Segmentation(Task):
 
     name = "segmentation"
     score = "miou"
-    score_name = metric_name(score)
     metric_names = ("miou", "iou_classes", "dice", "mean_accuracy", "pixel_accuracy", "loss", "agreement")
     unit = "pixel"
     output_words = "logits at every pixel of"

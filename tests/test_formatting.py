@@ -11,7 +11,7 @@ import pytest
 from heterokd import formatting
 from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError
-from heterokd.formatting import SIZES, epoch_score, format_duration, format_hours, format_size
+from heterokd.formatting import SIZES, epoch_score, format_duration, format_hours, format_size, metric_name
 from heterokd.tasks import TASKS
 
 HEAVY = ("torch", "timm", "optuna", "mlflow", "pandas", "ray")
@@ -47,7 +47,7 @@ def test_quantities_of_the_command_line() -> None:
 
 def test_every_task_has_a_score_that_an_epoch_is_reported_by() -> None:
     for task in TASKS.values():
-        assert epoch_score({"val/loss": 1.0, f"val/{task.score}": 0.5}) == f"{task.score_name} 0.5000"
+        assert epoch_score({"val/loss": 1.0, f"val/{task.score}": 0.5}) == f"{metric_name(task.score)} 0.5000"
 
 
 @pytest.mark.parametrize(

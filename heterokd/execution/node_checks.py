@@ -18,11 +18,11 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from heterokd import __version__
 from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment
 from heterokd.config.given_files import given_files
 from heterokd.execution.threads import in_thread
+from heterokd.formatting import package_version
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.machine_load import under_load
 from heterokd.storage.workspace import Workspace
@@ -286,7 +286,7 @@ def _write_and_read(folder: RemoteDir, probe: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "heterokd": __version__}
+    found = {"python": platform.python_version(), "heterokd": package_version()}
     for name in ("ray", "torch"):
         try:
             number = str(getattr(importlib.import_module(name), "__version__", None) or version(name))

@@ -23,6 +23,7 @@ from heterokd.config.reading import dump_experiment
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.distill import StudyTrainer
+from heterokd.formatting import metric_name
 from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
@@ -223,7 +224,7 @@ def _table(
         pair=pair,
         rows=tuple(sorted(rows, key=lambda row: -math.inf if row.published is None else row.published, reverse=True)),
         excluded=dict(excluded),
-        metric=TASKS[experiment.data.task].score_name,
+        metric=metric_name(TASKS[experiment.data.task].score),
         teacher_value=100 * prepared.card.val_score,
     )
 
