@@ -107,6 +107,7 @@ def hold_on(folder: RemoteDir, held: Event) -> None:
     time.sleep(600)
 
 
+@pytest.mark.thorough
 def test_a_cache_in_use_is_kept_until_its_process_ends_however_that_ends(command: Command, caches: Path) -> None:
     held = CONTEXT.Event()
     holder = CONTEXT.Process(target=hold_on, args=(open_folder(caches / IDS[0]), held))

@@ -61,6 +61,7 @@ def test_files_are_written_once_the_disk_is_back(shared: Path, caplog: pytest.Lo
     ]
 
 
+@pytest.mark.thorough
 def test_a_study_decides_once_the_disk_is_back(shared: Path) -> None:
     question = fabricated.experiment()
     study = Study.open(question, Workspace(shared).study("waiting"))

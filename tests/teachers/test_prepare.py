@@ -271,6 +271,7 @@ def test_a_plan_times_methods_that_run_their_teacher_with_each(
     assert plan.phases["teacher"] > alone.phases["teacher"]
 
 
+@pytest.mark.thorough
 def test_doctor_asks_for_every_checkpoint(local_ray: None, tiny_file: Write, tmp_path: Path) -> None:
     given = tmp_path / "vit.safetensors"
     save_weights(build_network(VIT, 10, {"img_size": 32, "patch_size": 8}, image_size=32), given)

@@ -147,6 +147,7 @@ def test_another_trial_than_the_winner_is_promoted_when_it_is_named(
         promote(root, "tiny", trial=7)
 
 
+@pytest.mark.thorough
 def test_a_named_trial_is_judged_for_that_call_alone(root: Workspace, students: dict[str, Network]) -> None:
     question = fabricated.experiment()
     folder = studied(root, question, students["good"], students["poor"])
