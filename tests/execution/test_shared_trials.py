@@ -24,7 +24,7 @@ from heterokd.tracking.store import open_store
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Write = Callable[..., Path]
 
-PRUNED = 5
+PRUNED = 4
 SEARCH = """
 import json, sys, time
 from pathlib import Path
