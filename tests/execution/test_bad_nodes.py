@@ -67,9 +67,11 @@ print(json.dumps({"stopped": sentence, "nodes": nodes, "states": [str(one.status
 """
 
 
-def searching(file: Path, root: Workspace, address: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+def searching(
+    file: Path, root: Workspace, address: str, environment: dict[str, str], code: str = SEARCH
+) -> subprocess.Popen[str]:
     script = file.parent / "search.py"
-    script.write_text(SEARCH)
+    script.write_text(code)
     command = [sys.executable, str(script), str(file), str(root.path), address]
     ours = {**environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (file.parent / "log").open("w") as log:
