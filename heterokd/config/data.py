@@ -133,6 +133,12 @@ class DataSettings(Settings):
     val_crop: float = Field(
         1.0, gt=0, le=1, description="share of the shorter side that val and test show (crop_pct of timm)"
     )
+    pixels_max_gb: float = Field(
+        50.0,
+        ge=0,
+        description="decoded images of this size are kept in a file on the disk, if it has twice the space; up to a "
+        "quarter of the memory they always are",
+    )
     max_megapixels: float = Field(MEGAPIXELS, gt=0, description="larger images are refused, in millions of pixels")
 
     @model_validator(mode="before")

@@ -51,7 +51,7 @@ class Recipe(Settings):
             mode="json",
             exclude={
                 "name": True,
-                "data": {"extension": UNIDENTIFIED} | dict.fromkeys(self.data.unread, True),
+                "data": {"extension": UNIDENTIFIED} | dict.fromkeys((*self.data.unread, "pixels_max_gb"), True),
                 "extension": UNIDENTIFIED,
                 "teacher": {"min_score": True, "training": workers},
                 "training": workers,

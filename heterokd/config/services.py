@@ -24,6 +24,9 @@ class CachingSettings(Settings):
     dtype: Literal["fp32", "fp16"] = Field(
         "fp32", description="type of stored outputs; fp16 halves the space and rounds"
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="number format in which the teacher computes stored outputs; bf16 is faster on GPUs"
+    )
     top_k: int | None = Field(None, ge=1, description="store this many logits, and the mass of the others")
     max_gb: float = Field(50.0, gt=0, description="a larger cache is not built; the teacher then runs in each training")
 

@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from heterokd.datasets.io.image_files import LabelledFiles, class_folders, file_splits, list_classes
+from heterokd.datasets.io.saved_index import indexed_splits
 from heterokd.datasets.io.split import Dataset, SplitName, Splits
 from heterokd.datasets.io.tables import read_pairs
 from heterokd.datasets.views.policy import POLICIES
@@ -47,11 +48,23 @@ class ImageNet(Dataset):
                 raise DataError(f"{folder}: there is no such folder; {ADVICE}")
             if not any(path.is_dir() for path in folder.iterdir()):
                 raise DataError(f"{folder}: holds no folders of classes (n01440764, ...); {ADVICE}")
-        folders = class_folders(root / "train")
-        train, test = (list_classes(root, name, folders) for name in ("train", "val"))
-        kept, held_out = train.hold_out(VAL_SHARE, seed, folders)
-        files: dict[SplitName, LabelledFiles] = {"train": kept, "val": held_out, "test": test}
-        return file_splits("imagenet", files, _class_names(root / NAMES, folders), image_size, ADVICE)
+        settings = {"dataset": "imagenet", "image_size": image_size, "seed": seed}
+        return indexed_splits(lambda: _listed(root, image_size, seed), root, settings, lambda: _watched(root))
+
+
+def _listed(root: Path, image_size: int, seed: int) -> Splits:
+    folders = class_folders(root / "train")
+    train, test = (list_classes(root, name, folders) for name in ("train", "val"))
+    kept, held_out = train.hold_out(VAL_SHARE, seed, folders)
+    files: dict[SplitName, LabelledFiles] = {"train": kept, "val": held_out, "test": test}
+    return file_splits("imagenet", files, _class_names(root / NAMES, folders), image_size, ADVICE)
+
+
+def _watched(root: Path) -> list[Path]:
+    """Return everything whose change adds, removes or renames an image or a class."""
+    tops = [root / "train", root / "val"]
+    found = [root, *tops, *(top / name for top in tops for name in class_folders(top))]
+    return [*found, root / NAMES] if (root / NAMES).exists() else found
 
 
 def _class_names(path: Path, folders: tuple[str, ...]) -> tuple[str, ...]:

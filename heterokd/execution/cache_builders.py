@@ -16,12 +16,21 @@ from heterokd.errors import CacheError, PairError
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_settings import ray
 from heterokd.execution.this_node import gpu_fault
+from heterokd.outputs import Signal
 from heterokd.storage.filesystem import RemoteDir
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.build import check_space, missing
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
-from heterokd.teachers.cache_policy import GIGABYTE, cache_key, is_served, is_small_enough, mended_cache, open_cache
+from heterokd.teachers.cache_policy import (
+    GIGABYTE,
+    cache_key,
+    is_served,
+    is_small_enough,
+    mended_cache,
+    open_cache,
+    searched_signals,
+)
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, training_splits
 from heterokd.training.precision import default_device
@@ -32,6 +41,9 @@ RESTARTS = 3
 """Maximum restarts of a builder whose process died."""
 
 logger = logging.getLogger(__name__)
+
+Work: TypeAlias = tuple[str, Path | None, Signal]
+"""Recipe (as JSON), file of its teacher's weights, stored signals."""
 
 RunningBuild: TypeAlias = "tuple[ray.actor.ActorHandle, ray.ObjectRef]"
 """A builder's handle and the answer of its `build`. An actor lives as long as its handle."""
@@ -46,12 +58,14 @@ class CacheBuild:
         key: the cache's key.
         folder: the cache's folder.
         weights: file of the prepared teacher's weights; None: timm's published ones.
+        signals: what the methods of the search read from it.
     """
 
     recipe: Recipe
     key: CacheKey
     folder: RemoteDir
     weights: Path | None = None
+    signals: Signal = Signal.NONE
 
     @property
     def is_complete(self) -> bool:
@@ -85,17 +99,18 @@ class Builder:
     """An actor that builds the shards that no other builder is working on.
 
     Args:
-        work: recipes (as JSON) whose caches are built in this order, each with its teacher's weights.
+        work: recipes (as JSON) whose caches are built in this order, each with its teacher's weights and the stored
+            signals.
         root: where caches lie.
         threads: number of torch's threads.
     """
 
-    def __init__(self, work: Sequence[tuple[str, Path | None]], root: Workspace, threads: int) -> None:
+    def __init__(self, work: Sequence[Work], root: Workspace, threads: int) -> None:
         torch.set_num_threads(threads)
         self.root = root.on_node()
         self.work = [
-            (Recipe.model_validate_json(recipe), None if weights is None else self.root.fetched(weights, root))
-            for recipe, weights in work
+            (Recipe.model_validate_json(recipe), None if weights is None else self.root.fetched(weights, root), signals)
+            for recipe, weights, signals in work
         ]
 
     def build(self) -> str | None:
@@ -103,15 +118,15 @@ class Builder:
         fault = gpu_fault()
         if fault is not None:
             return fault.reason
-        problems = [problem for recipe, weights in self.work if (problem := self._complete(recipe, weights))]
+        problems = [problem for each in self.work if (problem := self._complete(*each))]
         return "; ".join(problems) or None
 
-    def _complete(self, recipe: Recipe, weights: Path | None) -> str | None:
-        splits = training_splits(open_splits(recipe.data), self.root)
+    def _complete(self, recipe: Recipe, weights: Path | None, signals: Signal) -> str | None:
+        splits = training_splits(open_splits(recipe.data), self.root, recipe.data.pixels_max_gb)
         live = open_prepared(recipe, weights, splits.num_classes, self.root)
         device = default_device()
         try:
-            open_cache(recipe, splits, live, self.root, device, build=True)
+            open_cache(recipe, splits, live, self.root, device, build=True, signals=signals)
         except CacheError as error:
             return str(error)
         return None
@@ -142,8 +157,9 @@ def plan_cache_build(
         except PairError:
             continue  # left out of this pair's space
         if served:
-            key = mended_cache(recipe, splits, live, root) if audited else cache_key(recipe, splits, live)
-            return CacheBuild(recipe, key, root.cache_folder.at(key.id), weights)
+            signals = searched_signals(experiment, splits, live)
+            key = (mended_cache if audited else cache_key)(recipe, splits, live, root, signals)
+            return CacheBuild(recipe, key, root.cache_folder.at(key.id), weights, signals)
     return None
 
 
@@ -164,7 +180,10 @@ def start_cache_builds(
     )
     # Relative paths are resolved where the driver runs.
     where = root if root.url else root.on_node()
-    work = [(cache.recipe.model_dump_json(), cache.weights.resolve() if cache.weights else None) for cache in caches]
+    work: list[Work] = [
+        (cache.recipe.model_dump_json(), cache.weights.resolve() if cache.weights else None, cache.signals)
+        for cache in caches
+    ]
     count = min(builders, sum(len(cache.missing) for cache in caches) or 1)
     firsts = [number % len(work) for number in range(count)]
     handles = [actor.remote([*work[first:], *work[:first]], where, max(1, int(cluster.cpus))) for first in firsts]

@@ -26,7 +26,7 @@ from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
 from heterokd.execution.study_actor import StudyActor
 from heterokd.execution.study_sync import FromStore
 from heterokd.execution.this_node import NodeCheck
-from heterokd.execution.trial import TrialJob, run_trial
+from heterokd.execution.trial import SharedViews, TrialJob, run_trial
 from heterokd.execution.trial_deaths import TrialDeaths
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.use_locks import shared_lock
@@ -81,7 +81,8 @@ class SearchJob:
             weights={network: file.resolve() if file else None for network, file in self.weights.items()},
             check=check,
             shared_views={
-                cache.recipe.teacher.network: (cache.recipe.training.seed, cache.recipe.views) for cache in self.caches
+                cache.recipe.teacher.network: SharedViews(cache.recipe.training.seed, cache.recipe.views, cache.signals)
+                for cache in self.caches
             },
         )
 

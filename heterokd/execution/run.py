@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from heterokd.config.recipe import Recipe
+from heterokd.outputs import Signal
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.workspace import Workspace
@@ -33,6 +34,7 @@ class RunContext:
         teacher_weights: file of the prepared teacher's weights; None: timm's published ones.
         device: device to train on.
         cache_use: whether the teacher's cache is built, shared or only read, see `CacheUse`.
+        cache_signals: what other trainings of the search read from the same cache.
         checkpoint_epochs: epochs after which a checkpoint is written.
         save_now: called after each epoch; True writes a checkpoint, since the node is about to be preempted.
         check: what the nodes of workers are compared with; None on a local Ray.
@@ -45,6 +47,7 @@ class RunContext:
     teacher_weights: Path | None
     device: torch.device | str = "cpu"
     cache_use: CacheUse = "found"
+    cache_signals: Signal = Signal.NONE
     checkpoint_epochs: tuple[int, ...] = ()
     save_now: Callable[[], bool] = lambda: False
     check: NodeCheck | None = None
@@ -74,10 +77,11 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
         CacheError: the teacher's cache is damaged.
     """
     workspace, device = context.workspace, context.device
-    splits = training_splits(open_splits(recipe.data), workspace)
+    splits = training_splits(open_splits(recipe.data), workspace, recipe.data.pixels_max_gb)
     live = open_prepared(recipe, context.teacher_weights, splits.num_classes, workspace)
     loaders = recipe_loaders(recipe, splits, device)
-    teacher = training_teacher(recipe, splits, live, workspace, device, context.cache_use)
+    use, signals = context.cache_use, context.cache_signals
+    teacher = training_teacher(recipe, splits, live, workspace, device, use, signals)
     precision = measured_precision(recipe, teacher, loaders, device, workspace)
 
     def report(metrics: Metrics) -> bool:

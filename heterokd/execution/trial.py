@@ -21,6 +21,7 @@ from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
 from heterokd.execution.this_node import NodeCheck, gpu_fault, nodes_with_room, suspicion, this_node
+from heterokd.outputs import Signal
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import TrialEnd, TrialFolder, exception_line
@@ -34,6 +35,21 @@ from heterokd.training.train import Metrics
 
 
 @dataclass(frozen=True)
+class SharedViews:
+    """Views whose cache the builders of a search build.
+
+    Attributes:
+        seed: of the views.
+        views: number of views of each image.
+        signals: what the methods of the search read from the caches of the teacher.
+    """
+
+    seed: int
+    views: int | None
+    signals: Signal
+
+
+@dataclass(frozen=True)
 class TrialJob:
     """Arguments that all trials of a search share.
 
@@ -42,14 +58,14 @@ class TrialJob:
         study: name of the study.
         weights: files of the prepared teachers' weights on the driver's node, by network.
         check: what a node is compared with; None on a local Ray.
-        shared_views: by teacher, seed and number of the views whose cache the search's builders build. A trial itself
-            builds other caches of these teachers, and none of other teachers.
+        shared_views: by teacher, the views whose cache the search's builders build. A trial itself builds other caches
+            of these teachers, and none of other teachers.
     """
 
     workspace: Workspace
     study: str
     weights: Mapping[str, Path | None]
-    shared_views: Mapping[str, tuple[int, int | None]]
+    shared_views: Mapping[str, SharedViews]
     check: NodeCheck | None = None
 
     def context(
@@ -69,14 +85,16 @@ class TrialJob:
         recipe = assignment.recipe
         teacher, views = recipe.teacher.network, (recipe.training.seed, recipe.views)
         cache_use: CacheUse = "found"
-        if teacher in self.shared_views:
-            cache_use = "shared" if self.shared_views[teacher] == views else "built"
+        shared = self.shared_views.get(teacher)
+        if shared is not None:
+            cache_use = "shared" if (shared.seed, shared.views) == views else "built"
         weights = self.weights.get(teacher)
         return RunContext(
             workspace=here,
             teacher_weights=None if weights is None else here.fetched(weights, self.workspace),
             device=default_device(),
             cache_use=cache_use,
+            cache_signals=Signal.NONE if shared is None else shared.signals,
             checkpoint_epochs=assignment.rungs,
             save_now=is_preempted,
             check=self.check,

@@ -39,6 +39,7 @@ from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, suspic
 from heterokd.execution.threads import in_thread
 from heterokd.execution.worker_channel import Raised, WorkerChannel
 from heterokd.networks.weights import load_weights
+from heterokd.outputs import Signal
 from heterokd.storage.filesystem import RemoteDir, open_folder
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.sync import FolderSync
@@ -87,6 +88,7 @@ class OnWorkers:
             teacher_weights=weights.resolve() if weights else None,
             checkpoint_epochs=context.checkpoint_epochs,
             cache_use="built" if context.cache_use == "shared" else context.cache_use,
+            cache_signals=context.cache_signals,
             threads=max(1, int(self.place.cpus)),
             channel=channel,
             check=context.check,
@@ -154,6 +156,7 @@ class Work:
         teacher_weights: file of the teacher's weights on the trial's node; None: timm's published ones, or no teacher.
         checkpoint_epochs: epochs after which a checkpoint is written.
         cache_use: see `RunContext`.
+        cache_signals: see `RunContext`.
         threads: number of torch's threads.
         channel: `WorkerChannel` to the process that started the training.
         check: what a worker's node is compared with; None on a local Ray.
@@ -166,6 +169,7 @@ class Work:
     teacher_weights: Path | None
     checkpoint_epochs: tuple[int, ...]
     cache_use: CacheUse
+    cache_signals: Signal
     threads: int
     channel: ray.actor.ActorHandle
     check: NodeCheck | None
@@ -227,6 +231,7 @@ def _worker_context(work: Work) -> RunContext:
         teacher_weights=None if weights is None else here.fetched(weights, work.workspace),
         device=get_device(),
         cache_use=work.cache_use,
+        cache_signals=work.cache_signals,
         checkpoint_epochs=work.checkpoint_epochs,
         save_now=lambda: is_preempted(anywhere=True),
     )

@@ -55,7 +55,7 @@ def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, object
     content = experiment.model_dump(
         mode="json",
         exclude={
-            "data": {"extension": UNIDENTIFIED},
+            "data": {"extension": UNIDENTIFIED, "pixels_max_gb": True},
             "tracking": True,
             "cluster": True,
             "promotion": True,

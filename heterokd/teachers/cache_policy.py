@@ -2,21 +2,27 @@
 
 A cache belongs to a teacher, a data set and the views of a seed. All trials of a search have the same seed; all
 configurations that a confirmation compares on a seed share its cache.
+
+A cache stores the signals that the methods of a search read, and no others. The signals are part of its key. If a
+complete cache of the same outputs with more signals exists, it is used, and none with fewer is built; if a search reads
+more than a cache holds, another is built next to it.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import lru_cache
 from typing import Literal
 
 import torch
 
+from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.services import CachingSettings
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import ViewSpec
-from heterokd.errors import CacheError
+from heterokd.errors import CacheError, PairError
 from heterokd.networks.network import predict_spec
 from heterokd.outputs import Signal, TaskName
 from heterokd.storage.workspace import Workspace
@@ -46,21 +52,54 @@ def stored_signals(task: TaskName) -> Signal:
 
 
 def is_served(recipe: Recipe, splits: Splits, live: LiveTeacher) -> bool:
-    """Return whether a cache holds all signals that the recipe's method reads of its teacher.
+    """Return whether a cache can hold all signals that the recipe's method reads of its teacher.
 
     The tail comes from the loaded network. A method that reads nothing needs no cache.
     """
+    return read_signals(recipe, splits, live) != Signal.NONE
+
+
+def read_signals(recipe: Recipe, splits: Splits, live: LiveTeacher) -> Signal:
+    """Return the signals that the recipe's method reads from a cache; none if it needs the running teacher."""
     size = recipe.data.image_size
     student = predict_spec(recipe.student.network, splits.num_classes, recipe.student.options, size)
     with torch.device("meta"):
         needs = recipe.method_class(recipe.method_params, student, live.spec).teacher_needs
     stored = stored_signals(recipe.task) & live.spec.serves
-    return bool(needs & stored) and not needs & ~(stored | Signal.TAIL)
+    return Signal.NONE if needs & ~(stored | Signal.TAIL) else needs & stored
 
 
-def cache_key(recipe: Recipe, splits: Splits, live: LiveTeacher) -> CacheKey:
-    """Return the key of a recipe's cache."""
-    return make_key(splits, cached_views(recipe), live.network, _settings(recipe, live))
+def searched_signals(experiment: Experiment, splits: Splits, live: LiveTeacher) -> Signal:
+    """Return the signals that the methods of an experiment read from a cache; methods that do not exist read none."""
+    found, stored = Signal.NONE, stored_signals(experiment.data.task) & live.spec.serves
+    for method in experiment.methods:
+        with suppress(PairError):
+            if read_signals(experiment.recipe(experiment.published(method)), splits, live):
+                # Other parameters of the method may read more than its defaults.
+                found |= experiment.method_class(method).teacher_needs & stored
+    return found
+
+
+def cache_key(
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, signals: Signal = Signal.NONE
+) -> CacheKey:
+    """Return the key of a recipe's cache.
+
+    Args:
+        recipe: the training.
+        splits: its data set.
+        live: its teacher.
+        root: holds the caches; a complete cache with more signals is preferred to an incomplete one.
+        signals: what the cache holds in addition to what the method reads.
+    """
+    wanted = read_signals(recipe, splits, live) | signals
+    most = wanted | (stored_signals(recipe.task) & live.spec.serves)
+    keys = [
+        make_key(splits, cached_views(recipe), live.network, _settings(recipe, held))
+        for held in dict.fromkeys((wanted, most))  # there are two signals, so that nothing lies between
+    ]
+    complete = [key for key in keys if root.cache_folder.at(key.id).exists(MANIFEST)]
+    return (complete or keys)[0]
 
 
 def cached_views(recipe: Recipe) -> ViewSpec:
@@ -76,64 +115,76 @@ def is_small_enough(recipe: Recipe, key: CacheKey) -> bool:
     return cache_bytes(key) <= recipe.cache.max_gb * GIGABYTE
 
 
+# One parameter for each thing that decides where outputs come from.
 def training_teacher(
-    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: torch.device | str, use: CacheUse
+    recipe: Recipe,
+    splits: Splits,
+    live: LiveTeacher,
+    root: Workspace,
+    device: torch.device | str,
+    use: CacheUse,
+    signals: Signal = Signal.NONE,
 ) -> Teacher:
     """Return the teacher of a training: a cache where it serves the method, else the live network.
 
-    In fp32 on a CPU both are bit-equal if the batch size is a multiple of 16, see `heterokd.teachers.cache.compute`.
+    `signals` are what other trainings read from the same cache. In fp32 on a CPU both are bit-equal if the batch size
+    is a multiple of 16, see `heterokd.teachers.cache.compute`.
 
     Raises:
         CacheError: the cache is damaged, or of something else.
     """
     if not recipe.cache.enabled or not is_served(recipe, splits, live):
         return live
-    key = cache_key(recipe, splits, live)
+    key = cache_key(recipe, splits, live, root, signals)
     is_complete = root.cache_folder.at(key.id).exists(MANIFEST)
     if not is_complete and use == "built" and is_small_enough(recipe, key):
         try:
-            return open_cache(recipe, splits, live, root, device, build=True)
+            return open_cache(recipe, splits, live, root, device, build=True, signals=signals)
         except CacheError as error:
             logger.warning("the teacher's cache is incomplete (%s); the teacher runs for missing views", error)
     # Rounding is part of the recipe: outputs that are not stored are computed and rounded as records are.
     is_rounded = recipe.cache != CachingSettings(views=recipe.cache.views, max_gb=recipe.cache.max_gb)
     if is_complete or is_rounded or (use == "shared" and is_small_enough(recipe, key)):
         try:
-            return open_cache(recipe, splits, live, root, device, build=False)
+            return open_cache(recipe, splits, live, root, device, build=False, signals=signals)
         except CacheError as error:
             _repair(root, key, error)
-            return open_cache(recipe, splits, live, root, device, build=False)
+            return open_cache(recipe, splits, live, root, device, build=False, signals=signals)
     return live
 
 
-def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace) -> None:
+def check_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, key: CacheKey) -> None:
     """Verify a recipe's cache: all checksums of a small cache, a sample of the checksums of a larger cache.
 
     Raises:
         CacheError: the cache is damaged, or of something else.
     """
-    key = cache_key(recipe, splits, live)
     folder = root.cache_folder.at(key.id)
     if folder.exists(MANIFEST):
         verify: Verify = "full" if cache_bytes(key) <= CHECKED_BYTES else "sample"
         access = CacheAccess("complete", verify=verify, copies=root.caches)
-        open_or_build(root.cache_folder, splits, cached_views(recipe), live, _settings(recipe, live), access)
+        settings = _settings(recipe, key.serves)
+        open_or_build(root.cache_folder, splits, cached_views(recipe), live, settings, access)
     elif folder.exists("key.json"):
         read_key(folder)
 
 
-def mended_cache(recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace) -> CacheKey:
+def mended_cache(
+    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, signals: Signal = Signal.NONE
+) -> CacheKey:
     """Verify a recipe's cache as `check_cache` does, and delete damaged files, so that they are computed again.
+
+    See `cache_key` for `signals`.
 
     Raises:
         CacheError: the cache is of something else.
     """
-    key = cache_key(recipe, splits, live)
+    key = cache_key(recipe, splits, live, root, signals)
     try:
-        check_cache(recipe, splits, live, root)
+        check_cache(recipe, splits, live, root, key)
     except CacheError as error:
         _repair(root, key, error)
-        check_cache(recipe, splits, live, root)
+        check_cache(recipe, splits, live, root, key)
     return key
 
 
@@ -145,17 +196,26 @@ def _repair(root: Workspace, key: CacheKey, error: CacheError) -> None:
     logger.warning("%s (%d files of the cache are computed again)", error, len(repaired))
 
 
+# One parameter for each thing that decides where outputs come from.
 def open_cache(
-    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: torch.device | str, *, build: bool
+    recipe: Recipe,
+    splits: Splits,
+    live: LiveTeacher,
+    root: Workspace,
+    device: torch.device | str,
+    *,
+    build: bool,
+    signals: Signal = Signal.NONE,
 ) -> CachedTeacher:
-    """Open the cached teacher of a recipe, once per process.
+    """Open the cached teacher of a recipe, once per process; see `cache_key` for `signals`.
 
     With `build`, complete the cache first, together with other processes that build it.
 
     Raises:
         CacheError: the cache is damaged, of something else, or too large for the disk.
     """
-    views, settings = cached_views(recipe), _settings(recipe, live)
+    views = cached_views(recipe)
+    settings = _settings(recipe, cache_key(recipe, splits, live, root, signals).serves)
     if not build:
         return _opened(root, splits, views, live, settings, str(device))
     access = CacheAccess("build", device, copies=root.caches)
@@ -170,5 +230,7 @@ def _opened(
     return open_or_build(root.cache_folder, splits, views, live, settings, access)
 
 
-def _settings(recipe: Recipe, live: LiveTeacher) -> CacheSettings:
-    return CacheSettings(stored_signals(recipe.task) & live.spec.serves, recipe.cache.dtype, recipe.cache.top_k)
+def _settings(recipe: Recipe, signals: Signal) -> CacheSettings:
+    # Without logits there is nothing to keep the largest of.
+    top_k = recipe.cache.top_k if Signal.LOGITS in signals else None
+    return CacheSettings(signals, recipe.cache.dtype, top_k, precision=recipe.cache.precision)

@@ -235,7 +235,7 @@ def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: R
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            decoded = training_splits(splits, root)
+            decoded = training_splits(splits, root, recipe.data.pixels_max_gb)
             fitted = fit_teacher(recipe, decoded, root, folder, device, progress or (lambda metrics: True))
             save_student(fitted.network, weights)
             card = _card(recipe, fitted.network, decoded, fitted.score, source)
@@ -261,7 +261,7 @@ def _combined_teacher(experiment: Experiment, root: Workspace, progress: Teacher
     source, reason = _combination(settings)
     with FileLock(folder / ".lock"):
         if not card_file.exists():
-            splits = training_splits(splits, root)
+            splits = training_splits(splits, root, recipe.data.pixels_max_gb)
             if settings.cross_fit is not None:
                 parts = _prepared_folds(experiment, root, progress)
             else:
@@ -301,7 +301,11 @@ def _combination(settings: TeacherSettings) -> tuple[str, str]:
 def _prepared_folds(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> list[PreparedTeacher]:
     """Fit a teacher without each fold, or reuse it: an interrupted search goes on with the fold that it was in."""
     recipe, folds = fold_recipe(experiment, root)
-    splits, count, network = training_splits(open_splits(recipe.data), root), len(folds), recipe.teacher.network
+    splits, count, network = (
+        training_splits(open_splits(recipe.data), root, recipe.data.pixels_max_gb),
+        len(folds),
+        recipe.teacher.network,
+    )
     seed = recipe.teacher.training.seed
     return [
         _fitted_teacher(

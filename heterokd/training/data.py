@@ -35,7 +35,7 @@ def open_splits(settings: DataSettings) -> Splits:
     Raises:
         DataError: missing or damaged files; a class with too few images.
     """
-    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation"}))
+    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation", "pixels_max_gb"}))
 
 
 @lru_cache(maxsize=8)
@@ -100,21 +100,23 @@ def fetch_files(splits: Splits) -> None:
 
 
 @lru_cache(maxsize=4)
-def training_splits(splits: Splits, root: Workspace) -> Splits:
+def training_splits(splits: Splits, root: Workspace, pixels_max_gb: float = 0.0) -> Splits:
     """Return the splits with all files on this node, and their images decoded once per machine for its processes.
+
+    `pixels_max_gb` is the key of the section `data`.
 
     Raises:
         DataError: an image is damaged or missing, or the files cannot be fetched.
     """
     fetch_files(splits)
-    return share_splits(root.pixels, splits)
+    return share_splits(root.pixels, splits, pixels_max_gb * 1e9)
 
 
-def measured_splits(splits: Splits, root: Workspace) -> Splits:
+def measured_splits(splits: Splits, root: Workspace, pixels_max_gb: float = 0.0) -> Splits:
     """Return splits to time trainings on: of files that are still in a store, some are fetched, and read repeatedly."""
     stored = stored_source(splits.train.images)
     if stored is None or not stored.missing_bytes:
-        return training_splits(splits, root)
+        return training_splits(splits, root, pixels_max_gb)
     return replace(splits, train=_repeated(splits.train), val=_repeated(splits.val))
 
 

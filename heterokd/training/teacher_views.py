@@ -70,5 +70,8 @@ def teacher_views(recipe: Recipe, root: Workspace | None = None) -> TeacherViews
 
 @lru_cache(maxsize=8)
 def _views(data: str, policy: AugmentPolicy, seed: int, root: Workspace | None) -> TeacherViews:
-    splits = open_splits(DataSettings.model_validate_json(data))
-    return TeacherViews(splits if root is None else training_splits(splits, root), ViewSpec(policy, seed))
+    settings = DataSettings.model_validate_json(data)
+    splits = open_splits(settings)
+    return TeacherViews(
+        splits if root is None else training_splits(splits, root, settings.pixels_max_gb), ViewSpec(policy, seed)
+    )

@@ -18,8 +18,9 @@ from heterokd.config.reading import load_experiment, load_recipe
 from heterokd.datasets import load_dataset
 from heterokd.datasets.views.policy import FIRST_SCENES, POLICIES, AugmentPolicy
 from heterokd.outputs import OutputSpec, StageSpec
+from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache.key import CacheKey
-from heterokd.teachers.cache_policy import cache_key
+from heterokd.teachers.cache_policy import cache_key, stored_signals
 from heterokd.teachers.prepare import teacher_recipe
 from heterokd.training.teacher import teacher_hash
 
@@ -73,7 +74,10 @@ def recipe_cache_id(case: dict[str, Any], folder: Path) -> str:
     network.spec = OutputSpec(10, 3, (StageSpec(3, 8, "cnn"),) * 4, image_size=data.image_size)
     network.mean = network.std = torch.full((3,), 0.5)
     live: Any = SimpleNamespace(network=network, spec=network.spec)
-    return replace(cache_key(recipe, splits, live), libraries=LIBRARIES).id
+    key = cache_key(
+        recipe, splits, live, Workspace(folder), stored_signals(recipe.task)
+    )  # everything, as first versions
+    return replace(key, libraries=LIBRARIES).id
 
 
 def policy_hash(case: dict[str, Any], folder: Path) -> str:

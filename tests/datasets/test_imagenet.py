@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_datasets import write_imagenet
 
-from heterokd.datasets.imagenet import ImageNet
+from heterokd.datasets.imagenet import ImageNet, _listed, _watched
 from heterokd.datasets.io.image_files import FileImages
+from heterokd.datasets.io.saved_index import indexed_splits
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import DataError
 
@@ -73,3 +75,48 @@ def test_what_is_missing_is_named(root: Path) -> None:
         load(root)
     with pytest.raises(DataError, match=r"nowhere/train: there is no such folder"):
         load(Path("nowhere"))
+
+
+def test_a_saved_index_is_the_listing_until_the_folders_change(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store, made = tmp_path_factory.mktemp("home") / "indexes", list[int]()
+
+    def make() -> Splits:
+        made.append(1)
+        return _listed(root, 16, 0)
+
+    def indexed(least: int = 1) -> Splits:
+        return indexed_splits(make, root, {"seed": 0}, lambda: _watched(root), store=store, least=least)
+
+    def age() -> None:
+        for path in _watched(root):
+            os.utime(path, (1e9, 1e9))
+
+    age()
+    first = indexed(least=10**6)
+    assert not store.exists(), "small sets are listed"
+    assert indexed().fingerprint == first.fingerprint
+    (file,) = store.iterdir()
+    again = indexed()
+    assert len(made) == 2
+    assert (again.fingerprint, again.class_names, again.image_size) == (first.fingerprint, first.class_names, 16)
+    for name in ("train", "val", "test"):
+        one, two = getattr(first, name), getattr(again, name)
+        assert names(one) == names(two)
+        assert one.labels.tolist() == two.labels.tolist()
+        assert (one.images.read(np.arange(2)) == two.images.read(np.arange(2))).all()
+
+    image = next((root / "train" / "n01440764").iterdir())
+    image.write_bytes(image.read_bytes() + b"0")  # another size, in place
+    assert indexed().fingerprint != first.fingerprint
+    assert len(made) == 3
+    age()
+    file.write_bytes(b"half")
+    changed = indexed()
+    assert len(made) == 4
+    shutil.copy(image, image.with_name("new.JPEG"))
+    assert len(names(indexed().train)) == len(names(changed.train)) + 1
+    assert len(made) == 5
+    assert len(names(indexed().train)) == len(names(changed.train)) + 1
+    assert len(made) == 6, "a folder that has just changed is not trusted"

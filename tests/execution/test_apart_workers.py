@@ -21,6 +21,7 @@ from test_workers import WITHOUT_BATCH_NORM
 from heterokd.config.reading import load_experiment
 from heterokd.execution import workers
 from heterokd.execution.run import RunContext, run_recipe
+from heterokd.outputs import Signal
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace, open_workspace
@@ -106,7 +107,7 @@ def test_each_worker_begins_with_the_stores_files_and_rank_0_alone_uploads(
     assert mirror.push()
     work = workers.Work(
         recipe="", folder=folder.path, workspace=root, is_apart=True, teacher_weights=None, checkpoint_epochs=(),
-        cache_use="found", threads=1, channel=None, check=None,
+        cache_use="found", cache_signals=Signal.NONE, threads=1, channel=None, check=None,
     )  # fmt: skip
     copies = []
     for rank in (1, 0):

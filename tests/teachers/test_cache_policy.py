@@ -33,8 +33,10 @@ from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace
 from heterokd.study.search_result import SearchResult
 from heterokd.study.summary import StudySummary
-from heterokd.teachers.cache.maintenance import list_caches, verify_cache
-from heterokd.teachers.cache_policy import CacheUse, open_cache
+from heterokd.teachers.cache.cached_teacher import CachedTeacher
+from heterokd.teachers.cache.maintenance import list_caches, prune_caches, verify_cache
+from heterokd.teachers.cache.shards import cache_bytes
+from heterokd.teachers.cache_policy import CacheUse, open_cache, training_teacher
 from heterokd.teachers.prepare import open_prepared, prepare_teacher
 from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.teacher import LiveTeacher
@@ -124,7 +126,7 @@ def complete(experiment: Experiment, root: Workspace, weights: Path | None) -> C
     filling = planned(experiment, root, weights)
     splits = open_splits(experiment.data)
     live = open_prepared(filling.recipe, weights, splits.num_classes)
-    open_cache(filling.recipe, splits, live, root, "cpu", build=True)
+    open_cache(filling.recipe, splits, live, root, "cpu", build=True, signals=filling.signals)
     return filling
 
 
@@ -152,6 +154,49 @@ def test_methods_share_one_cache(method: str, asked: Callable[..., Any], root: W
     complete(experiment, root, weights)
     assert trained(experiment, weights, root, "cached", method=method) == live
     assert len(list_caches(root.caches)) == 1
+
+
+def test_a_cache_holds_what_the_searched_methods_read(asked: Callable[..., Any], root: Workspace) -> None:
+    """Logits alone first; a search that reads more builds another, which serves the first search as well."""
+
+    def search(*methods: str) -> tuple[Experiment, Path | None]:
+        return asked(search={"space": {"methods": list(methods)}}, training={"epochs": 2})
+
+    logits, weights = search("kd", "dkd")
+    small = complete(logits, root, weights)
+    assert small.signals == small.key.serves == Signal.LOGITS
+    assert small.key.embedding is None
+    both, _ = search("kd", "rsd")
+    large = planned(both, root, weights)
+    assert large.signals == large.key.serves == Signal.LOGITS | Signal.EMBEDDING
+    assert not large.is_complete
+    assert cache_bytes(small.key) < cache_bytes(large.key)
+    live = trained(both, weights, root, "live", method="rsd")
+    complete(both, root, weights)
+    assert {card.id for card in list_caches(root.caches)} == {small.key.id, large.key.id}
+    assert trained(both, weights, root, "cached", method="rsd") == live
+
+    prune_caches(root.caches, ids=[small.key.id])
+    again = planned(logits, root, weights)
+    assert (again.signals, again.key, again.is_complete) == (Signal.LOGITS, large.key, True)
+    assert trained(logits, weights, root, "with more", method="dkd") == trained(
+        both, weights, root, "dkd", method="dkd"
+    )
+    assert [card.id for card in list_caches(root.caches)] == [large.key.id]
+
+
+def test_trials_of_a_search_read_the_cache_of_all_its_methods(asked: Callable[..., Any], root: Workspace) -> None:
+    experiment, weights = asked(search={"space": {"methods": ["kd", "rsd"]}}, training={"epochs": 2})
+    build = planned(experiment, root, weights)
+    recipe = experiment.recipe({**experiment.published("kd"), "training.epochs": 2}, seed=7)
+    splits = open_splits(recipe.data)
+    live = open_prepared(recipe, weights, splits.num_classes)
+    teacher = training_teacher(recipe, splits, live, root, "cpu", "built", build.signals)
+    assert isinstance(teacher, CachedTeacher)
+    assert teacher.records.key.serves == Signal.LOGITS | Signal.EMBEDDING
+    alone = training_teacher(recipe, splits, live, root, "cpu", "found")
+    assert isinstance(alone, CachedTeacher)
+    assert alone.records.key == teacher.records.key
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -305,10 +350,10 @@ def test_what_is_in_the_way_of_a_cache_is_said_and_the_teacher_runs_live(
     live = trained(experiment, weights, root, "live")
     obstacle = planned(experiment, root, weights).obstacle
     assert obstacle is not None
-    assert obstacle.startswith("cache.max_gb: a cache of logits [10] and embedding [64]")
+    assert obstacle.startswith("cache.max_gb: a cache of logits [10] in fp32")
     assert trained(experiment, weights, root, "small", "built") == live
     experiment, weights = asked()
-    with small_disk(root.caches, "16k"):
+    with small_disk(root.caches, "8k"):
         obstacle = planned(experiment, root, weights).obstacle
         assert obstacle is not None
         assert re.search(r"more bytes, [\d,]+ are free", obstacle)

@@ -38,7 +38,7 @@ from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
 from heterokd.study.warm_start import warm_starts
 from heterokd.teachers.cache.maintenance import list_caches
-from heterokd.teachers.cache_policy import cache_key
+from heterokd.teachers.cache_policy import cache_key, searched_signals
 from heterokd.teachers.prepare import open_prepared, prepare_teachers, teacher_recipe
 from heterokd.training.data import open_splits
 from heterokd.training.teacher import teacher_hash
@@ -329,7 +329,9 @@ def test_a_search_over_two_teachers_ends_with_a_registered_student_of_one(
     for network, teacher in prepared.items():
         assert not teacher.fitted, "the second time they are there"
         recipe = experiment.recipe({**experiment.published("kd"), "teacher.network": network})
-        keys[network] = cache_key(recipe, splits, open_prepared(recipe, teacher.weights, splits.num_classes)).id
+        live = open_prepared(recipe, teacher.weights, splits.num_classes)
+        signals = searched_signals(experiment.for_teacher(network), splits, live)
+        keys[network] = cache_key(recipe, splits, live, root, signals).id
     cards = {card.id: card for card in list_caches(root.cache_folder)}
     assert set(keys.values()) <= set(cards)
     assert all(cards[key].complete for key in keys.values())

@@ -105,7 +105,7 @@ def test_the_cache_holds_what_the_teacher_sees(recipe: Recipe, weights: Path, tm
     live = open_prepared(recipe, weights, splits.num_classes, root)
     assert live is open_prepared(recipe, weights, splits.num_classes, root)
     assert (live.spec.image_size, live.network.spec.image_size) == (64, 64)
-    key = cache_key(recipe, splits, live)
+    key = cache_key(recipe, splits, live, root)
     assert (key.size, key.teacher_size) == ((32, 32), 64)
     assert key.id != replace(key, teacher_size=None).id, "the same network on enlarged views of the student"
     assert "teacher_size" not in replace(key, teacher_size=None).to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,8 +73,13 @@ class DecodedFiles(ABC):
 
 
 def decoding_threads() -> ThreadPoolExecutor:
-    """Create a pool of threads for decoding."""
-    return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    """Create a pool of threads for decoding: as many as this process may use cores.
+
+    A trial sets torch's threads to its cores; without torch it is the cores that the system gives the process.
+    """
+    torch = sys.modules.get("torch")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(MAX_THREADS, cores if torch is None else torch.get_num_threads()))
 
 
 def memory_budget() -> int:

@@ -35,24 +35,29 @@ FORMAT = 1
 HEADER = 4096
 # Free space of the disk that writing a file needs, in sizes of the file.
 FREE_SHARE = 2.0
-# Maximum size of a file, as a share of the machine's memory: larger files would not stay in memory, and would fill
-# disks.
+# Files of up to this share of the machine's memory stay in memory. Larger ones are read from the disk, which takes a
+# fraction of the time of decoding, if the user's limit and the disk allow them.
 SHARED_MEMORY = 1 / 4
 
 
-def share_splits(folder: Path, splits: Splits) -> Splits:
+def share_splits(folder: Path, splits: Splits, max_bytes: float = 0.0, in_memory: float | None = None) -> Splits:
     """Decode train and val once for all processes of this machine.
 
-    Images in memory, data sets too large for the machine, and test are left unchanged.
+    Images in memory, test, and splits that exceed both limits are left unchanged.
 
     Args:
         folder: folder on a local disk; created if missing.
         splits: splits of the data set.
+        max_bytes: maximum size of train and val together if either is larger than `in_memory`.
+        in_memory: size of a split up to which it is always shared; None: `SHARED_MEMORY` of the machine's memory.
 
     Raises:
         DataError: an image is damaged or missing; names the file.
     """
-    train, val = (_share_split(folder, split, splits.fingerprint) for split in (splits.train, splits.val))
+    limit = SHARED_MEMORY * machine_memory() if in_memory is None else in_memory
+    if sum(_bytes_of(split.images) for split in (splits.train, splits.val)) <= max_bytes:
+        limit = max(limit, max_bytes)
+    train, val = (_share_split(folder, split, splits.fingerprint, limit) for split in (splits.train, splits.val))
     return replace(splits, train=train, val=val)
 
 
@@ -65,22 +70,27 @@ def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
     return {path: stat.st_size for path, stat in found.items() if time.time() - stat.st_mtime >= seconds}
 
 
-def _share_split(folder: Path, split: Split, fingerprint: str) -> Split:
+def _bytes_of(images: Images) -> int:
+    is_decoded = isinstance(source_of(images), DecodedFiles)
+    return len(images) * math.prod(image_shape(images)) if is_decoded and len(images) else 0
+
+
+def _share_split(folder: Path, split: Split, fingerprint: str, limit: float) -> Split:
     images, maps = split.images, split.label_maps
     try:
-        if _fits(images):
+        if _fits(images, limit):
             images = shared_pixels(folder, images, fingerprint, split.name)
-        if maps is not None and _fits(maps):
+        if maps is not None and _fits(maps, limit):
             maps = shared_pixels(folder, maps, fingerprint, f"{split.name}-labels")
     except OSError as error:
         logger.warning("decoded images are not shared between trainings (%s): each training decodes all images", error)
     return replace(split, images=images, label_maps=maps)
 
 
-def _fits(images: Images) -> bool:
+def _fits(images: Images, limit: float) -> bool:
     if not isinstance(source_of(images), DecodedFiles) or not len(images) or photos_of(images) is not None:
         return False
-    return len(images) * math.prod(image_shape(images)) <= SHARED_MEMORY * machine_memory()
+    return _bytes_of(images) <= limit
 
 
 def shared_pixels(folder: Path, images: Images, fingerprint: str, split: str) -> Images:

@@ -175,7 +175,7 @@ def _measure(described: str, root: Workspace, work: list[Work], threads: int) ->
     torch.set_num_threads(threads)
     device = default_device()
     experiment = Experiment.model_validate_json(described)
-    splits = measured_splits(open_splits(experiment.data), here)
+    splits = measured_splits(open_splits(experiment.data), here, experiment.data.pixels_max_gb)
     found: Timings = {}
     views: dict[str, float] = {}
     for method, network, teacher in work:
@@ -213,7 +213,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:
-        return _fit_seconds(recipe, measured_splits(splits, root), root, device)
+        return _fit_seconds(recipe, measured_splits(splits, root, recipe.data.pixels_max_gb), root, device)
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted teacher: only its weights are hashed
     live = teacher_like(recipe, splits.num_classes)

@@ -24,7 +24,7 @@ from heterokd.study.plan.record import plan_file
 from heterokd.study.plugins import check_plugins, make_pruner
 from heterokd.teachers.cache.build import missing
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
-from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough
+from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough, searched_signals
 from heterokd.teachers.prepare import open_prepared, ready_teacher
 from heterokd.training.data import open_splits, stored_data
 
@@ -126,7 +126,7 @@ def _stock_of(experiment: Experiment, root: Workspace, excluded: Mapping[str, st
             continue
         if not served:
             continue
-        key = cache_key(recipe, splits, live)
+        key = cache_key(recipe, splits, live, root, searched_signals(experiment, splits, live))
         if not is_small_enough(recipe, key):
             break
         folder, share = root.cache_folder.at(key.id), 0.0

@@ -161,7 +161,7 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
     """Return the teacher's seconds per view, computed as a cache builder does."""
     signals = stored_signals(recipe.task) & live.spec.serves
     views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop, fill=recipe.data.fill)
-    compute = view_outputs(splits.train, views, live, signals=signals, device=device)
+    compute = view_outputs(splits.train, views, live, signals=signals, device=device, precision=recipe.cache.precision)
     index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
 
     def some(images: int = VIEWS) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,15 +35,18 @@ Compute = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, Tensor]]
 """Function from index [B] and view [B] to `logits` and `embedding` of these views."""
 
 
-def block_outputs(live: LiveTeacher, batch: Batch, needs: Signal) -> dict[str, Tensor]:
-    """Compute `logits` and `embedding` of a batch, those that `needs` contains, in fp32 and in blocks of fixed size.
+def block_outputs(
+    live: LiveTeacher, batch: Batch, needs: Signal, precision: Literal["fp32", "bf16"] = "fp32"
+) -> dict[str, Tensor]:
+    """Compute `logits` and `embedding` of a batch, those that `needs` contains, in blocks of fixed size.
 
-    Of a cross-fitted teacher, the images of each fold are in separate blocks.
+    The forward pass is in fp32, or under autocast in bf16; the outputs are float32. Of a cross-fitted teacher, the
+    images of each fold are in separate blocks.
     """
     rows = list(live.fold_rows(batch).values())
     if len(rows) <= 1:
-        return _blocks(live, batch, needs)
-    found = [_blocks(live, _chosen(batch, part), needs) for part in rows]
+        return _blocks(live, batch, needs, precision)
+    found = [_blocks(live, _chosen(batch, part), needs, precision) for part in rows]
     order = torch.cat(rows).argsort().to(batch.images.device)
     return {name: torch.cat([part[name] for part in found])[order] for name in found[0]}
 
@@ -54,10 +58,10 @@ def _chosen(batch: Batch, rows: Tensor) -> Batch:
     return Batch(images=batch.images[there], labels=batch.labels[there], index=batch.index[there], shown=shown)
 
 
-def _blocks(live: LiveTeacher, batch: Batch, needs: Signal) -> dict[str, Tensor]:
+def _blocks(live: LiveTeacher, batch: Batch, needs: Signal, precision: Literal["fp32", "bf16"]) -> dict[str, Tensor]:
     device, size = batch.images.device, _block_size(batch.images)
     parts: dict[str, list[Tensor]] = {}
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         for start in range(0, len(batch), size):
             rows = slice(start, start + size)
             shown = None if batch.shown is None else batch.shown[rows]
@@ -82,6 +86,7 @@ def view_outputs(
     *,
     signals: Signal = STORABLE,
     device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Compute:
     """Return a function that computes a live teacher's outputs for any view of a split, as `TrainLoader` renders it.
 
@@ -91,11 +96,12 @@ def view_outputs(
         live: the teacher.
         signals: LOGITS, EMBEDDING or both.
         device: device of the views and of the teacher.
+        precision: number format of the forward pass.
     """
     loader = TrainLoader(split, views, 1, num_classes=live.spec.num_classes, device=device)
 
     def compute(index: NDArray[np.int64], view: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        return block_outputs(live, loader.views_of(index, view), signals)
+        return block_outputs(live, loader.views_of(index, view), signals, precision)
 
     return compute
 

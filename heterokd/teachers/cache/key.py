@@ -63,6 +63,7 @@ class CacheKey:
         version: version of the code that computes and stores, `CACHE_VERSION`.
         teacher_size: height = width at which the teacher saw the views, in pixels; None: `size`.
         fill: colour of views outside their images.
+        precision: number format of the teacher's forward pass: fp32, or bf16 under autocast.
     """
 
     data: str
@@ -88,6 +89,7 @@ class CacheKey:
     teacher_size: int | None = None
     # A later field needs a default with which the outputs are unchanged: it is then no part of the id, see `to_json`.
     fill: tuple[float, ...] = BLACK
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if self.logits is None and self.embedding is None:
@@ -167,12 +169,14 @@ class CacheSettings:
         dtype: number format of a record; fp32 is bit-equal to the live teacher on a CPU, fp16 takes half the space.
         top_k: number of logits stored of each view; None stores all.
         shard_bytes: maximum size of a shard.
+        precision: number format of the teacher's forward pass.
     """
 
     signals: Signal = STORABLE
     dtype: Dtype = "fp16"
     top_k: int | None = None
     shard_bytes: int = SHARD_BYTES
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 DEFAULT = CacheSettings()
@@ -221,6 +225,7 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
         shard_bytes=settings.shard_bytes,
         teacher_size=views.teacher_size,
         fill=views.fill,
+        precision=settings.precision,
     )
 
 

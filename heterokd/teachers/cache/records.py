@@ -39,6 +39,8 @@ SAMPLED_VIEWS = 32
 TOLERANCES = {"fp32": 5e-3, "fp16": 1e-2}
 """Maximum difference between stored and computed outputs, relative to a view's largest value: above the differences
 between devices (TF32, other kernels), far below those of another teacher, policy or data set."""
+BF16_TOLERANCE = 5e-2
+"""The same for outputs that were computed in bfloat16, which has 8 bits."""
 MASS_TOLERANCE = 2e-2
 """Maximum difference of softmax masses of top-k logits, whose classes may swap if their values are close."""
 
@@ -157,9 +159,11 @@ class Records:
         now, before = decode(self.key, encode(self.key, compute(index, view))), decode(self.key, stored)
         for name in now:
             a, b, most = now[name].double(), before[name].double(), TOLERANCES[self.key.dtype]
-            if name == "logits" and self.key.top_k is not None:
-                a, b, most = a.softmax(1), b.softmax(1), MASS_TOLERANCE
-            scale = torch.ones(len(a)) if most == MASS_TOLERANCE else a.flatten(1).abs().amax(1).clamp(min=1e-6)
+            most = BF16_TOLERANCE if self.key.precision == "bf16" else most
+            is_mass = name == "logits" and self.key.top_k is not None
+            if is_mass:
+                a, b, most = a.softmax(1), b.softmax(1), max(most, MASS_TOLERANCE)
+            scale = torch.ones(len(a)) if is_mass else a.flatten(1).abs().amax(1).clamp(min=1e-6)
             difference = float(((a - b).flatten(1).abs().amax(1) / scale).max())
             worst = max(worst, difference)
             if not difference <= most:

@@ -21,11 +21,12 @@ from tiny_datasets import write_image_folder
 from heterokd.config.data import DataSettings
 from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
+from heterokd.datasets.io.decoded_files import decoding_threads
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
 from heterokd.datasets.io.image_files import FileImages, LabelledFiles
 from heterokd.datasets.io.images import ArrayImages
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader, Worker, make_loaders, open_test
-from heterokd.datasets.io.shared_pixels import SharedImages, checksums, shared_pixels
+from heterokd.datasets.io.shared_pixels import SharedImages, checksums, share_splits, shared_pixels
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.mixing import draw_mix, mix_views
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy, ViewSpec
@@ -356,6 +357,32 @@ def test_folder_images_give_the_same_batches_from_the_shared_file(tmp_path: Path
         one, two = (TrainLoader(split, ViewSpec(policy), 8, num_classes=4) for split in (plain, shared))
         assert all(same(a, b) for a, b in zip(one.epoch(0), two.epoch(0), strict=True))
         assert two._pixels._resident is None, "mapped pages are not copied"
+
+
+def test_pixels_beyond_memory_go_to_a_file_up_to_the_limit(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "photographs")
+    settings = DataSettings(dataset="image_folder", root=tmp_path / "photographs", image_size=16)
+    splits = open_splits(settings)
+    size = (len(splits.train) + len(splits.val)) * 16 * 16 * 3
+
+    def kinds(max_bytes: float) -> list[type]:
+        shared = share_splits(tmp_path / f"pixels{max_bytes}", splits, max_bytes, in_memory=0)
+        return [type(split.images) for split in (shared.train, shared.val)]
+
+    assert kinds(size) == [SharedImages, SharedImages]
+    assert not {*kinds(size - 1), *kinds(0)} & {SharedImages}
+    other = settings.model_copy(update={"pixels_max_gb": 0.0})
+    assert open_splits(other) is splits, "the limit changes no data"
+
+
+def test_decoding_threads_are_those_of_the_trial() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with decoding_threads() as pool:
+            assert pool._max_workers == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def decode(file: Path, root: Path, answers: Queue[Any]) -> None:

@@ -117,6 +117,26 @@ def test_with_balanced_sampling_the_cached_teacher_is_the_live_one(
     assert len(torch.unique(shown, dim=0)) < len(shown)  # views of rare images repeat
 
 
+def test_outputs_computed_in_bfloat16_are_another_cache_and_read_back_as_computed(
+    splits: Splits, tmp_path: Path
+) -> None:
+    live = live_teacher()
+    settings = CacheSettings(Signal.LOGITS, dtype="fp32", precision="bf16")
+    teacher = cached(tmp_path, splits, live, settings=settings)
+    plain = cached(tmp_path, splits, live, settings=CacheSettings(Signal.LOGITS, dtype="fp32"))
+    assert teacher.records.key.id != plain.records.key.id
+    assert '"precision": "bf16"' in teacher.records.key.to_json()
+    assert "precision" not in plain.records.key.to_json()
+    batch = next(iter(batches(splits, 3, 1, 20)))
+    read = teacher.outputs(batch, Signal.LOGITS).logits
+    run = block_outputs(live, batch, Signal.LOGITS, "bf16")["logits"]
+    assert read.dtype == torch.float32
+    assert torch.equal(read, run)
+    exact = plain.outputs(batch, Signal.LOGITS).logits
+    assert not torch.equal(read, exact)
+    torch.testing.assert_close(read, exact, atol=0.1, rtol=0.1)
+
+
 def test_a_partial_cache_trains_the_same_student(
     splits: Splits, tiny_file: Callable[..., Path], tmp_path: Path
 ) -> None:
