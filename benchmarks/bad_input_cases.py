@@ -73,7 +73,7 @@ training.workers=[2] | training.workers=[3, 2] | training.workers=[1, 2, 3] | tr
 training.workers=1.5 | training.workers=64 | training.gpus_per_worker=-1 | training.gpus_per_worker=1.5
 training.gpus_per_worker=all | training.gather=both | training.sync_batch_norm=2 | training.task_weight=-1
 training.task_weight=.inf | training.min_learning_rate=-1 | training.channels_last=1 | training.schedule=[cosine]
-teacher.training.workers=2 | teacher.training.learning_rate=0 | teacher.training.schedule=exp
+teacher.training.workers=0 | teacher.training.learning_rate=0 | teacher.training.schedule=exp
 teacher.training={epoch: 3} | teacher.checkpoint={test_resnet: a.pt} | teacher.checkpoint=3
 teacher.options={test_vit: 3} | teacher.network=[test_vit, 3] | student.options=7 | student.pretrained=perhaps
 student.checkpoint=a.pt | data.image_size=[32, 32] | data.labels_per_class=2.5 | data.train_images=many

@@ -125,6 +125,7 @@ def plan(experiment: Experiment, root: str | Path = "runs", *, address: str | No
     return plan_experiment(experiment, open_workspace(str(root)), address=address)
 
 
+# One parameter for each option of the command.
 def promote(
     study: str,
     root: str | Path = "runs",
@@ -133,6 +134,7 @@ def promote(
     alias: str = "champion",
     trial: int | None = None,
     unfinished: bool = False,
+    address: str | None = None,
 ) -> Decision:
     """Compare a study's winner with the champion on the test split; move the alias if the winner passes every gate.
 
@@ -143,12 +145,18 @@ def promote(
         alias: alias to move; the version that had it gets the alias `previous`.
         trial: number of a trial to promote instead of the winner, in this call alone.
         unfinished: also judge a study that is not finished.
+        address: address of a Ray cluster whose nodes evaluate; None: this process.
 
     Raises:
         StudyError: unknown study.
         PromotionError: there is no student to promote, or no comparison with the champion is possible.
         TrackingError: the tracking server does not answer.
     """
+    if address is not None:
+        from heterokd.execution.promote import promote_on
+
+        workspace = open_workspace(str(root))
+        return promote_on(address, workspace, study, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished)
     from heterokd.students.promotion.promote import promote as decide
 
     return decide(open_workspace(str(root)), study, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished)

@@ -16,14 +16,15 @@ from heterokd.config.reading import load_experiment
 from heterokd.errors import CacheError, ConfigError
 from heterokd.execution.cache_builders import CacheBuild, build_cache, plan_cache_build
 from heterokd.execution.check import check_experiment, check_files
+from heterokd.execution.node_task import Tasks, tasks_on
 from heterokd.execution.placement import plan_cluster
+from heterokd.execution.prepare import prepare_teachers, verified_cache
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.formatting import format_duration, format_size
 from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
 from heterokd.teachers.cache.maintenance import list_caches, repair_cache
 from heterokd.teachers.cache.shards import cache_bytes
-from heterokd.teachers.prepare import prepare_teachers
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,31 @@ def build_caches(
         raise ConfigError("cache.enabled: is false; set it to true to build a cache")
     check_files(experiment, root)
     check_address(address)
-    prepared = prepare_teachers(experiment, root, progress=terminal.teacher_epoch)
-    builds = {
-        network: plan_cache_build(experiment.for_teacher(network), root, teacher.weights, audited=False)
-        for network, teacher in prepared.items()
-    }
-    if not any(builds.values()):
-        raise ConfigError(
-            f"search space: methods: {', '.join(experiment.methods)} need the running teacher, not a cache; there is "
-            "nothing to build"
-        )
-    return [
-        _complete(experiment.for_teacher(network), build, root, address, terminal)
-        for network, build in builds.items()
-        if build is not None
-    ]
+    with tasks_on(experiment, root, address) as tasks:
+        prepared = prepare_teachers(experiment, root, terminal.teacher_epoch, tasks)
+        builds = {
+            network: plan_cache_build(experiment.for_teacher(network), root, teacher.weights, audited=False)
+            for network, teacher in prepared.items()
+        }
+        if not any(builds.values()):
+            raise ConfigError(
+                f"search space: methods: {', '.join(experiment.methods)} need the running teacher, not a cache; there "
+                "is nothing to build"
+            )
+        return [
+            _complete(experiment.for_teacher(network), build, root, address, terminal, tasks)
+            for network, build in builds.items()
+            if build is not None
+        ]
 
 
 def _complete(
-    experiment: Experiment, build: CacheBuild, root: Workspace, address: str | None, terminal: Terminal
+    experiment: Experiment,
+    build: CacheBuild,
+    root: Workspace,
+    address: str | None,
+    terminal: Terminal,
+    tasks: Tasks | None,
 ) -> BuiltCache:
     for name in repair_cache(build.folder, build.key):
         terminal.print_line(f"removed {build.folder}/{name}: it was damaged, or part of an earlier cache")
@@ -101,7 +108,7 @@ def _complete(
         terminal.print_line(f"cache {build.key.id}: {build.key.describe()}")
         with connected(address), _progress(cache_bytes(build.key), terminal) as on_shard:
             build_cache(build, root, plan_cluster(experiment), on_shard)
-    plan_cache_build(experiment, root, build.weights)  # verifies some records
+    verified_cache(experiment, root, build.weights, tasks)
     (card,) = (card for card in list_caches(root.cache_folder) if card.id == build.key.id)
     seconds = round(time.monotonic() - started, 3)
     return BuiltCache(card.id, card.description, str(build.folder), card.bytes, card.records, seconds, built)

@@ -21,6 +21,7 @@ def promote(
         int | None, typer.Option(min=0, help="Judge this trial, this once, instead of the winner.")
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Also judge a study that is not finished.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to evaluate on; default: this process.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -28,10 +29,11 @@ def promote(
 
     Compares it with the champion on the test split, which no other command reads.
     """
-    from heterokd.storage.workspace import open_workspace
-    from heterokd.students.promotion.promote import promote as decide
+    from heterokd import api
 
-    decision = decide(open_workspace(root), study, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished)
+    decision = api.promote(
+        study, root, dry_run=dry_run, alias=alias, trial=trial, unfinished=unfinished, address=address
+    )
     if as_json:
         print(decision.to_json())
         return

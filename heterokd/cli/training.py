@@ -108,6 +108,7 @@ def reproduce(
 def teacher(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
+    address: Annotated[str | None, typer.Option(help="Ray cluster to fit on; default: this process.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -118,17 +119,25 @@ def teacher(
     asked = load_asked(experiment, overrides)
     from heterokd.cli.terminal.console import Terminal
     from heterokd.execution.check import check_experiment, check_files
+    from heterokd.execution.prepare import prepare_teachers
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.given_weights import with_given_weights
     from heterokd.study.known_scratch import weak_teachers
-    from heterokd.teachers.prepare import prepare_teachers
 
     state = open_workspace(root)
     asked = with_given_weights(asked, state)
     check_experiment(asked)
     check_files(asked, state)
     terminal = Terminal(quiet=as_json)
-    found = list(prepare_teachers(asked, state, progress=terminal.teacher_epoch).values())
+    if address is None:
+        found = list(prepare_teachers(asked, state, terminal.teacher_epoch).values())
+    else:
+        from heterokd.execution.node_task import tasks_on
+        from heterokd.execution.ray_connection import check_address
+
+        check_address(address)
+        with tasks_on(asked, state, address) as tasks:
+            found = list(prepare_teachers(asked, state, terminal.teacher_epoch, tasks).values())
     weak = weak_teachers([each.card for each in found], asked, state)
     if weak is not None:
         print(weak, file=sys.stderr)

@@ -179,11 +179,3 @@ class TeacherTraining(TrainingSettings):
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(5.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _single_process(self) -> TeacherTraining:
-        if self.is_shared:
-            raise ValueError(
-                "workers: a teacher is fitted by a single process; remove the key, or set teacher.checkpoint"
-            )
-        return self

@@ -22,13 +22,14 @@ from heterokd.datasets.io.inspect import FolderInspection
 from heterokd.datasets.masks.inspect import MaskInspection
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
 from heterokd.execution.auto_rules import ImageRules, rules_for
+from heterokd.execution.prepare import prepare_teacher
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
 from heterokd.networks.segmentation_names import is_segmentation, split_name
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
-from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
+from heterokd.teachers.prepare import PreparedTeacher
 from heterokd.training.student_costs import parameters_m, student_cost
 from heterokd.training.train import Report
 

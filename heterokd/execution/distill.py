@@ -10,6 +10,7 @@ from heterokd.config.reading import dump_experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.settings import Sample
 from heterokd.execution.check import check_experiment, check_files
+from heterokd.execution.prepare import prepare_teacher
 from heterokd.execution.ray_temp_dir import ray_temp_dir
 from heterokd.execution.run import RunContext, run_recipe
 from heterokd.storage.files import write_text
@@ -18,7 +19,7 @@ from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
 from heterokd.study.published import published_samples
-from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
+from heterokd.teachers.prepare import PreparedTeacher
 from heterokd.tracking.runs import open_runs
 from heterokd.tracking.tracker import Tracker, with_others
 from heterokd.training.precision import default_device

@@ -14,16 +14,18 @@ from filelock import FileLock, Timeout
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.config.reading import dump_experiment
 from heterokd.errors import StudyError, TrackingError, UserError
-from heterokd.execution.cache_builders import CacheBuild, plan_cache_build
+from heterokd.execution.cache_builders import CacheBuild
 from heterokd.execution.callbacks import Listener
 from heterokd.execution.check import check_experiment, check_files, within_limits
 from heterokd.execution.executor import SearchJob, run_study
+from heterokd.execution.node_task import Tasks, tasks_on
+from heterokd.execution.pictures import draw_study
 from heterokd.execution.placement import plan_cluster
 from heterokd.execution.planning.plan_record import PlanRecorder
+from heterokd.execution.prepare import prepare_teachers, verified_cache
 from heterokd.execution.ray_connection import check_address, connected
 from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.execution.study_sync import download_study, upload_study
-from heterokd.report.measure import draw_pictures
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
 from heterokd.storage.files import write_text
@@ -41,7 +43,7 @@ from heterokd.study.seed_noise import noise_prior
 from heterokd.study.storage import StudyFacts
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, other_summaries, warm_starts
-from heterokd.teachers.prepare import TeacherReport, prepare_teachers
+from heterokd.teachers.prepare import TeacherReport
 from heterokd.tracking.runs import StudyRuns, open_runs
 from heterokd.tracking.store import answering, first_line, quiet
 from heterokd.tracking.tracker import with_others
@@ -93,13 +95,14 @@ def search(
     tracker = with_others(runs, experiment, folder)
     with logged_to(folder), faults_explained(folder):
         began = time.monotonic()
-        prepared = prepare_teachers(experiment, root, progress=teacher_progress)
-        plan_recorder.prepared(time.monotonic() - began)
-        weak = weak_teachers([teacher.card for teacher in prepared.values()], experiment, root)
-        if weak is not None:
-            logger.warning(weak)
-        weights = {network: teacher.weights for network, teacher in prepared.items()}
-        caches = _cache_builds(experiment, root, weights)
+        with tasks_on(experiment, root, address) as tasks:
+            prepared = prepare_teachers(experiment, root, teacher_progress, tasks)
+            plan_recorder.prepared(time.monotonic() - began)
+            weak = weak_teachers([teacher.card for teacher in prepared.values()], experiment, root)
+            if weak is not None:
+                logger.warning(weak)
+            weights = {network: teacher.weights for network, teacher in prepared.items()}
+            caches = _cache_builds(experiment, root, weights, tasks)
         folder.path.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             # First the database: a study that another process has created meanwhile is refused before a file changes.
@@ -136,7 +139,7 @@ def search(
                 search_log.info("interrupted")
                 tracker.finish(summary, "KILLED")
                 return result
-            _report(folder, experiment, root, weights)
+            _report(folder, experiment, root, weights, address)
             runs.wait()
             model = _registered(experiment, folder, summary, runs)
             tracker.finish(summary, "FAILED" if summary.has_failed else "FINISHED")
@@ -157,11 +160,13 @@ def check_cluster(experiment: Experiment, address: str | None) -> None:
             plan_cluster(experiment)
 
 
-def _cache_builds(experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> list[CacheBuild]:
+def _cache_builds(
+    experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None], tasks: Tasks | None
+) -> list[CacheBuild]:
     """Return the cache to build of each teacher; a teacher whose cache cannot be built runs live."""
     caches = []
     for network in experiment.teacher.networks:
-        build = plan_cache_build(experiment.for_teacher(network), root, weights[network])
+        build = verified_cache(experiment.for_teacher(network), root, weights[network], tasks)
         obstacle = None if build is None else build.obstacle
         if obstacle is not None:
             logger.warning("the teacher runs live (%s)", obstacle)
@@ -207,10 +212,17 @@ def _remove_pending(runs: StudyRuns) -> None:
         remove_pending(runs)
 
 
-def _report(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Mapping[str, Path | None]) -> None:
+def _report(
+    folder: StudyFolder,
+    experiment: Experiment,
+    root: Workspace,
+    weights: Mapping[str, Path | None],
+    address: str | None = None,
+) -> None:
     """Draw the study's figures and write report.html; log a warning on failure, since the trainings must be kept."""
     try:
-        draw_pictures(folder, experiment, root, weights)
+        with tasks_on(experiment, root, address) as tasks:
+            draw_study(folder, experiment, root, weights, tasks)
     except Exception as error:  # noqa: BLE001  see above
         logger.warning("the study's figures are not drawn (%s)", first_line(error))
     try:

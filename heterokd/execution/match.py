@@ -21,6 +21,7 @@ from heterokd.datasets.io.loaders import open_split
 from heterokd.errors import ConfigError, NetworkError
 from heterokd.execution.check import with_key
 from heterokd.execution.distill import distill_once
+from heterokd.execution.prepare import prepare_teacher
 from heterokd.method import Method, Settings, StageSimilarity
 from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.network import predict_spec
@@ -31,7 +32,7 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.students.given_weights import with_given_weights
-from heterokd.teachers.prepare import open_prepared, prepare_teacher
+from heterokd.teachers.prepare import open_prepared
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.data import open_splits
 from heterokd.training.precision import default_device

@@ -23,6 +23,7 @@ from heterokd.config.reading import dump_experiment
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.execution.check import check_experiment, check_files
 from heterokd.execution.distill import StudyTrainer
+from heterokd.execution.prepare import prepare_teacher
 from heterokd.formatting import metric_name
 from heterokd.methods import BASELINE
 from heterokd.storage.files import write_text
@@ -32,7 +33,7 @@ from heterokd.students.given_weights import with_given_weights
 from heterokd.study.published import PublishedPair, published_results, published_samples, published_settings
 from heterokd.study.significance import Comparison, as_rows, compare
 from heterokd.tasks import TASKS
-from heterokd.teachers.prepare import PreparedTeacher, prepare_teacher
+from heterokd.teachers.prepare import PreparedTeacher
 from heterokd.tracking.runs import open_runs
 from heterokd.tracking.tracker import with_others
 from heterokd.training.train import Metrics, Report

@@ -1,6 +1,6 @@
-"""WorkerChannel: Ray actor between rank 0 of a sharded training and the process that started it.
+"""WorkerChannel: Ray actor between rank 0 of a sharded training, or a task, and the process that started it.
 
-A separate module, so that the actor's process does not import torch.
+A separate module, so that the actor's process does not import torch; `answers` starts it and answers.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ class WorkerChannel:
         self.asked: asyncio.Queue[tuple[Metrics, asyncio.Future[bool]]] = asyncio.Queue()
         self.waiting: asyncio.Future[bool] | None = None
         self.error: Raised | None = None
+        self.begun = False
+
+    async def begin(self) -> None:
+        """Record that a process at the other end has begun."""
+        self.begun = True
+
+    async def has_begun(self) -> bool:
+        """Whether a process at the other end has begun."""
+        return self.begun
 
     async def ask(self, metrics: Metrics) -> bool:
         """Send an epoch's metrics; return whether to continue."""

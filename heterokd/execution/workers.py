@@ -11,17 +11,20 @@ them, and they resume from the checkpoint.
 
 Where the workspace is a store, nodes share no folder. Each worker then begins with a copy of the trial's folder in the
 store; rank 0 uploads checkpoints and the student, and the trial's process, which gets the metrics, uploads these.
+
+`fit_on_workers` fits a teacher in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypedDict
 
 import torch
 from ray import train
@@ -30,14 +33,15 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from heterokd import errors
 from heterokd.config.recipe import Recipe
 from heterokd.errors import HeterokdError
+from heterokd.execution.answers import answer_questions, open_channel
 from heterokd.execution.parallel import other_nodes
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
-from heterokd.execution.ray_settings import only_on, ray
+from heterokd.execution.ray_settings import ray
 from heterokd.execution.run import RunContext, run_recipe
-from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, suspicion, this_node
+from heterokd.execution.this_node import NodeCheck, NodeError, gpu_fault, suspicion
 from heterokd.execution.threads import in_thread
-from heterokd.execution.worker_channel import Raised, WorkerChannel
+from heterokd.execution.worker_channel import Raised
 from heterokd.networks.weights import load_weights
 from heterokd.outputs import Signal
 from heterokd.storage.filesystem import RemoteDir, open_folder
@@ -48,9 +52,6 @@ from heterokd.teachers.cache_policy import CacheUse
 from heterokd.training.data import open_splits
 from heterokd.training.student import build_configured
 from heterokd.training.train import Metrics, Report, TrainResult
-
-POLL_SECONDS = 0.25
-"""Interval at which the end of the training is checked."""
 
 PATIENCE_SECONDS = 6 * 3600
 """Timeout of collectives: rank 0 may be evaluating. Ray Train notices a dead worker at once."""
@@ -77,20 +78,17 @@ class OnWorkers:
             OSError: the store does not answer.
             ray.train.TrainingFailedError: workers died more often than `restarts`.
         """
-        # On this node, since it is of no use without this process.
-        channel = ray.remote(WorkerChannel).options(num_cpus=0, scheduling_strategy=only_on(this_node())).remote()
         workspace, weights, mirror = context.workspace, context.teacher_weights, context.mirror
         work = Work(
             recipe=recipe.model_dump_json(),
             folder=folder.path if mirror is not None else folder.path.resolve(),
             workspace=workspace if workspace.url else workspace.on_node(),
             is_apart=mirror is not None,
-            teacher_weights=weights.resolve() if weights else None,
+            weights=weights.resolve() if weights else None,
             checkpoint_epochs=context.checkpoint_epochs,
             cache_use="built" if context.cache_use == "shared" else context.cache_use,
             cache_signals=context.cache_signals,
             threads=max(1, int(self.place.cpus)),
-            channel=channel,
             check=context.check,
         )
 
@@ -101,83 +99,66 @@ class OnWorkers:
                 mirror.push()
             return on_epoch(metrics)
 
-        fitting = in_thread(self._trainer(work, context).fit)
-        try:
-            _answer(channel, report, fitting)
-            outcome = _outcome(channel, fitting)
-        finally:
-            ray.kill(channel)
-        _run_folder(work).delete_everything()
+        outcome = train_on_workers(work, self, context.avoid, report)
         if mirror is not None and not outcome.stopped:
             mirror.fetch_file(folder.weights.name)
         return _trained(recipe, folder, outcome)
 
-    def _trainer(self, work: Work, context: RunContext) -> TorchTrainer:
-        least, most = self.place.workers
-        resources = {"CPU": self.place.cpus} | ({"GPU": self.place.gpus} if self.place.gpus else {})
-        return TorchTrainer(
-            work_on,
-            train_loop_config={"work": work},
-            # NCCL refuses two workers on one GPU; workers that share a GPU communicate through gloo.
-            torch_config=TorchConfig(backend="nccl" if self.place.gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS),
-            scaling_config=train.ScalingConfig(
-                num_workers=most if least == most else (least, most),
-                use_gpu=self.place.gpus > 0,
-                resources_per_worker=resources,
-                label_selector=other_nodes(context.avoid) or None,
-            ),
-            run_config=train.RunConfig(
-                name=RUN_NAME,
-                storage_path=_storage(work),
-                failure_config=train.FailureConfig(max_failures=self.restarts),
-            ),
-        )
+
+def train_on_workers(work: Work, workers: OnWorkers, avoid: Sequence[str], on_epoch: Report) -> Outcome:
+    """Run `work` on several workers; return the result of rank 0.
+
+    Args:
+        work: arguments of each worker.
+        workers: their number and resources, and how often they are restarted.
+        avoid: ids of nodes on which they do not run.
+        on_epoch: called with each epoch's metrics; False stops the training.
+
+    Raises:
+        HeterokdError, NodeError, OSError, ray.train.TrainingFailedError: see `OnWorkers`.
+    """
+    channel = open_channel()
+    fitting = in_thread(_trainer(work, channel, workers, avoid).fit)
+    try:
+        answer_questions(channel, on_epoch, fitting.done)
+        outcome = _outcome(channel, fitting)
+    finally:
+        ray.kill(channel)
+    _run_folder(work).delete_everything()
+    return outcome
+
+
+def _trainer(work: Work, channel: ray.actor.ActorHandle, workers: OnWorkers, avoid: Sequence[str]) -> TorchTrainer:
+    place = workers.place
+    least, most = place.workers
+    resources = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
+    return TorchTrainer(
+        work_on,
+        train_loop_config={"work": work, "channel": channel},
+        # NCCL refuses two workers on one GPU; workers that share a GPU communicate through gloo.
+        torch_config=TorchConfig(backend="nccl" if place.gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS),
+        scaling_config=train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=place.gpus > 0,
+            resources_per_worker=resources,
+            label_selector=other_nodes(avoid) or None,
+        ),
+        run_config=train.RunConfig(
+            name=RUN_NAME,
+            storage_path=_storage(work),
+            failure_config=train.FailureConfig(max_failures=workers.restarts),
+        ),
+    )
 
 
 RUN_NAME = "train"
 """Ray Train's folder; while a training runs, it is in the trial's folder, or in a store below `TRAIN`."""
 
 TRAIN = "train"
-"""Folder of a store for Ray Train's folders, by study and trial."""
+"""Folder of a store for Ray Train's folders."""
 
 OF_TRIAL = ("recipe.yaml", "trial.json", "metrics.jsonl", "error.txt")
 """Files that the trial's process uploads, so that rank 0 does not."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Arguments of a worker.
-
-    Attributes:
-        recipe: the training, as JSON.
-        folder: the trial's folder.
-        workspace: the workspace on the trial's node.
-        is_apart: whether workers have separate copies of the trial's folder, which they exchange through a store.
-        teacher_weights: file of the teacher's weights on the trial's node; None: timm's published ones, or no teacher.
-        checkpoint_epochs: epochs after which a checkpoint is written.
-        cache_use: see `RunContext`.
-        cache_signals: see `RunContext`.
-        threads: number of torch's threads.
-        channel: `WorkerChannel` to the process that started the training.
-        check: what a worker's node is compared with; None on a local Ray.
-    """
-
-    recipe: str
-    folder: Path
-    workspace: Workspace
-    is_apart: bool
-    teacher_weights: Path | None
-    checkpoint_epochs: tuple[int, ...]
-    cache_use: CacheUse
-    cache_signals: Signal
-    threads: int
-    channel: ray.actor.ActorHandle
-    check: NodeCheck | None
-
-    @property
-    def study(self) -> str:
-        """Name of the study."""
-        return self.folder.parents[1].name
 
 
 @dataclass(frozen=True)
@@ -189,16 +170,71 @@ class Outcome:
     stopped: bool
 
 
-def work_on(config: Mapping[str, Work]) -> Outcome | None:
+RunRank: TypeAlias = Callable[[Recipe, TrialFolder, RunContext, Report], Outcome]
+"""Trains a recipe on a rank of a sharded training."""
+
+
+def run_rank(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoch: Report) -> Outcome:
+    """Train a trial's recipe on this rank."""
+    trained = run_recipe(recipe, folder, context, on_epoch)
+    return Outcome(trained.metrics, trained.epochs, trained.stopped)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arguments of a worker.
+
+    Attributes:
+        recipe: the training, as JSON.
+        folder: folder of the trial, or of the teacher that is fitted.
+        workspace: the workspace of the process that started the training.
+        is_apart: whether workers have separate copies of the folder, which they exchange through a store.
+        weights: file of the teacher's weights, or of those that its fit starts from, where the training was started;
+            None: timm's published ones, or none.
+        threads: number of torch's threads.
+        check: what a worker's node is compared with; None on a local Ray.
+        checkpoint_epochs: epochs after which a checkpoint is written.
+        cache_use: see `RunContext`.
+        cache_signals: see `RunContext`.
+        run: function that trains the recipe on each rank.
+        skip: names of files that rank 0 does not upload, because the process that started the training does.
+    """
+
+    recipe: str
+    folder: Path
+    workspace: Workspace
+    is_apart: bool
+    weights: Path | None
+    threads: int
+    check: NodeCheck | None
+    checkpoint_epochs: tuple[int, ...] = ()
+    cache_use: CacheUse = "found"
+    cache_signals: Signal = Signal.NONE
+    run: RunRank = run_rank
+    skip: tuple[str, ...] = OF_TRIAL
+
+    @property
+    def name(self) -> str:
+        """Path of the folder in the workspace."""
+        return self.folder.relative_to(self.workspace.path).as_posix()
+
+
+class WorkerConfig(TypedDict):
+    """Ray Train's config of a worker; `channel` is a `WorkerChannel` to the process that started the training."""
+
+    work: Work
+    channel: ray.actor.ActorHandle
+
+
+def work_on(config: WorkerConfig) -> Outcome | None:
     """Train on one worker; Ray Train has set up the process group.
 
     Returns:
         The result; None if an earlier attempt ended with an error.
     """
-    work = config["work"]
+    work, channel = config["work"], config["channel"]
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     torch.set_num_threads(work.threads)
-    channel = work.channel
     if ray.get(channel.raised.remote()) is not None:
         return None  # Ray Train restarts workers after any error; this error would be raised again
 
@@ -211,7 +247,7 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
         if fault is not None:
             raise NodeError(fault)
         with _worker_folder(work) as folder:
-            trained = run_recipe(Recipe.model_validate_json(work.recipe), folder, _worker_context(work), on_epoch)
+            return work.run(Recipe.model_validate_json(work.recipe), folder, _worker_context(work), on_epoch)
     except errors.TrainingDiverged as error:
         ray.get(channel.leave.remote(Raised(type(error).__name__, str(error))))
         return None  # the loss is the same on all ranks: all return
@@ -220,12 +256,11 @@ def work_on(config: Mapping[str, Work]) -> Outcome | None:
         if isinstance(error, HeterokdError) or fault is not None:
             ray.get(channel.leave.remote(Raised(type(error).__name__, str(error), fault)))
         raise
-    return Outcome(trained.metrics, trained.epochs, trained.stopped)
 
 
 def _worker_context(work: Work) -> RunContext:
     """Return the context of a training on this worker."""
-    here, weights = work.workspace.on_node(), work.teacher_weights
+    here, weights = work.workspace.on_node(), work.weights
     return RunContext(
         workspace=here,
         teacher_weights=None if weights is None else here.fetched(weights, work.workspace),
@@ -244,19 +279,19 @@ def _worker_folder(work: Work) -> Iterator[TrialFolder]:
         yield TrialFolder(work.folder)
         return
     rank = train.get_context().get_world_rank()
-    copies = work.workspace.on_node().path / "workers" / work.study / f"rank{rank}"
-    sync = FolderSync(copies / work.folder.name, work.workspace.mirror(work.folder).store)
+    copies = work.workspace.on_node().path / "workers" / f"rank{rank}"
+    sync = FolderSync(copies / work.name, work.workspace.mirror(work.folder).store)
     sync.replace()
     if rank == 0:
-        sync.follow(skip=OF_TRIAL)
+        sync.follow(skip=work.skip)
     try:
         yield TrialFolder(sync.local)
     except BaseException:
         if rank == 0:
-            sync.pause(skip=OF_TRIAL)
+            sync.pause(skip=work.skip)
         raise
     if rank == 0:
-        sync.close(skip=OF_TRIAL)
+        sync.close(skip=work.skip)
     shutil.rmtree(sync.local, ignore_errors=True)
 
 
@@ -264,22 +299,12 @@ def _storage(work: Work) -> str:
     """Return the path or URL below which Ray Train makes its folder, which its controller and all workers reach."""
     if not work.is_apart:
         return str(work.folder)
-    return f"{work.workspace.url}/{TRAIN}/{work.study}/{work.folder.name}"
+    return f"{work.workspace.url}/{TRAIN}/{work.name}"
 
 
 def _run_folder(work: Work) -> RemoteDir:
     """Return Ray Train's folder of a training."""
     return open_folder(_storage(work)).at(RUN_NAME)
-
-
-def _answer(channel: ray.actor.ActorHandle, on_epoch: Report, fitting: Future[train.Result]) -> None:
-    """Answer rank 0's questions until the training has ended."""
-    question = channel.next.remote()
-    while not fitting.done():
-        done, _ = ray.wait([question], timeout=POLL_SECONDS)
-        if done:
-            ray.get(channel.answer.remote(on_epoch(ray.get(question))))
-            question = channel.next.remote()
 
 
 def _outcome(channel: ray.actor.ActorHandle, fitting: Future[train.Result]) -> Outcome:

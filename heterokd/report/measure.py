@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from heterokd.config.experiment import Experiment
 from heterokd.report.measure_parts import PARTS, Part, measure_costs, measure_method, measure_similarity
-from heterokd.report.measured import Measured
+from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.study_networks import StudyNetworks, Weights
 from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.study_dir import StudyFolder
@@ -21,10 +22,23 @@ from heterokd.training.data import open_splits
 from heterokd.training.precision import default_device
 
 
-def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, weights: Weights) -> list[Path]:
+def draw_pictures(
+    folder: StudyFolder,
+    experiment: Experiment,
+    root: Workspace,
+    weights: Weights,
+    networks: Mapping[str, MeasuredNetwork] | None = None,
+) -> list[Path]:
     """Measure a study's winner on val (measured.json) and draw the pictures of the study.
 
-    `weights` are those of the prepared teachers by network. Without a winner nothing is measured.
+    Without a winner nothing is measured.
+
+    Args:
+        folder: folder of the study.
+        experiment: experiment of the study.
+        root: workspace.
+        weights: weights of the prepared teachers by network.
+        networks: costs of teacher and student that are known; None: they are measured.
 
     Returns:
         The files: `confusion.png` in classification; `samples.png` and `iou.png` in segmentation; in both `cka.png`,
@@ -47,7 +61,8 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
         classes=tuple(map(str, study.splits.class_names)),
     )
     captions: dict[str, str] = {}
-    for name, part in _parts(study, summary, root).items():
+    parts: dict[str, Part] = {"networks": partial(measure_costs, root=root, known=networks), **_parts(study, summary)}
+    for name, part in parts.items():
         try:
             captions.update(part(study, made))
         except Exception as error:  # noqa: BLE001  the other parts are of use, and the page says what is missing
@@ -58,10 +73,10 @@ def draw_pictures(folder: StudyFolder, experiment: Experiment, root: Workspace, 
     return [folder.pictures / f"{name}.png" for name in captions]
 
 
-def _parts(study: StudyNetworks, summary: StudySummary, root: Workspace) -> dict[str, Part]:
-    """Return the parts by name, in the order in which they are measured."""
+def _parts(study: StudyNetworks, summary: StudySummary) -> dict[str, Part]:
+    """Return the parts after the costs by name, in the order in which they are measured."""
     name, task_part = PARTS[study.experiment.data.task]
-    parts: dict[str, Part] = {"networks": partial(measure_costs, root=root), name: task_part}
+    parts: dict[str, Part] = {name: task_part}
     for leader in summary.leaders:
         trial, method = study.folder.trial(leader.number), leader.method
         has_figure = study.experiment.method_class(method).has_figure and trial.checkpoint.exists()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.errors import CheckpointError
 from heterokd.methods import BASELINE
@@ -47,9 +48,18 @@ Captions = Mapping[str, str]
 Part = Callable[[StudyNetworks, Measured], Captions]
 
 
-def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Captions:
-    """Measure the costs of teacher and student; a slow network is not timed."""
-    data, recipe, classes = study.experiment.data, study.winner.recipe, study.num_classes
+def measure_costs(
+    study: StudyNetworks, made: Measured, root: Workspace, known: Mapping[str, MeasuredNetwork] | None = None
+) -> Captions:
+    """Measure the costs of teacher and student, unless they are known."""
+    recipe = study.winner.recipe
+    made.networks.update(measure_networks(recipe, study.num_classes, root) if known is None else known)
+    return {}
+
+
+def measure_networks(recipe: Recipe, classes: int, root: Workspace) -> dict[str, MeasuredNetwork]:
+    """Measure the costs of `student` and `teacher` on this machine; a slow network is not timed."""
+    data, measured = recipe.data, dict[str, MeasuredNetwork]()
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
         network = build_configured(settings, classes, data.image_size).eval()
         with torch.inference_mode():
@@ -60,8 +70,8 @@ def measure_costs(study: StudyNetworks, made: Measured, root: Workspace) -> Capt
             else student_cost(key, settings, classes, data.view_size, data.image_size, root)
             for key, cost in STUDENT_COSTS.items()
         }
-        made.networks[name] = MeasuredNetwork(settings.network, costs)
-    return {}
+        measured[name] = MeasuredNetwork(settings.network, costs)
+    return measured
 
 
 def measure_similarity(study: StudyNetworks, made: Measured) -> Captions:

@@ -1,7 +1,7 @@
 """Synchronize local working copies with a store (s3://, gs://, a shared mount), file by file.
 
 Trainings and searches work on local paths. Local changes are pushed, changes of other machines are fetched; neither
-deletes files in the store. Each file has a single writer: the trial's process, or the study's driver.
+deletes files in the store, `remove` does. Each file has a single writer: the trial's process, or the study's driver.
 """
 
 from __future__ import annotations
@@ -104,6 +104,17 @@ class FolderSync:
         if self.store is not None:
             store = self.store
             _retry(lambda: self._fetch_file(store, name), self.patience, f"{store} does not answer")
+
+    def remove(self, names: Collection[str]) -> None:
+        """Delete files here and in the store; those that a store that does not answer keeps are of no use."""
+        for name in names:
+            (self.local / name).unlink(missing_ok=True)
+            self._known.pop(name, None)
+            if self.store is not None:
+                try:
+                    self.store.delete(name)
+                except OSError as error:
+                    logger.info("%s/%s is kept (%s)", self.store, name, error)
 
     def follow(self, every: float = FOLLOW_SECONDS, *, skip: Collection[str] = ()) -> None:
         """Start a thread that pushes changes every `every` seconds; `skip`: see `push`."""

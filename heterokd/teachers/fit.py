@@ -7,11 +7,14 @@ https://arxiv.org/abs/2202.10054), with a small learning rate that falls from la
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import heterokd.distributed as distributed
 from heterokd.config.networks import Fit
 from heterokd.config.recipe import Recipe
 from heterokd.config.search import score_of
@@ -20,7 +23,8 @@ from heterokd.datasets.io.loaders import Loaders
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError
 from heterokd.networks.network import AnyNetwork
-from heterokd.networks.weights import load_weights
+from heterokd.networks.weights import load_weights, save_weights
+from heterokd.storage.files import write_file
 from heterokd.storage.study_dir import CHECKPOINT
 from heterokd.storage.teacher_card import score_text
 from heterokd.storage.workspace import Workspace
@@ -64,15 +68,40 @@ class FittedTeacher:
 
 
 @dataclass(frozen=True)
+class FitContext:
+    """Where a teacher is fitted; nothing here changes the result.
+
+    Attributes:
+        workspace: remembers measured precisions.
+        folder: folder of the teacher; of a sharded fit, this rank's copy, or a folder that all ranks share.
+        device: device of the fit.
+        save_now: called after each epoch; True writes a checkpoint, since the node is about to be preempted.
+        saves: number of checkpoints that are written in any case, evenly over the epochs.
+    """
+
+    workspace: Workspace
+    folder: Path
+    device: torch.device | str
+    save_now: Callable[[], bool] = lambda: False
+    saves: int = 0
+
+
+@dataclass(frozen=True)
 class _Fit:
     """What every fit reads."""
 
     recipe: Recipe
     splits: Splits
-    root: Workspace
-    folder: Path
-    device: torch.device | str
+    context: FitContext
     report: Report
+
+    @property
+    def folder(self) -> Path:
+        return self.context.folder
+
+    @property
+    def device(self) -> torch.device | str:
+        return self.context.device
 
     @property
     def metric(self) -> str:
@@ -82,31 +111,48 @@ class _Fit:
         return score_text(self.metric, score)
 
     def precision(self, recipe: Recipe, loaders: Loaders) -> Precision:
-        return measured_precision(recipe, None, loaders, self.device, self.root)
+        return measured_precision(recipe, None, loaders, self.device, self.context.workspace)
+
+    def options(
+        self, recipe: Recipe, precision: Precision, best: BestEpoch | None, start: Path | None = None
+    ) -> TrainOptions:
+        epochs, saves = recipe.training.epochs, self.context.saves
+        return TrainOptions(
+            self.folder / CHECKPOINT,
+            checkpoint_epochs={math.ceil(epochs * number / saves) for number in range(1, saves)},
+            save_now=self.context.save_now,
+            device=self.device,
+            precision=precision,
+            start=start,
+            best=best,
+        )
 
     def evaluate(self, network: AnyNetwork, loaders: Loaders) -> float:
-        task = build_task(self.recipe.task, loaders.num_classes, window=self.recipe.data.window)
-        metrics = dict(evaluate(network, loaders.val, task, device=self.device))
-        return metrics[task.facts.score]
+        """Evaluate on val: rank 0 does, and all ranks get the score."""
+        score = 0.0
+        if distributed.rank() == 0:
+            task = build_task(self.recipe.task, loaders.num_classes, window=self.recipe.data.window)
+            metrics = dict(evaluate(network, loaders.val, task, device=self.device))
+            score = metrics[task.facts.score]
+        return distributed.broadcast(score)
 
 
-def fit_teacher(
-    recipe: Recipe, splits: Splits, root: Workspace, folder: Path, device: torch.device | str, report: Report
-) -> FittedTeacher:
+def fit_teacher(recipe: Recipe, splits: Splits, context: FitContext, report: Report) -> FittedTeacher:
     """Fit a teacher as `teacher.fit` says; an interrupted fit is resumed from the files in its folder.
+
+    In a sharded fit each rank calls it, with its shard of every batch; the result holds on rank 0.
 
     Args:
         recipe: of `teacher_recipe`.
         splits: all training images.
-        root: workspace, which remembers measured precisions.
-        folder: folder of the teacher.
-        device: device of the fit.
-        report: called with the metrics of each epoch, and of the solved classifier as epoch 0; False ends the fit.
+        context: workspace, folder and device.
+        report: called by rank 0 with the metrics of each epoch, and of the solved classifier as epoch 0; False ends
+            the fit.
 
     Raises:
         ConfigError: `teacher.fit` solves the classifier, and the network's is not a linear layer on its embedding.
     """
-    fit = _Fit(recipe, splits, root, folder, device, report)
+    fit = _Fit(recipe, splits, context, report)
     how = planned_fit(recipe)
     if how in ("head", "head_then_all"):
         torch.manual_seed(recipe.training.seed)
@@ -157,12 +203,11 @@ def _fit_all(fit: _Fit, *, stops: bool) -> FittedTeacher:
     recipe, epochs = fit.recipe, fit.recipe.training.epochs
     loaders = recipe_loaders(recipe, fit.splits, fit.device)
     best = BestEpoch(fit.folder / BEST, fit.metric, patience(epochs)) if stops else None
-    precision = fit.precision(recipe, loaders)
-    options = TrainOptions(fit.folder / CHECKPOINT, device=fit.device, precision=precision, best=best)
-    trained = train(recipe, None, loaders, fit.report, options)
+    trained = train(recipe, None, loaders, fit.report, fit.options(recipe, fit.precision(recipe, loaders), best))
     if best is None:
         return FittedTeacher(trained.student, trained.metrics[fit.metric], f"after {trained.epochs} epochs")
-    load_weights(trained.student, best.file)
+    if distributed.rank() == 0:
+        load_weights(trained.student, best.file)
     reason = f"the best of {trained.epochs} epochs is number {best.epoch}"
     if trained.epochs < epochs:
         reason += f"; stopped before epoch {epochs}, because {best.patience} epochs brought nothing better"
@@ -177,19 +222,20 @@ def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeach
     precision = fit.precision(recipe, loaders)
     file = fit.folder / HEAD
     network.to(fit.device)
-    if file.exists():  # of an interrupted fit
-        load_weights(network, file)
-    else:
-        _solve(fit, network, precision)
-        save_student(network, file)
+    if distributed.rank() == 0:
+        if file.exists():  # of an interrupted fit
+            load_weights(network, file)
+        else:
+            _solve(fit, network, precision)
+            save_student(network, file)
+    _share_head(network, file)
     solved = fit.evaluate(network, loaders)
-    go_on = fit.report({"epoch": 0, fit.metric: solved})
+    go_on = distributed.broadcast(distributed.rank() != 0 or fit.report({"epoch": 0, fit.metric: solved}))
     if not fine_tune or not go_on:
         return FittedTeacher(network, solved, "its classifier is solved on frozen features")
     best = BestEpoch(fit.folder / BEST, fit.metric, patience(settings.epochs))
-    options = TrainOptions(fit.folder / CHECKPOINT, device=fit.device, precision=precision, start=file, best=best)
-    trained = train(recipe, None, loaders, fit.report, options)
-    if best.score <= solved:
+    trained = train(recipe, None, loaders, fit.report, fit.options(recipe, precision, best, file))
+    if best.score <= solved:  # on other ranks than 0, whose result nobody reads, it is minus infinity
         reason = (
             f"its classifier is solved on frozen features; {trained.epochs} epochs of fine-tuning reached "
             f"{fit.score_name(best.score)}, not more"
@@ -201,6 +247,16 @@ def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeach
         f"{fit.score_name(solved)}"
     )
     return FittedTeacher(trained.student, best.score, reason)
+
+
+def _share_head(network: AnyNetwork, file: Path) -> None:
+    """Give all ranks the solved classifier of rank 0, and the file of a rank with its own folder."""
+    if distributed.size() == 1:
+        return
+    solved = {name: tensor.cpu() for name, tensor in network.head.state_dict().items()}
+    network.head.load_state_dict(distributed.broadcast(solved))
+    if not file.exists():
+        write_file(file, lambda partial: save_weights(network, partial))
 
 
 def _solve(fit: _Fit, network: AnyNetwork, precision: Precision) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,6 @@ from filelock import FileLock
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import TeacherSettings
 from heterokd.config.recipe import Recipe
-from heterokd.config.search import score_of
 from heterokd.datasets.io.loaders import open_split
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, StudyError
@@ -24,9 +23,8 @@ from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.typed_json import parse
-from heterokd.storage.workspace import CHECKPOINTS, Workspace
-from heterokd.teachers.diagnosis import diagnose
-from heterokd.teachers.fit import FIT_FILES, fit_teacher
+from heterokd.storage.workspace import Workspace
+from heterokd.teachers.fit_into import TEMPORARY, FitInto, Fold, describe_teacher, fit_into
 from heterokd.teachers.folders import (
     CARD,
     WEIGHTS,
@@ -72,7 +70,7 @@ class PreparedTeacher:
 
 
 def prepare_teachers(
-    experiment: Experiment, root: Workspace, progress: TeacherReport | None = None
+    experiment: Experiment, root: Workspace, progress: TeacherReport | None = None, fit: FitInto = fit_into
 ) -> dict[str, PreparedTeacher]:
     """Fit or verify every teacher of an experiment, see `prepare_teacher`; by network, in the experiment's order.
 
@@ -81,11 +79,14 @@ def prepare_teachers(
     """
 
     return {
-        network: _prepared(experiment.for_teacher(network), root, progress) for network in experiment.teacher.networks
+        network: _prepared(experiment.for_teacher(network), root, progress, fit)
+        for network in experiment.teacher.networks
     }
 
 
-def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | None = None) -> PreparedTeacher:
+def prepare_teacher(
+    experiment: Experiment, root: Workspace, progress: Report | None = None, fit: FitInto = fit_into
+) -> PreparedTeacher:
     """Fit the (first) teacher of an experiment, or verify a given teacher; on a GPU if available.
 
     A fitted teacher is stored under `teachers/` and reused by hash. The fit uses all training images, whatever
@@ -96,19 +97,20 @@ def prepare_teacher(experiment: Experiment, root: Workspace, progress: Report | 
         experiment: experiment with the `teacher` section.
         root: workspace.
         progress: called with the metrics of each epoch of the fit; False ends it.
+        fit: function that fits a teacher.
 
     Raises:
         CheckpointError: the weights are missing, damaged, of another network or number of classes, or worse than
             `teacher.min_score`.
         DataError: there are fewer images than folds.
     """
-    return _prepared(experiment, root, None if progress is None else lambda metrics, network: progress(metrics))
+    return _prepared(experiment, root, None if progress is None else lambda metrics, network: progress(metrics), fit)
 
 
-def _prepared(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+def _prepared(experiment: Experiment, root: Workspace, progress: TeacherReport | None, fit: FitInto) -> PreparedTeacher:
     settings = experiment.teacher.settings_of()
     prepare = _combined_teacher if settings.is_combined else _single_teacher
-    prepared = prepare(experiment, root, progress)
+    prepared = prepare(experiment, root, progress, fit)
     card = prepared.card
     for remark in card.remarks():
         logger.warning("teacher %s: %s", card.network, remark)
@@ -120,7 +122,9 @@ def _prepared(experiment: Experiment, root: Workspace, progress: TeacherReport |
     return prepared
 
 
-def _single_teacher(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+def _single_teacher(
+    experiment: Experiment, root: Workspace, progress: TeacherReport | None, fit: FitInto
+) -> PreparedTeacher:
     recipe = teacher_recipe(experiment)
     asked, splits = recipe.teacher, open_splits(recipe.data)
     recipe, sentence = with_local_weights(recipe, splits, root)
@@ -132,11 +136,11 @@ def _single_teacher(experiment: Experiment, root: Workspace, progress: TeacherRe
         return PreparedTeacher(asked, given.file, _verify(recipe, splits, given))
     if is_given(settings, splits):
         return PreparedTeacher(asked, None, _verify(recipe, splits))
-    return _fitted_teacher(recipe, splits, root, _report_of(progress, settings.network))
+    return _fitted_teacher(recipe, splits, root, _report_of(progress, settings.network), fit)
 
 
-def _report_of(progress: TeacherReport | None, name: str) -> Report | None:
-    return None if progress is None else lambda metrics: progress(metrics, name)
+def _report_of(progress: TeacherReport | None, name: str) -> Report:
+    return lambda metrics: progress is None or progress(metrics, name)
 
 
 def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path | None]:
@@ -147,7 +151,7 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
     """
     if experiment.teacher.settings_of().is_combined:
         folder = combined_folder(experiment, root)
-        root.mirror(folder).fetch(without=CHECKPOINTS)
+        root.mirror(folder).fetch(without=TEMPORARY)
         is_fitted = (folder / CARD).exists()
         return is_fitted, folder / WEIGHTS if is_fitted else None
     recipe = teacher_recipe(experiment)
@@ -158,7 +162,7 @@ def ready_teacher(experiment: Experiment, root: Workspace) -> tuple[bool, Path |
     if is_given(recipe.teacher, splits):
         return True, None
     folder = teacher_folder(recipe, splits, root)
-    root.mirror(folder).fetch(without=CHECKPOINTS)
+    root.mirror(folder).fetch(without=TEMPORARY)
     is_fitted = (folder / CARD).exists()
     return is_fitted, folder / WEIGHTS if is_fitted else None
 
@@ -201,7 +205,7 @@ def _measured(recipe: Recipe, splits: Splits, weights: Path | None, source: str)
     task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
     val = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(network.to(device), val, task, device=device))
-    return _card(recipe, network, splits, metrics[task.facts.score], source)
+    return describe_teacher(recipe, network, splits, metrics[task.facts.score], source, device)
 
 
 def _stored_teacher(recipe: Recipe, splits: Splits, folder: Path, source: str) -> PreparedTeacher:
@@ -225,47 +229,49 @@ def _stored_teacher(recipe: Recipe, splits: Splits, folder: Path, source: str) -
     return PreparedTeacher(recipe.teacher, weights, card)
 
 
-def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, progress: Report | None) -> PreparedTeacher:
-    settings, folder, device = recipe.teacher, teacher_folder(recipe, splits, root), default_device()
+def _fitted_teacher(recipe: Recipe, splits: Splits, root: Workspace, report: Report, fit: FitInto) -> PreparedTeacher:
+    settings, folder = recipe.teacher, teacher_folder(recipe, splits, root)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)
-    mirror.fetch(without=CHECKPOINTS)
     weights, card_file = folder / WEIGHTS, folder / CARD
     source = f"fitted {settings.network}" + ("" if settings.start_from is None else f" from {settings.start_from}")
     # Of two concurrent searches with the same teacher, the second waits and reuses it.
     with FileLock(folder / ".lock"):
+        mirror.fetch(without=TEMPORARY)
         if not card_file.exists():
-            decoded = training_splits(splits, root, recipe.data.pixels_max_gb)
-            fitted = fit_teacher(recipe, decoded, root, folder, device, progress or (lambda metrics: True))
-            save_student(fitted.network, weights)
-            card = _card(recipe, fitted.network, decoded, fitted.score, source)
-            card = replace(card, reason=fitted.reason)
-            write_text(folder / "recipe.yaml", recipe.to_yaml())
-            write_text(card_file, card.to_json())
-            for name in (*CHECKPOINTS, *FIT_FILES):
-                (folder / name).unlink(missing_ok=True)
-            mirror.close()
-            return PreparedTeacher(settings, weights, card, fitted=True)
+            mirror.fetch()  # of a fit that was interrupted, perhaps on another node
+            try:
+                mirror.push()
+                mirror.follow()
+                fit(recipe, folder, root, report)
+            except BaseException:
+                mirror.pause()
+                raise
+            mirror.close(skip=TEMPORARY)
+            mirror.remove(TEMPORARY)
+            return PreparedTeacher(settings, weights, parse(TeacherCard, read_json(card_file)), fitted=True)
     return _stored_teacher(recipe, splits, folder, source)
 
 
-def _combined_teacher(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> PreparedTeacher:
+def _combined_teacher(
+    experiment: Experiment, root: Workspace, progress: TeacherReport | None, fit: FitInto
+) -> PreparedTeacher:
     """Prepare the members of an ensemble, or the folds of a cross-fitted teacher, and write them to a file."""
     recipe = teacher_recipe(experiment)
     settings, splits, device = recipe.teacher, open_splits(recipe.data), default_device()
     folder = combined_folder(experiment, root)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = root.mirror(folder)
-    mirror.fetch(without=CHECKPOINTS)
+    mirror.fetch(without=TEMPORARY)
     weights, card_file = folder / WEIGHTS, folder / CARD
     source, reason = _combination(settings)
     with FileLock(folder / ".lock"):
         if not card_file.exists():
             splits = training_splits(splits, root, recipe.data.pixels_max_gb)
             if settings.cross_fit is not None:
-                parts = _prepared_folds(experiment, root, progress)
+                parts = _prepared_folds(experiment, root, progress, fit)
             else:
-                parts = [_prepared(member, root, progress) for member in experiment.member_experiments]
+                parts = [_prepared(member, root, progress, fit) for member in experiment.member_experiments]
             whole = build_configured(settings, splits.num_classes, recipe.data.image_size)
             assert isinstance(whole, CombinedNetwork)
             for member, part in zip(whole.members, parts, strict=True):
@@ -276,7 +282,7 @@ def _combined_teacher(experiment: Experiment, root: Workspace, progress: Teacher
             task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
             val = open_split(splits.val, splits.num_classes)
             metrics = dict(evaluate(whole.eval().to(device), val, task, device=device))
-            card = _card(recipe, whole, splits, metrics[task.facts.score], source)
+            card = describe_teacher(recipe, whole, splits, metrics[task.facts.score], source, device)
             members = tuple(f"{part.card.network} {part.card.val_score:.4f}" for part in parts)
             write_text(card_file, replace(card, reason=reason, members=members).to_json())
             mirror.close()
@@ -298,7 +304,9 @@ def _combination(settings: TeacherSettings) -> tuple[str, str]:
     )
 
 
-def _prepared_folds(experiment: Experiment, root: Workspace, progress: TeacherReport | None) -> list[PreparedTeacher]:
+def _prepared_folds(
+    experiment: Experiment, root: Workspace, progress: TeacherReport | None, fit: FitInto
+) -> list[PreparedTeacher]:
     """Fit a teacher without each fold, or reuse it: an interrupted search goes on with the fold that it was in."""
     recipe, folds = fold_recipe(experiment, root)
     splits, count, network = (
@@ -313,22 +321,7 @@ def _prepared_folds(experiment: Experiment, root: Workspace, progress: TeacherRe
             splits.without_fold(fold, count, seed),
             root,
             _report_of(progress, f"{network}, fold {fold + 1} of {count}"),
+            partial(fit, fold=Fold(fold, count, seed)),
         )
         for fold in folds
     ]
-
-
-def _card(recipe: Recipe, network: AnyNetwork, splits: Splits, score: float, source: str) -> TeacherCard:
-    teacher = recipe.teacher
-    folds = None if teacher.cross_fit is None else splits.folds(teacher.cross_fit, teacher.training.seed)
-    return TeacherCard(
-        network=teacher.network,
-        options=dict(teacher.options),
-        num_classes=network.spec.num_classes,
-        image_size=network.spec.image_size,
-        weights=weights_hash(network),
-        metric=score_of(recipe.task),
-        val_score=score,
-        source=source,
-        **vars(diagnose(network, splits, default_device(), folds)),
-    )

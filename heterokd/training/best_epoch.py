@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from heterokd.networks.network import AnyNetwork
+from heterokd.networks.weights import file_digest
 from heterokd.storage.files import read_derived, write_text
 from heterokd.training.student import save_student
 
@@ -37,9 +38,10 @@ class BestEpoch:
     def resume(self, epoch: int) -> None:
         """Read the stored score of a training that resumes after `epoch` finished epochs."""
         stored = read_derived(self.score_file)
-        with suppress(KeyError, TypeError, ValueError):
+        with suppress(KeyError, TypeError, ValueError, OSError):
             score, best = float(str(stored["score"])), int(str(stored["epoch"]))
-            if best <= epoch and self.file.exists():
+            # A killed process, or a store's copy of its files, may have left the weights of another epoch.
+            if best <= epoch and stored.get("file") in (None, file_digest(self.file)):
                 self.score, self.epoch = score, best
 
     def update(self, metrics: Mapping[str, float], network: AnyNetwork) -> bool:
@@ -48,7 +50,8 @@ class BestEpoch:
         if metrics[self.metric] > self.score:
             self.score, self.epoch = metrics[self.metric], epoch
             save_student(network, self.file)
-            write_text(self.score_file, json.dumps({"score": self.score, "epoch": self.epoch}))
+            stored = {"score": self.score, "epoch": self.epoch, "file": file_digest(self.file)}
+            write_text(self.score_file, json.dumps(stored))
         return self.patience is None or epoch - self.epoch < self.patience
 
     def remove(self) -> None:

@@ -118,11 +118,14 @@ def teacher_hash(teacher: TeacherSettings, recipe: Recipe, fingerprint: str) -> 
     Raises:
         OSError: the file of `teacher.start_from` cannot be read.
     """
+    training = recipe.training
+    if training.is_shared:  # the number of workers does not change the result
+        training = training.model_copy(update={"workers": 1, "gpus_per_worker": "auto"})
     content = {
         "network": teacher.network,
         "options": teacher.options,
         "pretrained": teacher.pretrained,
-        "training": SCHEMA.identity(recipe.training, "training", recipe.training.model_dump(mode="json")),
+        "training": SCHEMA.identity(training, "training", training.model_dump(mode="json")),
         "augment": recipe.data.policy.hash,
         "image_size": recipe.data.image_size,
         "data": fingerprint,

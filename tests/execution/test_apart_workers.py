@@ -106,8 +106,7 @@ def test_each_worker_begins_with_the_stores_files_and_rank_0_alone_uploads(
     folder.checkpoint.write_bytes(b"first")
     assert mirror.push()
     work = workers.Work(
-        recipe="", folder=folder.path, workspace=root, is_apart=True, teacher_weights=None, checkpoint_epochs=(),
-        cache_use="found", cache_signals=Signal.NONE, threads=1, channel=None, check=None,
+        recipe="", folder=folder.path, workspace=root, is_apart=True, weights=None, threads=1, check=None
     )  # fmt: skip
     copies = []
     for rank in (1, 0):
@@ -128,7 +127,7 @@ def test_each_worker_begins_with_the_stores_files_and_rank_0_alone_uploads(
     mirror.fetch_file(folder.weights.name)
     assert folder.weights.read_bytes() == b"student of rank 0"
     assert folder.checkpoint.read_bytes() == b"first"
-    assert workers._storage(work) == f"file://{tmp_path}/store/train/apart/0003"
+    assert workers._storage(work) == f"file://{tmp_path}/store/train/studies/apart/trials/0003"
     assert not [path for copy in copies if copy.exists() for path in copy.iterdir()]
 
 
@@ -159,7 +158,7 @@ def test_two_workers_through_a_store_equal_one_process(tiny_file: Write, tmp_pat
     # From the last checkpoint in the store: that of epoch 5, or that of the stop if a slow upload had not ended.
     assert told[again:] in ([6, 7, 8], [4, 5, 6, 7, 8]), told
     assert found["stopped"] == [True, False]
-    assert found["left"] in ([], ["apart"])
+    assert found["left"] in ([], ["studies"])
     disturbed = TrialFolder(Path(found["folder"]))
     assert [report["epoch"] for report in disturbed.metrics()] == list(range(1, 9))
 

@@ -16,14 +16,13 @@ from heterokd.errors import PromotionError
 from heterokd.networks.network import deployable
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.students.promotion.evaluation import EvaluatedStudent, task_of
 from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
 from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, pages
-from heterokd.training.macro_metrics import MACRO_METRICS
 from heterokd.training.student import open_student
-from heterokd.training.task_modules import Task, build_task
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,10 @@ class Candidate:
         """Recipe of its training."""
         return self.trial.recipe
 
-
-def task_of(experiment: Experiment, splits: Splits) -> Task:
-    """Build the task of a study's students; they are tested by the study's metric if it counts every class the same."""
-    metric = experiment.metric.removeprefix("val/")
-    chosen = metric if metric in MACRO_METRICS else None
-    return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window, metric=chosen)
+    def tested(self, experiment: Experiment) -> EvaluatedStudent:
+        """Return what is evaluated on the test split."""
+        uri = None if self.version is None else model_uri(experiment, self.version)
+        return EvaluatedStudent(self.model, experiment.data, uri, self.trial)
 
 
 def version_with(runs: StudyRuns, alias: str) -> ModelVersion | None:
@@ -146,8 +143,7 @@ def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Mod
     Raises:
         PromotionError: its files are missing or damaged.
     """
-    name = experiment.registered_model
-    uri = f"models:/{name}/{version}"
+    name, uri = experiment.registered_model, model_uri(experiment, version)
     try:
         graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
     except (MlflowException, OSError, RuntimeError) as error:
@@ -157,9 +153,14 @@ def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Mod
     return ServingModel(graph, task_of(experiment, splits), size)
 
 
-def _place(model_uri: str) -> str:
+def model_uri(experiment: Experiment, version: str) -> str:
+    """Return the URI of a version of the experiment's registered model."""
+    return f"models:/{experiment.registered_model}/{version}"
+
+
+def _place(uri: str) -> str:
     """Return the recorded location of a registered version's files, in MLflow's current store."""
-    name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
+    name, version = uri.removeprefix("models:/").rsplit("/", 1)
     try:
         return str(mlflow.MlflowClient().get_model_version_download_uri(name, version))
     except MlflowException:

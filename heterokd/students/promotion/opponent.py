@@ -6,22 +6,26 @@ import mlflow
 import torch
 from mlflow.entities.model_registry import ModelVersion
 
-from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError, PromotionError
 from heterokd.methods import BASELINE
-from heterokd.students.promotion.challenger import load_version, task_of
+from heterokd.students.promotion.challenger import load_version, model_uri
+from heterokd.students.promotion.evaluation import Evaluate, EvaluatedStudent
 from heterokd.study.read_summary import read_summary
 from heterokd.tasks import TASKS
 from heterokd.tracking.runs import StudyRuns
-from heterokd.training.data import open_splits
-from heterokd.training.evaluation import image_results
 from heterokd.training.paired_tests import ImageResults
 from heterokd.training.student import open_student
 
 
+# One parameter for each thing that the champion is compared with, and how.
 def champion_results(
-    runs: StudyRuns, alias: str, champion: ModelVersion, splits: Splits, challenger: ImageResults
+    runs: StudyRuns,
+    alias: str,
+    champion: ModelVersion,
+    splits: Splits,
+    challenger: ImageResults,
+    evaluate: Evaluate,
 ) -> ImageResults:
     """Evaluate the champion on the test images, at its input size if its task's networks resize every image.
 
@@ -49,11 +53,12 @@ def champion_results(
             f"{who} was trained on another split (data.seed {champion.tags['data_seed']}, here {data.seed}) and "
             "may have seen these test images; use the same data.seed, or another tracking.registered_model"
         )
-    seen = splits
+    seen = data
     if task.resizes and size != data.image_size:
-        seen = open_splits(data.model_copy(update={"image_size": size}))
-    model = load_version(runs.experiment, str(champion.version), splits)
-    found = image_results(model, open_test(seen), task_of(runs.experiment, splits))
+        seen = data.model_copy(update={"image_size": size})
+    version = str(champion.version)
+    model = load_version(runs.experiment, version, splits)
+    found = evaluate(EvaluatedStudent(model, seen, model_uri(runs.experiment, version)), runs.experiment)
     if not torch.equal(found.labels, challenger.labels):
         raise PromotionError(
             f"{who} cannot be compared: its test split at {size} pixels has other labels; {other_model}"
@@ -61,7 +66,7 @@ def champion_results(
     return found
 
 
-def baseline_results(runs: StudyRuns, splits: Splits) -> tuple[int, ImageResults] | None:
+def baseline_results(runs: StudyRuns, splits: Splits, evaluate: Evaluate) -> tuple[int, ImageResults] | None:
     """Evaluate the study's best scratch trial on the test images; return its number and results, or None without it.
 
     Raises:
@@ -77,4 +82,5 @@ def baseline_results(runs: StudyRuns, splits: Splits) -> tuple[int, ImageResults
             "`heterokd search` again"
         )
     student = open_student(trial.recipe, trial.weights, splits.num_classes)
-    return trial.number, image_results(student, open_test(splits), task_of(runs.experiment, splits))
+    tested = EvaluatedStudent(student, runs.experiment.data, None, trial)
+    return trial.number, evaluate(tested, runs.experiment)

@@ -9,7 +9,6 @@ from filelock import FileLock
 from mlflow.entities.model_registry import ModelVersion
 
 from heterokd.config.reading import load_study_experiment
-from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import PromotionError
 from heterokd.formatting import metric_name
@@ -21,10 +20,10 @@ from heterokd.students.promotion.challenger import (
     Candidate,
     find_challenger,
     open_challenger,
-    task_of,
     version_with,
 )
 from heterokd.students.promotion.decision import Decision, Gate, PairedComparison, reason
+from heterokd.students.promotion.evaluation import Evaluate, evaluate_here, task_of
 from heterokd.students.promotion.gates import cost_gates, export_gate, parity_gate, recall_gates, rollback_gates
 from heterokd.students.promotion.opponent import baseline_results, champion_results
 from heterokd.students.promotion.record import decision_tag, record_decision
@@ -34,7 +33,6 @@ from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, open_store, quiet
 from heterokd.training.data import open_splits
-from heterokd.training.evaluation import image_results
 from heterokd.training.paired_tests import ImageResults
 
 
@@ -48,6 +46,7 @@ def promote(
     uri: str | None = None,
     trial: int | None = None,
     unfinished: bool = False,
+    evaluate: Evaluate = evaluate_here,
 ) -> Decision:
     """Evaluate a study's challenger on the test split and, if every gate is passed, make it champion.
 
@@ -60,6 +59,7 @@ def promote(
         trial: trial to promote instead of the study's winner, such as another member of the Pareto front; for this call
             alone.
         unfinished: also judge a study that is not finished; the decision records it.
+        evaluate: function that evaluates a student on the test split.
 
     Raises:
         StudyError: there is no such study.
@@ -90,9 +90,9 @@ def promote(
         )
         if is_champion:
             # The alias was set by hand: the version is evaluated, and keeps the alias.
-            decision = _decide(runs, candidate, None, splits, alias, dry_run=dry_run)
+            decision = _decide(runs, candidate, None, splits, alias, evaluate, dry_run=dry_run)
             return replace(decision, changed=False, promoted=True, unfinished=is_unfinished)
-        decision = _decide(runs, candidate, champion, splits, alias, dry_run=dry_run)
+        decision = _decide(runs, candidate, champion, splits, alias, evaluate, dry_run=dry_run)
         decision = replace(decision, unfinished=is_unfinished)
         if not dry_run and candidate.version is not None:
             record_decision(runs, root, decision, candidate, splits)
@@ -113,13 +113,21 @@ def _lock(runs: StudyRuns, trial: int | None, *, dry_run: bool) -> AbstractConte
     return locked_model(runs.client, runs.experiment.registered_model)
 
 
+# Two models and what is asked of them.
 def _decide(
-    runs: StudyRuns, candidate: Candidate, champion: ModelVersion | None, splits: Splits, alias: str, *, dry_run: bool
+    runs: StudyRuns,
+    candidate: Candidate,
+    champion: ModelVersion | None,
+    splits: Splits,
+    alias: str,
+    evaluate: Evaluate,
+    *,
+    dry_run: bool,
 ) -> Decision:
     experiment, settings = runs.experiment, runs.experiment.promotion
     task = task_of(experiment, splits)
-    results = image_results(candidate.model, open_test(splits), task)
-    comparison = _comparison(runs, alias, champion, splits, results)
+    results = evaluate(candidate.tested(experiment), experiment)
+    comparison = _comparison(runs, alias, champion, splits, results, evaluate)
     name = f"gain in test {metric_name(task.metric)}"
     gain = Gate(name, "-", None, None, f"no {BASELINE} trial to compare with")
     if comparison is not None:
@@ -158,15 +166,21 @@ def _decide(
     )
 
 
+# See `champion_results`.
 def _comparison(
-    runs: StudyRuns, alias: str, champion: ModelVersion | None, splits: Splits, results: ImageResults
+    runs: StudyRuns,
+    alias: str,
+    champion: ModelVersion | None,
+    splits: Splits,
+    results: ImageResults,
+    evaluate: Evaluate,
 ) -> PairedComparison | None:
     """Compare the challenger with the champion, or with the baseline if there is no champion."""
     if champion is not None:
         against = f"{alias} (version {champion.version})"
-        other = champion_results(runs, alias, champion, splits, results)
+        other = champion_results(runs, alias, champion, splits, results, evaluate)
     else:
-        baseline = baseline_results(runs, splits)
+        baseline = baseline_results(runs, splits, evaluate)
         if baseline is None:
             return None
         number, other = baseline
