@@ -81,7 +81,7 @@ def examine(experiment: Experiment, root: Workspace, address: str | None = None)
         root if root.url else root.on_node(),
         tracking,
         experiment.data.model_dump_json(),
-        needed_files(experiment),
+        needed_files(experiment, root),
         probe,
     )
     try:

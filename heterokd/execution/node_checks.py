@@ -136,9 +136,13 @@ class NodeAnswers:
     free: int
 
 
-def needed_files(experiment: Experiment) -> dict[str, Path]:
-    """Return the files of given weights, which every node must have, by key; weights in MLflow are in the workspace."""
-    return {given.key: given.file for given in given_files(experiment) if not is_stored(given.file)}
+def needed_files(experiment: Experiment, root: Workspace) -> dict[str, Path]:
+    """Return the files of given weights that every node must have, by key.
+
+    Weights in MLflow, and files in a workspace that is a store, reach the nodes through the workspace.
+    """
+    files = {given.key: given.file for given in given_files(experiment) if not is_stored(given.file)}
+    return {key: file for key, file in files.items() if root.url is None or not file.is_relative_to(root.path)}
 
 
 def probe_node(questions: NodeProbe) -> NodeAnswers:

@@ -276,7 +276,7 @@ def _node_check(experiment: Experiment, root: Workspace) -> Iterator[NodeCheck]:
     folder.write(probe, b"driver")
     where = root if root.url else root.on_node()
     data = experiment.data.model_dump_json()
-    questions = NodeProbe(where, tracking=None, data=data, teachers=needed_files(experiment), probe=probe)
+    questions = NodeProbe(where, tracking=None, data=data, teachers=needed_files(experiment, root), probe=probe)
     try:
         yield NodeCheck(this_node(), questions, probe_node(questions))
     finally:

@@ -41,7 +41,7 @@ def node_check(experiment: Experiment, workspace: Workspace) -> NodeCheck:
     workspace.mirror(study.path).push(skip=("trials",))
     root = workspace if workspace.url else workspace.on_node()
     data = experiment.data.model_dump_json()
-    questions = NodeProbe(root, tracking=None, data=data, teachers=needed_files(experiment), probe=probe)
+    questions = NodeProbe(root, tracking=None, data=data, teachers=needed_files(experiment, workspace), probe=probe)
     # Nodes fetch a data set in a store before their first trial; the driver needs no copy.
     stored = stored_data(experiment.data)
     fetched = 0 if stored is None else stored.total_bytes

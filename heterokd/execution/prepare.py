@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import heterokd.teachers.prepare as teachers
 from heterokd.config.experiment import Experiment
+from heterokd.config.given_files import GivenFile, with_files
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.fit_into import SAVES, TEMPORARY, fit_into
 from heterokd.teachers.prepare import PreparedTeacher, TeacherReport, ready_teacher
@@ -36,33 +37,44 @@ def prepare_teachers(
         UserError: see `heterokd.teachers.prepare.prepare_teacher`.
         SearchError: processes of the fit died too often, or no node can fit.
     """
-
-    def prepared(network: str) -> PreparedTeacher:
-        report = None if progress is None else lambda metrics: progress(metrics, network)
-        return prepare_teacher(experiment.for_teacher(network), root, report, tasks)
-
-    return {network: prepared(network) for network in experiment.teacher.networks}
+    found: dict[str, PreparedTeacher] = {}
+    for network in experiment.teacher.networks:
+        found |= _prepared(experiment.for_teacher(network), root, progress, tasks)
+    return found
 
 
 def prepare_teacher(
     experiment: Experiment, root: Workspace, progress: Report | None = None, tasks: Tasks | None = None
 ) -> PreparedTeacher:
-    """Fit or verify the (first) teacher of an experiment, see `prepare_teachers`.
+    """Fit or verify the (first) teacher of an experiment, see `prepare_teachers`."""
+    first = experiment.for_teacher(experiment.teacher.networks[0])
+    report = None if progress is None else lambda metrics, network: progress(metrics)
+    (prepared,) = _prepared(first, root, report, tasks).values()
+    return prepared
+
+
+def _prepared(
+    experiment: Experiment, root: Workspace, progress: TeacherReport | None, tasks: Tasks | None
+) -> dict[str, PreparedTeacher]:
+    """Prepare the only teacher of an experiment; by network.
 
     A sharded fit is led by this process, since its workers hold the resources; a task only fits in a single process.
     """
     if experiment.teacher.training.is_shared and not ready_teacher(experiment, root)[0]:
-        return teachers.prepare_teacher(experiment, root, progress, _on_workers(experiment, tasks))
+        return teachers.prepare_teachers(experiment, root, progress, _on_workers(experiment, tasks))
     if tasks is None:
-        return teachers.prepare_teacher(experiment, root, progress)
-    what = f"preparing the teacher {experiment.teacher.networks[0]}"
+        return teachers.prepare_teachers(experiment, root, progress)
+    (network,) = experiment.teacher.networks
+    report = None if progress is None else lambda metrics: progress(metrics, network)
     where = root if root.url else root.on_node()
-    prepared, relative = tasks.run(what, progress, prepare_here, experiment.model_dump_json(), where)
-    if relative is None:
-        return prepared
-    weights = root.path / relative
-    root.mirror(weights.parent).fetch(without=TEMPORARY)
-    return replace(prepared, weights=weights)
+    what = f"preparing the teacher {network}"
+    prepared, relative = tasks.run(what, report, prepare_here, experiment.model_dump_json(), where)
+    prepared = replace(prepared, settings=experiment.teacher.settings_of())
+    if relative is not None:
+        weights = root.path / relative
+        root.mirror(weights.parent).fetch(without=TEMPORARY)
+        prepared = replace(prepared, weights=weights)
+    return {network: prepared}
 
 
 def prepare_here(report: Report, experiment: str, root: Workspace) -> tuple[PreparedTeacher, str | None]:
@@ -78,7 +90,12 @@ def prepare_here(report: Report, experiment: str, root: Workspace) -> tuple[Prep
     """
     from heterokd.execution.ray_connection import is_preempted
 
-    here, asked = root.on_node(), Experiment.model_validate_json(experiment)
+    here = root.on_node()
+
+    def local(given: GivenFile) -> Path:
+        return here.fetched(given.file, root)
+
+    asked = with_files(Experiment.model_validate_json(experiment), local)
     fit = partial(fit_into, save_now=is_preempted, saves=SAVES)
     prepared = teachers.prepare_teacher(asked, here, report, fit)
     weights = prepared.weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from test_doctor import second_node
 from heterokd.config.reading import load_experiment
 from heterokd.datasets import load_dataset
 from heterokd.errors import CheckpointError, ConfigError
-from heterokd.execution.node_checks import NodeProbe, probe_node
+from heterokd.execution.node_checks import NodeProbe, needed_files, probe_node
 from heterokd.execution.node_task import Tasks, _collected, tasks_on
 from heterokd.execution.placement import Cluster
+from heterokd.execution.prepare import prepare_here
 from heterokd.execution.promote import evaluate_on_node
 from heterokd.execution.this_node import NodeCheck, this_node
-from heterokd.storage.workspace import Workspace
+from heterokd.storage.workspace import Workspace, open_workspace
 from heterokd.students.promotion.evaluation import EvaluatedStudent, evaluate_here
 from heterokd.students.promotion.promote import promote
 from heterokd.teachers.prepare import prepare_teacher
@@ -162,6 +164,23 @@ def test_a_task_returns_reports_warns_and_raises_as_a_call_does(
         tasks.run("opening", None, refusing)
     with pytest.raises(Exception, match="no such key"):
         tasks.run("breaking", None, breaking)
+
+
+def test_weights_in_the_store_are_found_by_a_node_in_its_own_copy(
+    tiny_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    root = open_workspace(f"file://{tmp_path}/store")
+    fitted = prepare_teacher(load_experiment(tiny_file()), root)
+    given = load_experiment(tiny_file(), [f"teacher.checkpoint={fitted.weights}"])
+    assert needed_files(given, root) == {}
+    assert needed_files(given, Workspace(root.path)) == {"teacher.checkpoint": fitted.weights}
+    shutil.rmtree(root.path)  # the driver's copy, which a node does not have
+    found, place = prepare_here(lambda metrics: True, given.model_dump_json(), root)
+    assert fitted.weights is not None
+    assert place == fitted.weights.relative_to(root.path).as_posix()
+    assert found.card.weights == fitted.card.weights
+    assert not root.path.exists()
 
 
 def test_warnings_of_a_task_are_collected() -> None:

@@ -18,6 +18,7 @@ from heterokd.config.schema import SCHEMA
 from heterokd.errors import ConfigError
 from heterokd.networks import network as networks
 from heterokd.networks.body_types import TimmBody
+from heterokd.networks.weights import save_weights
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.fit import FIT_FILES, fine_tuning, patience, planned_fit
 from heterokd.teachers.prepare import prepare_teacher, teacher_recipe
@@ -157,6 +158,10 @@ def test_the_best_epoch_is_kept_and_a_plateau_ends_the_training(tiny_file: Write
     early = BestEpoch(best.file, "val/top1")
     early.resume(0)
     assert early.score == float("-inf"), "an epoch that is trained again"
+    save_weights(build_configured(recipe.student, 10, 32), best.file)
+    mixed = BestEpoch(best.file, "val/top1")
+    mixed.resume(2)
+    assert mixed.score == float("-inf"), "weights of another epoch"
     best.score_file.write_text("{")
     early.resume(2)
     assert early.score == float("-inf"), "damaged"
