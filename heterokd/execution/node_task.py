@@ -33,6 +33,7 @@ from heterokd.execution.this_node import NodeCheck, gpu_fault, nodes_with_room, 
 from heterokd.execution.worker_channel import Raised
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
+from heterokd.training.data import stored_data
 from heterokd.training.train import Metrics, Report
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,10 @@ def _node_check(experiment: Experiment, root: Workspace) -> Iterator[NodeCheck]:
     folder.write(probe, b"driver")
     where = root if root.url else root.on_node()
     data = experiment.data.model_dump_json()
-    questions = NodeProbe(where, tracking=None, data=data, teachers=needed_files(experiment, root), probe=probe)
+    stored = stored_data(experiment.data)
+    fetched = 0 if stored is None else stored.total_bytes
+    files = needed_files(experiment, root)
+    questions = NodeProbe(where, tracking=None, data=data, teachers=files, probe=probe, fetched_bytes=fetched)
     try:
         yield NodeCheck(this_node(), questions, probe_node(questions))
     finally:
