@@ -21,7 +21,6 @@ from test_workers import WITHOUT_BATCH_NORM
 from heterokd.config.reading import load_experiment
 from heterokd.execution import workers
 from heterokd.execution.run import RunContext, run_recipe
-from heterokd.outputs import Signal
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot
 from heterokd.storage.workspace import Workspace, open_workspace
