@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 from heterokd.execution.cache_builders import RunningBuild, release
 from heterokd.execution.node_watch import NodeWatch
@@ -15,6 +16,7 @@ from heterokd.execution.ray_settings import Trial, ray, tune
 from heterokd.execution.ray_watch import RayWatch
 from heterokd.execution.search_log import search_log
 from heterokd.execution.searcher import StudySearcher
+from heterokd.execution.study_sync import Arrived, Event, TrialEvents
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.study.summary import StudySummary
@@ -22,9 +24,8 @@ from heterokd.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-Event = Literal["start", "report", "finish"]
 Listener = Callable[[Event, TrialFolder, StudySummary], None]
-"""Called in the driver when a trial starts, reports or finishes, with the study's summary."""
+"""Called in the driver when a trial starts, reports or finishes, with the study's summary at that time or later."""
 
 WATCH_SECONDS = 5.0
 """Interval of the checks of the disk and of retries while a tracking server does not answer."""
@@ -105,24 +106,115 @@ class MlflowSync:
         self.is_stuck = reason is not None
 
 
+class Forwarding:
+    """Forwards events of trials to the trackers, and with the study's summary to summary.json and the listener.
+
+    Ray Tune's loop waits neither for a store nor for the study: what has not answered yet is collected at a later step.
+    Events that arrive meanwhile share the next summary.
+    """
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        events: TrialEvents,
+        sync: MlflowSync,
+        ask: Callable[[], SummaryAnswer],
+        listener: Listener | None = None,
+        on_summary: Callable[[StudySummary], object] = lambda summary: None,
+    ) -> None:
+        """Forward the events of a study.
+
+        Args:
+            folder: the study's folder.
+            events: events whose files are on this disk.
+            sync: thread of the trackers.
+            ask: asks the study for its summary.
+            listener: called with every event.
+            on_summary: called with every summary.
+        """
+        self._folder, self._events, self._sync = folder, events, sync
+        self._ask, self._listener, self._on_summary = ask, listener, on_summary
+        self._waiting: list[Arrived] = []
+        self._asked: list[Arrived] = []
+        self._answer: SummaryAnswer | None = None
+
+    def put(self, event: Event, trial: TrialFolder) -> None:
+        """Forward an event once its files are on this disk."""
+        self._events.put(event, trial)
+
+    def step(self) -> None:
+        """Forward what has arrived, without waiting."""
+        if self._answer is not None and self._answer.is_ready():
+            self._deliver(self._answer)
+        for event, trial in self._events.take():
+            self._sync.put(trial)
+            self._waiting.append((event, trial))
+        if self._answer is None and self._waiting:
+            self._asked, self._waiting = self._waiting, []
+            self._answer = self._ask()
+
+    def close(self) -> None:
+        """Forward everything that was put."""
+        self._events.close()
+        self.step()
+        while self._answer is not None:
+            self._deliver(self._answer)
+            self.step()
+
+    def _deliver(self, answer: SummaryAnswer) -> None:
+        summary, self._answer = answer.get(), None
+        asked, self._asked = self._asked, []
+        self._on_summary(summary)
+        if any(event == "finish" for event, _ in asked):
+            summary.write(self._folder)
+        if self._listener is not None:
+            for event, trial in asked:
+                self._listener(event, trial, summary)
+
+
+class SummaryAnswer(Protocol):
+    """The study's answer to a request for its summary."""
+
+    def is_ready(self) -> bool:
+        """Whether it is there; without waiting."""
+
+    def get(self) -> StudySummary:
+        """Wait for it, and return it."""
+
+
+@dataclass(frozen=True)
+class RaySummary:
+    """A summary that the study's actor computes."""
+
+    reference: ray.ObjectRef
+
+    def is_ready(self) -> bool:
+        """See `SummaryAnswer`."""
+        return bool(ray.wait([self.reference], timeout=0)[0])
+
+    def get(self) -> StudySummary:
+        """See `SummaryAnswer`."""
+        summary: StudySummary = ray.get(self.reference)
+        return summary
+
+
 class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typed
-    """Forwards Tune's events to the MLflow thread and the listener, and releases what is finished."""
+    """Forwards Tune's events to the trackers and the listener, and releases what is finished."""
 
     # One parameter for each part of the driver that an event reaches.
     def __init__(
         self,
         folder: StudyFolder,
         searcher: StudySearcher,
-        sync: MlflowSync,
+        forwarding: Forwarding,
         watch: RayWatch,
-        listener: Listener | None,
         builders: list[RunningBuild],
         nodes: NodeWatch,
+        on_failure: Callable[[str], object] = lambda node: None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.on_failure = folder, on_failure
         self.searcher, self.actor = searcher, searcher.actor
-        self.sync, self.watch = sync, watch
-        self.listener = listener
+        self.forwarding, self.watch = forwarding, watch
         self.builders = builders
         self.nodes = nodes
         self.failures: dict[str, int] = {}
@@ -136,6 +228,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
             RayLost: a process of Ray died, without which nothing goes on.
         """
         self.watch.raise_if_lost()
+        self.forwarding.step()
         self.builders = release(self.builders)
         self.ended = [trial for trial in self.ended if not _free(trial)]
         if time.monotonic() - self.checked > WATCH_SECONDS:
@@ -147,18 +240,14 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, int], **_: object
     ) -> None:
         """Handle a trial that started, reached a rung, or finished."""
-        trial_folder = self.folder.trial(int(result["number"]))
+        number = int(result["number"])
         event: Event = "finish" if result.get("finished") else "report" if result["epoch"] else "start"
-        self.sync.put(trial_folder)
+        self.forwarding.put(event, self.folder.trial(number))
+        if result.get("moved") or result.get("failed"):
+            self.on_failure(_address(result))
         if result.get("moved"):
-            self.searcher.forget(int(result["number"]))
+            self.searcher.forget(number)
             self.nodes.look()
-        if event == "finish" or self.listener is not None:
-            summary: StudySummary = ray.get(self.actor.summary.remote(self.searcher.running))
-            if event == "finish":
-                summary.write(self.folder)
-            if self.listener is not None:
-                self.listener(event, trial_folder, summary)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Count a process that died and is restarted; Tune does not count announced preemptions."""
@@ -168,12 +257,14 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
             self.failures[trial.trial_id] = trial.num_failures
             self.searcher.failures.add(number)
+            self.on_failure(_address(trial.run_metadata.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Decide what becomes of a trial whose process died more often than `search.max_failures`."""
         number, error = int(trial.config["number"]), _last_error(trial)
         if self.searcher.failures.is_reached:
             return  # No trial can run here, so none is at fault: they are kept for the next start of the search.
+        self.on_failure(_address(trial.run_metadata.last_result))
         ending = self.searcher.deaths.judge(number, error)
         _record(number, f"is {ending.kind}", error)
         if ending.kind == "failed":
@@ -198,6 +289,11 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
     def __getstate__(self) -> dict[str, object]:
         # Tune pickles callbacks into its snapshots, which nothing here reads back.
         return {}
+
+
+def _address(result: Mapping[str, object]) -> str:
+    """Return the address of the node that Tune adds to a trial's results; "unknown" before the first."""
+    return str(result.get("node_ip", "unknown"))
 
 
 def _last_error(trial: Trial) -> Exception | None:

@@ -131,7 +131,7 @@ def search(
             summary = replace(summary, teacher=card, teachers=tuple(teacher.card for teacher in prepared.values()))
             summary.write(folder)
             plan_recorder.ended()
-            upload_study(root, folder, patiently=True)
+            upload_study(root, folder)
             root.fetch_leaders(folder)
             result = SearchResult(folder, summary, card, runs.uri)
             if not result.finished:
@@ -144,7 +144,7 @@ def search(
             model = _registered(experiment, folder, summary, runs)
             tracker.finish(summary, "FAILED" if summary.has_failed else "FINISHED")
             plan_recorder.ended()
-            upload_study(root, folder, patiently=True)
+            upload_study(root, folder)
         search_log.info("finished")
         return replace(result, model=model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from heterokd.config.experiment import Experiment
 from heterokd.errors import SearchError
 from heterokd.execution.abandoned import scratch_folder
 from heterokd.execution.cache_builders import CacheBuild, start_cache_builds
-from heterokd.execution.callbacks import Listener, MlflowSync, TuneCallback
+from heterokd.execution.callbacks import Forwarding, Listener, MlflowSync, RaySummary, TuneCallback
 from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.node_watch import NodeWatch, node_check
 from heterokd.execution.parallel import Parallelism, request
@@ -22,9 +23,10 @@ from heterokd.execution.ray_settings import only_on, ray, tune
 from heterokd.execution.ray_watch import RayLost, RayWatch, watching
 from heterokd.execution.run import RunRecipe, run_recipe
 from heterokd.execution.search_log import search_log
+from heterokd.execution.search_metrics import SearchMetrics
 from heterokd.execution.searcher import InOrder, StudySearcher, trial_name
 from heterokd.execution.study_actor import StudyActor
-from heterokd.execution.study_sync import FromStore
+from heterokd.execution.study_sync import trial_events
 from heterokd.execution.this_node import NodeCheck
 from heterokd.execution.trial import SharedViews, TrialJob, run_trial
 from heterokd.execution.trial_deaths import TrialDeaths
@@ -165,6 +167,7 @@ def _run_on_ray(
         connected(address, shared=is_shared),
         watching(watch, address),
         scratch_folder("heterokd-tune-") as scratch,
+        closing(trial_events(workspace, folder)) as events,
     ):
         cluster = plan_cluster(experiment)
         if is_shared and run is run_recipe:
@@ -188,16 +191,17 @@ def _run_on_ray(
         nodes = NodeWatch(actor, check, plan, failures)
         nodes.wait()
         searcher = StudySearcher(actor, failures, TrialDeaths(folder), plan)
-        callbacks: list[tune.Callback] = [TuneCallback(folder, searcher, sync, watch, listener, builders, nodes)]
-        if workspace.url:
-            callbacks.insert(0, FromStore(workspace, folder))
+        metrics = SearchMetrics(plan)
+        forwarding = Forwarding(
+            folder, events, sync, lambda: RaySummary(actor.summary.remote(searcher.running)), listener, metrics.update
+        )
         config = tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
             stop=failures,
             failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-            callbacks=callbacks,
+            callbacks=[TuneCallback(folder, searcher, forwarding, watch, builders, nodes, metrics.add_failure)],
         )
         trainable = tune.with_parameters(run_trial, actor=actor, job=job.for_trials(check), run=run)
         tuner = tune.Tuner(
@@ -208,6 +212,7 @@ def _run_on_ray(
         # Tune warns that its result files are missing; trial folders replace them.
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         tuner.fit()
+        forwarding.close()
         workspace.fetch_study(folder.name)
         summary: StudySummary = ray.get(actor.summary.remote())
         interrupted: dict[int, str] = ray.get(actor.interrupted.remote())

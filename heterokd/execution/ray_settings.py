@@ -28,6 +28,7 @@ from ray._private.authentication import authentication_token_setup as token_setu
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # Tune would copy the driver's keys into Ray's runtime environments, which Ray logs and shows on its dashboard. Nodes
@@ -39,7 +40,7 @@ getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
 # A new local Ray creates a token, and logs a needless warning about it.
 logging.getLogger(token_setup.__name__).setLevel(logging.ERROR)
 
-__all__ = ["Trial", "TuneController", "only_on", "ray", "services", "token_headers", "tune"]
+__all__ = ["Trial", "TuneController", "metrics", "only_on", "ray", "services", "token_headers", "tune"]
 
 
 def only_on(node_id: str) -> NodeAffinitySchedulingStrategy:

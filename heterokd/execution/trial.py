@@ -17,6 +17,7 @@ from heterokd.execution.failure_cause import Cause, cause_of
 from heterokd.execution.node_faults import NodeFault
 from heterokd.execution.out_of_memory import is_out_of_memory
 from heterokd.execution.parallel import TrialConfig
+from heterokd.execution.prices import hourly_price
 from heterokd.execution.ray_connection import is_preempted
 from heterokd.execution.ray_settings import ray, tune
 from heterokd.execution.run import RunContext, RunRecipe, run_recipe
@@ -178,6 +179,8 @@ def run_trial(config: TrialConfig, actor: ray.actor.ActorHandle, job: TrialJob, 
         sample=assignment.sample,
         pid=os.getpid(),
         began=time.time(),
+        price=hourly_price(assignment.experiment, config["cluster"]),
+        paid=folder.cost or 0.0,
     )
     folder.start(assignment.recipe, started)
     mirror.push()
@@ -230,4 +233,5 @@ def run_trial(config: TrialConfig, actor: ray.actor.ActorHandle, job: TrialJob, 
     folder.save(replace(ended, ended=time.time()))
     mirror.close()
     ray.get(actor.finish.remote(number, ended.status, ended.metrics, message))
-    tune.report({"number": number, "epoch": int(ended.metrics.get("epoch", 0)), "finished": True})
+    epoch = int(ended.metrics.get("epoch", 0))
+    tune.report({"number": number, "epoch": epoch, "finished": True, "failed": ended.status == TrialStatus.FAILED})

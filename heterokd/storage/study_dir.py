@@ -116,6 +116,17 @@ class TrialFolder:
         began, file = self.snapshot.began, self.path / "metrics.jsonl"
         return began is None or (file.exists() and file.stat().st_mtime >= began)
 
+    @property
+    def cost(self) -> float | None:
+        """Cost of all its processes, each until its end or last report, by `TrialSnapshot.price`; None without it."""
+        snapshot, file = self.snapshot, self._metrics_file
+        if snapshot.price is None or snapshot.began is None:
+            return None
+        ended = snapshot.ended
+        if ended is None:
+            ended = file.stat().st_mtime if file.exists() else snapshot.began
+        return snapshot.paid + snapshot.price * max(ended - snapshot.began, 0.0) / 3600
+
     def start(self, recipe: Recipe, snapshot: TrialSnapshot) -> None:
         """Write recipe.yaml and trial.json of a trial that starts or resumes."""
         if not (self.path / "recipe.yaml").exists():

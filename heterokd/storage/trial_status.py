@@ -80,6 +80,8 @@ class TrialSnapshot:
         pid: id of its process; None if no search started it.
         began: start time of that process, in seconds since 1970.
         ended: end time.
+        price: price of an hour of its resources, in the experiment's currency; None without prices.
+        paid: cost of its earlier processes.
     """
 
     status: TrialStatus = TrialStatus.RUNNING
@@ -92,6 +94,8 @@ class TrialSnapshot:
     pid: int | None = None
     began: float | None = None
     ended: float | None = None
+    price: float | None = None
+    paid: float = 0.0
 
     @property
     def seconds(self) -> float | None:

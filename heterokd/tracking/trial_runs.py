@@ -19,7 +19,7 @@ from heterokd.tracking.store import pages, sent_once
 
 logger = logging.getLogger(__name__)
 
-SCALARS = ("student/", "teacher/", "test/")
+SCALARS = ("student/", "teacher/", "test/", "cost/")
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
 
 BATCH = 900
@@ -119,7 +119,7 @@ class TrialRuns:
             # First seen, or continued after it was pruned or interrupted.
             self._mark_running(run.id, {"heterokd.pruned": "false", "heterokd.state": status})
             run.status = status
-        self._log(run, reports, _scalars(snapshot))
+        self._log(run, reports, _scalars(trial, snapshot))
         if run.status != status:
             self._end(run, trial, snapshot)
 
@@ -239,6 +239,8 @@ class TrialRuns:
         tags = {"heterokd.pruned": str(status == TrialStatus.PRUNED).lower(), "heterokd.state": str(status)}
         if snapshot.reason:
             tags["heterokd.reason"] = snapshot.reason  # behind, negative transfer, not finite
+        if snapshot.price is not None:
+            tags["heterokd.currency"] = self.study.experiment.cluster.currency
         self.study.client.log_artifact(run.id, str(trial.path / "recipe.yaml"))
         error = trial.error
         if error and status.is_failure:
@@ -249,6 +251,8 @@ class TrialRuns:
         run.status = status
 
 
-def _scalars(snapshot: TrialSnapshot) -> dict[str, float]:
-    """Return the values of trial.json: the last metrics, and costs of the student."""
-    return {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}
+def _scalars(trial: TrialFolder, snapshot: TrialSnapshot) -> dict[str, float]:
+    """Return the values of trial.json: the last metrics, costs of the student, and of the trial once it has ended."""
+    found = {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}
+    cost = trial.cost if snapshot.status.is_final else None
+    return found if cost is None else {**found, "cost/trial": cost}

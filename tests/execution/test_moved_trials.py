@@ -59,8 +59,8 @@ class Search:
         self.ray, self.faults = fake, {"bad": FAULT}
         fake.node, fake.nodes = "good", ("bad", "good")
         self.watch = node_watch.NodeWatch(self.actor, None, plan, failures)
-        quiet: Any = SimpleNamespace(put=lambda folder: None, raise_if_lost=lambda: None)
-        self.events = callbacks.TuneCallback(folder, self.searcher, quiet, quiet, None, [], self.watch)
+        quiet: Any = SimpleNamespace(put=lambda event, trial: None, raise_if_lost=lambda: None)
+        self.events = callbacks.TuneCallback(folder, self.searcher, quiet, quiet, [], self.watch)
 
     def run(self, name: str, config: Any, node: str, train: Any = None) -> str:
         """Run a suggested trial on a node, to its end in Ray Tune; how it ended."""

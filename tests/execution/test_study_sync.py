@@ -298,7 +298,7 @@ def test_the_later_copy_of_a_study_counts(tmp_path: Path, monkeypatch: pytest.Mo
             database.commit()
 
     trials(2)
-    study_sync.upload_study(root, folder, patiently=True)
+    study_sync.upload_study(root, folder)
     trials(3)
     study_sync.download_study(root, folder)
     assert study_sync.row_count(folder.database) == 6

@@ -110,6 +110,22 @@ def test_a_stale_mlruns_folder_does_not_matter(root: Workspace, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "mlruns/0").iterdir()] == ["meta.yaml"]
 
 
+def test_a_trial_that_has_ended_has_its_cost(root: Workspace) -> None:
+    runs = project(root, fabricated.experiment(cluster={"currency": "EUR"}))
+    priced = fabricated.trial(runs.folder, runs.experiment, 0, status="running")
+    fabricated.change(priced, price=2.0, paid=0.25, began=1000.0)
+    free = fabricated.trial(runs.folder, runs.experiment, 1)
+    assert runs.sync(priced)
+    assert runs.sync(free)
+    assert "cost/trial" not in all_runs(runs)["000-kd"].data.metrics
+    fabricated.change(priced, status="complete", ended=2800.0)
+    assert runs.sync(priced)
+    ended = all_runs(runs)["000-kd"]
+    assert ended.data.metrics["cost/trial"] == 0.25 + 2.0 / 2
+    assert ended.data.tags["heterokd.currency"] == "EUR"
+    assert "cost/trial" not in all_runs(runs)["001-kd"].data.metrics
+
+
 def test_the_environment_names_the_store_unless_the_experiment_does(
     root: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
