@@ -41,7 +41,7 @@ PICTURES = {"samples": "Images of val", "match": "Stages before distillation"}
 
 def leader_rows(report: StudyReport) -> list[Row]:
     """List the leading configurations, with the positions of their intervals on a common scale of 0 to 100."""
-    leaders = report.summary.leaders
+    leaders = report.summary.rows()
     ends = [value for leader in leaders for value in (leader.low, leader.high, leader.mean) if value is not None]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
 

@@ -94,6 +94,27 @@ class StudySummary:
         """Return the leader that a trial found if it was repeated on fresh seeds, otherwise None."""
         return next((leader for leader in self.leaders if leader.number == number and leader.confirmed), None)
 
+    def rows(self, most: int | None = None) -> list[RankedConfig]:
+        """Return the first leaders and scratch in the order of a table: by what it shows.
+
+        The winner comes first, then the confirmed ones by the worse end of their interval, then the others as ranked.
+
+        Args:
+            most: maximum number of leaders; None: all, without adding scratch.
+        """
+        chosen = list(self.leaders[:most])
+        if most is not None and self.scratch is not None and self.scratch.number not in [each.number for each in chosen]:
+            chosen.append(self.scratch)
+
+        def place(leader: RankedConfig) -> tuple[bool, bool, float]:
+            is_winner = self.winner is not None and leader.number == self.winner.number
+            worse = leader.low if self.maximise else leader.high
+            if not leader.confirmed or worse is None:
+                return not is_winner, True, 0.0
+            return not is_winner, False, -worse if self.maximise else worse
+
+        return sorted(chosen, key=place)
+
     def teacher_of(self, network: str) -> TeacherCard | None:
         """Return the card of a teacher, or that of the winner's teacher if the name is unknown."""
         return next((card for card in self.teachers if card.network == network), self.teacher)

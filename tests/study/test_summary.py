@@ -78,3 +78,16 @@ def test_a_damaged_summary_is_refused_with_its_place(key: str, tmp_path: Path) -
     write_text(folder.summary_file, json.dumps({**whole().to_json(), key: [{"number": "three"}]}))
     with pytest.raises(StudyError, match=rf"summary\.json: is damaged \({key}"):
         read_summary(folder)
+
+
+def test_rows_of_a_table_are_in_the_order_of_what_it_shows() -> None:
+    winner = fabricated.ranked(28, "kd", 0.9627, 0.0165)
+    few = fabricated.ranked(21, "hcd", 0.9641, 0.0233)
+    many = fabricated.ranked(2, "hcd", 0.9613, 0.0165)
+    single = fabricated.ranked(9, "kd", 0.97, confirmed=False)
+    scratch = fabricated.ranked(0, "scratch", 0.9282, 0.0165)
+    summary = fabricated.summary(winner, few, many, single, scratch)
+    assert [row.number for row in summary.rows()] == [28, 2, 21, 0, 9]
+    assert [row.number for row in summary.rows(2)] == [28, 21, 0], "scratch is always shown"
+    loss = fabricated.summary(winner, few, many, metric="val/loss", maximise=False)
+    assert [row.number for row in loss.rows()] == [28, 2, 21]

@@ -31,11 +31,7 @@ def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
         table.add_column(title, min_width=width, no_wrap=True)
     # Only this column is cut, never the numbers.
     table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
-    shown = list(summary.leaders[:rows])
-    scratch = summary.scratch
-    if scratch is not None and all(leader.number != scratch.number for leader in shown):
-        shown.append(scratch)
-    for leader in shown:
+    for leader in summary.rows(rows):
         table.add_row(
             f"{leader.number:04d}",
             leader.method,
