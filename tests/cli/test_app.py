@@ -317,7 +317,7 @@ def test_a_fitted_teacher_that_was_damaged(cli: Run, tiny_file: Write, runs: Pat
     save_file({key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, file)
     done = cli("teacher", tiny_file(), *changed)
     assert done.code == 2
-    assert f"delete {file.parent}" in done.err
+    assert f"move {file.parent} away" in done.err
 
 
 def test_a_fault_of_ray_or_the_machine_is_a_sentence_and_debug_shows_its_traceback(cli: Run) -> None:
