@@ -23,6 +23,7 @@ ROOMS = ("storage", "teachers", "study", "tracking", "students", "execution")
 ENDINGS = ("SECONDS", "PATIENCE")
 
 FIXED = {
+    "execution/answers.py": {"POLL_SECONDS": "an interval"},
     "execution/callbacks.py": {"WATCH_SECONDS": "an interval"},
     "execution/cache_builders.py": {"POLL_SECONDS": "an interval"},
     "execution/node_checks.py": {"CLOCK_SECONDS": "a difference of clocks"},
@@ -38,7 +39,8 @@ FIXED = {
         "REQUEST_SECONDS": "the next request follows in seconds",
         "TOKEN_SECONDS": "the validity of a token",
     },
-    "execution/workers.py": {"POLL_SECONDS": "an interval", "PATIENCE_SECONDS": "hours, in which a trial is stopped"},
+    "execution/study_sync.py": {"UPLOAD_SECONDS": "an interval", "RETRY_SECONDS": "a pause between attempts"},
+    "execution/workers.py": {"PATIENCE_SECONDS": "hours, in which a trial is stopped"},
     "storage/disk.py": {"PATIENCE": "half an hour for a full disk", "POLL_SECONDS": "an interval"},
     "storage/filesystem.py": {"ABANDONED_SECONDS": "a day"},
     "storage/stored_data/node_copy.py": {"WAIT_SECONDS": "a pause between attempts"},
