@@ -196,7 +196,7 @@ def test_the_mean_is_that_of_the_probabilities_or_of_the_logits() -> None:
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_a_cached_ensemble_answers_with_the_direct_mean(average: str, tiny_file: Write, tmp_path: Path) -> None:
-    recipe = asked(tiny_file, {**BOTH, "average": average}).recipe({"method": "kd"})
+    recipe = asked(tiny_file, {**BOTH, "average": average}).recipe({"method": "hcd"})
     splits, live = open_splits(recipe.data), random_teacher(recipe)
     cache = open_cache(recipe, splits, live, Workspace(tmp_path), "cpu", build=True)
     for batch in TrainLoader(splits.train, replace(cached_views(recipe), seed=0), 16, num_classes=10).epoch(1):
