@@ -103,8 +103,9 @@ class StudySummary:
             most: maximum number of leaders; None: all, without adding scratch.
         """
         chosen = list(self.leaders[:most])
-        if most is not None and self.scratch is not None and self.scratch.number not in [each.number for each in chosen]:
-            chosen.append(self.scratch)
+        scratch = self.scratch
+        if most is not None and scratch is not None and all(each.number != scratch.number for each in chosen):
+            chosen.append(scratch)
 
         def place(leader: RankedConfig) -> tuple[bool, bool, float]:
             is_winner = self.winner is not None and leader.number == self.winner.number

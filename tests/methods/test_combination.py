@@ -13,7 +13,11 @@ from heterokd.methods.conformance.checks import build, check_method, run
 from heterokd.methods.conformance.random_pairs import UNLIKE_PAIRS
 
 PAIR = UNLIKE_PAIRS[0]
-NAMES = ("kd+fitnet", "dist+crd", "hcd+at", "fbt+ofa", "cwd+heteroakd")
+NAMES = (
+    "kd+fitnet",
+    "dist+crd",
+    *(pytest.param(name, marks=pytest.mark.thorough) for name in ("hcd+at", "fbt+ofa", "cwd+heteroakd")),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,6 +56,7 @@ def test_only_pairs_of_the_best_methods_are_tried_and_the_first_has_their_best_v
     assert tried.count("kd+dist") > len(tried) / 5, "and prefers what is best"
 
 
+@pytest.mark.thorough
 def test_without_combine_nothing_changes(folder, tmp_path) -> None:
     plain = search(Study.open(experiment(), folder))
     again = search(Study.open(experiment(combine=1), StudyFolder(tmp_path / "again")))
@@ -70,6 +71,7 @@ def test_a_named_combination_has_a_published_start(folder) -> None:
     assert done[0].origin == done[1].origin == done[2].origin == "published"
 
 
+@pytest.mark.thorough
 def test_a_search_with_combinations_goes_on_after_a_restart(folder, tmp_path) -> None:
     whole = search(Study.open(experiment(combine=2), folder))
     parts = StudyFolder(tmp_path / "parts")
