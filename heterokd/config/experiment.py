@@ -324,7 +324,8 @@ def methods_line(experiment: Experiment) -> str:
     """Return the names of the searched methods as text, pairs counted."""
     listed = experiment.listed_methods
     pairs = len(experiment.methods) - len(listed)
-    return ", ".join(listed) + (f", and combinations of the best ({pairs} pairs)" if pairs else "")
+    count = f"{pairs} pair{'s' if pairs > 1 else ''}"
+    return ", ".join(listed) + (f", and combinations of the best ({count})" if pairs else "")
 
 
 def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> TrainingSettings:
