@@ -28,15 +28,16 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
 
 app = typer.Typer(
     help="Search for the best way to distil a large vision model into a small model of another architecture.",
+    epilog="Exit codes: 0 success, 1 fault of the machine or bug, 2 wrong input, 130 interrupted (results are kept).",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Show version and exit.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", "-V", help="Show version and exit.")] = False) -> None:
     if version:
         print(package_version())
         raise typer.Exit

@@ -22,7 +22,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example search.trials=50."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, for example search.trials=50; may be given several times."
+    ),
 ]
 
 

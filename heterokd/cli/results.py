@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -17,6 +19,7 @@ def report(
     measure: Annotated[
         bool, typer.Option("--measure", help="Evaluate the winner on val again, for its charts.")
     ] = False,
+    is_opened: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +43,8 @@ def report(
         weights = {name: ready_teacher(asked.for_teacher(name), state)[1] for name in asked.teacher.networks}
         draw_pictures(folder, asked, state, weights)
     write_report(read_study(folder, asked), root=root)
+    if is_opened and not webbrowser.open(folder.report.resolve().as_uri()):
+        print(f"there is no browser here; open {folder.report}", file=sys.stderr)
     if as_json:
         print_json({**summary.to_json(), "report": str(folder.report), "verdict": verdict(summary)})
         return

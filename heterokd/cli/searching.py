@@ -144,12 +144,15 @@ def auto(  # its parameters are the command's options
         typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder per class, or with images and label maps."),
     ],
     teachers: Annotated[
-        list[str], typer.Option("--teacher", help="Name of a network; of several, the best on val is used.")
+        list[str],
+        typer.Option("--teacher", help="Name of a network; may be given several times: the best on val is used."),
     ],
     checkpoint: Annotated[
         str | None, typer.Option(metavar="FILE", help="Weights of the teacher: a file, or models:/NAME@ALIAS.")
     ] = None,
-    students: Annotated[list[str], typer.Option("--student", help="Name of a network; default: proposed.")] = [],  # noqa: B006
+    students: Annotated[
+        list[str], typer.Option("--student", help="Name of a network; may be given several times; default: proposed.")
+    ] = [],  # noqa: B006
     max_params_m: Annotated[float | None, typer.Option(min=0, help="Maximum millions of parameters.")] = None,
     max_latency_ms: Annotated[
         float | None, typer.Option(min=0, help="Maximum latency, batch 1 on a single core.")

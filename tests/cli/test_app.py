@@ -55,13 +55,28 @@ def test_help(cli: Run, command: tuple[str, ...]) -> None:
     assert done.code == 0
     assert "Usage:" in done.out
     assert "--help" in done.out
+    assert cli(*command, "-h").out == done.out
 
 
 def test_every_command_is_explained(cli: Run) -> None:
     done = cli("--help")
     assert all(f"\n  {command} " in done.out for command in COMMANDS)
     assert cli().code == 2
-    assert cli("--version").out.strip() == __version__
+    assert cli("--version").out.strip() == cli("-V").out.strip() == __version__
+    assert "Exit codes: 0 success" in done.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed(shell: str) -> None:
+    typed = {"COMP_WORDS": "heterokd re", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "heterokd re"}
+    environment = {**os.environ, **typed, "_HETEROKD_COMPLETE": f"complete_{shell}"}
+    if shell == "fish":
+        environment["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+    program = str(Path(sys.executable).with_name("heterokd"))
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert "reproduce" in done.stdout
+    assert "report" in done.stdout
+    assert "search" not in done.stdout.split("reproduce")[0]
 
 
 def test_help_imports_nothing_heavy() -> None:
