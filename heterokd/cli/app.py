@@ -46,6 +46,7 @@ def _version(version: Annotated[bool, typer.Option("--version", "-V", help="Show
 for command in (
     searching.search,
     searching.auto,
+    searching.init,
     planning.plan,
     planning.match,
     planning.doctor,

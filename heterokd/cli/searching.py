@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError, StudyError, without_password
 
 if TYPE_CHECKING:
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.execution.auto import AutoRequest, Proposal
     from heterokd.storage.workspace import Workspace
     from heterokd.study.summary import StudySummary
 
@@ -137,6 +140,56 @@ def _absolute(checkpoint: str | None) -> str | None:
     return str(Path(checkpoint).resolve()) if checkpoint is not None and Path(checkpoint).exists() else checkpoint
 
 
+def init(
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES_DIR", help="Folder with a subfolder per class, or with images and label maps."),
+    ],
+    teachers: Annotated[list[str], typer.Option("--teacher", help="Name of a network; the first is written.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the teacher: a file, or models:/NAME@ALIAS.")
+    ] = None,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path("experiment.yaml"),
+    root: RootFolder = "runs",
+) -> None:
+    """Write a commented experiment for a folder of images.
+
+    Nothing is trained: edit the file, then run `heterokd plan` and `heterokd search`.
+    """
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.execution.auto import AutoRequest
+    from heterokd.storage.workspace import open_workspace
+
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; move it away, or give another name")
+    request = AutoRequest(images, teachers, file=out, checkpoint=_absolute(checkpoint))
+    made = _proposed(request, open_workspace(root), Terminal(), fit=False)
+    print(f"edit {made.file}, then: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")
+
+
+def _proposed(request: AutoRequest, state: Workspace, terminal: Terminal, *, fit: bool) -> Proposal:
+    """Inspect the folder of a request, write its experiment and print what was found and chosen."""
+    from heterokd.datasets.io.inspect import FolderInspection, inspect_folder, usable_folder
+    from heterokd.datasets.masks.inspect import MaskInspection, inspect_masks
+    from heterokd.datasets.masks.pairs import has_label_maps
+    from heterokd.execution.auto import propose
+
+    images = request.images
+    seen: FolderInspection | MaskInspection
+    if images.is_dir() and has_label_maps(images):
+        seen, folder = inspect_masks(images), images.resolve()
+    else:
+        seen = inspect_folder(images)
+        folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
+    for sentence in seen.sentences():
+        terminal.print_line(sentence)
+    made = propose(seen, replace(request, images=folder), state, fit=fit, progress=terminal.teacher_epoch)
+    for sentence in made.reasons:
+        terminal.print_line(sentence)
+    terminal.print_line(f"experiment {made.file}")
+    return made
+
+
 # One parameter for each option of the command line.
 def auto(  # its parameters are the command's options
     images: Annotated[
@@ -170,10 +223,7 @@ def auto(  # its parameters are the command's options
     began = program_began()
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
-    from heterokd.datasets.io.inspect import FolderInspection, inspect_folder, usable_folder
-    from heterokd.datasets.masks.inspect import MaskInspection, inspect_masks
-    from heterokd.datasets.masks.pairs import has_label_maps
-    from heterokd.execution.auto import AutoRequest, propose
+    from heterokd.execution.auto import AutoRequest
     from heterokd.execution.planning.plan import plan_experiment
     from heterokd.storage.workspace import open_workspace
 
@@ -185,32 +235,20 @@ def auto(  # its parameters are the command's options
     limits = {key: limit for key, limit in options.items() if limit is not None}
     terminal = Terminal(quiet=as_json)
     state = open_workspace(root)
-    seen: FolderInspection | MaskInspection
-    if images.is_dir() and has_label_maps(images):
-        seen, folder = inspect_masks(images), images.resolve()
-    else:
-        seen = inspect_folder(images)
-        folder = usable_folder(seen, state.path / "auto" / images.resolve().name)
-    for sentence in seen.sentences():
-        terminal.print_line(sentence)
-    request = AutoRequest(folder, teachers, students, limits, hours, out, _absolute(checkpoint))
-    made = propose(seen, request, state, fit=not dry_run, progress=terminal.teacher_epoch)
-    for sentence in made.reasons:
-        terminal.print_line(sentence)
+    request = AutoRequest(images, teachers, students, limits, hours, out, _absolute(checkpoint))
+    made = _proposed(request, state, terminal, fit=not dry_run)
     study = state.study(made.experiment.name)
     if study.experiment_file.exists() and not dry_run:
         raise StudyError(
             f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
             f"(heterokd search {made.file} --resume), or rename the folder of images"
         )
-    terminal.print_line(f"experiment {made.file}")
     plan = plan_experiment(made.experiment, state, began=began, say=terminal.print_line)
     for line in plan_lines(plan):
         terminal.print_line(line)
     if not dry_run:
         search(made.file, [], None, False, None, root, as_json)
     elif as_json:
-        sentences = [*seen.sentences(), *made.reasons]
-        print_json({"experiment": str(made.file), "said": sentences, "plan": plan.to_json()})
+        print_json({"experiment": str(made.file), "said": list(made.sentences), "plan": plan.to_json()})
     else:
         print(f"run it with: heterokd search {made.file}{'' if root == 'runs' else f' --root {root}'}")

@@ -51,6 +51,16 @@ COMMAND_LIMITS = (PARAMETERS, "latency_ms")
 """Limits that `heterokd auto` has options for."""
 """Cost that is limited by default."""
 
+COMMENTS = {
+    "data": "where the images lie and how they are read",
+    "teacher": "network and weights; or start_from: FILE, pretrained: true, fit: auto | head | head_then_all | all",
+    "student": "a name, or a list from which the search chooses; timm, torchvision:NAME, ./nets.py:make_student",
+    "training": "of each trial; keys that are searched are in search.space.shared",
+    "search": "methods and domains; trials or budget: {hours, gpu_hours, trainings, money}; combine: 2 adds pairs",
+    "promotion": "limits that `heterokd promote` checks; also min_gain, min_recall",
+}
+"""A line above each section of the file, as a start for changes."""
+
 Section = dict[str, object]
 """Part of the experiment's YAML."""
 
@@ -87,11 +97,18 @@ class Proposal:
         file: its YAML.
         experiment: content of the file.
         reasons: one sentence per choice.
+        found: sentences on the images.
     """
 
     file: Path
     experiment: Experiment
     reasons: tuple[str, ...]
+    found: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found, then the reasons."""
+        return (*self.found, *self.reasons)
 
 
 def propose(
@@ -139,7 +156,7 @@ def propose(
         reasons.append(f"teacher {best}: the first of {len(teachers)}; without --dry-run they are fitted and compared")
     content["teacher"] = teachers[best]
     _write(target, content, [*seen.sentences(), *reasons])
-    return Proposal(target, load_experiment(target), tuple(reasons))
+    return Proposal(target, load_experiment(target), tuple(reasons), tuple(seen.sentences()))
 
 
 def _check_names(request: AutoRequest, *, is_scene: bool) -> None:
@@ -295,10 +312,13 @@ def _fit(content: Section, target: Path, root: Workspace, progress: Report | Non
 
 
 def _write(target: Path, content: Mapping[str, object], reasons: Sequence[str]) -> None:
-    lines = ["Written by `heterokd auto`; run it with `heterokd search`.", *reasons]
-    head = "".join(f"# {line}\n" for line in lines)
-    filled = {key: value for key, value in content.items() if value != {}}
-    write_text(target, head + yaml.safe_dump(filled, sort_keys=False, allow_unicode=True, width=110))
+    lines = [f"Written by heterokd; run it with `heterokd search {target.name}`.", *reasons]
+    text = "".join(f"# {line}\n" for line in lines)
+    for key, value in content.items():
+        if value != {}:
+            comment = f"\n# {COMMENTS[key]}\n" if key in COMMENTS else "\n"
+            text += comment + yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=110)
+    write_text(target, text)
 
 
 def _clamp(value: int, low: int, high: int) -> int:

@@ -37,6 +37,7 @@ COMMANDS = (
     "datasets",
     "match",
     "auto",
+    "init",
     "plan",
     "ui",
 )

@@ -287,3 +287,18 @@ def test_a_pretrained_teacher_sees_the_size_of_its_weights(
     assert section["pretrained"]
     assert section.get("image_size") == size
     assert ("sees the views at 224 x 224 pixels" in reason) == (size is not None)
+
+
+def test_init_writes_a_commented_experiment(tmp_path: Path, scans: Path, cli: Run) -> None:
+    out = tmp_path / "scans.yaml"
+    asked = ("init", scans, "--teacher", "resnet18", "--out", out, "--root", tmp_path / "runs")
+    done = cli(*asked)
+    assert done.code == 0
+    text = out.read_text()
+    assert "\n# network and weights;" in text
+    assert load_experiment(out).teacher.network == "resnet18"
+    assert not (tmp_path / "runs" / "teachers").exists(), "nothing is trained"
+    again = cli(*asked)
+    assert again.code == 2
+    assert f"--out {out}: exists already" in again.err
+    assert out.read_text() == text
