@@ -71,7 +71,8 @@ def test_nodes_come_for_a_search_and_go_after_it(tiny_file: Write, tmp_path: Pat
     # Two trials at a time, each as wide as an added node; which ends first decides nothing.
     settings = {"trials": 4, "parallel": 2, "prune": False, "confirm_leaders": 0}
     file = tiny_file(name="grown", search=settings, training={"epochs": 12}, cache={"enabled": False})
-    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # A node fits the teacher with a trial's threads, and another number of threads rounds in another way.
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(CORES)}
     alone, grown = Workspace(tmp_path / "alone"), Workspace(tmp_path / "grown")
     run([sys.executable, "-c", ALONE, str(file), str(alone.path)], here, tmp_path / "a")
 
