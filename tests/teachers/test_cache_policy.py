@@ -500,7 +500,7 @@ def test_a_killed_builder_costs_nothing_but_its_shard(
 def test_a_disk_that_is_too_small_costs_one_sentence(
     find: Callable[..., SearchResult], root: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with small_disk(root.caches, "16k"):
+    with small_disk(root.caches, "4k"):
         found = find("full")
         assert [state for state, _, _ in outcomes(found)] == ["complete", "complete"]
         (record,) = [record for record in caplog.records if record.name == "heterokd.execution.driver"]
