@@ -98,6 +98,7 @@ class CountedStore(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has n
         self._local.delete_dir(path)
 
     def _unused(self, *_: object) -> None:
+        """Answer requests that pyarrow's handler must have and the sync never makes."""
         raise NotImplementedError
 
     create_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = open_append_stream = _unused

@@ -42,7 +42,7 @@ def push(
 
 @commands.command()
 def index(url: Url, as_json: AsJson = False) -> None:
-    """Write an index beside WebDataset tars, Parquet or Arrow files.
+    """Write an index next to WebDataset tars, Parquet or Arrow files.
 
     Without it, each node reads every tar twice: for labels, then for images.
     """

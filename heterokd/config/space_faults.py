@@ -32,9 +32,12 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "methods", f"the list is empty; write all, or names from {', '.join(METHODS)}"
     for method in dict.fromkeys(named):
         if not experiment.knows(method):
-            yield "methods", f"there is no method {method!r}; {did_you_mean(method, known)}"
+            if PLUS in method and all(map(experiment.knows, members_of(method))):
+                yield "methods", f"{method!r}: a combination is of two different methods with a teacher; correct it"
+            else:
+                yield "methods", f"there is no method {method!r}; {did_you_mean(method, known)}"
         turned = PLUS.join(reversed(members_of(method)))
-        if turned != method and turned in named:
+        if turned != method and turned in named[: named.index(method)]:
             yield "methods", f"{method!r} and {turned!r} are the same combination; remove one of them"
         if named.count(method) > 1:
             yield "methods", f"{method!r} is listed twice; remove it once"
@@ -69,7 +72,7 @@ def method_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield "methods", str(error)
             continue
         if task not in tasks:
-            supported = " and ".join(sorted(tasks))
+            supported = " and ".join(sorted(tasks)) or "no task, since its methods have none in common"
             reason = f"{method!r} supports {supported}, but data set {experiment.data.dataset!r} is for {task}"
             yield "methods", f"{reason}; remove the method"
     for section, key, value in _parameters(space):

@@ -2,7 +2,7 @@
 
     python -m heterokd.execution.spot_notice --address HEAD:6379
 
-Ray's autoscaler does not watch for the announcement. ray_cluster.yaml starts this program beside each GPU node. After
+Ray's autoscaler does not watch for the announcement. ray_cluster.yaml starts this program next to each GPU node. After
 a notice, Ray starts nothing more on the node, and its trials save a checkpoint at the end of their epoch. The program
 ends after a notice, and at once on an instance that is not a spot instance.
 

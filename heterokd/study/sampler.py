@@ -47,7 +47,7 @@ BEST = 25
 
 @dataclass(frozen=True)
 class Guide:
-    """Rules for the next sample beside the estimator.
+    """Rules for the next sample, in addition to the estimator.
 
     Attributes:
         prior: probabilities with which values are drawn without the estimator, which then samples the others.
@@ -100,7 +100,7 @@ def propose(
         spaces: domains of each method.
         sampler: makes the estimator.
         seed: seed of the search.
-        guide: rules beside the estimator.
+        guide: rules in addition to the estimator.
     """
     seed, chosen = seed_at(seed, len(trials)), guide.chosen
     if trials.known_in_a_row >= RANDOM_AFTER:

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from heterokd.config.experiment import Experiment
+from heterokd.config.space_faults import method_faults, name_faults
 from heterokd.domains import Float, domains
 from heterokd.methods import METHODS, pairs_of
 from heterokd.methods.conformance.checks import build, check_method, run
@@ -102,3 +103,27 @@ def test_an_experiment_narrows_members_in_combinations() -> None:
     again = type(recipe).model_validate(recipe.model_dump())
     assert again.hash == recipe.hash
     assert again.method_class is METHODS["kd+dist"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [
+        (["kd+kd"], "'kd+kd': a combination is of two different methods"),
+        (["kd+dist", "dist+kd"], "'dist+kd' and 'kd+dist' are the same combination"),
+        (["kd+pixel_kd"], "supports no task, since its methods have none in common"),
+        (["kd+nothing"], "there is no method 'kd+nothing'"),
+    ],
+)
+def test_wrong_combinations_are_refused_once(methods: list[str], sentence: str) -> None:
+    experiment = Experiment.model_validate(
+        {
+            "name": "study",
+            "data": {"dataset": "digits"},
+            "teacher": {"network": "resnet18"},
+            "student": {"network": "resnet10t"},
+            "search": {"space": {"methods": methods}},
+        }
+    )
+    (fault,) = list(name_faults(experiment)) or list(method_faults(experiment))
+    assert fault[0] == "methods"
+    assert sentence in fault[1]

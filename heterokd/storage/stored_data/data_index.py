@@ -18,7 +18,7 @@ from heterokd.errors import DataError
 from heterokd.storage.filesystem import StoredFile
 
 INDEX = "heterokd-index.parquet"
-"""Name of the index beside the shards that it describes; written last."""
+"""Name of the index next to the shards that it describes; written last."""
 FORMAT = 1
 NO_IMAGE = -1
 """Label of a file that is no image; also the split of an image without a split."""

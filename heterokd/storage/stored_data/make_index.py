@@ -16,7 +16,7 @@ from heterokd.storage.stored_data.data_index import NO_IMAGE, DataIndex, Kind, s
 from heterokd.storage.stored_data.shard_files import Sample, read_table_labels, read_tar_labels
 
 CLASS_LISTS = ("classes.txt", "classnames.txt")
-"""Files beside shards with a class name per line, in the order of class numbers; the first one found is read."""
+"""Files next to shards with a class name per line, in the order of class numbers; the first one found is read."""
 LABELS = ("cls", *COLUMNS["label"], "labels", "fine_label")
 """Names of a label's column, and of its key in KEY.json; the first one found is read."""
 TAR, TABLES = (".tar",), (".parquet", ".pq", ".arrow")

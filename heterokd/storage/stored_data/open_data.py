@@ -73,7 +73,7 @@ def open_data(url: str, may_be_shards: bool = True) -> NodeCopy:
 
 
 def write_index(url: str) -> DataIndex:
-    """Write the index of shards beside them; return it.
+    """Write the index of shards next to them; return it.
 
     Raises:
         DataError: the store refuses, or a shard is damaged.
