@@ -105,7 +105,7 @@ def test_miou(recipe: Recipe, root: Workspace, weights: Path | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trained = run_recipe(recipe, TrialFolder(Path(folder)), RunContext(root, weights), lambda metrics: True)
     splits = open_splits(recipe.data)
-    task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+    task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
     return dict(evaluate(trained.student, open_test(splits), task))["miou"]
 
 

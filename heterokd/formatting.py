@@ -13,6 +13,7 @@ from heterokd import __version__
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "macro_f1": "macro F1", "auroc": "AUROC"} | {
     "dice": "Dice",
     "mean_accuracy": "mean accuracy of classes",
+    "boundary_iou": "mIoU at boundaries",
     "iou_classes": "classes in the mean",
 }
 """Printed names of metrics, where they differ from the key."""

@@ -294,6 +294,7 @@ class Batch:
         shown: [B, 2] index and view number of each augmented image: keys of the cache. It stays on the CPU, where
             caches are read without waiting for the GPU; None for plain images.
         weights: [B] float32 weight of each image in the task loss; None: all are 1.
+        own_labels: B label maps [H, W] at their own sizes, uint8 on the CPU, for evaluation; None: `labels` count.
     """
 
     images: Tensor
@@ -301,6 +302,7 @@ class Batch:
     index: Tensor
     shown: Tensor | None = None
     weights: Tensor | None = None
+    own_labels: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

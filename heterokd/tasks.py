@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from heterokd.outputs import OutputSpec
@@ -13,6 +14,24 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 Side = TypeVar("Side")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a segmentation network answers for an image in an evaluation.
+
+    Attributes:
+        window: height and width of sliding windows, in pixels; None: the whole image at once.
+        flip: also evaluate the mirrored image.
+        scales: factors by which the image is resized; class probabilities of all views are averaged.
+    """
+
+    window: Size | None = None
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+
+
+WHOLE = Inference()
 
 
 class Task(ABC):
@@ -100,8 +119,8 @@ class Classification(Task):
         return image_size, image_size
 
     def refusal(self, dataset: str, changed: Collection[str], *, mixes: bool) -> str | None:
-        """Refuse the settings of crops and windows."""
-        for key in ("crop", "evaluation"):
+        """Refuse the settings of crops and of evaluations of label maps."""
+        for key in ("crop", "evaluation", "test_time"):
             if key in changed:
                 return f"{key}: is for segmentation; data set {dataset!r} has one class per image"
         return None
@@ -120,7 +139,10 @@ class Segmentation(Task):
 
     name = "segmentation"
     score = "miou"
-    metric_names = ("miou", "iou_classes", "dice", "mean_accuracy", "pixel_accuracy", "loss", "agreement")
+    metric_names = (
+        *("miou", "iou_classes", "dice", "mean_accuracy", "pixel_accuracy", "boundary_iou"),
+        *("loss", "agreement"),
+    )
     unit = "pixel"
     output_words = "logits at every pixel of"
     network_hint = "a label map per image; set a segmentation network, ARCHITECTURE-ENCODER, such as segformer-mit_b0"

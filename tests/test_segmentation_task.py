@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from heterokd.outputs import IGNORE, Batch, labels_at
+from heterokd.tasks import Inference
 from heterokd.training.evaluation import evaluate, image_results
-from heterokd.training.task_modules import SegmentationTask, iou_per_class
+from heterokd.training.meters import iou_per_class
+from heterokd.training.task_modules import SegmentationTask
 
 K = 5
 
@@ -159,7 +161,7 @@ def test_confusions_of_images_sum_to_that_of_the_split() -> None:
 
 def test_sliding_windows_cover_every_pixel_and_average_where_they_overlap() -> None:
     images, network = batches()[0].images, Fixed()
-    found = SegmentationTask(K, window=(8, 12)).logits(network, images)
+    found = SegmentationTask(K, inference=Inference(window=(8, 12))).logits(network, images)
     total, count = torch.zeros_like(found), torch.zeros(16, 16)
     for top in (0, 5, 8):  # two thirds of the window on, the last flush with the end
         for left in (0, 4):
@@ -173,7 +175,7 @@ def test_sliding_windows_cover_every_pixel_and_average_where_they_overlap() -> N
 def test_window_larger_than_the_image_is_the_whole_image() -> None:
     images, network = batches()[0].images, Fixed()
     whole = SegmentationTask(K).logits(network, images)
-    assert torch.equal(SegmentationTask(K, window=(32, 32)).logits(network, images), whole)
+    assert torch.equal(SegmentationTask(K, inference=Inference(window=(32, 32))).logits(network, images), whole)
 
 
 def test_labels_are_resized_to_the_nearest_and_never_mixed() -> None:

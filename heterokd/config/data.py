@@ -15,13 +15,14 @@ from pydantic import Field, PlainValidator, Strict, ValidationError, ValidationI
 
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.settings import LARGEST_SEED, Names, PathName, Settings
+from heterokd.config.test_time import TestTimeSettings
 from heterokd.datasets import DATASETS
 from heterokd.datasets.io.options import BLACK_CANVAS, FIRST_READER, MEGAPIXELS, PADDING, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import Dataset
 from heterokd.datasets.masks.settings import MaskSettings
 from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy, Fill
 from heterokd.errors import ConfigError, did_you_mean
-from heterokd.tasks import TASKS, TaskName
+from heterokd.tasks import TASKS, Inference, TaskName
 
 STORES = ("s3", "gs", "gcs", "file")
 Side = Annotated[int, Field(ge=8, le=4096)]
@@ -89,6 +90,14 @@ class DataSettings(Settings):
     )
     evaluation: Literal["whole", "sliding"] = Field(
         "whole", description="segmentation: evaluate whole images, or sliding windows of a view's size"
+    )
+    evaluation_size: Literal["label", "canvas"] = Field(
+        "label",
+        description="segmentation: evaluations count pixels at the size of each label map, or on the canvas onto which "
+        "images are read (faster where images are larger; experiments before schema 4)",
+    )
+    test_time: TestTimeSettings = Field(
+        TestTimeSettings(), description="segmentation: views that an evaluation averages"
     )
     scene_views: Literal[1, 2] = Field(
         2,
@@ -254,7 +263,10 @@ class DataSettings(Settings):
     def unread(self) -> frozenset[str]:
         """Keys that the data set does not read: some of `DataOptions`, and without label maps those of their views."""
         unread = frozenset(OPTIONS) & frozenset(type(self).model_fields) - self.dataset_class.reads
-        return unread if TASKS[self.task].labels_are_maps else unread | {"scene_views"}
+        if not TASKS[self.task].labels_are_maps:
+            return unread | {"scene_views", "evaluation_size"}
+        # Data sets in the package have label maps of the size of the canvas.
+        return unread if self.dataset_class.needs_root else unread | {"evaluation_size"}
 
     @property
     def task(self) -> TaskName:
@@ -272,9 +284,10 @@ class DataSettings(Settings):
         return TASKS[self.task].crop(self.view_size)
 
     @property
-    def window(self) -> tuple[int, int] | None:
-        """Height and width of the sliding windows in evaluation; None if images are evaluated whole."""
-        return self.view_size if self.evaluation == "sliding" else None
+    def inference(self) -> Inference:
+        """How a segmentation network answers for an image in an evaluation."""
+        window = self.view_size if self.evaluation == "sliding" else None
+        return Inference(window, self.test_time.flip, self.test_time.scales)
 
     @property
     def fill(self) -> Fill:

@@ -17,7 +17,8 @@ from heterokd.config.search import Metric, SearchSettings, SpaceSettings, score_
 from heterokd.config.sentences import sentences
 from heterokd.config.services import CachingSettings, ClusterSettings, PromotionSettings, TrackingSettings
 from heterokd.config.settings import Sample, Settings
-from heterokd.config.training import OF_CLASSES, TrainingSettings
+from heterokd.config.task_faults import task_fault
+from heterokd.config.training import TrainingSettings
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS, pairs_of
@@ -76,32 +77,10 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _teacher_sees_whole_images(self) -> Experiment:
-        if self.teacher.image_size is not None and self.data.view_crop is not None:
-            raise ValueError(
-                f"teacher.image_size: in {self.data.task}, teacher and student see the same crop; remove the key"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _classes_are_of_images(self) -> Experiment:
-        if TASKS[self.data.task].labels_are_maps:
-            for section, training in (("training", self.training), ("teacher.training", self.teacher.training)):
-                for key in OF_CLASSES:
-                    if getattr(training, key) != type(training).model_fields[key].default:
-                        raise ValueError(
-                            f"{section}.{key}: counts images of a class, and label maps have none; remove it"
-                        )
-        return self
-
-    @model_validator(mode="after")
-    def _teachers_combine(self) -> Experiment:
-        if self.data.view_crop is not None and (self.teacher.ensemble or self.teacher.cross_fit):
-            key = "ensemble" if self.teacher.ensemble else "cross_fit"
-            raise ValueError(f"teacher.{key}: is for whole images; in {self.data.task}, name a single teacher")
-        if self.teacher.cross_fit is not None and self.data.policy.mixes:
-            reason = "mixup and cutmix show an image to the teachers that have not seen another"
-            raise ValueError(f"teacher.cross_fit: {reason}; set data.augment to a policy without them")
+    def _fits_the_task(self) -> Experiment:
+        fault = task_fault(self.data, self.teacher, self.training, self.promotion)
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property

@@ -10,6 +10,7 @@ from heterokd.config.costs import CostLimits
 from heterokd.config.names import model_name_fault, text_fault
 from heterokd.config.sentences import given
 from heterokd.config.settings import Names, Settings
+from heterokd.config.test_time import TestTimeSettings
 from heterokd.errors import without_password
 
 
@@ -106,6 +107,12 @@ class PromotionSettings(CostLimits):
     )
     min_recall: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=dict, description="CLASS: share of its test images (or pixels) that must be found"
+    )
+    min_iou: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict, description="segmentation: CLASS: intersection over union on test that is required"
+    )
+    test_time: TestTimeSettings | None = Field(
+        None, description="segmentation: views that the evaluation on test averages; default: those of data.test_time"
     )
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")
     export_parity: bool = Field(False, description="require an ONNX export whose outputs equal the student's")

@@ -280,6 +280,20 @@ def _students(request: AutoRequest, teacher: Section, data: ImageRules, root: Wo
                 found = True
                 yield name, f"student {name}: {figures}"
                 break
+    if not found and PARAMETERS not in request.limits:
+        # No proposal has the default share of the teacher's parameters: the smallest one with fewer than the teacher.
+        teacher_m, proposed = limits[PARAMETERS] * TEACHER_PARTS, [names[0] for names in data.families.values()]
+        figure_of = {name: _excess(name, {**limits, PARAMETERS: teacher_m}, data, root) for name in proposed}
+        size_of = {
+            name: parameters_m(NetworkSettings(network=name), data.classes, data.size)
+            for name, (excess, _) in figure_of.items()
+            if not excess
+        }
+        if size_of:
+            name = min(size_of, key=lambda name: size_of[name])
+            figures = figure_of[name][1]
+            yield name, f"student {name}: {figures}, the smallest proposal; the teacher has {teacher_m:.3g}"
+            return
     if not found:
         options = " and ".join(f"{_option(key)} {limit:g}" for key, limit in limits.items())
         raise ConfigError(f"{options}: no proposed student is within the limits; name one (--student), or raise them")

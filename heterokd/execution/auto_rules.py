@@ -31,6 +31,8 @@ FAMILIES = {
 
 SCENE_FAMILIES = {
     "cnn": (
+        "linknet-mobilenetv3_small_050",
+        "segformer-mobilenetv3_small_050",
         "deeplabv3plus-test_resnet",
         "deeplabv3plus-mobilenetv3_small_050",
         "deeplabv3plus-mobilenetv3_small_100",

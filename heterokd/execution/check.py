@@ -85,6 +85,7 @@ def _check_classes(experiment: Experiment, splits: Splits) -> None:
         ("training.class_weights", experiment.training.class_weights),
         ("teacher.training.class_weights", experiment.teacher.training.class_weights),
         ("promotion.min_recall", experiment.promotion.min_recall),
+        ("promotion.min_iou", experiment.promotion.min_iou),
     )
     for key, by_class in named:
         if not isinstance(by_class, str):

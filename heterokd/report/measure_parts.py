@@ -25,11 +25,12 @@ from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.training.cka import MinibatchCKA
 from heterokd.training.evaluation import image_results, inference, predict
+from heterokd.training.meters import iou_per_class
 from heterokd.training.paired_tests import ImageConfusions
 from heterokd.training.precision import time_step
 from heterokd.training.student import build_configured
 from heterokd.training.student_costs import student_cost
-from heterokd.training.task_modules import Task, build_task, iou_per_class
+from heterokd.training.task_modules import Task, build_task
 from heterokd.training.train import build_distiller
 
 SAMPLES = 6
@@ -131,7 +132,7 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     """Measure the IoU of each class on val, and draw the predictions of teacher and winner on some images."""
     loader = open_split(study.splits.val, study.num_classes, device=study.device)
     data, method = study.experiment.data, study.winner.recipe.method
-    task = build_task(data.task, study.num_classes, window=data.window)
+    task = build_task(data.task, study.num_classes, inference=data.inference)
     teacher, student = study.teacher(study.winner).network, study.student(study.winner)
     networks: dict[str, nn.Module] = {"teacher": teacher, method: student}
     if study.scratch is not None:

@@ -131,7 +131,7 @@ class _Fit:
         """Evaluate on val: rank 0 does, and all ranks get the score."""
         score = 0.0
         if distributed.rank() == 0:
-            task = build_task(self.recipe.task, loaders.num_classes, window=self.recipe.data.window)
+            task = build_task(self.recipe.task, loaders.num_classes, inference=self.recipe.data.inference)
             metrics = dict(evaluate(network, loaders.val, task, device=self.device))
             score = metrics[task.facts.score]
         return distributed.broadcast(score)

@@ -202,7 +202,7 @@ def _measured(recipe: Recipe, splits: Splits, weights: Path | None, source: str)
     """
     device = default_device()
     network = open_prepared(recipe, weights, splits.num_classes).network
-    task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+    task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
     val = open_split(splits.val, splits.num_classes)
     metrics = dict(evaluate(network.to(device), val, task, device=device))
     return describe_teacher(recipe, network, splits, metrics[task.facts.score], source, device)
@@ -279,7 +279,7 @@ def _combined_teacher(
                 opened = open_prepared(part_of, part.weights, splits.num_classes).network
                 cast(AnyNetwork, member).body.load_state_dict(opened.body.state_dict())
             save_student(whole, weights)
-            task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+            task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
             val = open_split(splits.val, splits.num_classes)
             metrics = dict(evaluate(whole.eval().to(device), val, task, device=device))
             card = describe_teacher(recipe, whole, splits, metrics[task.facts.score], source, device)

@@ -35,7 +35,7 @@ def open_splits(settings: DataSettings) -> Splits:
     Raises:
         DataError: missing or damaged files; a class with too few images.
     """
-    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation", "pixels_max_gb"}))
+    return _splits(settings.model_dump_json(exclude={"augment", "crop", "evaluation", "test_time", "pixels_max_gb"}))
 
 
 @lru_cache(maxsize=8)
@@ -43,7 +43,7 @@ def _splits(data: str) -> Splits:
     settings = DataSettings.model_validate_json(data)
     root = _root(settings)
     try:
-        return load_dataset(
+        splits = load_dataset(
             settings.dataset_class,
             root=root,
             image_size=settings.image_size,
@@ -52,6 +52,10 @@ def _splits(data: str) -> Splits:
             train_images=settings.train_images,
             options=settings.options,
         )
+        if settings.evaluation_size == "label":
+            return splits
+        val, test = (replace(split, own_labels=None) for split in (splits.val, splits.test))
+        return replace(splits, val=val, test=test)
     except Exception as error:
         if settings.extension is None or isinstance(error, HeterokdError):
             raise

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.outputs import Batch
+from heterokd.training.meters import upsample
 from heterokd.training.paired_tests import ImageResults
-from heterokd.training.task_modules import Logits, Task, upsample
+from heterokd.training.task_modules import Logits, Task
 
 CLASSES_BYTES = 2**30
 """Maximum size of a teacher's stored predictions on a split, at a byte per pixel."""
@@ -82,17 +83,18 @@ def evaluate(
         network: see `predict`.
         loader: batches of plain images.
         task: defines the metrics.
-        teacher_classes: [N] or [N, H, W] the teacher's predictions on the same split; `agreement` is the share on
+        teacher_classes: [N] or [N, Hc, Wc] the teacher's predictions on the same split; `agreement` is the share on
             which student and teacher agree.
         device: device of `network`.
     """
-    meter, seen = task.meter(), 0
+    meter = task.meter()
     with inference(network) as logits_of:
         for batch in loader:
-            logits = task.logits(logits_of, batch.images.to(device, non_blocking=True))
-            teacher = None if teacher_classes is None else teacher_classes[seen : seen + len(batch)].to(device)
-            meter.update(logits, batch.labels.to(device), teacher)
-            seen += len(batch)
+            for answer in task.answers(logits_of, batch, device):
+                teacher = None
+                if teacher_classes is not None:
+                    teacher = teacher_classes[answer.index.to(teacher_classes.device)].to(device)
+                meter.update(answer, teacher)
         for name, value in meter.compute():
             yield name, float(value)
 
@@ -102,6 +104,4 @@ def image_results(
 ) -> ImageResults:
     """Return a network's results on each image of a split, for paired tests; see `evaluate` for the arguments."""
     with inference(network) as logits_of:
-        return task.image_results(
-            (task.logits(logits_of, batch.images.to(device)), batch.labels.to(device)) for batch in loader
-        )
+        return task.image_results(answer for batch in loader for answer in task.answers(logits_of, batch, device))

@@ -168,6 +168,11 @@ class ImageConfusions(ImageResults):
         """See `ImageResults`."""
         return int(self.images[:, number, number].sum()), int(self.labels[:, number].sum())
 
+    def iou(self, number: int) -> float:
+        """Return the intersection over union of a class; NaN if neither labels nor predictions have it."""
+        intersection, union = _areas(self.images)[:, :, number].sum(axis=1)
+        return float(intersection / union) if union else math.nan
+
     def class_intervals(self) -> NDArray[np.float64]:
         """Return the 95 % interval of the IoU of each class, [K, 2]: percentiles of a bootstrap over images.
 

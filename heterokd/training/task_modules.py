@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heterokd.outputs import IGNORE, Signal
-from heterokd.tasks import TASKS, Size, TaskName
+from heterokd.datasets.io.images import fitted_size
+from heterokd.outputs import IGNORE, Batch, Signal
+from heterokd.tasks import TASKS, WHOLE, Inference, Size, TaskName
 from heterokd.tasks import Task as Facts
-from heterokd.training.macro_metrics import AUROC_CLASSES, MACRO_METRICS, macro_score
+from heterokd.training.macro_metrics import MACRO_METRICS, macro_score
+from heterokd.training.meters import Answer, ClassMeter, Meter, PixelMeter, counted_pixels, iou_per_class, upsample
 from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageLogits, ImageResults
 
 Logits = Callable[[Tensor], Tensor]
 """Function from images [B, 3, H, W] in [0, 1] to logits."""
 
-LogitBatches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of logits, as `Task.logits` returns them, with their labels."""
-
 WINDOW_STRIDE = 2 / 3
 """Stride of a sliding evaluation as a share of the window: no pixel is seen only at the border of a window."""
 
-
-class Meter(Protocol):
-    """Metrics of a whole split, accumulated batch by batch."""
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        """Add a batch: the result of `Task.logits`, the labels, and the teacher's predictions on the same images."""
-        ...
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and value of every metric."""
-        ...
+LEAST_SIDE = 128
+"""Side to which a smaller image keeps the padding of its canvas: decoders such as PAN need several map pixels."""
 
 
 class ClassificationTask(nn.Module):
@@ -44,7 +33,7 @@ class ClassificationTask(nn.Module):
     Args:
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
-        window: unused.
+        inference: unused.
         metric: metric of the image results, `top1` or one of `MACRO_METRICS`.
 
     Attributes:
@@ -56,7 +45,7 @@ class ClassificationTask(nn.Module):
     cached_signals: ClassVar[Signal] = Signal.LOGITS | Signal.EMBEDDING
 
     def __init__(
-        self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None, metric: str = "top1"
+        self, num_classes: int, label_smoothing: float = 0.0, inference: Inference = WHOLE, metric: str = "top1"
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -78,13 +67,18 @@ class ClassificationTask(nn.Module):
         """Return logits [B, K] of plain images [B, 3, H, W]."""
         return network(images)
 
+    def answers(self, network: Logits, batch: Batch, device: torch.device | str = "cpu") -> Iterator[Answer]:
+        """Yield the network's answer for a batch of plain images."""
+        images = batch.images.to(device, non_blocking=True)
+        yield Answer(self.logits(network, images), batch.labels.to(device), batch.index)
+
     def meter(self) -> Meter:
         """Return a new meter: `top1`, `top5`, `loss`, the `MACRO_METRICS`, `agreement`."""
-        return _ClassMeter(self.num_classes)
+        return ClassMeter(self.num_classes)
 
-    def image_results(self, batches: LogitBatches) -> ImageResults:
+    def image_results(self, answers: Iterable[Answer]) -> ImageResults:
         """Return whether the prediction for each image is correct; for a macro metric, its logits."""
-        pairs = [(logits.float(), labels) for logits, labels in batches]
+        pairs = [(answer.logits.float(), answer.labels) for answer in answers]
         logits, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
         if self.metric in MACRO_METRICS:
             return ImageLogits(logits, labels, macro_score(self.metric, logits, labels), self.metric)
@@ -98,7 +92,7 @@ class SegmentationTask(nn.Module):
     Args:
         num_classes: K.
         label_smoothing: share of the label that is spread over all classes.
-        window: height and width of the sliding window of an evaluation, in pixels; None evaluates the whole image.
+        inference: how the network answers for an image in an evaluation.
         metric: metric of the image results, `miou`.
 
     Attributes:
@@ -110,12 +104,12 @@ class SegmentationTask(nn.Module):
     cached_signals: ClassVar[Signal] = Signal.LOGITS
 
     def __init__(
-        self, num_classes: int, label_smoothing: float = 0.0, window: Size | None = None, metric: str = "miou"
+        self, num_classes: int, label_smoothing: float = 0.0, inference: Inference = WHOLE, metric: str = "miou"
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        self.window = window
+        self.inference = inference
         self.metric = metric
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -133,11 +127,29 @@ class SegmentationTask(nn.Module):
         return loss / (labels != IGNORE).sum().clamp(min=1)
 
     def logits(self, network: Logits, images: Tensor) -> Tensor:
-        """Return logits [B, K, H, W] of images [B, 3, H, W]: of the whole image, or the mean over sliding windows."""
+        """Return logits [B, K, H, W] of images [B, 3, H, W]: of the whole image, or the mean over sliding windows.
+
+        With several views, the logarithm of the mean of their class probabilities.
+        """
+        flip, scales = self.inference.flip, self.inference.scales
+        if not flip and scales == (1.0,):
+            return self._scores(network, images)
+        size, shares = images.shape[-2:], []
+        for scale in scales:
+            scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            view = upsample(images, scaled)
+            shares.append(upsample(self._scores(network, view), size).softmax(dim=1))
+            if flip:
+                mirrored = self._scores(network, view.flip(-1)).flip(-1)
+                shares.append(upsample(mirrored, size).softmax(dim=1))
+        return (sum(shares[1:], start=shares[0]) / len(shares)).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def _scores(self, network: Logits, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        if self.window is None or (self.window[0] >= height and self.window[1] >= width):
+        window = self.inference.window
+        if window is None or (window[0] >= height and window[1] >= width):
             return upsample(network(images), (height, width))
-        rows, columns = min(self.window[0], height), min(self.window[1], width)
+        rows, columns = min(window[0], height), min(window[1], width)
         total = images.new_zeros(len(images), self.num_classes, height, width)
         count = images.new_zeros(height, width)
         for top in _starts(height, rows):
@@ -147,21 +159,45 @@ class SegmentationTask(nn.Module):
                 count[place] += 1
         return total / count
 
+    def answers(self, network: Logits, batch: Batch, device: torch.device | str = "cpu") -> Iterator[Answer]:
+        """Yield the network's answers for a batch of plain images.
+
+        Images whose label maps are counted at their own sizes are seen without the padding of the canvas.
+        """
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device)
+        if batch.own_labels is None:
+            yield Answer(self.logits(network, images), labels, batch.index)
+            return
+        canvas = (images.shape[-2], images.shape[-1])
+        rows_of: dict[Size, list[int]] = {}
+        for row, own in enumerate(batch.own_labels):
+            rows_of.setdefault(fitted_size(own.shape[0], own.shape[1], canvas), []).append(row)
+        for (height, width), rows in rows_of.items():
+            seen = images[rows, :, : max(height, LEAST_SIDE), : max(width, LEAST_SIDE)]
+            yield Answer(
+                self.logits(network, seen)[..., :height, :width],
+                labels[rows, :height, :width],
+                batch.index[rows],
+                tuple(batch.own_labels[row] for row in rows),
+            )
+
     def meter(self) -> Meter:
         """Return a new meter of the metrics in `facts.metric_names`."""
-        return _PixelMeter(self.num_classes)
+        return PixelMeter(self.num_classes)
 
-    def image_results(self, batches: LogitBatches) -> ImageResults:
-        """Return the confusion matrix of each image."""
+    def image_results(self, answers: Iterable[Answer]) -> ImageResults:
+        """Return the confusion matrix of each image, in the order of the split."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # SciPy and matplotlib: 95 MiB
 
         counts: list[Tensor] = []
-        for logits, labels in batches:
+        places: list[Tensor] = []
+        for answer in answers:
             counts.extend(
                 multiclass_confusion_matrix(classes, truth, self.num_classes, ignore_index=IGNORE, validate_args=False)
-                for classes, truth in zip(logits.argmax(dim=1), labels, strict=True)
+                for classes, truth in counted_pixels(answer)
             )
-        images = torch.stack(counts).cpu()
+            places.append(answer.index.cpu())
+        images = torch.stack(counts).cpu()[torch.cat(places).argsort()]
         return ImageConfusions(images, images.sum(dim=2), float(iou_per_class(images.sum(dim=0)).nanmean()))
 
 
@@ -176,96 +212,11 @@ def build_task(
     name: TaskName,
     num_classes: int,
     label_smoothing: float = 0.0,
-    window: Size | None = None,
+    inference: Inference = WHOLE,
     metric: str | None = None,
 ) -> Task:
     """Build the task of that name; its image results are compared by a metric, by default the task's score."""
-    return TASK_MODULES[name](num_classes, label_smoothing, window, metric or TASKS[name].score)
-
-
-def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize logits [B, K, h, w] to `size` in float32: bilinear, as is usual in the field."""
-    values = logits.float()
-    if tuple(values.shape[-2:]) == tuple(size):
-        return values
-    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def iou_per_class(confusion: Tensor) -> Tensor:
-    """Return the intersection over union of each class, float64 [..., K]; NaN for classes that do not occur.
-
-    Args:
-        confusion: [..., K, K] pixel counts; rows are labels, columns predictions.
-    """
-    counts = confusion.double()
-    both = counts.diagonal(dim1=-2, dim2=-1)
-    return both / (counts.sum(-1) + counts.sum(-2) - both)  # 0 / 0 is NaN
-
-
-class _ClassMeter:
-    """Stores the logits of every image, K numbers each, and computes the metrics of the split at once."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.logits: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.agreed: list[Tensor] = []
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        self.logits.append(logits.float())
-        self.labels.append(labels)
-        if teacher is not None:
-            self.agreed.append(torch.eq(logits.argmax(dim=1), teacher))
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        logits, labels = torch.cat(self.logits).cpu(), torch.cat(self.labels).cpu()
-        for name, top_k in (("top1", 1), ("top5", 5)):
-            if top_k <= self.num_classes:
-                among = (logits.topk(top_k, dim=1).indices == labels[:, None]).any(dim=1)
-                yield name, among.float().mean()
-        yield "loss", F.cross_entropy(logits, labels)
-        for name in MACRO_METRICS:
-            if name == "auroc" and self.num_classes > AUROC_CLASSES:
-                continue
-            value = macro_score(name, logits, labels)
-            if math.isfinite(value):  # images of a single class have no AUROC
-                yield name, torch.tensor(value)
-        if self.agreed:
-            yield "agreement", torch.cat(self.agreed).float().mean()
-
-
-class _PixelMeter:
-    """Counts pixels over the whole split: a mean over batches would depend on which batches hold the rare classes."""
-
-    def __init__(self, num_classes: int) -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix  # with SciPy and matplotlib: 95 MiB
-
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
-        self.loss: Tensor | float = 0.0
-        self.agreed: Tensor | int = 0
-        self.compared: Tensor | int | None = None
-
-    def update(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> None:
-        classes = logits.argmax(dim=1)
-        self.confusion.to(logits.device).update(classes, labels)
-        self.loss = self.loss + F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").double()
-        if teacher is not None:
-            counts = labels != IGNORE
-            self.agreed = self.agreed + ((classes == teacher) & counts).sum()
-            self.compared = counts.sum() + (0 if self.compared is None else self.compared)
-
-    def compute(self) -> Iterator[tuple[str, Tensor]]:
-        confusion = self.confusion.compute().cpu()
-        pixels = confusion.sum().clamp(min=1)
-        iou, both = iou_per_class(confusion), confusion.diagonal().double()
-        yield "miou", iou.nanmean()
-        yield "iou_classes", iou.isfinite().sum()
-        yield "dice", (2 * both / (confusion.sum(-1) + confusion.sum(-2))).nanmean()
-        yield "mean_accuracy", (both / confusion.sum(-1)).nanmean()
-        yield "pixel_accuracy", confusion.diagonal().sum() / pixels
-        yield "loss", torch.as_tensor(self.loss).cpu() / pixels
-        if self.compared is not None:
-            yield "agreement", torch.as_tensor(self.agreed).cpu() / torch.as_tensor(self.compared).cpu().clamp(min=1)
+    return TASK_MODULES[name](num_classes, label_smoothing, inference, metric or TASKS[name].score)
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -113,7 +113,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
         student.requires_grad_(requires_grad=False)
         student.head.requires_grad_(requires_grad=True)
     freeze_slow_layers(student.body, recipe.training)
-    task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.window)
+    task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.inference)
     return Distiller(student, method, task, recipe.training.task_weight)
 
 

@@ -295,6 +295,7 @@ def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path
     first = [
         "data.reader=1",
         "data.scene_views=1",
+        "data.evaluation_size=canvas",
         "teacher.fit=all",
     ]  # the keys without a method whose defaults have changed
     assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), first)

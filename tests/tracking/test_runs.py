@@ -45,7 +45,7 @@ from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import current, open_store, quiet
 from heterokd.tracking.ui_server import ui_command
 from heterokd.training.data import open_splits
-from heterokd.training.task_modules import upsample
+from heterokd.training.meters import upsample
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import torch
 from sklearn import metrics as sklearn
 
 from heterokd.training.macro_metrics import MACRO_METRICS, auroc, macro_score
+from heterokd.training.meters import Answer
 from heterokd.training.paired_tests import ImageLogits
 from heterokd.training.task_modules import build_task
 
@@ -34,7 +35,7 @@ def test_metrics_are_those_of_scikit_learn(classes: int, ties: bool) -> None:
     assert {name: macro_score(name, logits, labels) for name in MACRO_METRICS} == pytest.approx(expected)
     meter = build_task("classification", classes).meter()
     for part in (slice(0, 100), slice(100, None)):
-        meter.update(logits[part], labels[part])
+        meter.update(Answer(logits[part], labels[part], labels[part]))
     measured = {name: float(value) for name, value in meter.compute()}
     assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -60,7 +61,7 @@ def test_absent_classes_do_not_count() -> None:
 
 def _metrics(classes: int) -> list[tuple[str, torch.Tensor]]:
     meter = build_task("classification", classes).meter()
-    meter.update(torch.eye(classes), torch.arange(classes))
+    meter.update(Answer(torch.eye(classes), torch.arange(classes), torch.arange(classes)))
     return list(meter.compute())
 
 
@@ -72,7 +73,7 @@ def test_results_are_compared_by_the_metric() -> None:
     found = {}
     for metric in ("top1", "balanced_accuracy"):
         task = build_task("classification", 2, metric=metric)
-        found[metric] = [task.image_results([(logits, labels)]) for logits in (always, fair)]
+        found[metric] = [task.image_results([Answer(logits, labels, labels)]) for logits in (always, fair)]
     assert found["top1"][0].score > found["top1"][1].score
     first, second = found["balanced_accuracy"]
     assert isinstance(second, ImageLogits)

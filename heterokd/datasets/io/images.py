@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 # Limits of the images that are read at once.
 READ_AT_ONCE = 512
 READ_BYTES = 2**28
+# Images are alike if no pixel differs by more levels of 255 than this.
+ALIKE_LEVELS = 3
 
 
 class Images(Protocol):
@@ -24,6 +26,22 @@ class Images(Protocol):
         Raises:
             DataError: a file is damaged, missing, or a label map that does not fit its image; names the file.
         """
+        ...
+
+
+class OwnLabels(Protocol):
+    """Label maps at their own size, before they were fitted to the canvas; read by position."""
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """Read a label map [H, W], 255 for ignored pixels.
+
+        Raises:
+            DataError: the file is damaged, missing, or holds a value that is no class; names the file.
+        """
+        ...
+
+    def chosen(self, index: NDArray[np.int64]) -> OwnLabels:
+        """Select the label maps at `index`; positions start at 0 again."""
         ...
 
 
@@ -85,6 +103,12 @@ def source_of(images: Images) -> Images:
     return images
 
 
+def fitted_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width at which an image fits in a canvas; unchanged if it fits already."""
+    scale = min(1.0, canvas[0] / height, canvas[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def image_shape(images: Images) -> tuple[int, ...]:
     """Return the shape of an image, which all images of a source share; reads the first image."""
     return images.read(np.zeros(1, np.int64)).shape[1:]
@@ -98,3 +122,18 @@ def read_pieces(images: Images, index: NDArray[np.int64]) -> Iterator[NDArray[np
         yield pixels
         start += count
         count = max(1, min(READ_AT_ONCE, READ_BYTES // pixels[0].nbytes))
+
+
+def images_alike(pieces: Iterable[NDArray[np.uint8]]) -> int:
+    """Return how many images are like the first, or like the first that is not: the larger number of the two."""
+    examples: list[NDArray[np.int16]] = []
+    counts = [0, 0]
+    for pixels in pieces:
+        for image in pixels.astype(np.int16):
+            place = next((i for i, seen in enumerate(examples) if np.abs(image - seen).max() <= ALIKE_LEVELS), None)
+            if place is not None:
+                counts[place] += 1
+            elif len(examples) < len(counts):
+                examples.append(image)
+                counts[len(examples) - 1] = 1
+    return max(counts)

@@ -21,6 +21,7 @@ from PIL import Image
 from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
 from heterokd.datasets.io.grouping import groups_of
 from heterokd.datasets.io.image_files import SIZES_SAMPLE
+from heterokd.datasets.io.images import fitted_size
 from heterokd.datasets.io.options import BLACK_CANVAS, Color
 from heterokd.datasets.io.read_image import FIRST_READING, Reading, open_image, to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
@@ -128,9 +129,35 @@ class SceneLabels(DecodedFiles):
                     f"{path}: is {classes.shape[1]} x {classes.shape[0]} pixels, its image {image} {opened.width} x "
                     f"{opened.height}; {self.advice}"
                 )
-        inside = _fitted(classes.shape[0], classes.shape[1], self.canvas)
+        inside = fitted_size(classes.shape[0], classes.shape[1], self.canvas)
         fitted = Image.fromarray(classes).resize(inside[::-1], Image.Resampling.NEAREST)
         return _on_canvas(np.asarray(fitted), self.canvas, IGNORE)
+
+
+class OwnLabelFiles:
+    """Label maps at their own size; read once if all of a split fit in the memory that it may take."""
+
+    def __init__(self, files: SceneFiles, table: LabelTable, advice: str) -> None:
+        self.files, self.table, self.advice = files, table, advice
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._bytes = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle only the paths: another process reads the files again."""
+        return {**self.__dict__, "_kept": {}, "_bytes": 0}
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """Read the label map at a position, [H, W]."""
+        if position in self._kept:
+            return self._kept[position]
+        labels = self.table.read(self.files.label(position), self.advice)
+        if self._bytes + labels.nbytes <= memory_budget():
+            self._kept[position], self._bytes = labels, self._bytes + labels.nbytes
+        return labels
+
+    def chosen(self, index: NDArray[np.int64]) -> OwnLabelFiles:
+        """Select the label maps at `index`; positions start at 0 again."""
+        return OwnLabelFiles(self.files.chosen(index), self.table, self.advice)
 
 
 def label_files(files: Mapping[SplitName, SceneFiles]) -> list[Path]:
@@ -147,7 +174,7 @@ def read_scene(
         DataError: the file is damaged, missing, too large or not an image.
     """
     with open_image(path, reading) as opened:
-        inside = _fitted(opened.height, opened.width, canvas)
+        inside = fitted_size(opened.height, opened.width, canvas)
         opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
         image = to_rgb(opened, path, reading)
     if image.size != inside[::-1]:
@@ -196,6 +223,7 @@ def scene_splits(
             np.zeros(len(chosen), np.int64),
             name,
             SceneLabels(chosen, canvas, classes.table, advice, kept=kept),
+            own_labels=None if name == "train" else OwnLabelFiles(chosen, classes.table, advice),
         )
     return Splits(
         **splits,
@@ -215,12 +243,6 @@ def _sizes(files: SceneFiles, position: int, advice: str) -> str:
         except OSError:
             raise DataError(f"{path}: {problem}; {advice}") from None
     return ",".join(sizes)
-
-
-def _fitted(height: int, width: int, canvas: Canvas) -> tuple[int, int]:
-    """Return the height and width at which an image fits in the canvas; unchanged if it fits already."""
-    scale = min(1.0, canvas[0] / height, canvas[1] / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _on_canvas(pixels: NDArray[np.uint8], canvas: Canvas, rest: int | Color) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -172,10 +172,14 @@ class EvalLoader:
         split: images; `Batch.index` is the position in this split.
         batch_size: number of images of a step; the last step may have fewer.
         device: device of the batches.
+        counted: whether the batches hold label maps at their own sizes, if the split has them.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, split: Split, batch_size: int, *, device: torch.device | str = "cpu", counted: bool = False
+    ) -> None:
         self.split, self.batch_size = split, batch_size
+        self._own_labels = split.own_labels if counted else None
         self._pixels = SplitPixels(split, device)
 
     def __len__(self) -> int:
@@ -185,7 +189,11 @@ class EvalLoader:
         everything = np.arange(len(self.split))
         steps = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
         for chosen, pixels, maps in self._pixels.batches(steps):
-            yield self._pixels.batch(plain_images(pixels), chosen.index, None, maps)
+            batch = self._pixels.batch(plain_images(pixels), chosen.index, None, maps)
+            if self._own_labels is not None:
+                own = (self._own_labels.read(position) for position in chosen.index.tolist())
+                batch = replace(batch, own_labels=tuple(map(torch.from_numpy, own)))
+            yield batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +232,7 @@ def open_split(
     if split.label_maps is not None and len(split):
         pixels = math.prod(image_shape(split.label_maps))
         batch_size = max(1, min(batch_size, EVAL_SCORES // (num_classes * pixels)))
-    return EvalLoader(split, batch_size, device=device)
+    return EvalLoader(split, batch_size, device=device, counted=True)
 
 
 def open_test(splits: Splits) -> EvalLoader:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.grouping import grouped_split
-from heterokd.datasets.io.images import ArrayImages, ChosenImages, Images, ResizedImages, read_pieces, source_of
+from heterokd.datasets.io.images import (
+    ArrayImages,
+    ChosenImages,
+    Images,
+    OwnLabels,
+    ResizedImages,
+    images_alike,
+    read_pieces,
+    source_of,
+)
 from heterokd.datasets.io.options import DataOptions
 from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.datasets.views.policy import POLICIES, AugmentPolicy
@@ -38,9 +47,7 @@ STATISTICS_SAMPLE = 512
 # Images of a split that are decoded before training starts: a second or two, and all images of a small data set.
 CHECK_BYTES = 2**27
 CHECK_AT_LEAST = 32
-# Images are alike if no pixel differs by more levels of 255 than this from the first of them; a data set in which more
-# than this share is alike is refused.
-ALIKE_LEVELS = 3
+# A data set in which more than this share of the images is alike is refused.
 ALIKE_SHARE = 0.9
 
 
@@ -53,6 +60,7 @@ class Split:
         labels: [N] class numbers; zeros if every image has a label map instead.
         name: train, val or test.
         label_maps: label maps of segmentation, [Hc, Wc] each; None in classification.
+        own_labels: the same at their own sizes, which evaluations count; None: they count `label_maps`.
         weights: [N] weight of each image in the task loss, at least 0; None: all are 1.
         groups: group of each image, of training images with groups; None without.
         kept: [N] positions of the images in the data set's training split; None if all are kept.
@@ -65,6 +73,7 @@ class Split:
     weights: NDArray[np.float32] | None = None
     groups: tuple[str, ...] | None = None
     kept: NDArray[np.int64] | None = None
+    own_labels: OwnLabels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,6 +90,7 @@ class Split:
             weights=weights,
             groups=None if self.groups is None else tuple(self.groups[place] for place in index),
             kept=None if self.kept is None else self.kept[index],
+            own_labels=None if self.own_labels is None else self.own_labels.chosen(index),
         )
 
     @cached_property
@@ -160,7 +170,7 @@ class Splits:
                 continue
             count = max(CHECK_AT_LEAST, CHECK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
             index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
-            alike = _alike(read_pieces(split.images, index))  # raises if an image is damaged
+            alike = images_alike(read_pieces(split.images, index))  # raises if an image is damaged
             if split.name == "train" and alike > max(1, ALIKE_SHARE * len(index)):
                 raise DataError(
                     f"data.root: {alike} of {len(index)} training images are alike after reading, nothing can be "
@@ -290,21 +300,6 @@ class Dataset(ABC):
         Raises:
             DataError: the data set is missing, empty or has an unexpected shape.
         """
-
-
-def _alike(pieces: Iterable[NDArray[np.uint8]]) -> int:
-    """Return how many images are like the first, or like the first that is not: the larger number of the two."""
-    examples: list[NDArray[np.int16]] = []
-    counts = [0, 0]
-    for pixels in pieces:
-        for image in pixels.astype(np.int16):
-            place = next((i for i, seen in enumerate(examples) if np.abs(image - seen).max() <= ALIKE_LEVELS), None)
-            if place is not None:
-                counts[place] += 1
-            elif len(examples) < len(counts):
-                examples.append(image)
-                counts[len(examples) - 1] = 1
-    return max(counts)
 
 
 def stratified_split(

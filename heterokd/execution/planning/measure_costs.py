@@ -217,7 +217,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted teacher: only its weights are hashed
     live = teacher_like(recipe, splits.num_classes)
-    task = build_task(recipe.task, splits.num_classes, window=recipe.data.window)
+    task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
     loader = open_split(splits.val, splits.num_classes, device=device)
     return time_evaluation(live.network.to(device), loader, task, device)
 

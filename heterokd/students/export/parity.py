@@ -15,7 +15,7 @@ from heterokd.errors import ExportError
 from heterokd.networks.network import AnyNetwork
 from heterokd.students.export.format import ExportFormat, Opened
 from heterokd.tasks import task_of
-from heterokd.training.task_modules import upsample
+from heterokd.training.meters import upsample
 
 PARITY = 1e-4
 """Maximum difference between logits of the file and of the student, relative to the largest logit, or to 1 if it is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -39,7 +39,9 @@ def task_of(experiment: Experiment, splits: Splits) -> Task:
     """Build the task of a study's students; they are tested by the study's metric if it counts every class the same."""
     metric = experiment.metric.removeprefix("val/")
     chosen = metric if metric in MACRO_METRICS else None
-    return build_task(experiment.data.task, splits.num_classes, window=experiment.data.window, metric=chosen)
+    data, views = experiment.data, experiment.promotion.test_time
+    inference = data.inference if views is None else replace(data.inference, flip=views.flip, scales=views.scales)
+    return build_task(data.task, splits.num_classes, inference=inference, metric=chosen)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Gate
 from heterokd.students.promotion.served import ServingModel
 from heterokd.tracking.runs import StudyRuns
-from heterokd.training.paired_tests import ImageResults
+from heterokd.training.meters import upsample
+from heterokd.training.paired_tests import ImageConfusions, ImageResults
 from heterokd.training.student import open_student
-from heterokd.training.task_modules import upsample
 
 PARITY = 1e-4
 """Maximum difference between logits of the registered model and of the trained student."""
@@ -64,6 +64,23 @@ def recall_gates(results: ImageResults, class_names: tuple[str, ...], settings: 
         if count:
             recall = correct / count
             gate = replace(gate, measured=recall, passed=recall >= least, note=f"{correct} of {count}")
+        yield gate
+
+
+def iou_gates(results: ImageResults, class_names: tuple[str, ...], settings: PromotionSettings) -> Iterator[Gate]:
+    """Compare the intersection over union of classes on test with `promotion.min_iou`.
+
+    Raises:
+        DataError: the data set has no such class.
+    """
+    check_class_names(settings.min_iou, class_names, "promotion.min_iou")
+    for name, least in settings.min_iou.items():
+        assert isinstance(results, ImageConfusions)  # of segmentation, see `Experiment`
+        number = class_names.index(name)
+        gate = Gate(f"IoU of {name} on test", f">= {least:g}", None, passed=False, note="test has none of it")
+        if results.found(number)[1]:
+            iou = results.iou(number)
+            gate = replace(gate, measured=iou, passed=iou >= least, note="")
         yield gate
 
 

@@ -24,7 +24,14 @@ from heterokd.students.promotion.challenger import (
 )
 from heterokd.students.promotion.decision import Decision, Gate, PairedComparison, reason
 from heterokd.students.promotion.evaluation import Evaluate, evaluate_here, task_of
-from heterokd.students.promotion.gates import cost_gates, export_gate, parity_gate, recall_gates, rollback_gates
+from heterokd.students.promotion.gates import (
+    cost_gates,
+    export_gate,
+    iou_gates,
+    parity_gate,
+    recall_gates,
+    rollback_gates,
+)
 from heterokd.students.promotion.opponent import baseline_results, champion_results
 from heterokd.students.promotion.record import decision_tag, record_decision
 from heterokd.students.registry import CHALLENGER, create_model
@@ -136,6 +143,7 @@ def _decide(
     gates = (
         gain,
         *recall_gates(results, splits.class_names, settings),
+        *iou_gates(results, splits.class_names, settings),
         *cost_gates(candidate, settings),
         parity_gate(candidate, splits),
         export_gate(candidate, settings, splits),

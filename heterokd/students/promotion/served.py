@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from heterokd.tasks import Inference
 from heterokd.training.task_modules import Task, build_task
 
 
@@ -17,7 +18,7 @@ class ServingModel(nn.Module):
     def __init__(self, graph: nn.Module, task: Task, size: tuple[int, int] | None) -> None:
         super().__init__()
         self.graph, self.size = graph, None if task.facts.resizes else size
-        self.sliding = build_task(task.facts.name, task.num_classes, window=self.size)
+        self.sliding = build_task(task.facts.name, task.num_classes, inference=Inference(window=self.size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""

@@ -15,7 +15,7 @@ from heterokd.networks.segmentation import SegmentationNetwork
 from heterokd.networks.segmentation_names import ARCHITECTURES
 from heterokd.students.registry import graph_size
 from heterokd.tracking.store import quiet
-from heterokd.training.task_modules import upsample
+from heterokd.training.meters import upsample
 
 SWIN = "swin_tiny_patch4_window7_224"
 ENCODERS: dict[str, dict[str, Any]] = {

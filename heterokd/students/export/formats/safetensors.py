@@ -16,7 +16,7 @@ from heterokd.networks.weights import load_weights, save_weights
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.typed_json import parse
 from heterokd.students.export.format import ExportFormat, Opened, ToWrite
-from heterokd.training.task_modules import upsample
+from heterokd.training.meters import upsample
 
 
 class Safetensors(ExportFormat):

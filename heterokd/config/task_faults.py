@@ -1,0 +1,32 @@
+"""Settings that do not fit the task of an experiment's data set."""
+
+from __future__ import annotations
+
+from heterokd.config.data import DataSettings
+from heterokd.config.networks import TeachersSettings
+from heterokd.config.services import PromotionSettings
+from heterokd.config.training import OF_CLASSES, TrainingSettings
+from heterokd.tasks import TASKS
+
+
+def task_fault(
+    data: DataSettings, teacher: TeachersSettings, training: TrainingSettings, promotion: PromotionSettings
+) -> str | None:
+    """Return a sentence on a setting of an experiment that does not fit the task, or None."""
+    has_maps = TASKS[data.task].labels_are_maps
+    if teacher.image_size is not None and data.view_crop is not None:
+        return f"teacher.image_size: in {data.task}, teacher and student see the same crop; remove the key"
+    for section, settings in (("training", training), ("teacher.training", teacher.training)):
+        for key in OF_CLASSES if has_maps else ():
+            if getattr(settings, key) != type(settings).model_fields[key].default:
+                return f"{section}.{key}: counts images of a class, and label maps have none; remove it"
+    for key in () if has_maps else ("min_iou", "test_time"):
+        if getattr(promotion, key):
+            return f"promotion.{key}: is for segmentation; data set {data.dataset!r} has no label maps"
+    if data.view_crop is not None and (teacher.ensemble or teacher.cross_fit):
+        key = "ensemble" if teacher.ensemble else "cross_fit"
+        return f"teacher.{key}: is for whole images; in {data.task}, name a single teacher"
+    if teacher.cross_fit is not None and data.policy.mixes:
+        reason = "mixup and cutmix show an image to the teachers that have not seen another"
+        return f"teacher.cross_fit: {reason}; set data.augment to a policy without them"
+    return None
