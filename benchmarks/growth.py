@@ -194,8 +194,9 @@ class Growing:
 
     def requests_of_a_trial(self) -> dict[str, int]:
         """Count the requests that a trial's process waits for: at its start, at a rung, and at its end."""
-        store = CountedStore(self.root.path.parent / "one")
-        sync = FolderSync(self.root.path.parent / "alone", store.folder("trial"))
+        place = Path(tempfile.mkdtemp(dir=self.root.path.parent))
+        store = CountedStore(place / "store")
+        sync = FolderSync(place / "trial", store.folder("trial"))
         found = {}
         for when, names in (
             ("start", ("recipe.yaml", "trial.json")),

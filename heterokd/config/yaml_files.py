@@ -91,8 +91,10 @@ def read_yaml(file: Path) -> dict[str, object]:
 def plain_yaml(text: str) -> object:
     """Parse a YAML text; repeated keys, aliases, merge keys and ambiguous scalars are YAML errors, too."""
     try:
-        _check(yaml.compose(text, Loader=_Loader), set(), "")
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _check(node, set(), "")
+        return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
     # `!!int x`, or a number of more digits than Python reads: PyYAML does not catch these.
