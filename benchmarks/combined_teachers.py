@@ -6,7 +6,9 @@
 Without --images, digits: teachers are small networks trained from random weights, and students see 20 labels of each
 class. With --images, a folder of images: the teacher is NETWORK with the weights of FILE, whose classifier is solved on
 frozen features (`teacher.fit: head`) at --size pixels; the ensemble adds a small network that is trained from random
-weights. Everything runs in this process. Teachers, caches and trainings are kept in --root: an interrupted run goes on.
+weights. Two more teachers are the same network at the student's 64 pixels, and fitted by default (`teacher.fit: auto`).
+Everything runs in this process. Teachers, caches and trainings are kept in --root: an interrupted run goes on, and
+--arms makes some of the rows.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import logging
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,38 +40,66 @@ QUIET = {"precision": "fp32", "channels_last": False}
 VIT = {"network": "test_vit", "options": {"img_size": 32, "patch_size": 8}}
 
 
-def teachers_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the section `teacher` of each arm."""
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table.
+
+    Attributes:
+        teacher: section `teacher` of its experiment.
+        method: method of its students.
+        views: cached views of each image.
+    """
+
+    teacher: dict[str, Any]
+    method: str
+    views: int
+
+
+def arms_of(arguments: argparse.Namespace) -> dict[str, Arm]:
+    """Return the arms by name."""
     fit = {"epochs": arguments.teacher_epochs, "warmup_epochs": 1, "batch_size": 64, **QUIET}
+    more: dict[str, dict[str, Any]] = {}
     if arguments.images is None:
         one: dict[str, Any] = {**VIT, "training": fit}
         other: dict[str, Any] = {"network": "test_resnet", "training": fit}
         size: dict[str, Any] = {}
     else:
-        one = {"network": arguments.network, "start_from": str(arguments.weights.resolve()), "fit": "head"}
-        one["training"] = fit
-        other = {"network": arguments.student, "training": fit}
+        start = {"network": arguments.network, "start_from": str(arguments.weights.resolve())}
+        one = {**start, "fit": "head", "training": fit}
+        other = {"network": "test_efficientnet", "training": fit}
         size = {"image_size": arguments.size}
-    return {
+        more = {"one teacher at 64 pixels": {**one, "image_size": 64}, "one fine-tuned teacher": {**start, **size}}
+    teachers = {
         ONE: {**one, **size},
         f"{FOLDS} cross-fitted": {**one, **size, "cross_fit": FOLDS},
         "ensemble of 2": {"ensemble": [one, other], **size},
+        **more,
     }
+    views = arguments.views
+    arms = {SCRATCH: Arm(teachers[ONE], "scratch", views)}
+    arms |= {name: Arm(teacher, "kd", views) for name, teacher in teachers.items()}
+    arms["one teacher, 1 view"] = Arm(teachers[ONE], "kd", 1)
+    arms |= {f"one teacher, {method}": Arm(teachers[ONE], method, views) for method in arguments.methods}
+    unknown = set(arguments.arms or ()) - set(arms)
+    if unknown:
+        raise SystemExit(f"no such arms: {', '.join(sorted(unknown))}; there are: {'; '.join(arms)}")
+    return {name: arm for name, arm in arms.items() if arguments.arms is None or name in arguments.arms}
 
 
-def experiment_of(arguments: argparse.Namespace, teacher: dict[str, Any], folder: Path) -> Experiment:
+def experiment_of(arguments: argparse.Namespace, arm: Arm, folder: Path) -> Experiment:
     """Read the experiment of an arm."""
     data: dict[str, Any] = {"dataset": "digits", "image_size": 32, "labels_per_class": 20}
     if arguments.images is not None:
         data = {"dataset": "image_folder", "root": str(arguments.images.resolve()), "image_size": 64}
+    methods = dict.fromkeys(["kd", *arguments.methods])
     content = {
         "name": "combined-teachers",
         "data": data,
-        "teacher": teacher,
-        "student": {"network": arguments.student},
+        "teacher": arm.teacher,
+        "student": {"network": arguments.student, "options": arguments.options},
         "training": {"epochs": arguments.epochs, "batch_size": 64, "learning_rate": arguments.learning_rate, **QUIET},
-        "cache": {"views": arguments.views},
-        "search": {"space": {"methods": ["scratch", "kd"], "overrides": {"kd.temperature": arguments.temperature}}},
+        "cache": {"views": arm.views},
+        "search": {"space": {"methods": ["scratch", *methods], "overrides": {"kd.temperature": arguments.temperature}}},
     }
     file = folder / "combined.yaml"
     plain = json.loads(json.dumps(content))  # sections that arms share would become aliases
@@ -96,6 +127,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="file of its weights")
     parser.add_argument("--size", type=int, default=64, help="pixels that the teacher of --images sees")
     parser.add_argument("--student", default="test_efficientnet")
+    parser.add_argument("--options", type=json.loads, default={}, help="options of the student's network, as JSON")
+    parser.add_argument("--methods", nargs="+", default=[], help="methods beside kd, with the one teacher")
+    parser.add_argument("--arms", nargs="+", help="make these rows only")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--teacher-epochs", type=int, default=15)
@@ -112,25 +146,24 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Workspace(arguments.root or Path(folder) / "runs")
-        arms = teachers_of(arguments)
-        for arm, teacher in {SCRATCH: arms[ONE], **arms}.items():
-            experiment = experiment_of(arguments, teacher, Path(folder))
+        for arm, of_arm in arms_of(arguments).items():
+            experiment = experiment_of(arguments, of_arm, Path(folder))
             began = time.process_time()
             prepared = prepare_teacher(experiment, root)
             fitted, began = time.process_time() - began, time.process_time()
-            method, card = "scratch" if arm == SCRATCH else "kd", prepared.card
-            scores = [student_score(experiment, method, seed, prepared, root) for seed in range(arguments.seeds)]
+            card, seeds = prepared.card, range(arguments.seeds)
+            scores = [student_score(experiment, of_arm.method, seed, prepared, root) for seed in seeds]
             each = (time.process_time() - began) / arguments.seeds
             figures[arm] = {"scores": scores, "fit": fitted, "student": each, "teacher": card.content()}
             of_teacher = "| | | |"
             if arm != SCRATCH:
                 of_teacher = f"| {card.val_score:.4f} | {card.train_score:.4f} | {card.train_confidence:.3f} |"
             print(f"| {arm} {of_teacher} {fitted:.0f} | {each:.1f} | {spread(scores)} |", flush=True)
-    base, one = figures[SCRATCH]["scores"], figures[ONE]["scores"]
     for arm, found in figures.items():
-        for name, other in ((SCRATCH, base), (ONE, one)):
-            if arm not in (name, SCRATCH):
-                difference = [mine - theirs for mine, theirs in zip(found["scores"], other, strict=True)]
+        for name in (SCRATCH, ONE):
+            if arm not in (name, SCRATCH) and name in figures:
+                pairs = zip(found["scores"], figures[name]["scores"], strict=True)
+                difference = [mine - theirs for mine, theirs in pairs]
                 print(f"{arm} - {name}: {spread(difference, signed=True)}")
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")

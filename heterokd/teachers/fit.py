@@ -41,7 +41,7 @@ from heterokd.training.train import Report, TrainOptions, train
 FIT_FILES = (HEAD, BEST, BEST_SCORE) = ("head.safetensors", "best.safetensors", "best.json")
 """Weights with the solved classifier, and of the best epoch with its score; deleted after the fit."""
 
-LEARNING_RATE_SHARE = 0.1
+LEARNING_RATE_SHARE = 0.2
 """Learning rate of fine-tuning as a share of `teacher.training.learning_rate`, which is one for random weights."""
 EPOCHS_SHARE, LEAST_EPOCHS = 0.1, 5
 """Epochs of fine-tuning: a share of `teacher.training.epochs`, and at least this number of them."""
