@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel, ValidationError
 
 from heterokd.config.experiment import Experiment, ends
 from heterokd.config.search import SpaceSettings
 from heterokd.config.sentences import faults
-from heterokd.config.training import OF_CLASSES, TrainingSettings
+from heterokd.config.task_faults import setting_fault
+from heterokd.config.training import TrainingSettings
 from heterokd.domains import domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS, PLUS, members_of
@@ -50,8 +51,12 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         if name in NEVER_SEARCHED:
             yield f"shared.{key}", f"cannot be searched ({NEVER_SEARCHED[name]}); set training.{name} instead"
             continue
-        if name in OF_CLASSES and TASKS[experiment.data.task].labels_are_maps:
-            yield f"shared.{key}", "counts images of a class, and label maps have none; remove it"
+        has_maps = TASKS[experiment.data.task].labels_are_maps
+        options = value.get("options", ()) if isinstance(value, Mapping) else ()
+        found = (setting_fault(name, option, has_maps) for option in options or (None,))
+        fault = next(filter(None, found), None)
+        if fault is not None:
+            yield f"shared.{key}", fault
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for section, key, _ in _parameters(space):

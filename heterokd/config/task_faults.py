@@ -5,7 +5,7 @@ from __future__ import annotations
 from heterokd.config.data import DataSettings
 from heterokd.config.networks import TeachersSettings
 from heterokd.config.services import PromotionSettings
-from heterokd.config.training import OF_CLASSES, TrainingSettings
+from heterokd.config.training import OF_IMAGES, OF_PIXELS, TrainingSettings
 from heterokd.tasks import TASKS
 
 
@@ -17,9 +17,10 @@ def task_fault(
     if teacher.image_size is not None and data.view_crop is not None:
         return f"teacher.image_size: in {data.task}, teacher and student see the same crop; remove the key"
     for section, settings in (("training", training), ("teacher.training", teacher.training)):
-        for key in OF_CLASSES if has_maps else ():
-            if getattr(settings, key) != type(settings).model_fields[key].default:
-                return f"{section}.{key}: counts images of a class, and label maps have none; remove it"
+        for key in OF_IMAGES if has_maps else OF_PIXELS:
+            value = getattr(settings, key)
+            if value != type(settings).model_fields[key].default and (fault := setting_fault(key, value, has_maps)):
+                return f"{section}.{key}: {fault}"
     for key in () if has_maps else ("min_iou", "test_time"):
         if getattr(promotion, key):
             return f"promotion.{key}: is for segmentation; data set {data.dataset!r} has no label maps"
@@ -30,3 +31,14 @@ def task_fault(
         reason = "mixup and cutmix show an image to the teachers that have not seen another"
         return f"teacher.cross_fit: {reason}; set data.augment to a policy without them"
     return None
+
+
+def setting_fault(key: str, value: object, has_maps: bool) -> str | None:
+    """Return why a setting of a training does not fit images with label maps, or with a class each; None if it does."""
+    refused = (OF_IMAGES if has_maps else OF_PIXELS).get(key)
+    if refused is None or (refused and value not in refused):
+        return None
+    what = f"{value!r} " if key == "class_weights" else ""
+    if has_maps:
+        return f"{what}counts images of a class, and label maps have none; remove it"
+    return f"{what}is for label maps, and the images have one class each; remove it"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator, model_validator
 
+from heterokd.config.pixel_loss import read_pixel_loss
 from heterokd.config.settings import LARGEST_SEED, MOST, Settings
 from heterokd.errors import did_you_mean
 
@@ -14,8 +15,10 @@ MOST_EPOCHS = 100_000
 ClassWeight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1), Strict()]
 
-OF_CLASSES = ("class_weights", "sampling")
-"""Settings that count images of a class; data sets with label maps have none."""
+OF_IMAGES: dict[str, tuple[object, ...]] = {"sampling": ("balanced",), "class_weights": ("effective",)}
+OF_PIXELS: dict[str, tuple[object, ...]] = {"pixel_loss": (), "auxiliary_weight": (), "class_weights": ("median",)}
+"""Settings, and their values, that are for images with one class, and for label maps; without values all but the
+default."""
 
 USUAL_OPTIMIZERS = (
     *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adopt"),
@@ -39,10 +42,19 @@ class TrainingSettings(Settings):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the learning rate rises from near zero")
     task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy with the labels")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label that is spread over all classes")
-    class_weights: Literal["none", "inverse", "effective"] | dict[str, ClassWeight] = Field(
+    class_weights: Literal["none", "inverse", "effective", "median"] | dict[str, ClassWeight] = Field(
         "none",
-        description="weights of the classes in the task loss: inverse (of the number of images), effective (number of "
-        "images, Cui et al. 2019), or CLASS: weight",
+        description="weights of the classes in the task loss: inverse (of the number of images, or pixels), effective "
+        "(number of images, Cui et al. 2019), median (median frequency of pixels, Eigen and Fergus 2015), or "
+        "CLASS: weight",
+    )
+    pixel_loss: str = Field(
+        "cross_entropy",
+        description="segmentation: task loss, a sum of cross_entropy, ohem, dice, focal and lovasz, with factors: "
+        "ohem+0.5*dice",
+    )
+    auxiliary_weight: float = Field(
+        0.0, ge=0, description="segmentation: weight of the task loss of a small head on stage 3; 0.4 in most programs"
     )
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="images of an epoch: each once, or as many of every class"
@@ -52,6 +64,12 @@ class TrainingSettings(Settings):
         gt=0,
         le=1,
         description="learning rate of a layer as a share of the next layer's; layers below 5 % are not trained",
+    )
+    head_lr_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="factor of the learning rate outside of the encoder: decoder, classifier, projectors; often 10",
     )
     clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm; larger gradients are scaled down")
     ema: float | None = Field(
@@ -104,6 +122,18 @@ class TrainingSettings(Settings):
         if name not in optimizer_names():
             raise ValueError(f"timm has no optimizer {name!r}; {did_you_mean(name, optimizer_names())}")
         return name
+
+    @field_validator("pixel_loss")
+    @classmethod
+    def _known_losses(cls, text: str) -> str:
+        read_pixel_loss(text)
+        return text
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> TrainingSettings:
+        if self.head_lr_scale != 1 and self.layer_decay is not None:
+            raise ValueError("head_lr_scale: layer_decay sets the learning rate of every layer; remove a key")
+        return self
 
     @model_validator(mode="after")
     def _parts_are_even(self) -> TrainingSettings:

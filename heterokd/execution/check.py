@@ -65,6 +65,7 @@ def check_experiment(experiment: Experiment) -> dict[str, str]:
             ("student", experiment.student, experiment.data),
         )
     )
+    _check_stages(experiment, teachers, students)
     found = {network: _excluded(experiment.for_teacher(network), spec, students) for network, spec in teachers.items()}
     excluded: dict[str, str] = {}
     for method in experiment.methods:
@@ -90,6 +91,23 @@ def _check_classes(experiment: Experiment, splits: Splits) -> None:
     for key, by_class in named:
         if not isinstance(by_class, str):
             check_class_names(by_class, splits.class_names, key)
+
+
+def _check_stages(
+    experiment: Experiment, teachers: Mapping[str, OutputSpec], students: Mapping[str, OutputSpec]
+) -> None:
+    """Raise ConfigError if a training has an auxiliary head, but a network gives no stage for it."""
+    sides = (
+        ("teacher.training", experiment.teacher.training, teachers),
+        ("training", experiment.training, students),
+    )
+    for section, training, specs in sides:
+        searched = section == "training" and "training.auxiliary_weight" in experiment.space.shared
+        lacking = [name for name, spec in specs.items() if not spec.stages]
+        if lacking and (training.auxiliary_weight or searched):
+            raise ConfigError(
+                f"{section}.auxiliary_weight: {lacking[0]} gives no stages; name them (taps.stages), or remove it"
+            )
 
 
 def _data_of_teacher(experiment: Experiment) -> DataSettings:

@@ -75,6 +75,12 @@ class BodyNetwork(nn.Module):
         """Resize and normalise images [B, 3, H, W] in [0, 1]: [B, C, image_size, image_size], mean 0, deviation 1."""
         return normalised(images, self.spec.image_size, self.mean, self.std)
 
+    @property
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the encoder: all but those of the last classifier."""
+        head = {id(parameter) for parameter in self.head.parameters()}
+        return [parameter for parameter in self.body.parameters() if id(parameter) not in head]
+
     def exports_any_size(self, size: tuple[int, int]) -> bool:
         """Return False: images are resized to a fixed size, the only input size of an exported graph."""
         return False

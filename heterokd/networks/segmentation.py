@@ -88,6 +88,11 @@ class SegmentationNetwork(BodyNetwork):
         return self.any_size and min(size) > self.multiple
 
     @property
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the encoder, without decoder and classifier."""
+        return list(self.body.encoder.parameters())
+
+    @property
     def head(self) -> nn.Module:
         """The last classifier, a convolution over the embedding, without encoder and decoder."""
         return head_of(self.body)[1]

@@ -14,7 +14,7 @@ from heterokd.config.data import DataSettings
 from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets import load_dataset
-from heterokd.datasets.io.draws import Draws, make_draws
+from heterokd.datasets.io.draws import Draws, check_class_names, make_draws
 from heterokd.datasets.io.images import ChosenImages, read_pieces
 from heterokd.datasets.io.loaders import Loaders, Worker, make_loaders
 from heterokd.datasets.io.shared_pixels import share_splits
@@ -24,6 +24,7 @@ from heterokd.datasets.views.policy import ViewSpec
 from heterokd.errors import ConfigError, DataError, HeterokdError
 from heterokd.storage.stored_data.open_data import is_pushed, is_sharded, open_data
 from heterokd.storage.workspace import Workspace
+from heterokd.training.pixel_losses import pixel_weights
 
 MEASURED = 512
 """Images of a split that a plan fetches from a store to time trainings."""
@@ -146,9 +147,15 @@ def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = 
         )
     views = ViewSpec(recipe.data.policy, training.seed, recipe.views, recipe.data.view_crop, fill=recipe.data.fill)
     worker = Worker(distributed.rank(), distributed.size())
-    return make_loaders(
+    loaders = make_loaders(
         splits, views, training.batch_size, worker=worker, device=device, draws=recipe_draws(training, splits)
     )
+    if splits.train.label_maps is None:
+        return loaders
+    if isinstance(training.class_weights, dict):
+        check_class_names(training.class_weights, splits.class_names, "training.class_weights")
+    weights = pixel_weights(splits.train, splits.class_names, training.class_weights)
+    return replace(loaders, pixel_weights=weights)
 
 
 def recipe_draws(training: TrainingSettings, splits: Splits) -> Draws:
@@ -157,4 +164,5 @@ def recipe_draws(training: TrainingSettings, splits: Splits) -> Draws:
     Raises:
         DataError: `class_weights` names a class that does not exist, or gives every training image the weight 0.
     """
-    return make_draws(splits.train, splits.class_names, training.sampling, training.class_weights)
+    of_images = "none" if splits.train.label_maps is not None else training.class_weights
+    return make_draws(splits.train, splits.class_names, training.sampling, of_images)

@@ -11,8 +11,39 @@ from torch import Tensor, nn
 
 from heterokd.method import Method
 from heterokd.networks.network import AnyNetwork
-from heterokd.outputs import Batch, Losses, Outputs, Signal
+from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
 from heterokd.training.task_modules import Task
+
+AUXILIARY_STAGE = 3
+"""Stage of the auxiliary head, as in PSPNet, CIRKD's program and mmsegmentation: the last but one."""
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier of pixels on a stage of the student, whose task loss trains the encoder directly.
+
+    Args:
+        spec: outputs of the student.
+        weight: of its loss.
+
+    Raises:
+        PairError: the student gives no stages.
+    """
+
+    def __init__(self, spec: OutputSpec, weight: float) -> None:
+        super().__init__()
+        channels, self.weight = spec.at(AUXILIARY_STAGE).channels, weight
+        width = max(8, channels // 4)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, spec.num_classes, 1),
+        )
+
+    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """Compute logits [B, K, h, w] from the stages' maps."""
+        logits: Tensor = self.layers(stages[AUXILIARY_STAGE - 1])
+        return logits
 
 
 class Distiller(nn.Module):
@@ -23,10 +54,19 @@ class Distiller(nn.Module):
         method: distillation loss, with its projectors.
         task: task loss.
         task_weight: multiplier of the task loss; 0 for a method that does without it (`Method.uses_task_loss`).
+        auxiliary: a head on a stage of the student, for the training alone.
     """
 
-    def __init__(self, student: AnyNetwork, method: Method, task: Task, task_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        student: AnyNetwork,
+        method: Method,
+        task: Task,
+        task_weight: float = 1.0,
+        auxiliary: AuxiliaryHead | None = None,
+    ) -> None:
         super().__init__()
+        self.auxiliary = auxiliary
         self.student = student
         self.method = method
         self.task = task
@@ -44,9 +84,12 @@ class Distiller(nn.Module):
         return self.method.teacher_needs
 
     def forward(self, batch: Batch, teacher: Outputs, progress: float) -> tuple[Tensor, Losses]:
-        """Return the total loss and its named terms (`task` and the method's)."""
-        outputs = self.student(batch.images, self.method.student_needs | Signal.LOGITS)
+        """Return the total loss and its named terms: `task`, `auxiliary` if there is such a head, and the method's."""
+        stages = Signal.NONE if self.auxiliary is None else Signal.STAGES
+        outputs = self.student(batch.images, self.method.student_needs | Signal.LOGITS | stages)
         losses: Losses = {"task": self.task_weight * self.task(outputs.logits, batch.labels, batch.weights)}
+        if self.auxiliary is not None:
+            losses["auxiliary"] = self.auxiliary.weight * self.task(self.auxiliary(outputs.stages), batch.labels)
         student = outputs.only(self.method.student_needs, "student")
         losses |= self.method(student, teacher.only(self.method.teacher_needs, "teacher"), batch, progress)
         return sum(losses.values(), start=losses["task"].new_zeros(())), losses

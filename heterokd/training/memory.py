@@ -19,7 +19,7 @@ from heterokd.datasets.io.loaders import EVAL_BATCH, open_split
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.outputs import Batch, Outputs, Signal
 from heterokd.tasks import TASKS
-from heterokd.training.optim import build_optimizer, layer_groups
+from heterokd.training.optim import build_optimizer, training_groups
 from heterokd.training.student import build_configured
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import build_distiller
@@ -54,7 +54,7 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     settings = recipe.training
     teacher = LiveTeacher(build_configured(recipe.teacher, splits.num_classes, recipe.teacher_size))
     distiller = build_distiller(recipe, teacher, splits.num_classes)
-    groups = layer_groups(distiller, distiller.student.body, settings)
+    groups = training_groups(distiller, distiller.student, settings)
     optimizer = build_optimizer(
         distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum, groups
     )

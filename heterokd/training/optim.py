@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import TypedDict
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterokd.config.training import TrainingSettings
+from heterokd.networks.network import AnyNetwork
 
 FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 """Devices on which torch's optimizers have fused kernels."""
@@ -74,6 +76,30 @@ def freeze_batch_norm(network: nn.Module) -> None:
             module.eval()
 
 
+def head_groups(
+    module: nn.Module, encoder: Iterable[nn.Parameter], settings: TrainingSettings
+) -> list[ParameterGroup] | None:
+    """Return parameter groups whose `lr_scale` is `settings.head_lr_scale` outside of the encoder; None if it is 1."""
+    if settings.head_lr_scale == 1:
+        return None
+    of_encoder = {id(parameter) for parameter in encoder}
+    groups: list[ParameterGroup] = []
+    for inside, scale in ((True, 1.0), (False, settings.head_lr_scale)):
+        members = [each for each in module.parameters() if each.requires_grad and (id(each) in of_encoder) is inside]
+        groups += _decayed(members, settings.weight_decay, scale)
+    return groups
+
+
+def _decayed(members: list[nn.Parameter], weight_decay: float, scale: float) -> list[ParameterGroup]:
+    """Return groups of biases and norms, which are not decayed, and of the other parameters."""
+    parts = [[each for each in members if (each.ndim > 1) is wide] for wide in (False, True)]
+    return [
+        {"params": part, "weight_decay": decay, "lr_scale": scale}
+        for part, decay in zip(parts, (0.0, weight_decay), strict=True)
+        if part
+    ]
+
+
 def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings) -> list[ParameterGroup] | None:
     """Return parameter groups whose `lr_scale` falls by `settings.layer_decay` per layer of `body`; None without it.
 
@@ -87,11 +113,12 @@ def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings)
     )
     of_body = {id(parameter) for parameter in body.parameters()}
     others = [each for each in module.parameters() if each.requires_grad and id(each) not in of_body]
-    vectors, matrices = ([each for each in others if (each.ndim > 1) is wide] for wide in (False, True))
-    for members, weight_decay in ((vectors, 0.0), (matrices, settings.weight_decay)):
-        if members:
-            groups.append({"params": members, "weight_decay": weight_decay, "lr_scale": 1.0})
-    return groups
+    return groups + _decayed(others, settings.weight_decay, 1.0)
+
+
+def training_groups(module: nn.Module, student: AnyNetwork, settings: TrainingSettings) -> list[ParameterGroup] | None:
+    """Return the parameter groups of a training of `module`, which holds the student; None: all learn alike."""
+    return layer_groups(module, student.body, settings) or head_groups(module, student.encoder_parameters, settings)
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
@@ -132,7 +159,8 @@ def build_schedule(
     name, lowest = settings.schedule, settings.min_learning_rate
     updates = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), updates - 1)
-    if name == "constant" and warmup == 0 and settings.layer_decay is None:  # a schedule applies the decay
+    scales = settings.layer_decay is not None or settings.head_lr_scale != 1  # which a schedule applies
+    if name == "constant" and warmup == 0 and not scales:
         return None
     shared: _Warmup = {
         "t_in_epochs": False,

@@ -18,7 +18,7 @@ from heterokd.config.training import TrainingSettings
 from heterokd.networks.network import AnyNetwork
 from heterokd.outputs import Batch, Losses, Outputs, Signal
 from heterokd.training.distiller import Distiller
-from heterokd.training.optim import build_optimizer, build_schedule, layer_groups
+from heterokd.training.optim import build_optimizer, build_schedule, training_groups
 from heterokd.training.precision import Precision
 from heterokd.training.sync_batch_norm import shared_batch_norms
 from heterokd.training.teacher import Teacher
@@ -57,7 +57,7 @@ class Updates:
         self.total = settings.epochs * steps_per_epoch
         self.parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
-        groups = layer_groups(distiller, distiller.student.body, settings)
+        groups = training_groups(distiller, distiller.student, settings)
         self.optimizer = build_optimizer(
             distiller, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum, groups
         )

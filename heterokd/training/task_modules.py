@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heterokd.config.pixel_loss import read_pixel_loss
 from heterokd.datasets.io.images import fitted_size
 from heterokd.outputs import IGNORE, Batch, Signal
 from heterokd.tasks import TASKS, WHOLE, Inference, Size, TaskName
@@ -16,6 +17,7 @@ from heterokd.tasks import Task as Facts
 from heterokd.training.macro_metrics import MACRO_METRICS, macro_score
 from heterokd.training.meters import Answer, ClassMeter, Meter, PixelMeter, counted_pixels, iou_per_class, upsample
 from heterokd.training.paired_tests import CorrectImages, ImageConfusions, ImageLogits, ImageResults
+from heterokd.training.pixel_losses import PixelLoss
 
 Logits = Callable[[Tensor], Tensor]
 """Function from images [B, 3, H, W] in [0, 1] to logits."""
@@ -35,6 +37,7 @@ class ClassificationTask(nn.Module):
         label_smoothing: share of the label that is spread over all classes.
         inference: unused.
         metric: metric of the image results, `top1` or one of `MACRO_METRICS`.
+        pixel_loss: unused.
 
     Attributes:
         facts: names, shapes and words of the task.
@@ -45,7 +48,12 @@ class ClassificationTask(nn.Module):
     cached_signals: ClassVar[Signal] = Signal.LOGITS | Signal.EMBEDDING
 
     def __init__(
-        self, num_classes: int, label_smoothing: float = 0.0, inference: Inference = WHOLE, metric: str = "top1"
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        inference: Inference = WHOLE,
+        metric: str = "top1",
+        pixel_loss: str = "",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -94,6 +102,7 @@ class SegmentationTask(nn.Module):
         label_smoothing: share of the label that is spread over all classes.
         inference: how the network answers for an image in an evaluation.
         metric: metric of the image results, `miou`.
+        pixel_loss: task loss, see `training.pixel_loss`.
 
     Attributes:
         facts: names, shapes and words of the task.
@@ -104,27 +113,25 @@ class SegmentationTask(nn.Module):
     cached_signals: ClassVar[Signal] = Signal.LOGITS
 
     def __init__(
-        self, num_classes: int, label_smoothing: float = 0.0, inference: Inference = WHOLE, metric: str = "miou"
+        self,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        inference: Inference = WHOLE,
+        metric: str = "miou",
+        pixel_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
+        self.loss = PixelLoss(read_pixel_loss(pixel_loss), num_classes, label_smoothing)
         self.inference = inference
         self.metric = metric
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the task loss of logits [B, K, h, w], resized to the labels, and label maps [B, H, W].
 
-        Images with label maps have no weights. A mean over the labelled pixels; 0 if there are none.
+        Images with label maps have no weights. See `PixelLoss`; by default the mean over the labelled pixels.
         """
-        loss = F.cross_entropy(
-            upsample(logits, labels.shape[-2:]),
-            labels,
-            ignore_index=IGNORE,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
-        return loss / (labels != IGNORE).sum().clamp(min=1)
+        return self.loss(upsample(logits, labels.shape[-2:]), labels)
 
     def logits(self, network: Logits, images: Tensor) -> Tensor:
         """Return logits [B, K, H, W] of images [B, 3, H, W]: of the whole image, or the mean over sliding windows.
@@ -208,15 +215,17 @@ TASK_MODULES: dict[TaskName, type[Task]] = {
 }
 
 
+# One parameter for each setting of a task.
 def build_task(
     name: TaskName,
     num_classes: int,
     label_smoothing: float = 0.0,
     inference: Inference = WHOLE,
     metric: str | None = None,
+    pixel_loss: str = "cross_entropy",
 ) -> Task:
     """Build the task of that name; its image results are compared by a metric, by default the task's score."""
-    return TASK_MODULES[name](num_classes, label_smoothing, inference, metric or TASKS[name].score)
+    return TASK_MODULES[name](num_classes, label_smoothing, inference, metric or TASKS[name].score, pixel_loss)
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -34,13 +34,13 @@ from heterokd.outputs import Batch
 from heterokd.storage.study_dir import previous_checkpoint
 from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
-from heterokd.training.distiller import Distiller
+from heterokd.training.distiller import AuxiliaryHead, Distiller
 from heterokd.training.evaluation import evaluate
 from heterokd.training.optim import freeze_batch_norm, freeze_slow_layers
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
 from heterokd.training.student import build_student
-from heterokd.training.task_modules import build_task
+from heterokd.training.task_modules import SegmentationTask, build_task
 from heterokd.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,12 @@ def build_distiller(recipe: Recipe, teacher: Teacher | None, num_classes: int) -
         student.requires_grad_(requires_grad=False)
         student.head.requires_grad_(requires_grad=True)
     freeze_slow_layers(student.body, recipe.training)
-    task = build_task(recipe.task, num_classes, recipe.training.label_smoothing, recipe.data.inference)
-    return Distiller(student, method, task, recipe.training.task_weight)
+    training = recipe.training
+    task = build_task(
+        recipe.task, num_classes, training.label_smoothing, recipe.data.inference, pixel_loss=training.pixel_loss
+    )
+    auxiliary = AuxiliaryHead(student.spec, training.auxiliary_weight) if training.auxiliary_weight else None
+    return Distiller(student, method, task, training.task_weight, auxiliary)
 
 
 def train(
@@ -182,6 +186,8 @@ class _Loop:
         self.distiller = build_distiller(recipe, teacher, loaders.num_classes)
         if options.start is not None:
             load_weights(self.distiller.student, options.start)
+        if loaders.pixel_weights is not None and isinstance(self.distiller.task, SegmentationTask):
+            self.distiller.task.loss.weigh_classes(loaders.pixel_weights)
         self.distiller.to(device)
         if precision.channels_last:
             self.distiller.student.to(memory_format=torch.channels_last)

@@ -333,7 +333,7 @@ SCENES = [
     ("override", "says"),
     [
         ("training.sampling=balanced", "training.sampling: counts images of a class, and label maps have none"),
-        ("teacher={network: segformer-mit_b0, training: {class_weights: inverse}}", "teacher.training.class_weights"),
+        ("teacher={network: segformer-mit_b0, training: {class_weights: effective}}", "teacher.training.class_weights"),
         ("search.space={shared: {training.sampling: {options: [uniform, balanced]}}}", "shared.training.sampling"),
     ],
 )

@@ -198,11 +198,19 @@ class EvalLoader:
 
 @dataclass(frozen=True, eq=False)
 class Loaders:
-    """Loaders of a training: views of the training images, plain validation images, never test."""
+    """Loaders of a training: views of the training images, plain validation images, never test.
+
+    Attributes:
+        train: views of the training images.
+        val: validation images.
+        num_classes: K.
+        pixel_weights: [K] weights of the classes of label maps in the task loss; None: all are 1.
+    """
 
     train: TrainLoader
     val: EvalLoader
     num_classes: int
+    pixel_weights: NDArray[np.float32] | None = None
 
 
 def make_loaders(

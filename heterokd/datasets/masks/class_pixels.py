@@ -26,12 +26,14 @@ class ClassPixels:
     Attributes:
         pixels: [K] number of pixels of each class.
         images: [K] number of label maps with the class.
+        around: [K] number of labelled pixels in the label maps with the class.
         ignored: share of the pixels that are ignored, in the counted maps' canvases.
         counted: number of label maps that were counted.
     """
 
     pixels: NDArray[np.int64]
     images: NDArray[np.int64]
+    around: NDArray[np.int64]
     ignored: float
     counted: int
 
@@ -43,10 +45,12 @@ def class_pixels(splits: Splits) -> tuple[ClassPixels, ClassPixels]:
     Raises:
         DataError: a label map is damaged or holds a value that is no class; names the file.
     """
-    return _counted(splits.train, splits.num_classes), _counted(splits.val, splits.num_classes)
+    return split_pixels(splits.train, splits.num_classes), split_pixels(splits.val, splits.num_classes)
 
 
-def _counted(split: Split, classes: int) -> ClassPixels:
+@lru_cache(maxsize=4)
+def split_pixels(split: Split, classes: int) -> ClassPixels:
+    """Count the pixels of each class in a split; see `class_pixels`."""
     assert split.label_maps is not None
     index = np.unique(np.linspace(0, len(split) - 1, min(COUNTED, len(split))).astype(np.int64))
     counts = np.concatenate(
@@ -56,7 +60,9 @@ def _counted(split: Split, classes: int) -> ClassPixels:
         ]
     )
     known = counts[:, :classes]
-    return ClassPixels(known.sum(0), (known > 0).sum(0), float(counts[:, IGNORE].sum() / counts.sum()), len(index))
+    shown = known > 0
+    around = (shown * known.sum(1, keepdims=True)).sum(0)
+    return ClassPixels(known.sum(0), shown.sum(0), around, float(counts[:, IGNORE].sum() / counts.sum()), len(index))
 
 
 def check_classes(splits: Splits) -> None:
