@@ -1,4 +1,4 @@
-"""Reliability of class scores at labelled pixels: the two mechanisms of HeteroAKD, on maps of scores.
+"""Reliability of class scores at labelled pixels: the two mechanisms of HeteroAKD and its loss, on maps of scores.
 
     y one-hot labels, z scores [B, K, H, W] before any squashing, t teacher, s student, c a class, (h, w) a pixel
     H(z)_c = -[ y_c log sigma(z_c) + (1 - y_c) log(1 - sigma(z_c)) ]            reliability: small is good      Eq. 5
@@ -23,6 +23,7 @@ from heterokd.outputs import IGNORE, labels_at
 
 Reliability = Literal["bce_sigmoid", "bce_softmax", "ce_pixel"]
 Axis = Literal["space", "class"]
+Form = Literal["bernoulli", "softmax", "literal"]
 
 LEAST_ENTROPY = 1e-30
 """Added to both entropies in Eq. 6: two certain networks share evenly, and no gradient divides by zero."""
@@ -134,3 +135,53 @@ def knowledge_evaluation(
         per_class_entropy(z, labels_BHW, reliability) for z in (student_z_BKHW, hybrid_z_BKHW)
     )
     return evaluate(student_entropy, hybrid_entropy, valid_pixels(labels_BHW, student_z_BKHW.shape[-2:]), axis)
+
+
+# One argument for each symbol of the equation.
+def transfer_loss(
+    student_z_BKHW: Tensor,
+    hybrid_z_BKHW: Tensor,
+    weights_BKHW: Tensor,
+    valid_B1HW: Tensor,
+    temperature: float = 1.0,
+    form: Form = "bernoulli",
+    axis: Axis = "space",
+) -> Tensor:
+    """Eq. 10: the weighted cross-entropy of the student's scores with the mixed ones.
+
+    Args:
+        student_z_BKHW: Z_s.
+        hybrid_z_BKHW: Zhat, the target.
+        weights_BKHW: W, 0 where a pixel does not count.
+        valid_B1HW: whether it counts.
+        temperature: tau.
+        form: `bernoulli` has both sides of the sigmoid's cross-entropy, `literal` only the printed side, `softmax` is
+            the cross-entropy over classes.
+        axis: what W sums to 1 over.
+
+    Returns:
+        A float32 scalar: the sum over `axis`, the mean over the rest (batch and classes, or valid pixels).
+    """
+    student, target = student_z_BKHW.float() / temperature, hybrid_z_BKHW.float() / temperature
+    if form == "bernoulli":
+        cost = F.binary_cross_entropy_with_logits(student, target.sigmoid(), reduction="none")
+    elif form == "softmax":
+        cost = -target.softmax(dim=1) * student.log_softmax(dim=1)
+    else:
+        cost = -target.sigmoid() * F.logsigmoid(student)
+    B, K = student.shape[:2]
+    count = B * K if axis == "space" else valid_B1HW.sum().clamp_min(1)
+    return (weights_BKHW * cost).sum() / count
+
+
+def projector_loss(entropy_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid") -> Tensor:
+    """Compute a projector's loss: H summed over classes (`ce_pixel`: a single value), mean over valid pixels."""
+    copies = entropy_BKHW.shape[1] if reliability == "ce_pixel" else 1
+    return entropy_BKHW.sum() / (copies * valid_pixels(labels_BHW, entropy_BKHW.shape[-2:]).sum().clamp_min(1))
+
+
+def present_classes(labels_BHW: Tensor, num_classes: int) -> Tensor:
+    """Return 1 for classes that an image has a valid pixel of, otherwise 0: float32 [B, K, 1, 1]."""
+    classes = labels_BHW.masked_fill(labels_BHW == IGNORE, num_classes).flatten(1).long()
+    present = torch.zeros(len(classes), num_classes + 1, device=classes.device).scatter_(1, classes, 1.0)
+    return present[:, :num_classes, None, None]

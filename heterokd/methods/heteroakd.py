@@ -17,6 +17,9 @@ The paper names no program, and none was found, tried twice. Readings of the tex
 - Eq. 10 as printed only rewards large scores; both sides of the Bernoulli cross-entropy are taken.
 - S, Zhat and W are targets and weights: no gradient passes them. What trains the projectors, the teacher's above all,
   is the mean over valid pixels of the sum over classes of H, the term `projectors`, which reaches the student as well.
+- Eq. 10 sums over all classes, also those without a pixel in an image, which are most of K: every pixel then teaches
+  that they are absent. `absent_classes: skip` compares the others alone, as the weights of a class are only argued from
+  its pixels.
 - The printed projector ends in ReLU, after which no class can be called absent; the default ends in batch norm.
 
 Deviations: maps stay at the student's stride instead of the image's size, where every K-class map is what makes the
@@ -32,7 +35,6 @@ from contextlib import nullcontext
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -43,12 +45,16 @@ from heterokd.method import Method, MethodFigure, MethodParams, Panel, Verificat
 from heterokd.methods._projectors import initialise, resize_map
 from heterokd.methods._reliability import (
     Axis,
+    Form,
     Reliability,
     evaluate,
     knowledge_evaluation,
     knowledge_mixing,
     mix,
     per_class_entropy,
+    present_classes,
+    projector_loss,
+    transfer_loss,
     valid_pixels,
 )
 from heterokd.methods.pixel_kd import Direction, pixel_kd_loss
@@ -66,8 +72,6 @@ __all__ = [
     "transfer_loss",
 ]
 
-Form = Literal["bernoulli", "softmax", "literal"]
-
 
 def logit_projector(channels: int, num_classes: int, form: str = "conv-bn") -> nn.Sequential:
     """Eq. 4: G, a map [B, channels, H, W] to scores [B, num_classes, H, W]; `form` names its layers in order."""
@@ -79,43 +83,6 @@ def logit_projector(channels: int, num_classes: int, form: str = "conv-bn") -> n
     projector = nn.Sequential(*layers)
     initialise(projector)
     return projector
-
-
-# One argument for each symbol of the equation.
-def transfer_loss(
-    student_z_BKHW: Tensor,
-    hybrid_z_BKHW: Tensor,
-    weights_BKHW: Tensor,
-    valid_B1HW: Tensor,
-    temperature: float = 1.0,
-    form: Form = "bernoulli",
-    axis: Axis = "space",
-) -> Tensor:
-    """Eq. 10: the weighted cross-entropy of the student's scores with the mixed ones.
-
-    Args:
-        student_z_BKHW: Z_s.
-        hybrid_z_BKHW: Zhat, the target.
-        weights_BKHW: W, 0 where a pixel does not count.
-        valid_B1HW: whether it counts.
-        temperature: tau.
-        form: `bernoulli` has both sides of the sigmoid's cross-entropy, `literal` only the printed side, `softmax` is
-            the cross-entropy over classes.
-        axis: what W sums to 1 over.
-
-    Returns:
-        A float32 scalar: the sum over `axis`, the mean over the rest (batch and classes, or valid pixels).
-    """
-    student, target = student_z_BKHW.float() / temperature, hybrid_z_BKHW.float() / temperature
-    if form == "bernoulli":
-        cost = F.binary_cross_entropy_with_logits(student, target.sigmoid(), reduction="none")
-    elif form == "softmax":
-        cost = -target.softmax(dim=1) * student.log_softmax(dim=1)
-    else:
-        cost = -target.sigmoid() * F.logsigmoid(student)
-    B, K = student.shape[:2]
-    count = B * K if axis == "space" else valid_B1HW.sum().clamp_min(1)
-    return (weights_BKHW * cost).sum() / count
 
 
 def heteroakd_loss(
@@ -154,13 +121,19 @@ def _transferred(
         _, hybrid_z = mix(student_z, teacher_z, student_entropy, teacher_entropy)
         hybrid_entropy = per_class_entropy(hybrid_z, labels, params.reliability)
         _, weights = evaluate(student_entropy, hybrid_entropy, valid, params.kem_axis)
-    return transfer_loss(student_z, hybrid_z, weights, valid, params.temperature, params.form, params.kem_axis)
+        scale: Tensor | float = 1.0
+        if params.absent_classes == "skip":
+            present = present_classes(labels, student_z.shape[1])
+            weights = weights * present
+            if params.kem_axis == "space":  # the mean over images and classes is one over those that are present
+                scale = present.numel() / present.sum().clamp_min(1)
+    loss = transfer_loss(student_z, hybrid_z, weights, valid, params.temperature, params.form, params.kem_axis)
+    return scale * loss
 
 
-def projector_loss(entropy_BKHW: Tensor, labels_BHW: Tensor, reliability: Reliability = "bce_sigmoid") -> Tensor:
-    """Compute a projector's loss: H summed over classes (`ce_pixel`: a single value), mean over valid pixels."""
-    copies = entropy_BKHW.shape[1] if reliability == "ce_pixel" else 1
-    return entropy_BKHW.sum() / (copies * valid_pixels(labels_BHW, entropy_BKHW.shape[-2:]).sum().clamp_min(1))
+def maps_of_labels(maps_BKHW: Tensor, classes_B1HW: Tensor) -> Tensor:
+    """Return the values [B, H, W] of each pixel's class."""
+    return maps_BKHW.gather(1, classes_B1HW)[:, 0]
 
 
 def _grid(of: Tensor) -> tuple[int, int]:
@@ -212,6 +185,10 @@ class HeteroAKD(Method):
         direction: Direction = Field(
             "teacher_student",
             description="sides of the divergence in L_kd; a report of the paper prints student_teacher",
+        )
+        absent_classes: Literal["count", "skip"] = Field(
+            "count",
+            description="classes without a pixel in an image: Eq. 10 sums over all classes; skip leaves them out there",
         )
         detach: bool = Field(True, description="keep targets and weights of Eq. 10 from taking gradient")
         tap: Literal["embedding", "stage4", "stage3", "stage2", "stage1"] = Field(
@@ -307,19 +284,27 @@ class HeteroAKD(Method):
         return share, weights
 
     def figure(self, student: Outputs, teacher: Outputs, labels: Tensor) -> MethodFigure | None:
-        """Draw S and W of each pixel's label, with the projectors of this training."""
+        """Draw S of each pixel's label, and W as the loss sums it, with the projectors of this training."""
         share, weight = (maps.double() for maps in self.reliability_maps(student, teacher, labels))
         labels = labels_at(labels, share.shape[-2:])
         ignored = labels == IGNORE
-        # W sums to 1 over an image's valid pixels, or over the classes: shown in multiples of the average.
-        valid = (~ignored).sum(dim=(1, 2), keepdim=True)
-        weight = weight * (valid[:, None] if self.params.kem_axis == "space" else weight.shape[1])
         known = labels.masked_fill(ignored, 0)[:, None]
-        shares, weights = (maps.gather(1, known)[:, 0].masked_fill(ignored, float("nan")) for maps in (share, weight))
+        shares = maps_of_labels(share, known)
+        if self.params.kem_axis == "space":
+            # W of a class sums to 1 over an image's valid pixels: a pixel's sum over classes, relative to the average.
+            counted = weight.new_ones(weight.shape[:2])[..., None, None]
+            if self.params.absent_classes == "skip":
+                counted = present_classes(labels, weight.shape[1]).double()
+            valid = (~ignored).sum(dim=(1, 2), keepdim=True)
+            weights = (weight * counted).sum(dim=1) * valid / counted.sum(dim=1).clamp_min(1)
+            what = "how much more than the average pixel it counts, over all classes (W, 1 is the average)"
+        else:
+            weights = weight.shape[1] * maps_of_labels(weight, known)
+            what = "how much its class counts there among the classes (W, 1 is the average)"
+        shares, weights = (maps.masked_fill(ignored, float("nan")) for maps in (shares, weights))
         top = max(2.0, float(weights.nanquantile(0.99))) if weights.isfinite().any() else 2.0
         return MethodFigure(
-            "each pixel for its label's class: whose scores the mixture follows (S), and how much more than the "
-            "average pixel it counts (W, 1 is the average)",
+            f"whose scores the mixture follows for each pixel's class (S), and {what}",
             (
                 Panel("S: who is followed", shares, "PuOr", ((0, "student"), (0.5, "both"), (1, "teacher"))),
                 Panel("W: what a pixel counts", weights, "cividis", ((0, "0"), (1, "1"), (top, f"{top:.1f}"))),
@@ -327,13 +312,17 @@ class HeteroAKD(Method):
         )
 
     def _projected(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Return Z_s and Z_t [B, K, h, w] on the student's grid; the teacher's map gets no gradient."""
+        """Return Z_s and Z_t [B, K, h, w], on the student's grid unless `resolution` is `label`.
+
+        The teacher's map gets no gradient.
+        """
         student_map, teacher_map = (
             outputs.stages[self.stage - 1] if self.stage else outputs.embedding for outputs in (student, teacher)
         )
         student_z: Tensor = self.student_projector(student_map.float())
         teacher_z: Tensor = self.teacher_projector(teacher_map.detach().float())
-        return student_z, resize_map(teacher_z, _grid(student_z))
+        at_labels = self.params.resolution == "label"  # where both are brought to the labels' size at once
+        return student_z, teacher_z if at_labels else resize_map(teacher_z, _grid(student_z))
 
     def _compared(self, student_z: Tensor, teacher_z: Tensor, labels: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
         """Compute the projectors' loss and L_hakd (0 during warm-up) on the grid of `labels`; H is computed once."""

@@ -154,7 +154,9 @@ def train(
             go_on = distributed.broadcast(distributed.rank() != 0 or loop.report(metrics, report))
             stopped = not go_on and epoch < recipe.training.epochs
             is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
-            is_due = epoch in options.checkpoint_epochs or stopped or is_late or options.save_now()
+            # A picture of the method shows the network of the last epoch with its projectors.
+            is_drawn = epoch == recipe.training.epochs and loop.distiller.method.has_figure
+            is_due = epoch in options.checkpoint_epochs or stopped or is_late or is_drawn or options.save_now()
             if checkpoint is not None and is_due and distributed.rank() == 0:
                 loop.save(checkpoint, epoch)
                 saved = time.monotonic()

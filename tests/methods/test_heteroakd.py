@@ -209,8 +209,8 @@ def test_terms_follow_from_the_projected_scores(teacher, resolution, direction):
     with torch.no_grad():
         student_z = module.student_projector(given_s.embedding)
         grid = (4, 4) if resolution == "map" else (32, 32)
-        teacher_z = heteroakd.resize_map(module.teacher_projector(given_t.embedding), (4, 4))
-        student_z, teacher_z = heteroakd.resize_map(student_z, grid), heteroakd.resize_map(teacher_z, grid)
+        teacher_z = heteroakd.resize_map(module.teacher_projector(given_t.embedding), grid)
+        student_z = heteroakd.resize_map(student_z, grid)
         labels = labels_at(batch.labels, grid)
         coarse_labels = labels_at(batch.labels, (4, 4))
         teacher_logits = heteroakd.resize_map(given_t.logits, (4, 4)).detach()
@@ -480,5 +480,49 @@ def test_keeps_a_few_maps_of_the_students_logits_between_forward_and_backward(re
     at_student_stride = given[0].logits.numel() * 4
     at_teacher_stride = 4 * at_student_stride  # one map: what the teacher projector's batch norm reads
     new = sum(size for pointer, size in kept.items() if pointer not in already)
-    assert new <= 12 * at_student_stride + at_teacher_stride
+    # At the labels' size the teacher's scores stay on its grid until they are resized in the backward pass.
+    assert new <= 12 * at_student_stride + (1 if resolution == "map" else 2) * at_teacher_stride
     assert new < 2 * 128 * 128 * classes * 4  # less than a single K-class map of the images' size
+
+
+# --- classes without a pixel -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_absent_classes_are_counted_or_skipped(axis):
+    student_z, teacher_z, labels = scores_and_labels(classes=4, seed=3, size=(4, 5), scale=1.0)
+    labels = labels.where(labels != 2, 1)  # no image has class 2
+    labels[0] = labels[0].where(labels[0] != 3, 0)
+    maps = slow_maps(student_z, teacher_z, labels, "bce_sigmoid", axis)
+    target = torch.from_numpy(np.nan_to_num(maps["Zhat"])).double().sigmoid()
+    cost = torch.nn.functional.binary_cross_entropy_with_logits(student_z.double(), target, reduction="none")
+    each = torch.from_numpy(np.nan_to_num(maps["W"])) * cost.nan_to_num()
+    present = torch.tensor([[bool((image == label).any()) for label in range(4)] for image in labels])
+    assert not present[:, 2].any()
+    assert not present[0, 3]
+    valid = (labels != IGNORE).sum()
+    skipped = each.sum(dim=(2, 3))[present].mean() if axis == "space" else each.sum(dim=(2, 3))[present].sum() / valid
+    for choice, expected in (
+        ("count", slow_transfer(student_z, maps, labels, 1.0, "bernoulli", axis)),
+        ("skip", skipped),
+    ):
+        params = HeteroAKD.Params(absent_classes=choice, kem_axis=axis)
+        found = heteroakd.heteroakd_loss(student_z, teacher_z, labels, params)
+        assert found.item() == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_picture_of_w_shows_what_the_loss_sums():
+    for choice in ("count", "skip"):
+        module, batch = method(absent_classes=choice).eval(), label_batch(STUDENT)
+        student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+        _, weights = module.reliability_maps(student, teacher, batch.labels)
+        labels = labels_at(batch.labels, (4, 4))
+        shown = module.figure(student, teacher, batch.labels).panels[1].values
+        for image, classes in enumerate(labels):
+            counted = [label for label in range(4) if choice == "count" or (classes == label).any()]
+            known = classes != IGNORE
+            total = sum(weights[image, label] for label in counted) * known.sum() / max(1, len(counted))
+            torch.testing.assert_close(shown[image][known], total[known].double(), rtol=1e-5, atol=1e-6)
+            assert shown[image][~known].isnan().all()
+            if known.any():
+                assert shown[image][known].mean() == pytest.approx(1)

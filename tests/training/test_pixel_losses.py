@@ -25,6 +25,7 @@ from heterokd.outputs import IGNORE
 from heterokd.training.data import open_splits, recipe_loaders
 from heterokd.training.optim import build_optimizer, build_schedule, training_groups
 from heterokd.training.pixel_losses import PixelLoss, pixel_weights
+from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import TrainOptions, build_distiller, train
 
 Write = Callable[..., Path]
@@ -200,6 +201,21 @@ def test_a_training_has_an_auxiliary_head_and_weighs_classes(tiny_file: Write, t
     assert reported[0]["train/loss"] == pytest.approx(reported[0]["train/task"] + reported[0]["train/auxiliary"])
     fresh = build_network("fpn-test_resnet", 11, image_size=64)
     assert trained.student.state_dict().keys() == fresh.state_dict().keys(), "the head is no part of the student"
+
+
+def test_a_method_with_a_picture_saves_its_last_epoch(tiny_file: Write, tmp_path: Path) -> None:
+    changes = "training={epochs: 1, batch_size: 8, warmup_epochs: 0}"
+    asked = scenes(tiny_file, changes, "search.min_epochs=1", "search.space={methods: [heteroakd, pixel_kd]}")
+    for method, drawn in (("heteroakd", True), ("pixel_kd", False)):
+        recipe = asked.recipe({"method": method})
+        teacher = LiveTeacher(build_network("fpn-test_resnet", 11, image_size=64))
+        file = tmp_path / method / "checkpoint.pt"
+        file.parent.mkdir()
+        loaders = recipe_loaders(recipe, open_splits(recipe.data))
+        train(recipe, teacher, loaders, lambda _: True, TrainOptions(file))
+        assert file.exists() is drawn
+        if drawn:
+            assert torch.load(file, weights_only=True)["epoch"] == 1
 
 
 def test_the_learning_rate_of_the_head_is_a_multiple_of_the_encoders() -> None:

@@ -13,13 +13,13 @@ STUDENT, TEACHER, SCRATCH = "#0072B2", "#7F7F7F", "#E69F00"
 """Colours of the roles in all figures."""
 
 PALETTE = (
-    "#CCCCCC", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442",
+    "#CCCCCC", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442",
     "#0000FF", "#242400", "#240092", "#490049", "#496DFF", "#24FF92", "#494949", "#924924",
     "#6D92FF", "#6DB66D", "#B6DBFF", "#49006D", "#2449B6", "#FF0049", "#242424", "#24FFB6",
 )  # fmt: skip
-"""A grey, the colours of Okabe and Ito (https://jfly.uni-koeln.de/color/), then colours of an 8x8x8 RGB grid, chosen
-greedily: each has the largest distance to all before it, in CIELAB and for the worst of normal, protanope and
-deuteranope vision (simulated after Machado et al., IEEE TVCG 2009)."""
+"""Colours of classes: a grey, those of Okabe and Ito (https://jfly.uni-koeln.de/color/) that no role has, then colours
+of an 8x8x8 RGB grid, chosen greedily: each has the largest distance to all before it, in CIELAB and for the worst of
+normal, protanope and deuteranope vision (simulated after Machado et al., IEEE TVCG 2009)."""
 OTHERS = "#FFFFFF"
 """For classes beyond the palette."""
 

@@ -32,11 +32,12 @@ LEGEND_LINE = 0.135
 """Height of a line of a legend, in inches."""
 
 AGREEMENT = {
-    "both correct": "#E8E8E8",
+    "both correct": "#FFF7E0",
     "only student correct": STUDENT,
     "only teacher correct": SCRATCH,
-    "both wrong": "#333333",
+    "both wrong": "#000000",
 }
+"""Colours of which network is correct; no class has them."""
 
 Target = Path | Vector
 """A PNG file, or a chart of a page."""

@@ -52,6 +52,9 @@ def test_colours_stay_apart_for_every_eye(eye: np.ndarray) -> None:
     assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(colours, 2)) > 16
     cases = [lab(colour, eye) for colour in AGREEMENT.values()]
     assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(cases, 2)) > 30
+    assert min(np.linalg.norm(one - other) for one, other in itertools.product(cases, colours)) > 10, (
+        "a class is no case"
+    )
 
 
 def test_the_most_frequent_class_comes_first_and_what_counts_nowhere_is_striped() -> None:
