@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class BodyNetwork(nn.Module):
     @property
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Parameters of the encoder: all but those of the last classifier."""
-        head = {id(parameter) for parameter in self.head.parameters()}
+        head = {id(parameter) for parameter in cast(nn.Module, self.head).parameters()}
         return [parameter for parameter in self.body.parameters() if id(parameter) not in head]
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:

@@ -123,4 +123,5 @@ def pixel_weights(
     if not mean > 0:
         raise DataError("training.class_weights: gives every labelled pixel of train the weight 0; raise one")
     weights[~present] = mean  # classes that train lacks
-    return (weights / mean).astype(np.float32)
+    scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
+    return scaled

@@ -131,7 +131,8 @@ class SegmentationTask(nn.Module):
 
         Images with label maps have no weights. See `PixelLoss`; by default the mean over the labelled pixels.
         """
-        return self.loss(upsample(logits, labels.shape[-2:]), labels)
+        loss: Tensor = self.loss(upsample(logits, labels.shape[-2:]), labels)
+        return loss
 
     def logits(self, network: Logits, images: Tensor) -> Tensor:
         """Return logits [B, K, H, W] of images [B, 3, H, W]: of the whole image, or the mean over sliding windows.
