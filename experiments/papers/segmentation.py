@@ -60,9 +60,10 @@ class Schedule:
         """How many train here."""
         return round(IMAGES[dataset] * (1 - VAL_SHARES[dataset]))
 
-    def training(self, dataset: str) -> str:
-        """The training keys; `momentum` is left out, heterokd's default is CIRKD's 0.9."""
-        return f"epochs: {self.epochs(dataset)}, batch_size: {self.batch}, {self.optimizer}, schedule: poly"
+    def training(self, dataset: str, network: str) -> str:
+        """The training keys of a network; `momentum` is left out, heterokd's default is CIRKD's 0.9."""
+        auxiliary = ", auxiliary_weight: 0.4" if "resnet" in network else ""
+        return f"epochs: {self.epochs(dataset)}, batch_size: {self.batch}, {self.optimizer}, schedule: poly{auxiliary}"
 
     def said(self, dataset: str) -> str:
         """The conversion in words."""
@@ -109,8 +110,6 @@ def differences(pair: PublishedPair, *networks: str) -> list[str]:
         found += guesses(pair, network)
     if any(network.startswith("deeplabv3-mit_") for network in networks):
         found.append("MiT cannot be dilated, so DeepLabV3's maps on it have stride 32; HeteroAKD's stride is not known")
-    if any("resnet" in network for network in networks):
-        found.append("ResNets have no auxiliary head; CIRKD's have an auxiliary head (weight 0.4)")
     if any("deeplabv3" in network for network in networks):
         found.append("256 channels enter DeepLabV3's classifier; CIRKD's program has 512")
     found.append("norms and biases have no weight decay; in CIRKD they have")
@@ -145,14 +144,14 @@ def data_lines(pair: PublishedPair) -> list[str]:
 
 def network_lines(pair: PublishedPair) -> list[str]:
     """The teacher, the student and its training."""
-    fitted = schedule(pair, pair.teacher).training(pair.dataset)
+    fitted = schedule(pair, pair.teacher).training(pair.dataset, pair.teacher)
     return [
         "teacher:",
         f"  network: {pair.teacher}",
         "  pretrained: true",
         *("  " + line for line in flow("training", f"{{{fitted}, warmup_epochs: 0, label_smoothing: 0.0}}", 118)),
         f"student: {{network: {pair.student}, pretrained: true}}",
-        *flow("training", f"{{{schedule(pair, pair.student).training(pair.dataset)}}}"),
+        *flow("training", f"{{{schedule(pair, pair.student).training(pair.dataset, pair.student)}}}"),
     ]
 
 

@@ -164,5 +164,6 @@ def recipe_draws(training: TrainingSettings, splits: Splits) -> Draws:
     Raises:
         DataError: `class_weights` names a class that does not exist, or gives every training image the weight 0.
     """
-    of_images = "none" if splits.train.label_maps is not None else training.class_weights
-    return make_draws(splits.train, splits.class_names, training.sampling, of_images)
+    if splits.train.label_maps is not None or training.class_weights == "median":  # see `pixel_weights`
+        return make_draws(splits.train, splits.class_names, training.sampling)
+    return make_draws(splits.train, splits.class_names, training.sampling, training.class_weights)

@@ -37,6 +37,7 @@ class AuxiliaryHead(nn.Module):
             nn.Conv2d(channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
+            nn.Dropout(0.1),
             nn.Conv2d(width, spec.num_classes, 1),
         )
 

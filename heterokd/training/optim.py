@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterokd.config.training import TrainingSettings
+from heterokd.networks.combined import CombinedNetwork
 from heterokd.networks.network import AnyNetwork
 
 FUSED_DEVICES = {"cpu", "cuda", "xpu"}
@@ -118,6 +119,7 @@ def layer_groups(module: nn.Module, body: nn.Module, settings: TrainingSettings)
 
 def training_groups(module: nn.Module, student: AnyNetwork, settings: TrainingSettings) -> list[ParameterGroup] | None:
     """Return the parameter groups of a training of `module`, which holds the student; None: all learn alike."""
+    assert not isinstance(student, CombinedNetwork)  # students are single networks
     return layer_groups(module, student.body, settings) or head_groups(module, student.encoder_parameters, settings)
 
 
