@@ -60,7 +60,7 @@ def match(
     from heterokd.execution.match import match as run
     from heterokd.storage.workspace import open_workspace
 
-    terminal = Terminal(quiet=as_json)
+    terminal = Terminal(quiet=as_json, fit_epochs=asked.teacher.training.epochs)
 
     def epoch(metrics: dict[str, float]) -> bool:
         terminal.print_line(f"student without a teacher: epoch {int(metrics['epoch']):>3}  {epoch_score(metrics)}")

@@ -77,13 +77,20 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
 def ui(
     study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print only the links of this study.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the page of STUDY instead, which follows the search.")
+    ] = False,
     root: RootFolder = "runs",
 ) -> None:
     """Serve MLflow's UI on 127.0.0.1.
 
-    Prints links to the trials, the comparison chart and the model of each study.
+    Prints links to the trials, the comparison chart and the model of each study. With --live, serves the study's page,
+    which reloads itself while the search runs: curves, leaders, running trials and the last decisions.
     """
     _check_port(port)  # before the imports, which take seconds
+    if live:
+        _serve_live(study, port, root)
+        return
     from heterokd.storage.workspace import open_workspace
     from heterokd.tracking.store import existing_store
     from heterokd.tracking.ui_server import serve, ui_command
@@ -104,11 +111,26 @@ def ui(
         print("stopped")
 
 
+def _serve_live(study: str | None, port: int, root: str) -> None:
+    from heterokd.errors import ConfigError
+    from heterokd.report.live import LivePage, live_server
+
+    if study is None:
+        raise ConfigError("--live: name the study whose page is to be served, such as `heterokd ui quickstart --live`")
+    folder, asked = existing_study(study, root)
+    with live_server(LivePage(folder, asked, root), port) as server:
+        print(f"page  http://127.0.0.1:{port}/\nPress Ctrl-C to stop.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("stopped")
+
+
 def _print_links(links: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, link in links if link)
     for name, link in links:
         print(f"{name:<{width}}  {link}".rstrip())
-    print("If an assistant's panel opens, close it. Press Ctrl-C to stop.", flush=True)
+    print("If MLflow opens an assistant's panel or a hint, close it. Press Ctrl-C to stop.", flush=True)
 
 
 def _check_port(port: int) -> None:

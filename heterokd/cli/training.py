@@ -36,7 +36,7 @@ def distill(
     from heterokd.execution.distill import distill_once
     from heterokd.storage.workspace import open_workspace
 
-    terminal = Terminal(quiet=as_json)
+    terminal = Terminal(quiet=as_json, fit_epochs=asked.teacher.training.epochs)
     for line in describe_data(asked):
         terminal.print_line(line)
 
@@ -78,7 +78,7 @@ def reproduce(
     from heterokd.storage.workspace import open_workspace
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    terminal = Terminal(quiet=as_json)
+    terminal = Terminal(quiet=as_json, fit_epochs=asked.teacher.training.epochs)
 
     def epoch(method: str, seed: int, metrics: dict[str, float]) -> bool:
         terminal.print_line(
@@ -128,7 +128,7 @@ def teacher(
     asked = with_given_weights(asked, state)
     check_experiment(asked)
     check_files(asked, state)
-    terminal = Terminal(quiet=as_json)
+    terminal = Terminal(quiet=as_json, fit_epochs=asked.teacher.training.epochs)
     if address is None:
         found = list(prepare_teachers(asked, state, terminal.teacher_epoch).values())
     else:

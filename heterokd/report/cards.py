@@ -66,17 +66,25 @@ def cards(report: StudyReport) -> list[Card]:
     found = []
     if winner is not None and winner.mean is not None:
         best = Side(winner.mean, winner.half_width, len(winner.seeds), winner.confirmed)
-        found = [_scratch(report, best), _default(report, winner, best), _teacher(report, best)]
+        found = [_scratch(report, best)]
+        found += [_default(report, winner, best, method) for method in reference_methods(report)]
+        found.append(_teacher(report, best))
     return [*found, _cost(report), *([] if report.measured is None else [_student(report, report.measured)])]
 
 
-def default_side(report: StudyReport, winner: RankedConfig) -> tuple[TrialView, Side] | None:
-    """Return distillation with default settings; None if the study did not complete it, or if it is the winner.
+def reference_methods(report: StudyReport) -> list[str]:
+    """Return the methods whose default settings the winner is compared with: Hinton's distillation, and its method."""
+    own = BASELINE if report.winner is None else report.winner.method
+    return [method for method in dict.fromkeys((VANILLA_KD[report.experiment.data.task], own)) if method != BASELINE]
+
+
+def default_side(report: StudyReport, winner: RankedConfig, method: str) -> tuple[TrialView, Side] | None:
+    """Return a method with default settings; None if the study did not complete it, or if it is the winner.
 
     Unlike that of a sample, its value is not the best of many: a single training is unbiased, if noisy. Its noise is
     that of all repeated configurations together, from which the winner's interval comes, too.
     """
-    default = report.default
+    default = report.published(method)
     if default is None or default.number == winner.number or default.value is None:
         return None
     confirmed = report.summary.confirmed(default.number)
@@ -119,23 +127,23 @@ def _scratch(report: StudyReport, best: Side) -> Card:
     return _compare(report, title, f"Scratch reaches {side.text}", best, side)
 
 
-def _default(report: StudyReport, winner: RankedConfig, best: Side) -> Card:
-    found, title = default_side(report, winner), "Gain over default settings"
+def _default(report: StudyReport, winner: RankedConfig, best: Side, method: str) -> Card:
+    found, title = default_side(report, winner, method), f"Gain over {method}'s defaults"
     if found is not None:
         default, side = found
         where = "" if default.student == (winner.student or default.student) else f" on {default.student}"
-        text = f"{default.method} as published{where} (trial {default.number}) reaches {side.text}"
+        text = f"{method} as published{where} (trial {default.number}) reaches {side.text}"
         return _compare(report, title, text, best, side)
-    if report.default is not None and report.default.number == winner.number:
-        return Card(title, "none", f"{winner.method} with its published setting is the winner.", "no gain", "open")
-    method = VANILLA_KD[report.experiment.data.task]
+    published = report.published(method)
+    if published is not None and published.number == winner.number:
+        return Card(title, "none", f"{method} with its published setting is the winner.", "no gain", "open")
     for trial in report.search:
         is_default = trial.method == method and trial.origin == "published"
         if is_default and trial.status == TrialStatus.PRUNED and trial.epochs:
             text = f"{method} as published (trial {trial.number}) fell behind and was stopped after epoch"
             text = f"{text} {trial.epochs[-1]}, at {format_score(trial.value)}."
             return Card(title, "ahead", text, "stopped early")
-    return Card(title, "unknown", "The study has no complete trial of distillation with default settings.")
+    return Card(title, "unknown", f"The study has no complete trial of {method} with default settings.")
 
 
 def _teacher(report: StudyReport, best: Side) -> Card:
@@ -175,7 +183,7 @@ def _cost(report: StudyReport) -> Card:
         parts.append(f"{hours:.2g} {plan.device_unit if plan else 'device-hours'} of training")
     if taken.money is not None and plan is not None:
         parts.append(f"{taken.money:.2f} {plan.currency}")
-    text = f"{', '.join(parts)}."
+    text = f"Wall time, with the teacher's fit and the caches: {', '.join(parts)}."
     if plan is not None:
         text += f" Planned: {format_estimate(plan.seconds, format_duration)}."
     return Card("Duration of the search", format_duration(seconds) if seconds else "unknown", text)

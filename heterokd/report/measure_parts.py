@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from heterokd.config.recipe import Recipe
@@ -17,9 +18,10 @@ from heterokd.errors import CheckpointError
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal, TaskName
+from heterokd.report.figures.class_labels import numbered_classes
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.samples import draw_method, draw_samples
-from heterokd.report.measured import Measured, MeasuredNetwork
+from heterokd.report.measured import Failure, Measured, MeasuredNetwork
 from heterokd.report.study_networks import StudyNetworks, describe_trial
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.workspace import Workspace
@@ -32,6 +34,13 @@ from heterokd.training.student import build_configured
 from heterokd.training.student_costs import student_cost
 from heterokd.training.task_modules import Task, build_task
 from heterokd.training.train import build_distiller
+
+FAILURES = 12
+"""Maximum number of wrong images on the page."""
+
+THUMBNAIL, SMALL = 160, 64
+"""Side in pixels of a wrong image on the page; up to `SMALL` pixels it is stored without loss, since the page enlarges
+it."""
 
 SAMPLES = 6
 METHOD_SAMPLES = 4
@@ -110,22 +119,61 @@ def _pooled(maps: Tensor) -> Tensor:
 
 def measure_confusion(study: StudyNetworks, made: Measured) -> Captions:
     """Compute the confusion matrices of the winner and of the baseline on val."""
-    made.confusion = _confusion(study, study.winner)
+    logits, labels = _predicted(study, study.winner)
+    made.confusion = _confusion(logits, labels, study.num_classes)
+    made.failures = save_failures(study, logits, labels)
     caption = f"Confusion matrix of the winner ({describe_trial(study.winner)}) on val"
     if study.scratch is not None:
-        made.scratch_confusion = _confusion(study, study.scratch)
+        made.scratch_confusion = _confusion(*_predicted(study, study.scratch), study.num_classes)
         caption += f", and the gain of each class over the student without a teacher ({describe_trial(study.scratch)})"
     picture = study.folder.pictures / "confusion.png"
     draw_confusion(picture, made.confusion, study.splits.class_names, made.scratch_confusion)
-    return {"confusion": f"{caption}."}
+    return {"confusion": f"{caption}{numbered_classes(study.splits.class_names)}."}
 
 
-def _confusion(study: StudyNetworks, trial: TrialFolder) -> NDArray[np.int64]:
-    loader, classes = open_split(study.splits.val, study.num_classes, device=study.device), study.num_classes
+def _predicted(study: StudyNetworks, trial: TrialFolder) -> tuple[Tensor, Tensor]:
+    """Return a trial's logits [N, K] and the labels [N] on val, on the CPU."""
+    loader = open_split(study.splits.val, study.num_classes, device=study.device)
     logits, labels = predict(study.student(trial), loader, study.device)
-    counts = torch.bincount(labels.cpu() * classes + logits.argmax(dim=1).cpu(), minlength=classes**2)
+    return logits, labels.cpu()
+
+
+def _confusion(logits: Tensor, labels: Tensor, classes: int) -> NDArray[np.int64]:
+    counts = torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2)
     confusion: NDArray[np.int64] = counts.view(classes, classes).numpy()
     return confusion
+
+
+def save_failures(study: StudyNetworks, logits: Tensor, labels: Tensor) -> tuple[Failure, ...]:
+    """Save the wrong images of val with the most confidence, at most `FAILURES`, in the study's folder of pictures.
+
+    Args:
+        study: the study's networks and data.
+        logits: [N, K] of the winner on val.
+        labels: [N] class numbers.
+    """
+    probabilities = logits.double().softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:FAILURES]
+    for old in study.folder.pictures.glob("failure-*"):
+        old.unlink()
+    if not len(chosen):
+        return ()
+    study.folder.pictures.mkdir(parents=True, exist_ok=True)
+    pixels, _, _ = study.images(chosen.numpy())
+    found = []
+    for place, index in enumerate(chosen.tolist()):
+        image = Image.fromarray(pixels[place])
+        is_small = max(image.size) <= SMALL
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = study.folder.pictures / f"failure-{place:02d}.{'png' if is_small else 'jpg'}"
+        image.save(file)
+        label, answer = int(labels[index]), int(predicted[index])
+        found.append(
+            Failure(file.name, index, label, answer, float(confidence[index]), float(probabilities[index, label]))
+        )
+    return tuple(found)
 
 
 def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
@@ -152,8 +200,9 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     others = " and the student without a teacher" if study.scratch is not None else ""
     return {
         "iou": f"Intersection over union of each class on val: the winner ({winner}), its teacher{others}; the class "
-        "with the largest gain from distillation is first.",
-        "samples": f"Images of val at even steps from the lowest to the highest accuracy of the winner ({winner}).",
+        f"with the largest gain from distillation is first{numbered_classes(names)}.",
+        "samples": f"Images of val at even steps from the lowest to the highest accuracy of the winner ({winner})"
+        f"{numbered_classes(names)}.",
     }
 
 

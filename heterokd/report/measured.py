@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,27 @@ class MeasuredNetwork:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An image of val that the winner classifies wrongly.
+
+    Attributes:
+        file: name of the image in the study's folder of pictures.
+        index: number of the image in val.
+        label: number of its class.
+        predicted: number of the predicted class.
+        confidence: probability of the prediction.
+        label_probability: probability of the label.
+    """
+
+    file: str
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+    label_probability: float
+
+
+@dataclass(frozen=True)
 class _Content:
     """Content of measured.json, see `Measured`."""
 
@@ -39,6 +60,7 @@ class _Content:
     scratch_confusion: list[tuple[int, int, int]] | None = None
     iou: dict[str, list[float | None]] = field(default_factory=dict)
     iou_intervals: list[tuple[float | None, float | None]] | None = None
+    failures: tuple[Failure, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()
     compared: int = 0
     networks: dict[str, dict[str, str | float | None]] = field(default_factory=dict)
@@ -59,6 +81,7 @@ class Measured:
         iou: IoU of each class [K], NaN where neither labels nor predictions have it; by network: `teacher`, the
             winner's method, `scratch`; in segmentation.
         iou_intervals: [K, 2] 95 % interval of the winner's IoU of each class, NaN without pixels.
+        failures: wrong images with the most confidence, the most confident first; in classification.
         similarity: CKA, [student's stage, teacher's stage].
         compared: number of images that CKA was computed on.
         networks: costs of `student` and `teacher`.
@@ -73,6 +96,7 @@ class Measured:
     scratch_confusion: NDArray[np.int64] | None = None
     iou: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     iou_intervals: NDArray[np.float64] | None = None
+    failures: tuple[Failure, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()
     compared: int = 0
     networks: dict[str, MeasuredNetwork] = field(default_factory=dict)
@@ -90,6 +114,7 @@ class Measured:
             "scratch_confusion": _sparse(self.scratch_confusion),
             "iou": {name: _numbers(values) for name, values in self.iou.items()},
             "iou_intervals": None if self.iou_intervals is None else [_numbers(pair) for pair in self.iou_intervals],
+            "failures": [asdict(failure) for failure in self.failures],
             "networks": {name: {"network": each.network, **each.costs} for name, each in self.networks.items()},
         }
         write_text(folder.measured_file, json.dumps(content))
@@ -120,6 +145,7 @@ class Measured:
             iou_intervals=None
             if content.iou_intervals is None
             else np.array(content.iou_intervals, dtype=np.float64).reshape(-1, 2),
+            failures=content.failures,
             similarity=content.similarity,
             compared=content.compared,
             networks={

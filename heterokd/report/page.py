@@ -16,7 +16,10 @@ from heterokd.formatting import format_interval, format_percent, format_score, m
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import tables, wording
 from heterokd.report.cards import cards
+from heterokd.report.caveats import caveats
 from heterokd.report.chart import Chart
+from heterokd.report.decisions import decisions, running_rows
+from heterokd.report.gallery import failure_gallery
 from heterokd.report.parameter_charts import parameter_charts
 from heterokd.report.search_charts import course_charts, overview_charts
 from heterokd.report.student_charts import front_charts, winner_charts
@@ -36,15 +39,20 @@ def write_report(report: StudyReport, *, root: str | None = None) -> None:
 
     `root` is the workspace as the reader names it with `--root`; by default, the folder's.
     """
+    write_text(report.folder.report, render_report(report, root=root))
+
+
+def render_report(report: StudyReport, *, root: str | None = None, reload_seconds: int = 0) -> str:
+    """Return the page of a study, see `write_report`; it reloads itself every `reload_seconds`, if above 0."""
     loader = PackageLoader("heterokd.report", "template")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"show": format_score, "percent": format_percent, "metric_name": metric_name}
-    content = page_content(report, root=root)
+    content = page_content(report, root=root) | {"reload_seconds": reload_seconds}
     for name in ("style.css", "page.js"):  # files of this package, which need no escaping
         content[name.replace(".", "_")] = Markup(loader.get_source(environment, name)[0])
-    write_text(report.folder.report, environment.get_template("page.html.j2").render(content))
+    return environment.get_template("page.html.j2").render(content)
 
 
 def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, object]:
@@ -63,10 +71,13 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "dataset": experiment.data.dataset,
         "metric": summary.metric,
         "progress": summary.progress,
+        "running": [] if summary.progress.finished else running_rows(report),
+        "decisions": [] if summary.progress.finished else decisions(report),
         "winner": winner,
         "winner_interval": "" if winner is None else _interval(winner),
         "verdict": wording.verdict(summary),
         "cards": cards(report),
+        "caveats": caveats(report),
         "overview_charts": _with_markup(overview_charts(report)),
         "leaders": tables.leader_rows(report),
         "comparisons": report.comparisons,
@@ -79,6 +90,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "parameter_charts": _with_markup(parameter_charts(report)),
         "winner_charts": _with_markup(winner_charts(report)),
         "classes": tables.class_table(report.measured),
+        "wrong": failure_gallery(report),
         "pictures": tables.embedded_pictures(report),
         "plan": tables.plan_table(report.plan),
         "network_costs": network_costs,
@@ -100,7 +112,10 @@ def commands(
     name, file = experiment.name, shlex.quote(str(folder.experiment_file))
     found = [
         ("Repeat the search as a new study", f"heterokd search {file} --set name={name}-again{option}"),
-        ("Resume the search, also with a larger budget", f"heterokd search {file} --resume{option}"),
+        (
+            "Extend the search: continue with twice as many trials",
+            f"heterokd search {file} --resume --set search.trials={2 * experiment.search.trials}{option}",
+        ),
     ]
     if winner is not None:
         export = f"heterokd export studies/{name} --format onnx --out {name}-onnx{option}"

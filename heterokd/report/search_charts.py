@@ -9,7 +9,7 @@ from functools import partial
 
 from heterokd.formatting import format_sample, format_score, join_words
 from heterokd.methods import BASELINE
-from heterokd.report.cards import default_side
+from heterokd.report.cards import default_side, reference_methods
 from heterokd.report.chart import Chart, NothingToShow, draw_chart
 from heterokd.report.figures.comparison import Row, Strip, draw_glance, draw_strips
 from heterokd.report.figures.history import Curve, Dot, Level, draw_curves, draw_history
@@ -49,11 +49,12 @@ def _glance(report: StudyReport, made: Vector) -> str:
     if winner is None or winner.mean is None:
         raise NothingToShow("No trial is complete, so there is nothing to compare.")
     rows = [_leader_row(winner, winner.mean, f"{winner.method} (winner)", "winner")]
-    found = default_side(report, winner)
-    if found is not None:
-        default, side = found
-        low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
-        rows.append(Row(f"{default.method} (defaults)", "default", side.mean, low, high))
+    for method in reference_methods(report):
+        found = default_side(report, winner, method)
+        if found is not None:
+            default, side = found
+            low, high = (None, None) if side.half is None else (side.mean - side.half, side.mean + side.half)
+            rows.append(Row(f"{default.method} (defaults)", "default", side.mean, low, high))
     if scratch is not None and scratch.mean is not None:
         rows.append(_leader_row(scratch, scratch.mean, BASELINE, BASELINE))
     if "teacher" in report.levels:
@@ -172,8 +173,10 @@ def _curves(report: StudyReport, made: Vector) -> str:
 def _highlighted(report: StudyReport) -> dict[int, tuple[str, str]]:
     """Return look and label of the trials that the page compares, by number."""
     found: dict[int, tuple[str, str]] = {}
-    if report.default is not None:
-        found[report.default.number] = ("default", f"{report.default.method} (defaults)")
+    for method in reference_methods(report):
+        default = report.published(method)
+        if default is not None:
+            found[default.number] = ("default", f"{method} (defaults)")
     if report.scratch is not None:
         found[report.scratch.number] = (BASELINE, BASELINE)
     if report.winner is not None:

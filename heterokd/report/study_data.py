@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heterokd.config.experiment import Experiment
 from heterokd.errors import StudyError, UserError
 from heterokd.formatting import metric_name
-from heterokd.methods import BASELINE, VANILLA_KD
+from heterokd.methods import BASELINE
 from heterokd.report.measured import Measured
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.plan.record import PlanRecord, planned
@@ -70,10 +70,8 @@ class StudyReport:
         winner, scratch = self.summary.winner, self.summary.scratch
         return None if scratch is not None and winner is not None and scratch.method == winner.method else scratch
 
-    @property
-    def default(self) -> TrialView | None:
-        """Hinton's distillation at its published setting, if possible on the winner's student."""
-        method = VANILLA_KD[self.experiment.data.task]
+    def published(self, method: str) -> TrialView | None:
+        """Return a method's complete trial at its published setting, if possible on the winner's student."""
         trials = [t for t in self.search if t.method == method and t.origin == "published" and t.is_complete]
         student = "" if self.winner is None else self.winner.student
         return next((trial for trial in trials if trial.student == student), trials[0] if trials else None)

@@ -129,6 +129,7 @@ def trial_rows(report: StudyReport) -> tuple[list[Row], int]:
             "method": trial.method,
             "student": trial.student,
             "state": describe_end(trial),
+            "status": str(trial.status),
             "value": None if trial.value is None else format_score(trial.value),
             "epoch": trial.epochs[-1] if trial.epochs else 0,
             "planned": trial.planned,
@@ -191,7 +192,8 @@ def embedded_pictures(report: StudyReport) -> list[Row]:
     """Return a study's PNGs with name, title, caption and base64 text, so that the page needs no other file."""
     pictures, drawn = report.folder.pictures, DRAWN if report.measured is not None else ("cka",)
     captions = read_derived(pictures / "captions.json")
-    files = {file.stem: file for file in sorted(pictures.glob("*.png")) if file.stem not in drawn}
+    found = (file for file in sorted(pictures.glob("*.png")) if not file.name.startswith("failure-"))
+    files = {file.stem: file for file in found if file.stem not in drawn}
     ordered = sorted(files, key=lambda name: list(PICTURES).index(name) if name in PICTURES else len(PICTURES))
     return [
         {

@@ -25,7 +25,7 @@ from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, TaskName
-from heterokd.tracking.labels import trial_params
+from heterokd.tracking.labels import run_link, trial_params
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, pages, quiet, sent_once
 from heterokd.training.student import open_student
@@ -210,11 +210,28 @@ def register(
                     tags=tags,
                     description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
                     f"{runs.experiment.name}{'' if score is None else f'; {metric} {score}'}. "
-                    f"Takes images of {taken_words(taken_size(model_uri))}.",
+                    f"Takes images of {taken_words(taken_size(model_uri))}.\n\n{version_links(runs, run_id)}",
                 )
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def version_links(runs: StudyRuns, run_id: str, *files: tuple[str, str]) -> str:
+    """Return Markdown links of a version: its training and its study's run and page.
+
+    Args:
+        runs: runs of the study.
+        run_id: id of the trial's run.
+        files: artifacts of the trial's run to link, each with its name.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    experiment, study = runs.experiment_id, runs.study_run_id
+    links = [run_link("training", experiment, run_id), run_link("study", experiment, study)]
+    links.append(run_link("the study's page", experiment, study, runs.folder.report.name))
+    return " | ".join([*links, *(run_link(text, experiment, run_id, file) for text, file in files)])
 
 
 def create_model(runs: StudyRuns) -> None:

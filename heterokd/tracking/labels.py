@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import psutil
@@ -59,7 +59,7 @@ def study_id(folder: StudyFolder) -> str:
     return created
 
 
-def _mlflow_key(name: str) -> str:
+def mlflow_key(name: str) -> str:
     """Return a name that MLflow accepts as a key; it refuses the plus of a combination."""
     return name.replace(PLUS, "-")
 
@@ -75,7 +75,7 @@ def trial_params(recipe: Recipe, sample: Mapping[str, object]) -> dict[str, str]
         **({"teacher.cross_fit": recipe.teacher.cross_fit} if recipe.teacher.cross_fit else {}),
         "seed": recipe.training.seed,
         "recipe": recipe.hash,
-        **{f"{_mlflow_key(recipe.method)}.{key}": value for key, value in recipe.params.items()},
+        **{f"{mlflow_key(recipe.method)}.{key}": value for key, value in recipe.params.items()},
         **{f"training.{key}": training[key] for key in dict.fromkeys((*_TRAINING_PARAMS, *chosen)) if key in training},
     }
     # Six digits: `0.12`, not the `0.12000000000000001` that a sampler may propose; the recipe keeps them all.
@@ -125,15 +125,24 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def study_description(experiment: Experiment, result: str = "") -> str:
-    """Return the Markdown description of a study's run, the result first, since MLflow folds long texts."""
+def run_link(text: str, experiment_id: str, run_id: str, file: str = "") -> str:
+    """Return a Markdown link to a run's page or to one of its artifacts.
+
+    The address is relative, so that it holds on every server that shows the store.
+    """
+    return f"[{text}](#/experiments/{experiment_id}/runs/{run_id}{f'/artifacts/{file}' if file else ''})"
+
+
+def study_description(experiment: Experiment, result: str = "", links: Sequence[str] = ()) -> str:
+    """Return the Markdown description of a study: result and links first, since MLflow folds all but the first line."""
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images per class" if labels else ""
     height, width = experiment.data.view_size
     size = f"{height}" if height == width else f"{height} x {width}"
+    first = f"{' | '.join([result, *links])}\n\n" if result or links else ""
     return (
-        f"**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
-        f"{' or '.join(experiment.teacher.networks)}?\n{result}\n"
+        f"{first}**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
+        f"{' or '.join(experiment.teacher.networks)}?\n\n"
         f"- data: {experiment.data.dataset} ({experiment.data.task}) at {size} pixels{few}\n"
         f"- methods: {methods_line(experiment)}\n"
         f"- {experiment.search.trials} trials of {experiment.training.epochs} epochs, "
@@ -159,10 +168,10 @@ def study_result(summary: StudySummary) -> str:
     winner, scratch = summary.winner, summary.scratch
     if winner is None:
         return ""
-    text = f"\n**{winner.method}** won with trial {winner.number}: {_score(winner, summary.metric)}"
+    text = f"**{winner.method}** won with trial {winner.number}: {_score(winner, summary.metric)}"
     if scratch is not None and scratch.number != winner.number:
         text += f"; without a teacher (scratch): {_score(scratch, summary.metric)}"
-    return f"{text}.\n"
+    return f"{text}."
 
 
 def _score(config: RankedConfig, metric: str) -> str:

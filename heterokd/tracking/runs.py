@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import time
@@ -22,9 +23,11 @@ from heterokd.storage.workspace import Workspace
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 from heterokd.tracking.labels import (
+    TEXT_LIMIT,
     common_tags,
     dataset_inputs,
     is_alive,
+    run_link,
     study_description,
     study_id,
     study_params,
@@ -33,7 +36,7 @@ from heterokd.tracking.labels import (
 from heterokd.tracking.relocate import check_location
 from heterokd.tracking.store import answering, first_line, open_store, pages, probe, sent_once
 from heterokd.tracking.tracker import Status
-from heterokd.tracking.trial_runs import StudyRun, TrialRuns, runs_of
+from heterokd.tracking.trial_runs import ORDER, StudyRun, TrialRuns, runs_of
 from heterokd.tracking.ui_views import write_view
 from heterokd.training.data import open_splits
 
@@ -45,6 +48,10 @@ PATIENCE = 180.0
 
 FINISH_PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the attempts to close a study's runs."""
+
+
+WRITTEN = "mlflow.heterokd.description"
+"""Tag of an MLflow experiment: SHA-256 of the last description that a study wrote. MLflow hides tags of `mlflow.`"""
 
 
 class StudyRuns:
@@ -155,6 +162,16 @@ class StudyRuns:
             trials.sync(trial)
             return trials.open(trial).id
 
+    @property
+    def study_run_id(self) -> str:
+        """Id of the study's run, which is created if it is missing.
+
+        Raises:
+            TrackingError: the store does not answer.
+        """
+        with answering(self.uri):
+            return self._connected().study.id
+
     def _try(self, action: Callable[[TrialRuns], object]) -> bool:
         try:
             if self.uri.startswith("http"):
@@ -206,6 +223,7 @@ class StudyRuns:
             **common_tags("study", self.experiment.name, self.study_id),
             "heterokd.task": self.experiment.data.task,
             "heterokd.metric": self.experiment.metric,
+            ORDER: "final",
             "mlflow.note.content": study_description(self.experiment),
         }
         with sent_once():
@@ -239,6 +257,7 @@ class StudyRuns:
             if self.artifacts is not None:
                 check_location(found.artifact_location, self.artifacts, self.folder.path, self.study_id)
             experiment_id = found.experiment_id
+        self.client.set_experiment_tag(experiment_id, "mlflow.experiment.primaryMetric.name", self.experiment.metric)
         # Open the page for trained models, not the page for chat agents.
         self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
         return experiment_id
@@ -250,28 +269,54 @@ class StudyRuns:
         trials.remove_doubles()
         study = trials.study
         winner = None if summary is None else summary.winner
-        if winner is not None and winner.number in trials.known:
+        if summary is not None and winner is not None and winner.number in trials.known:
             self._log_best(study.id, winner)
+            trials.rank(summary)
             _link(study, trials.known[winner.number].id, winner.number)
         if summary is not None and summary.failing_nodes:
             named = "; ".join(f"{address}: {reason}" for address, reason in summary.failing_nodes.items())
             study.tag(study.id, {"heterokd.failing_nodes": named})
-        result = "" if summary is None else study_result(summary)
-        if result:
-            study.tag(study.id, {"mlflow.note.content": study_description(self.experiment, result)})
         for file in (self.folder.experiment_file, self.folder.report, self.folder.summary_file):
             if file.exists():
                 self.client.log_artifact(study.id, str(file))
         if self.folder.pictures.is_dir():
             self.client.log_artifacts(study.id, str(self.folder.pictures), "pictures")
         self.client.set_terminated(study.id, status)
-        write_view(self.client, self.client.get_run(study.id))
+        view = write_view(self.client, self.client.get_run(study.id))
+        if summary is not None and study_result(summary):
+            self._describe(trials, summary, view)
+
+    def _describe(self, trials: TrialRuns, summary: StudySummary, view: str | None) -> None:
+        """Write result and links to the descriptions of the study's run and of the MLflow experiment.
+
+        MLflow's plain page of an experiment has no columns for metrics, and shows the first line of its description.
+        """
+        study, winner = trials.study, summary.winner
+        links = []
+        if view is not None:
+            links.append(f"[trials, best first](#/experiments/{self.experiment_id}/runs?viewStateShareKey={view})")
+        if winner is not None and winner.number in trials.known:
+            links.append(run_link("best student", self.experiment_id, trials.known[winner.number].id))
+        if self.folder.report.exists():
+            links.append(run_link("page", self.experiment_id, study.id, self.folder.report.name))
+        text = study_description(self.experiment, study_result(summary), links)[:TEXT_LIMIT]
+        study.tag(study.id, {"mlflow.note.content": text})
+        # The user may have written another description of the experiment, which is kept.
+        tags = self.client.get_experiment(self.experiment_id).tags
+        note = tags.get("mlflow.note.content")
+        if note in (None, study_description(self.experiment)) or _digest(note) == tags.get(WRITTEN):
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", text)
+            self.client.set_experiment_tag(self.experiment_id, WRITTEN, _digest(text))
 
     def _log_best(self, run_id: str, winner: RankedConfig) -> None:
         """Log the study's best value: the mean over the winner's fresh seeds if it was confirmed."""
         key = f"best/{self.experiment.metric}"
         if winner.mean is not None and self.client.get_run(run_id).data.metrics.get(key) != winner.mean:
             self.client.log_metric(run_id, key, winner.mean, step=winner.number)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _link(study: StudyRun, best_run_id: str, number: int) -> None:

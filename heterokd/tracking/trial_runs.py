@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,31 @@ from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
-from heterokd.tracking.labels import TEXT_LIMIT, common_tags, process_tags, trial_description, trial_params
+from heterokd.study.summary import StudySummary
+from heterokd.tracking.labels import (
+    TEXT_LIMIT,
+    common_tags,
+    mlflow_key,
+    process_tags,
+    run_link,
+    trial_description,
+    trial_params,
+)
 from heterokd.tracking.store import pages, sent_once
 
 logger = logging.getLogger(__name__)
 
-SCALARS = ("student/", "teacher/", "test/", "cost/")
+FINAL, CONFIRMED, SETTING, RANK = "final/", "confirmed/", "setting/", "rank"
+"""Metrics by which MLflow's tables are sorted, see `_scalars` and `TrialRuns.rank`."""
+
+SCALARS = ("student/", "teacher/", "test/", "cost/", FINAL, CONFIRMED, SETTING)
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
+
+ORDER = "heterokd.order"
+"""Tag of a study's run: `final` if its trials have a final value, `rank` once they are ranked."""
+
+MOST_RANKED = 100
+"""Maximum number of trials with a rank, each of which is a request at the end of a search."""
 
 BATCH = 900
 """Maximum number of metrics per call; MLflow allows a thousand, and a few scalars are added."""
@@ -119,7 +138,7 @@ class TrialRuns:
             # First seen, or continued after it was pruned or interrupted.
             self._mark_running(run.id, {"heterokd.pruned": "false", "heterokd.state": status})
             run.status = status
-        self._log(run, reports, _scalars(trial, snapshot))
+        self._log(run, reports, _scalars(trial, snapshot, self.study.experiment.metric))
         if run.status != status:
             self._end(run, trial, snapshot)
 
@@ -141,6 +160,40 @@ class TrialRuns:
             if run_id not in kept and (is_known or tags.get("heterokd.kind") == "study"):
                 logger.info("MLflow's run %s (%s) was created twice and is deleted", run_id, run.info.run_name)
                 self.study.client.delete_run(run_id)
+
+    def rank(self, summary: StudySummary) -> None:
+        """Log the place of trials in the order of the leaders' tables, and leaders' means over fresh seeds.
+
+        Leaders come first, then the other complete trials of the search by their value. A table that is sorted by an
+        epoch's metric would mix repetitions and pruned trials with them; these have no rank. NaN replaces the rank of
+        a trial that is no longer among the first `MOST_RANKED`.
+        """
+        metric, now = summary.metric, int(time.time() * 1000)
+        logged = {run.info.run_id: run.data for run in self.study.runs()}
+        leaders = {leader.number: leader for leader in summary.rows()}
+        others: dict[int, float] = {}
+        for number, run in self.known.items():
+            data = logged.get(run.id)
+            is_of_search = data is not None and "heterokd.confirms" not in data.tags
+            if data is not None and is_of_search and run.status == TrialStatus.COMPLETE and number not in leaders:
+                value = data.metrics.get(f"{FINAL}{metric}", data.metrics.get(metric, math.nan))
+                if math.isfinite(value):
+                    others[number] = -value if summary.maximise else value
+        order = [*leaders, *sorted(others, key=lambda number: (others[number], number))][:MOST_RANKED]
+        places = {number: place for place, number in enumerate(order, 1)}
+        for number, run in self.known.items():
+            before, found = logged[run.id].metrics if run.id in logged else {}, dict[str, float]()
+            if number in places:
+                found[RANK] = places[number]
+            elif math.isfinite(before.get(RANK, math.nan)):
+                found[RANK] = math.nan
+            leader = leaders.get(number)
+            if leader is not None and leader.confirmed and leader.mean is not None:
+                found[f"{CONFIRMED}{metric}"] = leader.mean
+            changed = [Metric(key, value, now, 0) for key, value in found.items() if before.get(key) != value]
+            if changed:
+                self.study.client.log_batch(run.id, metrics=changed)
+        self.study.tag(self.study.id, {ORDER: "rank"})
 
     def _mark_running(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.study.client.update_run(run_id, status="RUNNING")
@@ -201,13 +254,20 @@ class TrialRuns:
             "heterokd.recipe": recipe.hash,
             "heterokd.pruned": "false",
             "heterokd.state": str(TrialStatus.RUNNING),
-            "mlflow.note.content": trial_description(recipe, snapshot)[:TEXT_LIMIT],
+            "mlflow.note.content": f"{trial_description(recipe, snapshot)[:TEXT_LIMIT]}\n\n{self._links()}",
         }
         if confirms is not None:
             tags["heterokd.confirms"] = str(confirms)
         with sent_once():
             created = self.study.client.create_run(self.study.experiment_id, run_name=name, tags=tags)
         return TrialRun(created.info.run_id, TrialStatus.RUNNING)
+
+    def _links(self) -> str:
+        study = self.study
+        page = run_link(
+            "the study's page (once the search has ended)", study.experiment_id, study.id, study.folder.report.name
+        )
+        return f"{run_link('Study', study.experiment_id, study.id)} | {page}"
 
     def _log(self, run: TrialRun, reports: Sequence[Mapping[str, float]], scalars: Mapping[str, float]) -> None:
         """Log reports and new scalars in as few calls as MLflow takes, no epoch split between two calls."""
@@ -251,8 +311,19 @@ class TrialRuns:
         run.status = status
 
 
-def _scalars(trial: TrialFolder, snapshot: TrialSnapshot) -> dict[str, float]:
-    """Return the values of trial.json: the last metrics, costs of the student, and of the trial once it has ended."""
+def _scalars(trial: TrialFolder, snapshot: TrialSnapshot, metric: str) -> dict[str, float]:
+    """Return the values of trial.json: the last metrics, costs of the student, and of the trial once it has ended.
+
+    Numbers among the searched settings are metrics, too: MLflow sorts parameters as text. The result of a complete
+    trial of the search has a name of its own, which pruned trials and repetitions on other seeds do not have.
+    """
     found = {**snapshot.metrics, **{f"student/{key}": value for key, value in snapshot.student.items()}}
+    for key, value in snapshot.sample.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{SETTING}{mlflow_key(key)}"] = float(f"{value:.6g}")  # as `trial_params` shows it
+    if snapshot.status == TrialStatus.COMPLETE and snapshot.confirms is None:
+        last = snapshot.metrics or (trial.metrics() or [{}])[-1]
+        if metric in last:
+            found[f"{FINAL}{metric}"] = last[metric]
     cost = trial.cost if snapshot.status.is_final else None
     return found if cost is None else {**found, "cost/trial": cost}

@@ -24,6 +24,7 @@ from heterokd.methods import BASELINE
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.workspace import Workspace
 from heterokd.tracking.store import answering, current, pages
+from heterokd.tracking.trial_runs import CONFIRMED, FINAL, ORDER, RANK, SETTING
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +102,18 @@ def _runs(client: MlflowClient, experiments: list[str], chosen: str) -> list[Run
 
 
 def _filter(study: Run) -> dict[str, object]:
-    """Return filter and order of a study's trials, for a view or a plain link."""
-    tags = study.data.tags
+    """Return filter and order of a study's trials, for a view or a plain link.
+
+    Finished studies are in the order of the leaders' tables; during a search complete trials come first, by their
+    value. Studies of older versions have neither metric and are sorted by that of the epochs.
+    """
+    tags, metric = study.data.tags, study.data.tags["heterokd.metric"]
+    key = {"rank": RANK, "final": f"{FINAL}{metric}"}.get(tags.get(ORDER, ""), metric)
     return {
         "searchFilter": f"tags.`heterokd.study_id` = '{tags['heterokd.study_id']}' and tags.`heterokd.kind` = 'trial'",
         # Ordered by date, MLflow would list trials below their study.
-        "orderByKey": f"metrics.`{tags['heterokd.metric']}`",
-        "orderByAsc": tags["heterokd.metric"] == "val/loss",
+        "orderByKey": f"metrics.`{key}`",
+        "orderByAsc": key == RANK or metric == "val/loss",
     }
 
 
@@ -130,14 +136,23 @@ def write_view(client: MlflowClient, study: Run) -> str | None:
 def _state(metric: str, trials: Sequence[Run]) -> dict[str, object]:
     """Return columns and charts of MLflow's page of runs."""
     shared, by_method = varied(trials)
-    costs = sorted({key for trial in trials for key in trial.data.metrics if key.startswith("student/")})
+    known = {key for trial in trials for key in trial.data.metrics}
+
+    def setting(key: str) -> str:
+        # As a metric if it is a number, since MLflow sorts parameters as text.
+        name = f"{SETTING}{key}"
+        return f"metrics.`{name}`" if name in known else f"params.`{key}`"
+
     columns = [
+        *(f"metrics.`{key}`" for key in (RANK, f"{CONFIRMED}{metric}", f"{FINAL}{metric}") if key in known),
         f"metrics.`{metric}`",
-        *(f"params.`{key}`" for key in ("method", *shared)),
+        "params.`method`",
         "tags.`heterokd.state`",
-        *(f"metrics.`{key}`" for key in costs),
+        *map(setting, shared),
+        *(f"metrics.`{key}`" for key in sorted(known) if key.startswith("student/")),
         "params.`seed`",
         "attributes.`Models`",
+        *(setting(key) for method in _leading(trials, metric)[:MOST_METHODS] for key in by_method.get(method, ())),
     ]
     axes = {f"all settings, to {metric}": ["method", *shared]}
     for method in _leading(trials, metric)[:MOST_METHODS]:

@@ -14,12 +14,14 @@ from typing import Any
 import fabricated
 import numpy as np
 import pytest
+from PIL import Image
 from quick import cases
 
 from heterokd.config.experiment import Experiment
+from heterokd.report.caveats import caveats
 from heterokd.report.chart import draw_chart
 from heterokd.report.figures.svg import Vector
-from heterokd.report.measured import Measured, MeasuredNetwork
+from heterokd.report.measured import Failure, Measured, MeasuredNetwork
 from heterokd.report.page import write_report
 from heterokd.report.study_data import read_study
 from heterokd.report.tables import class_table
@@ -119,6 +121,9 @@ def measure(folder: StudyFolder, winner: int, classes: int = 10) -> None:
     confusion = np.diag(np.full(classes, 30)) + generator.integers(0, 3, (classes, classes))
     made = Measured(winner, 0, int(confusion.sum()), tuple(f"class <{one}>" for one in range(classes)), confusion)
     made.scratch_confusion = confusion.T.copy()
+    folder.pictures.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), "white").save(folder.pictures / "failure-00.png")
+    made.failures = (Failure("failure-00.png", 3, 1, 2, 0.93, 0.05), Failure("lost.png", 4, 1, 2, 0.9, 0.1))
     made.similarity = tuple(tuple(row) for row in generator.random((4, 4)).tolist())
     made.compared = 64
     made.networks = {
@@ -170,7 +175,8 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
     assert f"gives the best student:\n top-1 <strong>{summary.winner.mean:.4f}</strong>" in page
     for title in (
         "Gain over scratch",
-        "Gain over default settings",
+        "Gain over kd&#39;s defaults",
+        "Gain over hcd&#39;s defaults",
         "Difference to the teacher",
         "Duration of the search",
         "Student",
@@ -188,6 +194,8 @@ def test_a_whole_page_answers_at_a_glance(whole: tuple[StudyFolder, Experiment])
     ):
         assert re.search(rf'<figure id="{name}">', page), f"{name} is not drawn"
     assert "importance-hcd" in page
+    assert "<span>class &lt;2&gt; (0.93)</span>" in page, "a wrong image"
+    assert "image 4 of val" not in page, "its file is missing"
     assert re.search(r"<h3>Classes</h3>.*<tr><td>class &lt;\d&gt;</td>", page, re.DOTALL)
     assert "&lt;out&gt; of memory" in page, "an error is shown, escaped"
     number = summary.winner.number
@@ -367,8 +375,8 @@ def test_the_page_in_a_browser_at_three_widths(whole: tuple[StudyFolder, Experim
             assert min(box["width"], box["height"]) > 50, figures.nth(place).get_attribute("id")
             outside = drawn.evaluate(OUTSIDE)
             assert not outside, f"{figures.nth(place).get_attribute('id')} cuts {outside}"
-            # Letters of eight points on a drawing of 302.4: at least nine pixels on a phone.
-            assert box["width"] / 302.4 * 8 > 8.5
+            # The smallest letters have 6.5 points on a drawing of 302.4: at least 11 pixels.
+            assert box["width"] / 302.4 * 6.5 > 10.9, figures.nth(place).get_attribute("id")
         context.close()
 
 
@@ -398,6 +406,46 @@ def test_copying_and_sorting_work_without_a_network(whole: tuple[StudyFolder, Ex
     ]
     assert numbers == sorted(numbers)
     context.close()
+
+
+@pytest.mark.thorough
+def test_the_answers_come_first_and_trials_are_filtered(whole: tuple[StudyFolder, Experiment], browser: Any) -> None:
+    folder, _ = whole
+    for width, height in WIDTHS.items():
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+        page = context.new_page()
+        page.goto(folder.report.as_uri())
+        top = page.evaluate("document.querySelector('#next pre').getBoundingClientRect().top")
+        assert top < 1.5 * height, "the next step is within a screen and a half"
+        assert page.locator("img:not([alt])").count() == 0
+        page.locator("#trials summary").click()
+        everything = page.locator("#trials tbody tr:visible").count()
+        page.locator("#trials select").first.select_option("dkd")
+        methods = page.locator("#trials tbody tr:visible td:nth-child(2)").all_inner_texts()
+        assert set(methods) == {"dkd"}
+        assert page.locator("#trials .filters").inner_text().endswith(f"{len(methods)} of {everything}")
+        page.locator("#trials select").nth(1).select_option("complete")
+        assert page.locator("#trials tbody tr:visible").count() < len(methods)
+        context.close()
+
+
+def test_caveats(whole: tuple[StudyFolder, Experiment]) -> None:
+    folder, question = whole
+    report = read_study(folder, question)
+    assert report.measured is not None
+    assert report.winner is not None
+    report.measured.confusion[0] = [1, 30, *[0] * 8]
+    runner_up = replace(report.winner, number=99, method="kd", mean=report.winner.mean - 0.001)
+    tied = replace(report.summary, leaders=(report.winner, runner_up), val_images=200)
+    found = caveats(replace(report, summary=tied))
+    assert any(f"kd (trial 99, {runner_up.mean:.4f}) is not known to be worse" in sentence for sentence in found)
+    assert any("with 200 images" in sentence and "an image is 0.0050" in sentence for sentence in found)
+    assert "Classes of which the winner finds less than half: class <0> (3% of 31)." in found
+    clear = replace(tied, leaders=(report.winner, replace(runner_up, mean=0.1, low=0.09, high=0.11)), val_images=50_000)
+    left = caveats(replace(report, summary=clear, measured=None))
+    assert not any(word in sentence for sentence in left for word in ("Tie", "Small"))
+    stopped = tuple(replace(t, status=TrialStatus.PRUNED) if t.method == "dkd" else t for t in report.trials)
+    assert any("Never trained to the end: dkd." in sentence for sentence in caveats(replace(report, trials=stopped)))
 
 
 @pytest.mark.thorough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import fabricated
+import playwright.sync_api
 import psutil
 import pytest
 from browser import browser, needs_chromium, text_of
@@ -72,6 +74,7 @@ def fill(root: Workspace, *, is_registered: bool = False) -> StudyRuns:
         winner = folder.trial(5)
         version = register(runs, winner, log_student(runs, winner, splits), splits)
         runs.client.set_registered_model_alias(MODEL, "champion", version)
+    runs.folder.report.write_text("<!doctype html><title>digits</title><p>A page</p>")
     winner = fabricated.ranked(5, "hcd", 0.35, 0.05)
     scratch = replace(winner, number=0, method="scratch", mean=0.3)
     assert runs.finish(fabricated.summary(winner, scratch))
@@ -111,10 +114,15 @@ def test_runs_say_what_they_are(root: Workspace) -> None:
     assert "what does test_resnet learn best from vit_tiny_patch16_224?" in said
     assert "**hcd** won with trial 5: val/top1 0.3500 (95 % interval 0.3000 to 0.4000, 2 fresh seeds)" in said
     assert "without a teacher (scratch): val/top1 0.3000" in said
+    address = f"#/experiments/{runs.experiment_id}/runs/{study.info.run_id}"
     assert trial.data.tags["mlflow.note.content"] == (
         "A setting of **hcd** that the search proposed: learning_rate 0.1, temperature 6. "
-        "vit_tiny_patch16_224 teaches test_resnet."
+        "vit_tiny_patch16_224 teaches test_resnet.\n\n"
+        f"[Study]({address}) | [the study's page (once the search has ended)]({address}/artifacts/report.html)"
     )
+    first = said.splitlines()[0]
+    assert f"[best student](#/experiments/{runs.experiment_id}/runs/{trial.info.run_id})" in first
+    assert "?viewStateShareKey=digits-" in first
     assert found["001-kd"].data.tags["mlflow.note.content"].startswith("The published setting of **kd**")
     assert again.data.tags["mlflow.note.content"].startswith("Trial 5 of **hcd** again, on seed 1000: ")
     for run in (study, trial, again):
@@ -124,7 +132,43 @@ def test_runs_say_what_they_are(root: Workspace) -> None:
         assert [(tag.key, tag.value) for tag in train.tags] == [("mlflow.data.context", "training")]
         assert json.loads(train.dataset.profile)["images"] == 200
         assert open_splits(runs.experiment.data).fingerprint.startswith(train.dataset.digest)
-    assert runs.client.get_experiment(runs.experiment_id).tags["mlflow.note.content"].startswith("**digits**")
+    tags = runs.client.get_experiment(runs.experiment_id).tags
+    assert tags["mlflow.note.content"] == said, "the plain page of the experiment shows result and links"
+    assert tags["mlflow.experiment.primaryMetric.name"] == "val/top1"
+
+
+def test_a_description_of_the_user_is_kept(root: Workspace) -> None:
+    runs = fill(root)
+    runs.client.set_experiment_tag(runs.experiment_id, "mlflow.note.content", "ours")
+    winner = fabricated.ranked(6, "hcd", 0.36, 0.05)
+    assert runs.finish(fabricated.summary(winner))
+    assert runs.client.get_experiment(runs.experiment_id).tags["mlflow.note.content"] == "ours"
+
+
+def test_only_complete_trials_of_the_search_are_ranked(root: Workspace) -> None:
+    runs = fill(root)
+    found = {run.info.run_name: run.data.metrics for run in runs.client.search_runs([runs.experiment_id])}
+    assert found["004-kd"]["val/top1"] > found["000-scratch"]["val/top1"] - 0.1
+    for name in ("004-kd", "007-hcd-seed1000"):  # pruned, and a repetition
+        assert not {"rank", "final/val/top1", "confirmed/val/top1"} & set(found[name])
+    ranks = {name: metrics["rank"] for name, metrics in found.items() if "rank" in metrics}
+    assert sorted(ranks, key=ranks.__getitem__) == ["005-hcd", "000-scratch", "006-hcd", "003-kd", "002-hcd", "001-kd"]
+    assert found["005-hcd"]["confirmed/val/top1"] == 0.35
+    assert found["005-hcd"]["final/val/top1"] == pytest.approx(0.35)
+    assert found["005-hcd"]["setting/hcd.temperature"] == 6.0
+    # The search continued, and another trial leads.
+    assert runs.finish(fabricated.summary(fabricated.ranked(6, "hcd", 0.36, 0.05)))
+    first, *_ = runs.client.search_runs([runs.experiment_id], order_by=["metrics.rank ASC"])
+    assert first.info.run_name == "006-hcd"
+
+
+def test_studies_of_older_versions_are_in_the_order_of_the_metric(root: Workspace) -> None:
+    runs = fill(root)
+    (study,) = runs.client.search_runs([runs.experiment_id], "tags.`heterokd.kind` = 'study'")
+    runs.client.delete_tag(study.info.run_id, "heterokd.order")
+    write_view(runs.client, runs.client.get_run(study.info.run_id))
+    state = state_of(runs)
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val/top1`", False)
 
 
 def test_a_name_says_which_student_where_there_are_several(root: Workspace) -> None:
@@ -140,16 +184,21 @@ def test_a_name_says_which_student_where_there_are_several(root: Workspace) -> N
 def test_a_view_shows_what_was_searched(root: Workspace) -> None:
     runs = fill(root)
     state = state_of(runs)
-    assert state["orderByKey"] == "metrics.`val/top1`"
-    assert state["orderByAsc"] is False
+    assert state["orderByKey"] == "metrics.`rank`"
+    assert state["orderByAsc"] is True
     assert state["selectedColumns"] == [
+        "metrics.`rank`",
+        "metrics.`confirmed/val/top1`",
+        "metrics.`final/val/top1`",
         "metrics.`val/top1`",
         "params.`method`",
-        "params.`training.learning_rate`",
         "tags.`heterokd.state`",
+        "metrics.`setting/training.learning_rate`",
         "metrics.`student/params_m`",
         "params.`seed`",
         "attributes.`Models`",
+        "metrics.`setting/hcd.temperature`",
+        "metrics.`setting/kd.temperature`",
     ]
     axes = {chart["metricSectionId"]: chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL"}
     assert axes["all settings, to val/top1"]["selectedParams"] == ["method", "training.learning_rate"]
@@ -157,9 +206,11 @@ def test_a_view_shows_what_was_searched(root: Workspace) -> None:
     assert all(chart["selectedMetrics"] == ["val/top1"] for chart in axes.values())
     assert list(axes) == ["all settings, to val/top1", "hcd, to val/top1", "kd, to val/top1"], "the better first"
     found = runs.client.search_runs(
-        [runs.experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"]
+        [runs.experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} ASC"]
     )
-    assert [run.info.run_name for run in found][:2] == ["006-hcd", "005-hcd"]
+    names = [run.info.run_name for run in found]
+    assert names[:2] == ["005-hcd", "000-scratch"], "the leaders"
+    assert set(names[-2:]) == {"004-kd", "007-hcd-seed1000"}, "pruned trials and repetitions last"
     assert len(found) == 8, "trials and repetitions, not the study"
 
 
@@ -184,7 +235,7 @@ def test_links_name_what_there_is(root: Workspace) -> None:
     assert named["compare"] == f"{named['trials']}&compareRunsMode=CHART"
     assert named["model"].endswith(f"/#/models/{MODEL}?workflowType=machine_learning")
     assert named["optuna"] == f"optuna-dashboard sqlite:///{runs.folder.database}"
-    assert "page" not in named
+    assert named["page"] == str(runs.folder.report)
     assert [name for name, _ in study_links(root, runs.uri, "http://127.0.0.1:5000", "other")] == ["all runs"]
 
 
@@ -200,7 +251,7 @@ def test_without_views_the_links_are_plain(root: Workspace) -> None:
     facets = parse_qs(query)
     assert address == f"http://127.0.0.1:5000/#/experiments/{runs.experiment_id}/runs"
     assert "viewStateShareKey" not in facets
-    assert facets["orderByKey"] == ["metrics.`val/top1`"]
+    assert facets["orderByKey"] == ["metrics.`rank`"]
     found = runs.client.search_runs([runs.experiment_id], facets["searchFilter"][0])
     assert len(found) == 8
     assert links["  compare"] == f"{links['  trials']}&compareRunsMode=CHART"
@@ -314,10 +365,10 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
         # Every trial of the study, the best first, without a click; columns are what was searched.
         text = opened("trials", "006-hcd", "val/top1")
         names = re.findall(r"^\d{3}-[a-z]+(?:-seed\d+)?$", text, re.MULTILINE)
-        assert names[:2] == ["006-hcd", "005-hcd"]
+        assert names[:2] == ["005-hcd", "000-scratch"]
         assert sorted(names)[-1] == "007-hcd-seed1000"
         assert len(names) == 8
-        for column in ("val/top1", "method", "training.learning_rate", "heterokd.state"):
+        for column in ("rank", "val/top1", "method", "training.learning_rate", "heterokd.state"):
             assert column in text
         assert "pruned" in text
 
@@ -329,6 +380,21 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
         for axis in ("method", "val/top1", "hcd.temperature"):
             assert axis in drawn
 
+        # From the front page to the best student: three clicks, of which a new browser needs one for MLflow's hint.
+        opened("all runs", "Last modified")
+        page.get_by_role("link", name="digits", exact=True).first.click()
+        page.get_by_text("won with trial 5").first.wait_for(timeout=PATIENCE)
+        hint = page.get_by_role("button", name="Got it")
+        with contextlib.suppress(playwright.sync_api.TimeoutError):
+            hint.click(timeout=10_000)
+        with context.expect_page() as tab:
+            page.get_by_role("link", name="best student").first.click()
+        best = tab.value
+        best.get_by_text("005-hcd").first.wait_for(timeout=PATIENCE)
+        with context.expect_page() as tab:
+            best.get_by_role("link", name="the study's page").first.click()
+        tab.value.frame_locator("iframe").get_by_text("A page").first.wait_for(timeout=PATIENCE)
+
         text = opened("study", "what does test_resnet learn best", "digits-train")
         assert "hcd won with trial 5" in text
         text = opened("model", "champion", "challenger")
@@ -336,6 +402,8 @@ def test_the_pages_in_a_browser(filled: StudyRuns, tmp_path: Path) -> None:
         assert "Version 1" in text
         page.get_by_text("Version 1").first.click()
         page.get_by_text("distilled from vit_tiny_patch16_224 by hcd").first.wait_for(timeout=PATIENCE)
+        for link in ("training", "study", "the study's page"):
+            assert page.get_by_role("link", name=link, exact=True).first.get_attribute("href").startswith("#/exp")
 
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ class SearchTerminal(Terminal):
     def __init__(
         self, experiment: Experiment, *, quiet: bool = False, seconds: Callable[[], float] = time.monotonic
     ) -> None:
-        super().__init__(quiet=quiet)
-        self.experiment, self.metric, self.seconds = experiment, experiment.metric, seconds
+        super().__init__(quiet=quiet, fit_epochs=experiment.teacher.training.epochs, seconds=seconds)
+        self.experiment, self.metric = experiment, experiment.metric
         self.started = self.heard = seconds()
         self.done_at_start: int | None = None
         self.running: dict[int, TrialFolder] = {}
@@ -74,6 +74,7 @@ class SearchTerminal(Terminal):
             return
         self.running[trial.number] = trial
         if self.is_live and not self.live.is_started:
+            self.clear_status()
             self.live.start()
 
     def _finished(self, trial: TrialFolder, progress: StudyProgress) -> str:

@@ -11,6 +11,7 @@ from heterokd.methods import BASELINE
 from heterokd.report.figures.class_labels import class_label, shortened
 from heterokd.report.figures.palette import SCRATCH, STUDENT, TEACHER
 from heterokd.report.figures.samples import Target, figure
+from heterokd.report.figures.svg import Vector
 
 MOST_BARS = 24
 MOST_CLASSES = 20
@@ -49,7 +50,9 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
                 at, np.nan_to_num(values[shown]), thick * 0.92, linewidth=0.5, color=fill, edgecolor=edge, hatch=hatch,
                 label=f"{name}, mIoU {np.nanmean(values):.3f}",
             )  # fmt: skip
-        axis.set_yticks(np.arange(len(shown)), [class_label(class_names[number], number, 20) for number in shown])
+        by_browser = isinstance(target, Vector)
+        labels = [class_label(class_names[number], number, 20, by_browser=by_browser) for number in shown]
+        axis.set_yticks(np.arange(len(shown)), labels)
         axis.set_ylim(len(shown) - 0.4, -0.6)
         axis.set_xlim(0, 1)
         axis.set_xlabel("IoU on val")
@@ -83,7 +86,7 @@ def draw_confusion(
     """
     from matplotlib.colors import PowerNorm
 
-    names, shares, kept = shown_confusion(confusion, class_names)
+    names, shares, kept = shown_confusion(confusion, class_names, by_browser=isinstance(target, Vector))
     size = len(kept)
     numbered = size <= NUMBERED
     with figure(target, 0.75 + (2.6 if scratch is not None else 3.4) * size / max(size, shares.shape[1])) as made:
@@ -138,7 +141,7 @@ def draw_match(target: Target, similarity: Sequence[Sequence[float]], teacher: s
 
 
 def shown_confusion(
-    confusion: NDArray[np.integer], class_names: Sequence[str]
+    confusion: NDArray[np.integer], class_names: Sequence[str], *, by_browser: bool = False
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.intp]]:
     """Return column names, shares of each label's images [R, C], and the numbers [R] of the classes that are shown."""
     counts = confusion.astype(np.float64)
@@ -147,7 +150,8 @@ def shown_confusion(
         errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * counts.diagonal()
         kept = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
     shares = counts[kept] / np.maximum(counts[kept].sum(axis=1, keepdims=True), 1)
-    names, chosen = [class_label(class_names[number], number, 14) for number in kept.tolist()], shares[:, kept]
+    names = [class_label(class_names[number], number, 14, by_browser=by_browser) for number in kept.tolist()]
+    chosen = shares[:, kept]
     if len(kept) < len(counts):
         names.append("others")
         chosen = np.column_stack((chosen, 1 - chosen.sum(axis=1)))

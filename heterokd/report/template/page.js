@@ -52,6 +52,41 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+// Filter: a choice of each named column's values shows the rows that match all choices.
+for (const table of document.querySelectorAll("table[data-filter]")) {
+  const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+  const rows = [...table.tBodies[0].rows];
+  const bar = document.createElement("p");
+  bar.className = "filters";
+  const choices = [];
+  const count = document.createElement("span");
+  count.className = "soft";
+  count.setAttribute("role", "status");
+  const apply = () => {
+    let shown = 0;
+    for (const row of rows) {
+      row.hidden = !choices.every(([place, choice]) => choice.value === "" || String(read(row, place)) === choice.value);
+      shown += !row.hidden;
+    }
+    count.textContent = `${shown} of ${rows.length}`;
+  };
+  for (const name of table.dataset.filter.split(",")) {
+    const place = heads.indexOf(name);
+    const label = document.createElement("label");
+    const choice = document.createElement("select");
+    choice.append(new Option("all", ""));
+    for (const value of [...new Set(rows.map((row) => String(read(row, place))))].sort()) {
+      choice.append(new Option(value, value));
+    }
+    choice.addEventListener("change", apply);
+    choices.push([place, choice]);
+    label.append(`${name} `, choice);
+    bar.append(label);
+  }
+  bar.append(count);
+  apply();
+  table.closest(".wide").before(bar);
+}
 // Print: folded parts that are marked for it are opened, and folded again afterwards.
 const folded = () => document.querySelectorAll("details[data-print]");
 let opened = [];

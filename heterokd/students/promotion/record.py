@@ -13,7 +13,7 @@ from heterokd.students.promotion.aliases import CHAMPION, LINES, append_line, la
 from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
-from heterokd.students.registry import taken_size
+from heterokd.students.registry import taken_size, version_links
 from heterokd.study.read_summary import read_summary
 from heterokd.study.summary import StudySummary
 from heterokd.tracking.runs import StudyRuns
@@ -77,7 +77,8 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
     card = model_card(decision, candidate.recipe, splits, taken, lineage)
     write_text(runs.folder.path / "model_card.md", card)
     client.log_text(run.info.run_id, card, "model_card.md")
-    client.update_model_version(decision.model, version.version, shortened(card))
+    links = version_links(runs, run.info.run_id, ("model card", "model_card.md"))
+    client.update_model_version(decision.model, version.version, shortened(f"{links}\n\n{card}"))
 
 
 def _is_recorded(runs: StudyRuns, decision: Decision) -> bool:

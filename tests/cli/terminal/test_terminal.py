@@ -347,3 +347,54 @@ def test_a_search_on_a_terminal_is_interrupted_and_goes_on(tmp_path: Path, tiny_
     states = [trial.status for trial in Workspace(file.parent / "my runs").study("tiny").trials()]
     assert len(states) >= 6
     assert set(states) <= {"complete", "pruned"}
+
+
+class ScreenFile(StringIO):
+    """A file that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def fitted(terminal: Terminal, clock: list[float], epochs: int, pause: float) -> None:
+    for epoch in range(1, epochs + 1):
+        terminal.teacher_epoch({"epoch": epoch, "val/top1": epoch / 100}, "vit_tiny")
+        clock[0] += pause
+
+
+def test_a_fit_in_a_pipe_is_a_line_every_few_seconds() -> None:
+    clock, file = [0.0], StringIO()
+    fitted(Terminal(fit_epochs=60, seconds=lambda: clock[0], file=file), clock, 60, pause=0.1)
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "fitting the teacher vit_tiny: epoch 1, top-1 0.0100 on val"
+    assert lines[-1] == "fitting the teacher vit_tiny: epoch 60, top-1 0.6000 on val"
+    assert len(lines) == 3, "three seconds apart at least, the last in any case"
+    assert "\r" not in file.getvalue()
+
+
+def test_a_fit_on_a_screen_is_a_bar_with_the_time_left() -> None:
+    clock, file = [0.0], ScreenFile()
+    terminal = Terminal(fit_epochs=60, seconds=lambda: clock[0], file=file)
+    terminal.console.width = 100
+    fitted(terminal, clock, 30, pause=2.0)
+    terminal.print_line("next")
+    shown = pyte.Screen(100, 10)
+    pyte.Stream(shown).feed(file.getvalue().replace("\n", "\r\n"))
+    assert [line.rstrip() for line in shown.display if line.strip()] == [
+        "fitting the teacher vit_tiny: epoch 1, top-1 0.0100 on val",
+        "next",
+    ], "the bar is gone"
+    states = [part for part in file.getvalue().split("\r\x1b[2K") if part.strip()]
+    assert (
+        states[-2]
+        == ("fitting the teacher vit_tiny ████████████░░░░░░░░░░░░ 30/60, at most 1 min 0 s left, top-1 0.3000 on val")[
+            :99
+        ]
+    )
+    assert all(len(state) < 100 for state in states[1:-1]), "a bar never wraps"
+
+
+def test_a_fit_of_unknown_length_shows_its_epoch() -> None:
+    clock, file = [0.0], ScreenFile()
+    fitted(Terminal(seconds=lambda: clock[0], file=file), clock, 2, pause=2.0)
+    assert "fitting the teacher vit_tiny epoch 2, top-1 0.0200" in file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import fabricated
@@ -16,10 +17,11 @@ from heterokd.method import Panel
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
 from heterokd.outputs import IGNORE
-from heterokd.report.figures.class_labels import class_label
+from heterokd.report.figures.class_labels import class_label, numbered_classes
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, shown_confusion
 from heterokd.report.figures.palette import PALETTE, class_colours, paint, rgb
 from heterokd.report.figures.samples import AGREEMENT, agreement, draw_method, draw_samples
+from heterokd.report.figures.svg import Vector
 from heterokd.report.measure import draw_pictures
 from heterokd.report.measured import Measured
 from heterokd.storage.workspace import Workspace
@@ -122,6 +124,20 @@ def test_class_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
+def test_a_page_keeps_class_names_in_any_script() -> None:
+    names = ["猫", "قطة", "\U0001f9a9", "$5", "_private", "dog"]
+    made = Vector("confusion", "Confusion")
+    draw_confusion(made, np.eye(6, dtype=np.int64), names)
+    texts = [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", made.render("of six classes"))]
+    for name in names:
+        assert texts.count(name) == 2, f"{name}: a row and a column"
+    assert "class" not in " ".join(texts).replace("classes", "")
+    # A PNG has no browser: numbers, and their legend in the caption. Letters that are joined are not drawn one by one.
+    assert class_label("قطة", 1, 14) == "class 1"
+    assert "class 1: قطة" in numbered_classes(names)
+    assert numbered_classes(["dog", "class 1"]) == ""
+
+
 @pytest.mark.thorough
 def test_a_segmentation_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     question, root = fabricated.scenes(), Workspace(tmp_path)
@@ -161,6 +177,15 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
     assert found is not None
     assert found.confusion is not None
     assert found.confusion.sum() == found.images == len(open_splits(question.data).val)
+    wrong = int(found.confusion.sum() - found.confusion.trace())
+    assert len(found.failures) == min(wrong, 12) > 0
+    confidences = [failure.confidence for failure in found.failures]
+    assert confidences == sorted(confidences, reverse=True)
+    labels = open_splits(question.data).val.labels
+    for failure in found.failures:
+        assert failure.label == labels[failure.index] != failure.predicted
+        assert failure.confidence > failure.label_probability
+        assert (folder.pictures / failure.file).stat().st_size > 50
     assert found.cost("student", "params_m") == pytest.approx(0.37, abs=0.01)
     assert found.cost("teacher", "latency_ms") > 0
     assert "the teacher's weights are missing" in found.missing["cka"]
