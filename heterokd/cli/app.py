@@ -6,12 +6,13 @@ Exit codes: 0 success, 1 a bug or a fault of the machine, 2 wrong input, 130 int
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated
 
 import typer
@@ -82,10 +83,15 @@ def _debug(context: typer.Context, value: bool) -> None:
     shown = context.find_object(Shown)
     if shown is not None:
         shown.traceback = value
+    if value:
+        # A search then prints what its log keeps, see `execution.search_log`.
+        package = logging.getLogger("heterokd")
+        context.call_on_close(partial(package.setLevel, package.level))
+        package.setLevel(logging.DEBUG)
 
 
 DebugOption = Annotated[
-    bool, typer.Option("--debug", callback=_debug, expose_value=False, help="Print the traceback of an error.")
+    bool, typer.Option("--debug", callback=_debug, expose_value=False, help="Print tracebacks of errors.")
 ]
 
 

@@ -232,7 +232,7 @@ class SearchSettings(CostLimits):
         description="maximum time of a trial, as 90m, 2h or a number of seconds; null: no limit; auto: ten times the "
         "time of a training (by the plan, or a complete trial of the method) without an epoch",
     )
-    max_failures: int = Field(2, ge=0, description="maximum restarts of a trial whose process died")
+    max_failures: int = Field(2, ge=0, description="maximum restarts in a row of a trial without a new epoch")
 
     @field_validator("objectives")
     @classmethod

@@ -17,6 +17,7 @@ from heterokd.execution.ray_watch import RayWatch
 from heterokd.execution.search_log import search_log
 from heterokd.execution.searcher import StudySearcher
 from heterokd.execution.study_sync import Arrived, Event, TrialEvents
+from heterokd.execution.trial_deaths import Fate, what_failed
 from heterokd.storage.disk import obstacle
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.study.summary import StudySummary
@@ -251,26 +252,30 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]  # Ray is not fully typ
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         """Count a process that died and is restarted; Tune does not count announced preemptions."""
-        number = int(trial.config["number"])
-        _record(number, "is restarted", _last_error(trial))
-        self.searcher.deaths.begin(number)
+        number, error = int(trial.config["number"]), _last_error(trial)
+        _record(number, "is restarted", error)
         if trial.num_failures > self.failures.get(trial.trial_id, 0):
+            if not self.searcher.failures.is_excused(number):
+                self.searcher.deaths.restarted(number)
+                logger.warning("trial %d: %s; %s", number, what_failed(error), Fate.RESUMED.sentence)
             self.failures[trial.trial_id] = trial.num_failures
             self.searcher.failures.add(number)
             self.on_failure(_address(trial.run_metadata.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """Decide what becomes of a trial whose process died more often than `search.max_failures`."""
+        """Decide what becomes of a trial whose process died more often than Tune restarts it."""
         number, error = int(trial.config["number"]), _last_error(trial)
         if self.searcher.failures.is_reached:
             return  # No trial can run here, so none is at fault: they are kept for the next start of the search.
         self.on_failure(_address(trial.run_metadata.last_result))
         ending = self.searcher.deaths.judge(number, error)
         _record(number, f"is {ending.kind}", error)
-        if ending.kind == "failed":
+        if not self.searcher.failures.is_excused(number):
+            logger.warning("trial %d: %s; %s", number, ending.reason, ending.kind.sentence)
+        if ending.kind == Fate.FAILED:
             ray.get(self.actor.died.remote(number, ending.reason))
         else:
-            ray.get(self.actor.interrupt.remote(number, ending.reason, ending.kind == "resumed"))
+            ray.get(self.actor.interrupt.remote(number, ending.reason, ending.kind == Fate.RESUMED))
 
     def _expire(self, trials: list[Trial]) -> None:
         """End the processes of trials that exceed their limit; Tune's next process of such a trial ends at once."""

@@ -190,7 +190,7 @@ def _run_on_ray(
         check = None if address is None else node_check(experiment, workspace)
         nodes = NodeWatch(actor, check, plan, failures)
         nodes.wait()
-        searcher = StudySearcher(actor, failures, TrialDeaths(folder), plan)
+        searcher = StudySearcher(actor, failures, TrialDeaths(folder, experiment.search.max_failures), plan)
         metrics = SearchMetrics(plan)
         forwarding = Forwarding(
             folder, events, sync, lambda: RaySummary(actor.summary.remote(searcher.running)), listener, metrics.update

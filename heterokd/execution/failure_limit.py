@@ -50,9 +50,13 @@ class FailureLimit(tune.Stopper):  # type: ignore[misc]  # Ray is not fully type
         """Do not count the end of a trial's process that the driver ends."""
         self._excused.add(number)
 
+    def is_excused(self, number: int) -> bool:
+        """Whether the driver ends the trial's process."""
+        return number in self._excused
+
     def add(self, number: int) -> None:
         """Count a trial's process that died without a preemption notice."""
-        if number in self._excused:
+        if self.is_excused(number):
             return
         if not self._has_proof():
             self.count += 1

@@ -16,8 +16,10 @@ from heterokd.errors import ConfigError, SearchError
 from heterokd.execution import working_dir
 from heterokd.execution.abandoned import mark, remove_abandoned
 from heterokd.execution.failure_cause import first_line_of
+from heterokd.execution.ray_messages import handlers_kept
 from heterokd.execution.ray_settings import ray, services, token_headers
-from heterokd.execution.ray_temp_dir import ray_temp_dir
+from heterokd.execution.ray_temp_dir import ray_temp_dir, sessions_folder
+from heterokd.execution.ray_watch import starting
 from heterokd.execution.signals import interrupt_on_sigterm
 from heterokd.storage.machine_load import under_load
 
@@ -169,7 +171,8 @@ def connected(address: str | None, cores: int | None = None, *, shared: bool = F
     else:
         temp_dir = ray_temp_dir() if address == "local" else None
         try:
-            ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
+            with handlers_kept():
+                ray.init(address=address, runtime_env=code_for_nodes(), _temp_dir=temp_dir, **quiet)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise ConfigError(refusal(address, str(error).strip())) from None
     try:
@@ -185,20 +188,21 @@ def _start_local(cores: int | None, shared: bool, quiet: Mapping[str, object]) -
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     temp_dir = ray_temp_dir()
     try:
-        ray.init(
-            address="local",
-            num_cpus=cores or os.cpu_count(),
-            include_dashboard=shared,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=temp_dir,
-            **quiet,
-        )
+        with starting(sessions_folder()), handlers_kept():
+            ray.init(
+                address="local",
+                num_cpus=cores or os.cpu_count(),
+                include_dashboard=shared,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=temp_dir,
+                **quiet,
+            )
     except Exception as error:  # Ray raises plain exceptions where its processes die, or do not answer in half a minute
         with suppress(Exception):
             ray.shutdown()
         raise LocalRayError(
-            f"a local Ray did not start ({first_line_of(error)}); see its logs in {temp_dir}"
+            f"a local Ray did not start ({first_line_of(error)}); see its logs in {sessions_folder()}"
         ) from error
     _tidy_sessions()
 

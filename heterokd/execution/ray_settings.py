@@ -22,6 +22,7 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
+import ray._private.worker
 from ray import tune
 from ray._private import services
 from ray._private.authentication import authentication_token_setup as token_setup
@@ -31,11 +32,16 @@ from ray.tune.experiment import Trial
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from heterokd.execution.ray_messages import log_message
+
 # Tune would copy the driver's keys into Ray's runtime environments, which Ray logs and shows on its dashboard. Nodes
 # have a role or keys in their environment; the processes of a local Ray inherit the driver's environment.
 getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
+
+# The driver's thread that receives messages of Ray's processes would print them past `logging`.
+ray._private.worker.print_to_stdstream = log_message
 
 # A new local Ray creates a token, and logs a needless warning about it.
 logging.getLogger(token_setup.__name__).setLevel(logging.ERROR)

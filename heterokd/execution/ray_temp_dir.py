@@ -35,8 +35,7 @@ def ray_temp_dir(environment: Mapping[str, str] = os.environ, instead: Sequence[
     Raises:
         ConfigError: no folder can be used.
     """
-    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
-    default = SHORT[0] if variable is None else os.path.join(environment[variable], "ray")
+    variable, default = _default(environment)
     if _fits(default):
         return None
     for folder in instead:
@@ -49,6 +48,17 @@ def ray_temp_dir(environment: Mapping[str, str] = os.environ, instead: Sequence[
         f"bytes for its sockets, and neither {Path(default).parent} nor {', '.join(instead)} is one; set RAY_TMPDIR "
         "to such a folder"
     )
+
+
+def sessions_folder(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the folder below which a local Ray writes its sessions and logs, for messages."""
+    return ray_temp_dir(environment) or _default(environment)[1]
+
+
+def _default(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the variable that sets Ray's temporary folder, or None, and the folder."""
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
+    return variable, SHORT[0] if variable is None else os.path.join(environment[variable], "ray")
 
 
 def _fits(folder: str) -> bool:

@@ -90,6 +90,10 @@ class RayWatch:
         self._probes, self._patience, self._raylet = probes, patience, raylet
         self._thread.start()
 
+    def add(self, probes: Mapping[str, Probe]) -> None:
+        """Add checks, or replace those of the same name."""
+        self._probes = {**self._probes, **probes}
+
     def leave(self) -> None:
         """End the checks, before Ray's processes are ended in order."""
         self._is_left.set()
@@ -140,10 +144,13 @@ def watching(watch: RayWatch, address: str | None) -> Iterator[None]:
         RayLost: an exception of the block has the death of a process as its cause.
     """
     node = ray._private.worker._global_node
-    local = node.all_processes.get("raylet", ()) if address is None and node is not None else ()
-    raylet = local[0].process.pid if local else 0
-    watch.start(_probes(), LOCAL_PATIENCE if raylet else CLUSTER_PATIENCE, raylet)
+    local = node.all_processes if address is None and node is not None else {}
+    raylet = local["raylet"][0].process.pid if "raylet" in local else 0
+    # First the process of a local GCS: the other probes ask it for an address, which it may not answer.
+    first = {"GCS": lambda: local["gcs_server"][0].process.poll() is None} if "gcs_server" in local else {}
+    watch.start(first, LOCAL_PATIENCE if raylet else CLUSTER_PATIENCE, raylet)
     try:
+        watch.add(_probes())
         yield
     except Exception:
         watch.raise_if_dead()
@@ -167,6 +174,52 @@ def end_workers(raylet: int) -> None:
         with suppress(psutil.Error, OSError):
             if process.environ().get("RAY_RAYLET_PID") == str(raylet):
                 process.kill()
+
+
+@contextmanager
+def starting(logs: str, interval: float = WATCH_SECONDS) -> Iterator[None]:
+    """Watch the GCS that the block starts, without which `ray.init` may wait until Ray ends this process.
+
+    Args:
+        logs: folder of Ray's logs, for the message.
+        interval: of the checks.
+    """
+
+    def sentence(lost: RayLost) -> str:
+        return (
+            f"a local Ray did not start ({lost}); see its logs in {logs}, and run the command again "
+            "(--resume continues the search of a study)"
+        )
+
+    with RayWatch(sentence, interval) as watch:
+        watch.start({"GCS": new_gcs()}, LOCAL_PATIENCE)
+        yield
+
+
+def new_gcs() -> Probe:
+    """Return a probe of the GCS that this process starts from now on; it answers before its start, too."""
+    known = {process.pid for process in _own_gcs()}
+    started: list[psutil.Process] = []
+
+    def answers() -> bool:
+        if not started:
+            started.extend(process for process in _own_gcs() if process.pid not in known)
+        try:
+            return not started or (started[0].is_running() and started[0].status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    return answers
+
+
+def _own_gcs() -> list[psutil.Process]:
+    """Return the GCS processes that this process has started, also those that ended and are not reaped."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if process.name() == "gcs_server":
+                found.append(process)
+    return found
 
 
 def _probes() -> dict[str, Probe]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from heterokd.errors import HeterokdError, SearchError
 from heterokd.execution.failure_cause import Cause, cause_of, fault_sentence
+from heterokd.execution.ray_messages import DeathSentences, ray_messages
 from heterokd.storage.study_dir import StudyFolder
 
 MAX_BYTES = 1_000_000
@@ -38,7 +39,8 @@ class _DroppingFile(RotatingFileHandler):
 def logged_to(folder: StudyFolder, max_bytes: int = MAX_BYTES) -> Iterator[Path]:
     """Append to the log of a study's search, which exists from the first record on; yield its file.
 
-    Ray's errors are kept in the file alone, since they contain tracebacks.
+    Ray's errors are kept in the file alone, since they contain tracebacks, unless the level of heterokd's logger is
+    DEBUG, as with `--debug`. A process that died is a sentence on the terminal.
     """
     file = folder.log_file
     handler = _DroppingFile(file, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)
@@ -54,7 +56,13 @@ def logged_to(folder: StudyFolder, max_bytes: int = MAX_BYTES) -> Iterator[Path]
         logger.propagate = False  # MLflow adds a handler to the root logger, which prints
     for terminal in of_ray:
         of_file_alone[1].removeHandler(terminal)
+    sentences = DeathSentences(folder)
+    ray_messages.addHandler(sentences)
+    shown = [logging.StreamHandler()] if loggers[0].isEnabledFor(logging.DEBUG) else []
     search_log.addHandler(handler)
+    for logger in of_file_alone:
+        for terminal in shown:
+            logger.addHandler(terminal)
     for logger in loggers:
         logger.addHandler(handler)
     for terminal in printed:
@@ -62,8 +70,12 @@ def logged_to(folder: StudyFolder, max_bytes: int = MAX_BYTES) -> Iterator[Path]
     try:
         yield file
     finally:
+        ray_messages.removeHandler(sentences)
         for terminal in printed:
             loggers[0].removeHandler(terminal)
+        for logger in of_file_alone:
+            for terminal in shown:
+                logger.removeHandler(terminal)
         for logger in (search_log, *loggers):
             logger.removeHandler(handler)
         search_log.setLevel(before[0])

@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from heterokd.config.recipe import Recipe
 from heterokd.errors import TrainingDiverged
+from heterokd.execution.crash_file import crash_recorded
 from heterokd.execution.failure_cause import Cause, cause_of
 from heterokd.execution.node_faults import NodeFault
 from heterokd.execution.out_of_memory import is_out_of_memory
@@ -204,7 +206,8 @@ def run_trial(config: TrialConfig, actor: ray.actor.ActorHandle, job: TrialJob, 
     try:
         context = job.context(assignment, here, mirror, config.get("avoid", ()))
         # After a failed write to a full disk the training resumes from its checkpoint.
-        trained = when_writable(folder.path, lambda: run(assignment.recipe, folder, context, on_epoch))
+        with crash_recorded(folder.path) if mirror.store is None else nullcontext():
+            trained = when_writable(folder.path, lambda: run(assignment.recipe, folder, context, on_epoch))
         ended = replace(started, status=TrialStatus.COMPLETE, metrics=trained.metrics)
         if trained.stopped:
             reason: str | None = ray.get(actor.why.remote(number))

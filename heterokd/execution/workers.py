@@ -21,7 +21,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypedDict
@@ -34,6 +34,7 @@ from heterokd import errors
 from heterokd.config.recipe import Recipe
 from heterokd.errors import HeterokdError
 from heterokd.execution.answers import answer_questions, open_channel
+from heterokd.execution.crash_file import crash_recorded
 from heterokd.execution.parallel import other_nodes
 from heterokd.execution.placement import Cluster
 from heterokd.execution.ray_connection import is_preempted
@@ -246,7 +247,7 @@ def work_on(config: WorkerConfig) -> Outcome | None:
         fault = gpu_fault() or (None if work.check is None else work.check.fault())
         if fault is not None:
             raise NodeError(fault)
-        with _worker_folder(work) as folder:
+        with _worker_folder(work) as folder, nullcontext() if work.is_apart else crash_recorded(folder.path):
             return work.run(Recipe.model_validate_json(work.recipe), folder, _worker_context(work), on_epoch)
     except errors.TrainingDiverged as error:
         ray.get(channel.leave.remote(Raised(type(error).__name__, str(error))))

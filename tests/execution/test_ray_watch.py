@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
 
-from heterokd.execution.ray_watch import RayLost, RayWatch, end_workers, listens
+from heterokd.execution.ray_watch import RayLost, RayWatch, end_workers, listens, new_gcs
 
 
 def watch(interval: float = 60.0) -> RayWatch:
     return RayWatch(lambda lost: str(lost), interval)
+
+
+def until(happened: Callable[[], bool], seconds: float = 20.0) -> None:
+    ends = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_process_is_lost_after_failed_checks_in_a_row() -> None:
@@ -66,6 +87,38 @@ def test_processes_that_are_ended_in_order_are_not_lost() -> None:
         alive = False
         time.sleep(0.1)
         watching.raise_if_lost()
+
+
+def test_a_gcs_that_ends_while_ray_starts_is_lost_and_an_earlier_is_not(tmp_path: Path) -> None:
+    program = tmp_path / "gcs_server"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with ending(subprocess.Popen([program, "60"])) as earlier:
+        answers = new_gcs()
+        earlier.kill()
+        assert answers()  # nothing has been started since
+        with ending(subprocess.Popen([program, "60"])) as gcs:
+            until(lambda: psutil.Process(gcs.pid).name() == "gcs_server")
+            assert answers()
+            gcs.kill()
+            until(lambda: not answers())
+
+
+def test_a_start_that_waits_for_a_dead_gcs_ends_with_a_sentence(tmp_path: Path) -> None:
+    program = tmp_path / "gcs_server"
+    shutil.copy(shutil.which("sleep") or "", program)
+    code = (
+        "import subprocess, sys, time\nfrom heterokd.execution import ray_watch\n"
+        "ray_watch.GIVE_UP_SECONDS = 0.2\n"
+        f"with ray_watch.starting('/logs', 0.05):\n"
+        f"    gcs = subprocess.Popen([{str(program)!r}, '60'])\n    time.sleep(0.5)\n    gcs.kill()\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: a local Ray did not start (Ray's GCS does not answer any more (it was killed, or has crashed)); see "
+        "its logs in /logs, and run the command again (--resume continues the search of a study)\n"
+    )
 
 
 def test_nothing_is_watched_before_the_start() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 from ray.exceptions import RaySystemError
 
 from heterokd.errors import SearchError, StudyError
+from heterokd.execution import ray_settings
+from heterokd.execution.ray_messages import handlers_kept, log_message
 from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.trial_status import TrialSnapshot
 
 
 @pytest.fixture
@@ -128,3 +133,52 @@ def test_nothing_is_left_of_the_handlers(folder: StudyFolder) -> None:
     with logged_to(folder):
         pass
     assert [list(logging.getLogger(name).handlers) for name in ("heterokd", "ray", "heterokd.search_log")] == before
+
+
+WORKER_DIED = (
+    "A worker died or was killed while executing a task by an unexpected system error. Node ID: 1ac4 Worker IP "
+    "address: 127.0.0.1 Worker port: 36879 Worker PID: {pid} Worker exit type: SYSTEM_ERROR"
+)
+
+
+def test_a_process_that_died_is_a_sentence_and_rays_message_is_in_the_file(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder.trial(0).save(TrialSnapshot(pid=11))
+    (folder.path / "trials" / "0001").mkdir()
+    (folder.path / "trials" / "0001" / "trial.json").write_text("{")  # damaged
+    with logged_to(folder):
+        for pid in (11, 12):  # the sentence about a trial is that of `TuneCallback`
+            log_message({"lines": [WORKER_DIED.format(pid=pid)], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        log_message({"lines": ["The node with node id: 1ac4 has been marked dead"]})
+    assert caplog.messages == [
+        "a process of the search (12) died (killed, a crash, or out of memory); it is started again, details are in "
+        f"{folder.log_file}"
+    ]
+    text = folder.log_file.read_text(encoding="utf-8")
+    for kept in ("Worker PID: 11", "Worker PID: 12", "marked dead"):
+        assert kept in text
+    assert "Worker PID" not in "".join(capfd.readouterr())
+
+
+def test_rays_driver_prints_no_messages_itself() -> None:
+    assert inspect.getsource(ray._private.worker.listen_error_messages).count("print_to_stdstream(") == 1
+    assert ray_settings.ray._private.worker.print_to_stdstream is log_message
+
+
+def test_rays_start_keeps_the_handlers_of_the_log(folder: StudyFolder) -> None:
+    with logged_to(folder):
+        with handlers_kept():
+            logging.getLogger("ray").handlers.clear()  # as `ray.init` does
+        logging.getLogger("ray.tune").error("a trial failed")
+    assert "a trial failed" in folder.log_file.read_text(encoding="utf-8")
+
+
+def test_debug_prints_the_tracebacks_too(folder: StudyFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    package = logging.getLogger("heterokd")
+    for level in (logging.DEBUG, package.level):
+        package.setLevel(level)
+        with logged_to(folder):
+            search_log.info("trial 3 ended", exc_info=RaySystemError("gone"))
+        printed = capfd.readouterr().err
+        assert ("RaySystemError" in printed) == (level == logging.DEBUG)
