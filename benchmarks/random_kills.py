@@ -1,7 +1,7 @@
 """What a search loses when processes of a kind are killed at random moments, for each kind of process.
 
     python benchmarks/random_kills.py [--only KIND ...] [--kills 10] [--seconds S] [--seed 0]
-                                      [--out results.json] [--prepared FOLDER]
+                                      [--out results.json] [--prepared FOLDER] [--keep FOLDER]
 
     driver   `heterokd search`, which is started again with `--resume`
     study    the actor that holds the study
@@ -12,9 +12,9 @@
     raylet   the raylet of the local Ray
 
 A process is killed (kill -9) a random time after it has appeared, then the next of its kind, until a small search has
-ended; as many searches are run as the kills need. A search that ends with a sentence, as when a fourth local Ray dies,
-is started again with `--resume`. What the trials had reported at each kill is compared with what they hold at the
-end, and the trials' folders, the study, MLflow and the teacher's cache with each other.
+ended; as many searches are run as the kills need. A search that ends with a sentence, as when a fourth local Ray dies
+or a trial is interrupted, is started again with `--resume`. What the trials had reported at each kill is compared with
+what they hold at the end, and the trials' folders, the study, MLflow and the teacher's cache with each other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -78,12 +79,13 @@ LONGER = {"training": {"epochs": 40}, "search": {"trials": 3, "confirm_leaders":
 KINDS = {
     "driver": Kind("the driver", "", 25.0, LONGER, is_prepared=False),
     "study": Kind("the study's actor", "ray::StudyActor", 6.0, LONGER),
-    "trial": Kind("a trial's process", "ray::ImplicitFunc", 12.0, LONGER),
+    "trial": Kind("a trial's process", "ray::ImplicitFunc", 12.0, LONGER, ends=(1,)),
     "worker": Kind(
         "a worker of a trial",
         "ray::RayTrainWorker",
         12.0,
         {"training": {"workers": 2, "epochs": 40}, "search": {"trials": 2}},
+        ends=(1,),
     ),
     "builder": Kind("a builder of the teacher's cache", "ray::Builder", 6.0, {"cache": {"views": 12}}),
     "gcs": Kind("the GCS of a local Ray", "gcs_server", 15.0, SHORTER, ends=(1,)),
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a kind, after which no kill begins")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--prepared", type=Path, help="a root to begin with; made where there is none")
+    parser.add_argument("--keep", type=Path, help="a folder for the output and the log of each search")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     end_in_order()
@@ -111,9 +114,9 @@ def main() -> None:
         for name in arguments.only:
             began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="hk", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-                plan = Plan(
-                    KINDS[name], random.Random(f"{name} {arguments.seed}"), arguments.kills, began + arguments.seconds
-                )
+                drawn = random.Random(f"{name} {arguments.seed}")
+                keep = arguments.keep and arguments.keep / name
+                plan = Plan(KINDS[name], drawn, arguments.kills, began + arguments.seconds, keep)
                 found = kill_at_random(plan, Path(scratch), prepared)
             found["seconds"] = round(time.monotonic() - began, 1)
             results["kinds"][name] = found
@@ -135,12 +138,14 @@ class Plan:
         drawn: of which the moments are drawn.
         left: number of kills.
         ends: moment after which no kill begins.
+        keep: folder for the output and the log of each search, or None.
     """
 
     kind: Kind
     drawn: random.Random
     left: int
     ends: float
+    keep: Path | None = None
 
     @property
     def is_over(self) -> bool:
@@ -156,13 +161,25 @@ def kill_at_random(plan: Plan, scratch: Path, prepared: Path) -> dict[str, Any]:
         place = scratch / str(total["searches"])
         place.mkdir()
         with searching(place, prepared if kind.is_prepared else None, **kind.changes) as running:
-            seen, moments = kill_in(running, plan)
-            found = compared(running, kind, seen)
+            try:
+                seen, moments = kill_in(running, plan)
+                found = compared(running, kind, seen)
+            finally:
+                if plan.keep is not None:
+                    keep(running, plan.keep / str(total["searches"]))
         total["moments"] += moments
         total["problems"] += found.pop("problems")
         for key, value in found.items():
             total[key] += value
     return total
+
+
+def keep(running: Search, folder: Path) -> None:
+    """Copy the output and the log of a search."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "output.txt").write_text(running.output)
+    if running.folder.log_file.exists():
+        shutil.copy(running.folder.log_file, folder)
 
 
 COUNTED = ("searches", "starts", "trials", "lost", "failed", "doubled", "open")
