@@ -119,7 +119,7 @@ class Search:
     @property
     def folder(self) -> StudyFolder:
         """The study's."""
-        return Workspace(self.root).study(str(EXPERIMENT["name"]))
+        return Workspace(self.root).study(yaml.safe_load(self.file.read_text())["name"])
 
     @property
     def output(self) -> str:
@@ -308,7 +308,7 @@ def outcome(
         lost += len(set(range(1, max(reports, default=0) + 1)) - set(reports))
         if trial.status not in ("complete", "pruned"):
             problems.append(f"trial {trial.number} is {trial.status}")
-    name = str(EXPERIMENT["name"])
+    name = folder.name
     study = optuna.load_study(study_name=name, storage=sqlite_url(folder.database))
     trained = [one for one in study.trials if (one.user_attrs.get("assignment") or {}).get("duplicate_of") is None]
     problems += [f"the study has trial {one.number} {one.state.name}" for one in trained if not one.state.is_finished()]

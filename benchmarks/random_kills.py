@@ -224,7 +224,7 @@ def has_finished(running: Search, kind: Kind) -> bool:
         return True
     if code not in (*kind.ends, *(() if kind.part else (-9,))):
         raise SystemExit(f"the search ended with {code}:\n{running.output[-4000:]}")
-    if code > 0 and "--resume continues the search" not in running.output.splitlines()[-1]:
+    if code > 0 and "--resume" not in running.output.splitlines()[-1]:
         raise SystemExit(f"the search did not say how to go on:\n{running.output[-4000:]}")
     running.start()
     return False

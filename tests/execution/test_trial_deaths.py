@@ -8,11 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RaySystemError, RayTaskError
 
+from heterokd.execution.callbacks import TuneCallback
 from heterokd.execution.crash_file import CRASH_FILE, HEAD, crash_recorded
+from heterokd.execution.failure_limit import FailureLimit
 from heterokd.execution.trial_deaths import MOST_DEATHS, TrialDeaths
 from heterokd.storage.study_dir import StudyFolder
 
@@ -133,3 +137,24 @@ def test_reasons_are_a_line(folder: StudyFolder) -> None:
     assert deaths.judge(0, DISK).reason == "OSError: [Errno 5] Input/output error, without a new epoch"
     assert deaths.judge(0, OWN).reason == "KeyError: 'weight'"
     assert "process died" in deaths.judge(0, KILLED).reason
+
+
+def test_the_terminal_gets_a_sentence_for_each_death_but_not_of_a_process_that_the_driver_ended(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher: Any = SimpleNamespace(actor=None, deaths=judging(folder), failures=FailureLimit(folder, 1))
+    nothing: Any = None
+    callback = TuneCallback(folder, searcher, nothing, nothing, [], nothing)
+    trial: Any = SimpleNamespace(
+        config={"number": 0}, trial_id="a", num_failures=1, pickled_error_file="", run_metadata=SimpleNamespace()
+    )
+    trial.run_metadata.last_result = {}
+    callback.on_trial_recover(0, [], trial)
+    callback.on_trial_recover(0, [], trial)  # of a node that was preempted: Tune does not count it
+    assert caplog.messages == [
+        "trial 0: its process died (killed, a crash, or out of memory); it continues from its last checkpoint"
+    ]
+    searcher.failures.excuse(0)
+    trial.num_failures = 2
+    callback.on_trial_recover(0, [], trial)
+    assert len(caplog.messages) == 1
