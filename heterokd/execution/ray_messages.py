@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from heterokd.errors import HeterokdError
 from heterokd.storage.study_dir import StudyFolder
@@ -24,11 +25,25 @@ DIED = re.compile(r"A worker died or was killed.*?Worker PID: (\d+)", re.DOTALL)
 logger = logging.getLogger(__name__)
 
 
-def log_message(data: Mapping[str, object], ignore_prefix: bool = False) -> None:
-    """Log a message of Ray's processes; in place of `ray._private.worker.print_to_stdstream`, which prints it."""
-    lines = data.get("lines")
-    for line in lines if isinstance(lines, list) else ():
-        ray_messages.warning("%s", line)
+Printing = Callable[[Mapping[str, Any], bool], None]
+"""Prints lines of Ray's processes, or of workers, to the driver's terminal."""
+
+
+def logging_messages(printing: Printing) -> Printing:
+    """Return a function for `ray._private.worker.print_to_stdstream` that logs the messages of Ray's processes.
+
+    Args:
+        printing: Ray's function, which prints the output of workers as before (`log_to_driver` of a caller's Ray).
+    """
+
+    def log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        if data.get("pid") != "raylet":
+            printing(data, ignore_prefix)
+            return
+        for line in data["lines"]:
+            ray_messages.warning("%s", line)
+
+    return log
 
 
 @contextmanager

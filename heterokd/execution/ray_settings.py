@@ -32,7 +32,7 @@ from ray.tune.experiment import Trial
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from heterokd.execution.ray_messages import log_message
+from heterokd.execution.ray_messages import logging_messages
 
 # Tune would copy the driver's keys into Ray's runtime environments, which Ray logs and shows on its dashboard. Nodes
 # have a role or keys in their environment; the processes of a local Ray inherit the driver's environment.
@@ -41,7 +41,7 @@ getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set()).difference_update(
 )
 
 # The driver's thread that receives messages of Ray's processes would print them past `logging`.
-ray._private.worker.print_to_stdstream = log_message
+ray._private.worker.print_to_stdstream = logging_messages(ray._private.worker.print_to_stdstream)
 
 # A new local Ray creates a token, and logs a needless warning about it.
 logging.getLogger(token_setup.__name__).setLevel(logging.ERROR)

@@ -7,7 +7,9 @@ import inspect
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -15,7 +17,7 @@ from ray.exceptions import RaySystemError
 
 from heterokd.errors import SearchError, StudyError
 from heterokd.execution import ray_settings
-from heterokd.execution.ray_messages import handlers_kept, log_message
+from heterokd.execution.ray_messages import handlers_kept, logging_messages
 from heterokd.execution.search_log import faults_explained, logged_to, search_log
 from heterokd.storage.files import write_text
 from heterokd.storage.study_dir import StudyFolder
@@ -147,10 +149,14 @@ def test_a_process_that_died_is_a_sentence_and_rays_message_is_in_the_file(
     folder.trial(0).save(TrialSnapshot(pid=11))
     (folder.path / "trials" / "0001").mkdir()
     (folder.path / "trials" / "0001" / "trial.json").write_text("{")  # damaged
+    printed: list[Mapping[str, Any]] = []
+    log = logging_messages(lambda data, _: printed.append(data))
     with logged_to(folder):
         for pid in (11, 12):  # the sentence about a trial is that of `TuneCallback`
-            log_message({"lines": [WORKER_DIED.format(pid=pid)], "pid": "raylet", "is_err": False}, ignore_prefix=False)
-        log_message({"lines": ["The node with node id: 1ac4 has been marked dead"]})
+            log({"lines": [WORKER_DIED.format(pid=pid)], "pid": "raylet", "is_err": False}, False)
+        log({"lines": ["The node with node id: 1ac4 has been marked dead"], "pid": "raylet"}, False)
+        log({"lines": ["of a worker"], "pid": 12, "is_err": False}, False)
+    assert [each["lines"] for each in printed] == [["of a worker"]]
     assert caplog.messages == [
         "a process of the search (12) died (killed, a crash, or out of memory); it is started again, details are in "
         f"{folder.log_file}"
@@ -163,7 +169,8 @@ def test_a_process_that_died_is_a_sentence_and_rays_message_is_in_the_file(
 
 def test_rays_driver_prints_no_messages_itself() -> None:
     assert inspect.getsource(ray._private.worker.listen_error_messages).count("print_to_stdstream(") == 1
-    assert ray_settings.ray._private.worker.print_to_stdstream is log_message
+    printing = ray_settings.ray._private.worker.print_to_stdstream
+    assert printing.__module__ == logging_messages.__module__
 
 
 def test_rays_start_keeps_the_handlers_of_the_log(folder: StudyFolder) -> None:
