@@ -23,14 +23,17 @@ from optuna.trial import FrozenTrial, TrialState
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
 
-FORESTS, TREES = 3, 24
-"""Number of forests, and of trees in each: the mean is that of all trees."""
+FORESTS, TREES, FEW_TREES = 3, 24, 8
+"""Number of forests, and of trees in each: the mean is that of all trees. From `MANY` trials fewer trees suffice."""
+
+MANY = 60
+"""Number of trials from which a forest has `FEW_TREES`."""
 
 FEWEST = 8
 """Minimum number of trials: with fewer, the result depends on the forest more than on the trials."""
 
-MOST = 300
-"""Maximum number of trials, the newest: a forest's time grows with them, and its result no longer changes."""
+MOST = 120
+"""Maximum number of trials, spread evenly over the study: a forest's time grows with them."""
 
 ALL = "all methods"
 
@@ -109,7 +112,8 @@ def _importance(group: str, trials: Sequence[FrozenTrial], direction: optuna.stu
         epoch = max(counts, key=lambda rung: (counts[rung], rung), default=None)
         values = {number: found[epoch] for number, found in rungs.items() if epoch in found}
     finite = {number: value for number, value in values.items() if value is not None and math.isfinite(value)}
-    known = [(trial, finite[trial.number]) for trial in trials if trial.number in finite][-MOST:]
+    known = [(trial, finite[trial.number]) for trial in trials if trial.number in finite]
+    known = [known[len(known) * place // MOST] for place in range(MOST)] if len(known) > MOST else known
     if len(known) < FEWEST:
         return Importance(group, len(known), reason=f"{len(known)} trials, of which {FEWEST} are needed")
     common = set.intersection(*(set(trial.params) for trial, _ in known))
@@ -138,9 +142,9 @@ def _rung_values(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
 
 
 def _forest(study: optuna.Study, seed: int) -> Mapping[str, float]:
-    return optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=seed)
-    )
+    trees = TREES if len(study.get_trials(deepcopy=False)) < MANY else FEW_TREES
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def _varies(trials: Sequence[tuple[FrozenTrial, float]], name: str) -> bool:
