@@ -60,9 +60,13 @@ def metric_name(metric: str) -> str:
 def epoch_score(metrics: Mapping[str, float]) -> str:
     """Format the score of an epoch on val: `top-1 0.9123` or `mIoU 0.4312 (8 classes)`."""
     key = next(key for score in SCORES if (key := f"val/{score}") in metrics)
-    counted = metrics.get(IOU_CLASSES)
-    classes = "" if counted is None else f" ({counted:.0f} classes)"
-    return f"{metric_name(key)} {format_score(metrics[key])}{classes}"
+    return f"{metric_name(key)} {format_score(metrics[key])}{classes_in_mean(key, metrics)}"
+
+
+def classes_in_mean(metric: str, metrics: Mapping[str, float]) -> str:
+    """Return ` (8 classes)` if the metric is an mIoU on val, whose mean is over that many classes; else nothing."""
+    counted = metrics.get(IOU_CLASSES) if metric == "val/miou" else None
+    return "" if counted is None else f" ({counted:.0f} classes)"
 
 
 def format_score(value: float | None) -> str:

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from heterokd.outputs import IGNORE, Batch, labels_at
 from heterokd.tasks import Inference
 from heterokd.training.evaluation import evaluate, image_results
-from heterokd.training.meters import iou_per_class
+from heterokd.training.meters import iou_per_class, named_metrics
 from heterokd.training.task_modules import SegmentationTask
 
 K = 5
@@ -91,7 +91,13 @@ def test_metrics_are_torchmetrics_over_the_whole_split_and_not_a_mean_over_batch
     assert measured["miou"] == pytest.approx(float(jaccard.compute()), abs=1e-6)
     assert measured["miou"] != pytest.approx(np.mean(by_batch), abs=1e-4)
     assert measured["pixel_accuracy"] == pytest.approx(right / total, abs=1e-6)
-    assert set(measured) == {*SegmentationTask.facts.metric_names} - {"agreement"}
+    of_classes = {f"iou/{label}" for label in range(K)}
+    assert set(measured) == {*SegmentationTask.facts.metric_names, *of_classes} - {"agreement"}
+    assert np.mean([measured[name] for name in of_classes]) == pytest.approx(measured["miou"], abs=1e-6)
+    names = ("sky", "a/b", "Straße", "道", "道")
+    named = named_metrics(measured.items(), names)
+    assert {name for name in named if "iou/" in name} == {f"val/iou/{name}" for name in ("sky", "a_b", "Stra_e", 3, 4)}
+    assert named["val/iou/a_b"] == measured["iou/1"]
 
 
 def test_metrics_of_classes_are_means_over_those_that_occur() -> None:

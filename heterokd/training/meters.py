@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,11 @@ from heterokd.training.macro_metrics import AUROC_CLASSES, MACRO_METRICS, macro_
 
 BOUNDARY = 0.02
 """Width of the band around boundaries as a share of the image's diagonal (Cheng et al., "Boundary IoU", CVPR 2021)."""
+
+CURVES = 24
+"""Maximum number of classes whose IoU is a metric of its own, in each epoch."""
+CLASS_IOU = "iou/"
+"""Beginning of the names of these metrics; the number of the class follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,8 @@ class PixelMeter:
         iou, both = iou_per_class(confusion), confusion.diagonal().double()
         yield "miou", iou.nanmean()
         yield "iou_classes", iou.isfinite().sum()
+        for number in iou.isfinite().nonzero().flatten().tolist() if len(iou) <= CURVES else ():
+            yield f"{CLASS_IOU}{number}", iou[number]
         yield "dice", (2 * both / (confusion.sum(-1) + confusion.sum(-2))).nanmean()
         yield "mean_accuracy", (both / confusion.sum(-1)).nanmean()
         yield "pixel_accuracy", both.sum() / confusion.sum().clamp(min=1)
@@ -134,6 +142,19 @@ def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     if tuple(values.shape[-2:]) == tuple(size):
         return values
     return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def named_metrics(metrics: Iterable[tuple[str, float]], class_names: Sequence[str]) -> dict[str, float]:
+    """Return metrics by `val/NAME`; those of a class have its name, as far as MLflow takes its characters."""
+    named: dict[str, float] = {}
+    for name, value in metrics:
+        number = name.removeprefix(CLASS_IOU)
+        if number != name and class_names:
+            plain = re.sub(r"[^A-Za-z0-9_\- ]", "_", class_names[int(number)]).strip()
+            is_new = plain.strip("_") and f"val/{CLASS_IOU}{plain}" not in named
+            name = f"{CLASS_IOU}{plain if is_new else number}"
+        named[f"val/{name}"] = value
+    return named
 
 
 def classes_at(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

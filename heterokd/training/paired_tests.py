@@ -168,6 +168,11 @@ class ImageConfusions(ImageResults):
         """See `ImageResults`."""
         return int(self.images[:, number, number].sum()), int(self.labels[:, number].sum())
 
+    @property
+    def classes(self) -> int:
+        """Number of classes in the mean of mIoU: those that labels or predictions have."""
+        return int(np.count_nonzero(_areas(self.images)[1].sum(axis=0)))
+
     def iou(self, number: int) -> float:
         """Return the intersection over union of a class; NaN if neither labels nor predictions have it."""
         intersection, union = _areas(self.images)[:, :, number].sum(axis=1)

@@ -36,6 +36,7 @@ from heterokd.training.best_epoch import BestEpoch
 from heterokd.training.checkpoint import Checkpoint, read_checkpoint, set_aside, write_checkpoint
 from heterokd.training.distiller import AuxiliaryHead, Distiller
 from heterokd.training.evaluation import evaluate
+from heterokd.training.meters import named_metrics
 from heterokd.training.optim import freeze_batch_norm, freeze_slow_layers
 from heterokd.training.precision import FP32, Precision, forbid_tf32
 from heterokd.training.step import Updates, compile_student
@@ -259,7 +260,7 @@ class _Loop:
                 teacher_classes=self.teacher_classes,
                 device=self.device,
             )
-            metrics = {f"val/{name}": value for name, value in pairs}
+            metrics = named_metrics(pairs, self.loaders.class_names)
         return distributed.broadcast(metrics)
 
     def report(self, metrics: Metrics, report: Report) -> bool:

@@ -12,15 +12,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from heterokd.config.data import DataSettings
+from heterokd.config.services import PromotionSettings
 from heterokd.datasets.io.loaders import open_split
+from heterokd.errors import DataError
 from heterokd.networks.network import build_network
 from heterokd.outputs import IGNORE
 from heterokd.students.export.format import ToWrite
 from heterokd.students.export.formats import FORMATS
+from heterokd.students.promotion.gates import iou_gates
 from heterokd.tasks import Inference
 from heterokd.training.data import open_splits
 from heterokd.training.evaluation import evaluate, image_results
 from heterokd.training.meters import Answer, PixelMeter, classes_at, near_boundaries, upsample
+from heterokd.training.paired_tests import ImageConfusions
 from heterokd.training.task_modules import SegmentationTask, build_task
 
 CLASSES = ("ground", "tree", "house")
@@ -159,3 +163,21 @@ def test_boundaries_are_pixels_close_to_another_class() -> None:
     found = dict(meter.compute())
     assert found["boundary_iou"] == 1
     assert found["miou"] < 0.5
+
+
+def test_the_iou_of_a_class_is_a_gate(root: Path) -> None:
+    splits = open_splits(settings(root))
+    results = image_results(network(), open_split(splits.val, 3), build_task("segmentation", 3))
+    assert isinstance(results, ImageConfusions)
+    counts = results.images.sum(0)
+    iou = [float(counts[k, k] / (counts[k].sum() + counts[:, k].sum() - counts[k, k])) for k in range(3)]
+    best = int(np.argmax(iou))
+    required = {CLASSES[best]: iou[best] * 0.9, CLASSES[best - 1]: 0.99}
+    promotion = PromotionSettings.model_validate({"min_iou": required})
+    classes, first, second = iou_gates(results, splits.class_names, promotion)
+    assert (classes.measured, classes.passed) == (3, None)
+    assert (first.name, first.passed) == (f"IoU of {CLASSES[best]} on test", True)
+    assert first.measured == pytest.approx(iou[best])
+    assert second.passed is False
+    with pytest.raises(DataError, match=r"promotion\.min_iou: the data set has no class 'lake'"):
+        list(iou_gates(results, splits.class_names, PromotionSettings.model_validate({"min_iou": {"lake": 0.5}})))

@@ -15,7 +15,7 @@ from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import SHOWN_LEADERS, leader_table, sureness
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.errors import HeterokdError
-from heterokd.formatting import format_duration, format_score
+from heterokd.formatting import classes_in_mean, format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import BEHIND, NEGATIVE_TRANSFER
@@ -80,7 +80,9 @@ class SearchTerminal(Terminal):
     def _finished(self, trial: TrialFolder, progress: StudyProgress) -> str:
         snapshot = trial.snapshot
         status, value = snapshot.status, snapshot.metrics.get(self.metric)
-        reached = "" if value is None else f"{self.metric} {format_score(value)}"
+        reached = ""
+        if value is not None:
+            reached = f"{self.metric} {format_score(value)}{classes_in_mean(self.metric, snapshot.metrics)}"
         if status == TrialStatus.PRUNED:
             reached += f" at epoch {int(snapshot.metrics['epoch'])}"
             reports = trial.metrics()[-compared(trial.recipe.training.epochs) :]

@@ -204,12 +204,14 @@ class Loaders:
         train: views of the training images.
         val: validation images.
         num_classes: K.
+        class_names: name of each class number; empty: unknown.
         pixel_weights: [K] weights of the classes of label maps in the task loss; None: all are 1.
     """
 
     train: TrainLoader
     val: EvalLoader
     num_classes: int
+    class_names: tuple[str, ...] = ()
     pixel_weights: NDArray[np.float32] | None = None
 
 
@@ -230,7 +232,8 @@ def make_loaders(
     classes = splits.num_classes
     draws = make_draws(splits.train, splits.class_names) if draws is None else draws
     train = TrainLoader(splits.train, views, batch_size, num_classes=classes, worker=worker, device=device, draws=draws)
-    return Loaders(train, open_split(splits.val, classes, max(batch_size, EVAL_BATCH), device=device), classes)
+    val = open_split(splits.val, classes, max(batch_size, EVAL_BATCH), device=device)
+    return Loaders(train, val, classes, splits.class_names)
 
 
 def open_split(

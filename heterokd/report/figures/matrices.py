@@ -48,7 +48,7 @@ def draw_iou(target: Target, iou: Mapping[str, NDArray[np.float64]], class_names
             fill, edge, hatch = looks[name]
             axis.barh(
                 at, np.nan_to_num(values[shown]), thick * 0.92, linewidth=0.5, color=fill, edgecolor=edge, hatch=hatch,
-                label=f"{name}, mIoU {np.nanmean(values):.3f}",
+                label=f"{name}, mIoU {np.nanmean(values):.3f} ({np.isfinite(values).sum()} classes)",
             )  # fmt: skip
         by_browser = isinstance(target, Vector)
         labels = [class_label(class_names[number], number, 20, by_browser=by_browser) for number in shown]

@@ -68,12 +68,14 @@ def recall_gates(results: ImageResults, class_names: tuple[str, ...], settings: 
 
 
 def iou_gates(results: ImageResults, class_names: tuple[str, ...], settings: PromotionSettings) -> Iterator[Gate]:
-    """Compare the intersection over union of classes on test with `promotion.min_iou`.
+    """Yield the number of classes in the mean of mIoU on test, and compare classes with `promotion.min_iou`.
 
     Raises:
         DataError: the data set has no such class.
     """
     check_class_names(settings.min_iou, class_names, "promotion.min_iou")
+    if isinstance(results, ImageConfusions):
+        yield Gate("classes in the mean of mIoU on test", "-", results.classes, None)
     for name, least in settings.min_iou.items():
         assert isinstance(results, ImageConfusions)  # of segmentation, see `Experiment`
         number = class_names.index(name)
