@@ -43,7 +43,7 @@ PAIRS = {
 """Name and options of teacher and student."""
 
 
-def experiment(name: str, images: Path, root: Path) -> Experiment:
+def experiment(name: str, images: Path, root: Path, epochs: int) -> Experiment:
     """Write and read the experiment of a pair."""
     (teacher, of_teacher), (student, of_student) = PAIRS[name]
     classes = (images / "classes.txt").read_text().split()
@@ -55,7 +55,7 @@ def experiment(name: str, images: Path, root: Path) -> Experiment:
         "data": {"dataset": "mask_folder", "root": str(images), "image_size": 64, "train_images": 160, "masks": masks},
         "teacher": {"network": teacher, "options": of_teacher, "training": {**shared, **fitted}},
         "student": {"network": student, "options": of_student},
-        "training": {**shared, "epochs": 20, "learning_rate": 0.003, "warmup_epochs": 1},
+        "training": {**shared, "epochs": epochs, "learning_rate": 0.003, "warmup_epochs": 1},
         "search": {"space": {"methods": list(METHODS)}},
     }
     file = root / f"{content['name']}.yaml"
@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=280.0)
+    parser.add_argument("--epochs", type=int, default=20, help="of students; other numbers need another --root")
+    parser.add_argument("--pair", choices=tuple(PAIRS), action="append", help="default: both")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.root.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ def main() -> None:
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     started = time.monotonic()
     root = Workspace(asked.root.resolve())
-    experiments = {name: experiment(name, asked.images, asked.root) for name in PAIRS}
+    pairs = asked.pair or tuple(PAIRS)
+    experiments = {name: experiment(name, asked.images, asked.root, asked.epochs) for name in pairs}
     for seed in range(FIRST_SEED, FIRST_SEED + asked.seeds):
         for name, of_pair in experiments.items():
             for method in METHODS:
@@ -90,7 +93,7 @@ def main() -> None:
                 values[str(seed)] = test_miou(recipe, root, teacher.weights)
                 file.write_text(json.dumps(known, indent=1))
                 print(f"{name}: {method}, seed {seed}: {values[str(seed)]:.4f}", flush=True)
-    for name in PAIRS:
+    for name in pairs:
         show(name, known)
 
 

@@ -157,9 +157,9 @@ def named_metrics(metrics: Iterable[tuple[str, float]], class_names: Sequence[st
     return named
 
 
-def classes_at(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Return the classes [H, W] of scores [K, h, w] resized to a size; of a large one a few classes at a time."""
-    step = max(1, EVAL_SCORES // math.prod(size))
+def classes_at(scores: Tensor, size: tuple[int, int] | torch.Size, at_once: int = EVAL_SCORES) -> Tensor:
+    """Return the classes [H, W] of scores [K, h, w] resized to a size, at most `at_once` scores at a time."""
+    step = max(1, at_once // math.prod(size))
     best, classes = upsample(scores[None, :step], size)[0].max(dim=0)
     for start in range(step, len(scores), step):
         score, place = upsample(scores[None, start : start + step], size)[0].max(dim=0)
