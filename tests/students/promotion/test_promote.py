@@ -573,13 +573,14 @@ def test_a_segmentation_becomes_champion_by_its_miou(root: Workspace) -> None:
     assert first.test_score == pytest.approx(dict(evaluate(good, loader, task))["miou"], abs=1e-3)
     assert gates(first) == {
         "gain in test mIoU": True,
+        "classes in the mean of mIoU on test": None,
         "parameters in millions": None,
         "latency in ms": True,
         "weights in MB": None,
         "largest difference of a logit": True,
         "largest difference of a logit after export to ONNX": None,
     }
-    assert "64 x 48 pixels" in first.table()[2][0]
+    assert "64 x 48 pixels" in first.table()[3][0]
     assert first.reason.startswith(f"promoted: {first.test_score:.4f} mIoU on test against ")
     assert promote(root, "scenes") == Decision.from_json(first.to_json().replace('"changed": true', '"changed": false'))
     version = registry(root).get_model_version("scenes-student", "1")
