@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import json
 import pickle
+import runpy
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 
+import fabricated
 import pytest
 import torch
+from PIL import Image
 
 import heterokd
 from heterokd import Experiment, distill, load_experiment, load_student
 from heterokd.errors import StudyError, UserError
+from heterokd.networks.network import deployable
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -92,6 +99,34 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     logits = names["logits"]
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (1, 10)
+
+
+def test_a_loss_in_a_loop_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "own_loop.py"), run_name="__main__")
+    scores = {name: float(score) for name, score in map(str.split, capsys.readouterr().out.splitlines())}
+    assert list(scores) == ["teacher", "student"]
+    assert min(scores.values()) > 0.7
+
+
+def test_a_student_is_served() -> None:
+    names = runpy.run_path(str(EXAMPLES / "serve.py"))
+    file = io.BytesIO()
+    Image.new("L", (20, 30), 255).save(file, "PNG")
+    with names["server"](deployable(fabricated.random_student()), 32, 0) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}", data=file.getvalue()) as answer:
+            found = json.loads(answer.read())
+        thread.join()
+    assert found["class"] in range(10)
+    assert 0.1 <= found["probability"] <= 1
+
+
+def test_examples_are_short() -> None:
+    files = list(EXAMPLES.glob("*.py"))
+    assert len(files) >= 3
+    for file in files:
+        assert len(file.read_text().splitlines()) < 40, f"{file.name} is no longer short"
 
 
 def test_the_example_compiles() -> None:

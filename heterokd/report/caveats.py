@@ -77,8 +77,8 @@ def _only_stopped(report: StudyReport) -> str:
         return ""
     return (
         f"Never trained to the end: {_named(methods)}. All their trials were stopped early for being behind, and a "
-        "slow starter may still be good: raise search.min_epochs, or train it with `heterokd distill EXPERIMENT "
-        "--method NAME`."
+        "slow starter may still be good: raise search.min_epochs, or train it with heterokd distill EXPERIMENT "
+        "--method NAME."
     )
 
 

@@ -52,6 +52,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+// A chart that continues at a side has a shadow there, as tables have.
+const shade = () => {
+  for (const drawing of document.querySelectorAll(".drawing")) {
+    drawing.classList.toggle("shadowed", drawing.scrollWidth > drawing.clientWidth + 1);
+  }
+};
+addEventListener("resize", shade);
+shade();
 // Filter: a choice of each named column's values shows the rows that match all choices.
 for (const table of document.querySelectorAll("table[data-filter]")) {
   const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
