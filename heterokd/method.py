@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -125,6 +125,9 @@ class Method(nn.Module, ABC):
         verification: what the method's file was compared with; None for a method that nobody has published.
         uses_task_loss: whether the cross-entropy with the labels is added to the method's terms, times
             `training.task_weight`. `build` turns it off for a loss that contains the labels.
+        reads_labels: which terms of classification read labels. `none` learns from images with and without labels, and
+            `all` only from those with labels, see `terms`. With `some`, `forward` computes those terms on the images
+            with labels, by `labelled_rows` and `label_scale`.
     """
 
     student_needs: Signal = Signal.LOGITS
@@ -135,6 +138,7 @@ class Method(nn.Module, ABC):
     has_initial_settings: ClassVar[bool] = False
     verification: ClassVar[Verification | None] = None
     uses_task_loss: bool = True
+    reads_labels: ClassVar[Literal["none", "some", "all"]] = "none"
 
     Params: ClassVar[type[MethodParams]] = MethodParams
 
@@ -189,6 +193,36 @@ class Method(nn.Module, ABC):
             Named scalars, already weighted; the caller sums them.
         """
 
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
+        """Compute `forward`; a method of which all terms read labels gets only the images that have a label.
+
+        Its terms are scaled so that means over images of the parts of a batch add up to the mean over the batch.
+        """
+        if batch.labelled is None or self.reads_labels != "all":
+            losses: Losses = self(student, teacher, batch, progress)
+            return losses
+
+        def rows(values: Tensor) -> Tensor:
+            return labelled_rows(batch, values) if values.dim() > 1 else values  # vectors belong to channels
+
+        part = replace(
+            batch,
+            images=rows(batch.images),
+            labels=labelled_rows(batch, batch.labels),
+            index=labelled_rows(batch, batch.index),
+            shown=None if batch.shown is None else labelled_rows(batch, batch.shown),
+            weights=None if batch.weights is None else labelled_rows(batch, batch.weights),
+            labelled=None,
+        )
+        scale = label_scale(batch)
+        losses = self(student.map(rows), teacher.map(rows), part, progress)
+        return {name: scale * value for name, value in losses.items()}
+
+    @classmethod
+    def learns_unlabelled(cls) -> bool:
+        """Return whether a term learns from images without labels: it reads the teacher and no label."""
+        return cls.teacher_needs != Signal.NONE and cls.reads_labels != "all"
+
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[Settings]:
         """Return parameters of initial trials for a pair of this similarity; none for methods that pair no stages."""
@@ -213,6 +247,20 @@ class Method(nn.Module, ABC):
             labels: labels of the images.
         """
         return None
+
+
+def labelled_rows(batch: Batch, values: Tensor) -> Tensor:
+    """Return the rows [L, ...] of a tensor [B, ...] that belong to the images of a batch with a label."""
+    if batch.labelled is None:
+        return values
+    return values[batch.labelled.nonzero()[:, 0].to(values.device)]
+
+
+def label_scale(batch: Batch) -> float:
+    """Return the factor of a mean over images with a label, so that parts of a batch add up to the whole batch."""
+    if batch.labelled is None:
+        return 1.0
+    return int(batch.labelled.sum()) / len(batch.labelled) / batch.labelled_share
 
 
 def summary(owner: type) -> str:

@@ -21,6 +21,8 @@ Kind = Literal["cnn", "attention", "mlp"]
 TaskName = Literal["classification", "segmentation"]
 IGNORE = 255
 """Label of pixels that are ignored by losses and metrics."""
+UNLABELLED = -100
+"""Label of images without a label, which torch's cross-entropy ignores by default."""
 
 Losses = dict[str, "Tensor"]
 """Named, weighted scalars of a step, which are summed and logged."""
@@ -295,6 +297,9 @@ class Batch:
             caches are read without waiting for the GPU; None for plain images.
         weights: [B] float32 weight of each image in the task loss; None: all are 1.
         own_labels: B label maps [H, W] at their own sizes, uint8 on the CPU, for evaluation; None: `labels` count.
+        labelled: [B] whether each image has a label, on the CPU; None: every image has. The others have the label
+            `UNLABELLED`, or no shares, and the weight 0.
+        labelled_share: share of images with a label in the batch of all workers that this is a part of.
     """
 
     images: Tensor
@@ -303,6 +308,8 @@ class Batch:
     shown: Tensor | None = None
     weights: Tensor | None = None
     own_labels: tuple[Tensor, ...] | None = None
+    labelled: Tensor | None = None
+    labelled_share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.images)

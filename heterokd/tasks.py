@@ -164,6 +164,8 @@ class Segmentation(Task):
         """Refuse settings that count or mix images of a class."""
         if "labels_per_class" in changed:
             return "labels_per_class: counts images of one class; for label maps set train_images"
+        if "unlabelled" in changed:
+            return f"unlabelled: is for images with one class, and data set {dataset!r} has label maps; leave it out"
         if mixes:
             return (
                 "augment: mixup, cutmix and RandAugment (operations) are for images with one class, "

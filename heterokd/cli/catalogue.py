@@ -34,6 +34,9 @@ MethodRow = TypedDict(
 )
 """A method in the list: title, signals, whether a cache serves it, and its measured step time by pair."""
 
+UNLABELLED = {"none": "all terms", "some": "the terms without labels", "all": "nothing"}
+"""What of a method learns from images without labels, by `Method.reads_labels`."""
+
 
 class ParameterCard(TypedDict):
     """A parameter of a method; the domain is None if the parameter is not searched."""
@@ -119,6 +122,12 @@ def _row(name: str, method: type[Method]) -> MethodRow:
     }
 
 
+def learned_unlabelled(name: str) -> str:
+    """Return what of a method learns from images without labels."""
+    _, method = named_method(name)
+    return UNLABELLED[method.reads_labels] if method.learns_unlabelled() else UNLABELLED["all"]
+
+
 def method_page() -> str:
     """Return the text of docs/methods.md: every method with paper, equation, signals, parameters and domains."""
     lines = [
@@ -182,7 +191,8 @@ def _section(known: MethodCard) -> list[str]:
     lines += [
         "",
         f"Student signals: {known['student_needs']}; teacher signals: {known['teacher_needs']}; "
-        f"{'cacheable' if known['cacheable'] else 'not cacheable'}; tasks: {known['tasks']}.",
+        f"{'cacheable' if known['cacheable'] else 'not cacheable'}; tasks: {known['tasks']}; "
+        f"learned from images without labels: {learned_unlabelled(known['name'])}.",
     ]
     if known["parameters"]:
         lines += ["", "| parameter | default | domain | meaning |", "|---|---|---|---|"]

@@ -17,7 +17,7 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the distillation methods, or describe or check a method."""
-    from heterokd.cli.catalogue import describe, describe_all, named_method, source_of
+    from heterokd.cli.catalogue import describe, describe_all, learned_unlabelled, named_method, source_of
     from heterokd.errors import ConfigError
 
     if check:
@@ -51,6 +51,7 @@ def methods(
     print(f"tasks: {known['tasks']}")
     print(f"student_needs: {known['student_needs']}")
     print(f"teacher_needs: {known['teacher_needs']}")
+    print(f"learned from images without labels: {learned_unlabelled(name)}")
     for parameter in known["parameters"]:
         domain = f"; domain {parameter['domain']}" if parameter["domain"] else ""
         print(f"  {known['name']}.{parameter['name']} = {parameter['default']}: {parameter['description']}{domain}")

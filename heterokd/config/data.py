@@ -18,7 +18,7 @@ from heterokd.config.settings import LARGEST_SEED, Names, PathName, Settings
 from heterokd.config.test_time import TestTimeSettings
 from heterokd.datasets import DATASETS
 from heterokd.datasets.io.options import BLACK_CANVAS, FIRST_READER, MEGAPIXELS, PADDING, WHITE, Color, DataOptions
-from heterokd.datasets.io.split import Dataset
+from heterokd.datasets.io.split import REST, Dataset
 from heterokd.datasets.masks.settings import MaskSettings
 from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy, Fill
 from heterokd.errors import ConfigError, did_you_mean
@@ -41,7 +41,12 @@ def _url_or_path(root: object) -> str | Path | None:
     return root
 
 
+def _rest_or_folder(root: object) -> str | Path | None:
+    return REST if root == REST else _url_or_path(root)
+
+
 Root = Annotated[str | Path | None, PlainValidator(_url_or_path)]
+RestOrRoot = Annotated[str | Path | None, PlainValidator(_rest_or_folder)]
 
 # Keys that are not part of `Dataset.load`: the data set that reads them says so.
 OPTIONS = tuple(field.name for field in fields(DataOptions))
@@ -111,6 +116,11 @@ class DataSettings(Settings):
     )
     labels_per_class: int | None = Field(None, ge=1, description="keep this many training images of each class")
     train_images: int | None = Field(None, ge=1, description="keep this many training images of all classes together")
+    unlabelled: RestOrRoot = Field(
+        None,
+        description="images without labels, which the student learns from by the teacher: a folder, an address, or "
+        "rest (the training images that labels_per_class or train_images leave out)",
+    )
     augment: str | AugmentPolicy | None = Field(
         None, description="name or settings of an augmentation policy; default: the data set's"
     )
@@ -161,10 +171,10 @@ class DataSettings(Settings):
             return {**content, "dataset": extension.name, "extension": extension}
         return content
 
-    @field_validator("root")
+    @field_validator("root", "unlabelled")
     @classmethod
     def _is_a_store(cls, root: str | Path | None) -> str | Path | None:
-        if not isinstance(root, str):
+        if not isinstance(root, str) or root == REST:
             return root
         parts = urlsplit(root)
         if parts.username or parts.password or "secret" in parts.query.lower():
@@ -235,6 +245,11 @@ class DataSettings(Settings):
         reason = TASKS[self.task].refusal(self.dataset, changed, mixes=mixes)
         if reason is not None:
             raise ValueError(reason)
+        if self.unlabelled == REST and self.labels_per_class is None and self.train_images is None:
+            raise ValueError(
+                "unlabelled: rest is the training images that labels_per_class or train_images leave out; set one of "
+                "them, or give a folder"
+            )
         return self
 
     @property

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from heterokd.config.data import DataSettings, task_named
+from heterokd.config.domain_values import nearest
 from heterokd.config.methods import method_class, method_params, methods_of
 from heterokd.config.networks import StudentSettings, TeachersSettings
 from heterokd.config.recipe import Recipe
@@ -18,7 +19,7 @@ from heterokd.config.sentences import sentences
 from heterokd.config.services import CachingSettings, ClusterSettings, PromotionSettings, TrackingSettings
 from heterokd.config.settings import Sample, Settings
 from heterokd.config.task_faults import task_fault
-from heterokd.config.training import TrainingSettings
+from heterokd.config.training import UNLABELLED_SHARE, TrainingSettings
 from heterokd.domains import Choice, Domain, Scalar, domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS, pairs_of
@@ -81,6 +82,15 @@ class Experiment(Settings):
         fault = task_fault(self.data, self.teacher, self.training, self.promotion)
         if fault is not None:
             raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
+    def _share_has_images(self) -> Experiment:
+        default = TrainingSettings.model_fields[UNLABELLED_SHARE].default
+        if self.data.unlabelled is None and self.training.unlabelled_share != default:
+            raise ValueError("training.unlabelled_share: needs data.unlabelled; set it, or remove the share")
+        if self.teacher.training.unlabelled_share != default:
+            raise ValueError("teacher.training.unlabelled_share: a teacher is fitted on labelled images; remove it")
         return self
 
     @property
@@ -196,10 +206,12 @@ class Experiment(Settings):
         return found
 
     def domains(self, method: str) -> dict[str, Domain]:
-        """Return all domains of a method's samples, without `teacher.network` if the method reads no teacher."""
+        """Return all domains of a method's samples, without keys that change nothing of its training."""
         found = self.method_domains(method) | self.shared_domains()
         if not self.reads_teacher(method):
             found.pop(TEACHER, None)
+        if not self.method_class(method).learns_unlabelled():
+            found.pop(f"training.{UNLABELLED_SHARE}", None)
         return found
 
     def method_domains(self, method: str) -> dict[str, Domain]:
@@ -228,7 +240,7 @@ class Experiment(Settings):
             TEACHER: self.teacher.networks[0],
         }
         sample = {
-            key: _nearest(settings.get(key, defaults[key]), domain) for key, domain in self.domains(method).items()
+            key: nearest(settings.get(key, defaults[key]), domain) for key, domain in self.domains(method).items()
         }
         return {**settings, "method": method, **sample}
 
@@ -313,17 +325,3 @@ def revised(training: TrainingSettings, changes: Mapping[str, Scalar]) -> Traini
         return TrainingSettings.model_validate({**training.model_dump(), **changes})
     except ValidationError as error:
         raise ConfigError(sentences(error, TrainingSettings, "sample", prefix="training")) from None
-
-
-def ends(domain: Domain) -> tuple[Scalar, ...]:
-    """Return the values at which a domain is checked: all options, or both bounds."""
-    return domain.options if isinstance(domain, Choice) else (domain.low, domain.high)
-
-
-def _nearest(value: Scalar, domain: Domain) -> Scalar:
-    if value in domain:
-        return value
-    if isinstance(value, (bool, str)) or value is None:
-        return ends(domain)[0]
-    numbers = [end for end in ends(domain) if isinstance(end, (int, float)) and not isinstance(end, bool)]
-    return min(numbers, key=lambda end: abs(end - value)) if numbers else ends(domain)[0]

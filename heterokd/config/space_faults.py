@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel, ValidationError
 
-from heterokd.config.experiment import Experiment, ends
+from heterokd.config.domain_values import ends
+from heterokd.config.experiment import Experiment
 from heterokd.config.search import SpaceSettings
 from heterokd.config.sentences import faults
 from heterokd.config.task_faults import setting_fault
-from heterokd.config.training import TrainingSettings
+from heterokd.config.training import UNLABELLED_SHARE, TrainingSettings
 from heterokd.domains import domains, read_domain
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.methods import METHODS, PLUS, members_of
@@ -57,6 +58,9 @@ def name_faults(experiment: Experiment) -> Iterator[tuple[str, str]]:
         fault = next(filter(None, found), None)
         if fault is not None:
             yield f"shared.{key}", fault
+            continue
+        if name == UNLABELLED_SHARE and experiment.data.unlabelled is None:
+            yield f"shared.{key}", "is the share of images without labels; set data.unlabelled, or remove it"
             continue
         yield from _domain_faults(f"shared.{key}", name, value, experiment.training)
     for section, key, _ in _parameters(space):

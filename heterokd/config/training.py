@@ -19,6 +19,8 @@ OF_IMAGES: dict[str, tuple[object, ...]] = {"sampling": ("balanced",), "class_we
 OF_PIXELS: dict[str, tuple[object, ...]] = {"pixel_loss": (), "auxiliary_weight": (), "class_weights": ("median",)}
 """Settings, and their values, that are for images with one class, and for label maps; without values all but the
 default."""
+UNLABELLED_SHARE = "unlabelled_share"
+"""Setting that has no effect without `data.unlabelled`."""
 
 USUAL_OPTIMIZERS = (
     *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adopt"),
@@ -58,6 +60,9 @@ class TrainingSettings(Settings):
     )
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="images of an epoch: each once, or as many of every class"
+    )
+    unlabelled_share: float = Field(
+        0.5, ge=0, lt=1, description="share of each batch that has no label, with data.unlabelled"
     )
     layer_decay: float | None = Field(
         None,

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from heterokd.config.data import DataSettings
-from heterokd.config.experiment import Experiment, ends
+from heterokd.config.domain_values import ends
+from heterokd.config.experiment import Experiment
 from heterokd.config.given_files import given_files
 from heterokd.config.methods import methods_of, pairing
 from heterokd.config.networks import NetworkSettings

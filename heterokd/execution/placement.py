@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias
 
-from heterokd.config.experiment import Experiment, ends
+from heterokd.config.domain_values import ends
+from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.training import TrainingSettings
 from heterokd.datasets.io.split import Splits

@@ -47,9 +47,9 @@ class Combination(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
         """Compute the terms of both methods; a term of the second has its method's name in front if both have it."""
-        losses = dict(self.first(student, teacher, batch, progress))
+        losses = dict(self.first.terms(student, teacher, batch, progress))
         weight = float(getattr(self.params, SECOND_WEIGHT))
-        for term, value in self.second(student, teacher, batch, progress).items():
+        for term, value in self.second.terms(student, teacher, batch, progress).items():
             losses[f"{self.members[1][0]}_{term}" if term in losses else term] = weight * value
         return losses
 
@@ -106,6 +106,7 @@ def combine(name: str, first: tuple[str, type[Method]], second: tuple[str, type[
         ),
         "has_figure": any(kind.has_figure for _, kind in members),
         "uses_task_loss": all(kind.uses_task_loss for _, kind in members),
+        "reads_labels": first[1].reads_labels if first[1].reads_labels == second[1].reads_labels else "some",
     }
     return cast(type[Method], type("".join(part.title() for part in name.split("+")), (Combination,), content))
 

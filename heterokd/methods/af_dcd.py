@@ -213,6 +213,7 @@ class AfDCD(Method):
         )
         kd_temperature: float = Field(1.0, gt=0, description="divides both networks' logits in pixel KD")
 
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

@@ -269,6 +269,7 @@ class CIRKD(Method):
         )
         gather: bool = Field(False, description="true compares and remembers the images of all workers' batches")
 
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

@@ -112,6 +112,7 @@ class CWD(Method):
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

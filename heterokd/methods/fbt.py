@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from heterokd.distributed import gathered
 from heterokd.domains import Choice, Float, Int, Scalar
 from heterokd.errors import PairError
-from heterokd.method import Method, MethodParams, StageSimilarity, Verification
+from heterokd.method import Method, MethodParams, StageSimilarity, Verification, label_scale, labelled_rows
 from heterokd.methods._projectors import Bridge
 from heterokd.methods.ofa import FORMS
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
@@ -103,11 +103,15 @@ def fbt_loss(
         params: weights, gamma, the form of OFA and where negatives come from; None: the defaults.
     """
     params = params or FBT.Params()
-    ofa = FORMS[params.ofa_form](student_logits, teacher_logits, labels, params.gamma)
+    ofa = params.ofa_weight * FORMS[params.ofa_form](student_logits, teacher_logits, labels, params.gamma)
+    return ofa + _contrast(student_embedding, teacher_embedding, logit_scale, params)
+
+
+def _contrast(student: Tensor, teacher: Tensor, logit_scale: Tensor | float, params: FBT.Params) -> Tensor:
+    """Compute the weighted InfoNCE loss of embeddings [B, D]."""
     if params.gather:
-        student_embedding, teacher_embedding = gathered(student_embedding), gathered(teacher_embedding)
-    contrast = info_nce(student_embedding, teacher_embedding, logit_scale, params.normalise_embeddings)
-    return params.ofa_weight * ofa + params.infonce_weight * contrast
+        student, teacher = gathered(student), gathered(teacher)
+    return params.infonce_weight * info_nce(student, teacher, logit_scale, params.normalise_embeddings)
 
 
 class FBT(Method):
@@ -165,6 +169,7 @@ class FBT(Method):
     has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES | Signal.TAIL
+    reads_labels = "some"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
@@ -220,7 +225,8 @@ class FBT(Method):
             "fused_student": params.fused_student_weight * self._pair(student, source, batch),
         }
         if params.ofa_form == "code":
-            terms["fused_task"] = params.fused_task_weight * F.cross_entropy(fused.logits.float(), batch.labels)
+            logits, labels = (labelled_rows(batch, values) for values in (fused.logits.float(), batch.labels))
+            terms["fused_task"] = params.fused_task_weight * label_scale(batch) * F.cross_entropy(logits, labels)
         return terms
 
     @classmethod
@@ -242,12 +248,11 @@ class FBT(Method):
         embedding = student.embedding
         if self.align is not None and embedding.shape[1] != teacher.embedding.shape[1]:
             embedding = self.align(embedding)
-        return fbt_loss(
-            student.logits,
-            teacher.logits,
-            embedding,
-            teacher.embedding,
-            batch.labels,
-            self.logit_scale.exp(),
-            self.params,
+        params = self.params
+        ours, theirs = (labelled_rows(batch, values) for values in (student.logits, teacher.logits))
+        ofa = (
+            label_scale(batch)
+            * params.ofa_weight
+            * FORMS[params.ofa_form](ours, theirs, labelled_rows(batch, batch.labels), params.gamma)
         )
+        return ofa + _contrast(embedding, teacher.embedding, self.logit_scale.exp(), params)

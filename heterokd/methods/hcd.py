@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterokd.domains import Choice, Float, Scalar
-from heterokd.method import Method, MethodParams, StageSimilarity, Verification, similar
+from heterokd.method import Method, MethodParams, StageSimilarity, Verification, label_scale, labelled_rows, similar
 from heterokd.methods._projectors import ConvProjector, initialise
 from heterokd.methods.kd import kd_loss
 from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
@@ -96,18 +96,35 @@ def hcd_terms(
     params: HCD.Params,
 ) -> Losses:
     """Compute the four weighted terms of Eq. 15, from the sub-logits [B, n, K] of every stage."""
-    # The stages are compared as one batch: each function's mean over it is the mean over the stages.
-    stages = len(stage_sub_logits)
-    teachers, labels = teacher_logits.repeat(stages, 1), torch.cat([labels] * stages)
-    fused = fuse(torch.cat(list(stage_sub_logits)), teachers, params.sub_logit_scale, params.teacher_logit_scale)
+    fused, stages = _fused(teacher_logits, stage_sub_logits, params), len(stage_sub_logits)
+    transfer = _transfer_terms(student_logits, teacher_logits, fused, params)
+    return transfer | _label_terms(fused, torch.cat([labels] * stages), stages, params)
+
+
+def _fused(teacher_logits: Tensor, stage_sub_logits: Sequence[Tensor], params: HCD.Params) -> Tensor:
+    """Fuse the stages as one batch, [stages B, n, K]: a function's mean over it is the mean over the stages."""
+    teachers = teacher_logits.repeat(len(stage_sub_logits), 1)
+    return fuse(torch.cat(list(stage_sub_logits)), teachers, params.sub_logit_scale, params.teacher_logit_scale)
+
+
+def _transfer_terms(student_logits: Tensor, teacher_logits: Tensor, fused: Tensor, params: HCD.Params) -> Losses:
+    """Compute the two weighted terms without labels, from the fused sub-logits [stages B, n, K]."""
+    stages = len(fused) // len(student_logits)
     target = fused.detach() if params.detach_sublogits else fused
     times = stages if params.stage_reduction == "sum" else 1
     sub_kl = times * sub_kl_loss(student_logits.repeat(stages, 1), target, params.temperature)
-    sub_ce = times * sub_ce_loss(fused, labels, params.sub_ce_smoothing)
-    orthogonality = times * orthogonality_loss(fused, labels, params.threshold)
     return {
         "kl": params.kl_weight * kd_loss(student_logits, teacher_logits, params.temperature),
         "sub_kl": params.sub_kl_weight * sub_kl,
+    }
+
+
+def _label_terms(fused: Tensor, labels: Tensor, stages: int, params: HCD.Params) -> Losses:
+    """Compute the two weighted terms with labels, from the fused sub-logits [stages B, n, K] and their labels."""
+    times = stages if params.stage_reduction == "sum" else 1
+    sub_ce = times * sub_ce_loss(fused, labels, params.sub_ce_smoothing)
+    orthogonality = times * orthogonality_loss(fused, labels, params.threshold)
+    return {
         "sub_ce": params.sub_ce_weight * sub_ce,
         "orthogonality": params.orthogonality_weight * orthogonality,
     }
@@ -187,6 +204,7 @@ class HCD(Method):
     has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.STAGES
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING
+    reads_labels = "some"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:
@@ -211,7 +229,15 @@ class HCD(Method):
             pooled = self.projectors[digit](student.stages[int(digit) - 1])
             shared_logits = mapper(torch.cat((pooled, embedding.to(pooled.dtype)), dim=1))
             stage_sub_logits.append(sub_logits(shared_logits, self.params.num_sublogits))
-        return hcd_terms(student.logits, teacher.logits.detach(), stage_sub_logits, batch.labels, self.params)
+        params, teacher_logits, stages = self.params, teacher.logits.detach(), len(stage_sub_logits)
+        if batch.labelled is None:
+            return hcd_terms(student.logits, teacher_logits, stage_sub_logits, batch.labels, params)
+        fused = _fused(teacher_logits, stage_sub_logits, params)
+        transfer = _transfer_terms(student.logits, teacher_logits, fused, params)
+        fused = torch.cat([labelled_rows(batch, part) for part in fused.chunk(stages)])
+        labels = torch.cat([labelled_rows(batch, batch.labels)] * stages)
+        of_labels, scale = _label_terms(fused, labels, stages, params), label_scale(batch)
+        return transfer | {name: scale * value for name, value in of_labels.items()}
 
     @classmethod
     def initial_settings(cls, similarity: StageSimilarity) -> Sequence[dict[str, Scalar]]:

@@ -209,6 +209,7 @@ class HeteroAKD(Method):
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

@@ -121,6 +121,7 @@ class IPWD(Method):
             "kd", description="what the student's classifier follows: teacher and labels, or labels; not verified"
         )
 
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

@@ -110,6 +110,7 @@ class NKD(Method):
             "without_label", description="without_label: the paper's other classes; all_classes: the released code's"
         )
 
+    reads_labels = "all"
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:

@@ -114,6 +114,7 @@ class OFA(Method):
 
     has_initial_settings = True
     student_needs = Signal.LOGITS | Signal.STAGES
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

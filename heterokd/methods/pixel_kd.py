@@ -79,6 +79,7 @@ class PixelKD(Method):
 
     student_needs = Signal.LOGITS
     teacher_needs = Signal.LOGITS
+    reads_labels = "all"
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:

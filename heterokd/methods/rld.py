@@ -128,6 +128,7 @@ class RLD(Method):
             20 / 240, ge=0, le=1, description="fraction of the training over which both terms grow from zero"
         )
 
+    reads_labels = "all"
     params: Params
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:

@@ -143,6 +143,7 @@ class SDD(Method):
 
     student_needs = Signal.CLASS_MAPS
     teacher_needs = Signal.CLASS_MAPS
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

@@ -117,6 +117,7 @@ class SKD(Method):
 
     student_needs = Signal.LOGITS | Signal.EMBEDDING
     teacher_needs = Signal.LOGITS | Signal.EMBEDDING
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

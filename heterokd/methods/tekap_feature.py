@@ -110,6 +110,7 @@ class TeKAPFeature(Method):
         )
         gather: bool = Field(False, description="true lets every worker remember the images of all workers")
 
+    reads_labels = "all"
     params: Params
 
     def build(self, student: OutputSpec, teacher: OutputSpec) -> None:

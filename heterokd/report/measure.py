@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from heterokd.config.experiment import Experiment
+from heterokd.datasets.io.unlabelled import training_images
 from heterokd.report.measure_parts import PARTS, Part, measure_costs, measure_method, measure_similarity
 from heterokd.report.measured import Measured, MeasuredNetwork
 from heterokd.report.study_networks import StudyNetworks, Weights
@@ -58,6 +59,7 @@ def draw_pictures(
         winner=winner.number,
         scratch=None if scratch is None else scratch.number,
         images=len(study.splits.val),
+        training_images=training_images(study.splits),
         classes=tuple(map(str, study.splits.class_names)),
     )
     captions: dict[str, str] = {}

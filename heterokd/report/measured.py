@@ -65,6 +65,7 @@ class _Content:
     compared: int = 0
     networks: dict[str, dict[str, str | float | None]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    training_images: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Measured:
         compared: number of images that CKA was computed on.
         networks: costs of `student` and `teacher`.
         missing: by part, why it could not be measured.
+        training_images: number of `labelled` and of `unlabelled` training images; empty in older versions.
     """
 
     winner: int
@@ -101,6 +103,7 @@ class Measured:
     compared: int = 0
     networks: dict[str, MeasuredNetwork] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    training_images: dict[str, int] = field(default_factory=dict)
 
     def cost(self, name: str, key: str) -> float | None:
         """Return a cost of `student` or `teacher`; None if it was not measured."""
@@ -155,6 +158,7 @@ class Measured:
                 for name, each in content.networks.items()
             },
             missing=content.missing,
+            training_images=content.training_images,
         )
 
 

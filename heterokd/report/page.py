@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from heterokd.config.experiment import Experiment
+from heterokd.datasets.io.split import REST
 from heterokd.errors import without_password
 from heterokd.formatting import format_interval, format_percent, format_score, metric_name, package_version
 from heterokd.networks.student_costs import STUDENT_COSTS
@@ -68,7 +69,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "teacher": summary.teacher,
         "teachers": _teachers(experiment, summary),
         "students": experiment.student.networks,
-        "dataset": experiment.data.dataset,
+        "dataset": _data_words(report),
         "metric": summary.metric,
         "progress": summary.progress,
         "running": [] if summary.progress.finished else running_rows(report),
@@ -103,6 +104,17 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "commands": commands(experiment, winner, folder, _root_option(folder, root)),
         "several_students": len(experiment.student.networks) > 1,
     }
+
+
+def _data_words(report: StudyReport) -> str:
+    """Name the data set and its images without labels, with counts once a search has ended."""
+    data = report.experiment.data
+    if data.unlabelled is None:
+        return data.dataset
+    counts = {} if report.measured is None else report.measured.training_images
+    labelled, others = (f"{counts[key]:,} " if key in counts else "" for key in ("labelled", "unlabelled"))
+    source = "" if data.unlabelled == REST else f" below {data.unlabelled}"
+    return f"{data.dataset}, {labelled}labelled training images and {others}images without labels{source}"
 
 
 def commands(

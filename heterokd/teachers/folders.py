@@ -18,7 +18,7 @@ from heterokd.networks.weights import file_digest
 from heterokd.storage.files import read_derived
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
 from heterokd.teachers.given import with_local_weights
-from heterokd.training.data import open_splits
+from heterokd.training.data import ALL_LABELS, open_splits
 from heterokd.training.teacher import FIRST_FIT, teacher_hash
 
 CARD = "teacher.json"
@@ -31,9 +31,7 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
     settings = experiment.teacher.settings_of()
     return Recipe(
         name=f"{experiment.name}-teacher",
-        data=experiment.data.model_copy(
-            update={"labels_per_class": None, "train_images": None, "image_size": experiment.teacher_size}
-        ),
+        data=experiment.data.model_copy(update={**ALL_LABELS, "image_size": experiment.teacher_size}),
         teacher=settings,
         student=NetworkSettings.model_validate(settings.model_dump(include=set(NetworkSettings.model_fields))),
         method=BASELINE,

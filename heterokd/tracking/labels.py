@@ -17,7 +17,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment, methods_line
 from heterokd.config.recipe import Recipe
-from heterokd.datasets.io.split import Splits
+from heterokd.datasets.io.split import REST, Splits
 from heterokd.formatting import format_interval, format_sample
 from heterokd.methods import PLUS
 from heterokd.storage.files import damaged, read_json, write_text
@@ -137,6 +137,9 @@ def study_description(experiment: Experiment, result: str = "", links: Sequence[
     """Return the Markdown description of a study: result and links first, since MLflow folds all but the first line."""
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images per class" if labels else ""
+    others = experiment.data.unlabelled
+    if others is not None:
+        few += ", the other training images without labels" if others == REST else f", and {others} without labels"
     height, width = experiment.data.view_size
     size = f"{height}" if height == width else f"{height} x {width}"
     first = f"{' | '.join([result, *links])}\n\n" if result or links else ""
@@ -197,6 +200,8 @@ def dataset_inputs(data: DataSettings, splits: Splits) -> tuple[DatasetInput, ..
     inputs = []
     for split, context in ((splits.train, "training"), (splits.val, "validation")):
         profile = {"images": len(split), "classes": splits.num_classes, "image_size": splits.image_size}
+        if splits.unlabelled is not None and split is splits.train:
+            profile["unlabelled"] = len(splits.unlabelled)
         dataset = Dataset(
             name=f"{data.dataset}-{split.name}",
             digest=splits.fingerprint[:16],

@@ -92,5 +92,5 @@ class Distiller(nn.Module):
         if self.auxiliary is not None:
             losses["auxiliary"] = self.auxiliary.weight * self.task(self.auxiliary(outputs.stages), batch.labels)
         student = outputs.only(self.method.student_needs, "student")
-        losses |= self.method(student, teacher.only(self.method.teacher_needs, "teacher"), batch, progress)
+        losses |= self.method.terms(student, teacher.only(self.method.teacher_needs, "teacher"), batch, progress)
         return sum(losses.values(), start=losses["task"].new_zeros(())), losses

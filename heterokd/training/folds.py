@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from heterokd.config.data import DataSettings
 from heterokd.config.recipe import Recipe
-from heterokd.training.data import open_splits
+from heterokd.training.data import ALL_LABELS, open_splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Folds:
 def folds_of(recipe: Recipe) -> Folds | None:
     """Return the folds of a recipe's training images, once per process; None if its teacher is not cross-fitted.
 
-    Folds divide all training images, whatever `data.labels_per_class` and `data.train_images` keep of them.
+    Folds divide all training images, whatever `data.labels_per_class` and `data.train_images` keep of them. No member
+    has seen the images of a folder without labels, which are divided evenly.
     """
     teacher = recipe.teacher
     if teacher.cross_fit is None:
@@ -38,6 +39,11 @@ def folds_of(recipe: Recipe) -> Folds | None:
 @lru_cache(maxsize=8)
 def _folds(data: str, count: int, seed: int) -> Folds:
     settings = DataSettings.model_validate_json(data)
-    whole = open_splits(settings.model_copy(update={"labels_per_class": None, "train_images": None}))
-    fold_of, kept = whole.folds(count, seed), open_splits(settings).train.kept
-    return Folds(fold_of if kept is None else fold_of[kept])
+    whole = open_splits(settings.model_copy(update=ALL_LABELS))
+    fold_of, splits = whole.folds(count, seed), open_splits(settings)
+    folds = fold_of if splits.train.kept is None else fold_of[splits.train.kept]
+    if splits.unlabelled is None:
+        return Folds(folds)
+    kept = splits.unlabelled.kept
+    others = np.arange(len(splits.unlabelled)) % count if kept is None else fold_of[kept]
+    return Folds(np.concatenate((folds, others)))

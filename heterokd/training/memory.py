@@ -81,9 +81,9 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     fixed += _bytes(value for state in optimizer.state.values() for value in state.values())
     fixed += 0 if settings.ema is None else _bytes(distiller.student.parameters())
     fixed += _bytes(teacher.network.parameters()) if reads_teacher else 0
-    fixed += sum(_resident(split, gpu_bytes) for split in (splits.train, splits.val))
+    fixed += sum(_resident(split, gpu_bytes) for split in (splits.seen, splits.val))
     if reads_teacher and seen is not batch:
-        fixed += sum(_resident_at(split, recipe.teacher_size, gpu_bytes) for split in (splits.train, splits.val))
+        fixed += sum(_resident_at(split, recipe.teacher_size, gpu_bytes) for split in (splits.seen, splits.val))
 
     image = (batch.images.nbytes + (seen.images.nbytes if seen is not batch else 0)) / IMAGES
     maps = MAPS_AT_A_TIME * max(of_student[0], of_teacher[0]) / IMAGES

@@ -133,6 +133,7 @@ def split_batch(batch: Batch, parts: int) -> Iterator[Batch]:
             index=batch.index[start:end],
             shown=None if batch.shown is None else batch.shown[start:end],
             weights=None if batch.weights is None else batch.weights[start:end],
+            labelled=None if batch.labelled is None else batch.labelled[start:end],
         )
 
 

@@ -45,7 +45,7 @@ class TeacherViews:
         device = batch.images.device
         if device not in self._loaders:
             classes = self.splits.num_classes
-            self._loaders[device] = TrainLoader(self.splits.train, self.views, 1, num_classes=classes, device=device)
+            self._loaders[device] = TrainLoader(self.splits.seen, self.views, 1, num_classes=classes, device=device)
         index, view = batch.shown.numpy().T
         return self._loaders[device].views_of(index, view).images
 

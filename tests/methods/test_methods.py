@@ -25,7 +25,7 @@ from heterokd.methods import BASELINE, METHODS, ONE_OF_EACH_KIND, VANILLA_KD
 from heterokd.methods.conformance import checks
 from heterokd.methods.conformance.checks import ON_EVERY_PAIR, ON_UNLIKE_PAIRS, Check, check_method
 from heterokd.methods.conformance.random_pairs import PAIRS, STUDENTS, TEACHERS, UNLIKE_PAIRS, Pair, pairs_of
-from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal
+from heterokd.outputs import Batch, Losses, Outputs, OutputSpec, Signal, hard_labels
 from heterokd.tasks import task_of
 
 BASELINES = {BASELINE}  # distils nothing: no equation, no paper, nothing to search
@@ -153,6 +153,12 @@ class Unlearning(Sound):
         return {"logit": super().forward(student, teacher, batch, progress)["logit"].detach() - noise.sum()}
 
 
+class ReadsLabels(Sound):
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, progress: float) -> Losses:
+        distance = (student.logits.float() - teacher.logits.detach().float()).square().mean(dim=1)
+        return {"logit": (distance * (1 + hard_labels(batch.labels))).mean()}
+
+
 class Undescribed(Sound):
     class Params(MethodParams):
         """One weight, outside its domain."""
@@ -172,6 +178,7 @@ class Undescribed(Sound):
         (Overflowing, ("large_outputs, cnn student of isotropic teacher: term 'logit' is inf",)),
         (Random, ("the same inputs give other terms",)),
         (Unlearning, ("following its gradient for 20 steps its loss goes from",)),
+        (ReadsLabels, ("reads_labels is 'none', but labels change logit",)),
         (Undescribed, ("weight has no description", "the default 1.0 is outside its domain, 2 to 10")),
     ],
 )

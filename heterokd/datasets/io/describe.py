@@ -13,10 +13,11 @@ from PIL import Image
 
 from heterokd.datasets.io.decoded_files import decoding_threads
 from heterokd.datasets.io.image_files import FileImages, LabelledFiles
-from heterokd.datasets.io.images import ChosenImages, Images, source_of
+from heterokd.datasets.io.images import positions_in_source, source_of
 from heterokd.datasets.io.options import FIRST_READER
 from heterokd.datasets.io.read_image import open_image, to_rgb
-from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
+from heterokd.datasets.io.split import Split, Splits
+from heterokd.datasets.io.unlabelled import copies_of_held_out
 from heterokd.datasets.io.value_range import ScannedRange, raw_mode
 from heterokd.errors import DataError
 
@@ -32,6 +33,7 @@ NEIGHBOURS = 64
 # Shares of images.
 MANY, UNEVEN = 0.5, 10.0
 NAMED = 5
+UNLABELLED = "unlabelled"  # images without labels, where splits have names
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class _Look:
 
     Attributes:
         name: path below the root.
-        split: its split.
+        split: its split, or `UNLABELLED`.
         label: its class number.
         size: width and height in pixels.
         mode: mode of Pillow; `RGB;16` for colors of 16 bits.
@@ -50,7 +52,7 @@ class _Look:
     """
 
     name: str
-    split: SplitName
+    split: str
     label: int
     size: tuple[int, int]
     mode: str
@@ -62,16 +64,22 @@ class _Look:
 def describe_images(splits: Splits) -> list[str]:
     """Describe images with one class each that are read from files; empty for others.
 
-    Up to `OPENED` files of train and of val are opened; test is not.
+    Up to `OPENED` files each of train, of val, and of the images without labels are opened. Of test, files are only
+    compared with those without labels, byte by byte.
     """
-    parts = {name: getattr(splits, name) for name in SPLIT_NAMES}
-    if splits.train.label_maps is not None or not isinstance(source_of(splits.train.images), FileImages):
+    shown = {"train": splits.train, "val": splits.val, UNLABELLED: splits.unlabelled}
+    parts = {
+        name: split
+        for name, split in shown.items()
+        if split is not None and split.label_maps is None and isinstance(source_of(split.images), FileImages)
+    }
+    if not parts:
         return []
     lines = [_counts(splits)]
-    looks = [look for name in ("train", "val") for look in _look_at(parts[name])]
+    looks = [look for name, split in parts.items() for look in _look_at(split, name)]
     readable = [look for look in looks if look.hash is not None]
-    lines += _sizes(readable, sum(len(parts[name]) for name in ("train", "val")), splits)
-    wrong = [*_uneven(splits), *_near_copies(readable, splits.class_names)]
+    lines += _sizes(readable, sum(map(len, parts.values())), next(iter(parts.values())))
+    wrong = [*_uneven(splits), *_near_copies(readable), *_shown(splits, readable)]
     damaged = [look.name for look in looks if look.hash is None]
     if damaged:
         wrong.append(f"{len(damaged)} files cannot be read (such as {damaged[0]})")
@@ -82,8 +90,10 @@ def _counts(splits: Splits) -> str:
     counts = np.bincount(splits.train.labels, minlength=splits.num_classes)
     few, most = int(counts.argmin()), int(counts.argmax())
     names = splits.class_names
+    others = f" and {len(splits.unlabelled)} without labels" if splits.unlabelled is not None else ""
     return (
-        f"{len(splits.train)} training images, {len(splits.val)} val, {len(splits.test)} test; {splits.num_classes} "
+        f"{len(splits.train)} training images{others}, {len(splits.val)} val, {len(splits.test)} test; "
+        f"{splits.num_classes} "
         f"classes, in train from {counts[few]} ({names[few]}) to {counts[most]} ({names[most]})"
     )
 
@@ -99,26 +109,19 @@ def _uneven(splits: Splits) -> list[str]:
     ]
 
 
-def _look_at(split: Split) -> list[_Look]:
+def _look_at(split: Split, name: str) -> list[_Look]:
     images = split.images
     index = np.arange(len(images))
     index = index[:: -(-len(index) // OPENED) or 1]
     source = source_of(images)
     assert isinstance(source, FileImages)  # checked by `describe_images`
-    positions = _positions(images, index)
+    positions = positions_in_source(images, index)
     files = source.files
     with decoding_threads() as pool:  # which also fetch stored files
-        return list(pool.map(partial(_open, files, split.name), positions.tolist(), split.labels[index].tolist()))
+        return list(pool.map(partial(_open, files, name), positions.tolist(), split.labels[index].tolist()))
 
 
-def _positions(images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the positions in the source of the images at `index`."""
-    while isinstance(images, ChosenImages):
-        index, images = images.index[index], images.images
-    return index
-
-
-def _open(files: LabelledFiles, split: SplitName, position: int, label: int) -> _Look:
+def _open(files: LabelledFiles, split: str, position: int, label: int) -> _Look:
     path, name, reading = files.path(position), files.name(position), files.reading
     look = _Look(name, split, label, (0, 0), "", False, None)
     try:
@@ -137,14 +140,14 @@ def _open(files: LabelledFiles, split: SplitName, position: int, label: int) -> 
     return _Look(name, split, label, size, mode, frames, int.from_bytes(bits.tobytes(), "big"), thumbnail)
 
 
-def _sizes(looks: Sequence[_Look], total: int, splits: Splits) -> list[str]:
+def _sizes(looks: Sequence[_Look], total: int, split: Split) -> list[str]:
     if not looks:
         return []
     sides = sorted(min(look.size) for look in looks)
     modes = ", ".join(f"{count} {mode}" for mode, count in Counter(look.mode for look in looks).most_common(NAMED))
     of = "" if len(looks) >= total else f" (of {len(looks)} files that were opened)"
     lines = [f"shorter sides of {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}; {modes}{of}"]
-    source = source_of(splits.train.images)
+    source = source_of(split.images)
     assert isinstance(source, FileImages)
     reading = source.files.reading
     deep = [look for look in looks if look.mode[:1] in ("I", "F") or look.mode.endswith(";16")]
@@ -165,18 +168,18 @@ def _sizes(looks: Sequence[_Look], total: int, splits: Splits) -> list[str]:
     return lines
 
 
-def _near_copies(looks: Sequence[_Look], class_names: Sequence[str]) -> list[str]:
+def _near_copies(looks: Sequence[_Look]) -> list[str]:
     """Say which images are nearly the same in train and val, or under two labels."""
     pairs = _near_pairs(looks)
     sentences = []
-    leaked = [(a, b) for a, b in pairs if a.split != b.split]
+    leaked = [(a, b) for a, b in pairs if {a.split, b.split} == {"train", "val"}]
     if leaked:
         first, second = leaked[0]
         count = len({look.name for pair in leaked for look in pair if look.split == "val"})
         sentences.append(
             f"{count} images of val are nearly the same in train ({first.name} and {second.name}): scores are too high"
         )
-    mixed = [(a, b) for a, b in pairs if a.label != b.label]
+    mixed = [(a, b) for a, b in pairs if a.label != b.label and UNLABELLED not in (a.split, b.split)]
     if mixed:
         first, second = mixed[0]
         sentences.append(f"{len(mixed)} pairs of nearly equal images have two labels ({first.name} and {second.name})")
@@ -184,6 +187,23 @@ def _near_copies(looks: Sequence[_Look], class_names: Sequence[str]) -> list[str
     total = sum(hashes.values())
     if total and hashes.most_common(1)[0][1] > max(1, MANY * total):
         sentences.append(f"{hashes.most_common(1)[0][1]} of {total} training images that were opened look the same")
+    return sentences
+
+
+def _shown(splits: Splits, looks: Sequence[_Look]) -> list[str]:
+    """Say which images without labels are images of val or test, or nearly the same as images of val."""
+    copies = copies_of_held_out(splits)
+    sentences = [
+        f"{len(names)} images without labels are images of {name} (such as {names[0]}): the student sees them in "
+        "training, without their labels"
+        for name, names in copies.items()
+        if names
+    ]
+    exact = set(copies.get("val", ()))
+    pairs = [pair for pair in _near_pairs(looks) if {look.split for look in pair} == {"val", UNLABELLED}]
+    near = sorted({look.name for pair in pairs for look in pair if look.split == UNLABELLED} - exact)
+    if near:
+        sentences.append(f"{len(near)} images without labels are nearly the same as images of val (such as {near[0]})")
     return sentences
 
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterokd.datasets.io.image_files import photos_of, read_photo_crops
-from heterokd.datasets.io.images import ArrayImages, image_shape, source_of
+from heterokd.datasets.io.image_files import are_photos, read_photo_crops
+from heterokd.datasets.io.images import ArrayImages, image_shape, sources_of
 from heterokd.datasets.io.shared_pixels import SharedImages
 from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.mixing import Mix
@@ -84,10 +84,11 @@ class SplitPixels:
         # With its index: in another thread, "cuda" may mean another GPU.
         self.split, self.device, self._max_bytes = split, torch.empty(0, device=device).device, max_bytes
         # Images that are in host memory, or mapped into it, are not copied again.
-        kinds = {type(source_of(images)) for images in (split.images, split.label_maps) if images is not None}
+        given = (images for images in (split.images, split.label_maps) if images is not None)
+        kinds = {type(source) for images in given for source in sources_of(images)}
         on_host = self.device.type == "cpu"
         self._direct = on_host and kinds == {ArrayImages}
-        self._may_be_resident = not (on_host and kinds <= {ArrayImages, SharedImages}) and not photos_of(split.images)
+        self._may_be_resident = not (on_host and kinds <= {ArrayImages, SharedImages}) and not are_photos(split.images)
         self._resident: tuple[Tensor, Tensor | None] | None = None
         self._stream: torch.cuda.Stream | None = None
 

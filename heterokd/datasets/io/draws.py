@@ -5,8 +5,12 @@ draws: the images of a class are passed through again and again, each pass in a 
 the last one ended. So an image of a rare class is drawn several times in an epoch, and some images of a frequent class
 in none. The draws are a pure function of (seed, epoch).
 
+With images without labels, each batch has a fixed number of them, and an epoch has as many batches as one over all
+images. Labelled and unlabelled images are passed through separately, each pass in a new order, and an epoch goes on
+where the last one ended.
+
 The t-th draw of an image, counted from 0 since the training began, shows the view number of turn t (`TrainLoader`).
-With `uniform` sampling this is the epoch.
+With `uniform` sampling of labelled images alone, this is the epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.split import Split
+from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import DataError, did_you_mean
 
@@ -29,26 +33,53 @@ EFFECTIVE_BETA = 0.999
 """Overlap of the images of a class, beta of Cui et al.; its paper's values are 0.9 to 0.9999."""
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Images without labels in each batch.
+
+    Attributes:
+        images: number of images without labels; they follow the labelled images of the split.
+        batch: number of images of a batch.
+        part: number of images without labels in a batch.
+    """
+
+    images: int
+    batch: int
+    part: int
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Whether each place of a batch [B] has a labelled image; any run of n places has their share of n, +- 1."""
+        ends = np.arange(self.batch + 1) * (self.batch - self.part) // self.batch
+        return np.diff(ends).astype(np.bool_)
+
+
 @dataclass(frozen=True, eq=False)
 class Draws:
     """Images that each epoch of a split draws.
 
     Attributes:
-        labels: [N] class numbers.
+        labels: [N] class numbers of the labelled images.
         sampling: `uniform` or `balanced`, see the module.
         weights: [N] float32 weight of each image in the task loss, 1 on average over the draws; None: all are 1.
+        mixture: images without labels that are drawn as well; None without.
     """
 
     labels: NDArray[np.int64]
     sampling: Sampling = "uniform"
     weights: NDArray[np.float32] | None = None
+    mixture: Mixture | None = None
 
     def epoch(self, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the positions [N] that an epoch draws, in order, and the turn [N] of each draw."""
         count = len(self.labels)
-        order = permutation(count, epoch, seed)
-        if self.sampling == "uniform":
-            return order, np.full(count, epoch, np.int64)
+        if self.mixture is not None:
+            return self._mixed_epoch(self.mixture, epoch, seed)
+        if self.sampling == "balanced":
+            return self._balanced(count, epoch, seed)
+        return permutation(count, epoch, seed), np.full(count, epoch, np.int64)
+
+    def _balanced(self, count: int, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         classes = np.unique(self.labels)
         draws = -(-count // len(classes))
         pairs = [
@@ -57,6 +88,36 @@ class Draws:
         positions, turns = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
         mixed = permutation(len(positions), epoch, seed)[:count]
         return positions[mixed], turns[mixed]
+
+    def _mixed_epoch(self, mixture: Mixture, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        count, batch = len(self.labels), mixture.batch
+        steps = max(1, (count + mixture.images) // batch)
+        draws = steps * (batch - mixture.part)
+        labelled = (
+            self._balanced(draws, epoch, seed)
+            if self.sampling == "balanced"
+            else _walk(np.arange(count), draws, epoch, ("labelled", seed))
+        )
+        others = np.arange(count, count + mixture.images)
+        unlabelled = _walk(others, steps * mixture.part, epoch, ("unlabelled", seed))
+        is_labelled = np.tile(mixture.labelled, steps)
+        drawn = np.empty((2, steps * batch), np.int64)
+        drawn[:, is_labelled], drawn[:, ~is_labelled] = np.stack(labelled), np.stack(unlabelled)
+        return drawn[0], drawn[1]
+
+    @property
+    def batch_weights(self) -> NDArray[np.float32] | None:
+        """Weight of each image, with images without labels, in the mean over a batch that is the task loss.
+
+        Those without labels have the weight 0, the others the inverse of their share: the sum over parts of a batch is
+        then the mean over its labelled images.
+        """
+        mixture = self.mixture
+        if mixture is None or not mixture.part:
+            return self.weights
+        weights = np.ones(len(self.labels)) if self.weights is None else self.weights
+        scaled = weights * (mixture.batch / (mixture.batch - mixture.part))
+        return np.concatenate((scaled, np.zeros(mixture.images))).astype(np.float32)
 
     @property
     def importance(self) -> NDArray[np.float32] | None:
@@ -68,7 +129,11 @@ class Draws:
 
 
 def make_draws(
-    split: Split, class_names: tuple[str, ...], sampling: Sampling = "uniform", class_weights: ClassWeights = "none"
+    split: Split,
+    class_names: tuple[str, ...],
+    sampling: Sampling = "uniform",
+    class_weights: ClassWeights = "none",
+    mixture: Mixture | None = None,
 ) -> Draws:
     """Return the draws of a split of training images.
 
@@ -76,12 +141,13 @@ def make_draws(
     the expected draws is 1, so that the learning rate keeps its meaning.
 
     Args:
-        split: training images.
+        split: labelled training images.
         class_names: name of each class number.
         sampling: how often the images of each class are drawn.
         class_weights: none; inverse: of the number of the class's images; effective: of its effective number of images,
             (1 - beta^n) / (1 - beta), Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR
             2019, https://arxiv.org/abs/1901.05555; or a weight by class name, 1 for classes that it leaves out.
+        mixture: images without labels that are drawn as well.
 
     Raises:
         DataError: label maps; a class that does not exist; all weights are 0.
@@ -89,14 +155,14 @@ def make_draws(
     if split.label_maps is not None and (sampling != "uniform" or class_weights != "none"):
         raise DataError("training.sampling and training.class_weights count images of a class, not label maps")
     if class_weights == "none" and split.weights is None:
-        return Draws(split.labels, sampling)
+        return Draws(split.labels, sampling, mixture=mixture)
     weights = _class_weights(split.labels, class_names, class_weights)[split.labels]
     if split.weights is not None:
         weights = weights * split.weights
     mean = (weights * _draw_shares(split.labels, sampling)).mean()
     if not mean > 0:
         raise DataError("training.class_weights: the weight of every training image is 0; raise some")
-    return Draws(split.labels, sampling, (weights / mean).astype(np.float32))
+    return Draws(split.labels, sampling, (weights / mean).astype(np.float32), mixture)
 
 
 def _class_weights(
@@ -142,3 +208,24 @@ def _walk(
         inside = turns == turn
         positions[inside] = members[permutation(len(members), turn, *name)[places[inside]]]
     return positions, turns
+
+
+def make_mixture(splits: Splits, batch_size: int, share: float) -> Mixture | None:
+    """Return how batches mix labelled and unlabelled images; None if the data set has no images without labels.
+
+    Args:
+        splits: the data set.
+        batch_size: images of a batch.
+        share: share of a batch without labels; 0: batches of labelled images, as many as with other shares.
+
+    Raises:
+        DataError: a share above 0 of a batch is no image, or leaves no labelled image.
+    """
+    if splits.unlabelled is None:
+        return None
+    batch = min(batch_size, len(splits.seen))
+    part = round(batch * share)
+    if share and not 0 < part < batch:
+        says = "no image" if not part else "every image"
+        raise DataError(f"training.unlabelled_share: {share:g} of a batch of {batch} images is {says}; change it")
+    return Mixture(len(splits.unlabelled), batch, part)

@@ -65,3 +65,14 @@ def grouped_split(
         part_of[group] = part
         filled[part] += counts[group]
     return tuple(np.flatnonzero(part_of[member_of] == part) for part in range(len(shares)))
+
+
+def rounded_counts(total: int, shares: Sequence[float]) -> NDArray[np.int64]:
+    """Round `total * shares` to positive integers that sum to `total`, largest remainders first."""
+    exact = total * np.asarray(shares)
+    counts = np.floor(exact + 1e-9).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    while counts.min() == 0:
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return counts

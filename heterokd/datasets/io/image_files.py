@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, decoding_threads, memory_budget
-from heterokd.datasets.io.images import ChosenImages, Images
+from heterokd.datasets.io.images import Images, JoinedImages, positions_in_source, source_of, sources_of
 from heterokd.datasets.io.read_image import FIRST_READING, WHOLE, Crop, Reading, Region, read_crop, read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits, stratified_split
 from heterokd.datasets.io.stored_files import StoredFiles
@@ -121,19 +121,18 @@ class FileImages(DecodedFiles):
         return pixels
 
 
-def photos_of(images: Images) -> FileImages | None:
-    """Return the photos that training crops are cut from; None for other images."""
-    while isinstance(images, ChosenImages):
-        images = images.images
-    return images if isinstance(images, FileImages) and images.are_photos else None
+def are_photos(images: Images) -> bool:
+    """Whether training crops are cut from the photos that all of the images are."""
+    return all(isinstance(source, FileImages) and source.are_photos for source in sources_of(images))
 
 
 def read_photo_crops(images: Images, index: NDArray[np.int64], crops: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Read crops of the photos that `images` are, or are chosen from; see `FileImages.read_crops`."""
-    while isinstance(images, ChosenImages):
-        index, images = images.index[index], images.images
-    assert isinstance(images, FileImages)  # checked by the caller with `photos_of`
-    return images.read_crops(index, crops)
+    index, source = positions_in_source(images, index), source_of(images)
+    if isinstance(source, JoinedImages):
+        return source.merged(index, lambda part, chosen, places: read_photo_crops(part, chosen, crops[:, places]))
+    assert isinstance(source, FileImages)  # checked by the caller with `are_photos`
+    return source.read_crops(index, crops)
 
 
 def path_array(paths: Iterable[str]) -> NDArray[np.bytes_]:
@@ -231,7 +230,7 @@ def file_splits(
         chosen = files[name]
         every = -(-len(chosen) // sizes) or 1
         for position, label in enumerate(chosen.labels.tolist()):
-            size = _size(chosen, position, advice) if position % every == 0 else ""
+            size = file_size(chosen, position, advice) if position % every == 0 else ""
             region = "" if chosen.region == WHOLE else f"\0{chosen.region}"
             line = f"{name}\0{chosen.name(position)}\0{size}\0{label}{region}\n"
             digest.update(line.encode(errors="surrogateescape"))
@@ -244,7 +243,12 @@ def file_splits(
     return Splits(**splits, class_names=class_names, image_size=image_size, fingerprint=digest.hexdigest(), notes=())
 
 
-def _size(files: LabelledFiles, position: int, advice: str) -> int:
+def file_size(files: LabelledFiles, position: int, advice: str) -> int:
+    """Return the size in bytes of the file at a position.
+
+    Raises:
+        DataError: it is missing or empty.
+    """
     size = files.size(position)
     if not size:
         problem = "is missing" if size is None else "is empty"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heterokd.errors import DataError
+
 # Limits of the images that are read at once.
 READ_AT_ONCE = 512
 READ_BYTES = 2**28
-# Images are alike if no pixel differs by more levels of 255 than this.
+# Images are alike if no pixel differs by more levels of 255 than this from the first of them.
 ALIKE_LEVELS = 3
+# A data set in which more than this share of the images is alike is refused.
+ALIKE_SHARE = 0.9
 
 
 class Images(Protocol):
@@ -96,6 +100,45 @@ class ChosenImages:
         return self.images.read(self.index[index])
 
 
+class JoinedImages:
+    """Images of equal size from two sources, the second after the first."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read the images at `index` [B] into a new array."""
+        return self.merged(index, lambda images, chosen, _: images.read(chosen))
+
+    def merged(
+        self,
+        index: NDArray[np.int64],
+        read: Callable[[Images, NDArray[np.int64], NDArray[np.bool_]], NDArray[np.uint8]],
+    ) -> NDArray[np.uint8]:
+        """Read the images at `index` [B] by a function of a source, positions in it, and their places [B]."""
+        is_first = index < len(self.first)
+        if is_first.all():
+            return read(self.first, index, is_first)
+        second = read(self.second, index[~is_first] - len(self.first), ~is_first)
+        if not is_first.any():
+            return second
+        pixels = np.empty((len(index), *second.shape[1:]), np.uint8)
+        pixels[is_first], pixels[~is_first] = read(self.first, index[is_first], is_first), second
+        return pixels
+
+
+def join(first: Images, second: Images) -> Images:
+    """Return the images of two sources; a subset of the source if both are chosen from the same."""
+    source = source_of(first)
+    if source is not source_of(second):
+        return JoinedImages(first, second)
+    parts = [positions_in_source(images, np.arange(len(images))) for images in (first, second)]
+    return ChosenImages(source, np.concatenate(parts))
+
+
 def source_of(images: Images) -> Images:
     """Return the images that a subset is selected from."""
     while isinstance(images, ChosenImages):
@@ -107,6 +150,21 @@ def fitted_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, 
     """Return the height and width at which an image fits in a canvas; unchanged if it fits already."""
     scale = min(1.0, canvas[0] / height, canvas[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def sources_of(images: Images) -> tuple[Images, ...]:
+    """Return all sources that images are joined and selected from."""
+    source = source_of(images)
+    if isinstance(source, JoinedImages):
+        return (*sources_of(source.first), *sources_of(source.second))
+    return (source,)
+
+
+def positions_in_source(images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions in `source_of(images)` of the images at `index`."""
+    while isinstance(images, ChosenImages):
+        index, images = images.index[index], images.images
+    return index
 
 
 def image_shape(images: Images) -> tuple[int, ...]:
@@ -137,3 +195,12 @@ def images_alike(pieces: Iterable[NDArray[np.uint8]]) -> int:
                 examples.append(image)
                 counts[len(examples) - 1] = 1
     return max(counts)
+
+
+def refuse_alike(alike: int, count: int) -> None:
+    """Raise DataError if nearly all of `count` training images are alike."""
+    if alike > max(1, ALIKE_SHARE * count):
+        raise DataError(
+            f"data.root: {alike} of {count} training images are alike after reading, nothing can be "
+            "learned from them; look at the files, and at data.background and data.value_range"
+        )

@@ -92,10 +92,7 @@ class FoundImages:
     @property
     def unread_sentences(self) -> list[str]:
         """A line per reason for which files are not read."""
-        return [
-            f"not read: {count} {'file' if count == 1 else 'files'}, {reason} (such as {example})"
-            for reason, (count, example) in self.unread.items()
-        ]
+        return _unread_sentences(self.unread)
 
 
 @dataclass
@@ -145,15 +142,9 @@ def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
             two folders for a split; validation or test images without training images, or of a class that train does
             not have; a list of classes that does not fit.
     """
-    walk = _Walk()
-    if isinstance(root, StoredFiles):
-        stored, root = root, root.folder
-        _visit_listed(stored, walk, image_suffixes())
-    elif root.is_dir():
-        stored = None
-        _visit(root, "", walk, image_suffixes(), frozenset())
-    else:
-        raise DataError(f"data.root: there is no folder {root}; give the folder that holds the images")
+    walk = _walked(root, "data.root")
+    stored = root if isinstance(root, StoredFiles) else None
+    root = root.folder if isinstance(root, StoredFiles) else root
     layout = _layout(root, walk)
     base = root / layout.prefix
     images = []
@@ -173,8 +164,42 @@ def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
     classes, order_notes = order_classes(labels, options.class_order, (base, root))
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
-    unread = {reason: (count, walk.examples[reason]) for reason, count in walk.unread.most_common()}
-    return FoundImages(stored or root, base, classes, tuple(images), unread, (*notes, *order_notes))
+    return FoundImages(stored or root, base, classes, tuple(images), _unread(walk), (*notes, *order_notes))
+
+
+def list_images(root: Path | StoredFiles, key: str) -> tuple[list[str], list[str]]:
+    """List all images below a folder, whatever its folders mean.
+
+    Returns:
+        Paths below the folder in sorted order, and a sentence per reason for which files are not read.
+
+    Raises:
+        DataError: there is no folder, or it cannot be read; names the key of the section `data`.
+    """
+    walk = _walked(root, key)
+    return walk.images, _unread_sentences(_unread(walk))
+
+
+def _walked(root: Path | StoredFiles, key: str) -> _Walk:
+    walk = _Walk()
+    if isinstance(root, StoredFiles):
+        _visit_listed(root, walk, image_suffixes())
+    elif root.is_dir():
+        _visit(root, "", walk, image_suffixes(), frozenset())
+    else:
+        raise DataError(f"{key}: there is no folder {root}; give the folder that holds the images")
+    return walk
+
+
+def _unread(walk: _Walk) -> dict[str, tuple[int, str]]:
+    return {reason: (count, walk.examples[reason]) for reason, count in walk.unread.most_common()}
+
+
+def _unread_sentences(unread: Mapping[str, tuple[int, str]]) -> list[str]:
+    return [
+        f"not read: {count} {'file' if count == 1 else 'files'}, {reason} (such as {example})"
+        for reason, (count, example) in unread.items()
+    ]
 
 
 def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], above: frozenset[tuple[int, int]]) -> None:

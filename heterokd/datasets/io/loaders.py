@@ -17,7 +17,7 @@ from torch import Tensor
 
 from heterokd.datasets.io.device_pixels import Chosen, SplitPixels
 from heterokd.datasets.io.draws import Draws, make_draws
-from heterokd.datasets.io.image_files import photos_of
+from heterokd.datasets.io.image_files import are_photos
 from heterokd.datasets.io.images import image_shape
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.color import plain_images
@@ -97,8 +97,10 @@ class TrainLoader:
         self.split, self.views, self.batch_size = split, views, batch_size
         self.num_classes, self.worker = num_classes, worker
         self.draws = Draws(split.labels) if draws is None else draws
+        self._weights, mixture = self.draws.batch_weights, self.draws.mixture
+        self._share_with_labels = 1.0 if mixture is None else 1 - mixture.part / mixture.batch
         self._pixels = SplitPixels(split, device)
-        self._cuts_photos = photos_of(split.images) is not None and views.policy.warps
+        self._cuts_photos = are_photos(split.images) and views.policy.warps
 
     def __len__(self) -> int:
         return max(1, len(self.split) // self.batch_size)
@@ -135,7 +137,7 @@ class TrainLoader:
 
     def _chosen(self, index: NDArray[np.int64], view: NDArray[np.int64]) -> Chosen:
         policy, seed = self.views.policy, self.views.seed
-        mix = draw_mix(policy, index, view, len(self.split), seed) if policy.mixes else None
+        mix = draw_mix(policy, index, view, len(self.split), seed, self.split.unlabelled) if policy.mixes else None
         if not self._cuts_photos:
             return Chosen(index, view, mix)
         # The partners' crops are drawn with those of the views.
@@ -144,7 +146,7 @@ class TrainLoader:
 
     def _batch(self, chosen: Chosen, pixels: Tensor, maps: Tensor | None) -> Batch:
         index, view, mix = chosen.index, chosen.view, chosen.mix
-        policy, seed, weights = self.views.policy, self.views.seed, self.draws.weights
+        policy, seed, weights = self.views.policy, self.views.seed, self._weights
         assert view is not None  # set by `_chosen`
         if maps is not None:
             size = self.views.crop or (maps.shape[1], maps.shape[2])
@@ -152,7 +154,9 @@ class TrainLoader:
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
             images = view_images(pixels, index, view, policy, seed, is_cropped=self._cuts_photos)
-            return self._pixels.batch(images, index, view, weights=None if weights is None else weights[index])
+            return self._marked(
+                self._pixels.batch(images, index, view, weights=None if weights is None else weights[index])
+            )
         # The views and their partners are rendered together.
         numbers = np.concatenate((view, mix.view))
         both = view_images(pixels, chosen.positions, numbers, policy, seed, is_cropped=self._cuts_photos)
@@ -162,7 +166,14 @@ class TrainLoader:
             weights = (share * weights[index] + (1 - share) * weights[mix.index]).astype(np.float32)
         assert self.num_classes is not None  # checked by `__init__`
         shares = mix_labels(labels[index], labels[mix.index], share, self.num_classes)
-        return self._pixels.batch(images, index, view, shares, weights)
+        return self._marked(self._pixels.batch(images, index, view, shares, weights))
+
+    def _marked(self, batch: Batch) -> Batch:
+        """Mark the images that have a label, if others have none."""
+        if self._share_with_labels == 1.0 or batch.shown is None:
+            return batch
+        labelled = batch.shown[:, 0] < len(self.split) - self.split.unlabelled
+        return replace(batch, labelled=labelled, labelled_share=self._share_with_labels)
 
 
 class EvalLoader:
@@ -231,7 +242,7 @@ def make_loaders(
     """
     classes = splits.num_classes
     draws = make_draws(splits.train, splits.class_names) if draws is None else draws
-    train = TrainLoader(splits.train, views, batch_size, num_classes=classes, worker=worker, device=device, draws=draws)
+    train = TrainLoader(splits.seen, views, batch_size, num_classes=classes, worker=worker, device=device, draws=draws)
     val = open_split(splits.val, classes, max(batch_size, EVAL_BATCH), device=device)
     return Loaders(train, val, classes, splits.class_names)
 

@@ -24,8 +24,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from heterokd.datasets.io.decoded_files import DecodedFiles, machine_memory
-from heterokd.datasets.io.image_files import photos_of
-from heterokd.datasets.io.images import Images, image_shape, read_pieces, source_of
+from heterokd.datasets.io.image_files import are_photos
+from heterokd.datasets.io.images import Images, image_shape, read_pieces, source_of, sources_of
 from heterokd.datasets.io.split import Split, Splits
 from heterokd.errors import DataError
 
@@ -55,10 +55,13 @@ def share_splits(folder: Path, splits: Splits, max_bytes: float = 0.0, in_memory
         DataError: an image is damaged or missing; names the file.
     """
     limit = SHARED_MEMORY * machine_memory() if in_memory is None else in_memory
-    if sum(_bytes_of(split.images) for split in (splits.train, splits.val)) <= max_bytes:
+    if sum(_bytes_of(split.images) for split in (splits.seen, splits.val)) <= max_bytes:
         limit = max(limit, max_bytes)
     train, val = (_share_split(folder, split, splits.fingerprint, limit) for split in (splits.train, splits.val))
-    return replace(splits, train=train, val=val)
+    others = splits.unlabelled
+    if others is not None:
+        others = _share_split(folder, others, splits.fingerprint, limit, "unlabelled")
+    return replace(splits, train=train, val=val, unlabelled=others)
 
 
 def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
@@ -71,24 +74,24 @@ def unused_pixels(folder: Path, seconds: float) -> dict[Path, int]:
 
 
 def _bytes_of(images: Images) -> int:
-    is_decoded = isinstance(source_of(images), DecodedFiles)
+    is_decoded = any(isinstance(source, DecodedFiles) for source in sources_of(images))
     return len(images) * math.prod(image_shape(images)) if is_decoded and len(images) else 0
 
 
-def _share_split(folder: Path, split: Split, fingerprint: str, limit: float) -> Split:
-    images, maps = split.images, split.label_maps
+def _share_split(folder: Path, split: Split, fingerprint: str, limit: float, name: str = "") -> Split:
+    images, maps, name = split.images, split.label_maps, name or split.name
     try:
         if _fits(images, limit):
-            images = shared_pixels(folder, images, fingerprint, split.name)
+            images = shared_pixels(folder, images, fingerprint, name)
         if maps is not None and _fits(maps, limit):
-            maps = shared_pixels(folder, maps, fingerprint, f"{split.name}-labels")
+            maps = shared_pixels(folder, maps, fingerprint, f"{name}-labels")
     except OSError as error:
         logger.warning("decoded images are not shared between trainings (%s): each training decodes all images", error)
     return replace(split, images=images, label_maps=maps)
 
 
 def _fits(images: Images, limit: float) -> bool:
-    if not isinstance(source_of(images), DecodedFiles) or not len(images) or photos_of(images) is not None:
+    if not isinstance(source_of(images), DecodedFiles) or not len(images) or are_photos(images):
         return False
     return _bytes_of(images) <= limit
 

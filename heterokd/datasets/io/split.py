@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.grouping import grouped_split
+from heterokd.datasets.io.grouping import grouped_split, rounded_counts
 from heterokd.datasets.io.images import (
     ArrayImages,
     ChosenImages,
@@ -24,7 +24,9 @@ from heterokd.datasets.io.images import (
     OwnLabels,
     ResizedImages,
     images_alike,
+    join,
     read_pieces,
+    refuse_alike,
     source_of,
 )
 from heterokd.datasets.io.options import DataOptions
@@ -36,6 +38,7 @@ from heterokd.outputs import TaskName
 
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+REST = "rest"  # of `data.unlabelled`
 
 SHARES = (0.6, 0.2, 0.2)
 """Shares of train, val and test if a data set has no official splits."""
@@ -47,8 +50,6 @@ STATISTICS_SAMPLE = 512
 # Images of a split that are decoded before training starts: a second or two, and all images of a small data set.
 CHECK_BYTES = 2**27
 CHECK_AT_LEAST = 32
-# A data set in which more than this share of the images is alike is refused.
-ALIKE_SHARE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ class Split:
         weights: [N] weight of each image in the task loss, at least 0; None: all are 1.
         groups: group of each image, of training images with groups; None without.
         kept: [N] positions of the images in the data set's training split; None if all are kept.
+        unlabelled: number of images without a label, the last of the split; their labels are `UNLABELLED`.
     """
 
     images: Images
@@ -74,6 +76,7 @@ class Split:
     groups: tuple[str, ...] | None = None
     kept: NDArray[np.int64] | None = None
     own_labels: OwnLabels | None = None
+    unlabelled: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,6 +119,7 @@ class Splits:
         image_size: height = width in pixels; in segmentation the canvas is derived from it, see the data set.
         fingerprint: SHA-256 of the content and the split, in hexadecimal; the same in every process.
         notes: sentences for the user on how the files were read, and on files that are not read.
+        unlabelled: images without labels, which trainings learn from by the teacher alone; None without.
     """
 
     train: Split
@@ -125,11 +129,21 @@ class Splits:
     image_size: int
     fingerprint: str
     notes: tuple[str, ...] = ()
+    unlabelled: Split | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.class_names)
+
+    @cached_property
+    def seen(self) -> Split:
+        """The images that a training sees: train, and the images without labels after them."""
+        more = self.unlabelled
+        if more is None:
+            return self.train
+        images, labels = join(self.train.images, more.images), np.concatenate((self.train.labels, more.labels))
+        return Split(images, labels, self.train.name, unlabelled=len(more))
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -165,17 +179,14 @@ class Splits:
         Raises:
             DataError: an image or a label map is damaged (names the file), or nearly all training images are alike.
         """
-        for split in (self.train, self.val):
+        for split in (self.train, self.val, *([] if self.unlabelled is None else [self.unlabelled])):
             if not len(split) or isinstance(source_of(split.images), ArrayImages | ResizedImages):
                 continue
             count = max(CHECK_AT_LEAST, CHECK_BYTES // split.images.read(np.zeros(1, np.int64)).nbytes)
             index = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(np.int64))
             alike = images_alike(read_pieces(split.images, index))  # raises if an image is damaged
-            if split.name == "train" and alike > max(1, ALIKE_SHARE * len(index)):
-                raise DataError(
-                    f"data.root: {alike} of {len(index)} training images are alike after reading, nothing can be "
-                    "learned from them; look at the files, and at data.background and data.value_range"
-                )
+            if split.name == "train" and not split.unlabelled:
+                refuse_alike(alike, len(index))
             if split.label_maps is not None:
                 for _ in read_pieces(split.label_maps, index):
                     pass
@@ -326,18 +337,7 @@ def stratified_split(
                 f"add images or remove the class"
             )
         members = members[permutation(len(members), int(number), "split", seed)]
-        ends = np.cumsum(_counts(len(members), shares))
+        ends = np.cumsum(rounded_counts(len(members), shares))
         for part, piece in zip(parts, np.split(members, ends[:-1]), strict=True):
             part.append(piece)
     return tuple(np.sort(np.concatenate(part)) for part in parts)
-
-
-def _counts(total: int, shares: Sequence[float]) -> NDArray[np.int64]:
-    """Round `total * shares` to positive integers that sum to `total`, largest remainders first."""
-    exact = total * np.asarray(shares)
-    counts = np.floor(exact + 1e-9).astype(np.int64)
-    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
-    while counts.min() == 0:
-        counts[counts.argmin()] += 1
-        counts[counts.argmax()] -= 1
-    return counts

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.datasets.io.images import Images, source_of
+from heterokd.datasets.io.images import Images, sources_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class StoredFiles(ABC):
         """
 
 
-def stored_source(images: Images) -> StoredFiles | None:
-    """Return the stored files that images are, or are chosen from; None for other images."""
-    folder = getattr(getattr(source_of(images), "files", None), "folder", None)
-    return folder if isinstance(folder, StoredFiles) else None
+def stored_sources(images: Images) -> list[StoredFiles]:
+    """Return the stored files that images are, or are chosen and joined from; none for other images."""
+    folders = (getattr(getattr(source, "files", None), "folder", None) for source in sources_of(images))
+    return [folder for folder in folders if isinstance(folder, StoredFiles)]

@@ -22,6 +22,7 @@ from heterokd.datasets.views.color import column
 from heterokd.datasets.views.erasing import rectangles
 from heterokd.datasets.views.policy import AugmentPolicy
 from heterokd.datasets.views.random import STREAM_MIX, random_words, to_device, uniform, view_key
+from heterokd.outputs import UNLABELLED
 
 # Three Philox blocks; the position of a draw never changes.
 MIX_DRAWS = (
@@ -51,9 +52,16 @@ class Mix:
 
 
 def draw_mix(
-    policy: AugmentPolicy, index: NDArray[np.int64], view: NDArray[np.int64] | int, count: int, seed: int = 0
+    policy: AugmentPolicy,
+    index: NDArray[np.int64],
+    view: NDArray[np.int64] | int,
+    count: int,
+    seed: int = 0,
+    unlabelled: int = 0,
 ) -> Mix:
     """Draw the partners of views, and their shares.
+
+    A labelled image has a labelled partner, and an unlabelled image an unlabelled one.
 
     Args:
         policy: augmentation policy that mixes images.
@@ -61,13 +69,17 @@ def draw_mix(
         view: [B] view numbers, or one for all images.
         count: number of images of the training split; an image may be its own partner.
         seed: seed of the views.
+        unlabelled: number of images without a label, the last of the split.
     """
     words = random_words(view_key(policy, seed), STREAM_MIX, index, view, blocks=3)
     draws = dict(zip(MIX_DRAWS, np.ascontiguousarray(uniform(words).T), strict=False))
     pieces = draws["kind"] < (0.5 if policy.mixup else 1.0) if policy.cutmix else np.zeros(len(words), np.bool_)
     concentration = np.where(pieces, policy.cutmix, policy.mixup)
+    has_label = index < count - unlabelled
+    among = np.where(has_label, count - unlabelled, unlabelled).astype(np.uint64)
+    partner = ((words[:, MIX_DRAWS.index("partner")] * among) >> np.uint64(32)).astype(np.int64)
     return Mix(
-        index=((words[:, MIX_DRAWS.index("partner")] * np.uint64(count)) >> np.uint64(32)).astype(np.int64),
+        index=np.where(has_label, partner, count - unlabelled + partner),
         view=(words[:, MIX_DRAWS.index("partner_view")] >> np.uint64(1)).astype(np.int64),
         pieces=pieces,
         share=symmetric_beta(concentration, *(draws[name] for name in ("radius", "angle", "boost", "partner_boost"))),
@@ -123,14 +135,16 @@ def mix_views(views: Tensor, partners: Tensor, mix: Mix) -> tuple[Tensor, NDArra
 def mix_labels(
     labels: NDArray[np.int64], partners: NDArray[np.int64], share: NDArray[np.float64], num_classes: int
 ) -> Tensor:
-    """Return the class shares [B, K] float32 of mixed views; they sum to 1.
+    """Return the class shares [B, K] float32 of mixed views; they sum to 1, or to 0 for images without labels.
 
     Args:
-        labels: [B] class numbers.
+        labels: [B] class numbers; `UNLABELLED` for an image without a label, whose partner has none either.
         partners: [B] class numbers of the partners.
         share: [B] share of the first image in each view.
         num_classes: K.
     """
     weight = torch.from_numpy(share)[:, None]
-    first, second = (F.one_hot(torch.from_numpy(classes), num_classes).double() for classes in (labels, partners))
-    return (first * weight + second * (1 - weight)).float()
+    has_label = torch.from_numpy(labels != UNLABELLED)[:, None]
+    known = (torch.from_numpy(np.where(classes == UNLABELLED, 0, classes)) for classes in (labels, partners))
+    first, second = (F.one_hot(classes, num_classes).double() for classes in known)
+    return ((first * weight + second * (1 - weight)) * has_label).float()

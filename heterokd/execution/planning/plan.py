@@ -10,6 +10,7 @@ from functools import partial
 from statistics import fmean
 
 from heterokd.config.experiment import Experiment
+from heterokd.datasets.io.unlabelled import training_images
 from heterokd.errors import PairError
 from heterokd.execution.check import check_experiment, within_limits
 from heterokd.execution.planning.time_steps import teacher_like
@@ -26,7 +27,7 @@ from heterokd.teachers.cache.build import missing
 from heterokd.teachers.cache.shards import cache_bytes, layout_of
 from heterokd.teachers.cache_policy import cache_key, is_served, is_small_enough, searched_signals
 from heterokd.teachers.prepare import open_prepared, ready_teacher
-from heterokd.training.data import open_splits, stored_data
+from heterokd.training.data import open_splits, stored_data, unlabelled_store
 
 
 def plan_experiment(
@@ -68,18 +69,18 @@ def plan_with(
 ) -> Plan:
     """Plan what remains of a search, at given costs."""
     cluster = experiment.cluster
-    stored = stored_data(experiment.data)
+    stores = [stored for stored in (stored_data(experiment.data), unlabelled_store(experiment.data)) if stored]
     fetch = None
-    if stored is not None:
-        fetch = DataFetch(
-            stored.total_bytes if costs.nodes > 1 else stored.missing_bytes, costs.nodes, cluster.store_gbit
-        )
+    if stores:
+        size = sum(stored.total_bytes if costs.nodes > 1 else stored.missing_bytes for stored in stores)
+        fetch = DataFetch(size, costs.nodes, cluster.store_gbit)
         costs = replace(costs, start=costs.start + fetch.seconds)
     counts = count(experiment, excluded, folder, affordable(experiment, costs))
     stock = existing_stock(experiment, root, excluded)
     prices = Prices(cluster.price_per_hour, experiment.search.budget.price, cluster.currency)
     found = estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
-    return replace(found, fetch=fetch)
+    images = {} if experiment.data.unlabelled is None else training_images(open_splits(experiment.data))
+    return replace(found, fetch=fetch, images=images)
 
 
 def affordable(experiment: Experiment, costs: Costs) -> float | None:

@@ -161,8 +161,8 @@ def time_view(recipe: Recipe, splits: Splits, live: LiveTeacher, device: str) ->
     """Return the teacher's seconds per view, computed as a cache builder does."""
     signals = stored_signals(recipe.task) & live.spec.serves
     views = ViewSpec(recipe.data.policy, crop=recipe.data.view_crop, fill=recipe.data.fill)
-    compute = view_outputs(splits.train, views, live, signals=signals, device=device, precision=recipe.cache.precision)
-    index = np.arange(VIEWS, dtype=np.int64) % len(splits.train)
+    compute = view_outputs(splits.seen, views, live, signals=signals, device=device, precision=recipe.cache.precision)
+    index = np.arange(VIEWS, dtype=np.int64) % len(splits.seen)
 
     def some(images: int = VIEWS) -> None:
         compute(index[:images], np.zeros(images, np.int64))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from heterokd.domains import Choice, domains
 from heterokd.errors import MissingSignal, PairError
@@ -20,11 +19,12 @@ from heterokd.methods.conformance.random_pairs import (
     UNLIKE_PAIRS,
     Pair,
     both_outputs,
+    has_gradient,
     leaves,
     pairs_of,
     random_batch,
 )
-from heterokd.outputs import IGNORE, Losses, Signal
+from heterokd.outputs import IGNORE, UNLABELLED, Losses, Signal
 from heterokd.tasks import task_of
 
 Check = Callable[[type[Method], Pair], Iterator[str]]
@@ -48,11 +48,6 @@ def run(
     declared = student.only(method.student_needs), teacher.only(method.teacher_needs)
     terms: Losses = method(*declared, random_batch(pair, soft=soft), progress)
     return terms
-
-
-def has_gradient(tensor: Tensor) -> bool:
-    """Whether a finite gradient that is not zero has come to a tensor."""
-    return tensor.grad is not None and bool(torch.isfinite(tensor.grad).all()) and bool(tensor.grad.abs().sum() > 0)
 
 
 def wrong_terms(terms: Losses) -> Iterator[str]:
@@ -167,6 +162,33 @@ def soft_labels(kind: type[Method], pair: Pair) -> Iterator[str]:
         yield "without a label in the whole batch its gradient is not finite"
 
 
+def labels_as_declared(kind: type[Method], pair: Pair) -> Iterator[str]:
+    """Images may have no label; `reads_labels` says which terms do not learn from them."""
+    if task_of(STUDENTS[pair[0]]).labels_are_maps:
+        return
+    batch, method = random_batch(pair), build(kind, pair)
+    labelled = torch.arange(len(batch)) % 2 == 0
+    labels = batch.labels.where(labelled, UNLABELLED)
+    student, teacher = both_outputs(pair)
+    given = student.only(method.student_needs), teacher.only(method.teacher_needs)
+    terms = method.terms(*given, replace(batch, labels=labels, labelled=labelled, labelled_share=0.5), 0.9)
+    yield from wrong_terms(terms)
+    if not terms:
+        return
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    read = [leaf for signal in SIGNALS if signal in method.student_needs for leaf in leaves(student, signal)]
+    learned = any(
+        bool(leaf.grad[~labelled].any()) for leaf in read if leaf.grad is not None and len(leaf) == len(batch)
+    )
+    if kind.reads_labels != "all" and not learned:
+        yield f"reads_labels is {kind.reads_labels!r}, but nothing is learned from images without a label"
+    first = build(kind, pair)(*given, batch, 0.9)
+    second = build(kind, pair)(*given, replace(batch, labels=torch.zeros_like(batch.labels)), 0.9)
+    changed = sorted(name for name, value in first.items() if not torch.equal(value, second[name]))
+    if bool(changed) != (kind.reads_labels != "none"):
+        yield f"reads_labels is {kind.reads_labels!r}, but labels change {', '.join(changed) or 'no term'}"
+
+
 def bfloat16(kind: type[Method], pair: Pair) -> Iterator[str]:
     """Outputs in bfloat16, which come from autocast alone, give float32 terms."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -241,6 +263,7 @@ ON_UNLIKE_PAIRS: tuple[Check, ...] = (
     reads_what_it_declares,
     same_terms_at_every_progress,
     soft_labels,
+    labels_as_declared,
     bfloat16,
     large_outputs,
     repeated_images,

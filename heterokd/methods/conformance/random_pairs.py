@@ -195,6 +195,11 @@ def leaves(outputs: Outputs, signal: Signal) -> list[Tensor]:
     return list(held) if isinstance(held, tuple) else [held]
 
 
+def has_gradient(tensor: Tensor) -> bool:
+    """Whether a finite gradient that is not zero has come to a tensor."""
+    return tensor.grad is not None and bool(torch.isfinite(tensor.grad).all()) and bool(tensor.grad.abs().sum() > 0)
+
+
 def pairs_of(task: str) -> list[Pair]:
     """The pairs of a task."""
     return [pair for pair in PAIRS if task_of(STUDENTS[pair[0]]).name == task]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from heterokd.config.recipe import Recipe
-from heterokd.datasets.io.split import Splits
+from heterokd.datasets.io.split import REST, Splits
 from heterokd.errors import CacheError
 from heterokd.formatting import package_version
 from heterokd.method import summary as method_summary
@@ -203,8 +203,8 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage
     lines = [
         "## Limits",
         "",
-        f"- Trained on {len(splits.train)} images of {recipe.data.dataset}, tested on {decision.test_images} of the "
-        "same source; performance on images from other sources is unknown.",
+        f"- Trained on {len(splits.train)} images of {recipe.data.dataset}{_unlabelled(recipe, splits)}, tested on "
+        f"{decision.test_images} of the same source; performance on images from other sources is unknown.",
         f"- It predicts one of {splits.num_classes} classes for every {unit}, also if none of them is correct.",
         "- Its probabilities are not calibrated, and no subgroup of images was evaluated separately.",
         "- The test interval covers the choice of test images, not the variance between training seeds.",
@@ -218,6 +218,16 @@ def _limits(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage
                 f"teacher ({scratch:.4f})."
             )
     return "\n".join(lines)
+
+
+def _unlabelled(recipe: Recipe, splits: Splits) -> str:
+    if splits.unlabelled is None or not recipe.method_class.learns_unlabelled():
+        return ""
+    source = (
+        "of its training images" if recipe.data.unlabelled == REST else f"below {escaped(str(recipe.data.unlabelled))}"
+    )
+    share = recipe.training.unlabelled_share
+    return f" and {len(splits.unlabelled)} {source} without labels ({share:.0%} of each batch)"
 
 
 def _lineage(recipe: Recipe, splits: Splits, decision: Decision, lineage: Lineage) -> str:

@@ -115,6 +115,7 @@ class Plan:
         fetch: of a data set in a store, part of the time; None for others.
         left_out: methods that do not exist for the pair and students that exceed a limit, with the reason; they are
             neither counted nor timed.
+        images: number of `labelled` and of `unlabelled` training images; empty without unlabelled images.
     """
 
     name: str
@@ -135,11 +136,14 @@ class Plan:
     teachers: int = 1
     fetch: DataFetch | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Convert to plain values."""
         content = asdict(self)
         fetch = content.pop("fetch")
+        if not self.images:
+            del content["images"]
         return content if self.fetch is None else {**content, "fetch": {**fetch, "seconds": self.fetch.seconds}}
 
 

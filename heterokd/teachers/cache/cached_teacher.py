@@ -158,7 +158,7 @@ def open_or_build(
     key = make_key(splits, views, live.network, settings)
     root = open_folder(caches)
     folder = root.at(key.id)
-    compute = view_outputs(splits.train, views, live, signals=key.serves, device=access.device, precision=key.precision)
+    compute = view_outputs(splits.seen, views, live, signals=key.serves, device=access.device, precision=key.precision)
     complete = folder.exists(MANIFEST)
     lock = shared_lock(folder) if access.mode != "complete" or complete else None
     if access.mode == "build" and (not complete or missing(folder, key)):

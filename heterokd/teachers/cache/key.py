@@ -206,7 +206,7 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
     return CacheKey(
         data=splits.fingerprint,
         split=splits.train.name,
-        images=len(splits.train),
+        images=len(splits.seen),
         size=size,
         policy=views.policy.hash,
         seed=views.seed,
