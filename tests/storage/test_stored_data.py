@@ -38,7 +38,7 @@ from tiny_datasets import write_image_folder, write_mask_folder
 from heterokd.config.data import DataSettings
 from heterokd.datasets.io.describe import describe_images
 from heterokd.datasets.io.split import SPLIT_NAMES, Splits
-from heterokd.datasets.io.stored_files import StoredFiles, stored_source
+from heterokd.datasets.io.stored_files import StoredFiles, stored_sources
 from heterokd.errors import DataError
 from heterokd.storage.stored_data.data_index import INDEX
 from heterokd.storage.stored_data.node_copy import NodeCopy
@@ -84,7 +84,7 @@ def splits_of(root: object, **data: Any) -> Splits:
 
 
 def copy_of(splits: Splits) -> NodeCopy:
-    stored = stored_source(splits.train.images)
+    (stored,) = stored_sources(splits.train.images)
     assert isinstance(stored, NodeCopy)
     return stored
 
