@@ -261,6 +261,17 @@ def test_students_are_proposed_for_label_maps(tmp_path: Path) -> None:
     check_experiment(made.experiment)
 
 
+def test_a_small_teacher_gets_the_smallest_student(tmp_path: Path) -> None:
+    images, root = tmp_path / "cells", Workspace(tmp_path / "runs")
+    write_masks(images)
+    seen, teacher = inspect_masks(images), "linknet-test_resnet"
+    made = propose(seen, AutoRequest(images, [teacher]), root, fit=False)
+    assert made.experiment.student.networks == ("linknet-mobilenetv3_small_050",)
+    assert any("the smallest proposal; the teacher has 0.4" in reason for reason in made.reasons)
+    with pytest.raises(ConfigError, match=r"--max-params-m 0\.1: no proposed student is within the limits"):
+        propose(seen, AutoRequest(images, [teacher], limits={"params_m": 0.1}), root, fit=False)
+
+
 def test_class_folders_are_no_label_maps(tmp_path: Path, digits: Splits) -> None:
     write_digits(tmp_path / "plain", digits, 5)
     write_digits(tmp_path / "splits", digits, 5, splits=True)
