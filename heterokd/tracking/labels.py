@@ -134,7 +134,10 @@ def run_link(text: str, experiment_id: str, run_id: str, file: str = "") -> str:
 
 
 def study_description(experiment: Experiment, result: str = "", links: Sequence[str] = ()) -> str:
-    """Return the Markdown description of a study: result and links first, since MLflow folds all but the first line."""
+    """Return the Markdown description of a study.
+
+    Links and result come first, since MLflow folds all but the first line and cuts this at the window's width.
+    """
     labels = experiment.data.labels_per_class
     few = f", {labels} labelled images per class" if labels else ""
     others = experiment.data.unlabelled
@@ -142,7 +145,7 @@ def study_description(experiment: Experiment, result: str = "", links: Sequence[
         few += ", the other training images without labels" if others == REST else f", and {others} without labels"
     height, width = experiment.data.view_size
     size = f"{height}" if height == width else f"{height} x {width}"
-    first = f"{' | '.join([result, *links])}\n\n" if result or links else ""
+    first = f"{' | '.join(filter(None, [*links, result]))}\n\n" if result or links else ""
     return (
         f"{first}**{experiment.name}**: what does {' or '.join(experiment.student.networks)} learn best from "
         f"{' or '.join(experiment.teacher.networks)}?\n\n"

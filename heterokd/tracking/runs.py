@@ -293,10 +293,10 @@ class StudyRuns:
         """
         study, winner = trials.study, summary.winner
         links = []
-        if view is not None:
-            links.append(f"[trials, best first](#/experiments/{self.experiment_id}/runs?viewStateShareKey={view})")
         if winner is not None and winner.number in trials.known:
             links.append(run_link("best student", self.experiment_id, trials.known[winner.number].id))
+        if view is not None:
+            links.append(f"[trials, best first](#/experiments/{self.experiment_id}/runs?viewStateShareKey={view})")
         if self.folder.report.exists():
             links.append(run_link("page", self.experiment_id, study.id, self.folder.report.name))
         text = study_description(self.experiment, study_result(summary), links)[:TEXT_LIMIT]
