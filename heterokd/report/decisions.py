@@ -40,7 +40,7 @@ def running_rows(report: StudyReport) -> list[Row]:
 
 
 def decisions(report: StudyReport) -> list[str]:
-    """Describe how the last trials ended, the newest first: `0007 (kd) stopped at epoch 20: 14th of 16`."""
+    """Describe how the last trials ended, the newest first: `0007 (kd) stopped at epoch 20: 14th of ...`."""
     ended = [trial for trial in report.trials if trial.status.is_final]
     ended.sort(key=lambda trial: (trial.path / "trial.json").stat().st_mtime, reverse=True)
     return [_decision(report, trial) for trial in ended[:LAST_DECISIONS]]
@@ -59,7 +59,8 @@ def _decision(report: StudyReport, trial: TrialView) -> str:
     reason = trial.reason
     if reason == BEHIND:
         place, count = _place(report, trial, epoch)
-        reason = f"{place}{_ordinal(place)} of {count} by the mean of {min(compared(trial.planned), epoch)} epochs"
+        window = min(compared(trial.planned), epoch)
+        reason = f"{place}{_ordinal(place)} of the {count} that have reached it, by the mean of {window} epochs"
     return f"{name} stopped at epoch {epoch}: {reason or 'no reason is known'}"
 
 

@@ -52,7 +52,7 @@ def test_decisions_and_running_trials(running: tuple[StudyFolder, Experiment]) -
     assert str(row["next"]).startswith("compared at epoch ")
     told = decisions(report)
     assert told[0] == "0004 (kd) failed: RuntimeError: no <memory>", "the newest first"
-    assert told[1] == "0003 (kd) stopped at epoch 5: 4th of 4 by the mean of 5 epochs"
+    assert told[1] == "0003 (kd) stopped at epoch 5: 4th of the 4 that have reached it, by the mean of 5 epochs"
     assert "0001 (kd) was trained to the end with 0.9000" in told
     page = render_report(report, reload_seconds=10)
     assert "location.reload(), 10000" in page
