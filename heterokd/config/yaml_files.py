@@ -25,6 +25,9 @@ LONGEST_FILE = 16 * 1024**2
 READ_DIFFERENTLY = ("\t", "!", "?")
 """Characters after which libyaml accepts texts that PyYAML's parser refuses."""
 
+MOST_OPENED = 5000
+"""Maximum number of characters that open a level, for libyaml: it ends the process at tens of thousands of levels."""
+
 TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|^[-+]?\.\d+([eE][-+]?\d+)?$")
 
@@ -97,7 +100,8 @@ def read_yaml(file: Path) -> dict[str, object]:
 def plain_yaml(text: str) -> object:
     """Parse a YAML text; repeated keys, aliases, merge keys and ambiguous scalars are YAML errors, too."""
     try:
-        if any(mark in text for mark in READ_DIFFERENTLY):
+        is_deep = sum(map(text.count, "[{-")) > MOST_OPENED
+        if is_deep or any(mark in text for mark in READ_DIFFERENTLY):
             return _plain(_Loader(text))
         try:
             return _plain(_FastLoader(text))

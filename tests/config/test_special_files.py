@@ -69,3 +69,11 @@ def test_written_values_are_read_as_they_were() -> None:
     ]
     content = {"texts": texts, **{text: text for text in texts}, "numbers": [1e-5, 1e20, 0.1, 7, True, None]}
     assert plain_yaml(dump_yaml(content)) == content
+
+
+@pytest.mark.parametrize("level", ["[", "{a: ", "- "])
+def test_a_file_of_a_hundred_thousand_levels_is_refused(tmp_path: Path, level: str) -> None:
+    file = tmp_path / "deep.yaml"
+    file.write_text(level * 100_000)
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_experiment(file)
