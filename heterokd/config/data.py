@@ -99,7 +99,7 @@ class DataSettings(Settings):
     evaluation_size: Literal["label", "canvas"] = Field(
         "label",
         description="segmentation: evaluations count pixels at the size of each label map, or on the canvas onto which "
-        "images are read (faster where images are larger; experiments before schema 4)",
+        "images are read (faster where images are larger; experiments before schema 5)",
     )
     test_time: TestTimeSettings = Field(
         TestTimeSettings(), description="segmentation: views that an evaluation averages"

@@ -84,7 +84,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("teacher.fit", 3, "all", "auto"),
     ChangedDefault("search.min_epochs", 3, 1, "auto"),
     ChangedDefault("data.scene_views", 4, 1, 2),
-    ChangedDefault("data.evaluation_size", 4, "canvas", "label"),
+    ChangedDefault("data.evaluation_size", 5, "canvas", "label"),
 )
 """All changed defaults, by ascending schema number."""
 
