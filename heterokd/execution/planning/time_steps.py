@@ -39,7 +39,7 @@ ROUNDS = 3
 STEPS, SECONDS = 4, 0.25
 """Minimum number of updates, and of seconds, of a round."""
 MOST_SECONDS = 2.5
-"""Length of `STEPS` updates above which a round has a single one: on a CPU an update of a large network takes seconds."""
+"""Length of `STEPS` updates above which a round has a single one: large networks take seconds an update on a CPU."""
 VIEWS = 64
 
 
