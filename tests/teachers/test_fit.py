@@ -112,7 +112,7 @@ def test_fine_tuning_is_short_and_careful(tiny_file: Write) -> None:
     assert (tuned.epochs, tuned.warmup_epochs, tuned.learning_rate) == (
         6,
         0.5,
-        pytest.approx(training.learning_rate / 10),
+        pytest.approx(training.learning_rate / 5),
     )
     assert tuned.layer_decay is not None
     assert fine_tuning(training.model_copy(update={"layer_decay": 1.0})).layer_decay == 1.0

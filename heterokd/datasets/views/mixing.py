@@ -75,7 +75,7 @@ def draw_mix(
     draws = dict(zip(MIX_DRAWS, np.ascontiguousarray(uniform(words).T), strict=False))
     pieces = draws["kind"] < (0.5 if policy.mixup else 1.0) if policy.cutmix else np.zeros(len(words), np.bool_)
     concentration = np.where(pieces, policy.cutmix, policy.mixup)
-    has_label = index < count - unlabelled
+    has_label = (index < count - unlabelled) | (unlabelled == 0)
     among = np.where(has_label, count - unlabelled, unlabelled).astype(np.uint64)
     partner = ((words[:, MIX_DRAWS.index("partner")] * among) >> np.uint64(32)).astype(np.int64)
     return Mix(
