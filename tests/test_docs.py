@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -115,3 +116,8 @@ def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="https?://(?!squidfunk)[^"]+\.(?:js|css|woff2?)"', html), (
         "loads from elsewhere"
     )
+
+
+def test_the_page_of_python_names_is_that_of_their_docstrings() -> None:
+    page = runpy.run_path(str(REPOSITORY / "docs" / "api_page.py"))["page"]
+    assert (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run `make docs`"
