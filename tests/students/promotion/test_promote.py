@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -313,7 +314,14 @@ def test_the_model_card_says_where_a_student_comes_from(root: Workspace, student
     ):
         assert said in card, said
     assert len(version.description) <= 5000
-    assert card.startswith(version.description.partition("\n\nThe other sections")[0])
+    links, _, described = version.description.partition("\n\n")
+    assert [text for text, _ in re.findall(r"\[([^]]+)\]\((#[^)]+)\)", links)] == [
+        "training",
+        "study",
+        "the study's page",
+        "model card",
+    ]
+    assert card.startswith(described.partition("\n\nThe other sections")[0])
     run = registry(root).get_run(version.run_id)
     assert "model_card.md" in {file.path for file in registry(root).list_artifacts(run.info.run_id)}
 
