@@ -69,14 +69,19 @@ class Ticket:
         return self.expires > time.time()
 
 
+_of_this_process: set[str] = set()
+"""Keys of the tags of calls that run in this process; another tag of it was left because the registry did not answer."""
+
+
 class _Queue:
-    """Tags of a registered model; `key` is that of this process."""
+    """Tags of a registered model; `key` is that of this call."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
         self._client, self._name = client, name
         self.key = f"{PREFIX}{uuid.uuid4().hex}"
         started = psutil.Process().create_time()
         self._mine = Ticket(CHOOSING, 0.0, socket.gethostname(), os.getpid(), started)
+        _of_this_process.add(self.key)
 
     def write(self, ticket: int | None = None) -> None:
         """Write this process's ticket, or renew it."""
@@ -91,12 +96,16 @@ class _Queue:
             if not key.startswith(PREFIX) or key == self.key:
                 continue
             ticket = _parsed(value)
-            if ticket is not None and ticket.counts:
+            if ticket is not None and ticket.counts and (key in _of_this_process or not self._is_ours(ticket)):
                 found[key] = ticket
             else:
                 with suppress(MlflowException):  # another process may have removed it
                     self._client.delete_registered_model_tag(self._name, key)
         return found
+
+    def _is_ours(self, ticket: Ticket) -> bool:
+        mine = self._mine
+        return (ticket.host, ticket.pid, ticket.started) == (mine.host, mine.pid, mine.started)
 
     def before(self) -> list[Ticket]:
         """Return the tickets of the processes that come first, or may do so."""
@@ -104,7 +113,8 @@ class _Queue:
         return [other for key, other in self.others().items() if (other.ticket, key) < mine]
 
     def leave(self) -> None:
-        """Remove this process's tag; without an answer, it expires."""
+        """Remove this call's tag; without an answer, it expires."""
+        _of_this_process.discard(self.key)
         with suppress(MlflowException):
             self._client.delete_registered_model_tag(self._name, self.key)
 

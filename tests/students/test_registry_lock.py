@@ -130,6 +130,27 @@ def test_what_a_dead_process_left_does_not_count(left):
     assert registry.tags == {"dataset": "digits"}
 
 
+def test_what_this_process_left_because_the_registry_did_not_answer_does_not_count():
+    class Forgetful(SlowRegistry):
+        """A registry that does not answer to the first deletion."""
+
+        answers = False
+
+        def delete_registered_model_tag(self, name: str, key: str) -> None:
+            if not self.answers:
+                self.answers = True
+                raise MlflowException("no answer")
+            super().delete_registered_model_tag(name, key)
+
+    registry = Forgetful()
+    with locked_model(registry, NAME, 1):
+        pass
+    assert len(registry.tags) == 1
+    with locked_model(registry, NAME, 1):
+        assert len(registry.tags) == 1
+    assert registry.tags == {}
+
+
 @pytest.mark.thorough
 def test_mlflow_stores_the_lock(tmp_path: Path):
     with quiet():

@@ -32,6 +32,7 @@ from heterokd.study.plan.costs import Costs, MethodCost
 from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.fit import fine_tuning, planned_fit
 from heterokd.teachers.folders import missing_folds, teacher_recipe
+from heterokd.teachers.given import with_local_weights
 from heterokd.teachers.prepare import ready_teacher
 from heterokd.tracking.store import open_store
 from heterokd.training.data import measured_splits, open_splits
@@ -213,6 +214,7 @@ def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> fl
     recipe = teacher_recipe(experiment)
     splits = open_splits(recipe.data)
     if not ready_teacher(experiment, root)[0]:
+        recipe, _ = with_local_weights(recipe, splits, root)  # weights of other classes start a short fit
         return _fit_seconds(recipe, measured_splits(splits, root, recipe.data.pixels_max_gb), root, device)
     if experiment.teacher.settings_of().checkpoint is None and not experiment.teacher.pretrained:
         return 0.0  # a fitted teacher: only its weights are hashed
