@@ -6,6 +6,7 @@ python docs/api_page.py > docs/api.md
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def _signature(name: str, function: object) -> list[str]:
     for parameter in signature.parameters.values():
         if parameter.kind == parameter.KEYWORD_ONLY and "*" not in parts:
             parts.append("*")
-        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        shown = json.dumps(parameter.default) if isinstance(parameter.default, str) else repr(parameter.default)
+        default = "" if parameter.default is parameter.empty else f" = {shown}"
         parts.append(f"{parameter.name}: {parameter.annotation}{default}")
     ending = f") -> {signature.return_annotation}: ..."
     text = f"def {name}({', '.join(parts)}{ending}"

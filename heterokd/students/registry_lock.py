@@ -70,7 +70,7 @@ class Ticket:
 
 
 _of_this_process: set[str] = set()
-"""Keys of the tags of calls that run in this process; another tag of it was left because the registry did not answer."""
+"""Keys of the calls that run in this process; another tag of it was left because the registry did not answer."""
 
 
 class _Queue:
