@@ -224,10 +224,20 @@ def has_finished(running: Search, kind: Kind) -> bool:
         return True
     if code not in (*kind.ends, *(() if kind.part else (-9,))):
         raise SystemExit(f"the search ended with {code}:\n{running.output[-4000:]}")
-    if code > 0 and "--resume" not in running.output.splitlines()[-1]:
+    if code > 0 and not says_how_to_go_on(running):
         raise SystemExit(f"the search did not say how to go on:\n{running.output[-4000:]}")
     running.start()
     return False
+
+
+def says_how_to_go_on(running: Search) -> bool:
+    """Whether the last line of an ended search names `--resume`; a shell may print it just after the end."""
+    ends = time.monotonic() + 2.0
+    while "--resume" not in "".join(running.output.splitlines()[-1:]):
+        if time.monotonic() > ends:
+            return False
+        time.sleep(POLL)
+    return True
 
 
 def of_kind(running: Search, kind: Kind) -> list[psutil.Process]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -184,16 +185,38 @@ def starting(logs: str, interval: float = WATCH_SECONDS) -> Iterator[None]:
         logs: folder of Ray's logs, for the message.
         interval: of the checks.
     """
+    advice = f"see its logs in {logs}, and run the command again (--resume continues the search of a study)"
+    ended = f"error: a local Ray did not start: it ended this process, or something else did; {advice}"
+    with _printed_if_ended(ended) as disarm:
 
-    def sentence(lost: RayLost) -> str:
-        return (
-            f"a local Ray did not start ({lost}); see its logs in {logs}, and run the command again "
-            "(--resume continues the search of a study)"
-        )
+        def sentence(lost: RayLost) -> str:
+            disarm()
+            return f"a local Ray did not start ({lost}); {advice}"
 
-    with RayWatch(sentence, interval) as watch:
-        watch.start({"GCS": new_gcs()}, LOCAL_PATIENCE)
-        yield
+        with RayWatch(sentence, interval) as watch:
+            watch.start({"GCS": new_gcs()}, LOCAL_PATIENCE)
+            yield
+
+
+@contextmanager
+def _printed_if_ended(sentence: str) -> Iterator[Callable[[], object]]:
+    """Print a sentence if this process ends during the block; yields a function after which it is not printed.
+
+    Ray's library calls `_exit` where the raylet does not answer the registration of this process. Python runs nothing
+    then, so a shell waits for the end of a pipe that only this process holds.
+    """
+    command = ["/bin/sh", "-c", 'read -r line || printf "%s\\n" "$1" >&2', "sh", sentence]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as shell:
+
+        def disarm() -> None:
+            # A signal to the whole group, such as Ctrl-C, has ended the shell.
+            with suppress(OSError, ValueError):
+                shell.communicate("\n")
+
+        try:
+            yield disarm
+        finally:
+            disarm()
 
 
 def new_gcs() -> Probe:

@@ -121,6 +121,27 @@ def test_a_start_that_waits_for_a_dead_gcs_ends_with_a_sentence(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(("end", "code"), [("os._exit(1)", 1), ("os.kill(os.getpid(), 9)", -9)])
+def test_a_process_that_ray_ends_while_it_starts_leaves_a_sentence(end: str, code: int) -> None:
+    done = started(f"    {end}\n")
+    assert done.returncode == code
+    assert done.stderr == (
+        "error: a local Ray did not start: it ended this process, or something else did; see its logs in /logs, and "
+        "run the command again (--resume continues the search of a study)\n"
+    )
+
+
+@pytest.mark.parametrize("end", ["    pass\n", "    sys.exit(0)\n"])
+def test_a_start_that_ends_in_order_prints_nothing(end: str) -> None:
+    done = started(end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def started(block: str) -> subprocess.CompletedProcess[str]:
+    code = f"import os, sys\nfrom heterokd.execution import ray_watch\nwith ray_watch.starting('/logs', 0.05):\n{block}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_nothing_is_watched_before_the_start() -> None:
     with watch() as watching:
         watching.check()
