@@ -25,6 +25,11 @@ class MethodParams(BaseModel):
         """Return the search domains, by parameter; parameters without a domain are not searched."""
         return domains(cls)
 
+    @property
+    def unread(self) -> frozenset[str]:
+        """Parameters that other parameters turn off; a parameter that is younger than schema 1 is then not hashed."""
+        return frozenset()
+
 
 Settings = dict[str, Scalar]
 """Parameters of a method, by name."""

@@ -13,7 +13,7 @@ from heterokd.config.data import DataSettings
 from heterokd.config.extension import UNIDENTIFIED, Extension
 from heterokd.config.methods import method_class, method_params
 from heterokd.config.networks import NetworkSettings, TeacherSettings
-from heterokd.config.schema import METHODS_SECTION, SCHEMA
+from heterokd.config.schema import METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.config.services import CachingSettings
 from heterokd.config.settings import Settings
 from heterokd.config.training import TrainingSettings
@@ -60,7 +60,9 @@ class Recipe(Settings):
         )
         identity = SCHEMA.identity(self, "recipe", content)
         params = self.method_params
-        kept = SCHEMA.identity(params, f"{METHODS_SECTION}.{self.method}", params.model_dump(mode="json"))
+        section = f"{METHODS_SECTION}.{self.method}"
+        off = params.unread - keys_of_schema_1().get(section, {}).keys()
+        kept = SCHEMA.identity(params, section, params.model_dump(mode="json", exclude=set(off)))
         identity["params"] = {name: value for name, value in self.params.items() if name in kept}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ that it leaves out has the default and the domain of that schema.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +27,12 @@ from heterokd.config.sentences import inner_model
 from heterokd.domains import Choice, Domain, Float, Int
 
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
 
 FIRST_SCHEMA = 1
 METHODS_SECTION = "methods"
+SCHEMA_OF_COMBINATIONS = 3
+"""The schema in which combinations of two methods appeared; earlier changes of their members never applied to them."""
 REQUIRED = "(required)"
 """Placeholder in `schema_1.yaml` for the default of a required key."""
 
@@ -85,6 +88,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("search.min_epochs", 3, 1, "auto"),
     ChangedDefault("data.scene_views", 4, 1, 2),
     ChangedDefault("data.evaluation_size", 5, "canvas", "label"),
+    ChangedDefault("methods.heteroakd.teacher_grid", 5, "student", "native"),
 )
 """All changed defaults, by ascending schema number."""
 
@@ -145,7 +149,9 @@ class Schema:
 
     def _first_default(self, model: type[BaseModel], key: str, path: str) -> object:
         old = self._changed(FIRST_SCHEMA - 1)
-        return old[path] if path in old else _default(model, key)
+        section, _, method = path.removesuffix(f".{key}").partition(".")
+        of_method = self.parameters(method, FIRST_SCHEMA - 1) if section == METHODS_SECTION else {}
+        return old[path] if path in old else of_method.get(key, _default(model, key))
 
     def _changed(self, schema: int) -> dict[str, JsonValue]:
         """Return the defaults of a schema by key, for keys whose default changed later."""
@@ -191,19 +197,33 @@ class Schema:
         return model.model_validate(self.complete(model, settings.model_dump(exclude_unset=True), schema))
 
     def parameters(self, method: str, schema: int) -> dict[str, JsonValue]:
-        """Return the schema's defaults of a method's parameters, for parameters whose default changed later."""
+        """Return the schema's defaults of a method's parameters, for parameters whose default changed later.
+
+        A combination of two methods (`kd+rsd`) has the parameters of both, named `METHOD_PARAMETER`.
+        """
+        if "+" in method:
+            return _of_members(method, lambda member: self.parameters(member, max(schema, SCHEMA_OF_COMBINATIONS)))
         prefix = f"{METHODS_SECTION}.{method}."
         changed = self._changed(schema)
         return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
 
     def parameter_domains(self, method: str, schema: int) -> dict[str, Domain]:
         """Return a method's parameters whose domain differs from the schema's, with the schema's domain."""
+        if "+" in method:
+            return _of_members(
+                method, lambda member: self.parameter_domains(member, max(schema, SCHEMA_OF_COMBINATIONS))
+            )
         prefix = f"{METHODS_SECTION}.{method}."
         changed = {change.key: change.old for change in reversed(self.domains) if change.schema > schema}
         return {key.removeprefix(prefix): old for key, old in changed.items() if key.startswith(prefix)}
 
 
 SCHEMA = Schema()
+
+
+def _of_members(combination: str, values: Callable[[str], Mapping[str, Value]]) -> dict[str, Value]:
+    members = combination.split("+")
+    return {f"{member}_{name}": value for member in members for name, value in values(member).items()}
 
 
 @lru_cache(maxsize=1)

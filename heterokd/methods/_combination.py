@@ -83,6 +83,10 @@ def combine(name: str, first: tuple[str, type[Method]], second: tuple[str, type[
         Annotated[float, Float(0.1, 10, log=True)],
         Field(1.0, ge=0, description=f"multiplies the terms of {second[0]}"),
     )
+
+    def unread(self: MethodParams) -> frozenset[str]:
+        return frozenset(f"{name}_{key}" for name, kind in members for key in _params_of(self, name, kind).unread)
+
     validators: dict[str, Any] = {"members": model_validator(mode="after")(_members_are_valid(members))}
     params = create_model(
         "Params",
@@ -91,6 +95,7 @@ def combine(name: str, first: tuple[str, type[Method]], second: tuple[str, type[
         __validators__=validators,
         **fields,
     )
+    params.unread = property(unread)  # type: ignore[method-assign,assignment]
     content = {
         "__doc__": f"Sum the terms of {first[0]} and {second[0]}.",
         "__module__": __name__,

@@ -197,6 +197,16 @@ class HeteroAKD(Method):
         resolution: Literal["map", "label"] = Field(
             "map", description="grid of L_hakd: the student's map, or the labels' size as in the paper"
         )
+        teacher_grid: Literal["native", "student"] = Field(
+            "native",
+            description="with resolution: label, the grid from which the teacher's scores are brought to the labels' "
+            "size; student: they are resized to the student's map first (experiments before schema 5)",
+        )
+
+        @property
+        def unread(self) -> frozenset[str]:
+            """`teacher_grid` on the student's map, where the teacher's scores are resized once."""
+            return frozenset({"teacher_grid"} if self.resolution == "map" else ())
 
         @model_validator(mode="after")
         def _teacher_projector_learns(self) -> HeteroAKD.Params:
@@ -313,7 +323,7 @@ class HeteroAKD(Method):
         )
 
     def _projected(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Return Z_s and Z_t [B, K, h, w], on the student's grid unless `resolution` is `label`.
+        """Return Z_s and Z_t [B, K, h, w], on the student's grid, or Z_t on its native one.
 
         The teacher's map gets no gradient.
         """
@@ -322,8 +332,8 @@ class HeteroAKD(Method):
         )
         student_z: Tensor = self.student_projector(student_map.float())
         teacher_z: Tensor = self.teacher_projector(teacher_map.detach().float())
-        at_labels = self.params.resolution == "label"  # where both are brought to the labels' size at once
-        return student_z, teacher_z if at_labels else resize_map(teacher_z, _grid(student_z))
+        at_once = self.params.resolution == "label" and self.params.teacher_grid == "native"
+        return student_z, teacher_z if at_once else resize_map(teacher_z, _grid(student_z))
 
     def _compared(self, student_z: Tensor, teacher_z: Tensor, labels: Tensor, warm: bool) -> tuple[Tensor, Tensor]:
         """Compute the projectors' loss and L_hakd (0 during warm-up) on the grid of `labels`; H is computed once."""

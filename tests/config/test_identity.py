@@ -335,6 +335,27 @@ def test_an_older_recipe_keeps_its_values_and_its_name(method: str, recipe: Reci
     assert load_recipe(file) == old, "written with today's schema number, it means the same"
 
 
+@pytest.mark.parametrize(("name", "prefix"), [("heteroakd", ""), ("heteroakd+cwd", "heteroakd_")])
+def test_an_older_recipe_of_heteroakd_keeps_the_teachers_grid(name: str, prefix: str, tiny_file: Write) -> None:
+    key = f"{prefix}teacher_grid"
+    scenes = {
+        "data": {"dataset": "digit_scenes", "scene_views": 2, "labels_per_class": None},
+        "teacher": {"network": "segformer-mit_b0"},
+        "student": {"network": "fpn-test_resnet"},
+    }
+    for resolution in ("map", "label"):
+        space = {"methods": [name], "overrides": {f"{name}.{prefix}resolution": resolution}}
+        file = tiny_file(**scenes, search={"space": space})
+        older, newer = (load_experiment(file, [f"schema={number}"]).recipe({"method": name}) for number in (4, 5))
+        assert (older.params[key], newer.params[key]) == ("student", "native")
+        without = {parameter: value for parameter, value in older.params.items() if parameter != key}
+        written = older.model_dump(mode="json") | {"params": without}
+        stored = file.with_name("recipe.yaml")
+        stored.write_text(yaml.safe_dump({"schema": 4} | written))
+        assert load_recipe(stored) == older, "as a version that did not know the key wrote it"
+        assert (older.hash == newer.hash) == (resolution == "map"), "a map on the student's grid is the same"
+
+
 def test_an_older_study_of_rsd_searches_what_it_searched(tiny_file: Write) -> None:
     older = load_experiment(tiny_file(search={"space": {"methods": ["rsd"]}}), ["schema=1"])
     assert {key: str(domain) for key, domain in older.method_domains("rsd").items()} == {

@@ -224,6 +224,22 @@ def test_terms_follow_from_the_projected_scores(teacher, resolution, direction):
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("resolution", ["map", "label"])
+def test_before_schema_5_the_teachers_scores_went_through_the_students_grid(resolution):
+    given_s, given_t, batch = outputs(STUDENT, 0), outputs(TEACHER, 1), label_batch(STUDENT)
+    now, before = method(resolution=resolution), method(resolution=resolution, teacher_grid="student")
+    if resolution == "map":
+        assert now(given_s, given_t, batch, 0.5) == before(given_s, given_t, batch, 0.5)
+        return
+    with torch.no_grad():
+        student_z = heteroakd.resize_map(before.student_projector(given_s.embedding), (32, 32))
+        coarse = heteroakd.resize_map(before.teacher_projector(given_t.embedding), (4, 4))
+        expected = heteroakd.heteroakd_loss(student_z, heteroakd.resize_map(coarse, (32, 32)), batch.labels)
+    terms = before(given_s, given_t, batch, 0.5)
+    assert terms["hakd"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert now(given_s, given_t, batch, 0.5)["hakd"].item() != pytest.approx(expected.item(), rel=1e-3)
+
+
 def test_warm_up_trains_projectors_by_labels_alone():
     module = method(warmup=0.25, projector_weight=0.4, projector_weight_after=0.2)
     given, batch = (outputs(STUDENT, 0), outputs(TEACHER, 1)), label_batch(STUDENT)
