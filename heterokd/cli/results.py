@@ -27,7 +27,7 @@ def report(
     from heterokd.errors import StudyError
     from heterokd.report.page import write_report
     from heterokd.report.study_data import read_study
-    from heterokd.report.wording import verdict
+    from heterokd.report.wording import lead, verdict
     from heterokd.study.read_summary import read_summary
 
     folder, asked = existing_study(study, root)
@@ -48,30 +48,45 @@ def report(
     if as_json:
         print_json({**summary.to_json(), "report": str(folder.report), "verdict": verdict(summary)})
         return
-    print(verdict(summary))
+    print(lead(summary))
+    if summary.winner is not None:
+        print(verdict(summary))
     print(folder.report)
 
 
 def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False) -> None:
     """Test which differences in a study are significant.
 
-    Compares configurations on their common fresh seeds.
+    Compares configurations on their common fresh seeds, and says of each method why it did not win.
     """
     folder, asked = existing_study(study, root)
+    from heterokd.cli.terminal.console import Terminal
+    from heterokd.study.method_outcome import method_outcomes
+    from heterokd.study.read_summary import read_summary
     from heterokd.study.significance import as_rows, compare_trials, fresh_values
     from heterokd.study.trial_view import read_trials
 
     trials = read_trials(folder, asked.metric)
     values, found = fresh_values(trials), compare_trials(trials, maximise=asked.maximise)
+    summary = read_summary(folder)
+    outcomes = {} if summary is None else method_outcomes(summary, trials)
     if as_json:
-        print_json({"study": study, "metric": asked.metric, "values": values, "comparisons": as_rows(found)})
+        compared = {"values": values, "comparisons": as_rows(found), "methods": outcomes}
+        print_json({"study": study, "metric": asked.metric, **compared})
         return
+    terminal = Terminal()
     for name, by_seed in values.items():
-        print(f"{name:<24}{asked.metric} {sum(by_seed.values()) / len(by_seed):.4f} on {len(by_seed)} fresh seeds")
+        mean = sum(by_seed.values()) / len(by_seed)
+        terminal.print_line(f"{name:<24}{asked.metric} {mean:.4f} on {len(by_seed)} fresh seeds")
     for comparison in found:
-        print(comparison.sentence())
+        terminal.print_sentence(comparison.sentence())
     if not found:
-        print("Nothing to compare: no two configurations were confirmed on two common fresh seeds.")
+        terminal.print_sentence(
+            "No pair can be tested: no two configurations were confirmed on two common fresh seeds; raise "
+            "search.confirm_seeds or search.confirm_share."
+        )
+    for method, outcome in outcomes.items():
+        terminal.print_sentence(f"{method}: {outcome}.")
 
 
 def ui(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 from heterokd.formatting import format_score
 from heterokd.report.study_data import StudyReport
 from heterokd.report.tables import Row
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.assignment import BEHIND
-from heterokd.study.pruner import checkpoint_epochs, compared
+from heterokd.study.method_outcome import stop_reason
+from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.trial_view import TrialView
 
 LAST_DECISIONS = 12
@@ -55,28 +53,5 @@ def _decision(report: StudyReport, trial: TrialView) -> str:
         return f"{name} was trained to the end{value}"
     if trial.status != TrialStatus.PRUNED or not trial.epochs:
         return f"{name} {trial.status}: {trial.error or trial.reason or 'no reason is known'}"
-    epoch = trial.epochs[-1]
-    reason = trial.reason
-    if reason == BEHIND:
-        place, count = _place(report, trial, epoch)
-        window = min(compared(trial.planned), epoch)
-        reason = f"{place}{_ordinal(place)} of the {count} that have reached it, by the mean of {window} epochs"
-    return f"{name} stopped at epoch {epoch}: {reason or 'no reason is known'}"
-
-
-def _place(report: StudyReport, trial: TrialView, epoch: int) -> tuple[int, int]:
-    """Return the place of a trial among all trials of the search that have reached an epoch, and their number."""
-    means = {}
-    for other in report.search:
-        window = range(epoch - compared(other.planned) + 1, epoch + 1)
-        values = [value for at, value in zip(other.epochs, other.curve, strict=True) if at in window]
-        if values and other.epochs[-1] >= epoch:
-            means[other.number] = report.sign * fmean(values)
-    mine = means.get(trial.number)
-    return (1 if mine is None else 1 + sum(mean > mine for mean in means.values())), len(means)
-
-
-def _ordinal(place: int) -> str:
-    if place % 100 in (11, 12, 13):
-        return "th"
-    return {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    sentence = stop_reason(trial, report.search, report.sign)
+    return f"{name} stopped at epoch {trial.epochs[-1]}: {sentence}"

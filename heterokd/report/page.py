@@ -13,7 +13,7 @@ from markupsafe import Markup
 from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.split import REST
 from heterokd.errors import without_password
-from heterokd.formatting import format_interval, format_percent, format_score, metric_name, package_version
+from heterokd.formatting import format_percent, format_score, metric_name, package_version
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import tables, wording
 from heterokd.report.cards import cards
@@ -75,7 +75,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "running": [] if summary.progress.finished else running_rows(report),
         "decisions": [] if summary.progress.finished else decisions(report),
         "winner": winner,
-        "winner_interval": "" if winner is None else _interval(winner),
+        "winner_interval": "" if winner is None else wording.winner_interval(winner),
         "verdict": wording.verdict(summary),
         "cards": cards(report),
         "caveats": caveats(report),
@@ -154,14 +154,6 @@ def _loading(experiment: Experiment, folder: StudyFolder) -> str:
 def _root_option(folder: StudyFolder, root: str | None) -> str:
     shown = str(folder.path.parents[1]) if root is None else root
     return "" if Path(shown) == Path(DEFAULT_ROOT) else f" --root {shlex.quote(shown)}"
-
-
-def _interval(leader: RankedConfig) -> str:
-    if not leader.confirmed:
-        return ", a single training, the best of its search: a fresh seed will reach less"
-    count = len(leader.seeds)
-    seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
-    return f", {seeds}" if leader.low is None else f" ({format_interval(leader.low, leader.high)}, {seeds})"
 
 
 def _teachers(experiment: Experiment, summary: StudySummary) -> Sequence[TeacherCard | Mapping[str, str]]:

@@ -16,6 +16,7 @@ from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
 from heterokd.storage.files import read_derived
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.method_outcome import method_outcomes
 from heterokd.study.plan.estimate import Range
 from heterokd.study.plan.record import PlanRecord, Taken
 from heterokd.study.published import published_results
@@ -78,8 +79,9 @@ def _duration(seconds: float | None) -> str:
 
 
 def method_rows(report: StudyReport) -> list[Row]:
-    """List the methods: number of trials, best value of the search, mean on fresh seeds, training time."""
+    """List the methods: numbers of trials, values in the search and on fresh seeds, why it did not win, duration."""
     rows: list[Row] = []
+    outcomes = method_outcomes(report.summary, report.trials)
     for method in methods_in_order(report):
         trials = [trial for trial in report.search if trial.method == method]
         values = [trial.value for trial in trials if trial.is_complete and trial.value is not None]
@@ -99,6 +101,7 @@ def method_rows(report: StudyReport) -> list[Row]:
                 "seeds": 0 if confirmed is None else len(confirmed.seeds),
                 "time": _duration(sum(seconds) if seconds else None),
                 "seconds": sum(seconds),
+                "outcome": outcomes[method],
             }
         )
     return rows

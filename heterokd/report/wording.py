@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from heterokd.formatting import format_score
+from heterokd.formatting import format_interval, format_score, metric_name
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.teacher_card import TeacherCard
@@ -75,6 +75,24 @@ def weak_teacher(summary: StudySummary) -> str | None:
     if all(card.is_near_chance for card in cards):
         return f"The teacher is the problem: {reach}, which is near chance; {advice}."
     return None
+
+
+def lead(summary: StudySummary) -> str:
+    """Name the winner with its value, or say that there is none."""
+    winner = summary.winner
+    if winner is None:
+        return verdict(summary)
+    value = f"{metric_name(summary.metric)} {format_score(winner.mean)} on val"
+    return f"{winner.method} (trial {winner.number}) gives the best student: {value}{winner_interval(winner)}."
+
+
+def winner_interval(winner: RankedConfig) -> str:
+    """Return what follows the winner's value in a sentence: its interval and its number of fresh seeds."""
+    if not winner.confirmed:
+        return ", a single training, the best of its search: a fresh seed will reach less"
+    count = len(winner.seeds)
+    seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
+    return f", {seeds}" if winner.low is None else f" ({format_interval(winner.low, winner.high)}, {seeds})"
 
 
 def verdict(summary: StudySummary) -> str:
