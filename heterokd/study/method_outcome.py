@@ -56,9 +56,8 @@ def _outcome(summary: StudySummary, method: str, trials: Sequence[TrialView], se
         )
     failed = [trial for trial in trials if trial.status.is_failure]
     if failed:
-        return (
-            f"{len(failed)} of {len(trials)} trials failed: {failed[-1].error or failed[-1].reason or 'see its folder'}"
-        )
+        cause = failed[-1].error or failed[-1].reason or "no reason is known"
+        return f"{len(failed)} of {len(trials)} trials failed: {cause}"
     return f"not finished: {', '.join(sorted({str(trial.status) for trial in trials}))}"
 
 
