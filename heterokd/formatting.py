@@ -65,8 +65,25 @@ def epoch_score(metrics: Mapping[str, float]) -> str:
 
 def classes_in_mean(metric: str, metrics: Mapping[str, float]) -> str:
     """Return ` (8 classes)` if the metric is an mIoU on val, whose mean is over that many classes; else nothing."""
+    return format_classes(classes_of(metric, metrics))
+
+
+def classes_of(metric: str, metrics: Mapping[str, float]) -> tuple[int, ...]:
+    """Return the number of classes in the mean of an mIoU on val; nothing for other metrics."""
     counted = metrics.get(IOU_CLASSES) if metric == "val/miou" else None
-    return "" if counted is None else f" ({counted:.0f} classes)"
+    return () if counted is None else (round(counted),)
+
+
+def format_classes(counts: Sequence[int]) -> str:
+    """Format the numbers of classes in one or several means of IoU.
+
+    >>> [format_classes(counts) for counts in ((11,), (9, 11), ())]
+    [' (11 classes)', ' (9 to 11 classes)', '']
+    """
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f" ({low} classes)" if low == high else f" ({low} to {high} classes)"
 
 
 def format_score(value: float | None) -> str:

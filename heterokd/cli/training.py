@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, check_root, load_asked, print_json
-from heterokd.formatting import epoch_score, metric_name
+from heterokd.formatting import epoch_score
 
 
 def distill(
@@ -149,9 +149,7 @@ def teacher(
         return
     for prepared in found:
         card, how = prepared.card, "fitted now" if prepared.fitted else "ready"
-        terminal.print_line(
-            f"{card.network}: {metric_name(card.metric)} {card.val_score:.4f} on val, {how} ({card.source})"
-        )
+        terminal.print_line(f"{card.network}: {card.score} on val, {how} ({card.source})")
         if prepared.settings.checkpoint is None and prepared.weights is not None:
             terminal.print_line(f"fit: {card.reason or 'all weights, by a version without teacher.fit'}")
         if card.members:

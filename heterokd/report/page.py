@@ -13,7 +13,7 @@ from markupsafe import Markup
 from heterokd.config.experiment import Experiment
 from heterokd.datasets.io.split import REST
 from heterokd.errors import without_password
-from heterokd.formatting import format_percent, format_score, metric_name, package_version
+from heterokd.formatting import format_classes, format_percent, format_score, metric_name, package_version
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report import tables, wording
 from heterokd.report.cards import cards
@@ -50,6 +50,7 @@ def render_report(report: StudyReport, *, root: str | None = None, reload_second
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"show": format_score, "percent": format_percent, "metric_name": metric_name}
+    environment.filters |= {"classes": format_classes}
     content = page_content(report, root=root) | {"reload_seconds": reload_seconds}
     for name in ("style.css", "page.js"):  # files of this package, which need no escaping
         content[name.replace(".", "_")] = Markup(loader.get_source(environment, name)[0])
@@ -81,6 +82,7 @@ def page_content(report: StudyReport, *, root: str | None = None) -> dict[str, o
         "caveats": caveats(report),
         "overview_charts": _with_markup(overview_charts(report)),
         "leaders": tables.leader_rows(report),
+        "counts_classes": any(leader.iou_classes for leader in summary.leaders),
         "comparisons": report.comparisons,
         "published": tables.published_tables(report),
         "methods": tables.method_rows(report),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from heterokd.config.experiment import TEACHER
-from heterokd.formatting import format_duration, format_interval, format_sample, format_score
+from heterokd.formatting import format_classes, format_duration, format_interval, format_sample, format_score
 from heterokd.methods import BASELINE, METHODS
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.figures.matrices import student_of
@@ -63,6 +63,7 @@ def leader_rows(report: StudyReport) -> list[Row]:
                 "to": place(leader.high) if has_interval else None,
                 "at": place(leader.mean),
                 "settings": format_sample(leader.sample),
+                "classes": " to ".join(map(str, leader.iou_classes)),
             }
         )
     return rows
@@ -134,6 +135,7 @@ def trial_rows(report: StudyReport) -> tuple[list[Row], int]:
             "state": describe_end(trial),
             "status": str(trial.status),
             "value": None if trial.value is None else format_score(trial.value),
+            "classes": format_classes(trial.iou_classes),
             "epoch": trial.epochs[-1] if trial.epochs else 0,
             "planned": trial.planned,
             "seconds": trial.seconds,

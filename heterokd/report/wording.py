@@ -64,7 +64,7 @@ def weak_teacher(summary: StudySummary) -> str | None:
     if not cards or len(cards) < len(_teachers(summary)) or not summary.maximise:
         return None
     best = max(cards, key=lambda card: card.val_score)
-    reach = f"{best.network} reaches {format_score(best.val_score)}"
+    reach = f"{best.network} reaches {format_score(best.val_score)}{best.classes}"
     scratch, half = (None, None) if summary.scratch is None else (summary.scratch.mean, summary.scratch.half_width)
     advice = "fit or choose a better teacher (`heterokd teacher EXPERIMENT` measures it), then search again"
     if scratch is not None and best.val_score < scratch - (half or 0):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heterokd.formatting import metric_name
+from heterokd.formatting import classes_of, format_classes, metric_name
 
 CHANCE_DEVIATIONS = 3
 """Standard deviations above chance up to which a score counts as near chance."""
@@ -47,8 +47,9 @@ class TeacherCard:
         members: network and score on val of each of several that answer together. Confidence and accuracy on training
             images are then those of the answers that students get: with `teacher.cross_fit`, of the teacher that has
             not seen the image.
+        iou_classes: number of classes in the mean that an mIoU is; None in cards of earlier versions.
 
-    What follows `reason` is of classifiers, except `notes`.
+    What follows `reason` is of classifiers, except `notes`, `members` and `iou_classes`.
     """
 
     network: str
@@ -71,6 +72,17 @@ class TeacherCard:
     class_order: str | tuple[str, ...] | None = None
     class_order_score: float | None = None
     members: tuple[str, ...] = ()
+    iou_classes: int | None = None
+
+    @property
+    def score(self) -> str:
+        """Score on val with its name, and of an mIoU the number of classes in the mean: `mIoU 0.4312 (11 classes)`."""
+        return f"{score_text(self.metric, self.val_score)}{self.classes}"
+
+    @property
+    def classes(self) -> str:
+        """` (11 classes)` if the score is an mIoU of so many classes."""
+        return format_classes(() if self.iou_classes is None else (self.iou_classes,))
 
     def calibration(self) -> str:
         """Describe the calibration in a phrase; empty if it was not measured."""
@@ -103,7 +115,7 @@ class TeacherCard:
 
     def problems(self) -> list[str]:
         """Return the reasons why students learn little from it, with what to do: a sentence each."""
-        found, score = [], f"{score_text(self.metric, self.val_score)} on val"
+        found, score = [], f"{self.score} on val"
         if self.class_order is not None and self.class_order_score is not None:
             found.append(
                 f"its classes are in another order than the data's: {score}, but {self.class_order_score:.4f} in "
@@ -141,6 +153,11 @@ class TeacherCard:
 def score_text(metric: str, value: float) -> str:
     """Format a teacher's score with its name: `top-1 0.9123`."""
     return f"{metric_name(metric)} {value:.4f}"
+
+
+def classes_in(metric: str, metrics: Mapping[str, float]) -> int | None:
+    """Return the number of classes in the mean of a teacher's mIoU; None for other scores."""
+    return next(iter(classes_of(metric, metrics)), None)
 
 
 def _order(order: str | Sequence[str]) -> str:

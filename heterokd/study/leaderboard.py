@@ -160,6 +160,7 @@ class Leaderboard:
             expected_deviation=None if posterior is None else posterior.deviation,
             confirmed=bool(repeats),
             student=found.student,
+            iou_classes=tuple(sorted({count for record in measured for count in record.iou_classes})),
         )
 
     def _rank(self, leader: RankedConfig, has_repeats: bool) -> tuple[bool, float, float, bool, int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from heterokd.config.experiment import Experiment
+from heterokd.formatting import classes_of
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.budget import Spending
 from heterokd.study.trials import TrialRecord, Trials
@@ -22,6 +23,7 @@ class Ledger:
     def __init__(self, experiment: Experiment, trials: Trials, clock: Callable[[], float], devices: float) -> None:
         self.spending = Spending(experiment.search.budget, devices)
         self.running: set[int] = set()
+        self._metric = experiment.metric
         self._trials, self._least = trials, experiment.search.first_rung
         self._clock, self._last = clock, clock()
         for record in (*trials.search, *trials.repetitions()):
@@ -45,13 +47,15 @@ class Ledger:
         self.spending.begun = len(self._trials.search) + sum(1 for _ in self._trials.repetitions())
 
     def end(self, record: TrialRecord, status: TrialStatus, metrics: Mapping[str, float]) -> None:
-        """Add the costs of a trial that has ended or was paused, and write them to the database."""
+        """Add the costs of a trial that has ended or was paused; write them and its classes to the database."""
         trained = self._trained(record, status, metrics)
         if status.is_final:
             record.trained = trained
             self._pay(record)
         costs = {"trained": trained, "seconds": self.spending.seconds, "device_seconds": self.spending.device_seconds}
-        self._trials.set_attr(record.number, "ended", {"status": str(status), **costs})
+        record.iou_classes = classes_of(self._metric, metrics)
+        counted = {"iou_classes": list(record.iou_classes)} if record.iou_classes else {}
+        self._trials.set_attr(record.number, "ended", {"status": str(status), **costs, **counted})
 
     def underway(self) -> float:
         """Return the full trainings that the running trials have done until their last report."""

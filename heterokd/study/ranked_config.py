@@ -31,6 +31,8 @@ class RankedConfig:
             Studies of the first versions do not have it.
         expected_deviation: posterior standard deviation, or None.
         confirmed: whether `values` are from fresh seeds.
+        iou_classes: distinct numbers of classes in the mean that an mIoU of `values` is, ascending; empty for other
+            metrics and in studies of earlier versions.
         student: name of the network; studies of the first versions do not have it.
     """
 
@@ -49,6 +51,7 @@ class RankedConfig:
     expected_deviation: float | None = None
     confirmed: bool = False
     student: str = ""
+    iou_classes: tuple[int, ...] = ()
 
     @property
     def half_width(self) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from heterokd.config.recipe import Recipe
 from heterokd.domains import Scalar
+from heterokd.formatting import classes_of
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 
@@ -35,6 +36,7 @@ class TrialView:
         seconds: duration, or None.
         reason: reason of a stop.
         error: last line of a failure.
+        iou_classes: number of classes in the mean that `value` is; empty unless it is an mIoU.
         configuration: hash of its recipe without the seed; the same for a trial and its repetitions.
         path: folder of the trial.
     """
@@ -56,6 +58,7 @@ class TrialView:
     error: str
     configuration: str
     path: Path
+    iou_classes: tuple[int, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -99,6 +102,7 @@ def _view(trial: TrialFolder, metric: str) -> TrialView:
         error=trial.error_line or "",
         configuration=_configuration(recipe),
         path=trial.path,
+        iou_classes=classes_of(metric, snapshot.metrics if reports and final is not None else (reports or [{}])[-1]),
     )
 
 

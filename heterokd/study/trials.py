@@ -51,6 +51,7 @@ class TrialRecord:
         reports: mean of the searched metric over the newest epochs, by rung; see `Study.report`.
         stopped: reason to stop it at a rung, or None.
         trained: number of trained epochs, once it has ended.
+        iou_classes: number of classes in the mean that its value is; empty unless an mIoU is searched.
         error: type and message of a failure; None if there was none, or if it is unknown.
     """
 
@@ -67,6 +68,7 @@ class TrialRecord:
     reports: dict[int, float] = field(default_factory=dict)
     stopped: str | None = None
     trained: float = 0.0
+    iou_classes: tuple[int, ...] = ()
     error: str | None = None
 
     @cached_property
@@ -105,10 +107,8 @@ class Trials:
 
     Attributes:
         database: the study on disk; the same as `memory` for a study that is not kept.
-        memory: a working copy. Sampling reads all trials many times and writes in small steps, which would be dozens
-            of transactions for each sample; a trial is written to the database in a single transaction.
-        every_epoch: whether Optuna's intermediate values are those of every epoch, which its pruners read, or those of
-            rungs.
+        memory: a working copy: sampling would be dozens of transactions, and a trial is written in a single one.
+        every_epoch: whether Optuna's intermediate values are those of every epoch (for its pruners), or of rungs.
         search: starts and samples that are (or were) trained, by number.
         numbers: numbers of these by the identity of their training, see `SearchSpace.identity`.
         confirmations: trainings on fresh seeds, by the number of the trial that they repeat.
@@ -280,6 +280,7 @@ class Trials:
             reports=reports,
             stopped=trial.user_attrs.get("stopped", {}).get("reason"),
             trained=trial.user_attrs.get("ended", {}).get("trained", 0.0),
+            iou_classes=tuple(trial.user_attrs.get("ended", {}).get("iou_classes", ())),
             error=trial.user_attrs.get("error"),
         )
         self._all[trial.number] = record

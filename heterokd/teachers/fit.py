@@ -8,7 +8,7 @@ https://arxiv.org/abs/2202.10054), with a small learning rate that falls from la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,12 @@ class FittedTeacher:
 
     Attributes:
         network: with the weights that are kept, on the device of the fit.
-        score: on val.
+        metrics: score on val, and of an mIoU the number of classes in the mean.
         reason: which weights are kept, and why, as a phrase.
     """
 
     network: AnyNetwork
-    score: float
+    metrics: Mapping[str, float]
     reason: str
 
 
@@ -205,13 +205,13 @@ def _fit_all(fit: _Fit, *, stops: bool) -> FittedTeacher:
     best = BestEpoch(fit.folder / BEST, fit.metric, patience(epochs)) if stops else None
     trained = train(recipe, None, loaders, fit.report, fit.options(recipe, fit.precision(recipe, loaders), best))
     if best is None:
-        return FittedTeacher(trained.student, trained.metrics[fit.metric], f"after {trained.epochs} epochs")
+        return FittedTeacher(trained.student, trained.metrics, f"after {trained.epochs} epochs")
     if distributed.rank() == 0:
         load_weights(trained.student, best.file)
     reason = f"the best of {trained.epochs} epochs is number {best.epoch}"
     if trained.epochs < epochs:
         reason += f"; stopped before epoch {epochs}, because {best.patience} epochs brought nothing better"
-    return FittedTeacher(trained.student, best.score, reason)
+    return FittedTeacher(trained.student, best.metrics, reason)
 
 
 def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeacher:
@@ -232,7 +232,7 @@ def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeach
     solved = fit.evaluate(network, loaders)
     go_on = distributed.broadcast(distributed.rank() != 0 or fit.report({"epoch": 0, fit.metric: solved}))
     if not fine_tune or not go_on:
-        return FittedTeacher(network, solved, "its classifier is solved on frozen features")
+        return FittedTeacher(network, {fit.metric: solved}, "its classifier is solved on frozen features")
     best = BestEpoch(fit.folder / BEST, fit.metric, patience(settings.epochs))
     trained = train(recipe, None, loaders, fit.report, fit.options(recipe, precision, best, file))
     if best.score <= solved:  # on other ranks than 0, whose result nobody reads, it is minus infinity
@@ -240,13 +240,13 @@ def _fit_head(fit: _Fit, network: AnyNetwork, *, fine_tune: bool) -> FittedTeach
             f"its classifier is solved on frozen features; {trained.epochs} epochs of fine-tuning reached "
             f"{fit.score_name(best.score)}, not more"
         )
-        return FittedTeacher(network, solved, reason)
+        return FittedTeacher(network, {fit.metric: solved}, reason)
     load_weights(trained.student, best.file)
     reason = (
         f"fine-tuned, epoch {best.epoch} of {trained.epochs}; with a classifier solved on frozen features it had "
         f"{fit.score_name(solved)}"
     )
-    return FittedTeacher(trained.student, best.score, reason)
+    return FittedTeacher(trained.student, best.metrics, reason)
 
 
 def _share_head(network: AnyNetwork, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from heterokd.datasets.io.split import Splits
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.files import write_text
-from heterokd.storage.teacher_card import TeacherCard
+from heterokd.storage.teacher_card import TeacherCard, classes_in
 from heterokd.storage.workspace import CHECKPOINTS, Workspace
 from heterokd.teachers.diagnosis import diagnose
 from heterokd.teachers.fit import FIT_FILES, FitContext, fit_teacher
@@ -98,16 +98,16 @@ def fit_into(
         settings = recipe.teacher
         start = "" if settings.start_from is None else f" from {settings.start_from}"
         source = f"fitted {settings.network}{start}"
-        card = describe_teacher(recipe, fitted.network, splits, fitted.score, source, str(device))
+        card = describe_teacher(recipe, fitted.network, splits, fitted.metrics, source, str(device))
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_text(folder / CARD, replace(card, reason=fitted.reason).to_json())
 
 
 def describe_teacher(
-    recipe: Recipe, network: AnyNetwork, splits: Splits, score: float, source: str, device: str
+    recipe: Recipe, network: AnyNetwork, splits: Splits, metrics: Mapping[str, float], source: str, device: str
 ) -> TeacherCard:
-    """Return the card of a teacher, which is diagnosed on val and on a sample of train."""
-    teacher = recipe.teacher
+    """Return the card of a teacher, which is diagnosed on val and on a sample of train; `metrics` are those on val."""
+    teacher, metric = recipe.teacher, score_of(recipe.task)
     folds = None if teacher.cross_fit is None else splits.folds(teacher.cross_fit, teacher.training.seed)
     return TeacherCard(
         network=teacher.network,
@@ -115,8 +115,9 @@ def describe_teacher(
         num_classes=network.spec.num_classes,
         image_size=network.spec.image_size,
         weights=weights_hash(network),
-        metric=score_of(recipe.task),
-        val_score=score,
+        metric=metric,
+        val_score=metrics[metric],
         source=source,
+        iou_classes=classes_in(metric, metrics),
         **vars(diagnose(network, splits, device, folds)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -204,8 +204,12 @@ def _measured(recipe: Recipe, splits: Splits, weights: Path | None, source: str)
     network = open_prepared(recipe, weights, splits.num_classes).network
     task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
     val = open_split(splits.val, splits.num_classes)
-    metrics = dict(evaluate(network.to(device), val, task, device=device))
-    return describe_teacher(recipe, network, splits, metrics[task.facts.score], source, device)
+    metrics = _on_val(evaluate(network.to(device), val, task, device=device))
+    return describe_teacher(recipe, network, splits, metrics, source, device)
+
+
+def _on_val(metrics: Iterable[tuple[str, float]]) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in metrics}
 
 
 def _stored_teacher(recipe: Recipe, splits: Splits, folder: Path, source: str) -> PreparedTeacher:
@@ -281,8 +285,8 @@ def _combined_teacher(
             save_student(whole, weights)
             task = build_task(recipe.task, splits.num_classes, inference=recipe.data.inference)
             val = open_split(splits.val, splits.num_classes)
-            metrics = dict(evaluate(whole.eval().to(device), val, task, device=device))
-            card = describe_teacher(recipe, whole, splits, metrics[task.facts.score], source, device)
+            metrics = _on_val(evaluate(whole.eval().to(device), val, task, device=device))
+            card = describe_teacher(recipe, whole, splits, metrics, source, device)
             members = tuple(f"{part.card.network} {part.card.val_score:.4f}" for part in parts)
             write_text(card_file, replace(card, reason=reason, members=members).to_json())
             mirror.close()

@@ -18,7 +18,7 @@ from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment, methods_line
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import REST, Splits
-from heterokd.formatting import format_interval, format_sample
+from heterokd.formatting import format_classes, format_interval, format_sample
 from heterokd.methods import PLUS
 from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.machine_load import under_load
@@ -181,7 +181,11 @@ def study_result(summary: StudySummary) -> str:
 
 
 def _score(config: RankedConfig, metric: str) -> str:
-    value = f"{metric} {config.mean:.4f}" if config.mean is not None else "no finite value"
+    value = (
+        f"{metric} {config.mean:.4f}{format_classes(config.iou_classes)}"
+        if config.mean is not None
+        else "no finite value"
+    )
     if not config.confirmed or config.low is None:
         return value
     interval = format_interval(config.low, config.high)

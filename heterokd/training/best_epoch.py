@@ -23,12 +23,14 @@ class BestEpoch:
 
     Attributes:
         score: score of the best epoch; minus infinity before the first.
+        metrics: all metrics of the best epoch on val.
         epoch: number of finished epochs when it was reached.
     """
 
     def __init__(self, file: Path, metric: str, patience: int | None = None) -> None:
         self.file, self.metric, self.patience = file, metric, patience
         self.score, self.epoch = float("-inf"), 0
+        self.metrics: dict[str, float] = {}
 
     @property
     def score_file(self) -> Path:
@@ -43,14 +45,18 @@ class BestEpoch:
             # A killed process, or a store's copy of its files, may have left the weights of another epoch.
             if best <= epoch and stored.get("file") in (None, file_digest(self.file)):
                 self.score, self.epoch = score, best
+                metrics = stored.get("metrics")
+                self.metrics = {**(metrics if isinstance(metrics, dict) else {}), self.metric: score}
 
     def update(self, metrics: Mapping[str, float], network: AnyNetwork) -> bool:
         """Save the network if its score is the best so far; return whether the training is worth continuing."""
         epoch = int(metrics["epoch"])
         if metrics[self.metric] > self.score:
             self.score, self.epoch = metrics[self.metric], epoch
+            self.metrics = {key: value for key, value in metrics.items() if key.startswith("val/")}
             save_student(network, self.file)
-            stored = {"score": self.score, "epoch": self.epoch, "file": file_digest(self.file)}
+            digest = file_digest(self.file)
+            stored = {"score": self.score, "epoch": self.epoch, "file": digest, "metrics": self.metrics}
             write_text(self.score_file, json.dumps(stored))
         return self.patience is None or epoch - self.epoch < self.patience
 

@@ -163,12 +163,16 @@ def test_a_segmentation_is_read_by_its_miou_and_shows_its_pictures(tmp_path: Pat
     for name in ("iou", "two_words"):
         (folder.pictures / f"{name}.png").write_bytes(name.encode())
     (folder.pictures / "captions.json").write_text('{"iou": "Classes <that> gained."}')
-    found = summary(leader("pixel_kd", 0.4512, 0.01), leader("scratch", 0.4, 0.01), metric="val/miou")
+    best = leader("pixel_kd", 0.4512, 0.01, iou_classes=(9, 11))
+    card = fabricated.card(SWIN, metric="val/miou", iou_classes=10)
+    found = summary(best, leader("scratch", 0.4, 0.01), metric="val/miou", teacher=card)
     found.write(folder)
     write_report(read_study(folder, asked))
     page = folder.report.read_text()
-    assert "mIoU <strong>0.4512</strong>" in page
-    assert "mIoU 90.00 % on val" in page
+    assert "mIoU <strong>0.4512</strong> (9 to 11 classes)" in page
+    assert "mIoU 90.00 % (10 classes) on val" in page
+    assert '<th class="number">classes in the mean</th>' in page
+    assert '<td class="number">9 to 11</td>' in page
     assert "top-1" not in page
     assert "top1" not in page
     assert f"data:image/png;base64,{base64.b64encode(b'iou').decode()}" in page

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import fabricated
 import optuna
 import pytest
 
@@ -22,6 +23,7 @@ from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.sampler import STOP_AFTER
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
+from heterokd.study.summary import StudySummary
 
 METHODS = methods_of("classification")
 TWO_METHODS = {"methods": ["scratch", "kd"]}
@@ -324,6 +326,19 @@ def test_failed_trials_count_towards_the_budget(folder):
     assert database(folder)[0].user_attrs["error"] == "a"
     assert study.leaders() == []
     assert study.summary().winner is None
+
+
+def test_a_leader_says_how_many_classes_are_in_its_mean(folder):
+    experiment = fabricated.scenes(training={"epochs": 3}, search={"space": {"methods": ["scratch"]}, "trials": 3})
+    study = Study.open(experiment, folder)
+    counts = iter([11.0, 9.0, 10.0])
+    while (assignment := study.next()) is not None:
+        metrics = {"val/miou": 0.5, "val/iou_classes": next(counts)}
+        study.finish(assignment.number, "complete", metrics)
+    (leader, *_) = reopen(experiment, folder).leaders()
+    assert leader.iou_classes == study.leaders()[0].iou_classes
+    assert leader.iou_classes == ((9, 10) if leader.confirmed else (11,))
+    assert StudySummary.from_json(study.summary().to_json()).winner == leader
 
 
 def test_a_second_end_changes_nothing(folder):

@@ -166,6 +166,13 @@ def test_the_best_epoch_is_kept_and_a_plateau_ends_the_training(tiny_file: Write
     early.resume(2)
     assert early.score == float("-inf"), "damaged"
 
+    maps = BestEpoch(best.file, "val/miou")
+    maps.update({"epoch": 1, "val/miou": 0.5, "val/iou_classes": 11.0}, network)
+    maps.update({"epoch": 2, "val/miou": 0.4, "val/iou_classes": 10.0}, network)
+    resumed = BestEpoch(best.file, "val/miou")
+    resumed.resume(2)
+    assert resumed.metrics == maps.metrics == {"val/miou": 0.5, "val/iou_classes": 11.0}
+
 
 @pytest.mark.usefixtures("pretrained")
 @pytest.mark.parametrize("fit", ["head", "auto"])

@@ -15,7 +15,7 @@ from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import SHOWN_LEADERS, leader_table, sureness
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.errors import HeterokdError
-from heterokd.formatting import classes_in_mean, format_duration, format_score
+from heterokd.formatting import classes_in_mean, format_classes, format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import BEHIND, NEGATIVE_TRANSFER
@@ -175,6 +175,7 @@ class SearchTerminal(Terminal):
         if winner is None:
             return "best     no trial is complete yet"
         value = format_score(winner.mean) if winner.mean is not None else "no number"
+        value += format_classes(winner.iou_classes)
         return f"best     {winner.number:04d} {winner.method} {self.metric} {value} ({sureness(winner)})"
 
     def _where(self, trial: TrialFolder) -> str:
@@ -197,9 +198,9 @@ class SearchTerminal(Terminal):
             what = "any epoch"
         else:
             what = f"rung at {ahead[0]}" if ahead and self.experiment.search.prune else "to the end"
-        score = (
-            f"{self.metric} {format_score(reports[-1][self.metric])}" if reports and self.metric in reports[-1] else ""
-        )
+        score = ""
+        if reports and self.metric in reports[-1]:
+            score = f"{self.metric} {format_score(reports[-1][self.metric])}{classes_in_mean(self.metric, reports[-1])}"
         return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
 
 

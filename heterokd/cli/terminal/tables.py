@@ -8,6 +8,7 @@ from rich.table import Table
 
 from heterokd.execution.reproduce import Reproduction
 from heterokd.formatting import (
+    format_classes,
     format_duration,
     format_estimate,
     format_hours,
@@ -15,6 +16,7 @@ from heterokd.formatting import (
     format_sample,
     format_score,
     format_size,
+    metric_name,
 )
 from heterokd.study.plan.estimate import Plan
 from heterokd.study.ranked_config import RankedConfig
@@ -27,7 +29,9 @@ SHOWN_LEADERS = 6
 def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
     """Return a table of at most `rows` leading students with their intervals, and of the scratch baseline."""
     table = Table(box=None, pad_edge=False, expand=True)
-    for title, width in (("trial", 5), ("method", 8), (summary.metric, 10), ("95 % interval of the mean", 25)):
+    counted = any(leader.iou_classes for leader in summary.rows(rows))
+    score = f"{metric_name(summary.metric)} (classes)" if counted else summary.metric
+    for title, width in (("trial", 5), ("method", 8), (score, 10), ("95 % interval of the mean", 25)):
         table.add_column(title, min_width=width, no_wrap=True)
     # Only this column is cut, never the numbers.
     table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -35,7 +39,7 @@ def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
         table.add_row(
             f"{leader.number:04d}",
             leader.method,
-            format_score(leader.mean),
+            f"{format_score(leader.mean)}{format_classes(leader.iou_classes).replace(' classes', '')}",
             sureness(leader),
             format_sample(leader.sample),
         )

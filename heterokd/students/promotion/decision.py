@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from heterokd.formatting import metric_name
+from heterokd.formatting import format_classes, metric_name
 from heterokd.storage.typed_json import parse
 from heterokd.training.paired_tests import PairedTest
 
@@ -73,6 +73,7 @@ class Decision:
         test_high: upper end.
         champion_student: version, trial and method of the champion.
         unfinished: whether the study was not finished.
+        iou_classes: number of classes in the mean of mIoU on test; None for other scores and in older decisions.
     """
 
     study: str
@@ -95,6 +96,12 @@ class Decision:
     test_high: float | None = None
     champion_student: str = ""
     unfinished: bool = False
+    iou_classes: int | None = None
+
+    @property
+    def classes(self) -> str:
+        """` (11 classes)` if the score is an mIoU of so many classes."""
+        return format_classes(() if self.iou_classes is None else (self.iou_classes,))
 
     @property
     def score_name(self) -> str:
@@ -106,9 +113,10 @@ class Decision:
         return json.dumps(self.content())
 
     def content(self) -> dict[str, object]:
-        """Return the values as JSON; the last two only if they are not empty."""
+        """Return the values as JSON; the last three only if they are not empty."""
         content = asdict(self)
-        return {key: value for key, value in content.items() if value or key not in ("champion_student", "unfinished")}
+        optional = ("champion_student", "unfinished", "iou_classes")
+        return {key: value for key, value in content.items() if value or key not in optional}
 
     @property
     def subject(self) -> str:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import REST, Splits
 from heterokd.errors import CacheError
-from heterokd.formatting import package_version
+from heterokd.formatting import format_classes, package_version
 from heterokd.method import summary as method_summary
 from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_licence
@@ -133,7 +133,8 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
     lines = [
         "## Figures",
         "",
-        f"Test {decision.score_name} {decision.test_score:.4f}{interval} over {decision.test_images} images. {reason}.",
+        f"Test {decision.score_name} {decision.test_score:.4f}{decision.classes}{interval} over "
+        f"{decision.test_images} images. {reason}.",
     ]
     if decision.comparison is not None:
         lines += ["", str(decision.comparison)]
@@ -142,7 +143,8 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
         low, high = winner.low, winner.high
         between = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
         kind = "fresh seed(s)" if winner.confirmed else "seed, not repeated"
-        lines += ["", f"On val {winner.mean:.4f}{between}, mean over {len(winner.values)} {kind}."]
+        reached = f"{winner.mean:.4f}{format_classes(winner.iou_classes)}"
+        lines += ["", f"On val {reached}{between}, mean over {len(winner.values)} {kind}."]
     return "\n".join([*lines, "", "| gate | required | measured | passed |", "|---|---|---|---|", rows])
 
 
@@ -164,7 +166,7 @@ def _method(recipe: Recipe) -> str:
 def _origins(recipe: Recipe, lineage: Lineage) -> str:
     teacher = recipe.teacher
     card = lineage.teacher
-    score = "" if card is None else f", {card.metric} {card.val_score:.4f}"
+    score = "" if card is None else f", {card.metric} {card.val_score:.4f}{card.classes}"
     if teacher.ensemble:
         origin, licence = "the networks in its name, which answer together", f"{UNKNOWN} (see each network)"
     elif teacher.checkpoint is not None:

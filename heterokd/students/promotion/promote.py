@@ -40,7 +40,7 @@ from heterokd.study.read_summary import read_summary
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, open_store, quiet
 from heterokd.training.data import open_splits
-from heterokd.training.paired_tests import ImageResults
+from heterokd.training.paired_tests import ImageConfusions, ImageResults
 
 
 # One parameter for each option of the command line.
@@ -171,6 +171,7 @@ def _decide(
         gates=gates,
         test_low=low,
         test_high=high,
+        iou_classes=results.classes if isinstance(results, ImageConfusions) else None,
     )
 
 

@@ -165,6 +165,15 @@ def test_what_is_known_of_a_leader() -> None:
     assert re.search(r"0\.9696 +one seed ", lines[3])
 
 
+def test_an_miou_says_how_many_classes_it_is_of() -> None:
+    best, other = (replace(leader(number), iou_classes=counts) for number, counts in ((1, (11,)), (2, (9, 10))))
+    found = summary(leaders=(best, other), scratch=None, metric="val/miou")
+    head, *rows = drawn(leader_table(found))
+    assert "mIoU (classes)" in head
+    assert ["0.9696 (11)" in rows[0], "0.9696 (9 to 10)" in rows[1]] == [True, True]
+    assert "classes" not in drawn(leader_table(summary(leaders=(leader(3),), scratch=None)))[0]
+
+
 @pytest.mark.parametrize("front", [0, 7])
 def test_the_summary_fits_a_small_screen(front: int) -> None:
     terminal = Terminal()

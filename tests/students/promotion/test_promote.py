@@ -596,6 +596,7 @@ def test_a_segmentation_becomes_champion_by_its_miou(root: Workspace) -> None:
     assert version.tags["task"] == "segmentation"
     assert "logits at every pixel of background" in version.description
     assert "paired bootstrap" in version.description
+    assert f"Test mIoU {first.test_score:.4f} (11 classes) (95 % interval" in version.description
     assert len(lines(folder)) == 1
 
     studied(root, fabricated.scenes("worse", data={**question.data.model_dump(), "crop": [64, 64]}), poor)
