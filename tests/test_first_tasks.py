@@ -68,7 +68,7 @@ def test_the_winner_and_how_sure_it_is(walk: Run) -> None:
     (command,) = commands("find the winner")
     assert command.pop() == "--open"
     first, second, file = walk(command).out.splitlines()
-    assert first == "kd (trial 2) gives the best student: top-1 0.6243 on val, 1 fresh seed."
+    assert first == "kd (trial 2) gives the best student: top-1 on val 0.6243 (1 fresh seed)."
     assert second.startswith("One seed each, so the difference may be noise")
     assert Path(file).is_file()
 
@@ -126,7 +126,7 @@ def test_a_teacher_from_a_file(walk: Run, tmp_path: Path) -> None:
 @needs_chromium
 def test_the_page_answers_without_a_click_and_next_steps_are_copied_in_two(page: Page) -> None:
     answer = page.locator("#answer").inner_text()
-    assert "kd gives the best student: top-1 0.6243, 1 fresh seed." in answer
+    assert "kd gives the best student: top-1 0.6243 (1 fresh seed)." in answer
     assert "one seed" in answer
     for wanted in ("heterokd promote finished", "search.trials=12", "load_model"):
         block = page.locator("#next .copied", has_text=wanted).first

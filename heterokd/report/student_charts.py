@@ -36,15 +36,14 @@ def _front(report: StudyReport, key: str, made: Vector) -> str:
         if leader.student not in names:
             others.setdefault(leader.student, leader)
     shown = [
-        Member(config.student, costs[config.student][key], config.expected, config in front)
+        Member(config.student, costs[config.student][key], config.mean, config in front)
         for config in (*front, *others.values())
-        if key in costs.get(config.student, {}) and config.expected is not None
+        if key in costs.get(config.student, {}) and config.mean is not None
     ]
     teacher = None if report.measured is None else report.measured.cost("teacher", key)
     if teacher and "teacher" in report.levels:
         shown.append(Member("teacher", teacher, report.levels["teacher"], is_front=False, is_teacher=True))
-    metric = f"expected {metric_name(report.summary.metric)} on val"
-    draw_front(made, shown, STUDENT_COSTS[key].label(), metric)
+    draw_front(made, shown, STUDENT_COSTS[key].label(), f"{metric_name(report.summary.metric)} on val")
     return (
         f"Pareto front (filled), each of which can be promoted with --trial N: {join_words(names)}. The other students "
         "are dominated: they cost more and reach less."

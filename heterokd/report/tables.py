@@ -52,15 +52,14 @@ def leader_rows(report: StudyReport) -> list[Row]:
     rows = []
     for leader in leaders:
         trial = report.find(leader.number)
-        has_interval = leader.confirmed and leader.low is not None
         rows.append(
             {
                 **vars(leader),
                 "kind": _kind(report, leader),
                 "seconds": _duration(None if trial is None else trial.seconds),
-                "interval": format_interval(leader.low, leader.high) if has_interval else "",
-                "from": place(leader.low) if has_interval else None,
-                "to": place(leader.high) if has_interval else None,
+                "interval": leader.interval,
+                "from": place(leader.low),
+                "to": place(leader.high),
                 "at": place(leader.mean),
                 "settings": format_sample(leader.sample),
                 "classes": " to ".join(map(str, leader.iou_classes)),

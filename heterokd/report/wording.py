@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from heterokd.formatting import format_interval, format_score, metric_name
+from heterokd.formatting import format_score, metric_name
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.teacher_card import TeacherCard
@@ -82,17 +82,14 @@ def lead(summary: StudySummary) -> str:
     winner = summary.winner
     if winner is None:
         return verdict(summary)
-    value = f"{metric_name(summary.metric)} {format_score(winner.mean)} on val"
+    value = f"{metric_name(summary.metric)} on val {winner.score}"
     return f"{winner.method} (trial {winner.number}) gives the best student: {value}{winner_interval(winner)}."
 
 
 def winner_interval(winner: RankedConfig) -> str:
     """Return what follows the winner's value in a sentence: its interval and its number of fresh seeds."""
-    if not winner.confirmed:
-        return ", a single training, the best of its search: a fresh seed will reach less"
-    count = len(winner.seeds)
-    seeds = f"{count} fresh seed{'' if count == 1 else 's'}"
-    return f", {seeds}" if winner.low is None else f" ({format_interval(winner.low, winner.high)}, {seeds})"
+    interval = winner.estimate.removeprefix(winner.score)
+    return interval if winner.confirmed else f"{interval}, the best of its search: a fresh seed will reach less"
 
 
 def verdict(summary: StudySummary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 
 import mlflow
@@ -11,6 +12,7 @@ import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -24,8 +26,10 @@ from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.weights import weights_hash
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.students.network_card import network_card
+from heterokd.study.ranked_config import RankedConfig
+from heterokd.study.read_summary import read_summary
 from heterokd.tasks import TASKS, TaskName
-from heterokd.tracking.labels import run_link, trial_params
+from heterokd.tracking.labels import estimate_tags, run_link, trial_params
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, pages, quiet, sent_once
 from heterokd.training.student import open_student
@@ -171,14 +175,14 @@ def register(
 ) -> str:
     """Make a logged student a version of the experiment's registered model; return its number.
 
-    An existing version of the model is reused.
+    An existing version of the model is reused. Its score is the estimate of its configuration in the study's summary,
+    as in the page; the value of its training if the summary does not list it.
 
     Raises:
         TrackingError: the store does not answer.
     """
     name, recipe, metric = runs.experiment.registered_model, trial.recipe, runs.experiment.metric
-    values = [report[metric] for report in trial.metrics() if metric in report]
-    score = f"{values[-1]:.4f}" if values else None
+    config = _config(runs, trial)
     tags = {
         "method": recipe.method,
         "task": recipe.task,
@@ -189,9 +193,8 @@ def register(
         "study_id": runs.study_id,
         "trial": str(trial.number),
         "recipe": recipe.hash,
+        **({} if config is None else estimate_tags(metric, config)),
     }
-    if score is not None:
-        tags[metric] = score
     run_id = runs.run_id(trial)
     # A registry in a file looks up models in the current store.
     with answering(runs.uri), quiet(), current(runs.uri):
@@ -200,6 +203,11 @@ def register(
             lambda token: runs.client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
         )
         version = next((known for known in versions if known.source == model_uri), None)
+        text = (
+            f"{describe_student(recipe, splits)}: trial {trial.number} of study {runs.experiment.name}"
+            f"{'' if config is None else f'; {metric} {config.estimate}'}. "
+            f"Takes images of {taken_words(taken_size(model_uri))}.\n\n{version_links(runs, run_id)}"
+        )
         if version is None:
             with sent_once():
                 version = runs.client.create_model_version(
@@ -208,13 +216,45 @@ def register(
                     run_id=run_id,
                     model_id=model_uri.removeprefix("models:/"),  # a server refuses the version without it
                     tags=tags,
-                    description=f"{describe_student(recipe, splits)}: trial {trial.number} of study "
-                    f"{runs.experiment.name}{'' if score is None else f'; {metric} {score}'}. "
-                    f"Takes images of {taken_words(taken_size(model_uri))}.\n\n{version_links(runs, run_id)}",
+                    description=text,
                 )
+        else:
+            _refresh(runs, version, tags, text)
         if alias is not None:
             runs.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def _config(runs: StudyRuns, trial: TrialFolder) -> RankedConfig | None:
+    """Return a trial's configuration in the study's summary; otherwise the trial alone, or None without a value."""
+    summary = read_summary(runs.folder)
+    listed = None if summary is None else summary.leader(trial.number)
+    values = [report[runs.experiment.metric] for report in trial.metrics() if runs.experiment.metric in report]
+    if listed is not None or not values:
+        return listed
+    seed, snapshot = trial.recipe.training.seed, trial.snapshot
+    return RankedConfig(
+        number=trial.number,
+        method=trial.recipe.method,
+        sample=dict(snapshot.sample),
+        origin=snapshot.origin,
+        search_value=values[-1],
+        values=(values[-1],),
+        seeds=(seed,),
+        numbers=(trial.number,),
+        mean=values[-1],
+    )
+
+
+def _refresh(runs: StudyRuns, version: ModelVersion, tags: Mapping[str, str], text: str) -> None:
+    """Replace what an earlier search wrote to a version; the model card of a judged version stays as it is."""
+    client, name, number = runs.client, runs.experiment.registered_model, str(version.version)
+    for key, value in tags.items():
+        if version.tags.get(key) != value:
+            client.set_model_version_tag(name, number, key, value)
+    is_judged = any(key.split(".")[0] == "decision" for key in version.tags)
+    if not is_judged and version.description != text:
+        client.update_model_version(name, number, text)
 
 
 def version_links(runs: StudyRuns, run_id: str, *files: tuple[str, str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heterokd.domains import Scalar
+from heterokd.formatting import format_classes, format_interval, format_score
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,35 @@ class RankedConfig:
         if self.low is None or self.high is None or self.mean is None:
             return None
         return max(self.mean - self.low, self.high - self.mean)
+
+    @property
+    def score(self) -> str:
+        """The mean as text, for an mIoU with its number of classes: `0.4312 (8 classes)`."""
+        return f"{format_score(self.mean)}{format_classes(self.iou_classes)}"
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval as text: `0.9462 to 0.9792`; "" without it."""
+        return "" if self.low is None or self.high is None else format_interval(self.low, self.high)
+
+    @property
+    def evidence(self) -> str:
+        """The trainings of `mean`: `2 fresh seeds`, or `one seed` for the value of the search."""
+        count = len(self.seeds)
+        return f"{count} fresh seed{'' if count == 1 else 's'}" if self.confirmed else "one seed"
+
+    @property
+    def bounds(self) -> str:
+        """Interval and trainings, as in a table: `0.9462 to 0.9792, 2 fresh seeds`."""
+        return ", ".join(filter(None, (self.interval, self.evidence)))
+
+    @property
+    def estimate(self) -> str:
+        """Mean, interval and trainings: `0.9627 (95 % interval 0.9462 to 0.9792, 2 fresh seeds)`.
+
+        The page, MLflow, the registry and the model card contain this text; the terminal has no place for its words.
+        """
+        return f"{self.score} ({'95 % interval ' if self.interval else ''}{self.bounds})"
 
 
 def pareto_front(

@@ -90,14 +90,20 @@ class StudySummary:
         """Limits of the budget that are set."""
         return {key: limit for key, limit in self.budget.items() if limit is not None and key != "price"}
 
+    def leader(self, number: int) -> RankedConfig | None:
+        """Return the leader that a trial found, or None."""
+        known = (*self.leaders, *(each for each in (self.winner, self.scratch) if each is not None))
+        return next((leader for leader in known if leader.number == number), None)
+
     def confirmed(self, number: int) -> RankedConfig | None:
         """Return the leader that a trial found if it was repeated on fresh seeds, otherwise None."""
-        return next((leader for leader in self.leaders if leader.number == number and leader.confirmed), None)
+        found = self.leader(number)
+        return found if found is not None and found.confirmed else None
 
     def rows(self, most: int | None = None) -> list[RankedConfig]:
         """Return the first leaders and scratch in the order of a table: by what it shows.
 
-        The winner comes first, then the confirmed ones by the worse end of their interval, then the others as ranked.
+        The winner comes first, then the confirmed ones, then the others, each by the worse end of their interval.
 
         Args:
             most: maximum number of leaders; None: all, without adding scratch.
@@ -107,12 +113,11 @@ class StudySummary:
         if most is not None and scratch is not None and all(each.number != scratch.number for each in chosen):
             chosen.append(scratch)
 
-        def place(leader: RankedConfig) -> tuple[bool, bool, float]:
+        def place(leader: RankedConfig) -> tuple[bool, bool, bool, float]:
             is_winner = self.winner is not None and leader.number == self.winner.number
             worse = leader.low if self.maximise else leader.high
-            if not leader.confirmed or worse is None:
-                return not is_winner, True, 0.0
-            return not is_winner, False, -worse if self.maximise else worse
+            ordered = 0.0 if worse is None else -worse if self.maximise else worse
+            return not is_winner, not leader.confirmed, worse is None, ordered
 
         return sorted(chosen, key=place)
 

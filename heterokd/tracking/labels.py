@@ -18,7 +18,7 @@ from heterokd.config.data import DataSettings
 from heterokd.config.experiment import Experiment, methods_line
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import REST, Splits
-from heterokd.formatting import format_classes, format_interval, format_sample
+from heterokd.formatting import format_sample, format_score
 from heterokd.methods import PLUS
 from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.machine_load import under_load
@@ -174,22 +174,22 @@ def study_result(summary: StudySummary) -> str:
     winner, scratch = summary.winner, summary.scratch
     if winner is None:
         return ""
-    text = f"**{winner.method}** won with trial {winner.number}: {_score(winner, summary.metric)}"
+    text = f"**{winner.method}** won with trial {winner.number}: {summary.metric} {winner.estimate}"
     if scratch is not None and scratch.number != winner.number:
-        text += f"; without a teacher (scratch): {_score(scratch, summary.metric)}"
+        text += f"; without a teacher (scratch): {summary.metric} {scratch.estimate}"
     return f"{text}."
 
 
-def _score(config: RankedConfig, metric: str) -> str:
-    value = (
-        f"{metric} {config.mean:.4f}{format_classes(config.iou_classes)}"
-        if config.mean is not None
-        else "no finite value"
-    )
-    if not config.confirmed or config.low is None:
-        return value
-    interval = format_interval(config.low, config.high)
-    return f"{value} (95 % interval {interval}, {len(config.seeds)} fresh seeds)"
+def estimate_metrics(kind: str, metric: str, config: RankedConfig) -> dict[str, float]:
+    """Return a configuration's mean and interval as metrics: `best/val/top1`, `best_low/val/top1`, `best_high/...`."""
+    found = {f"{kind}/{metric}": config.mean, f"{kind}_low/{metric}": config.low, f"{kind}_high/{metric}": config.high}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def estimate_tags(metric: str, config: RankedConfig) -> dict[str, str]:
+    """Return a configuration's mean, interval and trainings as tags of a registered version."""
+    found = {metric: format_score(config.mean), "interval": config.interval, "seeds": config.evidence}
+    return {key: value for key, value in found.items() if value}
 
 
 def trial_description(recipe: Recipe, snapshot: TrialSnapshot) -> str:

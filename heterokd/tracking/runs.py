@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Param, Run
+from mlflow.entities import DatasetInput, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,6 +26,7 @@ from heterokd.tracking.labels import (
     TEXT_LIMIT,
     common_tags,
     dataset_inputs,
+    estimate_metrics,
     is_alive,
     run_link,
     study_description,
@@ -270,7 +271,7 @@ class StudyRuns:
         study = trials.study
         winner = None if summary is None else summary.winner
         if summary is not None and winner is not None and winner.number in trials.known:
-            self._log_best(study.id, winner)
+            self._log_best(study.id, winner, len(trials.known))
             trials.rank(summary)
             _link(study, trials.known[winner.number].id, winner.number)
         if summary is not None and summary.failing_nodes:
@@ -308,11 +309,13 @@ class StudyRuns:
             self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", text)
             self.client.set_experiment_tag(self.experiment_id, WRITTEN, _digest(text))
 
-    def _log_best(self, run_id: str, winner: RankedConfig) -> None:
-        """Log the study's best value: the mean over the winner's fresh seeds if it was confirmed."""
-        key = f"best/{self.experiment.metric}"
-        if winner.mean is not None and self.client.get_run(run_id).data.metrics.get(key) != winner.mean:
-            self.client.log_metric(run_id, key, winner.mean, step=winner.number)
+    def _log_best(self, run_id: str, winner: RankedConfig, trainings: int) -> None:
+        """Log the winner's mean and interval after a number of trainings: of several values MLflow shows the last."""
+        known, now = self.client.get_run(run_id).data.metrics, int(time.time() * 1000)
+        found = estimate_metrics("best", self.experiment.metric, winner)
+        changed = [Metric(key, value, now, trainings) for key, value in found.items() if known.get(key) != value]
+        if changed:
+            self.client.log_batch(run_id, metrics=changed)
 
 
 def _digest(text: str) -> str:

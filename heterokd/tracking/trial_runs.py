@@ -19,6 +19,7 @@ from heterokd.study.summary import StudySummary
 from heterokd.tracking.labels import (
     TEXT_LIMIT,
     common_tags,
+    estimate_metrics,
     mlflow_key,
     process_tags,
     run_link,
@@ -29,10 +30,11 @@ from heterokd.tracking.store import pages, sent_once
 
 logger = logging.getLogger(__name__)
 
-FINAL, CONFIRMED, SETTING, RANK = "final/", "confirmed/", "setting/", "rank"
-"""Metrics by which MLflow's tables are sorted, see `_scalars` and `TrialRuns.rank`."""
+FINAL, SETTING, RANK, CONFIRMED = "final/", "setting/", "rank", "confirmed"
+"""Metrics by which MLflow's tables are sorted, see `_scalars` and `TrialRuns.rank`; the last begins three, see
+`estimate_metrics`."""
 
-SCALARS = ("student/", "teacher/", "test/", "cost/", FINAL, CONFIRMED, SETTING)
+SCALARS = ("student/", "teacher/", "test/", "cost/", FINAL, SETTING)
 """Prefixes of metrics that do not change over epochs: logged once, at step 0, where MLflow draws a bar."""
 
 ORDER = "heterokd.order"
@@ -188,8 +190,8 @@ class TrialRuns:
             elif math.isfinite(before.get(RANK, math.nan)):
                 found[RANK] = math.nan
             leader = leaders.get(number)
-            if leader is not None and leader.confirmed and leader.mean is not None:
-                found[f"{CONFIRMED}{metric}"] = leader.mean
+            if leader is not None and leader.confirmed:
+                found |= estimate_metrics(CONFIRMED, metric, leader)
             changed = [Metric(key, value, now, 0) for key, value in found.items() if before.get(key) != value]
             if changed:
                 self.study.client.log_batch(run.id, metrics=changed)

@@ -144,7 +144,7 @@ def _state(metric: str, trials: Sequence[Run]) -> dict[str, object]:
         return f"metrics.`{name}`" if name in known else f"params.`{key}`"
 
     columns = [
-        *(f"metrics.`{key}`" for key in (RANK, f"{CONFIRMED}{metric}", f"{FINAL}{metric}") if key in known),
+        *(f"metrics.`{key}`" for key in (RANK, f"{CONFIRMED}/{metric}", f"{FINAL}{metric}") if key in known),
         f"metrics.`{metric}`",
         "params.`method`",
         "tags.`heterokd.state`",

@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from heterokd.cli.terminal.console import Terminal
-from heterokd.cli.terminal.tables import SHOWN_LEADERS, leader_table, sureness
+from heterokd.cli.terminal.tables import SHOWN_LEADERS, leader_table
 from heterokd.config.experiment import TEACHER, Experiment
 from heterokd.errors import HeterokdError
-from heterokd.formatting import classes_in_mean, format_classes, format_duration, format_score
+from heterokd.formatting import classes_in_mean, format_duration, format_score
 from heterokd.storage.study_dir import TrialFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import BEHIND, NEGATIVE_TRANSFER
@@ -174,9 +174,7 @@ class SearchTerminal(Terminal):
         winner = summary.winner
         if winner is None:
             return "best     no trial is complete yet"
-        value = format_score(winner.mean) if winner.mean is not None else "no number"
-        value += format_classes(winner.iou_classes)
-        return f"best     {winner.number:04d} {winner.method} {self.metric} {value} ({sureness(winner)})"
+        return f"best     {winner.number:04d} {winner.method} {self.metric} {winner.score} ({winner.bounds})"
 
     def _where(self, trial: TrialFolder) -> str:
         """Return a trial's line, or only its number if its folder cannot be read: the view must not end the search."""

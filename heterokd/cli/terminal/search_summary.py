@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.errors import without_password
-from heterokd.formatting import format_classes, format_score
 from heterokd.report.wording import notes, student_costs, verdict
 from heterokd.study.search_result import SearchResult
 
@@ -29,9 +28,8 @@ def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str],
     terminal.print_table(leader_table(summary, 6 if not front else 4))
     terminal.print_line(f"teacher  {teacher.network}: {teacher.score} on val")
     for member in front[:MOST_FRONT]:
-        value = f"{format_score(member.expected)}{format_classes(member.iou_classes)}"
         spent = student_costs(summary, member.student, costs)
-        terminal.print_line(f"front    {member.student}: {member.method} {value}, {spent}")
+        terminal.print_line(f"front    {member.student}: {member.method} {member.score} ({member.bounds}), {spent}")
     if len(front) > MOST_FRONT:
         terminal.print_line(f"         and {len(front) - MOST_FRONT} more in the report")
     terminal.print_sentence(verdict(summary))

@@ -8,18 +8,14 @@ from rich.table import Table
 
 from heterokd.execution.reproduce import Reproduction
 from heterokd.formatting import (
-    format_classes,
     format_duration,
     format_estimate,
     format_hours,
-    format_interval,
     format_sample,
-    format_score,
     format_size,
     metric_name,
 )
 from heterokd.study.plan.estimate import Plan
-from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 
 SHOWN_LEADERS = 6
@@ -39,20 +35,11 @@ def leader_table(summary: StudySummary, rows: int = SHOWN_LEADERS) -> Table:
         table.add_row(
             f"{leader.number:04d}",
             leader.method,
-            f"{format_score(leader.mean)}{format_classes(leader.iou_classes).replace(' classes', '')}",
-            sureness(leader),
+            leader.score.replace(" classes", ""),
+            leader.bounds,
             format_sample(leader.sample),
         )
     return table
-
-
-def sureness(leader: RankedConfig) -> str:
-    """Format a leader's interval and number of fresh seeds: `0.9565 to 0.9827, 3 fresh seeds`."""
-    if not leader.confirmed:
-        return "one seed"
-    count = len(leader.seeds)
-    seeds = f"{count} fresh seed{'s' if count > 1 else ''}"
-    return seeds if leader.low is None else f"{format_interval(leader.low, leader.high)}, {seeds}"
 
 
 def reproduction_table(found: Reproduction) -> Table:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import REST, Splits
 from heterokd.errors import CacheError
-from heterokd.formatting import format_classes, package_version
+from heterokd.formatting import package_version
 from heterokd.method import summary as method_summary
 from heterokd.methods import BASELINE
 from heterokd.networks.bodies import published_licence
@@ -37,19 +37,21 @@ class Lineage:
 
     Attributes:
         teacher: card of the teacher in the study's summary, if there is a card.
-        winner: the student's configuration, if it won its study.
+        config: the student's configuration, if it is a leader of its study.
         cache: id of the teacher's cache that it was trained from, or the reason why there is none.
         commit: git commit of the training; None outside of a checkout.
         weights: SHA-256 of the student's weights.
         scratch: mean of the study's best student without a teacher on val, if it has the teacher's metric.
+        metric: metric of the study, of which the card shows the configuration's estimate.
     """
 
     teacher: TeacherCard | None
-    winner: RankedConfig | None
+    config: RankedConfig | None
     cache: str
     commit: str | None
     weights: str
     scratch: float | None = None
+    metric: str = ""
 
 
 def model_card(
@@ -138,13 +140,8 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
     ]
     if decision.comparison is not None:
         lines += ["", str(decision.comparison)]
-    winner = lineage.winner
-    if winner is not None and winner.mean is not None:
-        low, high = winner.low, winner.high
-        between = "" if low is None or high is None else f" (95 % interval {low:.4f} to {high:.4f})"
-        kind = "fresh seed(s)" if winner.confirmed else "seed, not repeated"
-        reached = f"{winner.mean:.4f}{format_classes(winner.iou_classes)}"
-        lines += ["", f"On val {reached}{between}, mean over {len(winner.values)} {kind}."]
+    if lineage.config is not None:
+        lines += ["", f"On val, when this was written: {lineage.metric} {lineage.config.estimate}."]
     return "\n".join([*lines, "", "| gate | required | measured | passed |", "|---|---|---|---|", rows])
 
 

@@ -64,10 +64,10 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
     run = client.get_run(str(version.run_id))
     logged = client.get_logged_model(str(version.source).removeprefix("models:/"))
     teacher = None if summary is None else summary.teacher_of(candidate.recipe.teacher.network)
-    winner = None if summary is None else summary.winner
     lineage = Lineage(
         teacher=teacher,
-        winner=winner if winner is not None and winner.number == candidate.trial.number else None,
+        config=None if summary is None else summary.leader(candidate.trial.number),
+        metric=runs.experiment.metric,
         cache=cache_of(candidate.recipe, splits, None if teacher is None else teacher.weights, root),
         commit=run.data.tags.get("mlflow.source.git.commit"),
         weights=logged.tags.get("heterokd.weights", "unknown"),

@@ -159,10 +159,12 @@ def test_a_folder_that_is_away_for_a_moment_ends_no_view(running: Callable[[int]
 def test_what_is_known_of_a_leader() -> None:
     unsure = leader(1, low=None, high=None, seeds=(1000,))
     single = leader(2, confirmed=False, seeds=(0,))
-    lines = drawn(leader_table(summary(leaders=(leader(3), unsure, single), scratch=None)))
+    unknown = replace(single, number=4, low=None, high=None)
+    lines = drawn(leader_table(summary(leaders=(leader(3), unsure, single, unknown), scratch=None)))
     assert "0.9565 to 0.9827, 3 fresh seeds" in lines[1]
     assert re.search(r"0\.9696 +1 fresh seed ", lines[2]), "no comma without an interval"
-    assert re.search(r"0\.9696 +one seed ", lines[3])
+    assert "0.9565 to 0.9827, one seed" in lines[3], "noise is known before anything is repeated"
+    assert re.search(r"0\.9696 +one seed ", lines[4])
 
 
 def test_an_miou_says_how_many_classes_it_is_of() -> None:
