@@ -20,7 +20,7 @@ from heterokd.datasets import DATASETS
 from heterokd.datasets.io.options import BLACK_CANVAS, FIRST_READER, MEGAPIXELS, PADDING, WHITE, Color, DataOptions
 from heterokd.datasets.io.split import REST, Dataset
 from heterokd.datasets.masks.settings import MaskSettings
-from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy, Fill
+from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, NETWORK_MEAN, POLICIES, AugmentPolicy, Fill
 from heterokd.errors import ConfigError, did_you_mean
 from heterokd.tasks import TASKS, Inference, TaskName
 
@@ -104,10 +104,11 @@ class DataSettings(Settings):
     test_time: TestTimeSettings = Field(
         TestTimeSettings(), description="segmentation: views that an evaluation averages"
     )
-    scene_views: Literal[1, 2] = Field(
-        2,
-        description="segmentation: version of the rules of views. Experiments before schema 4 have 1: the policy "
-        "scenes draws the area of the crop, not the zoom, and padding is black, not the mean color of ImageNet",
+    scene_views: Literal[1, 2, 3] = Field(
+        3,
+        description="segmentation: version of the rules of views. Experiments before schema 6 have 2: padding is the "
+        "mean color of ImageNet, not of each network. Before schema 4 they have 1: the policy scenes draws the area of "
+        "the crop, not the zoom, and padding is black",
     )
     masks: MaskSettings | None = Field(
         None,
@@ -307,6 +308,8 @@ class DataSettings(Settings):
     @property
     def fill(self) -> Fill:
         """Color of views and canvases outside their images, in [0, 1]."""
+        if self.scene_views == 3 and TASKS[self.task].labels_are_maps:
+            return NETWORK_MEAN
         black = self.scene_views == 1 or not TASKS[self.task].labels_are_maps
         return BLACK if black else (PADDING[0] / 255, PADDING[1] / 255, PADDING[2] / 255)
 

@@ -89,6 +89,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("data.scene_views", 4, 1, 2),
     ChangedDefault("data.evaluation_size", 5, "canvas", "label"),
     ChangedDefault("methods.heteroakd.teacher_grid", 5, "student", "native"),
+    ChangedDefault("data.scene_views", 6, 2, 3),
 )
 """All changed defaults, by ascending schema number."""
 

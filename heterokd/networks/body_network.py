@@ -94,6 +94,11 @@ def normalised(images: Tensor, side: int, mean: Tensor, std: Tensor) -> Tensor:
     return ((as_grey(images) if mean.shape[1] == 1 else images) - mean) / std
 
 
+def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalise images [B, 3, H, W] in [0, 1] without resizing; padding, which is NaN, becomes 0, the mean colour."""
+    return ((images - mean) / std).nan_to_num(0.0)
+
+
 def as_grey(images: Tensor) -> Tensor:
     """Convert colours [B, 3, H, W] to grey [B, 1, H, W] by ITU-R 601-2 luma, as Pillow's `convert("L")`."""
     weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from heterokd.errors import NetworkError
 from heterokd.networks.bodies import first_line
-from heterokd.networks.body_network import BodyNetwork
+from heterokd.networks.body_network import BodyNetwork, standardised
 from heterokd.networks.body_types import Normalisation
 from heterokd.networks.dataflow import Flow, logits_of
 from heterokd.networks.parts import kind_of
@@ -203,8 +203,8 @@ class MappedNetwork(BodyNetwork):
                 hook.remove()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise images [B, 3, H, W] in [0, 1] to mean 0 and deviation 1, without resizing."""
-        return (images - self.mean) / self.std
+        """Normalise images [B, 3, H, W] in [0, 1] to mean 0 and deviation 1, without resizing; padding (NaN) is 0."""
+        return standardised(images, self.mean, self.std)
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
         """Return False: what a user's module computes from the size of its images is fixed in an exported graph."""

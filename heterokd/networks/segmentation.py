@@ -13,7 +13,7 @@ from timm.layers.helpers import to_2tuple
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
-from heterokd.networks.body_network import BodyNetwork
+from heterokd.networks.body_network import BodyNetwork, standardised
 from heterokd.networks.body_types import Normalisation, SegmentationBody
 from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, head_of, stage_maps
 from heterokd.networks.segmentation_names import smp_encoders, split_name
@@ -53,9 +53,10 @@ class SegmentationNetwork(BodyNetwork):
         """Run a single forward and return the signals in `needs`.
 
         Args:
-            images: [B, 3, H, W] float in [0, 1], of any size. Sides that are not a multiple of the encoder's stride are
-                padded with zeros at the right and bottom (the mean colour, since the images are normalised before), and
-                positions entirely in the padding are cropped: maps of stride s are [ceil(H / s), ceil(W / s)].
+            images: [B, 3, H, W] float in [0, 1], of any size; NaN in the padding of a canvas. Sides that are not a
+                multiple of the encoder's stride are padded at the right and bottom. All padding is zero after the
+                normalisation, which is the mean colour. Positions entirely in the padding of the sides are cropped:
+                maps of stride s are [ceil(H / s), ceil(W / s)].
             needs: signals to return. Logits are at the decoder's stride, without smp's upsampling to the image; the
                 embedding is the input of the last convolution; stages are the encoder's last four maps.
         """
@@ -80,8 +81,8 @@ class SegmentationNetwork(BodyNetwork):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise images [B, 3, H, W] in [0, 1] to mean 0 and deviation 1, without resizing."""
-        return (images - self.mean) / self.std
+        """Normalise images [B, 3, H, W] in [0, 1] to mean 0 and deviation 1, without resizing; padding (NaN) is 0."""
+        return standardised(images, self.mean, self.std)
 
     def exports_any_size(self, size: tuple[int, int]) -> bool:
         """Return whether a graph exported at a size takes others: not if a map has a single pixel; see `any_size`."""

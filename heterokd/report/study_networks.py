@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heterokd.config.experiment import Experiment
+from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import CheckpointError
 from heterokd.networks.network import AnyNetwork
@@ -78,7 +79,8 @@ class StudyNetworks:
         val = self.splits.val
         pixels = val.images.read(index)
         labels = val.labels[index] if val.label_maps is None else val.label_maps.read(index)
-        return pixels, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(labels).long()
+        (batch,) = EvalLoader(val.chosen(index), len(index))
+        return pixels, batch.images, torch.from_numpy(labels).long()
 
 
 def describe_trial(trial: TrialFolder) -> str:

@@ -21,7 +21,7 @@ from heterokd.datasets.io.shared_pixels import share_splits
 from heterokd.datasets.io.split import REST, Split, Splits
 from heterokd.datasets.io.stored_files import StoredFiles, stored_sources
 from heterokd.datasets.io.unlabelled import with_folder, with_rest
-from heterokd.datasets.views.policy import ViewSpec
+from heterokd.datasets.views.policy import NETWORK_MEAN, ViewSpec
 from heterokd.errors import ConfigError, DataError, HeterokdError
 from heterokd.storage.stored_data.open_data import is_pushed, is_sharded, open_data
 from heterokd.storage.workspace import Workspace
@@ -64,6 +64,9 @@ def _splits(data: str) -> Splits:
         if settings.evaluation_size != "label":
             val, test = (replace(split, own_labels=None) for split in (splits.val, splits.test))
             splits = replace(splits, val=val, test=test)
+        if settings.fill != NETWORK_MEAN and splits.train.extents is not None:
+            train, val, test = (replace(split, extents=None) for split in (splits.train, splits.val, splits.test))
+            splits = replace(splits, train=train, val=val, test=test)
     except Exception as error:
         if settings.extension is None or isinstance(error, HeterokdError):
             raise
@@ -151,7 +154,8 @@ def _repeated(split: Split) -> Split:
     index = np.arange(len(split)) % MEASURED
     for _ in read_pieces(split.images, np.unique(index)):
         pass
-    return replace(split, images=ChosenImages(split.images, index))
+    extents = None if split.extents is None else split.extents.chosen(index)
+    return replace(split, images=ChosenImages(split.images, index), extents=extents)
 
 
 def recipe_loaders(recipe: Recipe, splits: Splits, device: torch.device | str = "cpu") -> Loaders:

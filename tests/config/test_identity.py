@@ -32,7 +32,7 @@ from heterokd.config.services import (
     TrackingSettings,
 )
 from heterokd.config.training import TeacherTraining, TrainingSettings
-from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, POLICIES, AugmentPolicy
+from heterokd.datasets.views.policy import BLACK, FIRST_SCENES, NETWORK_MEAN, POLICIES, AugmentPolicy
 from heterokd.domains import Choice
 from heterokd.errors import ConfigError, StudyError
 from heterokd.methods import METHODS
@@ -277,11 +277,12 @@ def test_older_files_keep_their_views_of_scenes(tiny_file: Write) -> None:
         "student={network: fpn-test_resnet}",
         "search.space={methods: [scratch]}",
     ]
-    older, newer = (load_experiment(tiny_file(), [*scenes, f"schema={number}"]) for number in (3, 4))
-    assert (older.data.policy, older.data.fill) == (FIRST_SCENES, BLACK)
-    assert (newer.data.policy, newer.data.fill) != (FIRST_SCENES, BLACK)
-    hashes = [asked.recipe({"method": "scratch"}).hash for asked in (older, newer)]
-    assert hashes[0] != hashes[1]
+    first, second, third = (load_experiment(tiny_file(), [*scenes, f"schema={number}"]) for number in (3, 4, 6))
+    assert (first.data.policy, first.data.fill) == (FIRST_SCENES, BLACK)
+    assert (second.data.policy, second.data.fill) == (POLICIES["scenes"], (124 / 255, 116 / 255, 104 / 255))
+    assert (third.data.policy, third.data.fill) == (POLICIES["scenes"], NETWORK_MEAN)
+    hashes = [asked.recipe({"method": "scratch"}).hash for asked in (first, second, third)]
+    assert len(set(hashes)) == 3
     plain = [load_experiment(tiny_file(), [f"schema={number}"]).recipe({"method": "kd"}).hash for number in (3, 4)]
     assert plain[0] == plain[1], "images with one class have no such views"
 
@@ -387,7 +388,7 @@ def defaults_of_schema_1() -> list[tuple[str, Any, type[BaseModel], str]]:
 
 
 def test_a_default_that_changes_is_listed() -> None:
-    newest = {change.key: change.new for change in CHANGED_DEFAULTS}
+    newest = {change.key: change.new for change in CHANGED_DEFAULTS}  # the last change of a key
     for name, first, model, path in defaults_of_schema_1():
         default = Schema(()).default(model, path, 0)
         if first == REQUIRED:
@@ -396,7 +397,7 @@ def test_a_default_that_changes_is_listed() -> None:
             assert isinstance(default, dict), name
         else:
             assert default == newest.get(name, first), f"{name}: list its new default in CHANGED_DEFAULTS"
-    for change in CHANGED_DEFAULTS:
+    for change in {change.key: change for change in CHANGED_DEFAULTS}.values():
         _, method, name = change.key.split(".") if change.key.startswith("methods.") else ("", "", "")
         new = METHODS[method].Params.model_fields[name].default if method else SCHEMA.default(Experiment, change.key, 9)
         assert new == change.new, change.key

@@ -57,9 +57,11 @@ def settings(root: Path, **more: object) -> DataSettings:
     )
 
 
-def network() -> nn.Module:
+def network(mean: float | None = None) -> nn.Module:
     torch.manual_seed(0)
     built = build_network("fpn-test_resnet", len(CLASSES), image_size=CANVAS)
+    if mean is not None:
+        built.mean.fill_(mean)
     for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
@@ -77,8 +79,11 @@ def enlarged(scores: NDArray[np.float32], height: int, width: int) -> NDArray[np
     return np.stack([[np.interp(columns, np.arange(len(line)), line) for line in part] for part in tall])
 
 
-def test_an_independent_count_from_an_onnx_file_gives_the_same_miou(root: Path, tmp_path: Path) -> None:
-    student, data = network(), settings(root)
+@pytest.mark.parametrize("mean", [None, 0.9])
+def test_an_independent_count_from_an_onnx_file_gives_the_same_miou(
+    root: Path, tmp_path: Path, mean: float | None
+) -> None:
+    student, data = network(mean), settings(root)
     kind = FORMATS["onnx"]()
     kind.write(ToWrite(student, torch.rand(2, 3, CANVAS, CANVAS), any_size=True, card={}), tmp_path)
     run = kind.open(tmp_path).run
@@ -88,9 +93,9 @@ def test_an_independent_count_from_an_onnx_file_gives_the_same_miou(root: Path, 
         scale = min(1, CANVAS / height, CANVAS / width)
         inside = round(height * scale), round(width * scale)
         small = Image.open(root / "val/images" / f"{number}.png").resize(inside[::-1], Image.Resampling.BILINEAR)
-        canvas = np.full((max(128, inside[0]), max(128, inside[1]), 3), (124, 116, 104), np.uint8)
-        canvas[: inside[0], : inside[1]] = np.asarray(small)
-        logits = run(torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255)[0].numpy()
+        canvas = student.mean.expand(1, 3, max(128, inside[0]), max(128, inside[1])).clone()
+        canvas[0, :, : inside[0], : inside[1]] = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+        logits = run(canvas)[0].numpy()
         guess = enlarged(logits[:, : inside[0], : inside[1]], height, width).argmax(0)
         for label in range(len(CLASSES)):
             both[label] += ((truth == label) & (guess == label)).sum()

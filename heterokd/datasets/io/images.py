@@ -49,6 +49,22 @@ class OwnLabels(Protocol):
         ...
 
 
+class Extents(Protocol):
+    """Height and width of images on their canvas, before it is padded; read by position."""
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Read the heights and widths [B, 2] of the images at `index` [B], in pixels of the canvas.
+
+        Raises:
+            DataError: a file is damaged or missing; names the file.
+        """
+        ...
+
+    def chosen(self, index: NDArray[np.int64]) -> Extents:
+        """Select the images at `index`; positions start at 0 again."""
+        ...
+
+
 class ArrayImages:
     """Images [N, H, W, 3] or label maps [N, H, W] in memory, uint8."""
 

@@ -160,6 +160,28 @@ class OwnLabelFiles:
         return OwnLabelFiles(self.files.chosen(index), self.table, self.advice)
 
 
+class SceneExtents:
+    """Sizes of images on their canvas, from the heads of the files; each is read once by a process."""
+
+    def __init__(self, files: SceneFiles, canvas: Canvas) -> None:
+        self.files, self.canvas = files, canvas
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def read(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Read heights and widths [B, 2]."""
+        return np.array([self._size(position) for position in index.tolist()], np.int64).reshape(-1, 2)
+
+    def chosen(self, index: NDArray[np.int64]) -> SceneExtents:
+        """Select the images at `index`; positions start at 0 again."""
+        return SceneExtents(self.files.chosen(index), self.canvas)
+
+    def _size(self, position: int) -> tuple[int, int]:
+        if position not in self._known:
+            with open_image(self.files.image(position), self.files.reading) as opened:
+                self._known[position] = fitted_size(opened.height, opened.width, self.canvas)
+        return self._known[position]
+
+
 def label_files(files: Mapping[SplitName, SceneFiles]) -> list[Path]:
     """Return the paths of all label maps."""
     return [files[name].label(position) for name in SPLIT_NAMES for position in range(len(files[name]))]
@@ -224,6 +246,7 @@ def scene_splits(
             name,
             SceneLabels(chosen, canvas, classes.table, advice, kept=kept),
             own_labels=None if name == "train" else OwnLabelFiles(chosen, classes.table, advice),
+            extents=SceneExtents(chosen, canvas),
         )
     return Splits(
         **splits,

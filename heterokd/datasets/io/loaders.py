@@ -23,6 +23,7 @@ from heterokd.datasets.io.split import Split, Splits
 from heterokd.datasets.views.color import plain_images
 from heterokd.datasets.views.geometry import photo_crops
 from heterokd.datasets.views.mixing import draw_mix, mix_labels, mix_views
+from heterokd.datasets.views.padding import beyond_images, pixel_bounds, without_colour
 from heterokd.datasets.views.policy import ViewSpec
 from heterokd.datasets.views.random import STREAM_TURN, philox_key, random_words, view_draws
 from heterokd.datasets.views.render import view_images, view_scenes
@@ -150,7 +151,8 @@ class TrainLoader:
         assert view is not None  # set by `_chosen`
         if maps is not None:
             size = self.views.crop or (maps.shape[1], maps.shape[2])
-            images, maps = view_scenes(pixels, maps, index, view, policy, size, seed, self.views.fill)
+            extents = None if self.split.extents is None else self.split.extents.read(index)
+            images, maps = view_scenes(pixels, maps, index, view, policy, size, seed, self.views.fill, extents)
             return self._pixels.batch(images, index, view, maps)
         if mix is None:
             images = view_images(pixels, index, view, policy, seed, is_cropped=self._cuts_photos)
@@ -200,7 +202,12 @@ class EvalLoader:
         everything = np.arange(len(self.split))
         steps = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
         for chosen, pixels, maps in self._pixels.batches(steps):
-            batch = self._pixels.batch(plain_images(pixels), chosen.index, None, maps)
+            images = plain_images(pixels)
+            if self.split.extents is not None:
+                height, width = images.shape[2:]
+                bounds = pixel_bounds(self.split.extents.read(chosen.index), width, np.zeros(0, np.int64))
+                images = without_colour(images, beyond_images(bounds, (height, width), images.device))
+            batch = self._pixels.batch(images, chosen.index, None, maps)
             if self._own_labels is not None:
                 own = (self._own_labels.read(position) for position in chosen.index.tolist())
                 batch = replace(batch, own_labels=tuple(map(torch.from_numpy, own)))

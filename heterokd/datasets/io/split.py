@@ -20,6 +20,7 @@ from heterokd.datasets.io.grouping import grouped_split, rounded_counts
 from heterokd.datasets.io.images import (
     ArrayImages,
     ChosenImages,
+    Extents,
     Images,
     OwnLabels,
     ResizedImages,
@@ -62,6 +63,8 @@ class Split:
         name: train, val or test.
         label_maps: label maps of segmentation, [Hc, Wc] each; None in classification.
         own_labels: the same at their own sizes, which evaluations count; None: they count `label_maps`.
+        extents: sizes of images on a canvas, whose padding is the mean colour of each network; None: nothing is padded,
+            or all networks see the canvas' colour.
         weights: [N] weight of each image in the task loss, at least 0; None: all are 1.
         groups: group of each image, of training images with groups; None without.
         kept: [N] positions of the images in the data set's training split; None if all are kept.
@@ -76,6 +79,7 @@ class Split:
     groups: tuple[str, ...] | None = None
     kept: NDArray[np.int64] | None = None
     own_labels: OwnLabels | None = None
+    extents: Extents | None = None
     unlabelled: int = 0
 
     def __len__(self) -> int:
@@ -94,6 +98,7 @@ class Split:
             groups=None if self.groups is None else tuple(self.groups[place] for place in index),
             kept=None if self.kept is None else self.kept[index],
             own_labels=None if self.own_labels is None else self.own_labels.chosen(index),
+            extents=None if self.extents is None else self.extents.chosen(index),
         )
 
     @cached_property

@@ -144,6 +144,8 @@ FIRST_SCENES = AugmentPolicy(scale=(0.25, 4.0), flip=0.5)
 Fill = tuple[float, float, float]
 """Red, green and blue in [0, 1]."""
 BLACK: Fill = (0.0, 0.0, 0.0)
+NETWORK_MEAN: Fill = (-1.0, -1.0, -1.0)
+"""No colour: the pixels are NaN, which a network replaces by the mean colour that it subtracts."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from heterokd.datasets.views.color import change_colours, plain_images
 from heterokd.datasets.views.erasing import erase
 from heterokd.datasets.views.geometry import affine_grid, crop_rows, filled, flip, outside, stays_inside, warp
 from heterokd.datasets.views.operations import operate
-from heterokd.datasets.views.policy import BLACK, AugmentPolicy, Fill
+from heterokd.datasets.views.padding import beyond_images, clamp_to_images, pixel_bounds, without_colour
+from heterokd.datasets.views.policy import BLACK, NETWORK_MEAN, AugmentPolicy, Fill
 from heterokd.datasets.views.random import view_draws
 from heterokd.outputs import IGNORE
 
@@ -56,7 +57,7 @@ def view_images(
     return pixels
 
 
-# Eight parameters: those of `view_images`, the label maps, the size of the crop and the padding.
+# Nine parameters: those of `view_images`, the label maps, the size of the crop, the padding and where it begins.
 def view_scenes(
     images: Tensor,
     label_maps: Tensor,
@@ -66,6 +67,7 @@ def view_scenes(
     size: tuple[int, int],
     seed: int = 0,
     fill: Fill = BLACK,
+    extents: NDArray[np.int64] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Render the given view of each image with its label map: a crop of the canvas.
 
@@ -82,7 +84,8 @@ def view_scenes(
         policy: augmentation policy; `scale` is the area of the crop as a share of `size`, `zoom` enlarges the image.
         size: height and width of the views, in pixels.
         seed: seed of the views.
-        fill: colour outside the canvas.
+        fill: colour outside the canvas; with `NETWORK_MEAN`, pixels outside the image are NaN.
+        extents: [B, 2] height and width of the images on the canvas; None: they fill it.
 
     Returns:
         Images [B, 3, h, w] float32 in [0, 1] and label maps [B, h, w] int64; exactly the given ones if the policy is
@@ -90,22 +93,32 @@ def view_scenes(
     """
     draws = view_draws(policy, seed, index, view)
     pixels, labels = plain_images(images), label_maps[:, None]
+    flipped = np.flatnonzero(draws["flip"] < policy.flip) if policy.flip else np.zeros(0, np.int64)
     if policy.flip:
-        flipped = np.flatnonzero(draws["flip"] < policy.flip)
         pixels, labels = flip(pixels, flipped), flip(labels, flipped)
     height, width = pixels.shape[2:]
+    bounds = None if extents is None else pixel_bounds(extents, width, flipped)
+    beyond: Tensor | None = None
     if policy.warps or (height, width) != size:
         rows = crop_rows(policy, draws, size, (size[0] / height, size[1] / width))
         grid = affine_grid(rows, size, pixels.device)
+        if bounds is not None:
+            grid, beyond = clamp_to_images(grid, bounds, (height, width))
+        elif not stays_inside(rows, size):
+            beyond = outside(grid)
         # Class numbers are below 256: exact in float32, the only type that can be sampled.
         nearest = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
         labels = nearest.to(torch.uint8)
         pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        if not stays_inside(rows, size):
-            beyond = outside(grid)
-            labels, pixels = labels.masked_fill_(beyond, IGNORE), filled(pixels, beyond, fill)
+    elif bounds is not None:
+        beyond = beyond_images(bounds, size, pixels.device)
+    if beyond is not None:
+        labels = labels.masked_fill(beyond, IGNORE)
+        pixels = pixels if fill == NETWORK_MEAN else filled(pixels, beyond, fill)
     if policy.colours:
         pixels = change_colours(pixels, images, policy, draws)
     if policy.erasing:
         pixels = erase(pixels, policy, seed, index, view, draws)
+    if beyond is not None and fill == NETWORK_MEAN:  # no colour of the image changes that of the padding
+        pixels = without_colour(pixels, beyond)
     return pixels, labels[:, 0].long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from heterokd.tasks import Inference
@@ -21,7 +22,12 @@ class ServingModel(nn.Module):
         self.sliding = build_task(task.facts.name, task.num_classes, inference=Inference(window=self.size))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation."""
+        """Map images [B, 3, H, W] in [0, 1] to logits [B, K], or [B, K, H, W] in segmentation.
+
+        Pixels of a canvas without an image are NaN: they become the network's mean, too.
+        """
+        if images.isnan().any():
+            images = torch.where(images.isnan(), self.graph.get_buffer("mean"), images)
         height, width = images.shape[-2:]
         if self.size is None or self.size == (height, width):
             logits: Tensor = self.graph(images)
