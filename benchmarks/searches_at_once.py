@@ -81,7 +81,7 @@ def searched(scratch: Path, prepared: Path) -> dict[str, Any]:
     said = [running.output for running in searches] + [again.stderr] + [text for each in results for text in each]
     problems = [problem for each in found for problem in each["problems"]]
     problems += ["the study was searched twice"] * (
-        again.returncode != 1 or "is running this study" not in again.stderr
+        again.returncode != 2 or "is running this study" not in again.stderr
     )
     problems += [f"a promotion ended with {each.returncode}" for each in promotions if each.returncode not in (0, 1)]
     problems += ["a traceback was printed"] * any("Traceback" in text for text in said)

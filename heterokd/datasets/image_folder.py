@@ -27,9 +27,9 @@ from heterokd.datasets.io.image_files import (
     path_array,
     present_splits,
 )
-from heterokd.datasets.io.image_table import read_table
+from heterokd.datasets.io.image_table import find_tables, read_table
 from heterokd.datasets.io.labelled_shards import find_labelled
-from heterokd.datasets.io.layout import FoundImages, find_images
+from heterokd.datasets.io.layout import FoundImages, NoClassesError, find_images
 from heterokd.datasets.io.options import DEFAULT_OPTIONS, FIRST_READER, DataOptions
 from heterokd.datasets.io.read_image import FIRST_READING, Reading
 from heterokd.datasets.io.split import HELD_OUT, SHARES, SPLIT_NAMES, Dataset, SplitName, Splits, stratified_split
@@ -69,7 +69,7 @@ class ImageFolder(Dataset):
         if isinstance(root, StoredFiles) and labelled is not None:
             found = find_labelled(root, labelled, options)
         else:
-            found = read_table(root, options.table, options) if options.table else find_images(root, options)
+            found = read_table(root, options.table, options) if options.table else _by_folders(root, options)
         files, notes, groups = _split(found, seed, options)
         reading = _reading(files, options)
         shown = replace(reading, photo_crops=False, shown=options.val_crop)
@@ -77,6 +77,21 @@ class ImageFolder(Dataset):
         splits = file_splits("image_folder", files, found.classes, image_size)
         splits = replace(splits, train=replace(splits.train, groups=groups))
         return replace(splits, notes=(*notes, *found.notes, *found.unread_sentences))
+
+
+def _by_folders(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
+    """Find the images by their folders.
+
+    Raises:
+        DataError: see `find_images`; names a table in the folder that lists the images.
+    """
+    try:
+        return find_images(root, options)
+    except NoClassesError as error:
+        tables = find_tables(root) if isinstance(root, Path) else []
+        if not tables:
+            raise
+        raise DataError(f"{error}; set data.table: {tables[0]}, which lists the images with their labels") from None
 
 
 def _split(

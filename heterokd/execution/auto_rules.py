@@ -106,7 +106,7 @@ def rules_for(seen: FolderInspection | MaskInspection, images: Path) -> ImageRul
         size=max([SIDES[0], *(side for side in SIDES if side <= seen.side)]),
         classes=len(seen.classes),
         train_images=_train_images(seen),
-        section={"dataset": "image_folder", "root": str(images)},
+        section={"dataset": "image_folder", "root": str(images), **({"table": seen.table} if seen.table else {})},
         families=FAMILIES,
         methods=ONE_OF_EACH_KIND,
         batches=(32, 64, 128),

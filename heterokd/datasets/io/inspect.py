@@ -19,7 +19,8 @@ from PIL import Image
 
 from heterokd.datasets.io.class_order import CLASS_LIST
 from heterokd.datasets.io.decoded_files import decoding_threads
-from heterokd.datasets.io.layout import FoundImages, find_images
+from heterokd.datasets.io.image_table import find_tables, read_table, write_rows
+from heterokd.datasets.io.layout import FoundImages, NoClassesError, find_images
 from heterokd.datasets.io.options import DEFAULT_OPTIONS
 from heterokd.datasets.io.read_image import read_image
 from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
@@ -63,6 +64,7 @@ class FolderInspection:
         files: all image files.
         found: files as they were found, with those that are not read.
         left_out: files that must not be used, with the reason.
+        table: name of the table in the folder that lists the images; None: folders are classes.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class FolderInspection:
     files: tuple[ImageFile, ...]
     found: FoundImages
     left_out: dict[Path, str]
+    table: str | None = None
 
     @property
     def kept(self) -> list[ImageFile]:
@@ -115,11 +118,11 @@ def inspect_folder(folder: Path) -> FolderInspection:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; give the folder that holds a folder for each class")
-    found = find_images(folder, DEFAULT_OPTIONS)
+    found, table = _found(folder)
     listed = [ImageFile(Path(image.name), image.split, image.label) for image in found.images]
     with decoding_threads() as pool:
         files = tuple(pool.map(partial(_read, folder), listed))
-    seen = FolderInspection(folder, found.classes, files, found, _left_out(files))
+    seen = FolderInspection(folder, found.classes, files, found, _left_out(files), table)
     counts = Counter(file.label for file in seen.kept if file.split in (None, "train"))
     for label in found.classes:
         if counts[label] < FEWEST:
@@ -128,6 +131,19 @@ def inspect_folder(folder: Path) -> FolderInspection:
                 "add some or remove it"
             )
     return seen
+
+
+def _found(folder: Path) -> tuple[FoundImages, str | None]:
+    """Find the images by their folders or, without folders of classes, by the only table that lists images."""
+    try:
+        return find_images(folder, DEFAULT_OPTIONS), None
+    except NoClassesError as error:
+        tables = find_tables(folder)
+        if not tables:
+            raise
+        if len(tables) > 1:
+            raise DataError(f"{error}; {' and '.join(tables)} list images: keep one of them here") from None
+        return read_table(folder, Path(tables[0]), DEFAULT_OPTIONS), tables[0]
 
 
 def _read(folder: Path, file: ImageFile) -> ImageFile:
@@ -178,4 +194,8 @@ def usable_folder(seen: FolderInspection, links: Path) -> Path:
     for link in [path for path in links.rglob("*") if path.is_symlink()]:
         if link.relative_to(links) in seen.left_out or not link.exists():
             link.unlink()
+    if seen.table is not None:
+        kept = seen.kept
+        splits = [file.split or "" for file in kept] if seen.splits else []
+        write_rows(links / seen.table, [str(file.path) for file in kept], [file.label for file in kept], splits)
     return links.resolve()

@@ -2,46 +2,30 @@
 
     ROOT/SPLIT/CLASS/...     ROOT/CLASS/SPLIT/...     ROOT/CLASS/...        files at any depth in the folder of a class
 
-Names of splits are `SPLIT_FOLDERS` in any case. If all images are in a single folder of the root, as in unpacked
-archives, that folder is read. Hidden files and folders, and those of operating systems, are ignored.
+Names of splits are those of `split_named`. If all images are in a single folder of the root, or of each split, as in
+unpacked archives, that folder is read. Hidden files and folders, and those of operating systems, are ignored.
 """
 
 from __future__ import annotations
 
-import os
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heterokd.datasets.io.class_order import CLASS_LIST, order_classes
+from heterokd.datasets.io.class_order import order_classes
 from heterokd.datasets.io.options import DataOptions
-from heterokd.datasets.io.read_image import image_suffixes
 from heterokd.datasets.io.split import SPLIT_NAMES, SplitName
+from heterokd.datasets.io.split_names import split_named
 from heterokd.datasets.io.stored_files import StoredFiles
+from heterokd.datasets.io.walk import Walk, unread_sentences, walked
 from heterokd.errors import DataError
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "train_set": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "val_set": "val",
-    "test": "test",
-    "testing": "test",
-    "test_set": "test",
-}
-
-# Written by operating systems, archives and programs, in lower case; names that begin with a point are hidden anyway.
-SYSTEM_NAMES = frozenset(
-    {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "ehthumbs.db"}
-)
-
 NO_CLASS = "in no class folder"
+
+
+class NoClassesError(DataError):
+    """There are no folders of two or more classes."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +76,7 @@ class FoundImages:
     @property
     def unread_sentences(self) -> list[str]:
         """A line per reason for which files are not read."""
-        return _unread_sentences(self.unread)
-
-
-@dataclass
-class _Walk:
-    """Files and folders below a root, in sorted order."""
-
-    images: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    unread: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    def leave(self, reason: str, name: str) -> None:
-        self.unread[reason] += 1
-        self.examples.setdefault(reason, name)
+        return unread_sentences(self.unread)
 
 
 @dataclass(frozen=True)
@@ -117,21 +87,24 @@ class _Layout:
         prefix: folders, with a trailing `/`, that everything is in.
         tops: folders of splits by name; empty if the first folder is a class.
         is_inner: whether the folder in a class is a split.
+        depth: number of folders between those of the splits and those of the classes.
     """
 
     prefix: str
     tops: Mapping[str, SplitName]
     is_inner: bool = False
+    depth: int = 0
 
     def place(self, parts: Sequence[str]) -> tuple[SplitName | None, str] | str:
         """Return split and class of a path below `prefix` (of the folder of a class, too), or why it has none."""
         if self.is_inner and len(parts) > 1:
-            return SPLIT_FOLDERS[parts[1].lower()], _label(parts[0])
+            return split_named(parts[1]), _label(parts[0])
         if not self.tops:
             return (None, _label(parts[0])) if parts else NO_CLASS
         if not parts or parts[0] not in self.tops:
             return f"not in {' or '.join(sorted(self.tops))}, the folders of the splits"
-        return (self.tops[parts[0]], _label(parts[1])) if len(parts) > 1 else NO_CLASS
+        place = 1 + self.depth
+        return (self.tops[parts[0]], _label(parts[place])) if len(parts) > place else NO_CLASS
 
 
 def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
@@ -142,7 +115,7 @@ def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
             two folders for a split; validation or test images without training images, or of a class that train does
             not have; a list of classes that does not fit.
     """
-    walk = _walked(root, "data.root")
+    walk = walked(root, "data.root")
     stored = root if isinstance(root, StoredFiles) else None
     root = root.folder if isinstance(root, StoredFiles) else root
     layout = _layout(root, walk)
@@ -159,105 +132,16 @@ def find_images(root: Path | StoredFiles, options: DataOptions) -> FoundImages:
         names = " and ".join(sorted(split for split in present if split))
         raise DataError(f"{base}: has {names} but no train; add {base / 'train'}")
     notes = [f"images are read from {base}, the only folder of {root}"] if layout.prefix else []
+    notes += _perhaps_splits(layout, walk)
     labels = _checked_classes(root, layout, walk, images)
     notes += _lacking(images, labels)
     classes, order_notes = order_classes(labels, options.class_order, (base, root))
     place = {label: number for number, label in enumerate(classes)}
     images.sort(key=lambda image: (image.split or "", place[image.label], image.name))
-    return FoundImages(stored or root, base, classes, tuple(images), _unread(walk), (*notes, *order_notes))
+    return FoundImages(stored or root, base, classes, tuple(images), walk.reasons, (*notes, *order_notes))
 
 
-def list_images(root: Path | StoredFiles, key: str) -> tuple[list[str], list[str]]:
-    """List all images below a folder, whatever its folders mean.
-
-    Returns:
-        Paths below the folder in sorted order, and a sentence per reason for which files are not read.
-
-    Raises:
-        DataError: there is no folder, or it cannot be read; names the key of the section `data`.
-    """
-    walk = _walked(root, key)
-    return walk.images, _unread_sentences(_unread(walk))
-
-
-def _walked(root: Path | StoredFiles, key: str) -> _Walk:
-    walk = _Walk()
-    if isinstance(root, StoredFiles):
-        _visit_listed(root, walk, image_suffixes())
-    elif root.is_dir():
-        _visit(root, "", walk, image_suffixes(), frozenset())
-    else:
-        raise DataError(f"{key}: there is no folder {root}; give the folder that holds the images")
-    return walk
-
-
-def _unread(walk: _Walk) -> dict[str, tuple[int, str]]:
-    return {reason: (count, walk.examples[reason]) for reason, count in walk.unread.most_common()}
-
-
-def _unread_sentences(unread: Mapping[str, tuple[int, str]]) -> list[str]:
-    return [
-        f"not read: {count} {'file' if count == 1 else 'files'}, {reason} (such as {example})"
-        for reason, (count, example) in unread.items()
-    ]
-
-
-def _visit(root: Path, folder: str, walk: _Walk, suffixes: tuple[str, ...], above: frozenset[tuple[int, int]]) -> None:
-    """Collect the files below a folder; links to folders are followed, but not in a circle."""
-    here = root / folder
-    try:
-        stat = here.stat()
-        with os.scandir(here) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{here}: cannot be read ({error.strerror}); give access to it, or move it away") from None
-    above |= {(stat.st_dev, stat.st_ino)}
-    for entry in entries:
-        name = f"{folder}/{entry.name}" if folder else entry.name
-        if is_hidden([entry.name]):
-            continue
-        if entry.is_dir():
-            inside = entry.stat()
-            if (inside.st_dev, inside.st_ino) in above:
-                walk.leave("links to a folder that they are in", name)
-                continue
-            walk.folders.append(name)
-            _visit(root, name, walk, suffixes, above)
-        elif not entry.is_file():
-            walk.leave("links to nothing" if entry.is_symlink() else "no regular files", name)
-        else:
-            _file(name, walk, suffixes)
-
-
-def _visit_listed(stored: StoredFiles, walk: _Walk, suffixes: tuple[str, ...]) -> None:
-    """Collect the files of a list, as `_visit` does those of a folder."""
-    seen: set[str] = set()
-    for path in sorted((os.fsdecode(name).split("/") for name in stored.names), key=lambda parts: parts):
-        if is_hidden(path):
-            continue
-        for depth in range(1, len(path)):
-            folder = "/".join(path[:depth])
-            if folder not in seen:
-                seen.add(folder)
-                walk.folders.append(folder)
-        _file("/".join(path), walk, suffixes)
-
-
-def is_hidden(path: Sequence[str]) -> bool:
-    """Whether a file is not read because its name, or that of a folder above it, is hidden or a system's."""
-    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path)
-
-
-def _file(name: str, walk: _Walk, suffixes: tuple[str, ...]) -> None:
-    base = name.rpartition("/")[2]
-    if base.lower().endswith(suffixes):
-        walk.images.append(name)
-    elif base != CLASS_LIST:
-        suffix = os.path.splitext(base)[1].lower()
-        walk.leave(f"{suffix}: no image format that Pillow decodes" if suffix else "without a suffix", name)
-
-
-def _layout(root: Path, walk: _Walk) -> _Layout:
+def _layout(root: Path, walk: Walk) -> _Layout:
     """Find out what the folders mean.
 
     Raises:
@@ -267,21 +151,50 @@ def _layout(root: Path, walk: _Walk) -> _Layout:
     while True:
         inside = [name[len(prefix) :].split("/") for name in walk.images]
         first = {parts[0] for parts in inside}
-        if len(first) != 1 or min(map(len, inside)) < 3 or first & _named_as_splits(first):
+        if len(first) != 1 or min(map(len, inside)) < 3 or _named_as_splits(first):
             break
         prefix += f"{inside[0][0]}/"
     below = [folder[len(prefix) :].split("/") for folder in walk.folders if folder.startswith(prefix)]
     tops = _named_as_splits({parts[0] for parts in below if len(parts) == 2})
     for split in SPLIT_NAMES:
-        names = sorted(top for top in tops if SPLIT_FOLDERS[top.lower()] == split)
+        names = sorted(top for top, found in tops.items() if found == split)
         if len(names) > 1:
             raise DataError(f"{root / prefix}: has {' and '.join(map(repr, names))} for {split}; keep one of them")
-    is_inner = bool(inside) and not tops and all(len(p) > 2 and p[1].lower() in SPLIT_FOLDERS for p in inside)
-    return _Layout(prefix, {top: SPLIT_FOLDERS[top.lower()] for top in tops}, is_inner)
+    is_inner = bool(inside) and not tops and all(len(p) > 2 and split_named(p[1]) for p in inside)
+    depth = min((_depth([parts[1:] for parts in inside if parts[0] == top]) for top in tops), default=0)
+    return _Layout(prefix, tops, is_inner, depth)
 
 
-def _named_as_splits(names: Collection[str]) -> set[str]:
-    return {name for name in names if name.lower() in SPLIT_FOLDERS}
+def _named_as_splits(names: Collection[str]) -> dict[str, SplitName]:
+    return {name: split for name in names if (split := split_named(name))}
+
+
+def _depth(paths: Sequence[Sequence[str]]) -> int:
+    """Return the number of folders that all paths share, if there is a further folder in each."""
+    depth = 0
+    while paths and min(map(len, paths)) > depth + 2 and len({parts[depth] for parts in paths}) == 1:
+        depth += 1
+    return depth
+
+
+def _perhaps_splits(layout: _Layout, walk: Walk) -> list[str]:
+    """Say that folders that are taken as classes may be parts of the data set, since all have the same folders."""
+    if layout.tops or layout.is_inner:
+        return []
+    inside: dict[str, set[str]] = {}
+    for folder in walk.folders:
+        parts = folder[len(layout.prefix) :].split("/") if folder.startswith(layout.prefix) else []
+        if len(parts) == 2:
+            inside.setdefault(parts[0], set()).add(parts[1])
+    first = next(iter(inside.values()), set())
+    has_loose = any(name.count("/", len(layout.prefix)) < 2 for name in walk.images)
+    if len(inside) < 2 or len(first) < 2 or has_loose or any(folders != first for folders in inside.values()):
+        return []
+    outer, inner = (" and ".join(sorted(names)[:2]) for names in (inside, first))
+    return [
+        f"looks wrong: {outer} are taken as classes, but each has the same folders, such as {inner}; if those are the "
+        "classes, name the outer folders train, val and test, or list the images in data.table"
+    ]
 
 
 def _label(folder: str) -> str:
@@ -289,7 +202,7 @@ def _label(folder: str) -> str:
     return unicodedata.normalize("NFC", folder)
 
 
-def _checked_classes(root: Path, layout: _Layout, walk: _Walk, images: Sequence[FoundImage]) -> set[str]:
+def _checked_classes(root: Path, layout: _Layout, walk: Walk, images: Sequence[FoundImage]) -> set[str]:
     """Return the classes.
 
     Raises:
@@ -301,13 +214,15 @@ def _checked_classes(root: Path, layout: _Layout, walk: _Walk, images: Sequence[
     folders: dict[str, str] = {}
     for folder in walk.folders:
         parts = folder[len(layout.prefix) :].split("/") if folder.startswith(layout.prefix) else []
-        if len(parts) == (2 if layout.tops else 1) and (not layout.tops or parts[0] == train):
+        if len(parts) == (2 + layout.depth if layout.tops else 1) and (not layout.tops or parts[0] == train):
             folders.setdefault(_label(parts[-1]), folder)
     labels = filled | set(folders)
     if len(labels) < 2:
         loose = walk.unread[NO_CLASS]
         hint = f"; {loose} images are in no folder of a class" if loose else ""
-        raise DataError(f"{base / train}: expected a folder for each of two or more classes, found {len(labels)}{hint}")
+        raise NoClassesError(
+            f"{base / train}: expected a folder for each of two or more classes, found {len(labels)}{hint}"
+        )
     for label in sorted(labels - filled):
         raise DataError(f"{root / folders[label]}: holds no images that Pillow decodes; add some or remove the folder")
     for image in images:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from heterokd.datasets.io.image_files import SIZES_SAMPLE, FileImages, LabelledFiles, file_size, path_array
 from heterokd.datasets.io.images import positions_in_source, source_of
-from heterokd.datasets.io.layout import list_images
 from heterokd.datasets.io.options import FIRST_READER, DataOptions
 from heterokd.datasets.io.read_image import FIRST_READING, Reading
 from heterokd.datasets.io.split import REST, Split, SplitName, Splits
 from heterokd.datasets.io.stored_files import StoredFiles
 from heterokd.datasets.io.value_range import GivenRange, ScannedRange
+from heterokd.datasets.io.walk import list_images
 from heterokd.errors import DataError
 from heterokd.outputs import UNLABELLED
 

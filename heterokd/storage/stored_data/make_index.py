@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from heterokd.datasets.io.image_table import COLUMNS
-from heterokd.datasets.io.layout import SPLIT_FOLDERS, is_hidden
 from heterokd.datasets.io.read_image import image_suffixes
 from heterokd.datasets.io.split import SPLIT_NAMES
+from heterokd.datasets.io.split_names import split_named
+from heterokd.datasets.io.walk import is_hidden
 from heterokd.errors import DataError
 from heterokd.storage.filesystem import RemoteDir, StoredFile
 from heterokd.storage.stored_data.data_index import NO_IMAGE, DataIndex, Kind, sorted_index
@@ -106,6 +107,6 @@ def _split_of(shard: str) -> int:
     """Return the split that a shard's path names: `train/0001.tar`, `data/val-00000-of-00002.parquet`."""
     for part in reversed(shard.lower().replace("/", "-").replace(".", "-").split("-")):
         for word in (part, *part.split("_")):
-            if word in SPLIT_FOLDERS:
-                return SPLIT_NAMES.index(SPLIT_FOLDERS[word])
+            if split := split_named(word):
+                return SPLIT_NAMES.index(split)
     return NO_IMAGE

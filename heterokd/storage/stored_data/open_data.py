@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from heterokd.datasets.io.class_order import CLASS_LIST
-from heterokd.datasets.io.layout import is_hidden
 from heterokd.datasets.io.read_image import image_suffixes
+from heterokd.datasets.io.walk import is_hidden
 from heterokd.errors import ConfigError, DataError
 from heterokd.storage.files import replacing, write_text
 from heterokd.storage.filesystem import RemoteDir, StoredFile, open_folder

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from heterokd.datasets.io.layout import SPLIT_FOLDERS, find_images, is_hidden
+from heterokd.datasets.io.layout import find_images
 from heterokd.datasets.io.options import DEFAULT_OPTIONS
+from heterokd.datasets.io.split_names import split_named
+from heterokd.datasets.io.walk import is_hidden
 from heterokd.datasets.masks.pairs import has_label_maps
 from heterokd.datasets.views.random import permutation
 from heterokd.errors import ConfigError, DataError
@@ -183,7 +185,7 @@ def make_shards(files: Sequence[LocalFile], shard_bytes: int) -> list[Shard]:
     parts: dict[str, list[LocalFile]] = {}
     for place in permutation(len(files), 0, "shards").tolist():
         top, _, rest = files[place].name.partition("/")
-        parts.setdefault(SPLIT_FOLDERS.get(top.lower(), ALL) if rest else ALL, []).append(files[place])
+        parts.setdefault((split_named(top) or ALL) if rest else ALL, []).append(files[place])
     shards = []
     for split, members in sorted(parts.items()):
         sizes = np.cumsum([len(_header(file.name, file.size)) + _padded(file.size) for file in members])

@@ -20,10 +20,12 @@ from heterokd.datasets.io.class_order import natural_order
 from heterokd.datasets.io.grouping import grouped_split
 from heterokd.datasets.io.image_files import FileImages
 from heterokd.datasets.io.images import ChosenImages
-from heterokd.datasets.io.layout import SYSTEM_NAMES, FoundImages, find_images
+from heterokd.datasets.io.inspect import inspect_folder, usable_folder
+from heterokd.datasets.io.layout import FoundImages, find_images
 from heterokd.datasets.io.loaders import make_loaders
 from heterokd.datasets.io.options import DEFAULT_OPTIONS, DataOptions
 from heterokd.datasets.io.split import Split, Splits
+from heterokd.datasets.io.walk import SYSTEM_NAMES
 from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import DataError
 
@@ -50,7 +52,13 @@ def names(split: Split) -> set[str]:
 
 @pytest.mark.parametrize(
     ("train", "val", "test"),
-    [("train", "valid", "test"), ("Training", "Validation", "Testing"), ("TRAIN", "dev", "Test")],
+    [
+        ("train", "valid", "test"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "dev", "Test"),
+        ("train2017", "val2017", "test2017"),
+        ("seg_train", "eval", "test_images"),
+    ],
 )
 def test_common_names_of_splits(tmp_path: Path, train: str, val: str, test: str) -> None:
     write(tmp_path, *(f"{split}/{label}/{i}.png" for split in (train, val, test) for label in "ab" for i in range(3)))
@@ -68,6 +76,40 @@ def test_splits_inside_of_classes_and_a_folder_around_everything(tmp_path: Path)
     assert seen.classes == ("a", "b")
     assert {(image.name.split("/")[2], image.split) for image in seen.images} == {("train", "train"), ("val", "val")}
     assert seen.notes == (f"images are read from {tmp_path}/pets, the only folder of {tmp_path}",)
+
+
+def test_folders_between_those_of_the_splits_and_those_of_the_classes(tmp_path: Path) -> None:
+    write(tmp_path, *(f"seg_{s}/seg_{s}/{label}/{i}.png" for s in ("train", "test") for label in "ab" for i in "123"))
+    write(tmp_path, "seg_train/loose/a.png")
+    with pytest.raises(DataError, match="class 'seg_test' is not in train"):  # seg_train/seg_train is not the only one
+        load(tmp_path)
+    (tmp_path / "seg_train" / "loose" / "a.png").unlink()
+    (tmp_path / "seg_train" / "loose").rmdir()
+    splits = load(tmp_path)
+    assert splits.class_names == ("a", "b")
+    assert len(splits.test) == 6
+    assert found(tmp_path).unread == {}
+
+
+def test_folders_of_classes_that_may_be_parts_of_the_set_are_named(tmp_path: Path) -> None:
+    write(tmp_path, *(f"fold{fold}/{label}/{i}.png" for fold in "012" for label in ("cat", "dog") for i in range(4)))
+    seen = found(tmp_path)
+    assert seen.classes == ("fold0", "fold1", "fold2")
+    assert seen.notes == (
+        "looks wrong: fold0 and fold1 are taken as classes, but each has the same folders, such as cat and dog; if "
+        "those are the classes, name the outer folders train, val and test, or list the images in data.table",
+    )
+    write(tmp_path, "fold1/mixed/0.png")
+    assert found(tmp_path).notes == ()
+
+
+def test_images_without_a_suffix_are_read(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{label}/{i:04x}" for label in "ab" for i in range(3)))
+    for name, content in {"README": b"BM is no picture", "LICENSE": b"GIF89a", "raw": bytes(99)}.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    seen = found(tmp_path)
+    assert len(seen.images) == 6
+    assert seen.unread == {"without a suffix": (3, "a/LICENSE")}
 
 
 def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
@@ -221,7 +263,10 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("path,kind\na.png,x\n", "has no column 'label', only 'path', 'kind'; rename a column"),
+        ("path,kind,size\na.png,x,1\n", "has no column 'label', only 'path', 'kind', 'size'; rename a column"),
+        ("kind,of\nx,y\n", "has no column 'path', only 'kind', 'of'; rename a column"),
+        ("path,label\na.png,x\nc.png,y\n", "row 2: there is no image 'c.png' in"),
+        ("path,label\na.png,x\ntwice,y\n", "row 2: 'twice' may be '1/twice.png' or '2/twice.png'; give paths"),
         ("path,label\na.png,\n", "row 1 has no label; complete or remove it"),
         ("path,label,split\na.png,x,trian\n", "row 1 has the split 'trian'; did you mean 'train'"),
         ("path,label,split\na.png,x,\n", "row 1 has the split ''; leave the column out to have the images split"),
@@ -234,12 +279,50 @@ def test_a_table_of_images(tmp_path: Path, suffix: str) -> None:
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    write(tmp_path, "a.png", "b.png", "1/twice.png", "2/twice.png")
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(DataError) as refused:
         load(tmp_path, table=Path("table.csv"))
     assert str(refused.value).startswith(f"{tmp_path}/table.csv: {says}")
     with pytest.raises(DataError, match=r"data\.table: there is no file .*none\.csv"):
         load(tmp_path, table=Path("none.csv"))
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("id,breed", "{i:03d},{label}"),  # Kaggle's dog breeds: names without suffixes
+        ("\ufefffilename;class", "{i:03d}.png;{label}"),
+        ("photo\tkind", "train\\{i:03d}.png\t{label}"),
+        ("image,cat,dog", "{i:03d},{cat:.1f},{dog:.1f}"),  # ISIC: a column per class
+        ("Label|Image Index|age", "{label}|{i:03d}.png|40"),
+    ],
+)
+def test_columns_of_other_names_and_paths_that_are_names(tmp_path: Path, head: str, row: str) -> None:
+    write(tmp_path, *(f"train/{i:03d}.png" for i in range(20)), "train/deep/000.txt")
+    rows = [row.format(i=i, label="dog" if i % 2 else "cat", cat=(i + 1) % 2, dog=i % 2) for i in range(20)]
+    (tmp_path / "labels.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
+    (tmp_path / "submission.csv").write_text("id,label\n900,cat\n901,dog\n")
+    splits = load(tmp_path, table=Path("labels.csv"))
+    assert splits.class_names == ("cat", "dog")
+    for split in (splits.train, splits.val, splits.test):
+        assert isinstance(split.images, FileImages)
+        of = [split.images.files.name(place) for place in range(len(split))]
+        assert [int(name[-7:-4]) % 2 for name in of] == split.labels.tolist()
+    with pytest.raises(DataError, match=r"found 1.*; set data\.table: labels\.csv, which lists the images"):
+        load(tmp_path)
+    seen = inspect_folder(tmp_path)
+    assert (seen.table, seen.classes, len(seen.kept)) == ("labels.csv", ("cat", "dog"), 20)
+
+
+def test_an_inspected_table_leaves_out_what_must_not_be_used(tmp_path: Path) -> None:
+    write(tmp_path / "set", *(f"all/{i}.png" for i in range(30)))
+    (tmp_path / "set" / "all" / "29.png").write_bytes(b"no image")
+    rows = [f"{i},{'ab'[i % 2]},{'train' if i < 20 else 'test'}" for i in range(30)]
+    (tmp_path / "set" / "list.csv").write_text("\n".join(["id,label,split", *rows]))
+    folder = usable_folder(inspect_folder(tmp_path / "set"), tmp_path / "links")
+    splits = load(folder, table=Path("list.csv"))
+    assert names(splits.test) == {f"all/{i}.png" for i in range(20, 29)}
 
 
 def test_weights_of_a_table_reach_the_task_loss(tmp_path: Path) -> None:
