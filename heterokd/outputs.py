@@ -297,6 +297,7 @@ class Batch:
             caches are read without waiting for the GPU; None for plain images.
         weights: [B] float32 weight of each image in the task loss; None: all are 1.
         own_labels: B label maps [H, W] at their own sizes, uint8 on the CPU, for evaluation; None: `labels` count.
+        extents: [B, 2] height and width of plain images on their canvas, on the CPU; None: as `fitted_size` says.
         labelled: [B] whether each image has a label, on the CPU; None: every image has. The others have the label
             `UNLABELLED`, or no shares, and the weight 0.
         labelled_share: share of images with a label in the batch of all workers that this is a part of.
@@ -308,6 +309,7 @@ class Batch:
     shown: Tensor | None = None
     weights: Tensor | None = None
     own_labels: tuple[Tensor, ...] | None = None
+    extents: Tensor | None = None
     labelled: Tensor | None = None
     labelled_share: float = 1.0
 

@@ -104,6 +104,9 @@ class DataSettings(Settings):
     test_time: TestTimeSettings = Field(
         TestTimeSettings(), description="segmentation: views that an evaluation averages"
     )
+    drawn_at: int | None = Field(
+        None, description="segmentation: set by heterokd for teacher.image_size, to the student's image_size"
+    )
     scene_views: Literal[1, 2, 3] = Field(
         3,
         description="segmentation: version of the rules of views. Experiments before schema 6 have 2: padding is the "
@@ -273,6 +276,7 @@ class DataSettings(Settings):
             group=self.group,
             crops=self.crops,
             val_crop=self.val_crop,
+            drawn_at=self.drawn_at,
         )
 
     @property

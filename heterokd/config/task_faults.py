@@ -14,8 +14,11 @@ def task_fault(
 ) -> str | None:
     """Return a sentence on a setting of an experiment that does not fit the task, or None."""
     has_maps = TASKS[data.task].labels_are_maps
-    if teacher.image_size is not None and data.view_crop is not None:
-        return f"teacher.image_size: in {data.task}, teacher and student see the same crop; remove the key"
+    if has_maps and teacher.image_size not in (None, data.image_size):
+        if "drawn_at" not in data.dataset_class.reads:
+            return f"teacher.image_size: data set {data.dataset!r} has no larger images; remove the key"
+        if data.scene_views < 3:
+            return "teacher.image_size: in segmentation it needs data.scene_views: 3; set it, or remove the key"
     for section, settings in (("training", training), ("teacher.training", teacher.training)):
         for key in OF_IMAGES if has_maps else OF_PIXELS:
             value = getattr(settings, key)

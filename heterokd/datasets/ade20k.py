@@ -59,7 +59,7 @@ class ADE20K(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "non-commercial research and education for the images, BSD 3-Clause for the annotations"
-    reads = frozenset({"masks", "group"})
+    reads = frozenset({"masks", "drawn_at", "group"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -72,7 +72,9 @@ class ADE20K(Dataset):
         kept, held_out = _pairs(folder, "training").hold_out(masks.val_share or VAL_SHARE, seed, options.group)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": _pairs(folder, "validation")}
         known = KnownClasses(tuple(MaskClass(name=name) for name in CLASS_NAMES), ignored=(0,), first=1)
-        files = {name: replace(part, padding=options.padding) for name, part in files.items()}
+        files = {
+            name: replace(part, padding=options.padding, drawn_at=options.drawn_at) for name, part in files.items()
+        }
         classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
         return scene_splits("ade20k", files, classes, (image_size, image_size), ADVICE)
 

@@ -52,7 +52,7 @@ class Cityscapes(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "Cityscapes terms: non-commercial research, teaching and personal experiments, after registration"
-    reads = frozenset({"masks"})
+    reads = frozenset({"masks", "drawn_at"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -76,7 +76,9 @@ class Cityscapes(Dataset):
         }
         listed = tuple(MaskClass(name=name, values=(number,)) for name, number in CLASSES.items())
         known = KnownClasses(listed, ignored=tuple(range(NUMBERS)))
-        files = {name: replace(part, padding=options.padding) for name, part in files.items()}
+        files = {
+            name: replace(part, padding=options.padding, drawn_at=options.drawn_at) for name, part in files.items()
+        }
         classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
         return scene_splits("cityscapes", files, classes, (image_size, 2 * image_size), ADVICE)
 

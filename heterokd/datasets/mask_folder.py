@@ -41,7 +41,7 @@ class MaskFolder(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "unknown (your own images)"
-    reads = frozenset({"masks", "group", "background", "value_range", "max_megapixels"})
+    reads = frozenset({"masks", "drawn_at", "group", "background", "value_range", "max_megapixels"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; label maps are read first if there is no class list."""
@@ -55,7 +55,10 @@ class MaskFolder(Dataset):
         found = find_pairs(root)
         files = _split(root, found, options, seed)
         reading = _reading(root, files, options)
-        files = {name: replace(part, reading=reading, padding=options.padding) for name, part in files.items()}
+        files = {
+            name: replace(part, reading=reading, padding=options.padding, drawn_at=options.drawn_at)
+            for name, part in files.items()
+        }
         classes = mask_classes(masks, root, label_files(files), ADVICE)
         return scene_splits("mask_folder", files, classes, (image_size, image_size), ADVICE, found.notes)
 

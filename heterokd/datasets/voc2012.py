@@ -57,7 +57,7 @@ class VOC2012(Dataset):
     tasks = "segmentation"
     default_policy = POLICIES["scenes"]
     licence = "the terms of Flickr, where its photographs come from"
-    reads = frozenset({"masks", "group"})
+    reads = frozenset({"masks", "drawn_at", "group"})
 
     def load(self, root: Path | None, image_size: int, seed: int) -> Splits:
         """List the files of each split; images and label maps are decoded when read."""
@@ -90,7 +90,9 @@ class VOC2012(Dataset):
         kept, held_out = train.hold_out(masks.val_share or VAL_SHARE, seed, options.group)
         files: dict[SplitName, SceneFiles] = {"train": kept, "val": held_out, "test": test}
         known = KnownClasses(tuple(MaskClass(name=name) for name in CLASS_NAMES))
-        files = {name: replace(part, padding=options.padding) for name, part in files.items()}
+        files = {
+            name: replace(part, padding=options.padding, drawn_at=options.drawn_at) for name, part in files.items()
+        }
         classes = mask_classes(masks, folder, label_files(files), ADVICE, known)
         return scene_splits("voc2012", files, classes, (image_size, image_size), ADVICE)
 

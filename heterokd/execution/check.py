@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from heterokd.config.data import DataSettings
+from heterokd.config.data_sizes import data_at
 from heterokd.config.domain_values import ends
 from heterokd.config.experiment import Experiment
 from heterokd.config.given_files import given_files
@@ -113,7 +114,7 @@ def _check_stages(
 
 def _data_of_teacher(experiment: Experiment) -> DataSettings:
     """Return the section `data` as the teacher sees it."""
-    return experiment.data.model_copy(update={"image_size": experiment.teacher_size})
+    return data_at(experiment.data, experiment.teacher_size)
 
 
 def _excluded(experiment: Experiment, teacher: OutputSpec, students: Mapping[str, OutputSpec]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from heterokd.datasets.io.loaders import EvalLoader, open_split
 from heterokd.errors import CheckpointError
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.outputs import Signal, TaskName
+from heterokd.outputs import Signal, TaskName, labels_at
 from heterokd.report.figures.class_labels import numbered_classes
 from heterokd.report.figures.matrices import draw_confusion, draw_iou, draw_match
 from heterokd.report.figures.samples import draw_method, draw_samples
@@ -181,11 +181,13 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     loader = open_split(study.splits.val, study.num_classes, device=study.device)
     data, method = study.experiment.data, study.winner.recipe.method
     task = build_task(data.task, study.num_classes, inference=data.inference)
-    teacher, student = study.teacher(study.winner).network, study.student(study.winner)
+    live, student = study.teacher(study.winner), study.student(study.winner)
+    teacher = live.network
     networks: dict[str, nn.Module] = {"teacher": teacher, method: student}
     if study.scratch is not None:
         networks[BASELINE] = study.student(study.scratch)
-    results = {name: image_results(network, loader, task, study.device) for name, network in networks.items()}
+    loaders = dict.fromkeys(networks, loader) | {"teacher": live.plain(loader, study.device)}
+    results = {name: image_results(network, loaders[name], task, study.device) for name, network in networks.items()}
     counts = {name: result.images for name, result in results.items()}
     of_winner = results[method]
     assert isinstance(of_winner, ImageConfusions)  # of segmentation
@@ -193,8 +195,13 @@ def measure_iou(study: StudyNetworks, made: Measured) -> Captions:
     made.iou = {name: iou_per_class(count.sum(dim=0)).numpy() for name, count in counts.items()}
     pictures, names = study.folder.pictures, study.splits.class_names
     draw_iou(pictures / "iou.png", made.iou, names)
-    pixels, images, labels = study.images(_spread(counts[method]))
-    by_teacher, by_student = (_predictions(network, images, task, study.device) for network in (teacher, student))
+    index = _spread(counts[method])
+    pixels, images, labels = study.images(index)
+    (seen,) = EvalLoader(loaders["teacher"].split.chosen(index), len(index))
+    by_student = _predictions(student, images, task, study.device)
+    by_teacher = labels_at(
+        torch.from_numpy(_predictions(teacher, seen.images, task, study.device)), labels.shape[-2:]
+    ).numpy()
     draw_samples(pictures / "samples.png", pixels, labels.numpy(), by_teacher, by_student, names)
     winner = describe_trial(study.winner)
     others = " and the student without a teacher" if study.scratch is not None else ""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from heterokd.config.data_sizes import data_at
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings, TeacherSettings
 from heterokd.config.recipe import Recipe
@@ -31,7 +32,7 @@ def teacher_recipe(experiment: Experiment) -> Recipe:
     settings = experiment.teacher.settings_of()
     return Recipe(
         name=f"{experiment.name}-teacher",
-        data=experiment.data.model_copy(update={**ALL_LABELS, "image_size": experiment.teacher_size}),
+        data=data_at(experiment.data, experiment.teacher_size).model_copy(update=ALL_LABELS),
         teacher=settings,
         student=NetworkSettings.model_validate(settings.model_dump(include=set(NetworkSettings.model_fields))),
         method=BASELINE,

@@ -51,10 +51,13 @@ def predict(network: nn.Module, loader: Iterable[Batch], device: torch.device | 
     return torch.cat(logits).cpu(), torch.cat(labels)
 
 
-def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu") -> Tensor | None:
+def predict_classes(
+    network: nn.Module, loader: EvalLoader, device: torch.device | str = "cpu", size: tuple[int, ...] = ()
+) -> Tensor | None:
     """Return predicted classes on a split, in the order of the split: [N], or [N, H, W] uint8 in segmentation.
 
-    None if the maps would take more than `CLASSES_BYTES`.
+    The maps have the height and width `size`, or else that of the images; None if they would take more than
+    `CLASSES_BYTES`.
     """
     classes: list[Tensor] = []
     with inference(network) as logits_of:
@@ -63,9 +66,10 @@ def predict_classes(network: nn.Module, loader: EvalLoader, device: torch.device
             if batch.labels.dim() == 1:
                 classes.append(logits_of(images).argmax(dim=1))
                 continue
-            if len(loader.split) * batch.labels[0].numel() > CLASSES_BYTES:
+            height, width = size or images.shape[-2:]
+            if len(loader.split) * height * width > CLASSES_BYTES:
                 return None
-            classes.append(upsample(logits_of(images), images.shape[-2:]).argmax(dim=1).to(torch.uint8))
+            classes.append(upsample(logits_of(images), (height, width)).argmax(dim=1).to(torch.uint8))
     return torch.cat(classes)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heterokd.config.data_sizes import data_at
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.device_pixels import RESIDENT_SHARE
 from heterokd.datasets.io.loaders import EVAL_BATCH, open_split
@@ -61,7 +62,7 @@ def estimate_memory(recipe: Recipe, splits: Splits, gpu_bytes: int) -> int:
     batch = _images(recipe, splits.num_classes, recipe.data.view_size)
     seen = batch
     if recipe.teacher_size != recipe.data.image_size:
-        seen = _images(recipe, splits.num_classes, (recipe.teacher_size, recipe.teacher_size))
+        seen = _images(recipe, splits.num_classes, data_at(recipe.data, recipe.teacher_size).view_size)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     reads_teacher = distiller.teacher_needs != Signal.NONE
     with autocast, _largest(teacher.network) as of_teacher:

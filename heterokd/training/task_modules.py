@@ -179,7 +179,10 @@ class SegmentationTask(nn.Module):
         canvas = (images.shape[-2], images.shape[-1])
         rows_of: dict[Size, list[int]] = {}
         for row, own in enumerate(batch.own_labels):
-            rows_of.setdefault(fitted_size(own.shape[0], own.shape[1], canvas), []).append(row)
+            height, width = fitted_size(own.shape[0], own.shape[1], canvas)
+            if batch.extents is not None:
+                height, width = batch.extents[row].tolist()
+            rows_of.setdefault((height, width), []).append(row)
         for (height, width), rows in rows_of.items():
             seen = images[rows, :, : max(height, LEAST_SIDE), : max(width, LEAST_SIDE)]
             yield Answer(

@@ -15,6 +15,7 @@ from torch import Tensor
 from heterokd.config.networks import TeacherSettings
 from heterokd.config.recipe import Recipe
 from heterokd.config.schema import SCHEMA
+from heterokd.datasets.io.images import image_shape
 from heterokd.datasets.io.loaders import EvalLoader
 from heterokd.datasets.io.split import Split
 from heterokd.datasets.views.policy import BLACK
@@ -103,7 +104,8 @@ class LiveTeacher:
         split = loader.split
         if id(split) not in self._classes:
             # The split is stored so that its id is not reused.
-            classes = predict_classes(self.network.to(device), self.plain(loader, device), device)
+            size = () if split.label_maps is None else image_shape(split.label_maps)  # that of the student's canvas
+            classes = predict_classes(self.network.to(device), self.plain(loader, device), device, size)
             self._classes[id(split)] = (split, classes)
         return self._classes[id(split)][1]
 

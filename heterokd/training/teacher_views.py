@@ -1,7 +1,8 @@
 """TeacherViews: what a teacher sees if its image size differs from the student's.
 
 A view is a pure function of (policy, seed, index, view), in shares of the image. So it is drawn once, and rendered for
-the teacher from the same file, decoded at the teacher's size: the same crop, flip and colours at another resolution.
+the teacher from the same file, decoded at the teacher's size: the same crop, flip and colours at another resolution. In
+segmentation, images cover the same part of the canvas, so small ones are enlarged for a larger teacher.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from heterokd.config.data import DataSettings
+from heterokd.config.data_sizes import data_at
 from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.loaders import EvalLoader, TrainLoader, open_split
 from heterokd.datasets.io.split import Splits
@@ -35,7 +37,7 @@ class TeacherViews:
         self._loaders: dict[torch.device, TrainLoader] = {}
 
     def of(self, batch: Batch) -> Tensor:
-        """Return the views of a batch of training images, [B, 3, S, S], on the batch's device.
+        """Return the views of a batch of training images, [B, 3, S, S] or crops, on the batch's device.
 
         Raises:
             DataError: the batch does not say which views it holds.
@@ -64,7 +66,7 @@ def teacher_views(recipe: Recipe, root: Workspace | None = None) -> TeacherViews
     """
     if recipe.teacher_size == recipe.data.image_size:
         return None
-    data = recipe.data.model_copy(update={"image_size": recipe.teacher_size})
+    data = data_at(recipe.data, recipe.teacher_size)
     return _views(data.model_dump_json(), recipe.data.policy, recipe.training.seed, root)
 
 
@@ -72,6 +74,5 @@ def teacher_views(recipe: Recipe, root: Workspace | None = None) -> TeacherViews
 def _views(data: str, policy: AugmentPolicy, seed: int, root: Workspace | None) -> TeacherViews:
     settings = DataSettings.model_validate_json(data)
     splits = open_splits(settings)
-    return TeacherViews(
-        splits if root is None else training_splits(splits, root, settings.pixels_max_gb), ViewSpec(policy, seed)
-    )
+    views = ViewSpec(policy, seed, crop=settings.view_crop, fill=settings.fill)
+    return TeacherViews(splits if root is None else training_splits(splits, root, settings.pixels_max_gb), views)

@@ -86,10 +86,8 @@ def test_without_a_size_nothing_changes(asked: Experiment, tiny_file: Write) -> 
     assert "image_size" not in recipes[0].teacher.model_dump(exclude_defaults=True)
 
 
-def test_segmentation_has_no_other_size(tiny_file: Write) -> None:
-    with pytest.raises(
-        ConfigError, match=r"teacher\.image_size: in segmentation, teacher and student see the same crop"
-    ):
+def test_scenes_that_are_drawn_have_no_other_size(tiny_file: Write) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.image_size: data set 'digit_scenes' has no larger images"):
         load_experiment(
             tiny_file(
                 data={"dataset": "digit_scenes", "image_size": 64, "labels_per_class": None},

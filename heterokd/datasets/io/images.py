@@ -168,6 +168,22 @@ def fitted_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, 
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def placed_size(height: int, width: int, canvas: tuple[int, int], drawn_at: int | None = None) -> tuple[int, int]:
+    """Return the height and width of an image on a canvas: `fitted_size`, but enlarged with the canvas.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image.
+        canvas: height and width.
+        drawn_at: height of another canvas, on which the image covers the same part; None: this canvas.
+    """
+    if drawn_at is None:
+        return fitted_size(height, width, canvas)
+    factor = canvas[0] / drawn_at
+    rows, columns = fitted_size(height, width, (drawn_at, round(canvas[1] / factor)))
+    return min(canvas[0], max(1, round(rows * factor))), min(canvas[1], max(1, round(columns * factor)))
+
+
 def sources_of(images: Images) -> tuple[Images, ...]:
     """Return all sources that images are joined and selected from."""
     source = source_of(images)

@@ -3,7 +3,7 @@
 A label map has the size of its image, and a number or a colour per pixel, see `heterokd/datasets/masks/read.py`. EXIF
 orientations are ignored, since label maps have none. All images of a data set are read onto a canvas of one size:
 larger images are shrunk to fit (images bilinearly with antialiasing, label maps to the nearest pixel), smaller ones lie
-in the top left corner, and the rest is padding and IGNORE. Nothing is enlarged.
+in the top left corner, and the rest is padding and IGNORE. Nothing is enlarged, except for a teacher of a larger size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from heterokd.datasets.io.decoded_files import DecodedFiles, memory_budget
 from heterokd.datasets.io.grouping import groups_of
 from heterokd.datasets.io.image_files import SIZES_SAMPLE
-from heterokd.datasets.io.images import fitted_size
+from heterokd.datasets.io.images import placed_size
 from heterokd.datasets.io.options import BLACK_CANVAS, Color
 from heterokd.datasets.io.read_image import FIRST_READING, Reading, open_image, to_rgb
 from heterokd.datasets.io.split import SPLIT_NAMES, Split, SplitName, Splits
@@ -43,6 +43,7 @@ class SceneFiles:
         labels: [N] paths of their label maps.
         reading: how the files of images become pixels.
         padding: color of the canvas beyond an image.
+        drawn_at: height of the canvas on which an image covers the same part, see `placed_size`.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class SceneFiles:
     labels: NDArray[np.bytes_]
     reading: Reading = FIRST_READING
     padding: Color = BLACK_CANVAS
+    drawn_at: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,7 +111,8 @@ class SceneImages(DecodedFiles):
 
     def decode(self, position: int) -> NDArray[np.uint8]:
         """Read the image at a position, [Hc, Wc, 3]."""
-        return read_scene(self.files.image(position), self.canvas, self.files.reading, self.files.padding)
+        files = self.files
+        return read_scene(files.image(position), self.canvas, files.reading, files.padding, files.drawn_at)
 
 
 class SceneLabels(DecodedFiles):
@@ -129,7 +132,7 @@ class SceneLabels(DecodedFiles):
                     f"{path}: is {classes.shape[1]} x {classes.shape[0]} pixels, its image {image} {opened.width} x "
                     f"{opened.height}; {self.advice}"
                 )
-        inside = fitted_size(classes.shape[0], classes.shape[1], self.canvas)
+        inside = placed_size(classes.shape[0], classes.shape[1], self.canvas, self.files.drawn_at)
         fitted = Image.fromarray(classes).resize(inside[::-1], Image.Resampling.NEAREST)
         return _on_canvas(np.asarray(fitted), self.canvas, IGNORE)
 
@@ -178,7 +181,8 @@ class SceneExtents:
     def _size(self, position: int) -> tuple[int, int]:
         if position not in self._known:
             with open_image(self.files.image(position), self.files.reading) as opened:
-                self._known[position] = fitted_size(opened.height, opened.width, self.canvas)
+                size = placed_size(opened.height, opened.width, self.canvas, self.files.drawn_at)
+                self._known[position] = size
         return self._known[position]
 
 
@@ -188,15 +192,19 @@ def label_files(files: Mapping[SplitName, SceneFiles]) -> list[Path]:
 
 
 def read_scene(
-    path: Path, canvas: Canvas, reading: Reading = FIRST_READING, padding: Color = BLACK_CANVAS
+    path: Path,
+    canvas: Canvas,
+    reading: Reading = FIRST_READING,
+    padding: Color = BLACK_CANVAS,
+    drawn_at: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Read an image onto a canvas, [Hc, Wc, 3] uint8.
+    """Read an image onto a canvas, [Hc, Wc, 3] uint8; see `SceneFiles` for the last three arguments.
 
     Raises:
         DataError: the file is damaged, missing, too large or not an image.
     """
     with open_image(path, reading) as opened:
-        inside = fitted_size(opened.height, opened.width, canvas)
+        inside = placed_size(opened.height, opened.width, canvas, drawn_at)
         opened.draft("RGB", inside[::-1])  # a large JPEG is decoded at half or quarter size
         image = to_rgb(opened, path, reading)
     if image.size != inside[::-1]:
@@ -233,6 +241,8 @@ def scene_splits(
         digest.update(chosen.reading.identity.encode())
         if chosen.padding != BLACK_CANVAS:
             digest.update(bytes(chosen.padding))
+        if chosen.drawn_at is not None:
+            digest.update(f"drawn_at={chosen.drawn_at}".encode())
         if not len(chosen):
             raise DataError(f"{chosen.folder}: has too few images, none is left for {name}; {advice}")
         every = -(-len(chosen) // SIZES_SAMPLE)

@@ -202,12 +202,15 @@ class EvalLoader:
         everything = np.arange(len(self.split))
         steps = (Chosen(everything[step * self.batch_size :][: self.batch_size]) for step in range(len(self)))
         for chosen, pixels, maps in self._pixels.batches(steps):
-            images = plain_images(pixels)
+            images, extents = plain_images(pixels), None
             if self.split.extents is not None:
                 height, width = images.shape[2:]
-                bounds = pixel_bounds(self.split.extents.read(chosen.index), width, np.zeros(0, np.int64))
+                extents = self.split.extents.read(chosen.index)
+                bounds = pixel_bounds(extents, width, np.zeros(0, np.int64))
                 images = without_colour(images, beyond_images(bounds, (height, width), images.device))
             batch = self._pixels.batch(images, chosen.index, None, maps)
+            if extents is not None:
+                batch = replace(batch, extents=torch.from_numpy(extents))
             if self._own_labels is not None:
                 own = (self._own_labels.read(position) for position in chosen.index.tolist())
                 batch = replace(batch, own_labels=tuple(map(torch.from_numpy, own)))

@@ -38,6 +38,8 @@ class DataOptions:
         padding: color of the canvas beyond images with label maps, see `heterokd/datasets/io/label_maps.py`.
         crops: source of training crops: the centre square at `image_size`, or the photo, as in the papers' recipes.
         val_crop: share of the shorter side that the centre square of val and test has.
+        drawn_at: of images with label maps, `data.image_size` of the student, of which a teacher of another size sees
+            the same part of each image, at the same place; None: `image_size`.
         masks: classes of label maps, and how images without splits are split.
     """
 
@@ -51,6 +53,7 @@ class DataOptions:
     padding: Color = PADDING
     crops: Literal["square", "photo"] = "square"
     val_crop: float = 1.0
+    drawn_at: int | None = None
     masks: MaskSettings | None = None
 
 

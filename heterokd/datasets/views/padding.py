@@ -35,7 +35,8 @@ def beyond_images(bounds: NDArray[np.int64], size: tuple[int, int], device: torc
     left, right, top, bottom = to_device(bounds, device)[:, :, None]
     rows, columns = (torch.arange(side, device=device) for side in size)
     across, down = (columns < left) | (columns >= right), (rows < top) | (rows >= bottom)
-    return (across[:, None, :] | down[:, :, None])[:, None]
+    beyond: Tensor = (across[:, None, :] | down[:, :, None])[:, None]
+    return beyond
 
 
 def clamp_to_images(grid: Tensor, bounds: NDArray[np.int64], canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:

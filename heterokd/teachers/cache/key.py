@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Literal
 
+from heterokd.config.data_sizes import scaled
 from heterokd.datasets.io.split import Splits
 from heterokd.datasets.views.policy import BLACK, ViewSpec
 from heterokd.errors import CacheError
@@ -129,9 +130,10 @@ class CacheKey:
         if self.embedding is not None:
             stored.append(f"embedding {list(self.embedding)}")
         height, width = self.size if self.teacher_size is None else (self.teacher_size, self.teacher_size)
+        of = "image size " if self.teacher_size is not None and self.logits is not None and len(self.logits) > 1 else ""
         return (
             f"{' and '.join(stored)} in {self.dtype} of {self.network} ({self.teacher[:8]}) on {self.views} view(s) "
-            f"of {self.images} {self.split} images at {height} x {width} (data {self.data[:8]}, seed {self.seed})"
+            f"of {self.images} {self.split} images at {of}{height} x {width} (data {self.data[:8]}, seed {self.seed})"
         )
 
     def differences(self, other: CacheKey) -> list[str]:
@@ -200,9 +202,14 @@ def make_key(splits: Splits, views: ViewSpec, network: AnyNetwork, settings: Cac
     if views.views is None:
         raise CacheError("a cache stores a fixed number of views of each image; give ViewSpec.views")
     size = views.crop or (splits.image_size, splits.image_size)
+    factor = 1.0 if views.teacher_size is None else views.teacher_size / splits.image_size
     spec = network.spec
     # Segmentation stores maps at the decoder's stride.
-    grid = () if spec.logits_stride is None else tuple(math.ceil(side / spec.logits_stride) for side in size)
+    grid = (
+        ()
+        if spec.logits_stride is None
+        else tuple(math.ceil(side / spec.logits_stride) for side in scaled(size, factor))
+    )
     return CacheKey(
         data=splits.fingerprint,
         split=splits.train.name,
