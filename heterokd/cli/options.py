@@ -88,12 +88,12 @@ def load_asked(file: Path, overrides: list[str]) -> Experiment:
 
 
 def existing_study(name: str, root: str) -> tuple[StudyFolder, Experiment]:
-    """Return the folder and the experiment of a study."""
-    from heterokd.config.reading import load_study_experiment
+    """Return the folder and the experiment of a study, without importing its methods."""
+    from heterokd.config.reading import read_study_experiment
     from heterokd.storage.workspace import open_workspace
 
     folder = open_workspace(root).existing_study(name)
-    return folder, load_study_experiment(folder.experiment_file)
+    return folder, read_study_experiment(folder.experiment_file)
 
 
 def print_json(content: object) -> None:

@@ -50,6 +50,14 @@ def load_study_experiment(path: str | Path) -> Experiment:
     return _completed(*_read(path, (), FIRST_SCHEMA))
 
 
+def read_study_experiment(path: str | Path) -> Experiment:
+    """Read a study's experiment.yaml as `load_study_experiment` does, but import no method if this version wrote it.
+
+    For commands that show results: the search has checked the methods.
+    """
+    return _read(path, (), FIRST_SCHEMA)[0]
+
+
 def study_schema(path: str | Path) -> int:
     """Read the number of the schema that an experiment.yaml of a study was written with.
 

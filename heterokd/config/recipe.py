@@ -46,6 +46,23 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over everything that decides the result; see `Schema.identity`."""
+        params = self.method_params
+        section = f"{METHODS_SECTION}.{self.method}"
+        off = params.unread - keys_of_schema_1().get(section, {}).keys()
+        kept = SCHEMA.identity(params, section, params.model_dump(mode="json", exclude=set(off)))
+        identity = self._identity() | {"params": {name: value for name, value in self.params.items() if name in kept}}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def configuration(self) -> str:
+        """Hash without the seed, the same for a trial and its repetitions; it executes no file of a user's method."""
+        recipe = self.model_copy(update={"training": self.training.model_copy(update={"seed": 0})})
+        if self.extension is None:
+            return recipe.hash
+        return hashlib.sha256(json.dumps(recipe._identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _identity(self) -> dict[str, object]:
+        """Return the settings that decide the result, with all parameters of the method."""
         workers = {"workers", "gpus_per_worker"}  # they do not change the result
         content = self.model_dump(
             mode="json",
@@ -58,13 +75,7 @@ class Recipe(Settings):
                 "cache": {"max_gb"},
             },
         )
-        identity = SCHEMA.identity(self, "recipe", content)
-        params = self.method_params
-        section = f"{METHODS_SECTION}.{self.method}"
-        off = params.unread - keys_of_schema_1().get(section, {}).keys()
-        kept = SCHEMA.identity(params, section, params.model_dump(mode="json", exclude=set(off)))
-        identity["params"] = {name: value for name, value in self.params.items() if name in kept}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return dict(SCHEMA.identity(self, "recipe", content))
 
     @property
     def task(self) -> TaskName:

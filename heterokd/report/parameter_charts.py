@@ -6,7 +6,7 @@ A method's parameters exist in its trials alone, so each method has its pair of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from heterokd.domains import Choice, Domain
@@ -15,11 +15,12 @@ from heterokd.methods import PLUS
 from heterokd.report.chart import Chart, NothingToShow, draw_chart
 from heterokd.report.figures.parameters import Axis, Bar, Line, draw_importance, draw_parallel
 from heterokd.report.figures.svg import Vector
+from heterokd.report.parameter_facts import ParameterFacts, parameter_facts
 from heterokd.report.search_charts import tooltip
 from heterokd.report.study_data import StudyReport
 from heterokd.report.tables import methods_in_order
 from heterokd.storage.trial_status import TrialStatus
-from heterokd.study.importance import ALL, Importance, importances
+from heterokd.study.importance import ALL, Importance
 from heterokd.study.trial_view import TrialView
 
 MOST_METHODS = 6
@@ -32,13 +33,11 @@ MOST_AXES = 8
 
 def parameter_charts(report: StudyReport) -> list[Chart]:
     """Draw importances and parallel coordinates: all methods first, then each method that has enough trials."""
-    try:
-        known = {found.group: found for found in importances(report.folder)}
-        problem = "" if report.folder.database.exists() else "the study's database is not here"
-    except Exception as error:  # noqa: BLE001  without the database, the page lacks these charts only
-        known, problem = {}, f"{type(error).__name__}: {error}".splitlines()[0]
+    facts = parameter_facts(report)
+    known = facts.importances
     methods = methods_in_order(report)
-    names = [name for name in methods if _domains(report, name)]
+    domains = {name: _domains(report, facts, name) for name in (ALL, *methods)}
+    names = [name for name in methods if domains[name]]
     counts = {name: sum(trial.method == name and trial.is_complete for trial in report.search) for name in names}
     first = sorted(names, key=lambda name: -counts[name])[:MOST_METHODS]
     ranked = {group for group, found in known.items() if found.shares}
@@ -48,15 +47,14 @@ def parameter_charts(report: StudyReport) -> list[Chart]:
     for group in groups:
         label = group.replace(" ", "-").replace(PLUS, "-")
         if known or not charts:  # without the database, the reason is given once
-            draw = partial(_importance, known.get(group), problem)
+            draw = partial(_importance, known.get(group), facts.problem)
             charts.append(draw_chart(f"importance-{label}", f"Parameter importance: {group}", draw))
-        charts.append(
-            draw_chart(f"parallel-{label}", f"Parameter combinations: {group}", partial(_parallel, report, group))
-        )
+        draw = partial(_parallel, report, group, domains[group])
+        charts.append(draw_chart(f"parallel-{label}", f"Parameter combinations: {group}", draw))
     return charts
 
 
-def _domains(report: StudyReport, group: str) -> dict[str, Domain]:
+def _domains(report: StudyReport, facts: ParameterFacts, group: str) -> dict[str, Domain]:
     """Return the domains of a group's parameters, without those that have a single value."""
     experiment = report.experiment
     found = experiment.shared_domains()
@@ -64,7 +62,7 @@ def _domains(report: StudyReport, group: str) -> dict[str, Domain]:
         tried = methods_in_order(report)
         found = {"method": Choice(*dict.fromkeys((*experiment.listed_methods, *tried)))} | found
     else:
-        found = experiment.method_domains(group) | found
+        found = {**facts.domains[group], **found}
     return {key: domain for key, domain in found.items() if not _is_constant(domain)}
 
 
@@ -86,7 +84,7 @@ def _importance(known: Importance | None, problem: str, made: Vector) -> str:
     return caption if known.trials >= 30 else f"{caption} With so few trials the order is uncertain."
 
 
-def _parallel(report: StudyReport, group: str, made: Vector) -> str:
+def _parallel(report: StudyReport, group: str, searched: Mapping[str, Domain], made: Vector) -> str:
     trials = [
         trial
         for trial in report.search
@@ -96,7 +94,7 @@ def _parallel(report: StudyReport, group: str, made: Vector) -> str:
     values = {trial.number: trial.value for trial in trials if trial.is_complete and trial.value is not None}
     if len(values) < FEWEST_LINES:
         raise NothingToShow(f"{len(values)} trials are complete; {FEWEST_LINES} are needed.")
-    domains = dict(list(_domains(report, group).items())[: MOST_AXES - 1])
+    domains = dict(list(searched.items())[: MOST_AXES - 1])
     # The worst values are far from the others: only the better nine tenths share the axis.
     ordered = sorted(values.values(), reverse=report.summary.maximise)
     best, worst = ordered[0], ordered[math.ceil(0.9 * len(ordered)) - 1]

@@ -16,7 +16,7 @@ from heterokd.config.reading import load_recipe
 from heterokd.config.recipe import Recipe
 from heterokd.storage.disk import when_writable
 from heterokd.storage.files import damaged, read_json, write_text
-from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
+from heterokd.storage.trial_status import RecipeFacts, TrialSnapshot, TrialStatus
 
 
 @lru_cache(maxsize=64)
@@ -46,6 +46,12 @@ def exception_line(text: str) -> str | None:
 
 TRACEBACK = "Traceback (most recent call last)"
 """First line of a traceback in error.txt."""
+
+
+def recipe_facts(recipe: Recipe) -> RecipeFacts:
+    """Return what trial.json holds of a recipe."""
+    training = recipe.training
+    return RecipeFacts(recipe.method, recipe.student.network, training.seed, training.epochs, recipe.configuration)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class TrialFolder:
         """Write recipe.yaml and trial.json of a trial that starts or resumes."""
         if not (self.path / "recipe.yaml").exists():
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
-        self.save(snapshot)
+        self.save(replace(snapshot, recipe=recipe_facts(recipe)))
 
     def save(self, snapshot: TrialSnapshot) -> None:
         """Replace trial.json; a trial that has ended needs no checkpoint before the last."""

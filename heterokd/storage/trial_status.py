@@ -66,6 +66,25 @@ def read_status(name: str, reason: str | None) -> TrialStatus:
 
 
 @dataclass(frozen=True)
+class RecipeFacts:
+    """What tables and charts show of a trial's recipe, so that a study of many trials is read without its recipes.
+
+    Attributes:
+        method: name of the method.
+        student: name of the student's network.
+        seed: seed of weights, order and views.
+        epochs: epochs of a complete training.
+        configuration: see `Recipe.configuration`.
+    """
+
+    method: str
+    student: str
+    seed: int
+    epochs: int
+    configuration: str
+
+
+@dataclass(frozen=True)
 class TrialSnapshot:
     """Content of trial.json.
 
@@ -82,6 +101,7 @@ class TrialSnapshot:
         ended: end time.
         price: price of an hour of its resources, in the experiment's currency; None without prices.
         paid: cost of its earlier processes.
+        recipe: of its recipe.yaml; None if an earlier version wrote the file.
     """
 
     status: TrialStatus = TrialStatus.RUNNING
@@ -96,6 +116,7 @@ class TrialSnapshot:
     ended: float | None = None
     price: float | None = None
     paid: float = 0.0
+    recipe: RecipeFacts | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -106,6 +127,7 @@ class TrialSnapshot:
         """Convert to the content of trial.json, without empty values."""
         content: dict[str, object] = {"state": str(self.status), **vars(self)}
         del content["status"]
+        content["recipe"] = None if self.recipe is None else vars(self.recipe)
         return {key: value for key, value in content.items() if value or key in _ALWAYS}
 
     @classmethod

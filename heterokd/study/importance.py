@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from typing import TYPE_CHECKING
 
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
 
 FORESTS, TREES, FEW_TREES = 3, 24, 8
 """Number of forests, and of trees in each: the mean is that of all trees. From `MANY` trials fewer trees suffice."""
@@ -81,6 +83,8 @@ def importances(folder: StudyFolder) -> list[Importance]:
     """
     if not folder.database.exists():
         return []
+    import optuna  # not at the top: `Importance` is read without it
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(sqlite_url(folder.database, read_only=True))
     try:
@@ -104,6 +108,9 @@ def _is_sample(trial: FrozenTrial) -> bool:
 
 
 def _importance(group: str, trials: Sequence[FrozenTrial], direction: optuna.study.StudyDirection) -> Importance:
+    import optuna
+    from optuna.trial import TrialState
+
     epoch = None
     values = {trial.number: trial.value for trial in trials if trial.state == TrialState.COMPLETE}
     if len(values) < FEWEST:
@@ -142,6 +149,8 @@ def _rung_values(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
 
 
 def _forest(study: optuna.Study, seed: int) -> Mapping[str, float]:
+    import optuna
+
     trees = TREES if len(study.get_trials(deepcopy=False)) < MANY else FEW_TREES
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -16,13 +16,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from heterokd.config.experiment import Experiment
 from heterokd.methods import BASELINE
 from heterokd.study.assignment import BEHIND, NEGATIVE_TRANSFER, REFERENCES
 from heterokd.study.posterior import pooled_squares
-from heterokd.study.trials import TrialRecord, Trials
+
+if TYPE_CHECKING:
+    from heterokd.study.trials import TrialRecord, Trials
 
 LAST_RUNG = Fraction(2, 3)
 """Share of the epochs after which no trial is stopped: it would save little and lose a trained student."""

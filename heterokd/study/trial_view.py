@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from heterokd.config.recipe import Recipe
 from heterokd.domains import Scalar
 from heterokd.formatting import classes_of
-from heterokd.storage.study_dir import StudyFolder, TrialFolder
+from heterokd.storage.study_dir import StudyFolder, TrialFolder, recipe_facts
 from heterokd.storage.trial_status import TrialStatus
 
 
@@ -80,33 +77,28 @@ def read_trials(folder: StudyFolder, metric: str) -> list[TrialView]:
 
 
 def _view(trial: TrialFolder, metric: str) -> TrialView:
-    snapshot, recipe = trial.snapshot, trial.recipe
+    snapshot = trial.snapshot
+    recipe = snapshot.recipe or recipe_facts(trial.recipe)
     reports = [report for report in trial.metrics() if math.isfinite(report.get(metric, math.nan))]
     final = snapshot.metrics.get(metric)
     value = reports[-1][metric] if reports and final is None else final
     return TrialView(
         number=trial.number,
         method=recipe.method,
-        student=recipe.student.network,
+        student=recipe.student,
         status=snapshot.status,
         origin=snapshot.origin,
         confirms=snapshot.confirms,
         sample=snapshot.sample or {"method": recipe.method},
-        seed=recipe.training.seed,
+        seed=recipe.seed,
         value=value if value is not None and math.isfinite(value) else None,
         epochs=tuple(int(report["epoch"]) for report in reports),
         curve=tuple(float(report[metric]) for report in reports),
-        planned=recipe.training.epochs,
+        planned=recipe.epochs,
         seconds=snapshot.seconds,
         reason=snapshot.reason or "",
         error=trial.error_line or "",
-        configuration=_configuration(recipe),
+        configuration=recipe.configuration,
         path=trial.path,
         iou_classes=classes_of(metric, snapshot.metrics if reports and final is not None else (reports or [{}])[-1]),
     )
-
-
-def _configuration(recipe: Recipe) -> str:
-    training = recipe.training.model_dump(mode="json", exclude={"seed"})
-    content = recipe.model_dump(mode="json", exclude={"training", "name"}) | {"training": training}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -79,12 +79,13 @@ class ImageResults(ABC):
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share; (0, 1) without observations."""
-    from scipy.stats import binomtest  # imported here because a training does not need it
-
     if not count:
         return 0.0, 1.0
-    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NORMAL_975
+    share, width = correct / count, 2 * (count + z**2)
+    centre = (2 * count * share + z**2) / width
+    half = z * math.sqrt(z**2 + 4 * count * share * (1 - share)) / width
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == count else centre + half)
 
 
 class CorrectImages(ImageResults):

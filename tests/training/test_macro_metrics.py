@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 
 from heterokd.training.macro_metrics import MACRO_METRICS, auroc, macro_score
 from heterokd.training.meters import Answer
-from heterokd.training.paired_tests import ImageLogits
+from heterokd.training.paired_tests import ImageLogits, wilson
 from heterokd.training.task_modules import build_task
 
 
@@ -84,3 +85,12 @@ def test_results_are_compared_by_the_metric() -> None:
     assert test.p_value < 0.01
     low, high = second.interval()
     assert low < second.score < high
+
+
+@pytest.mark.parametrize(
+    ("correct", "count"), [(0, 1), (1, 1), (0, 33), (33, 33), (11, 33), (361, 362), (5000, 10_000)]
+)
+def test_the_interval_of_a_share_is_that_of_scipy(correct: int, count: int) -> None:
+    known = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert wilson(correct, count) == pytest.approx((known.low, known.high), abs=1e-12)
+    assert wilson(0, 0) == (0.0, 1.0)

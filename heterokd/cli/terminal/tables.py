@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from heterokd.execution.reproduce import Reproduction
 from heterokd.formatting import (
     format_duration,
     format_estimate,
@@ -17,6 +17,9 @@ from heterokd.formatting import (
 )
 from heterokd.study.plan.estimate import Plan
 from heterokd.study.summary import StudySummary
+
+if TYPE_CHECKING:
+    from heterokd.execution.reproduce import Reproduction
 
 SHOWN_LEADERS = 6
 """Rows of the leaderboard that fit a small terminal."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from typing import TYPE_CHECKING
 
 from heterokd.networks.student_cost import StudentCost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class FlopsG(StudentCost):
@@ -16,6 +17,9 @@ class FlopsG(StudentCost):
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
         """Count the operations of matrix products, convolutions and attention; other operations are negligible."""
+        import torch  # not at the top: pages and plans read a cost's name alone
+        from torch.utils.flop_counter import FlopCounterMode
+
         device = next(network.parameters()).device
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, 3, *size, device=device))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from heterokd.networks.student_cost import StudentCost
-from heterokd.networks.timing import RUNS, THREADS, time_call
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class LatencyMs(StudentCost):
@@ -19,10 +19,16 @@ class LatencyMs(StudentCost):
 
     def measure(self, network: nn.Module, size: tuple[int, int]) -> float:
         """Time a forward with `timing.THREADS` threads."""
+        import torch  # not at the top: pages and plans read a cost's name alone
+
+        from heterokd.networks.timing import time_call
+
         image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
         return time_call(partial(network, image)).median_ms
 
     def conditions(self, size: tuple[int, int]) -> str:
         """Describe the timing."""
+        from heterokd.networks.timing import RUNS, THREADS
+
         threads = "1 thread" if THREADS == 1 else f"{THREADS} threads"
         return f"median of {RUNS}, batch 1, {size[0]} x {size[1]} pixels, CPU, {threads}"

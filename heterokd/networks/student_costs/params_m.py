@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from heterokd.networks.student_cost import StudentCost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class ParamsM(StudentCost):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from heterokd.method import Panel
 from heterokd.outputs import IGNORE
 from heterokd.report.figures.class_labels import class_label
 from heterokd.report.figures.palette import OTHERS, SCRATCH, STUDENT, class_colours, paint, rgb
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.patches import Patch
+
+    from heterokd.method import Panel
 
 DPI = 240
 """Dots per inch: about 1000 pixels a figure."""

@@ -6,13 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-
-import optuna
+from typing import TYPE_CHECKING
 
 from heterokd.study.plan.costs import Costs
-from heterokd.study.plan.counts import Counts
-from heterokd.study.plan.simulation import MOST_ASKED, simulate
-from heterokd.study.pruner import Pruner
+
+if TYPE_CHECKING:
+    from heterokd.study.plan.counts import Counts
+    from heterokd.study.pruner import Pruner
 
 RUNS, TRAININGS = 200, 20_000
 """Maximum number of simulations, and of trainings in all of them, so that a plan takes at most a few seconds."""
@@ -159,6 +159,10 @@ def estimate(
 
     `new_pruner` makes the pruner of a simulation.
     """
+    import optuna  # not at the top, for reports, which only read plans
+
+    from heterokd.study.plan.simulation import simulate
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     missing = round(stock.views * (1 - stock.cache_ready)) if counts.trainings else 0
     runs = range(_run_count(counts, every_epoch=new_pruner().every_epoch))
@@ -210,6 +214,8 @@ def estimate(
 def _run_count(counts: Counts, *, every_epoch: bool) -> int:
     """Return the number of simulations."""
     if every_epoch:
+        from heterokd.study.plan.simulation import MOST_ASKED
+
         return max(LEAST_RUNS, min(RUNS, ASKED // (min(counts.trainings, MOST_ASKED) * counts.epochs + 1)))
     return max(10, min(RUNS, TRAININGS // max(1, counts.trainings)))
 
