@@ -61,8 +61,9 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Regenerate docs/methods.md, docs/api.md, the architecture's picture and the papers' experiments; build site/
+docs: $(STAMP) ## Regenerate the pages of methods, docs/api.md, the architecture's picture and the papers' experiments; build site/
 	$(BIN)/python -m heterokd.cli.catalogue > docs/methods.md
+	$(BIN)/python docs/method_pages.py
 	$(BIN)/python docs/api_page.py > docs/api.md
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python -m heterokd.networks.families > docs/networks.md

@@ -145,6 +145,11 @@ def published_settings(method: str, dataset: str, teacher: str, student: str) ->
     )
 
 
+def settings_of(method: str) -> tuple[PublishedSetting, ...]:
+    """Return all published hyper-parameters of a method that differ from its defaults, in the order of the file."""
+    return tuple(setting for setting in _settings() if setting.method == method)
+
+
 def published_samples(experiment: Experiment, method: str) -> tuple[dict[str, Scalar], ...]:
     """Return a method's published settings for the experiment's first pair as samples, or its defaults.
 
