@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from heterokd.networks.body_network import BodyNetwork, standardised
 from heterokd.networks.body_types import Normalisation, SegmentationBody
 from heterokd.networks.segmentation_bodies import SegmentationLayout, classify, head_of, stage_maps
+from heterokd.networks.segmentation_encoders import HieraEncoder, MapsEncoder
 from heterokd.networks.segmentation_names import smp_encoders, split_name
 from heterokd.outputs import Outputs, Signal
 
@@ -47,7 +48,7 @@ class SegmentationNetwork(BodyNetwork):
     ) -> None:
         super().__init__(name, body, layout.spec, options, normalisation)
         self.multiple = layout.multiple
-        self.any_size = "img_size" not in layout.arguments
+        self.any_size = "img_size" not in layout.arguments and not isinstance(body.encoder, MapsEncoder)
 
     def forward(self, images: Tensor, needs: Signal = Signal.LOGITS) -> Outputs:
         """Run a single forward and return the signals in `needs`.
@@ -90,8 +91,9 @@ class SegmentationNetwork(BodyNetwork):
 
     @property
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the encoder, without decoder and classifier."""
-        return list(self.body.encoder.parameters())
+        """Parameters of the encoder, without decoder and classifier, and without the pyramid on a plain ViT."""
+        encoder = self.body.encoder
+        return list((encoder.model if isinstance(encoder, MapsEncoder) else encoder).parameters())
 
     @property
     def head(self) -> nn.Module:
@@ -115,6 +117,8 @@ class DeployableSegmentation(nn.Module):
         super().__init__()
         self.body = copy.deepcopy(network.body)
         _use_constant_padding(self.body)
+        if isinstance(self.body.encoder, HieraEncoder):
+            self.body.encoder.flatten_windows()
         self.multiple = network.multiple
         self.stride = network.spec.logits_stride or 1
         self.register_buffer("mean", network.mean.clone())

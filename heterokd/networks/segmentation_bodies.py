@@ -12,12 +12,23 @@ from typing import cast
 
 import timm
 import torch
+from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.bodies import first_line, options_as_json, timm_options, unknown_argument
 from heterokd.networks.body_types import SegmentationBody
+from heterokd.networks.segmentation_encoders import (
+    PYRAMID_OPTION,
+    STRIDES,
+    EncoderClass,
+    HieraEncoder,
+    MapsEncoder,
+    PyramidEncoder,
+    encoder_class,
+    registered,
+)
 from heterokd.networks.segmentation_names import UNDILATED, smp_class, smp_encoders, split_name
 from heterokd.outputs import Kind, OutputSpec, Signal, StageSpec
 
@@ -101,8 +112,11 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
             arguments.setdefault("strict_img_size", False)
         if "img_size" in known:
             arguments.setdefault("img_size", -(-image_size // UNDILATED) * UNDILATED)
-    if architecture == "dpt":
-        _prepare_vit(encoder, arguments, known)
+    kind = _maps_encoder(architecture, encoder)
+    if architecture == "dpt" or kind is PyramidEncoder:
+        _prepare_vit(architecture, encoder, arguments, known)
+    if kind is HieraEncoder:  # which follows the size of each batch
+        arguments.pop("img_size", None)
     if architecture == "pspnet" and arguments.setdefault("encoder_depth", 5) != 5:
         raise NetworkError(f"network {name!r}: encoder_depth must be 5, so that its encoder gives {STAGES} maps")
     try:
@@ -114,16 +128,17 @@ def _lay_out(name: str, num_classes: int, options: str, image_size: int) -> Segm
     return SegmentationLayout(arguments, *_measure(name, num_classes, arguments, image_size))
 
 
-def _prepare_vit(encoder: str, arguments: dict[str, object], known: Sequence[str]) -> None:
-    """Set the options with which a plain ViT is an encoder of DPT, unless they are given."""
+def _prepare_vit(architecture: str, encoder: str, arguments: dict[str, object], known: Sequence[str]) -> None:
+    """Set the options with which a plain ViT is an encoder of a decoder, unless they are given."""
     if "dynamic_img_size" in known:  # images of any size
         arguments.setdefault("dynamic_img_size", True)
     with torch.device("meta"), _WithoutValues():
         plain = timm.create_model(encoder.partition(".")[0])
-    patch = getattr(getattr(plain, "patch_embed", None), "patch_size", (VIT_PATCH,))
-    if patch[0] != VIT_PATCH and "patch_size" in known:
+    patch = to_2tuple(getattr(getattr(plain, "patch_embed", None), "patch_size", VIT_PATCH))
+    needs_others = patch[0] != VIT_PATCH if architecture == "dpt" else patch[0] not in STRIDES[1:]
+    if needs_others and "patch_size" in known:
         arguments.setdefault("patch_size", VIT_PATCH)
-    if not getattr(plain, "num_prefix_tokens", 0):
+    if "decoder_readout" in known and not getattr(plain, "num_prefix_tokens", 0):
         arguments.setdefault("decoder_readout", "ignore")
 
 
@@ -146,7 +161,7 @@ def create_segmentation_body(
         if isinstance(error, ValueError) and "downsampling pattern" in str(error):
             raise NetworkError(
                 f"network {name!r}: its encoder does not give maps at strides 4, 8, 16 and 32; "
-                "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2 or Swin instead, or the decoder dpt for a plain ViT"
+                "use a ResNet, MobileNet, ConvNeXt, MiT, PVTv2, Swin, Hiera or a plain ViT instead"
             ) from error
         if unknown_argument(error) == "output_stride":
             raise _cannot_dilate(name, arguments) from error
@@ -155,10 +170,24 @@ def create_segmentation_body(
 
 def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretrained: bool) -> nn.Module:
     architecture, encoder = split_name(name)
+    kind = _maps_encoder(architecture, encoder)
+    if kind is not None:
+        of_decoder = _arguments_of(architecture).keys() | {"encoder_output_stride"}
+        options = {key: value for key, value in arguments.items() if key not in of_decoder}
+        with registered(kind, encoder, pretrained, options) as key:
+            rest = {key: value for key, value in arguments.items() if key in of_decoder}
+            return _assembled(name, key, None, num_classes, rest)
     of_smp = encoder in smp_encoders() and architecture != "dpt"  # which has timm's alone
     encoder_name = encoder if of_smp else f"tu-{encoder}"
     weights = ("imagenet" if of_smp else True) if pretrained else None
-    arguments = dict(arguments)
+    return _assembled(name, encoder_name, weights, num_classes, dict(arguments))
+
+
+def _assembled(
+    name: str, encoder_name: str, weights: str | bool | None, num_classes: int, arguments: dict[str, object]
+) -> nn.Module:
+    """Build smp's decoder on an encoder that smp knows as `encoder_name`."""
+    architecture, _ = split_name(name)
     if architecture == "pspnet":
         stride = arguments.pop("encoder_output_stride", PSPNET_STRIDE)
         if stride != UNDILATED:
@@ -184,7 +213,14 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretra
 def _options_of(architecture: str, encoder: str) -> list[str]:
     """List the names of the options: smp's, and for an encoder from timm also timm's."""
     known = [*_arguments_of(architecture), *(["encoder_output_stride"] if architecture == "pspnet" else [])]
+    if _maps_encoder(architecture, encoder) is PyramidEncoder:
+        known.append(PYRAMID_OPTION)
     return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
+
+
+def _maps_encoder(architecture: str, encoder: str) -> EncoderClass | None:
+    """Return the class of an encoder that smp's universal encoder does not take; DPT reads plain ViTs itself."""
+    return None if architecture == "dpt" or encoder in smp_encoders() else encoder_class(encoder)
 
 
 def _arguments_of(architecture: str) -> dict[str, object]:
@@ -209,6 +245,8 @@ def _measure(name: str, num_classes: int, arguments: Mapping[str, object], image
     ]
     side = -(-image_size // multiple) * multiple
     asked = arguments.get("encoder_output_stride")
+    if isinstance(body.encoder, MapsEncoder):
+        attention = set(body.encoder.out_channels)
     if hooks and name.partition("-")[0] in DILATED and asked != UNDILATED:
         raise _cannot_dilate(name, arguments)
     try:

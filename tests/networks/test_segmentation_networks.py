@@ -24,6 +24,8 @@ ALL = Signal.LOGITS | Signal.EMBEDDING | Signal.STAGES
 PVT = {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_heads": [1, 1, 2, 2]}
 SWIN = {"depths": [1, 1, 2, 1], "embed_dim": 16, "num_heads": [1, 2, 4, 8], "window_size": 4}
 VIT = {"embed_dim": 32, "num_heads": 2, "decoder_fusion_channels": 32}
+PLAIN = {"embed_dim": 32, "num_heads": 2, "depth": 2, "pyramid_channels": 16}
+HIERA = {"embed_dim": 16, "stages": [1, 1, 1, 1]}
 
 # name, options, stride of the logits, strides of the stages, kinds of the stages (one letter each)
 NETWORKS: list[tuple[str, dict[str, Any], int, tuple[int, ...], str]] = [
@@ -52,6 +54,13 @@ NETWORKS: list[tuple[str, dict[str, Any], int, tuple[int, ...], str]] = [
     ("dpt-test_vit", {"decoder_fusion_channels": 32}, 2, (16, 16, 16, 16), "aaaa"),
     ("dpt-vit_small_patch14_dinov2", {**VIT, "patch_size": 16}, 2, (16, 16, 16, 16), "aaaa"),
     ("dpt-vit_base_patch16_siglip_224", VIT, 2, (16, 16, 16, 16), "aaaa"),
+    ("fpn-test_vit", {}, 4, (4, 8, 16, 32), "aaaa"),
+    ("upernet-vit_small_patch14_dinov2", {**PLAIN, "decoder_channels": 32}, 4, (4, 8, 16, 32), "aaaa"),
+    ("segformer-vit_small_patch16_dinov3", PLAIN, 4, (4, 8, 16, 32), "aaaa"),
+    ("deeplabv3plus-vit_base_patch16_siglip_224", {**PLAIN, "decoder_channels": 32}, 4, (4, 8, 16, 32), "aaaa"),
+    ("unet-vit_base_patch32_224", PLAIN, 1, (4, 8, 16, 32), "aaaa"),
+    ("fpn-hiera_tiny_224", HIERA, 4, (4, 8, 16, 32), "aaaa"),
+    ("upernet-hiera_small_abswin_256", {**HIERA, "decoder_channels": 32}, 4, (4, 8, 16, 32), "aaaa"),
 ]
 
 
@@ -60,7 +69,7 @@ def test_vits_of_other_patches_get_the_patch_that_dpt_joins() -> None:
     assert lay_out("dpt-vit_base_patch16_siglip_224", 5, VIT, 64).arguments["decoder_readout"] == "ignore"
     for name, problem in (
         ("dpt-mit_b0", "dpt needs an encoder of timm"),
-        ("unet-test_vit", "or the decoder dpt for a plain ViT"),
+        ("unet-mixer_s16_224", "Hiera or a plain ViT instead"),
         ("pan-test_resnet", "does not run on images of any size"),
     ):
         with pytest.raises(NetworkError, match=problem):
@@ -87,6 +96,8 @@ QUICK = {  # every architecture, dilated encoders, attention
     "fpn-swin_tiny_patch4_window7_224",
     "unet-test_resnet",
     "dpt-test_vit",
+    "fpn-test_vit",
+    "fpn-hiera_tiny_224",
 }
 
 
@@ -231,7 +242,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("deeplabv3-mit_b0", {"encoder_output_stride": 8}, "cannot be dilated to 8: set options.encoder_output_stride"),
     ("deeplabv3-pvt_v2_b0", {"encoder_output_stride": 8}, "cannot be dilated to 8: set options.encoder_output_stride"),
     ("segformer-resnet18", {"encoder_depth": 3}, "its encoder gives 3 maps, 4 are needed"),
-    ("segformer-test_vit", {}, "does not give maps at strides 4, 8, 16 and 32"),
+    ("segformer-mixer_s16_224", {}, "does not give maps at strides 4, 8, 16 and 32"),
     ("fpn-efficientformerv2_s0", {}, "does not run on images of any size"),
     ("deeplabv3-resnet18.nope", {}, "Invalid pretrained tag"),
     ("fpn-resnet18", {"decoder_dropout": {1}}, "options must be numbers, words and lists"),
