@@ -121,3 +121,13 @@ def test_every_page_is_reached_or_listed_by_the_site(tmp_path: Path) -> None:
 def test_the_page_of_python_names_is_that_of_their_docstrings() -> None:
     page = runpy.run_path(str(REPOSITORY / "docs" / "api_page.py"))["page"]
     assert (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_every_cell_of_the_comparison_has_a_source() -> None:
+    text = (REPOSITORY / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| | ")]
+    assert len(rows) > 12, "two tables"
+    for row in rows:
+        for cell in row.strip("|").split(" | ")[1:]:
+            has_source = "](" in cell or cell.strip() == "not read"
+            assert has_source, f"{row.split('|')[1].strip()}: {cell}"
