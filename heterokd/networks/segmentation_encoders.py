@@ -63,8 +63,8 @@ class MapsEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the image, an empty map at stride 2 and the four maps, as smp's universal encoder does."""
-        height, width = images.shape[-2:]
-        return [images, images.new_empty(len(images), 0, height // 2, width // 2), *self.maps(images)]
+        count, _, height, width = images.shape  # not len(), which fixes the batch of an exported graph
+        return [images, images.new_empty(count, 0, height // 2, width // 2), *self.maps(images)]
 
 
 class PyramidEncoder(MapsEncoder):
@@ -162,8 +162,8 @@ class _FlatWindows(MaskUnitAttention):
         if self.q_stride > 1:
             q = q.view(images, self.heads, windows, self.q_stride, -1, self.head_dim).amax(dim=3)
         joined = F.scaled_dot_product_attention(*(part.flatten(1, 2) for part in (q, k, v)))
-        joined = joined.unflatten(1, (self.heads, windows)).transpose(1, 3).reshape(images, -1, self.dim_out)
-        found: Tensor = self.proj(joined)
+        joined = joined.reshape(images, self.heads, windows, -1, self.head_dim)
+        found: Tensor = self.proj(joined.transpose(1, 3).reshape(images, -1, self.dim_out))
         return found
 
 
