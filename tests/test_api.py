@@ -18,6 +18,7 @@ import fabricated
 import pytest
 import torch
 from PIL import Image
+from tiny_datasets import write_classes
 
 import heterokd
 from heterokd import Experiment, distill, load_experiment, load_student
@@ -89,16 +90,43 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HETEROKD_EXPERIMENT", str(EXAMPLES.parent / "experiments" / "quickstart.yaml"))
     monkeypatch.setenv("HETEROKD_ROOT", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
-    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    names = run_notebook("quickstart.ipynb")
+    assert names["found"].summary.progress.finished  # type: ignore[attr-defined]
+    logits = names["logits"]
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (1, 10)
+
+
+def run_notebook(file: str) -> dict[str, object]:
+    """Run the cells of a notebook of examples/; return its names."""
+    notebook = json.loads((EXAMPLES / file).read_text(encoding="utf-8"))
     names: dict[str, object] = {}
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
             assert not cell["outputs"], "outputs are cleared before a notebook is committed"
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_the_notebook_on_a_folder_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, split in enumerate(("train", "val", "test")):
+        write_classes(tmp_path / "images" / split, {"cat": 8, "dog": 8, "owl": 8}, seed)
+    monkeypatch.setenv("HETEROKD_IMAGES", str(tmp_path / "images"))
+    monkeypatch.setenv("HETEROKD_ROOT", str(tmp_path / "runs"))
+    monkeypatch.setenv("HETEROKD_TRIALS", "2")
+    monkeypatch.setenv("HETEROKD_EPOCHS", "3")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(tmp_path)
+    names = run_notebook("icons.ipynb")
     assert names["found"].summary.progress.finished  # type: ignore[attr-defined]
-    logits = names["logits"]
-    assert isinstance(logits, torch.Tensor)
-    assert logits.shape == (1, 10)
+    for name, images in (("pictures", 3), ("answers", 12)):
+        drawn = [axis for axis in names[name].axes if axis.images]  # type: ignore[attr-defined]
+        assert len(drawn) == images
+        assert all(axis.get_title() for axis in drawn)
+    assert names["axis"].lines  # type: ignore[attr-defined]
+    assert (tmp_path / "runs/studies/icons/report.html").is_file()
 
 
 def test_a_loss_in_a_loop_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,9 +27,11 @@ from heterokd.formatting import package_version
 REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors of a path that the user gave; other errors of a disk are faults of the machine."""
 
+EXIT_CODES = "Exit codes: 0 success, 1 fault of the machine or bug, 2 wrong input, 130 interrupted (results are kept)."
+
 app = typer.Typer(
     help="Search for the best way to distil a large vision model into a small model of another architecture.",
-    epilog="Exit codes: 0 success, 1 fault of the machine or bug, 2 wrong input, 130 interrupted (results are kept).",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -91,7 +93,10 @@ def _debug(context: typer.Context, value: bool) -> None:
 
 
 DebugOption = Annotated[
-    bool, typer.Option("--debug", callback=_debug, expose_value=False, help="Print tracebacks of errors.")
+    bool,
+    typer.Option(
+        "--debug", "-v", callback=_debug, expose_value=False, help="Print tracebacks of errors, and a search's log."
+    ),
 ]
 
 
@@ -109,6 +114,7 @@ def _group(commands: typer.Typer) -> Callable[..., object]:
     for command in (command for each in groups for command in each.commands.values()):
         if not isinstance(command, TyperGroup):
             command.params.extend(get_command(only_debug).params)
+            command.epilog = EXIT_CODES
     return group
 
 

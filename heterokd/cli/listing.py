@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from heterokd.cli.options import AsJson, print_json
+from heterokd.cli.options import AsJson, method_names, print_json
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Method to describe, or FILE.py:Class.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Method to describe, or FILE.py:Class.", autocompletion=method_names)
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check the method on random pairs; exit with 2 on a fault.")
     ] = False,

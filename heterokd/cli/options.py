@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +71,26 @@ RootFolder = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object as the last line of stdout.")]
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study (the experiment's name).")]
+
+
+def study_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a study of the workspace, if that is a folder of this machine."""
+    root = context.params.get("root") or os.environ.get("HETEROKD_ROOT", "runs")
+    folders = Path(root, "studies").glob("*/experiment.yaml")
+    return sorted(file.parent.name for file in folders if file.parent.name.startswith(incomplete))
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Complete the name of a method."""
+    from heterokd.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+StudyName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="Name of the study (the experiment's name).", autocompletion=study_names),
+]
 
 
 def program_began() -> float:

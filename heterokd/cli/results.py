@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json
+from heterokd.cli.options import AsJson, RootFolder, StudyName, existing_study, print_json, study_names
 from heterokd.errors import without_password
 
 
@@ -90,7 +90,10 @@ def compare(study: StudyName, root: RootFolder = "runs", as_json: AsJson = False
 
 
 def ui(
-    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Print only the links of this study.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDY", help="Print only the links of this study.", autocompletion=study_names),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     live: Annotated[
         bool, typer.Option("--live", help="Serve the page of STUDY instead, which follows the search.")

@@ -8,13 +8,24 @@ from typing import Annotated
 
 import typer
 
-from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, check_root, load_asked, print_json
+from heterokd.cli.options import (
+    AsJson,
+    ExperimentFile,
+    Overrides,
+    RootFolder,
+    check_root,
+    load_asked,
+    method_names,
+    print_json,
+)
 from heterokd.formatting import epoch_score
 
 
 def distill(
     experiment: ExperimentFile,
-    method: Annotated[str, typer.Option(help="Name (see heterokd methods), or FILE.py:Class.")],
+    method: Annotated[
+        str, typer.Option(help="Name (see heterokd methods), or FILE.py:Class.", autocompletion=method_names)
+    ],
     overrides: Overrides = [],  # noqa: B006
     root: RootFolder = "runs",
     as_json: AsJson = False,

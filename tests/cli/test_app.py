@@ -80,6 +80,28 @@ def test_commands_are_completed(shell: str) -> None:
     assert "search" not in done.stdout.split("reproduce")[0]
 
 
+def completions(typed: str, folder: Path) -> list[str]:
+    """What bash offers for the last of the typed words."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_HETEROKD_COMPLETE": "complete_bash"}
+    environment = {**os.environ, **words}
+    environment.pop("HETEROKD_ROOT", None)
+    program = str(Path(sys.executable).with_name("heterokd"))
+    return subprocess.run(
+        [program], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_studies_and_methods_are_completed(tmp_path: Path) -> None:
+    for root, name in (("runs", "birds"), ("runs", "cats"), ("other", "bees")):
+        folder = tmp_path / root / "studies" / name
+        folder.mkdir(parents=True)
+        (folder / "experiment.yaml").touch()
+    (tmp_path / "runs/studies/no-study").mkdir()
+    assert completions("heterokd promote ", tmp_path) == ["birds", "cats"]
+    assert completions("heterokd report --root other b", tmp_path) == ["bees"]
+    assert completions("heterokd distill x.yaml --method hc", tmp_path) == ["hcd"]
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from heterokd.cli.app import app\n"
