@@ -82,7 +82,8 @@ def test_outputs_stay(name: str, root: Path, cli: Run, tmp_path: Path) -> None:
         now.pop("champion_student", None)  # added since
     if name == "compare":
         assert now.pop("methods")["kd"] == "the winner"  # added since
-    assert differences(stored["output"], now)[:20] == []
+    found = [line for line in differences(stored["output"], now) if not line.endswith(".iou_classes: absent before")]
+    assert found[:20] == []
 
 
 @pytest.mark.slow
