@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from heterokd.networks.checkpoint_file import CheckpointFile
+from heterokd.networks.openmmlab import STAGE_NORM, has_stage_norm, is_segformer
+from heterokd.networks.openmmlab import converted as converted_segformer
 
 State = Mapping[str, Tensor]
 
@@ -94,6 +96,8 @@ def match_checkpoint(file: CheckpointFile, target: Target) -> Match:
     direct = _checked(best, target)
     if direct.fault is None:
         return direct
+    if is_segformer(best.tensors) and any(name.startswith("encoder.block1.") for name in wanted):
+        return _converted_segformer(best, target)
     converted = _converted_by_timm(best, target)
     if converted is not None and converted.fault is None:
         return converted
@@ -242,6 +246,21 @@ def _converted_by_timm(choice: _Choice, target: Target) -> Match | None:
     done = [f"{_listed(resized)} resized"] if resized else []
     done += [f"{renamed} names converted"] if renamed else []
     return replace(match, notes=(*match.notes, f"by timm: {' and '.join(done) or 'converted'}"))
+
+
+def _converted_segformer(choice: _Choice, target: Target) -> Match:
+    """Convert the names of mmsegmentation, or of SegFormer's authors."""
+    match = _checked(replace(choice, tensors=converted_segformer(choice.tensors)), target)
+    of_openmmlab, is_built = has_stage_norm(choice.tensors), any(".fusion." in name for name in target.state)
+    if match.fault is not None and of_openmmlab != is_built:
+        advice = "set" if of_openmmlab else "leave out"
+        return replace(
+            match,
+            fault=f"its decoder is {'' if of_openmmlab else 'not '}mmsegmentation's: {advice} "
+            f"options.{STAGE_NORM}{': true' if of_openmmlab else ''}",
+        )
+    whose = "mmsegmentation" if of_openmmlab else "SegFormer's program"
+    return replace(match, notes=(*match.notes, f"names of {whose} converted"))
 
 
 def _by_order(choice: _Choice, target: Target) -> Match | None:

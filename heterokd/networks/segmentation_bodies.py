@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from heterokd.errors import NetworkError, did_you_mean
 from heterokd.networks.bodies import first_line, options_as_json, timm_options, unknown_argument
 from heterokd.networks.body_types import SegmentationBody
+from heterokd.networks.openmmlab import STAGE_NORM, StageNormDecoder
 from heterokd.networks.segmentation_encoders import (
     PYRAMID_OPTION,
     STRIDES,
@@ -172,7 +173,7 @@ def _create(name: str, num_classes: int, arguments: Mapping[str, object], pretra
     architecture, encoder = split_name(name)
     kind = _maps_encoder(architecture, encoder)
     if kind is not None:
-        of_decoder = _arguments_of(architecture).keys() | {"encoder_output_stride"}
+        of_decoder = _arguments_of(architecture).keys() | {"encoder_output_stride", STAGE_NORM}
         options = {key: value for key, value in arguments.items() if key not in of_decoder}
         with registered(kind, encoder, pretrained, options) as key:
             rest = {key: value for key, value in arguments.items() if key in of_decoder}
@@ -188,6 +189,13 @@ def _assembled(
 ) -> nn.Module:
     """Build smp's decoder on an encoder that smp knows as `encoder_name`."""
     architecture, _ = split_name(name)
+    stage_norm = arguments.pop(STAGE_NORM, False)
+    if stage_norm:
+        whole = smp_class(architecture)(encoder_name, encoder_weights=weights, classes=num_classes, **arguments)
+        encoder, last = cast(SegmentationBody, whole).encoder, cast(SegmentationBody, whole).segmentation_head[0]
+        channels = cast(Sequence[int], encoder.out_channels)
+        whole.decoder = StageNormDecoder(channels, cast(int, last.in_channels))
+        return whole
     if architecture == "pspnet":
         stride = arguments.pop("encoder_output_stride", PSPNET_STRIDE)
         if stride != UNDILATED:
@@ -215,6 +223,8 @@ def _options_of(architecture: str, encoder: str) -> list[str]:
     known = [*_arguments_of(architecture), *(["encoder_output_stride"] if architecture == "pspnet" else [])]
     if _maps_encoder(architecture, encoder) is PyramidEncoder:
         known.append(PYRAMID_OPTION)
+    if architecture == "segformer":
+        known.append(STAGE_NORM)
     return known if encoder in smp_encoders() else [*known, *timm_options(encoder.partition(".")[0])]
 
 
