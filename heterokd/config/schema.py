@@ -90,6 +90,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("data.evaluation_size", 5, "canvas", "label"),
     ChangedDefault("methods.heteroakd.teacher_grid", 5, "student", "native"),
     ChangedDefault("data.scene_views", 6, 2, 3),
+    ChangedDefault("search.confirm_references", 6, False, True),
 )
 """All changed defaults, by ascending schema number."""
 

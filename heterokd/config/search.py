@@ -227,6 +227,10 @@ class SearchSettings(CostLimits):
         None, ge=0, description="repeat this many leaders, each confirm_seeds times, instead of confirm_share; 0: none"
     )
     confirm_seeds: int = Field(2, ge=0, description="fresh seeds of each of the confirm_leaders")
+    confirm_references: bool = Field(
+        True,
+        description="repeat scratch, plain KD and the winner's method at published settings as often as the winner",
+    )
     trial_timeout: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | Literal["auto"] | None = Field(
         "auto",
         description="maximum time of a trial, as 90m, 2h or a number of seconds; null: no limit; auto: ten times the "

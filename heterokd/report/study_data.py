@@ -15,7 +15,7 @@ from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.read_summary import read_summary
 from heterokd.study.significance import Comparison, compare_trials
 from heterokd.study.summary import StudySummary
-from heterokd.study.trial_view import TrialView, read_trials
+from heterokd.study.trial_view import TrialView, published_trial, read_trials
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ class StudyReport:
 
     def published(self, method: str) -> TrialView | None:
         """Return a method's complete trial at its published setting, if possible on the winner's student."""
-        trials = [t for t in self.search if t.method == method and t.origin == "published" and t.is_complete]
-        student = "" if self.winner is None else self.winner.student
-        return next((trial for trial in trials if trial.student == student), trials[0] if trials else None)
+        return published_trial(self.trials, method, "" if self.winner is None else self.winner.student)
 
     @property
     def levels(self) -> dict[str, float]:

@@ -32,6 +32,7 @@ FREE_KEYS = {
     "confirm_share",
     "confirm_leaders",
     "confirm_seeds",
+    "confirm_references",
     "prior_weight",
 }
 LOCK_SECONDS = 60.0

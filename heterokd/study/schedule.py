@@ -10,7 +10,17 @@ from typing import Literal
 from heterokd.config.experiment import Experiment
 from heterokd.config.search import MOST_TRIALS
 from heterokd.methods import BASELINE
-from heterokd.study.confirmation import Repetition, fixed_repetitions, next_repetition, share, share_after
+from heterokd.study.confirmation import (
+    REFERENCES_FROM,
+    Repetition,
+    beyond_decision,
+    fixed_repetitions,
+    most_references,
+    next_repetition,
+    reference_repetitions,
+    share,
+    share_after,
+)
 from heterokd.study.failures import distillation_failure, failing_methods
 from heterokd.study.initial_trials import Start
 from heterokd.study.leaderboard import Leaderboard
@@ -85,7 +95,8 @@ class Schedule:
             return "sample" if start is None else start
         if self._settings.confirm_leaders is not None:
             return self._next_fixed(is_over)
-        repetition = next_repetition(self._trials, self.leaderboard, self._capacity(), self._front())
+        repetition = next_repetition(self._trials, self.leaderboard, self._for_decision(), self._front())
+        repetition = repetition or next(iter(self._missing_references()), None)
         if repetition is not None:
             return repetition
         if not is_over:
@@ -112,10 +123,12 @@ class Schedule:
                 guess = self._settings.trials if self._settings.trials < MOST_TRIALS else begun
                 part = share_after(self._experiment, float(guess), is_warm=self._is_warm)
                 return planned, max(repeats, math.ceil(part / (1 - part) * guess))
+            if total is None:
+                return planned, max(repeats, self._for_decision()) + len(self._missing_references())
             return planned, max(repeats, self._capacity())
         if is_over and not any(record.is_running for record in self._trials.search):
             missing = fixed_repetitions(self._trials, self.leaderboard) if step is not None else []
-            return planned, repeats + len(missing)
+            return planned, repeats + len(missing or self._missing_references())
         return planned, max(repeats, self._fixed_count())
 
     def _next_start(self) -> Start | None:
@@ -141,7 +154,8 @@ class Schedule:
             return None if is_over else "sample"
         if any(record.is_running for record in self._trials.search):
             return "wait"
-        return next(iter(fixed_repetitions(self._trials, self.leaderboard)), None)
+        fixed = fixed_repetitions(self._trials, self.leaderboard)
+        return next(iter(fixed or self._missing_references()), None)
 
     def _search_is_over(self) -> bool:
         """Return whether no start or sample is left; some may still run."""
@@ -161,9 +175,12 @@ class Schedule:
         return min(float(self._fixed_count()), total / 2)
 
     def _fixed_count(self) -> int:
-        """Return the number of repetitions of `confirm_leaders`, including scratch."""
+        """Return the maximum number of repetitions of `confirm_leaders`, including scratch and references."""
         leaders = self._settings.confirm_leaders or 0
-        return (leaders + (BASELINE in self._facts.methods and leaders > 0)) * self._settings.confirm_seeds
+        if not leaders:
+            return 0
+        references = most_references(self._experiment, self._facts.methods)
+        return (leaders + (BASELINE in self._facts.methods) + references) * self._settings.confirm_seeds
 
     def _capacity(self) -> int:
         """Return the maximum number of repetitions."""
@@ -176,6 +193,24 @@ class Schedule:
             total = searched / (1 - part)
         # Rounded up, since the rest of the search's share is too small for a training.
         return math.ceil(part * total)
+
+    def _for_decision(self) -> int:
+        """Return the number of repetitions, those of references included, up to which `next_repetition` is asked.
+
+        References come on top of a number of trials. They take a part of a budget from `REFERENCES_FROM` on.
+        """
+        capacity, total = self._capacity(), self._ledger.total()
+        if not self._settings.confirm_references:
+            return capacity
+        if total is None:
+            return capacity + beyond_decision(self._trials, self.leaderboard)
+        return capacity - (len(self._missing_references()) if total >= REFERENCES_FROM else 0)
+
+    def _missing_references(self) -> list[Repetition]:
+        """List the repetitions that the winner's references lack; none unless they are asked for."""
+        if not self._settings.confirm_references:
+            return []
+        return reference_repetitions(self._trials, self.leaderboard)
 
     @property
     def _is_warm(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from heterokd.domains import Scalar
 from heterokd.formatting import classes_of
@@ -66,6 +67,30 @@ class TrialView:
     def is_search(self) -> bool:
         """Whether it is a trial of the search, not a repetition."""
         return self.confirms is None
+
+
+class _Trial(Protocol):
+    """What `published_trial` reads of a trial."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def student(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def is_search(self) -> bool: ...
+    @property
+    def is_complete(self) -> bool: ...
+
+
+Trial = TypeVar("Trial", bound=_Trial)
+
+
+def published_trial(trials: Iterable[Trial], method: str, student: str = "") -> Trial | None:
+    """Return a method's first complete trial with published settings, if possible of `student`, or None."""
+    found = [t for t in trials if t.method == method and t.origin == "published" and t.is_search and t.is_complete]
+    return next((trial for trial in found if trial.student == student), found[0] if found else None)
 
 
 def read_trials(folder: StudyFolder, metric: str) -> list[TrialView]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ def noisy(assignment: Assignment) -> float:
     return truth(assignment) + random.Random(assignment.recipe.hash).gauss(0, NOISE)
 
 
-def search(experiment: Experiment, workers: int = 1) -> tuple[Study, list[Assignment], list[int]]:
+def search(
+    experiment: Experiment, workers: int = 1, value_of: Callable[[Assignment], float] = noisy
+) -> tuple[Study, list[Assignment], list[int]]:
     """A whole search in memory; its assignments, and how many ran at each decision to wait."""
     study = Study.open(experiment, StudyFolder(Path("nowhere")), StudyOptions(storage="memory", clock=lambda: 0.0))
     running: list[Assignment] = []
@@ -66,7 +70,7 @@ def search(experiment: Experiment, workers: int = 1) -> tuple[Study, list[Assign
             assert step is None
             return study, done, waits
         one = running.pop(0)
-        value, ended = noisy(one), False
+        value, ended = value_of(one), False
         for rung in one.rungs:
             early = truth(one) + random.Random(f"{one.recipe.hash} {rung}").gauss(0, NOISE)
             if not study.report(one.number, rung, {"val/top1": early * rung / 27}):
@@ -311,3 +315,87 @@ def test_a_repetition_that_diverges_puts_its_configuration_last() -> None:
     repeated = [leader for leader in study.leaders() if leader.confirmed]
     assert repeated[-1].number == broken
     assert len(repeated) > 2
+
+
+# --- references of the winner
+
+
+def distilled(assignment: Assignment) -> float:
+    """LSKD is the best method, above all at a temperature of 4; nothing is better than its published setting by far."""
+    bonus = {"scratch": -0.1, "kd": 0.0, "lskd": 0.03}[assignment.recipe.method]
+    off = abs(math.log(assignment.recipe.params.get("temperature", 4.0) / 4))
+    return 0.85 + bonus - 0.02 * off + random.Random(assignment.recipe.hash).gauss(0, NOISE)
+
+
+def compared(study: Study) -> dict[str, int]:
+    """Trials of the winner and of its references, by their role."""
+    winner = study.leaders()[0]
+    found = {"winner": winner.number}
+    for method in (BASELINE, "kd", winner.method):
+        published = next(record for record in study._trials.search if record.method == method)
+        if published.number != winner.number:
+            found[method] = published.number
+    found[BASELINE] = next(leader.number for leader in study.leaders() if leader.method == BASELINE)
+    return found
+
+
+def repetitions(study: Study) -> dict[str, int]:
+    return {role: len(study._trials.confirmations.get(number, ())) for role, number in compared(study).items()}
+
+
+def referring(**search: Any) -> Experiment:
+    return make_experiment(space={"methods": ["scratch", "kd", "lskd"]}, prune=False, **search)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"trials": 16}, {"trials": 30}, {"trials": 12, "confirm_seeds": 3}, {"budget": {"trainings": 40}}]
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_references_are_repeated_as_often_as_the_winner(settings: dict[str, Any], workers: int) -> None:
+    study, done, _ = search(referring(**settings), workers, distilled)
+    numbers, counts = compared(study), repetitions(study)
+    assert counts["winner"]
+    # A budget may end before the last of them.
+    missing = sum(counts["winner"] - min(count, counts["winner"]) for count in counts.values())
+    assert missing <= (2 if "budget" in settings else 0), counts
+    assert study.progress().confirmations_planned == sum(one.origin == "confirm" for one in done)
+    assert study.spending.trainings <= (settings.get("budget") or {}).get("trainings", math.inf)
+
+    without, fewer, _ = search(referring(**settings, confirm_references=False), workers, distilled)
+    before = repetitions(without)
+    assert sum(before["winner"] - min(count, before["winner"]) for count in before.values()) > missing
+    if workers == 1 and "trials" in settings:
+        pairs = zip_longest(*([(one.origin, one.sample, one.confirms) for one in found] for found in (done, fewer)))
+        place = next(place for place, (mine, other) in enumerate(pairs) if mine != other)
+        assert done[place].confirms in numbers.values(), "all decisions before the first repetition of a reference"
+
+
+def test_a_search_that_repeats_nothing_repeats_no_reference() -> None:
+    for settings in ({"trials": 8}, {"trials": 30, "confirm_share": 0.0}, {"trials": 30, "confirm_leaders": 0}):
+        _, done, _ = search(referring(**settings), value_of=distilled)
+        assert {one.origin for one in done} == {"published", "sampled"}
+
+
+def test_a_small_budget_goes_to_the_decision() -> None:
+    """As many repetitions of leaders as without references; what is left is theirs."""
+    found = []
+    for asked in (False, True):
+        study, done, _ = search(referring(budget={"trainings": 20}, confirm_references=asked), value_of=distilled)
+        found.append([(one.origin, one.sample, one.confirms) for one in done])
+        assert study.spending.trainings <= 20
+    assert found[0] == found[1][: len(found[0])]
+
+
+def test_a_reference_that_fails_is_given_up() -> None:
+    study = Study.open(referring(trials=30), StudyFolder(Path("nowhere")), StudyOptions(storage="memory"))
+    failed = 0
+    while isinstance(step := study.next(), Assignment):
+        if step.origin == "confirm" and step.recipe.method == "kd":
+            failed += 1
+            study.finish(step.number, "failed", {}, "out of memory")
+        else:
+            study.finish(step.number, "complete", {"val/top1": distilled(step)})
+    counts = repetitions(study)
+    assert failed
+    assert min(counts[BASELINE], counts["lskd"]) >= counts["winner"] > 0, counts
+    assert study.progress().finished

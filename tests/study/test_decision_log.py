@@ -84,6 +84,7 @@ GIVEN = {
 def open_study(name: str, folder: Path, clock: Clock) -> Study:
     file = folder / "experiment.yaml"
     question = {
+        "schema": 5,  # without repetitions of references
         "name": name,
         "data": {"dataset": "digits"},
         "teacher": {"network": "resnet18"},

@@ -13,7 +13,7 @@ from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import REFERENCES, method_space
-from heterokd.study.confirmation import LEADER_SEEDS, share, share_after
+from heterokd.study.confirmation import LEADER_SEEDS, expected_references, most_references, share, share_after
 from heterokd.study.initial_trials import matched_samples, published_starts
 from heterokd.study.pruner import checkpoint_epochs
 from heterokd.study.sampler import has_freedom
@@ -132,6 +132,9 @@ def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -
     settings, starts = experiment.search, _length_of(counts)
     configurations = settings.confirm_leaders or 0
     configurations += BASELINE in counts.methods and 0 < configurations < len(counts.starts) + counts.samples
+    if configurations:
+        most = max(configurations, len(counts.starts) + counts.samples)
+        configurations = min(configurations + most_references(experiment, counts.methods), most)
     fixed = configurations * settings.confirm_seeds
     searched = starts + counts.samples * counts.length
     is_adaptive = settings.confirm_leaders is None
@@ -149,7 +152,9 @@ def _with_repeats(experiment: Experiment, counts: Counts, limit: float | None) -
     if not is_adaptive:
         return replace(counts, repeats=fixed, seeds=settings.confirm_seeds if fixed else 0)
     repeats = math.ceil(part * searched / (1 - part))
-    return replace(counts, repeats=repeats, seeds=math.ceil(repeats / LEADER_SEEDS), is_adaptive=True)
+    seeds = math.ceil(repeats / LEADER_SEEDS)
+    on_top = expected_references(experiment, counts.methods, repeats) if limit is None else 0
+    return replace(counts, repeats=repeats + on_top, seeds=seeds, is_adaptive=True)
 
 
 def _left(counts: Counts, folder: StudyFolder) -> Counts:

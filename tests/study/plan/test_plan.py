@@ -214,11 +214,11 @@ def test_a_larger_student_takes_its_time() -> None:
     )
 
 
-def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize("references", [False, True])
+def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path, *, references: bool) -> None:
     """One after the other, nothing pruned: a real study hands out what was counted."""
-    experiment = load_experiment(
-        tiny_file(search={"prune": False, "trials": 5, "confirm_leaders": 2, "confirm_seeds": 2})
-    )
+    asked = {"prune": False, "trials": 5, "confirm_leaders": 2, "confirm_seeds": 2, "confirm_references": references}
+    experiment = load_experiment(tiny_file(search=asked))
     folder = Workspace(tmp_path / "runs").study("tiny")
     counts = count(experiment, {})
     assert counts.rungs == ()
@@ -236,18 +236,24 @@ def test_counts_are_those_of_the_study(tiny_file: Write, tmp_path: Path) -> None
         assert left.trainings == counts.trainings - len(origins)
     assert origins.count("published") == len(counts.starts) == 3
     assert origins.count("sampled") == counts.samples == 2
-    assert origins.count("confirm") == counts.repeats
+    if references:  # whether the winner's method is plain KD, and whether it leads, is known only at the end
+        assert 6 < origins.count("confirm") <= counts.repeats == 10
+    else:
+        assert origins.count("confirm") == counts.repeats == 6
 
 
 def test_adaptive_repetitions_and_budgets_are_counted(tiny_file: Write) -> None:
     def counted(affordable: float | None = None, **search: Any) -> Counts:
-        asked = {"prune": False, "trials": 60, "confirm_leaders": None, **search}
+        asked = {"prune": False, "trials": 60, "confirm_leaders": None, "confirm_references": False, **search}
         return count(load_experiment(tiny_file(search=asked)), {}, None, affordable)
 
     plain = counted()
     assert plain.is_adaptive
     assert plain.repeats == pytest.approx(0.4 / 0.6 * 60, abs=1), "0.4 of all training"
     assert counted(trials=8).repeats == 0, "below COLD"
+    assert counted(trials=8, confirm_references=True).repeats == 0
+    assert counted(confirm_references=True).repeats == plain.repeats + 2 * 3 + 1, "KD, the winner's method, scratch"
+    assert counted(confirm_references=True).seeds == plain.seeds
     limited = counted(budget={"trainings": 30}, trials=10_000)
     assert len(limited.starts) + limited.samples + limited.repeats == pytest.approx(30, abs=1)
     assert counted(30.0, trials=10_000) == limited
