@@ -133,8 +133,7 @@ class StudySummary:
         if self.teacher is not None:
             content["teacher"] = self.teacher.content()
             content["teachers"] = [card.content() for card in self.teachers]
-        content = {key: value for key, value in content.items() if value or key not in _UNLESS_EMPTY}
-        return {key: _plain(value) for key, value in content.items()}
+        return {key: _plain(value) for key, value in content.items() if value or key not in _UNLESS_EMPTY}
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> StudySummary:
@@ -151,7 +150,7 @@ class StudySummary:
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
 
 
-_UNLESS_EMPTY = ("failing", "failing_nodes", "distillation_failure", "val_images")
+_UNLESS_EMPTY = ("failing", "failing_nodes", "distillation_failure", "val_images", "iou_classes")
 """Keys of summary.json that are left out if they are empty."""
 
 
@@ -173,7 +172,7 @@ def stored_summary(folder: StudyFolder) -> StudySummary | None:
 def _plain(value: object) -> object:
     """Convert to JSON's values: lists for tuples, null for floats that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items() if inner or key not in _UNLESS_EMPTY}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
