@@ -43,6 +43,7 @@ TINY: dict[str, Any] = {
         "min_epochs": 1,
         "confirm_leaders": 1,
         "confirm_seeds": 1,
+        "confirm_references": False,
         "parallel": 1,
     },
 }
