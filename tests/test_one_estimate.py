@@ -35,6 +35,7 @@ SINGLE = fabricated.ranked(
     1, mean=0.47512, half=0.04321, confirmed=False, values=(0.47512,), seeds=(0,), numbers=(1,), expected=0.409
 )
 CONFIRMED = fabricated.ranked(1, mean=0.41234, half=0.03108, search_value=0.47512, expected=0.409)
+WITH_VERDICT = {"MLflow's description of the study": "gain over scratch +", "model card": "without a teacher: +"}
 SCRATCH = fabricated.ranked(0, "scratch", 0.21, 0.02)
 
 
@@ -103,6 +104,9 @@ def check(winner: RankedConfig, evidence: str, shown: Iterable[tuple[str, str]])
         assert all(number in text for number in numbers), f"{place}: {text}"
         if place != "MLflow's metrics":
             assert place == "page's table" or evidence in text, f"{place}: {text}"
+        if place in WITH_VERDICT:
+            assert WITH_VERDICT[place] in text, f"{place}: {text}"
+            assert ("likely" if evidence == "one seed" else "significant") in text, f"{place}: {text}"
         if place != "page's table":  # which has a column for the value of the search
             assert not [other for other in others if other in text], f"{place}: {text}"
 

@@ -52,6 +52,13 @@ class Gain:
         low, high = self.difference - self.half_width, self.difference + self.half_width
         return f"95 % interval {low:+.4f} to {high:+.4f}"
 
+    @property
+    def verdict(self) -> str:
+        """Difference, grade and interval: `+0.0345 (significant, 95 % interval +0.0112 to +0.0578)`."""
+        grade = "noise unknown" if self.grade == "unknown" else self.grade
+        parts = (grade, self.interval, "" if self.is_fresh else "from single seeds")
+        return f"{self.difference:+.4f} ({', '.join(filter(None, parts))})"
+
 
 def gain(first: RankedConfig, second: RankedConfig, *, maximise: bool) -> Gain | None:
     """Return the gain of the first configuration over the second; None if a mean is unknown.

@@ -24,6 +24,7 @@ from heterokd.storage.files import damaged, read_json, write_text
 from heterokd.storage.machine_load import under_load
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot
+from heterokd.study.gain import gain
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.summary import StudySummary
 
@@ -177,6 +178,8 @@ def study_result(summary: StudySummary) -> str:
     text = f"**{winner.method}** won with trial {winner.number}: {summary.metric} {winner.estimate}"
     if scratch is not None and scratch.number != winner.number:
         text += f"; without a teacher (scratch): {summary.metric} {scratch.estimate}"
+        found = gain(winner, scratch, maximise=summary.maximise)
+        text += "" if found is None else f"; gain over scratch {found.verdict}"
     return f"{text}."
 
 

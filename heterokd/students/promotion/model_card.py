@@ -21,6 +21,7 @@ from heterokd.storage.teacher_card import TeacherCard
 from heterokd.storage.workspace import Workspace
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.registry import describe_student, taken_words
+from heterokd.study.gain import Gain
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.tasks import TASKS
 from heterokd.teachers.cache.key import CacheKey
@@ -43,6 +44,7 @@ class Lineage:
         weights: SHA-256 of the student's weights.
         scratch: mean of the study's best student without a teacher on val, if it has the teacher's metric.
         metric: metric of the study, of which the card shows the configuration's estimate.
+        gain: gain of the configuration over the study's best student without a teacher.
     """
 
     teacher: TeacherCard | None
@@ -52,6 +54,7 @@ class Lineage:
     weights: str
     scratch: float | None = None
     metric: str = ""
+    gain: Gain | None = None
 
 
 def model_card(
@@ -142,6 +145,8 @@ def _figures(decision: Decision, lineage: Lineage) -> str:
         lines += ["", str(decision.comparison)]
     if lineage.config is not None:
         lines += ["", f"On val, when this was written: {lineage.metric} {lineage.config.estimate}."]
+    if lineage.gain is not None:
+        lines[-1] += f" Gain over the study's best student without a teacher: {lineage.gain.verdict}."
     return "\n".join([*lines, "", "| gate | required | measured | passed |", "|---|---|---|---|", rows])
 
 

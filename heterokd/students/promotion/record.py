@@ -14,6 +14,8 @@ from heterokd.students.promotion.challenger import Candidate
 from heterokd.students.promotion.decision import Decision
 from heterokd.students.promotion.model_card import Lineage, cache_of, model_card, shortened
 from heterokd.students.registry import taken_size, version_links
+from heterokd.study.gain import Gain, gain
+from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.read_summary import read_summary
 from heterokd.study.summary import StudySummary
 from heterokd.tracking.runs import StudyRuns
@@ -57,6 +59,14 @@ def _scratch(summary: StudySummary | None, teacher: TeacherCard | None) -> float
     return summary.scratch.mean
 
 
+def _gain(summary: StudySummary, config: RankedConfig) -> Gain | None:
+    """Return the gain of a configuration over scratch; None if it is scratch, or without a scratch trial."""
+    scratch = summary.scratch
+    if scratch is None or config.method == scratch.method:
+        return None
+    return gain(config, scratch, maximise=summary.maximise)
+
+
 def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate: Candidate, splits: Splits) -> None:
     """Write the model card to the version's description, the run's artifacts and the study's folder."""
     client, summary = runs.client, read_summary(runs.folder)
@@ -64,10 +74,12 @@ def _write_card(runs: StudyRuns, root: Workspace, decision: Decision, candidate:
     run = client.get_run(str(version.run_id))
     logged = client.get_logged_model(str(version.source).removeprefix("models:/"))
     teacher = None if summary is None else summary.teacher_of(candidate.recipe.teacher.network)
+    config = None if summary is None else summary.leader(candidate.trial.number)
     lineage = Lineage(
         teacher=teacher,
-        config=None if summary is None else summary.leader(candidate.trial.number),
+        config=config,
         metric=runs.experiment.metric,
+        gain=None if summary is None or config is None else _gain(summary, config),
         cache=cache_of(candidate.recipe, splits, None if teacher is None else teacher.weights, root),
         commit=run.data.tags.get("mlflow.source.git.commit"),
         weights=logged.tags.get("heterokd.weights", "unknown"),
