@@ -4,10 +4,11 @@
                                     [--out results.json] [--seeds 5] [--first 0] [--arms scratch kd rest]
 
 Without --experiment, digits: teacher, student and training of experiments/quickstart.yaml, with ten labels of each
-class. benchmarks/unlabelled_images.yaml is for a folder of images and a checkpoint. KD has its default parameters. An arm
-is trained on each seed, and the metric of the last epoch is compared in pairs of the same seed. `rest` learns from the
-training images whose labels `data.labels_per_class` leaves out, half of each batch. All arms have as many updates, those
-with names in `-long` ten times as many. Trainings are kept in --root: an interrupted run goes on.
+class. benchmarks/unlabelled_images.yaml is for a folder of images and a checkpoint. KD has its default parameters.
+An arm is trained on each seed, and the metric of the last epoch is compared in pairs of the same seed. `rest`
+learns from the training images whose labels `data.labels_per_class` leaves out, half of each batch. All arms have
+as many updates, those with names in `-long` ten times as many. Trainings are kept in --root: an interrupted run
+goes on.
 """
 
 from __future__ import annotations
