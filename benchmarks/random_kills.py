@@ -87,7 +87,7 @@ KINDS = {
         {"training": {"workers": 2, "epochs": 40}, "search": {"trials": 2}},
         ends=(1,),
     ),
-    "builder": Kind("a builder of the teacher's cache", "ray::Builder", 6.0, {"cache": {"views": 12}}),
+    "builder": Kind("a builder of the teacher's cache", "ray::Builder", 4.0, {"cache": {"views": 60}}),
     "gcs": Kind("the GCS of a local Ray", "gcs_server", 15.0, SHORTER, ends=(1,)),
     "raylet": Kind("the raylet of a local Ray", "raylet/raylet", 15.0, SHORTER, ends=(1,)),
 }
