@@ -95,7 +95,7 @@ def doctor(
     from heterokd.storage.workspace import open_workspace
 
     check_address(address)
-    checks = examine(asked, open_workspace(root), address)
+    checks = examine(asked, open_workspace(root, checked=False), address)
     if as_json:
         print_json(plain(checks))
     else:

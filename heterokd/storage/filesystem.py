@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +25,10 @@ from heterokd.storage.files import PARTIAL, replacing
 
 ABANDONED_SECONDS = 24 * 3600.0
 """Age at which a partial file of another machine counts as abandoned, since its process cannot be checked."""
+
+GS_RETRIES = timedelta(seconds=30)
+"""Time in which requests to gs:// are repeated. Google's client repeats them for a quarter of an hour, also where there
+are no credentials."""
 
 COPY_BYTES = 8 * 1024**2
 """Bytes per read of a copy."""
@@ -80,6 +85,8 @@ class RemoteDir:
 
     def folders(self) -> list[str]:
         """Return the names of the direct subfolders, sorted."""
+        if isinstance(self.filesystem, fs.GcsFileSystem):  # lists folders only where pyarrow has created them
+            return sorted({file.name.partition("/")[0] for file in self.files() if "/" in file.name})
         selector = fs.FileSelector(self.path, allow_not_found=True)
         return sorted(found.base_name for found in self.filesystem.get_file_info(selector) if not found.is_file)
 
@@ -150,7 +157,11 @@ class RemoteDir:
 
     def delete_everything(self) -> None:
         """Delete the folder and its content if it exists."""
-        if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+        if self.filesystem.get_file_info(self.path).type != fs.FileType.Directory:
+            return
+        if isinstance(self.filesystem, fs.GcsFileSystem):  # may have no object for the folder itself
+            self.filesystem.delete_dir_contents(self.path)
+        else:
             self.filesystem.delete_dir(self.path)
 
     def free_bytes(self) -> int | None:
@@ -191,10 +202,27 @@ def open_folder(place: RemoteDir | str | Path) -> RemoteDir:
     if scheme != "file" and not urlsplit(text).netloc:
         raise ConfigError(f"folder {text!r}: names no bucket; give {scheme}://BUCKET/...")
     try:
-        filesystem, path = fs.FileSystem.from_uri(text)
+        filesystem, path = _google(text) if scheme in ("gs", "gcs") else fs.FileSystem.from_uri(text)
     except (ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"folder {text!r}: {str(error).splitlines()[0]}; check the address") from None
     return RemoteDir(filesystem, path.rstrip("/"))
+
+
+def _google(url: str) -> tuple[fs.FileSystem, str]:
+    """Open gs://; STORAGE_EMULATOR_HOST is the address of an emulator, as for Google's own clients."""
+    parts = urlsplit(url)
+    if parts.query:  # settings of the client
+        store, path = fs.FileSystem.from_uri(url)
+        return store, path
+    path = f"{parts.netloc}{parts.path}"
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    if not emulator:
+        return fs.GcsFileSystem(retry_time_limit=GS_RETRIES), path
+    scheme, _, host = emulator.rpartition("://")
+    store = fs.GcsFileSystem(
+        anonymous=True, scheme=scheme or "http", endpoint_override=host, retry_time_limit=GS_RETRIES
+    )
+    return store, path
 
 
 def _stored(found: fs.FileInfo, name: str) -> StoredFile:

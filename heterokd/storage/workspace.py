@@ -12,6 +12,7 @@ from heterokd.config.sentences import given
 from heterokd.errors import ConfigError, StudyError, did_you_mean
 from heterokd.storage.files import read_json
 from heterokd.storage.filesystem import RemoteDir, open_folder
+from heterokd.storage.stored_data.refusals import check_store
 from heterokd.storage.study_dir import CHECKPOINT, StudyFolder, previous_checkpoint
 from heterokd.storage.sync import FolderSync
 from heterokd.storage.typed_json import parse
@@ -178,12 +179,17 @@ class Workspace:
         return folder
 
 
-def open_workspace(place: str | Path) -> Workspace:
+def open_workspace(place: str | Path, *, checked: bool = True) -> Workspace:
     """Open the workspace that `--root` names: a folder, or a store's URL (s3://BUCKET/..., gs://BUCKET/...,
     file:///MOUNT/...).
 
+    Args:
+        place: the folder or URL.
+        checked: ask an object store whether it answers.
+
     Raises:
-        ConfigError: an unsupported URL, a URL that contains credentials, or a path that databases cannot hold.
+        ConfigError: an unsupported URL, a URL that contains credentials, a path that databases cannot hold, or a store
+            that does not answer or refuses this machine.
     """
     text = str(place)
     if unprintable(text):
@@ -205,7 +211,9 @@ def open_workspace(place: str | Path) -> Workspace:
             f"--root {parts.scheme}://***@{parts.hostname}{parts.path}: a URL must not contain credentials; "
             "give each machine a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    open_folder(text)
+    folder = open_folder(text)
+    if checked and folder.local is None:
+        check_store(folder, text)
     return Workspace(working_folder(text) / "driver", text.rstrip("/"))
 
 

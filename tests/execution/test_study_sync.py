@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from object_store import SECRET, s3_server
+from object_store import SECRET, gs_server, s3_server
 from pyarrow import fs
 
 from heterokd.errors import ConfigError
@@ -169,10 +169,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environment
 
 
-def heterokd(home: Path, s3: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with gs_server(tmp_path_factory.mktemp("gs") / "log") as environment:
+        yield environment
+
+
+def heterokd(
+    home: Path, store: dict[str, str], *arguments: str | Path, root: str = URL
+) -> subprocess.CompletedProcess[str]:
     """The command line on a machine of its own: `home` is all it has."""
     home.mkdir(exist_ok=True)
-    environment = {**os.environ, **s3, "HOME": str(home), "HETEROKD_ROOT": URL}
+    environment = {**os.environ, **store, "HOME": str(home), "HETEROKD_ROOT": root}
     return subprocess.run(
         [sys.executable, "-m", "heterokd", *map(str, arguments)],
         cwd=home,
@@ -196,14 +204,20 @@ def bucket(s3: dict[str, str], name: str = "") -> RemoteDir:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_search_in_an_object_store_goes_on_from_another_machine(
-    s3: dict[str, str], tmp_path: Path, tiny_file: Write
+    scheme: str, request: pytest.FixtureRequest, tmp_path: Path, tiny_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store: dict[str, str] = request.getfixturevalue(scheme)
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    url = f"{scheme}://state/runs"
+    seen = open_folder(url)
     experiment = tiny_file(search={"trials": 2, "confirm_leaders": 1, "space": {"methods": ["scratch", "kd"]}})
-    first = heterokd(tmp_path / "a", s3, "search", experiment, "--json")
+    first = heterokd(tmp_path / "a", store, "search", experiment, "--json", root=url)
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout.splitlines()[-1])
-    stored = {file.name: file for file in bucket(s3).files()}
+    stored = {file.name: file for file in seen.files()}
     for name in ("experiment.yaml", "study.db", "summary.json", "report.html", "tracking.json"):
         assert f"studies/tiny/{name}" in stored
     for number in range(2):
@@ -211,25 +225,27 @@ def test_a_search_in_an_object_store_goes_on_from_another_machine(
         assert {
             f"{trial}/{name}" for name in ("recipe.yaml", "trial.json", "metrics.jsonl", "student.safetensors")
         } <= set(stored)
-        assert json.loads(bucket(s3).read(f"{trial}/trial.json"))["state"] == "complete"
+        assert json.loads(seen.read(f"{trial}/trial.json"))["state"] == "complete"
     assert any(name.startswith("teachers/") and name.endswith("teacher.safetensors") for name in stored)
     assert any(name.startswith("caches/") and name.endswith("manifest.json") for name in stored)
     assert not list(tmp_path.glob("a/runs"))
 
     # Another machine, which has nothing: it goes on with the study, and trains what is new.
-    second = heterokd(tmp_path / "b", s3, "search", experiment, "--resume", "--trials", "3", "--json")
+    second = heterokd(tmp_path / "b", store, "search", experiment, "--resume", "--trials", "3", "--json", root=url)
     assert second.returncode == 0, second.stderr
     more = json.loads(second.stdout.splitlines()[-1])
     assert more["standing"]["complete"] + more["standing"]["pruned"] == 3
-    after = {file.name: file for file in bucket(s3).files()}
+    after = {file.name: file for file in seen.files()}
     weights = "studies/tiny/trials/0000/student.safetensors"
     assert after[weights].modified == stored[weights].modified, "a trial that was complete was trained again"
     assert more["teacher"]["weights"] == found["teacher"]["weights"]
-    assert not [name for name in after if SECRET.encode() in bucket(s3).read(name)]
+    assert not [name for name in after if SECRET.encode() in seen.read(name)]
 
-    third = heterokd(tmp_path / "c", s3, "report", "tiny", "--json")
+    third = heterokd(tmp_path / "c", store, "report", "tiny", "--json", root=url)
     assert third.returncode == 0, third.stderr
-    unknown = heterokd(tmp_path / "c", s3, "report", "tinny")
+    caches = heterokd(tmp_path / "c", store, "cache", "--list", root=url)
+    assert "test_vit" in caches.stdout, caches.stdout + caches.stderr
+    unknown = heterokd(tmp_path / "c", store, "report", "tinny", root=url)
     assert unknown.returncode == 2
     assert SECRET not in first.stdout + first.stderr + second.stderr
 

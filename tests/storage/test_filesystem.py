@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mounts import small_disk
+from object_store import gs_server
 from processes import exit_code
 from pyarrow import fs
 
@@ -16,10 +18,20 @@ from heterokd.storage.files import PARTIAL
 from heterokd.storage.filesystem import RemoteDir, open_folder
 
 
-@pytest.fixture(params=["local", "object store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteDir:
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with gs_server(tmp_path_factory.mktemp("gs") / "log") as environment:
+        yield environment
+
+
+@pytest.fixture(params=["local", "object store", "gs"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteDir:
     if request.param == "local":
         return open_folder(tmp_path / "caches")
+    if request.param == "gs":
+        for name, value in request.getfixturevalue("google").items():
+            monkeypatch.setenv(name, value)
+        return open_folder(f"gs://state/{tmp_path.name}")
     memory = fs._MockFileSystem()
     memory.create_dir("bucket/caches/shards")
     return RemoteDir(memory, "bucket/caches")

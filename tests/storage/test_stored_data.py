@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import Run
 from mounts import small_disk
-from object_store import s3_server
+from object_store import free_port, gs_server, s3_server
 from PIL import Image
 from pydantic import ValidationError
 from shards import (
@@ -62,6 +62,18 @@ def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with gs_server(tmp_path_factory.mktemp("gs") / "log", BUCKET) as environment:
+        yield environment
+
+
+@pytest.fixture
+def gs(google: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in google.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HETEROKD_DATA_CACHE", str(tmp_path / "cache"))
@@ -102,13 +114,13 @@ def assert_equal(found: Splits, wanted: Splits) -> None:
 
 
 def pushed(folder: Path, place: str, tmp_path: Path, **options: Any) -> str:
-    url = f"s3://{BUCKET}/{tmp_path.name}" if place == "s3" else (tmp_path / "store").as_uri()
+    url = (tmp_path / "store").as_uri() if place == "file" else f"{place}://{BUCKET}/{tmp_path.name}"
     push_data(folder, url, **options)
     return url
 
 
-@pytest.mark.parametrize("place", ["s3", "file"])
-def test_a_pushed_folder_reads_as_the_folder(place: str, folder: Path, tmp_path: Path, s3: None) -> None:
+@pytest.mark.parametrize("place", ["s3", "gs", "file"])
+def test_a_pushed_folder_reads_as_the_folder(place: str, folder: Path, tmp_path: Path, s3: None, gs: None) -> None:
     url = pushed(folder, place, tmp_path, shard_bytes=40_000)
     found, wanted = splits_of(url), splits_of(folder)
     assert wanted.class_names == ("emu", "cat", "dog")
@@ -270,6 +282,31 @@ def test_missing_and_wrong_credentials_are_named(tmp_path: Path, monkeypatch: py
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         with pytest.raises(DataError, match=advice):
             open_data(f"s3://{BUCKET}/x")
+
+
+@pytest.mark.slow
+def test_missing_credentials_of_google_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Google's client looks for a login
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{free_port()}")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"gs://bucket/x: cannot be read .*set GOOGLE_APPLICATION_CREDENTIALS, or give"):
+        open_data("gs://bucket/x")
+    assert time.monotonic() - began < 150  # Google's client tries for a quarter of an hour
+
+
+def test_a_root_in_a_store_that_does_not_answer_is_refused_before_work(
+    s3: None, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    no_bucket = cli("report", "tiny", "--root", "s3://nowhere/x")
+    assert no_bucket.code == 2
+    assert no_bucket.err.endswith("s3://nowhere/x: there is no bucket 'nowhere'; create it, or correct the address\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    silent = cli("report", "tiny", "--root", f"s3://{BUCKET}/x")
+    assert silent.code == 2
+    assert silent.err.startswith(f"error: --root s3://{BUCKET}/x: cannot be read (")
+    assert silent.err.endswith("; check the address, and that this machine reaches it\n")
 
 
 def test_a_disk_or_a_limit_that_is_too_small_is_refused(
