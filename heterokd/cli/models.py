@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from heterokd.cli.options import AsJson, RootFolder, StudyName, print_json
+from heterokd.errors import ConfigError
 from heterokd.students.export.formats import FORMATS, format_named
 
 
@@ -64,12 +65,16 @@ def rollback(
     print(done.to_json() if as_json else done.reason)
 
 
+# One parameter for each option of the command line.
 def export(
     student: Annotated[
         str, typer.Argument(metavar="MODEL_URI", help="models:/NAME@ALIAS, studies/NAME or a trial folder.")
     ],
     out: Annotated[Path, typer.Option(help="Output folder.")],
     format_name: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With --format onnx: quantize to 8 bits, and measure val before and after.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also replace files that no export wrote.")] = False,
     root: RootFolder = "runs",
     as_json: AsJson = False,
@@ -78,6 +83,9 @@ def export(
 
     Verifies the file against the trained student on real images.
     """
+    if int8 and format_name not in ("onnx", "onnx_int8"):
+        raise ConfigError(f"--int8: only ONNX is quantized, not --format {format_name}; use --format onnx")
+    format_name = "onnx_int8" if int8 else format_name
     format_named(format_name)  # before the imports, which take seconds
     from heterokd.storage.workspace import open_workspace
     from heterokd.students.export.export import export_student
@@ -90,10 +98,13 @@ def export(
         return
     height, width = written.image
     print(f"{'  '.join(str(out / name) for name in written.files)}  ({written.size_mb:.2f} MB)")
-    print(
-        f"parity   largest logit difference {written.parity.difference:.2g} at batch 1 and 5 "
-        f"({written.parity.tolerance:.2g} allowed)"
-    )
+    difference = f"largest logit difference {written.parity.difference:.2g} at batch 1 and 5"
+    if written.accuracy is None:
+        print(f"parity   {difference} ({written.parity.tolerance:.2g} allowed)")
+    else:
+        of = written.accuracy
+        gain = f"{of.metric} {of.file:.4f}, of the student {of.student:.4f} ({-of.drop:+.4f})"
+        print(f"accuracy {gain}; {difference}")
     print(
         f"latency  median {written.latency.median_ms:.2f} ms, p95 {written.latency.p95_ms:.2f} ms for an image of "
         f"{height} x {width} on a single thread (the student in torch: {written.torch_latency.median_ms:.2f} ms)"

@@ -116,3 +116,6 @@ class PromotionSettings(CostLimits):
     )
     max_size_mb: float | None = Field(None, gt=0, description="size of the weights, in megabytes")
     export_parity: bool = Field(False, description="require an ONNX export whose outputs equal the student's")
+    max_int8_drop: float | None = Field(
+        None, ge=-1, le=1, description="loss of top-1 or mIoU on val by quantization to 8 bits (ONNX)"
+    )

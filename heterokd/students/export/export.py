@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,26 +16,27 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import Tensor
 
+from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, ExportError, NetworkError, StudyError
 from heterokd.networks.network import AnyNetwork, deployable
 from heterokd.networks.timing import Timing, time_call
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.typed_json import parse
+from heterokd.students.export.accuracy import Accuracy, accuracy_on_val, calibration_images
 from heterokd.students.export.find import Student
 from heterokd.students.export.format import INPUT, OUTPUT, ExportFormat, ToWrite
 from heterokd.students.export.formats import FORMATS, format_named
 from heterokd.students.export.parity import Parity, Written, compare_with_student, parity_images
+from heterokd.students.export.silence import silenced_exporters
 from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, task_of
 
 RECORD = "export.json"
+INT8 = "onnx_int8"
 WRITING = ".heterokd-writing-"
 """Prefix of the folder in which files are verified before they appear in the output folder."""
-EXPORTERS = ("torch.export", "torch._export", "torch.onnx", "onnxscript", "onnx_ir")
-"""Names of the exporters' loggers."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ class Exported:
         torch_latency: latency of the student in torch for one image, for comparison.
         image: height and width of that image, in pixels.
         opened_with: code that opens the files.
+        accuracy: metric on val of the student and of the file, if the format is not exact; otherwise None.
     """
 
     folder: Path
@@ -67,6 +65,7 @@ class Exported:
     torch_latency: Timing
     image: tuple[int, int]
     opened_with: str
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,9 @@ def export_student(
                 _refuse_foreign(out, known, kind.files)
             if known.student and known.student.get("weights") != student.weights:
                 raise ConfigError(f"--out {out}: holds the export of another student; give another folder")
-            view, images = student.recipe.data.view_size, parity_images(student.splits.val)
-            written, parity = _write(kind, student.network, view, _student_card(student), folder, images)
-            if not parity.agrees:
+            view, card = student.recipe.data.view_size, _student_card(student)
+            written, parity = _write(kind, student.network, student.splits, view, card, folder)
+            if kind.is_exact and not parity.agrees:
                 raise ExportError(
                     f"{out / kind.files[0]}: its logits differ from the student's by {parity.difference:.3g} on "
                     f"images of val, {parity.tolerance:.3g} is allowed; it was deleted, use another --format"
@@ -211,7 +210,25 @@ def try_export(
     """
     card, kind = network_card(network, splits, view), format_named(format_name, formats)()
     with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
-        return _write(kind, network, view, card, Path(folder), parity_images(splits.val))[1]
+        return _write(kind, network, splits, view, card, Path(folder))[1]
+
+
+def try_int8(network: AnyNetwork, splits: Splits, recipe: Recipe) -> Accuracy:
+    """Export a student to ONNX in 8 bits, to a temporary folder, and return the metric on val of both.
+
+    Args:
+        network: the trained student, in evaluation mode, on the CPU.
+        splits: its data set.
+        recipe: recipe of its training.
+
+    Raises:
+        NetworkError: the network cannot be exported or quantized.
+    """
+    view = recipe.data.view_size
+    with tempfile.TemporaryDirectory(prefix="heterokd-export-") as folder:
+        card = network_card(network, splits, view)
+        written, _ = _write(format_named(INT8)(), network, splits, view, card, Path(folder))
+        return accuracy_on_val(network, written, recipe, splits)
 
 
 def _student_card(student: Student) -> dict[str, object]:
@@ -230,22 +247,24 @@ def _student_card(student: Student) -> dict[str, object]:
     }
 
 
-def _write(
+def _write(  # the parts of a student, of which only `export_student` has a `Student`
     kind: ExportFormat,
     network: AnyNetwork,
+    splits: Splits,
     view: tuple[int, int],
     card: dict[str, object],
     folder: Path,
-    images: Tensor,
 ) -> tuple[Written, Parity]:
     """Write, open and compare: for images of any size if that works, else of one size; return the last attempt."""
     failed: Exception | None = None
     compared: tuple[Written, Parity] | None = None
+    images = parity_images(splits.val)
     for size in _sizes(kind, network, view):
         example = torch.rand(2, 3, *(size or view), generator=torch.Generator().manual_seed(0))
-        with _silenced_exporters():
+        calibration = calibration_images(splits.train, kind.calibration_images, size or view)
+        with silenced_exporters():
             try:
-                kind.write(ToWrite(network, example, size is None, card), folder)
+                kind.write(ToWrite(network, example, size is None, card, calibration), folder)
             except OSError:
                 raise  # such as a full disk: not a limitation of the format
             except Exception as error:  # noqa: BLE001  exporters raise exceptions of many kinds
@@ -254,7 +273,7 @@ def _write(
             written = Written(kind, size, kind.open(folder))
         compared = written, compare_with_student(network, written, images)
         # A graph of UPerNet's pooling for any size can be written to ONNX, but is right for a single size.
-        if compared[1].agrees:
+        if compared[1].agrees or not kind.is_exact:
             break
     if compared is not None:
         return compared
@@ -274,22 +293,6 @@ def _sizes(kind: ExportFormat, network: AnyNetwork, view: tuple[int, int]) -> li
     return [None, size] if network.exports_any_size(view) else [size]
 
 
-@contextmanager
-def _silenced_exporters() -> Iterator[None]:
-    """Suppress the log, warnings and output of exporters; their exceptions are raised."""
-    loggers = [logging.getLogger(name) for name in EXPORTERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _measure(student: Student, format_name: str, written: Written, parity: Parity, folder: Path, out: Path) -> Exported:
     spec = student.network.spec
     size = written.size or task_of(spec).example_size(student.recipe.data.view_size, spec.image_size)
@@ -304,6 +307,9 @@ def _measure(student: Student, format_name: str, written: Written, parity: Parit
         torch_latency=time_call(partial(deployable(student.network), image)),
         image=size,
         opened_with=written.opened.opened_with,
+        accuracy=None
+        if written.kind.is_exact
+        else accuracy_on_val(student.network, written, student.recipe, student.splits),
     )
 
 
@@ -332,6 +338,7 @@ def _entry(student: Student, exported: Exported, written: Written, folder: Path)
             "meaning": "logits: softmax over the second axis gives probabilities of class_names",
         },
         "parity": {**asdict(exported.parity), "images": f"val of {student.recipe.data.dataset}"},
+        **({} if exported.accuracy is None else {"accuracy": asdict(exported.accuracy)}),
         "latency": {"runtime": written.kind.runtime, **conditions, **asdict(exported.latency)},
         "torch_latency": {**conditions, **asdict(exported.torch_latency)},
         "versions": {name: version(name) for name in written.kind.libraries},

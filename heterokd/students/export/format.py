@@ -28,12 +28,14 @@ class ToWrite:
         example: images [2, 3, H, W] to trace the network with; two, because a batch of one becomes a constant.
         any_size: whether the graph must take images of any height and width, or only of the example's size.
         card: description of the student as JSON values, to store in the file if it can hold text.
+        calibration: training images [N, 3, H, W] in [0, 1], at the size of `example`; None if the format needs none.
     """
 
     network: AnyNetwork
     example: Tensor
     any_size: bool
     card: Mapping[str, object]
+    calibration: Tensor | None = None
 
     @property
     def open_axes(self) -> tuple[int, ...]:
@@ -69,12 +71,16 @@ class ExportFormat(ABC):
         libraries: distributions that write and run the files; their versions are recorded.
         runtime: name of the runtime.
         is_graph: whether the files hold the traced computation; False: the weights alone.
+        is_exact: whether outputs must equal the student's; otherwise the metric on val is measured.
+        calibration_images: maximum number of training images that `write` needs.
     """
 
     files: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]]
     runtime: ClassVar[str] = "torch, CPU"
     is_graph: ClassVar[bool] = True
+    is_exact: ClassVar[bool] = True
+    calibration_images: ClassVar[int] = 0
 
     @abstractmethod
     def write(self, student: ToWrite, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from heterokd.config.recipe import Recipe
 from heterokd.config.services import PromotionSettings
 from heterokd.datasets.io.draws import check_class_names
 from heterokd.datasets.io.loaders import open_test
@@ -15,7 +16,8 @@ from heterokd.datasets.io.split import Splits
 from heterokd.errors import NetworkError
 from heterokd.networks.network import AnyNetwork
 from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.students.export.export import try_export
+from heterokd.students.export.accuracy import Accuracy
+from heterokd.students.export.export import try_export, try_int8
 from heterokd.students.export.parity import Parity
 from heterokd.students.promotion.aliases import rolled_back_tag
 from heterokd.students.promotion.challenger import Candidate
@@ -29,6 +31,9 @@ from heterokd.training.student import open_student
 PARITY = 1e-4
 """Maximum difference between logits of the registered model and of the trained student."""
 PARITY_IMAGES = 8
+
+Int8 = Callable[[AnyNetwork, Splits, Recipe], Accuracy]
+"""Function that measures what a student loses in 8 bits; see `try_int8`."""
 
 Export = Callable[[AnyNetwork, Splits, tuple[int, int], str], Parity]
 """Function that exports a student to a format and compares the file with it; see `try_export`."""
@@ -119,6 +124,26 @@ def export_gate(candidate: Candidate, settings: PromotionSettings, splits: Split
         return Gate(name, "to agree", None, passed=False, note=str(error))
     note = "images of val, batch 1 and 5, ONNX Runtime"
     return Gate(name, f"<= {parity.tolerance:.3g}", parity.difference, parity.agrees, note)
+
+
+def int8_gates(
+    candidate: Candidate, settings: PromotionSettings, splits: Splits, measure: Int8 = try_int8
+) -> Iterator[Gate]:
+    """Quantize the student and compare what it loses on val with `promotion.max_int8_drop`, if that is set."""
+    if settings.max_int8_drop is None:
+        return
+    name, required = "loss on val in 8 bits", f"<= {settings.max_int8_drop:g}"
+    if not candidate.trial.weights.exists():
+        yield Gate(name, required, None, passed=False, note="the trial's weights are missing")
+        return
+    student = open_student(candidate.recipe, candidate.trial.weights, splits.num_classes)
+    try:
+        found = measure(student, splits, candidate.recipe)
+    except NetworkError as error:
+        yield Gate(name, required, None, passed=False, note=str(error))
+        return
+    note = f"{found.metric} {found.file:.4f}, in 32 bits {found.student:.4f}; static quantization of ONNX Runtime"
+    yield Gate(name, required, found.drop, found.drop <= settings.max_int8_drop, note)
 
 
 def rollback_gates(runs: StudyRuns, candidate: Candidate, alias: str) -> Iterator[Gate]:

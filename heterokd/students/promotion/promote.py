@@ -27,6 +27,7 @@ from heterokd.students.promotion.evaluation import Evaluate, evaluate_here, task
 from heterokd.students.promotion.gates import (
     cost_gates,
     export_gate,
+    int8_gates,
     iou_gates,
     parity_gate,
     recall_gates,
@@ -147,6 +148,7 @@ def _decide(
         *cost_gates(candidate, settings),
         parity_gate(candidate, splits),
         export_gate(candidate, settings, splits),
+        *int8_gates(candidate, settings, splits),
         *rollback_gates(runs, candidate, alias),
     )
     low, high = results.interval()

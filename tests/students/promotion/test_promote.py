@@ -25,10 +25,11 @@ from heterokd.errors import NetworkError, PromotionError, StudyError, TrackingEr
 from heterokd.networks.classifier import Network
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
+from heterokd.students.export.accuracy import Accuracy
 from heterokd.students.export.parity import Parity
 from heterokd.students.promotion.challenger import Candidate, task_of
 from heterokd.students.promotion.decision import Decision, PairedComparison, reason
-from heterokd.students.promotion.gates import export_gate, recall_gates
+from heterokd.students.promotion.gates import export_gate, int8_gates, recall_gates
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register, remove_pending
@@ -338,6 +339,22 @@ def test_an_export_that_fails_is_a_gate(root: Workspace, splits: Splits, student
     assert gate.passed is False
     refused = reason([gate], None, "top1", 0.5)
     assert refused.endswith("ONNX: network 'test_resnet': ONNX cannot write it down (no such operator)")
+
+
+def test_what_a_student_loses_in_8_bits_is_a_gate(
+    root: Workspace, splits: Splits, students: dict[str, Network]
+) -> None:
+    question = fabricated.experiment(promotion={"max_int8_drop": 0.02})
+    candidate = Candidate(studied(root, question, students["good"]).trial(1), None, students["good"])
+    (gate,) = int8_gates(candidate, question.promotion, splits)
+    # The classifier is solved on features of random weights: its large weights lose much.
+    assert gate.passed is False
+    assert 0.02 < gate.measured < 1
+    assert gate.note.startswith("val/top1 0.")
+    close = Accuracy("val/top1", student=0.95, file=0.94)
+    (gate,) = int8_gates(candidate, question.promotion, splits, measure=lambda *_: close)
+    assert (gate.required, gate.passed, gate.measured) == ("<= 0.02", True, pytest.approx(0.01))
+    assert list(int8_gates(candidate, fabricated.experiment().promotion, splits)) == []
 
 
 def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None:

@@ -41,15 +41,19 @@ class ONNX(ExportFormat):
 
     def open(self, folder: Path) -> Opened:
         """Open the graph in ONNX Runtime with one thread."""
-        import onnxruntime
+        return open_graph(folder / self.files[0])
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        file = folder / self.files[0]
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+def open_graph(file: Path) -> Opened:
+    """Open a graph in ONNX Runtime with one thread."""
+    import onnxruntime
 
-        return Opened(run, f'onnxruntime.InferenceSession("{file.name}").run(None, {{"{INPUT}": images}})')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    return Opened(run, f'onnxruntime.InferenceSession("{file.name}").run(None, {{"{INPUT}": images}})')
