@@ -419,3 +419,19 @@ def test_settings_are_checked_with_the_experiment(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=problem):
             DataSettings.model_validate(data)
+
+
+def test_the_padding_of_a_canvas_does_not_count_as_ignored(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write(
+            tmp_path,
+            lambda number: halves(0, 255 if number == 0 else 1)[: SIDE // 2],
+            4,
+            f"{split}/images/{{}}.jpg",
+            f"{split}/masks/{{}}.png",
+        )
+        for image in (tmp_path / split / "images").iterdir():
+            Image.open(image).crop((0, 0, SIDE, SIDE // 2)).save(image)
+    splits = load(tmp_path, classes=["ground", "car"])
+    assert splits.train.extents is not None
+    assert describe_classes(splits)[0].endswith("2 classes; 12.5% of the pixels of train are ignored, 12.5% of val")

@@ -27,7 +27,7 @@ class ClassPixels:
         pixels: [K] number of pixels of each class.
         images: [K] number of label maps with the class.
         around: [K] number of labelled pixels in the label maps with the class.
-        ignored: share of the pixels that are ignored, in the counted maps' canvases.
+        ignored: share of the images' pixels that are ignored; the padding of their canvases does not count.
         counted: number of label maps that were counted.
     """
 
@@ -62,7 +62,11 @@ def split_pixels(split: Split, classes: int) -> ClassPixels:
     known = counts[:, :classes]
     shown = known > 0
     around = (shown * known.sum(1, keepdims=True)).sum(0)
-    return ClassPixels(known.sum(0), shown.sum(0), around, float(counts[:, IGNORE].sum() / counts.sum()), len(index))
+    every, ignored = counts.sum(), counts[:, IGNORE].sum()
+    if split.extents is not None:
+        padding = every - split.extents.read(index).prod(1).sum()
+        every, ignored = every - padding, ignored - padding
+    return ClassPixels(known.sum(0), shown.sum(0), around, float(ignored / every), len(index))
 
 
 def check_classes(splits: Splits) -> None:
