@@ -129,8 +129,8 @@ class TeacherCard:
         if self.has_memorised:
             found.append(
                 f"it has memorised its training images: accuracy {self.train_score:.4f} and mean confidence "
-                f"{self.train_confidence:.4f} on train, {score}; its answers there are the labels, so fit it for fewer "
-                "epochs or with more augmentation"
+                f"{self.train_confidence:.4f} on train, {score}; its answers there are close to the labels, so set "
+                "teacher.cross_fit, or fit it for fewer epochs or with more augmentation"
             )
         if self.never_predicted and not self.is_near_chance:
             shown = ", ".join(self.never_predicted[:SHOWN_CLASSES])
