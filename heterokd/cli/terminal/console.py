@@ -17,6 +17,8 @@ PIPE_WIDTH = 140
 
 QUIET_SECONDS = 3.0
 """Least time between two lines of progress in a file or pipe."""
+SLOW_SECONDS = 30.0
+"""Time after which an epoch of a fit is a line there, whatever its number; otherwise every tenth epoch is."""
 
 BAR = 24
 """Columns of a bar of progress."""
@@ -89,7 +91,7 @@ class Terminal:
         is_last = 0 < epoch == self.fit_epochs
         if self.is_live and epoch > 1 and not is_last:
             self.show_status(f"{named} {self._bar(epoch, now)}{epoch_score(metrics)} on val")
-        elif epoch <= 1 or is_last or (epoch % 10 == 0 and now - self._fit_shown >= QUIET_SECONDS):
+        elif epoch <= 1 or is_last or now - self._fit_shown >= (SLOW_SECONDS if epoch % 10 else QUIET_SECONDS):
             what = f"epoch {epoch}" if epoch else "its classifier solved on frozen features"
             self.print_line(f"{named}: {what}, {epoch_score(metrics)} on val")
             self._fit_shown = now

@@ -383,6 +383,13 @@ def test_a_fit_in_a_pipe_is_a_line_every_few_seconds() -> None:
     assert "\r" not in file.getvalue()
 
 
+def test_a_slow_fit_in_a_pipe_is_a_line_every_half_minute() -> None:
+    clock, file = [0.0], StringIO()
+    fitted(Terminal(fit_epochs=60, seconds=lambda: clock[0], file=file), clock, 9, pause=16.0)
+    shown = [line.partition("epoch ")[2].partition(",")[0] for line in file.getvalue().splitlines()]
+    assert shown == ["1", "3", "5", "7", "9"]
+
+
 def test_a_fit_on_a_screen_is_a_bar_with_the_time_left() -> None:
     clock, file = [0.0], ScreenFile()
     terminal = Terminal(fit_epochs=60, seconds=lambda: clock[0], file=file)
