@@ -300,7 +300,7 @@ def test_the_model_card_says_where_a_student_comes_from(root: Workspace, student
     assert decision.test_low < decision.test_score < decision.test_high
     for said in (
         f"Test top-1 {decision.test_score:.4f} (95 % interval {decision.test_low:.4f} to {decision.test_high:.4f})",
-        "On val 0.3100 (95 % interval 0.2900 to 0.3300), mean over 2 fresh seed(s).",
+        "On val, when this was written: val/top1 0.3100 (95 % interval 0.2900 to 0.3300, 2 fresh seeds).",
         "https://arxiv.org/abs/1503.02531",
         "L = weight * tau^2 * KL( softmax(z_t / tau) || softmax(z_s / tau) )",
         "- teacher: vit_tiny_patch16_224, fitted here from random weights, val/top1 0.9700; licence: the licence of",
