@@ -394,7 +394,10 @@ def on_node(running: Search, node: Any) -> TrialFolder | None:
     raylet = node.all_processes["raylet"][0].process.pid
     for trial in running.folder.trials():
         with suppress(psutil.NoSuchProcess, KeyError):
-            parents = [parent.pid for parent in psutil.Process(int(trial.snapshot.pid)).parents()]
+            pid = trial.snapshot.pid
+            if pid is None:  # its folder exists, and its process has not written yet
+                continue
+            parents = [parent.pid for parent in psutil.Process(int(pid)).parents()]
             if raylet in parents and is_in_training(trial):
                 return trial
     return None
