@@ -80,6 +80,8 @@ def test_outputs_stay(name: str, root: Path, cli: Run, tmp_path: Path) -> None:
                 parameter["domain"] = "changed since"
     if name.startswith("promote"):
         now.pop("champion_student", None)  # added since
+    if name == "export":
+        assert now.pop("accuracy") is None  # added since: of an int8 student, measured beside float32
     if name == "compare":
         assert now.pop("methods")["kd"] == "the winner"  # added since
     found = [line for line in differences(stored["output"], now) if not line.endswith(".iou_classes: absent before")]
