@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from heterokd.cli import data, listing, models, planning, results, searching, training
+from heterokd.cli.collection import rare_collections
 from heterokd.cli.options import FULL
 from heterokd.execution.signals import interrupt_on_sigterm
 from heterokd.formatting import package_version
@@ -28,6 +29,9 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
 """Errors of a path that the user gave; other errors of a disk are faults of the machine."""
 
 EXIT_CODES = "Exit codes: 0 success, 1 fault of the machine or bug, 2 wrong input, 130 interrupted (results are kept)."
+
+TRAINING = ("search", "auto", "distill", "reproduce", "teacher", "match")
+"""Commands that may train in this process, see `heterokd.cli.collection`."""
 
 app = typer.Typer(
     help="Search for the best way to distil a large vision model into a small model of another architecture.",
@@ -115,6 +119,8 @@ def _group(commands: typer.Typer) -> Callable[..., object]:
         if not isinstance(command, TyperGroup):
             command.params.extend(get_command(only_debug).params)
             command.epilog = EXIT_CODES
+            if command.name not in TRAINING and command.callback is not None:
+                command.callback = rare_collections()(command.callback)
     return group
 
 

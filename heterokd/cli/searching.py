@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from heterokd.cli.collection import rare_collections
 from heterokd.cli.options import AsJson, ExperimentFile, Overrides, RootFolder, load_asked, print_json, program_began
 from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.errors import ConfigError, StudyError, without_password
@@ -47,11 +48,12 @@ def search(  # its parameters are the command's options
     workspace, name = open_workspace(root), read_experiment(experiment, changes).name
     if not resume:
         workspace.check_new(name)
-    asked = load_asked(experiment, changes)
-    from heterokd.cli.terminal.live_search import SearchTerminal
-    from heterokd.cli.terminal.search_summary import print_summary
-    from heterokd.execution.check import describe_data
-    from heterokd.execution.driver import search as run
+    with rare_collections():
+        asked = load_asked(experiment, changes)
+        from heterokd.cli.terminal.live_search import SearchTerminal
+        from heterokd.cli.terminal.search_summary import print_summary
+        from heterokd.execution.check import describe_data
+        from heterokd.execution.driver import search as run
 
     with SearchTerminal(asked, quiet=as_json) as terminal:
         for line in describe_data(asked):

@@ -135,6 +135,8 @@ def _with_parameters(experiment: Experiment, schema: int, versions: Schema) -> E
     omitted: dict[str, Scalar] = {}
     for method in experiment.methods:
         defaults, before = versions.parameters(method, schema), versions.parameter_domains(method, schema)
+        if not defaults and not before:  # unchanged since, so the method need not be imported
+            continue
         searched = {**domains(experiment.method_class(method).Params), **before}
         older |= {f"{method}.{name}": old for name, old in defaults.items() if name not in searched}
         omitted |= {

@@ -304,10 +304,14 @@ def _excess(name: str, limits: Mapping[str, float], data: ImageRules, root: Work
     settings, size, figures = NetworkSettings(network=name), (data.size, data.size), []
     # What is timed comes last: a network that is too large is not timed. The workspace remembers times for the search.
     for key in sorted({PARAMETERS, *limits}, key=lambda key: (STUDENT_COSTS[key].is_timed, key)):
-        value = student_cost(key, settings, data.classes, size, data.size, root)
+        if key == PARAMETERS:
+            value = parameters_m(settings, data.classes, data.size)
+        else:
+            value = student_cost(key, settings, data.classes, size, data.size, root)
         figures.append(STUDENT_COSTS[key].figure(value))
         if value > limits.get(key, math.inf):
             return f"{figures[-1]}, {_option(key)} allows {limits[key]:g}", ""
+    predict_spec(name, data.classes, None, data.size)  # raises for a network that does not run on these images
     return "", ", ".join(figures)
 
 

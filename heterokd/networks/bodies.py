@@ -30,6 +30,18 @@ CONNECT_TIMEOUT = 5.0
 """Timeout of a connection to the host of the weights, in seconds."""
 
 
+class UnknownOption(NetworkError):
+    """A network has no such option. The sentence lists its options; they are only looked up when it is read."""
+
+    def __init__(self, network: str, option: str) -> None:
+        super().__init__(network, option)
+        self.network, self.option = network, option
+
+    def __str__(self) -> str:
+        options = ", ".join(timm_options(self.network))
+        return f"network {self.network!r} has no option {self.option!r}; its options: {options}"
+
+
 def network_names(pattern: str = "") -> list[str]:
     """List names of timm's and of segmentation networks, filtered by a shell pattern such as `"vit_*"`."""
     return timm.list_models(pattern) + segmentation_names(pattern)
@@ -111,10 +123,8 @@ def create_body(name: str, num_classes: int, arguments: Mapping[str, object], pr
         return cast(TimmBody, _create(name, num_classes, arguments, pretrained))
     except Exception as error:  # timm's constructors raise any exception of their layers
         unknown = unknown_argument(error)
-        if unknown in arguments:
-            raise NetworkError(
-                f"network {name!r} has no option {unknown!r}; its options: {', '.join(timm_options(name))}"
-            ) from error
+        if unknown is not None and unknown in arguments:
+            raise UnknownOption(name, unknown) from error
         sentence = f"{first_line(error)} ({type(error).__name__})"
         if pretrained:
             raise NetworkError(f"network {name!r}: its pretrained weights cannot be loaded: {sentence}") from error

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from heterokd.errors import NetworkError
-from heterokd.networks.bodies import create_body, first_line, options_as_json
+from heterokd.networks.bodies import UnknownOption, create_body, first_line, options_as_json
 from heterokd.networks.body_types import TimmBody
 from heterokd.networks.dataflow import BATCH, logits_of, record_forward
 from heterokd.networks.mapped import MapParts, describe_maps
@@ -83,7 +83,7 @@ def split_network(
 def _split(name: str, num_classes: int, options: str, image_size: int | None) -> NetworkParts | TapParts | MapParts:
     given = json.loads(options)
     taps = given.pop(TAPS, None)
-    body, arguments = _build(name, num_classes, given, image_size)
+    body, arguments = meta_body(name, num_classes, given, image_size)
     size = arguments.get("img_size")
     size = size[0] if isinstance(size, list) else size
     side = size if isinstance(size, int) else image_size or _default_size(body)
@@ -125,10 +125,23 @@ def _run_whole(body: TimmBody, cut: Cut, images: Tensor) -> Tensor:
     return body.forward_head(run_parts(body, cut.parts, images))
 
 
-def _build(
+def meta_body(
     name: str, num_classes: int, options: dict[str, object], image_size: int | None
 ) -> tuple[TimmBody, dict[str, object]]:
-    """Build the body on the meta device in eval mode; `img_size` is passed if the network takes it."""
+    """Build a body on the meta device in eval mode, without its parts; `img_size` is passed if the network takes it.
+
+    Args:
+        name: of a single network for classification, or of a user's module.
+        num_classes: K of the logits.
+        options: the network's, without its taps.
+        image_size: height and width of an image, in pixels.
+
+    Returns:
+        The body, and the arguments that it was built with.
+
+    Raises:
+        NetworkError: the name or an option is unknown.
+    """
     with torch.device("meta"):
         if is_built_elsewhere(name, options):
             if image_size is not None and "img_size" not in options and takes(name, options, "img_size"):
@@ -138,8 +151,8 @@ def _build(
             sized = {**options, "img_size": image_size}
             try:
                 return create_body(name, num_classes, sized).eval(), sized
-            except NetworkError as error:
-                if "has no option 'img_size'" not in str(error):
+            except UnknownOption as error:
+                if error.option != "img_size":
                     raise
         return create_body(name, num_classes, options).eval(), options
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from heterokd.datasets.io.class_order import natural_order
@@ -133,6 +132,8 @@ def fitting_order(
 
 def _best_permutation(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Return the data's class of each of the teacher's classes, [K], that most predictions agree with."""
+    from scipy.optimize import linear_sum_assignment  # takes a third of a second, and few commands fit a teacher
+
     confusion = np.bincount(predicted * classes + labels, minlength=classes**2).reshape(classes, classes)
     # The present order breaks ties, as between classes that are never predicted.
     gains = confusion.astype(np.float64) + 0.5 / classes * np.eye(classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from heterokd import __version__
 from heterokd.cli import listing
 from heterokd.cli.app import main
+from heterokd.cli.collection import RARE
 from heterokd.datasets import DATASETS
+from heterokd.errors import ConfigError
 from heterokd.methods import METHODS
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import save_weights
@@ -111,6 +114,27 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_the_collector_runs_rarely_but_in_commands_that_train() -> None:
+    commands, before = typer.Typer(), gc.get_threshold()
+    seen: dict[str, tuple[int, ...]] = {}
+
+    @commands.command("plan")
+    def _() -> None:
+        seen["plan"] = gc.get_threshold()
+        raise ConfigError("no")
+
+    @commands.command("teacher")
+    def _() -> None:
+        seen["teacher"] = gc.get_threshold()
+
+    with pytest.raises(SystemExit):
+        main(["plan"], commands)
+    assert gc.get_threshold() == before
+    with pytest.raises(SystemExit):
+        main(["teacher"], commands)
+    assert seen == {"plan": RARE, "teacher": before}
 
 
 def test_the_installed_command_answers_a_users_fault_in_one_sentence(tmp_path: Path, tiny_file: Write) -> None:

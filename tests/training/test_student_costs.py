@@ -37,11 +37,20 @@ def make_experiment(students: list[str] | str = "resnet10t", **search: Any) -> E
     )
 
 
-@pytest.mark.parametrize("network", ["test_resnet", "segformer-mit_b0"])  # the second computes while it is made
-def test_parameters_are_those_of_the_network_that_is_built(network: str) -> None:
-    built = build_network(network, 10, image_size=32)
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("test_resnet", {}),
+        ("test_vit", {}),  # takes the size of the images
+        ("torchvision:squeezenet1_1", {"taps": {"stages": ["features.2", "features.5", "features.8", "features.12"]}}),
+        ("segformer-mit_b0", {}),  # computes while it is made
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_parameters_are_those_of_the_network_that_is_built(network: str, options: dict[str, object]) -> None:
+    built = build_network(network, 10, options, image_size=64)
     count = sum(parameter.numel() for parameter in built.parameters()) / 1e6
-    assert parameters_m(NetworkSettings(network=network), 10, 32) == count
+    assert parameters_m(NetworkSettings(network=network, options=options), 10, 64) == count
 
 
 def test_a_latency_is_measured_once(tmp_path: Path) -> None:

@@ -520,10 +520,14 @@ def test_compare_is_the_exact_mcnemar_test() -> None:
     found = compare_correct(correct, other)
     assert (found.wins, found.losses, found.score) == (9, 2, pytest.approx(0.52))
     assert found.gain == pytest.approx(0.07)
-    assert found.p_value == binomtest(9, 11).pvalue == pytest.approx(134 / 2**11)
+    assert found.p_value == pytest.approx(binomtest(9, 11).pvalue, rel=1e-12) == pytest.approx(134 / 2**11)
     # Wald for paired proportions: sqrt(b + c - (b - c)^2 / n) / n.
     assert found.high - found.gain == pytest.approx(1.959964 * (11 - 49 / 100) ** 0.5 / 100, rel=1e-6)
     assert compare_correct(correct, correct).p_value == 1.0
+    assert compare_correct(torch.tensor([True, False]), torch.tensor([False, True])).p_value == 1.0
+    many, none = torch.ones(5000, dtype=torch.bool), torch.arange(5000) % 3 == 0
+    assert compare_correct(none, ~none).p_value == pytest.approx(binomtest(1667, 5000).pvalue, rel=1e-9)
+    assert compare_correct(many, none).p_value == pytest.approx(binomtest(3333, 3333).pvalue, rel=1e-9)
 
 
 def confusions_of(images: int, classes: int, accuracy: float, seed: int) -> torch.Tensor:
