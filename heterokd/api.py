@@ -62,7 +62,8 @@ def search(
     Args:
         experiment: as returned by `load_experiment`.
         root: workspace folder, or address of an object store (s3://BUCKET/...).
-        resume: resume the study of this name, or return its result if it is finished.
+        resume: resume the study of this name, or return its result if it is finished. Its methods, students, domains
+            and budget may have changed.
         address: address of a Ray cluster; None starts a local Ray for the search.
         listener: called when a trial starts, reports or finishes.
         teacher_progress: called in each epoch of fitting a teacher, with its metrics and the teacher's network.

@@ -22,9 +22,9 @@ from heterokd.execution.check import check_experiment, check_files, within_limit
 from heterokd.storage.filesystem import open_folder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.options import StudyOptions
-from heterokd.study.question import as_stored
 from heterokd.study.search_space import open_space
 from heterokd.study.storage import StudyFacts
+from heterokd.study.stored_question import as_stored
 from heterokd.study.study import Study
 from heterokd.teachers.prepare import PreparedTeacher, prepare_teachers
 from heterokd.tracking.runs import open_runs

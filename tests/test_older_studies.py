@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from heterokd.config.reading import load_experiment
 from heterokd.storage.workspace import Workspace
-from heterokd.study.question import as_stored
+from heterokd.study.stored_question import as_stored
 from heterokd.study.study import Study
 from heterokd.tracking.store import open_store
 

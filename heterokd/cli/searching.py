@@ -30,14 +30,17 @@ def search(  # its parameters are the command's options
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  typer reads the default, nobody changes it
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; default: a local Ray.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the study of this name.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the study of this name; its search space may have changed.")
+    ] = False,
     trials: Annotated[int | None, typer.Option(help="Number of trials, instead of search.trials.")] = None,
     root: RootFolder = "runs",
     as_json: AsJson = False,
 ) -> None:
     """Search for the best student of an experiment.
 
-    Trains students in parallel, confirms the leaders on fresh seeds and registers the winner.
+    Trains students in parallel, confirms the leaders on fresh seeds and registers the winner. --resume continues a
+    study with more trials, methods, students or other domains; finished trials count on.
     """
     changes = [*overrides, *([f"search.trials={trials}"] if trials is not None else [])]
     # Faults that files and folders show are reported before the libraries of a search are imported.

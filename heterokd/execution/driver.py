@@ -36,11 +36,11 @@ from heterokd.students.registry import create_model, log_student, register, remo
 from heterokd.students.registry_lock import locked_model
 from heterokd.study.known_scratch import weak_teachers
 from heterokd.study.plugins import check_plugins
-from heterokd.study.question import as_stored
 from heterokd.study.search_result import SearchResult
 from heterokd.study.search_space import open_space
 from heterokd.study.seed_noise import noise_prior
 from heterokd.study.storage import StudyFacts
+from heterokd.study.stored_question import as_stored, changed_space
 from heterokd.study.summary import StudySummary
 from heterokd.study.warm_start import finished_summaries, other_summaries, warm_starts
 from heterokd.teachers.prepare import TeacherReport
@@ -66,7 +66,8 @@ def search(
     Args:
         experiment: what `load_experiment` returned.
         root: where state lives.
-        resume: resume a study of the same name, or return the result of a finished one.
+        resume: resume a study of the same name, or return the result of a finished one. Its methods, students, domains
+            and budget may have changed.
         address: address of a Ray cluster; None starts a local Ray.
         listener: called with every event of a trial.
         teacher_progress: called with the metrics of each epoch of a teacher's fit, and the teacher's network.
@@ -82,6 +83,7 @@ def search(
     asked = as_stored(with_given_weights(experiment, root), folder)
     experiment, candidates = within_limits(asked, root)
     excluded = check_experiment(experiment)
+    change = changed_space(experiment, folder, excluded)
     check_plugins(experiment, excluded)
     check_files(experiment, root)
     check_address(address)
@@ -94,6 +96,8 @@ def search(
     runs = open_runs(experiment, folder, root)
     tracker = with_others(runs, experiment, folder)
     with logged_to(folder), faults_explained(folder):
+        if change is not None:
+            logger.warning(change)
         began = time.monotonic()
         with tasks_on(experiment, root, address) as tasks:
             prepared = prepare_teachers(experiment, root, teacher_progress, tasks)

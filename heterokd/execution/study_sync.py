@@ -43,7 +43,8 @@ Arrived = tuple[Event, TrialFolder]
 
 _ROWS = (
     "SELECT (SELECT count(*) FROM trials) + (SELECT count(*) FROM trials WHERE state != 'RUNNING') "
-    "+ (SELECT count(*) FROM trial_intermediate_values) + (SELECT count(*) FROM trial_user_attributes)"
+    "+ (SELECT count(*) FROM trial_intermediate_values) + (SELECT count(*) FROM trial_user_attributes) "
+    "+ (SELECT coalesce(sum(json_array_length(value_json)), 0) FROM study_user_attributes WHERE key = 'changes')"
 )
 
 

@@ -71,7 +71,8 @@ def _only_stopped(report: StudyReport) -> str:
     methods = []
     for method in dict.fromkeys(trial.method for trial in report.search):
         trials = [trial for trial in report.search if trial.method == method]
-        if all(trial.status == TrialStatus.PRUNED for trial in trials):
+        is_searched = not report.summary.methods or method in report.summary.methods
+        if is_searched and all(trial.status == TrialStatus.PRUNED for trial in trials):
             methods.append(method)
     if not methods or winner is None:
         return ""

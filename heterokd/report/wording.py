@@ -20,6 +20,7 @@ MORE_SEEDS = "raise search.confirm_share or the budget for more fresh seeds"
 def notes(summary: StudySummary) -> list[str]:
     """List problems of the teachers, what a search excluded, stopped or paused, and its budget: a sentence each."""
     found = [f"Teacher {card.network}: {problem}." for card in _teachers(summary) for problem in card.problems()]
+    found += summary.changes
     found += [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
     found += [
         f"{method} failed {IN_A_ROW} times in a row for the same reason and was left out of the rest of the search: "

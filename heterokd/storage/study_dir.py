@@ -234,6 +234,11 @@ class StudyFolder:
         return self.path / "experiment.yaml"
 
     @property
+    def changes_file(self) -> Path:
+        """What was changed of the search space while the study was resumed, and when."""
+        return self.path / "changes.json"
+
+    @property
     def database(self) -> Path:
         """Optuna's SQLite file."""
         return self.path / "study.db"

@@ -93,7 +93,8 @@ class TrialSnapshot:
         origin: source of the sample: published, warm, sampled, confirm.
         confirms: number of the trial that it repeats with another seed.
         sample: sampled parameters.
-        reason: reason why it was stopped: behind, negative transfer, not finite, budget, timeout, out of memory.
+        reason: reason why it was stopped: behind, negative transfer, removed, not finite, budget, timeout, out
+            of memory.
         metrics: final metrics; empty before the end.
         student: costs of a trained student: `params_m`, `latency_ms`.
         pid: id of its process; None if no search started it.

@@ -17,10 +17,11 @@ Origin = Literal["published", "warm", "sampled", "confirm"]
 
 BEHIND: Final = "behind"
 NEGATIVE_TRANSFER: Final = "negative transfer"
+REMOVED: Final = "removed"
 BUDGET: Final = "budget"
-"""Reasons to stop a trial: it is behind at a rung, clearly below its scratch twin, or the search's budget is spent.
-In the last case it is paused, not pruned: a search with a larger budget continues it. Other reasons are `NOT_FINITE`
-and the name of the class of `search.pruner`."""
+"""Reasons to stop a trial: it is behind at a rung, clearly below its scratch twin, or unfinished when its method or its
+student was removed from the search space; or the search's budget is spent. In the last case it is paused, not pruned:
+a search with a larger budget continues it. Others are `NOT_FINITE` and the name of the class of `search.pruner`."""
 
 REFERENCES = (BASELINE, *VANILLA_KD.values())
 """Methods whose published settings are never pruned, since the winner is compared with them."""
@@ -86,6 +87,31 @@ def assignment_attrs(
         "confirms": confirms,
         "duplicate_of": duplicate_of,
     }
+
+
+def with_student(sample: Mapping[str, Scalar], network: str, experiment: Experiment) -> dict[str, Scalar]:
+    """Return a sample that names its student, unless the experiment has no other: others may have been added since."""
+    return dict(sample) if experiment.student.networks == (network,) else {**sample, "student.network": network}
+
+
+def completed(sample: Mapping[str, Scalar], recipe: Recipe, experiment: Experiment) -> dict[str, Scalar]:
+    """Return the sample of a trial with the values that it left out and that a later search space may change."""
+    method = recipe.method
+    domains = experiment.method_domains(method) if experiment.knows(method) else {}
+    values = {f"{method}.{name}": value for name, value in recipe.params.items()}
+    found = {key: value for key, value in values.items() if key in domains and isinstance(value, Scalar)}
+    return with_student({**found, **sample}, recipe.student.network, experiment)
+
+
+def method_defaults(experiment: Experiment, method: str) -> dict[str, Scalar]:
+    """Return the values of a method for keys that a sample leaves out."""
+    recipe = experiment.recipe({"method": method})
+    params = {f"{method}.{name}": value for name, value in recipe.params.items()}
+    training = {f"training.{name}": value for name, value in recipe.training.model_dump().items()}
+    networks = {"student.network": recipe.student.network}
+    if experiment.reads_teacher(method):
+        networks[TEACHER] = recipe.teacher.network
+    return {**params, **training, **networks}
 
 
 def teachers_of(experiment: Experiment, method: str, excluded: Container[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from heterokd.config.domain_values import nearest
 from heterokd.domains import Scalar
 from heterokd.methods import BASELINE, PLUS, members_of
 from heterokd.study.sampler import Prior
@@ -59,6 +60,8 @@ def possible_pairs(trials: Trials, space: SearchSpace, pairs: Collection[str], *
     for record in trials.search:
         if not record.is_complete or record.value is None or record.method == BASELINE or PLUS in record.method:
             continue
+        if record.method not in space.domains:
+            continue  # removed from the search space
         known = best.get(record.method)
         if known is None or sign * record.value > sign * _value(known):
             best[record.method] = record
@@ -93,7 +96,11 @@ def first_values(
     values |= {"method": pair}
     searched = space.domains[pair]
     defaults = {key: value for key, value in space.defaults[pair].items() if key in searched}
-    return {key: value for key, value in {**defaults, **values}.items() if key == "method" or key in searched}
+    return {
+        key: value if key == "method" else nearest(value, searched[key])
+        for key, value in {**defaults, **values}.items()
+        if key == "method" or key in searched
+    }
 
 
 def _value(record: TrialRecord) -> float:

@@ -145,7 +145,8 @@ def references(trials: Trials, leaderboard: Leaderboard) -> list[TrialRecord]:
     plain = VANILLA_KD[leaderboard.experiment.data.task]
     chosen = [published_trial(trials.search, method, winner.student) for method in (plain, winner.method)]
     numbers = [scratch, *(None if record is None else record.number for record in chosen)]
-    return [trials[number] for number in dict.fromkeys(numbers) if number is not None and number != winner.number]
+    known = [number for number in dict.fromkeys(numbers) if number in leaderboard.complete]
+    return [trials[number] for number in known if number is not None and number != winner.number]
 
 
 def reference_repetitions(trials: Trials, leaderboard: Leaderboard) -> list[Repetition]:

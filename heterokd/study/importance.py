@@ -23,6 +23,7 @@ from heterokd.storage.study_dir import StudyFolder
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 FORESTS, TREES, FEW_TREES = 3, 24, 8
@@ -129,15 +130,29 @@ def _importance(group: str, trials: Sequence[FrozenTrial], direction: optuna.stu
         return Importance(group, len(known), reason="no parameter was varied")
     if len({value for _, value in known}) == 1:
         return Importance(group, len(known), reason="all trials reached the same value")
+    ranges = {name: _widest([trial.distributions[name] for trial, _ in known]) for name in names}
     memory = optuna.create_study(direction=direction)
     for trial, value in known:
         params = {name: trial.params[name] for name in names}
-        distributions = {name: trial.distributions[name] for name in names}
+        distributions = {name: ranges[name] for name in names}
         memory.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=distributions))
     forests = [_forest(memory, seed) for seed in range(FORESTS)]
     found = {name: [float(forest[name]) for forest in forests] for name in names}
     shares = [Share(name, fmean(each), min(each), max(each)) for name, each in found.items()]
     return Importance(group, len(known), epoch, tuple(sorted(shares, key=lambda share: -share.mean)))
+
+
+def _widest(distributions: Sequence[BaseDistribution]) -> BaseDistribution:
+    """Return a distribution that holds the values of all: ranges differ if the search space was changed."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    whole = [each for each in distributions if isinstance(each, IntDistribution)]
+    if whole:
+        return IntDistribution(min(each.low for each in whole), max(each.high for each in whole), log=whole[0].log)
+    ranges = [each for each in distributions if isinstance(each, FloatDistribution)]
+    if ranges:
+        return FloatDistribution(min(each.low for each in ranges), max(each.high for each in ranges), log=ranges[0].log)
+    return distributions[0]
 
 
 def _rung_values(trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:

@@ -34,6 +34,7 @@ class Start:
 def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) -> list[Start]:
     """List scratch, the leaders of other studies, every other teacher once, each method's published settings.
 
+    Of students that were added to a study, scratch and the setting of its leader follow the leaders of other studies.
     Methods are sorted by their expected rank in published tables.
 
     Raises:
@@ -44,15 +45,17 @@ def list_starts(experiment: Experiment, facts: StudyFacts, folder: StudyFolder) 
 
     def exists(sample: Mapping[str, Scalar]) -> bool:
         """Return whether a sample of another source can be trained here."""
-        method, teacher = str(sample["method"]), sample.get(TEACHER)
+        method, teacher, student = str(sample["method"]), sample.get(TEACHER), sample.get("student.network")
         known = teachers_of(experiment, method, facts.excluded)
+        if student is not None and student not in experiment.student.networks:
+            return False
         return method in facts.methods and (teacher is None or teacher in known)
 
     published = published_starts(experiment, ordered, facts.excluded)
     published += [sample for sample in matched_samples(experiment, folder, facts.methods) if exists(sample)]
     first = sum(sample["method"] == BASELINE for sample in published)
     starts = [Start("published", sample) for sample in published]
-    warm = [Start("warm", sample) for sample in facts.warm.samples if exists(sample)]
+    warm = [Start("warm", sample) for sample in (*facts.warm.samples, *facts.later) if exists(sample)]
     return [*starts[:first], *warm, *starts[first:]]
 
 

@@ -13,6 +13,7 @@ from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.posterior import Population, Posterior, expected_offsets, fit_population
 from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.seed_noise import NoisePrior, half_widths
+from heterokd.study.space_change import is_searched
 from heterokd.study.trials import TrialRecord, Trials
 
 LOWER = 1.0
@@ -20,7 +21,15 @@ LOWER = 1.0
 
 
 class Leaderboard:
-    """All configurations that were trained to the end, with their values and posteriors.
+    """All configurations of the search space that were trained to the end, with their values and posteriors.
+
+    Those of methods and students that were removed from it are left out.
+
+    Args:
+        trials: trials of the study.
+        experiment: experiment of the study.
+        prior: see below; default: that of a study without other studies.
+        methods: methods that are searched; default: those of the experiment.
 
     Attributes:
         experiment: experiment of the study.
@@ -29,9 +38,20 @@ class Leaderboard:
         repeats: finished repetitions, by the number of such a trial.
     """
 
-    def __init__(self, trials: Trials, experiment: Experiment, prior: NoisePrior | None = None) -> None:
+    def __init__(
+        self,
+        trials: Trials,
+        experiment: Experiment,
+        prior: NoisePrior | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> None:
         self.experiment, self.prior = experiment, prior or NoisePrior()
-        self.complete = {record.number: record for record in trials.search if record.is_complete}
+        searched = experiment.methods if methods is None else methods
+        self.complete = {
+            record.number: record
+            for record in trials.search
+            if record.is_complete and is_searched(record, searched, experiment)
+        }
         self.repeats = {
             # A repetition that diverged counts, too, as the worst value.
             number: [record for record in group if record.status in (TrialStatus.COMPLETE, TrialStatus.DIVERGED)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from heterokd.formatting import format_score
+from heterokd.methods import BASELINE
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import BEHIND
 from heterokd.study.gain import gain
@@ -43,6 +44,10 @@ def _outcome(summary: StudySummary, method: str, trials: Sequence[TrialView], se
     winner = summary.winner
     if winner is not None and winner.method == method:
         return "the winner"
+    if summary.methods and method not in (*summary.methods, BASELINE):
+        values = [trial.value for trial in trials if trial.is_complete and trial.value is not None]
+        best = (max if summary.maximise else min)(values, default=None)
+        return "removed from the search space" + ("" if best is None else f"; best value {format_score(best)}")
     if any(trial.is_complete for trial in trials):
         return "complete" if winner is None else _to_winner(summary, winner, method, trials)
     sign = 1 if summary.maximise else -1

@@ -29,6 +29,7 @@ from heterokd.errors import ConfigError
 from heterokd.extensions import load_named
 from heterokd.methods import PLUS
 from heterokd.study.assignment import method_space
+from heterokd.study.distributions import has_freedom
 from heterokd.study.pruner import AsynchronousHalving, NoPruning, Pruner, is_reference
 from heterokd.study.sampler import (
     Guide,
@@ -36,7 +37,6 @@ from heterokd.study.sampler import (
     StudyView,
     TreeParzen,
     counts_as_worst,
-    has_freedom,
     propose,
     seed_at,
 )

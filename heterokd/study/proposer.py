@@ -12,10 +12,11 @@ from heterokd.domains import Scalar
 from heterokd.study.assignment import assignment_attrs
 from heterokd.study.combining import possible_pairs
 from heterokd.study.confirmation import Repetition
+from heterokd.study.distributions import fitted, has_freedom
 from heterokd.study.failures import failing_methods
 from heterokd.study.initial_trials import Start
 from heterokd.study.priors import method_prior
-from heterokd.study.sampler import Guide, Prior, Sampler, distributions, end_like, has_freedom, propose
+from heterokd.study.sampler import Guide, Prior, Sampler, end_like, propose
 from heterokd.study.search_space import SearchSpace
 from heterokd.study.trials import TrialRecord, Trials
 
@@ -78,12 +79,12 @@ class Proposer:
         return Guide([*possible.prior, *possible.share(prior)], chosen, frozenset(self._pairs) - possible.names)
 
     def _add(self, start: Start, *, seed: int | None, confirms: int | None) -> TrialRecord:
-        learned = distributions(self._free, start.method)
+        params, learned = fitted(self._free, start.sample, self._space.defaults.get(start.method, {}))
         attrs = assignment_attrs(self._experiment, start.sample, start.origin, seed=seed, confirms=confirms)
         return self._trials.add(
             create_trial(
                 state=TrialState.RUNNING,
-                params={key: start.sample[key] for key in learned},
+                params=params,
                 distributions=learned,
                 user_attrs={"assignment": attrs},
             )

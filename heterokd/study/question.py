@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.extension import UNIDENTIFIED
 from heterokd.config.methods import methods_of
-from heterokd.config.reading import at_schema, load_study_experiment, study_schema
+from heterokd.config.networks import StudentSettings
 from heterokd.config.schema import FIRST_SCHEMA, METHODS_SECTION, SCHEMA, keys_of_schema_1
 from heterokd.domains import Choice, Domain
-from heterokd.errors import ConfigError, StudyError
-from heterokd.storage.machine_load import under_load
-from heterokd.storage.sqlite_url import sqlite_file_uri
+from heterokd.errors import StudyError
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.typed_json import parse
 from heterokd.study.assignment import method_space
-from heterokd.study.summary import StudySummary, stored_summary
+from heterokd.study.space_change import SpaceChange
 
 # Keys that may change between two runs of a study: they decide where and how long, not what is compared.
 FREE_KEYS = {
@@ -35,24 +31,36 @@ FREE_KEYS = {
     "confirm_references",
     "prior_weight",
 }
-LOCK_SECONDS = 60.0
-"""Timeout for another process's lock on the database (a reader on a slow disk); longer on a busy machine."""
-
 SPACE = "search.space."
 LISTED = f"{SPACE}methods"
+FILES = f"{SPACE}extensions."
+STUDENT = "student."
+COMBINE = "search.combine"
+UNCHANGEABLE = f"{SPACE}training.epochs"
+"""Domain that may not change: rungs and budgets count in trainings of the study's epochs."""
+ABSENT = "absent"
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredQuestion:
     """Attributes of a study that decide whether an experiment agrees with it."""
 
     methods: tuple[str, ...]
     question: Mapping[str, object]
     schema: int = FIRST_SCHEMA
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def student(self) -> StudentSettings:
+        """Students that the study was started with."""
+        return StudentSettings.model_validate(self.question["student"])
 
 
-def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, object]:
-    """Return the settings that decide a search as plain values, with the domains of the space."""
+def question(experiment: Experiment, methods: Sequence[str], without: Collection[str] = ()) -> dict[str, object]:
+    """Return the settings that decide a search as plain values, with the domains of the space.
+
+    `without` are keys of domains that are left out.
+    """
     content = experiment.model_dump(
         mode="json",
         exclude={
@@ -65,7 +73,7 @@ def question(experiment: Experiment, methods: Sequence[str]) -> dict[str, object
         },
     )
     named = experiment.space.methods
-    domains = {key: str(domain) for key, domain in _domains(experiment, methods).items()}
+    domains = {key: str(domain) for key, domain in _domains(experiment, methods).items() if key not in without}
     content["search"]["space"] = {"methods": named if named == "all" else list(named), **domains}
     files = {name: file.model_dump(exclude=UNIDENTIFIED) for name, file in experiment.space.extensions.items()}
     if files:
@@ -81,121 +89,144 @@ def _domains(experiment: Experiment, methods: Sequence[str]) -> dict[str, Domain
     return domains
 
 
-def as_stored(experiment: Experiment, folder: StudyFolder) -> Experiment:
-    """Return the experiment with the defaults of an existing study; nothing is written.
-
-    A study is resumed with the defaults of its schema, and with the default of each parameter that a method has gained
-    since. If its database is missing, its experiment.yaml is compared.
-
-    Raises:
-        StudyError: the study belongs to another experiment, or searches a method that this version does not have.
-    """
-    attributes = read_attributes(folder)
-    of_files = attributes_of_files(folder)
-    if "question" in attributes and of_files:
-        _check_file(attributes, of_files, folder)
-    attributes = attributes if "question" in attributes else of_files
-    if "question" not in attributes:
-        return experiment
-    stored = parse(_Stored, attributes)
-    experiment = at_schema(experiment, stored.schema)
-    known, gained = dict(leaves(stored.question)), dict[str, object]()
-    for method in filter(experiment.knows, stored.methods):
-        defaults = experiment.method_class(method).Params().model_dump() | SCHEMA.parameters(method, stored.schema)
-        for key in experiment.method_domains(method):
-            if f"{SPACE}{key}" not in known:
-                gained[key] = defaults[key.partition(".")[2]]
-    if gained:
-        experiment = experiment.with_overrides({**gained, **experiment.space.overrides})
-    check_question(attributes, experiment, folder)
-    return experiment
-
-
-def _check_file(attributes: Mapping[str, object], of_files: Mapping[str, object], folder: StudyFolder) -> None:
-    """Refuse a study whose experiment.yaml was edited: it would be replaced, and the edit lost without a message.
-
-    Keys that one of the two lacks are those of other versions.
-
-    Raises:
-        StudyError: a key differs.
-    """
-    before, now = (dict(leaves(parse(_Stored, each).question)) for each in (attributes, of_files))
-    for key, old in before.items():
-        if key in now and now[key] != old and key != LISTED:
-            raise StudyError(
-                f"{folder.experiment_file}: {key} was {json.dumps(old)} when this study started and is "
-                f"{json.dumps(now[key])} now; set it back, or rename the experiment to start a new study"
-            )
-
-
-def read_attributes(folder: StudyFolder) -> dict[str, object]:
-    """Read the user attributes of a study; empty without a database, or if SQLite must recover it with write access."""
-    if not folder.database.is_file():
-        return {}
-    try:
-        timeout = under_load(LOCK_SECONDS)
-        with closing(sqlite3.connect(sqlite_file_uri(folder.database), uri=True, timeout=timeout)) as database:
-            rows = database.execute("SELECT key, value_json FROM study_user_attributes").fetchall()
-    except sqlite3.OperationalError:
-        return {}
-    except sqlite3.DatabaseError as error:
-        raise StudyError(
-            f"{folder.database}: cannot be used ({error}); move it away, and --resume rebuilds it from the trials"
-        ) from None
-    return {key: json.loads(value) for key, value in rows}
-
-
-def attributes_of_files(folder: StudyFolder) -> dict[str, object]:
-    """Return the attributes of a study whose database is missing; empty if its experiment.yaml cannot be read."""
-    try:
-        experiment = load_study_experiment(folder.experiment_file)
-        schema = study_schema(folder.experiment_file)
-    except ConfigError:
-        return {}
-    summary = summary_of_files(folder)
-    methods = list(experiment.methods if summary is None else summary.methods)
-    return {"methods": methods, "question": question(experiment, methods), "schema": schema}
-
-
-def summary_of_files(folder: StudyFolder) -> StudySummary | None:
-    """Read a study's summary; None if it is missing or damaged."""
-    try:
-        return stored_summary(folder)
-    except StudyError:
-        return None
+def methods_kept(stored: StoredQuestion, experiment: Experiment) -> tuple[str, ...]:
+    """Return the methods of a study that the experiment searches, too."""
+    return tuple(method for method in stored.methods if method in experiment.methods)
 
 
 def check_question(attributes: Mapping[str, object], experiment: Experiment, folder: StudyFolder) -> None:
-    """Compare an experiment with the settings that a study was started with.
+    """Compare an experiment with the settings that a study was started with, apart from its search space.
 
     `attributes` are the user attributes of the study.
 
     Raises:
         StudyError: they differ, or a method of the study is missing here.
     """
-    stored = parse(_Stored, attributes)
+    _differences(parse(StoredQuestion, attributes), experiment, folder)
+
+
+def space_change(
+    attributes: Mapping[str, object], experiment: Experiment, folder: StudyFolder, excluded: Collection[str] = ()
+) -> SpaceChange | None:
+    """Return how the search space of an experiment differs from that of its study; None if it is the same.
+
+    Methods, students and domains may be added, removed or changed when a study is resumed: the finished trials mean
+    the same. Methods that the code has added to `all` since are no change.
+
+    Args:
+        attributes: user attributes of the study.
+        experiment: the experiment, without the students that are left out.
+        folder: the study's folder.
+        excluded: methods that cannot be built for the pair.
+
+    Raises:
+        StudyError: they differ in another setting, or nothing is left of the study's students.
+    """
+    stored = parse(StoredQuestion, attributes)
+    found = _differences(stored, experiment, folder)
+    if not found:
+        return None
+    methods = [method for method in experiment.methods if method not in excluded]
+    students = [network for network in stored.student.networks if network not in stored.left_out]
+    now = experiment.student.networks
+    listed = (f"{SPACE}student.network", f"{SPACE}teacher.network", LISTED)
+    change = SpaceChange(
+        added_methods=_without(methods, stored.methods),
+        removed_methods=_without(stored.methods, methods),
+        added_students=_without(now, students),
+        removed_students=_without(students, now),
+        domains={
+            key.removeprefix(SPACE): texts
+            for key, texts in found.items()
+            if key.startswith(SPACE) and not key.startswith(FILES) and key not in listed
+        },
+    )
+    return change if change.to_json() else None
+
+
+def _without(names: Sequence[str], others: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in others)
+
+
+def _differences(stored: StoredQuestion, experiment: Experiment, folder: StudyFolder) -> dict[str, tuple[str, str]]:
+    """Return the settings of the search space that differ from a study's, before and now, by key.
+
+    Raises:
+        StudyError: another setting differs, or a method of the study is missing here.
+    """
     lost = [method for method in stored.methods if not experiment.knows(method)]
     if lost:
         raise StudyError(
             f"{folder.database}: the study searches method {lost[0]!r}, which neither the experiment nor this version "
             "of heterokd has; install the version that has it, or rename the experiment to start a new study"
         )
-    before, now = dict(leaves(stored.question)), dict(leaves(question(experiment, stored.methods)))
+    kept = methods_kept(stored, experiment)
+    before, now = dict(leaves(stored.question)), dict(leaves(question(experiment, kept)))
     added = _added(experiment, stored, before, now)
+    removed = {f"{SPACE}{key}" for key in _domains(experiment, _without(stored.methods, kept))}
+    may_change = _same_students(stored, experiment)
+    found: dict[str, tuple[str, str]] = {}
     for key in [*before, *(key for key in now if key not in before)]:
-        old, new = (json.dumps(values[key]) if key in values else "absent" for values in (before, now))
-        if old != new and key not in added:
+        old, new = (json.dumps(values[key]) if key in values else ABSENT for values in (before, now))
+        if old == new or key in added:
+            continue
+        if not _is_of_space(key, in_both=key in before and key in now, students=may_change):
             raise StudyError(
                 f"{folder.path}: {key} was {old} when this study started and is {new} now; set it back, or rename the "
                 "experiment to start a new study"
             )
+        if key in now or key not in removed:
+            found[key] = (str(before.get(key, ABSENT)), str(now.get(key, ABSENT)))
+    if found.keys() & {f"{STUDENT}network"} and not set(stored.student.networks) & set(experiment.student.networks):
+        raise StudyError(
+            f"{folder.path}: student.network: none of the study's students ({', '.join(stored.student.networks)}) is "
+            "left; keep one of them, or rename the experiment to start a new study"
+        )
+    return found
+
+
+def _is_of_space(key: str, *, in_both: bool, students: bool) -> bool:
+    """Return whether a key may change between two runs of a study, since the finished trials mean the same.
+
+    Args:
+        key: key of a setting that differs.
+        in_both: whether the study and the experiment have it: a file of a method may not change.
+        students: whether the students that both have are the same.
+    """
+    if key.startswith(STUDENT):
+        return students
+    if key.startswith(FILES):
+        return not in_both
+    return key == COMBINE or (key.startswith(SPACE) and key != UNCHANGEABLE)
+
+
+def _same_students(stored: StoredQuestion, experiment: Experiment) -> bool:
+    """Return whether the students that a study and an experiment both have are built in the same way."""
+    before, now = stored.student, experiment.student
+    common = set(before.networks) & set(now.networks)
+    is_list_changed = set(before.networks) != set(now.networks)
+    return is_list_changed and all(before.settings_of(name) == now.settings_of(name) for name in common)
+
+
+def grown_question(
+    attributes: Mapping[str, object], experiment: Experiment, methods: Sequence[str]
+) -> dict[str, object]:
+    """Return the question of a study whose search space has changed, with these methods.
+
+    Parameters that the code has added to methods of the study stay pinned in later runs: they are left out.
+    """
+    stored = parse(StoredQuestion, attributes)
+    kept = [method for method in methods_kept(stored, experiment) if method in methods]
+    before, now = dict(leaves(stored.question)), dict(leaves(question(experiment, kept)))
+    added = _added(experiment, stored, before, now)
+    return question(experiment, methods, {key.removeprefix(SPACE) for key in added if key != LISTED})
 
 
 def _added(
-    experiment: Experiment, stored: _Stored, before: Mapping[str, object], now: Mapping[str, object]
+    experiment: Experiment, stored: StoredQuestion, before: Mapping[str, object], now: Mapping[str, object]
 ) -> set[str]:
     """Return the keys that the code has added since the study started."""
-    domains, overrides = _domains(experiment, stored.methods), experiment.space.overrides
+    domains, overrides = _domains(experiment, methods_kept(stored, experiment)), experiment.space.overrides
     added = set()
     for key, value in now.items():
         method, _, name = key.removeprefix(SPACE).partition(".")

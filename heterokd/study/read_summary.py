@@ -35,8 +35,8 @@ def _rebuilt(folder: StudyFolder) -> StudySummary | None:
     # These import the methods and Optuna, which are rarely needed here.
     from heterokd.config.reading import load_study_experiment
     from heterokd.study.options import StudyOptions
-    from heterokd.study.question import read_attributes
     from heterokd.study.storage import open_database
+    from heterokd.study.stored_question import read_attributes
     from heterokd.study.study import Study
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -14,10 +15,11 @@ from heterokd.domains import Scalar
 from heterokd.errors import ConfigError, StudyError
 from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
-from heterokd.study.assignment import Origin, assignment_attrs, method_space
+from heterokd.study.assignment import Origin, assignment_attrs, completed, method_defaults, method_space, with_student
+from heterokd.study.distributions import Spaces, fitted, has_freedom
 from heterokd.study.pruner import checkpoint_epochs, compared
-from heterokd.study.question import leaves, summary_of_files
-from heterokd.study.sampler import Spaces, distributions, has_freedom
+from heterokd.study.question import leaves
+from heterokd.study.stored_question import summary_of_files
 
 HOUR = 3600.0
 
@@ -56,6 +58,11 @@ def rebuilt_trials(
     for number, snapshot in usable.items():
         if snapshot.confirms is not None and snapshot.confirms not in known:
             continue
+        trained = folder.trial(number).recipe
+        sample = with_student(snapshot.sample, trained.student.network, experiment)
+        if folder.changes_file.exists():
+            sample = completed(sample, trained, experiment)
+        snapshot = replace(snapshot, sample=sample)
         recipe = _checked_recipe(folder.trial(number), snapshot, experiment)
         trials += [create_trial(state=TrialState.FAIL) for _ in range(number - first - len(trials))]
         trials.append(_rebuilt(folder.trial(number), snapshot, experiment, recipe, spaces, spent))
@@ -114,6 +121,8 @@ def _checked_recipe(trial: TrialFolder, snapshot: TrialSnapshot, experiment: Exp
         StudyError: it gives another recipe, or none.
     """
     stored, file = trial.recipe, trial.path / "recipe.yaml"
+    if not experiment.knows(stored.method) or stored.student.network not in experiment.student.networks:
+        return stored  # removed from the search space
     advice = "set the experiment back, or rename it to start a new study"
     try:
         recipe = experiment.recipe(dict(snapshot.sample), seed=stored.training.seed)
@@ -138,11 +147,13 @@ def _rebuilt(  # everything that a trial consists of
     spent: Mapping[str, float],
 ) -> FrozenTrial:
     sample: Mapping[str, Scalar] = snapshot.sample
-    learned = distributions(spaces, recipe.method)
+    defaults = method_defaults(experiment, recipe.method) if recipe.method in spaces else {}
+    params, learned = fitted(spaces, sample, defaults)
     origin: Origin = next((known for known in get_args(Origin) if known == snapshot.origin), "sampled")
     seed = None if snapshot.confirms is None else recipe.training.seed
     attrs: dict[str, object] = {
-        "assignment": assignment_attrs(experiment, sample, origin, seed=seed, confirms=snapshot.confirms),
+        "assignment": assignment_attrs(experiment, sample, origin, seed=seed, confirms=snapshot.confirms)
+        | {"student": recipe.student.network},
         "ended": dict(spent),
     }
     values, reports = recorded_reports(trial, experiment, recipe.training.epochs)
@@ -153,7 +164,7 @@ def _rebuilt(  # everything that a trial consists of
         attrs["stopped"] = {"at": max(values, default=0), "reason": snapshot.reason}
     return create_trial(
         state=TrialState.RUNNING,
-        params={key: sample[key] for key in learned},
+        params=params,
         distributions=learned,
         intermediate_values=reports,
         user_attrs=attrs,

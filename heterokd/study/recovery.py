@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from heterokd.storage.study_dir import StudyFolder
+from heterokd.storage.study_dir import StudyFolder, TrialFolder
 from heterokd.storage.trial_status import TrialStatus
+from heterokd.study.assignment import REMOVED
 from heterokd.study.budget import Spending
 from heterokd.study.pruner import is_reference
 from heterokd.study.schedule import Schedule
@@ -18,7 +20,8 @@ Finish = Callable[[int, TrialStatus, Mapping[str, float], str | None], None]
 def recover(trials: Trials, folder: StudyFolder, schedule: Schedule, spending: Spending, finish: Finish) -> None:
     """End the running trials that their folder says have ended; queue the others to be resumed.
 
-    What the budget has paused stays paused while it is spent.
+    What the budget has paused stays paused while it is spent. A trial whose method or student was removed from the
+    search space ends where it is.
     """
     for number in trials.foreign():
         # Asked for elsewhere (`study.ask` by hand): there is nothing to run.
@@ -29,10 +32,20 @@ def recover(trials: Trials, folder: StudyFolder, schedule: Schedule, spending: S
         if snapshot.status.is_final:
             metrics = snapshot.metrics or (files.metrics() or [{}])[-1]
             finish(record.number, snapshot.status, metrics, files.error_line)
+        elif not schedule.searches(record):
+            _end_removed(record, trials, files, finish)
         elif spending.is_exhausted() and snapshot.status == TrialStatus.PAUSED:
             trials.set_status(record.number, TrialStatus.PAUSED)
         else:
             requeue(record, folder, schedule)
+
+
+def _end_removed(record: TrialRecord, trials: Trials, files: TrialFolder, finish: Finish) -> None:
+    """Stop a trial that is not searched any more, also in its folder."""
+    trials.stop(record.number, record.reached, REMOVED)
+    if files.path.exists():
+        files.save(replace(files.snapshot, status=TrialStatus.PRUNED, reason=REMOVED))
+    finish(record.number, TrialStatus.PRUNED, (files.metrics() or [{}])[-1], None)
 
 
 def requeue(record: TrialRecord, folder: StudyFolder, schedule: Schedule) -> None:

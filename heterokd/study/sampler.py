@@ -17,17 +17,14 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from heterokd.domains import Choice, Domain, Int, Scalar
 from heterokd.storage.trial_status import NOT_FINITE, TrialStatus
+from heterokd.study.distributions import Spaces, distribution_of, with_all_options
 from heterokd.study.failures import failing_methods
 from heterokd.study.trials import TrialRecord, Trials
-
-Spaces = Mapping[str, Mapping[str, Domain]]
-"""Domains of each method. Options of a key may differ between methods (teachers for which a method cannot be built):
-Optuna has all options, and a sample has an option of its method."""
 
 Prior = Sequence[tuple[Mapping[str, Scalar], float]]
 """Values that replace the estimator's, each set with its probability."""
@@ -112,36 +109,9 @@ def propose(
     trial = trials.memory.ask()
     method: str = trial.suggest_categorical("method", tuple(spaces))
     sample: dict[str, Scalar] = {"method": method}
-    for key, domain in _with_all_options(spaces, method).items():
+    for key, domain in with_all_options(spaces, method).items():
         sample[key] = _suggest(trial, key, domain)
     return trial, sample
-
-
-def distributions(spaces: Spaces, method: str) -> dict[str, BaseDistribution]:
-    """Return the distributions of a trial that the sampler did not propose; empty for a method that is not sampled."""
-    if method not in spaces:
-        return {}
-    domains = _with_all_options(spaces, method)
-    return {
-        "method": CategoricalDistribution(tuple(spaces)),
-        **{key: _distribution(domain) for key, domain in domains.items()},
-    }
-
-
-def _with_all_options(spaces: Spaces, method: str) -> dict[str, Domain]:
-    """Return a method's domains as Optuna has them: with every option that a key has for any method."""
-    found = dict(spaces[method])
-    for key, domain in found.items():
-        if isinstance(domain, Choice) and not key.startswith(f"{method}."):
-            others = [space[key] for space in spaces.values() if key in space]
-            options = [option for other in others if isinstance(other, Choice) for option in other.options]
-            found[key] = domain if set(options) == set(domain.options) else Choice(*dict.fromkeys(options))
-    return found
-
-
-def has_freedom(space: Mapping[str, Domain]) -> bool:
-    """Return whether there are several possible samples."""
-    return not all(_distribution(domain).single() for domain in space.values())
 
 
 def end_like(trials: Trials, trial: optuna.Trial, known: TrialRecord) -> None:
@@ -181,7 +151,7 @@ class _GroupSampler(optuna.samplers.BaseSampler):
         self._spaces, self._random = spaces, random.Random(seed)
         common = set.intersection(*(set(space) for space in spaces.values()))
         counts = Counter(key for space in spaces.values() for key in space)
-        known = {method: _with_all_options(spaces, method) for method in spaces}
+        known = {method: with_all_options(spaces, method) for method in spaces}
         first = next(iter(spaces))
         methods: dict[str, BaseDistribution] = {"method": CategoricalDistribution(tuple(spaces))}
         self._common = (methods if len(spaces) > 1 else {}) | _free(known[first], common)
@@ -291,7 +261,7 @@ def _as_learned(trial: FrozenTrial) -> FrozenTrial:
 
 def _free(space: Mapping[str, Domain], keys: Set[str]) -> dict[str, BaseDistribution]:
     """Return the distributions of these keys, without those that have a single value, which is not sampled."""
-    found = {key: _distribution(domain) for key, domain in space.items() if key in keys}
+    found = {key: distribution_of(domain) for key, domain in space.items() if key in keys}
     return {key: distribution for key, distribution in found.items() if not distribution.single()}
 
 
@@ -308,14 +278,6 @@ def _draw(prior: Prior, seed: int) -> Mapping[str, Scalar]:
         if place < 0:
             return values
     return {}
-
-
-def _distribution(domain: Domain) -> BaseDistribution:
-    if isinstance(domain, Choice):
-        return CategoricalDistribution(domain.options)
-    if isinstance(domain, Int):
-        return IntDistribution(domain.low, domain.high, log=domain.log)
-    return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
 def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Scalar:

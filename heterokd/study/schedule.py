@@ -28,8 +28,9 @@ from heterokd.study.ledger import Ledger
 from heterokd.study.ranked_config import pareto_front
 from heterokd.study.sampler import STOP_AFTER
 from heterokd.study.search_space import SearchSpace
+from heterokd.study.space_change import is_searched
 from heterokd.study.storage import StudyFacts
-from heterokd.study.trials import Trials
+from heterokd.study.trials import TrialRecord, Trials
 
 Step = Start | Repetition | Literal["sample", "wait"] | None
 """A start, a repetition, a sample, a wait until a running trial has ended, or the end of the search."""
@@ -68,8 +69,12 @@ class Schedule:
     def leaderboard(self) -> Leaderboard:
         """Ranking of the configurations that were trained to the end, cached until `refresh`."""
         if self._leaderboard is None:
-            self._leaderboard = Leaderboard(self._trials, self._experiment, self._facts.prior)
+            self._leaderboard = Leaderboard(self._trials, self._experiment, self._facts.prior, self._facts.methods)
         return self._leaderboard
+
+    def searches(self, record: TrialRecord) -> bool:
+        """Return whether a trial's method and student are in the search space."""
+        return is_searched(record, self._facts.methods, self._experiment)
 
     def refresh(self) -> None:
         """Drop the cached ranking after the end of a trial that changes it."""
@@ -137,13 +142,16 @@ class Schedule:
             return None
         left_out = failing_methods(self._trials)
         tried = Counter((record.origin, record.method) for record in self._trials.search)
+        left: list[Start] = []
         for start in self._starts:
-            if start.method in left_out:
-                continue
-            if not tried[start.origin, start.method]:
-                if self._space.identity(start.sample) not in self._trials.numbers:
-                    return start
-                continue  # another start has the same values
+            if self._space.identity(start.sample) in self._trials.numbers:
+                tried[start.origin, start.method] -= 1
+            elif start.method not in left_out:
+                left.append(start)
+        for start in left:
+            if tried[start.origin, start.method] <= 0:
+                return start
+            # It was tried with other values, those of an earlier version.
             tried[start.origin, start.method] -= 1
         self._starts = ()  # trials are never removed, so no start will be left later
         return None

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from heterokd.config.experiment import TEACHER, Experiment
+from heterokd.config.experiment import Experiment
 from heterokd.domains import Domain, Scalar
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.assignment import method_space, teachers_of
+from heterokd.study.assignment import method_defaults, method_space, teachers_of
 from heterokd.study.initial_trials import Start, list_starts
 from heterokd.study.priors import expected_ranks
 from heterokd.study.storage import StudyFacts, open_database, read_facts
@@ -50,7 +50,7 @@ class SearchSpace:
         has_ranks = experiment.search.prior_weight > 0 or facts.warm.ranks
         return cls(
             domains={method: method_space(experiment, method, facts.excluded) for method in facts.methods},
-            defaults={method: _defaults(experiment, method) for method in facts.methods},
+            defaults={method: method_defaults(experiment, method) for method in facts.methods},
             teachers={method: teachers_of(experiment, method, facts.excluded) for method in facts.methods},
             starts=tuple(list_starts(experiment, facts, folder)),
             ranks={
@@ -63,7 +63,8 @@ class SearchSpace:
 
     def identity(self, sample: Mapping[str, Scalar]) -> Hashable:
         """Return the values that decide a sample's training: equal for two samples of the same recipe."""
-        values = {**self.defaults[str(sample["method"])], **sample}
+        # A method that is not searched any more has no defaults: its samples differ from all others.
+        values = {**self.defaults.get(str(sample["method"]), {}), **sample}
         return tuple((key, values[key]) for key in sorted(values) if key not in UNSHARED)
 
 
@@ -75,13 +76,3 @@ def open_space(experiment: Experiment, folder: StudyFolder, facts: StudyFacts | 
     """
     kept = read_facts(open_database(experiment, folder, facts or StudyFacts()))
     return SearchSpace.of(experiment.without(kept.left_out), kept, folder)
-
-
-def _defaults(experiment: Experiment, method: str) -> dict[str, Scalar]:
-    recipe = experiment.recipe({"method": method})
-    params = {f"{method}.{name}": value for name, value in recipe.params.items()}
-    training = {f"training.{name}": value for name, value in recipe.training.model_dump().items()}
-    networks = {"student.network": recipe.student.network}
-    if experiment.reads_teacher(method):
-        networks[TEACHER] = recipe.teacher.network
-    return {**params, **training, **networks}

@@ -14,14 +14,17 @@ import optuna
 
 from heterokd.config.experiment import Experiment
 from heterokd.config.schema import SCHEMA
+from heterokd.domains import Scalar
 from heterokd.errors import StudyError
 from heterokd.storage.disk import when_writable
 from heterokd.storage.machine_load import under_load
 from heterokd.storage.sqlite_url import sqlite_url
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.question import LOCK_SECONDS, attributes_of_files, check_question, question, summary_of_files
+from heterokd.study.question import check_question, grown_question, question, space_change
 from heterokd.study.rebuild import reads_every_epoch, rebuilt_trials, recorded_reports
 from heterokd.study.seed_noise import NoisePrior
+from heterokd.study.space_growth import fitted_trials, recorded_changes, samples_of_added, write_space
+from heterokd.study.stored_question import LOCK_SECONDS, attributes_of_files, summary_of_files
 from heterokd.study.warm_start import WarmStart
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """Facts that a study is created with and keeps.
+    """Facts that a study is created with and keeps, apart from changes of its search space.
 
     Attributes:
         excluded: methods that cannot be built for the pair, with the reason; see `check_experiment`.
@@ -39,6 +42,9 @@ class StudyFacts:
         methods: methods that are searched; in a new study, those of its experiment that are not excluded.
         averages: whether rungs compare means over epochs; in studies of older versions they compare single epochs.
         prior: prior of the variance over seeds; studies of older versions have none.
+        later: samples to try of students that were added while the study was resumed.
+        since: number of trials before the last change of the search space.
+        changes: changes of the search space, a sentence with its date each.
     """
 
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +54,9 @@ class StudyFacts:
     methods: tuple[str, ...] = ()
     averages: bool = True
     prior: NoisePrior = field(default_factory=NoisePrior)
+    later: tuple[Mapping[str, Scalar], ...] = ()
+    since: int = 0
+    changes: tuple[str, ...] = ()
 
 
 def read_facts(database: optuna.Study) -> StudyFacts:
@@ -62,6 +71,9 @@ def read_facts(database: optuna.Study) -> StudyFacts:
         methods=tuple(attrs["methods"]),
         averages=bool(attrs.get("averages", False)),
         prior=NoisePrior(**attrs.get("noise_prior", {})),
+        later=tuple(attrs.get("later", ())),
+        since=attrs.get("since", 0),
+        changes=tuple(f"{change['time'][:10]}: {change['sentence']}" for change in attrs.get("changes", ())),
     )
 
 
@@ -71,8 +83,9 @@ def open_database(
     """Open the study in `folder`, or create it, with its facts as user attributes.
 
     A database that is missing, or empty, is created with the trials whose folders exist; to an older copy, as a store
-    has, what it lacks is added. Without `is_kept`, it is a new study in memory. With `is_compared`, the experiment is
-    known to agree with the study: comparing it imports the methods.
+    has, what it lacks is added. A changed search space is written to it, see `space_change`. Without `is_kept`, it is a
+    new study in memory. With `is_compared`, the experiment is known to agree with the study: comparing it imports the
+    methods.
 
     Raises:
         StudyError: the study belongs to another experiment, its database is damaged, or no method is left.
@@ -82,18 +95,44 @@ def open_database(
     attrs = database.user_attrs
     if "question" not in attrs:
         known = attributes_of_files(folder) if is_kept and folder.trials() else {}
-        _create(database, experiment, _known_facts(facts, folder) if known else facts, known)
+        _create(database, experiment, _known_facts(facts, folder) if known else facts, known, folder)
         if is_kept:
             if number := len(folder.trials()):
                 logger.warning("%s: was missing; it is rebuilt from the folders of %d trials", folder.database, number)
                 _add_trials(database, experiment, folder)
             # Written last: a study that has a question has all other attributes.
-            database.set_user_attr("question", question(experiment, database.user_attrs["methods"]))
+            is_changed = known and space_change(known, experiment, folder) is not None
+            asked = known["question"] if is_changed else question(experiment, database.user_attrs["methods"])
+            database.set_user_attr("question", asked)
+        if not known:
+            return database
     elif not is_compared:
         check_question(attrs, experiment, folder)
         if is_kept:
             _add_missing(database, experiment, folder)
-    return database
+    return database if is_compared or not is_kept else _with_space(database, experiment, folder, facts)
+
+
+def _with_space(database: optuna.Study, experiment: Experiment, folder: StudyFolder, facts: StudyFacts) -> optuna.Study:
+    """Return a study with the search space of an experiment, of which `facts` are those of now."""
+    searched, attrs = experiment.without(facts.left_out), database.user_attrs
+    change = space_change(attrs, searched, folder, facts.excluded)
+    if change is None:
+        return database
+    kept = read_facts(database)
+    methods = tuple(method for method in experiment.methods if method not in facts.excluded)
+    costs = {**kept.costs, **facts.costs}
+    now = replace(kept, excluded=facts.excluded, left_out=facts.left_out, costs=costs, methods=methods)
+    later = (*kept.later, *samples_of_added(change, searched, folder, methods))
+    trials = database.get_trials(deepcopy=False)
+    attributes = {
+        **fact_attributes(now),
+        "since": len(trials),
+        "later": [dict(sample) for sample in later],
+        "question": grown_question(attrs, experiment, methods),
+    }
+    write_space(folder, attributes, change, fitted_trials(searched, methods, facts.excluded, trials, folder), attrs)
+    return _open(experiment, folder)  # Optuna keeps the trials of a study that was opened
 
 
 def _open(experiment: Experiment, folder: StudyFolder) -> optuna.Study:
@@ -195,7 +234,13 @@ def _add_missing(database: optuna.Study, experiment: Experiment, folder: StudyFo
                 storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
 
-def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts, known: Mapping[str, object]) -> None:
+def _create(
+    database: optuna.Study,
+    experiment: Experiment,
+    facts: StudyFacts,
+    known: Mapping[str, object],
+    folder: StudyFolder,
+) -> None:
     """Write the facts of a new study; an interrupted call is repeated.
 
     `known`: methods and schema of a study whose database is rebuilt, see `attributes_of_files`.
@@ -210,11 +255,21 @@ def _create(database: optuna.Study, experiment: Experiment, facts: StudyFacts, k
         # Experimental in Optuna; a failure would only affect a name on optuna-dashboard's axes.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         database.set_metric_names([experiment.metric])
-    database.set_user_attr("methods", methods)
-    database.set_user_attr("excluded", dict(facts.excluded))
-    database.set_user_attr("left_out", dict(facts.left_out))
-    database.set_user_attr("facts", {network: dict(costs) for network, costs in facts.costs.items()})
+    for key, value in fact_attributes(replace(facts, methods=tuple(methods))).items():
+        database.set_user_attr(key, value)
+    if recorded := recorded_changes(folder) if known else []:
+        database.set_user_attr("changes", recorded)
     database.set_user_attr("warm", asdict(facts.warm))
     database.set_user_attr("averages", True)
     database.set_user_attr("noise_prior", asdict(facts.prior))
     database.set_user_attr("schema", known.get("schema", SCHEMA.number))
+
+
+def fact_attributes(facts: StudyFacts) -> dict[str, object]:
+    """Return the user attributes of a study for the facts that a change of its search space changes."""
+    return {
+        "methods": list(facts.methods),
+        "excluded": dict(facts.excluded),
+        "left_out": dict(facts.left_out),
+        "facts": {network: dict(costs) for network, costs in facts.costs.items()},
+    }

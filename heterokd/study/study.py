@@ -56,11 +56,9 @@ class Study:
         self.experiment = experiment = experiment.without(self.facts.left_out)
         space = options.space or SearchSpace.of(experiment, self.facts, folder)
         self._pruner = options.pruner or make_pruner(experiment)
+        is_kept, every_epoch = options.storage == "disk", self._pruner.every_epoch
         self._trials = trials = Trials(
-            database,
-            is_kept=options.storage == "disk",
-            every_epoch=self._pruner.every_epoch,
-            identity=space.identity,
+            database, is_kept=is_kept, every_epoch=every_epoch, identity=space.identity, since=self.facts.since
         )
         sampler = options.sampler or make_sampler(experiment, self.facts.methods, len(trials))
         self._proposer = Proposer(experiment, space, trials, sampler, self.facts.warm.ranks)
@@ -310,6 +308,7 @@ class Study:
             progress=self.progress(),
             budget=experiment.search.budget.model_dump(),
             spent=self.spending.as_dict(),
+            changes=facts.changes,
             failing=failing_methods(self._trials),
             distillation_failure=distillation_failure(self._trials),
             negative_transfer=tuple(HarmfulTrial(each.number, each.method, each.reached) for each in harmful),

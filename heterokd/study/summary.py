@@ -46,6 +46,7 @@ class StudySummary:
         budget: limits, by the keys of `search.budget`; None: no limit.
         spent: what was spent, by the same keys.
         negative_transfer: trials with negative transfer.
+        changes: what was changed of the search space while it was resumed, a sentence for each time.
         failing: methods that failed repeatedly and were left out of the rest of the search, with the reason.
         failing_nodes: nodes of the cluster that the newest run of the search avoided, with the reason.
         distillation_failure: set if every trial with a teacher failed.
@@ -70,6 +71,7 @@ class StudySummary:
     budget: Mapping[str, int | float | None] = field(default_factory=dict)
     spent: Mapping[str, int | float | None] = field(default_factory=dict)
     negative_transfer: tuple[HarmfulTrial, ...] = ()
+    changes: tuple[str, ...] = ()
     failing: Mapping[str, str] = field(default_factory=dict)
     failing_nodes: Mapping[str, str] = field(default_factory=dict)
     distillation_failure: DistillationFailure | None = None
@@ -150,7 +152,7 @@ class StudySummary:
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
 
 
-_UNLESS_EMPTY = ("failing", "failing_nodes", "distillation_failure", "val_images", "iou_classes")
+_UNLESS_EMPTY = ("changes", "failing", "failing_nodes", "distillation_failure", "val_images", "iou_classes")
 """Keys of summary.json that are left out if they are empty."""
 
 

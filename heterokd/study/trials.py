@@ -115,7 +115,7 @@ class Trials:
         baselines: trials of the search without a teacher that have reported at an epoch, by epoch.
         counts: number of trials of the search by status and reason of a stop.
         sampled: number of samples that have ended.
-        known_in_a_row: number of the last samples that equal an earlier trial.
+        known_in_a_row: number of the last samples of this search space that equal an earlier trial.
     """
 
     def __init__(
@@ -125,8 +125,9 @@ class Trials:
         is_kept: bool,
         every_epoch: bool = False,
         identity: Callable[[Mapping[str, Scalar]], Hashable] = lambda sample: tuple(sorted(sample.items())),
+        since: int = 0,
     ) -> None:
-        self._identity = identity
+        self._identity, self._since = identity, since
         self.database = self.memory = database
         self.every_epoch = every_epoch
         if is_kept:
@@ -141,9 +142,8 @@ class Trials:
         self.baselines: dict[int, list[TrialRecord]] = {}
         self.counts: Counter[tuple[TrialStatus, str | None]] = Counter()
         self._sorted_reports: dict[tuple[int, int, str], list[float]] = {}
-        self.sampled = self.known_in_a_row = 0
+        self.sampled = self.known_in_a_row = self._count = 0
         self._all: dict[int, TrialRecord] = {}
-        self._count = 0
         for trial in self.memory.get_trials(deepcopy=False):
             self._count += 1
             if "assignment" in trial.user_attrs:
@@ -293,7 +293,7 @@ class Trials:
             self._count_status(record, 1)
             for epoch in record.reports:
                 self._add_report(record, epoch)
-        else:
+        elif record.number >= self._since:
             self.known_in_a_row += 1
         return record
 

@@ -277,7 +277,10 @@ class StudyRuns:
         if summary is not None and summary.failing_nodes:
             named = "; ".join(f"{address}: {reason}" for address, reason in summary.failing_nodes.items())
             study.tag(study.id, {"heterokd.failing_nodes": named})
-        for file in (self.folder.experiment_file, self.folder.report, self.folder.summary_file):
+        if summary is not None and summary.changes:
+            study.tag(study.id, {"heterokd.changes": " ".join(summary.changes)})
+        files = (self.folder.experiment_file, self.folder.changes_file, self.folder.report, self.folder.summary_file)
+        for file in files:
             if file.exists():
                 self.client.log_artifact(study.id, str(file))
         if self.folder.pictures.is_dir():

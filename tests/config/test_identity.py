@@ -37,7 +37,9 @@ from heterokd.domains import Choice
 from heterokd.errors import ConfigError, StudyError
 from heterokd.methods import METHODS
 from heterokd.storage.study_dir import StudyFolder
-from heterokd.study.question import as_stored, check_question, only_new_methods, question
+from heterokd.study.question import check_question, only_new_methods, question, space_change
+from heterokd.study.space_change import SpaceChange
+from heterokd.study.stored_question import as_stored, read_attributes
 from heterokd.teachers.cache.key import CacheKey
 from heterokd.teachers.prepare import teacher_recipe
 from heterokd.training.teacher import teacher_hash
@@ -214,8 +216,9 @@ def test_a_study_searches_what_it_was_begun_with(tmp_path: Path) -> None:
     pinned = as_stored(asked, folder)
     assert pinned.method_domains("dist")["dist.inter_weight"] == Choice(1.0)
     assert as_stored(pinned, folder) == pinned
-    with pytest.raises(StudyError, match=r'search.space.dist.inter_weight was absent .* and is "2.0" now'):
-        as_stored(asked.with_overrides({"dist.inter_weight": 2.0}), folder)
+    other = as_stored(asked.with_overrides({"dist.inter_weight": 2.0}), folder)
+    change = space_change(read_attributes(folder), other, folder)
+    assert change == SpaceChange(domains={"dist.inter_weight": ("absent", "2.0")})
 
 
 def test_a_paper_that_is_added_leaves_studies_of_all_methods() -> None:

@@ -37,8 +37,8 @@ from heterokd.storage.sync import FolderSync
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.storage.workspace import open_workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.question import as_stored
 from heterokd.study.search_space import open_space
+from heterokd.study.stored_question import as_stored
 from heterokd.study.summary import StudySummary, stored_summary
 from heterokd.training.train import Metrics, Report, TrainResult
 

@@ -18,8 +18,8 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialSnapshot, TrialStatus
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
-from heterokd.study.question import as_stored
 from heterokd.study.read_summary import read_summary
+from heterokd.study.stored_question import as_stored
 from heterokd.study.study import Study
 from heterokd.study.summary import stored_summary
 

@@ -560,11 +560,7 @@ def test_a_trial_that_somebody_else_asked_for_costs_no_budget(folder):
         ({"epochs": 30}, "training.epochs was 27 when this study started and is 30 now"),
         ({"seed": 5}, "search.seed was 0 .* and is 5 now"),
         ({"metric": "val/loss"}, 'search.metric was "val/top1" .* and is "val/loss" now'),
-        ({"space": {"methods": ["kd"]}}, r"search.space.methods was .* and is \[\"kd\"\] now"),
-        (
-            {"space": {**TWO_METHODS, "overrides": {"kd.weight": 2.0}}},
-            r'search.space.kd.weight was "0.1 to 10, log" .* and is "2.0" now',
-        ),
+        ({"reduction_factor": 4}, "search.reduction_factor was 3 .* and is 4 now"),
     ],
 )
 def test_another_question_is_refused_by_the_key_that_differs(folder, changes, key):

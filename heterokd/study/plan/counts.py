@@ -14,9 +14,9 @@ from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.assignment import REFERENCES, method_space
 from heterokd.study.confirmation import LEADER_SEEDS, expected_references, most_references, share, share_after
+from heterokd.study.distributions import has_freedom
 from heterokd.study.initial_trials import matched_samples, published_starts
 from heterokd.study.pruner import checkpoint_epochs
-from heterokd.study.sampler import has_freedom
 
 
 @dataclass(frozen=True)
