@@ -46,11 +46,11 @@ class Leaderboard:
         methods: Sequence[str] | None = None,
     ) -> None:
         self.experiment, self.prior = experiment, prior or NoisePrior()
-        searched = experiment.methods if methods is None else methods
+        named = experiment.methods if methods is None else methods
         self.complete = {
             record.number: record
             for record in trials.search
-            if record.is_complete and is_searched(record, searched, experiment)
+            if record.is_complete and is_searched(record, named, experiment)
         }
         self.repeats = {
             # A repetition that diverged counts, too, as the worst value.

@@ -82,7 +82,7 @@ class SpaceChange:
 
     def to_json(self) -> dict[str, object]:
         """Return the change as plain values, without what is empty."""
-        content = {
+        content: dict[str, dict[str, object]] = {
             "added": {"methods": list(self.added_methods), "students": list(self.added_students)},
             "removed": {"methods": list(self.removed_methods), "students": list(self.removed_students)},
             "domains": {key: {"before": before, "now": now} for key, (before, now) in self.domains.items()},
