@@ -310,6 +310,7 @@ def test_the_later_copy_of_a_study_counts(tmp_path: Path, monkeypatch: pytest.Mo
             database.execute("CREATE TABLE trials (state TEXT)")
             database.execute("CREATE TABLE trial_intermediate_values (x)")
             database.execute("CREATE TABLE trial_user_attributes (x)")
+            database.execute("CREATE TABLE study_user_attributes (key TEXT, value_json TEXT)")
             database.executemany("INSERT INTO trials VALUES (?)", [("COMPLETE",)] * count)
             database.commit()
 
