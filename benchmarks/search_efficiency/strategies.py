@@ -7,9 +7,12 @@ their choice.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +20,21 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from benchmarks.search_efficiency.digits import VAL
 from benchmarks.search_efficiency.pairs import EPOCHS, LEARNING_RATES, METHODS, OPTIONS, PAIRS
 from benchmarks.search_efficiency.replay import Ask, Choice, Question, Replay
+from benchmarks.search_efficiency.replay import question as replay_question
+from benchmarks.search_efficiency.table import stored
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.study.options import StudyOptions
+from heterokd.study.similar_studies import SimilarStudy, Traits
+from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
+from heterokd.study.summary import StudySummary
+from heterokd.study.warm_start import MOST_SAMPLES, warm_starts
+
+EARLIER, EARLIER_TRAININGS = 1000, 20
+"""Seeds and budget of the searches that `heterokd_warm` starts from."""
 
 LARGEST_STREAK = 50
 """Known configurations in a row after which a sampler is asked no more for this training, and a random one taken."""
@@ -185,14 +198,21 @@ class Heterokd:
     """
 
     def __init__(
-        self, question: Question, replay: Replay, budget: float, seed: int, settings: Mapping[str, Any] | None = None
+        self,
+        question: Question,
+        replay: Replay,
+        budget: float,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        others: Sequence[SimilarStudy] = (),
     ) -> None:
         search = {"budget": {"trainings": float(budget)}, "seed": seed, **(settings or {})}
         experiment = PAIRS[question.name].experiment(search)
         self._question = question
-        self.study = Study.open(
-            experiment, StudyFolder(Path(question.name)), StudyOptions(storage="memory", clock=lambda: replay.now)
-        )
+        warm = warm_starts(experiment, others)
+        facts = StudyFacts(warm=replace(warm, samples=warm.samples[:MOST_SAMPLES]))
+        options = StudyOptions(facts, storage="memory", clock=lambda: replay.now)
+        self.study = Study.open(experiment, StudyFolder(Path(question.name)), options)
         self.seconds: list[float] = []
 
     def next(self) -> Ask | Literal["wait"] | None:
@@ -216,6 +236,34 @@ class Heterokd:
         return Choice(self._question.row(winner.sample), winner.expected)
 
 
+def similar(name: str, seed: int) -> list[SimilarStudy]:
+    """A search of each other table, as `search.warm_start_from: auto` would find it in a workspace."""
+    own, found = _traits(name), []
+    for pair in stored():
+        if pair != name:
+            weight = math.exp(-own.distance(_traits(pair)))
+            found.append(SimilarStudy(_finished(pair, seed), weight))
+    return sorted(found, key=lambda study: -study.weight)
+
+
+def _traits(name: str) -> Traits:
+    return Traits.of(PAIRS[name].experiment({}), VAL, 10)
+
+
+@lru_cache(maxsize=8)
+def _finished(name: str, seed: int) -> StudySummary:
+    """The summary of a search of 20 trainings, with seeds that no other search of the benchmark has."""
+    asked = replay_question(name)
+    replay = Replay(asked.table, EARLIER + seed)
+    search = Heterokd(asked, replay, EARLIER_TRAININGS, EARLIER + seed)
+    replay.run(search)
+    return search.study.summary()
+
+
+def _warm(question: Question, replay: Replay, budget: float, seed: int) -> Choice:
+    return replay.run(Heterokd(question, replay, budget, seed, others=similar(question.name, seed)))
+
+
 Search = Callable[[Question, Replay, float, int], Choice]
 
 
@@ -236,6 +284,7 @@ STRATEGIES: dict[str, Search] = {
     "hyperband": _by_optuna("hyperband"),
     "heterokd": _heterokd({}),
     "heterokd_prior": _heterokd({"prior_weight": 0.5}),
+    "heterokd_warm": _warm,
 }
 
 LABELS = {
@@ -247,4 +296,5 @@ LABELS = {
     "hyperband": "Hyperband (Optuna)",
     "heterokd": "heterokd",
     "heterokd_prior": "heterokd, papers' ranking",
+    "heterokd_warm": "heterokd after searches of the other tables",
 }

@@ -191,7 +191,9 @@ class SearchSettings(CostLimits):
         (), description="the metric, then costs: student/params_m, student/latency_ms, student/flops_g"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
-    warm_start_from: Names = Field((), description="finished studies, whose best samples are tried first")
+    warm_start_from: Literal["auto"] | Names = Field(
+        (), description="finished studies, whose best samples are tried first; auto: the similar ones of the workspace"
+    )
     prior_weight: float = Field(
         0.0, ge=0, le=1, description="share of first samples whose method published results choose; it decays"
     )

@@ -206,6 +206,7 @@ def _content(
                 },
             },
             "seed": 0,
+            "warm_start_from": "auto",
             **length,
             **limit_settings(request.limits),
         },

@@ -42,7 +42,7 @@ from heterokd.study.seed_noise import noise_prior
 from heterokd.study.storage import StudyFacts
 from heterokd.study.stored_question import as_stored, changed_space
 from heterokd.study.summary import StudySummary
-from heterokd.study.warm_start import finished_summaries, other_summaries, warm_starts
+from heterokd.study.warm_start import AUTO, NOTHING_SIMILAR, other_summaries, warm_start
 from heterokd.teachers.prepare import TeacherReport
 from heterokd.tracking.runs import StudyRuns, open_runs
 from heterokd.tracking.store import answering, first_line, quiet
@@ -90,8 +90,9 @@ def search(
     check_cluster(experiment, address)
     if address in (None, "local"):
         fetch_files(open_splits(experiment.data))
-    warm = warm_starts(experiment, finished_summaries(experiment, root))
-    prior = noise_prior(len(open_splits(experiment.data).val), other_summaries(experiment, root))
+    splits = open_splits(experiment.data)
+    warm = warm_start(experiment, root, len(splits.val), splits.num_classes)
+    prior = noise_prior(len(splits.val), other_summaries(experiment, root))
     plan_recorder = PlanRecorder(experiment, folder)
     runs = open_runs(experiment, folder, root)
     tracker = with_others(runs, experiment, folder)
@@ -114,6 +115,8 @@ def search(
             space = open_space(asked, folder, facts)
             write_text(folder.experiment_file, dump_experiment(asked))
             search_log.info("resumed" if resume else "started")
+            if experiment.search.warm_start_from == AUTO and not warm.studies:
+                search_log.info(NOTHING_SIMILAR)
             runs.close_zombies()
             _remove_pending(runs)
             summary = run_study(

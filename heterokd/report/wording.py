@@ -21,6 +21,9 @@ def notes(summary: StudySummary) -> list[str]:
     """List problems of the teachers, what a search excluded, stopped or paused, and its budget: a sentence each."""
     found = [f"Teacher {card.network}: {problem}." for card in _teachers(summary) for problem in card.problems()]
     found += summary.changes
+    if summary.warm_studies:
+        named = ", ".join(f"{name} ({weight:.2f})" for name, weight in summary.warm_studies.items())
+        found.append(f"The best settings of finished studies were tried first (similarity): {named}.")
     found += [f"Excluded: {reason}." for reasons in (summary.left_out, summary.excluded) for reason in reasons.values()]
     found += [
         f"{method} failed {IN_A_ROW} times in a row for the same reason and was left out of the rest of the search: "

@@ -52,7 +52,7 @@ def expected_ranks(experiment: Experiment, methods: Sequence[str]) -> dict[str, 
 
     Methods in no table have `UNRANKED`; ties keep their order.
     """
-    ranking = method_ranking(experiment.data.dataset, *_kinds(experiment), experiment.data.task)
+    ranking = method_ranking(experiment.data.dataset, *kinds(experiment), experiment.data.task)
     expected = {method: ranking.get(method, UNRANKED) for method in methods}
     return dict(sorted(expected.items(), key=lambda item: item[1]))
 
@@ -92,8 +92,8 @@ def _mean_ranks(pairs: Iterable[PublishedPair]) -> dict[str, float]:
     return {method: math.fsum(found) / len(found) for method, found in ranks.items()}
 
 
-def _kinds(experiment: Experiment) -> tuple[str, str]:
-    """Return the kinds of teacher and (first) student; empty for a network that cannot be built."""
+def kinds(experiment: Experiment) -> tuple[str, str]:
+    """Return the kinds (cnn, attention, mlp) of the first teacher and student; empty for one that cannot be built."""
     from heterokd.networks.network import predict_spec  # lazily: a study's actor does not import torch
 
     def kind(settings: NetworkSettings, size: int) -> str:

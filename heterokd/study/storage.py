@@ -67,7 +67,7 @@ def read_facts(database: optuna.Study) -> StudyFacts:
         excluded=attrs["excluded"],
         left_out=attrs.get("left_out", {}),
         costs=attrs.get("facts", {}),
-        warm=WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {})),
+        warm=WarmStart(tuple(warm.get("samples", ())), warm.get("ranks", {}), warm.get("studies", {})),
         methods=tuple(attrs["methods"]),
         averages=bool(attrs.get("averages", False)),
         prior=NoisePrior(**attrs.get("noise_prior", {})),

@@ -309,6 +309,7 @@ class Study:
             budget=experiment.search.budget.model_dump(),
             spent=self.spending.as_dict(),
             changes=facts.changes,
+            warm_studies=facts.warm.studies,
             failing=failing_methods(self._trials),
             distillation_failure=distillation_failure(self._trials),
             negative_transfer=tuple(HarmfulTrial(each.number, each.method, each.reached) for each in harmful),

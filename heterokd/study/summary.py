@@ -47,6 +47,7 @@ class StudySummary:
         spent: what was spent, by the same keys.
         negative_transfer: trials with negative transfer.
         changes: what was changed of the search space while it was resumed, a sentence for each time.
+        warm_studies: finished studies that it started from, with their similarity from 0 to 1.
         failing: methods that failed repeatedly and were left out of the rest of the search, with the reason.
         failing_nodes: nodes of the cluster that the newest run of the search avoided, with the reason.
         distillation_failure: set if every trial with a teacher failed.
@@ -72,6 +73,7 @@ class StudySummary:
     spent: Mapping[str, int | float | None] = field(default_factory=dict)
     negative_transfer: tuple[HarmfulTrial, ...] = ()
     changes: tuple[str, ...] = ()
+    warm_studies: Mapping[str, float] = field(default_factory=dict)
     failing: Mapping[str, str] = field(default_factory=dict)
     failing_nodes: Mapping[str, str] = field(default_factory=dict)
     distillation_failure: DistillationFailure | None = None
@@ -152,7 +154,10 @@ class StudySummary:
         write_text(folder.summary_file, json.dumps(self.to_json(), indent=1))
 
 
-_UNLESS_EMPTY = ("changes", "failing", "failing_nodes", "distillation_failure", "val_images", "iou_classes")
+_UNLESS_EMPTY = (
+    *("changes", "warm_studies", "failing", "failing_nodes", "distillation_failure"),
+    *("val_images", "iou_classes"),
+)
 """Keys of summary.json that are left out if they are empty."""
 
 

@@ -21,7 +21,7 @@ from heterokd.study.priors import expected_ranks, method_prior
 from heterokd.study.progress import StudyProgress
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
-from heterokd.study.warm_start import finished_summaries, warm_starts
+from heterokd.study.warm_start import finished_summaries, warm_start
 
 STUDENTS = ["small", "middle", "large", "poor"]
 FACTS = {
@@ -146,7 +146,7 @@ def test_a_search_begins_with_what_led_elsewhere(tmp_path: Path) -> None:
     root = Workspace(tmp_path)
     finished(root, "other", ["dkd", "kd", "hcd"])
     experiment = make_experiment(warm_start_from=["other"], trials=12)
-    warm = warm_starts(experiment, finished_summaries(experiment, root))
+    warm = warm_start(experiment, root, 0, None)
     # hcd is not searched here, momentum neither, and a temperature of 100 lies outside of both domains.
     assert [sample["method"] for sample in warm.samples] == ["dkd", "kd"]
     assert all("training.momentum" not in sample for sample in warm.samples)

@@ -34,6 +34,7 @@ from heterokd.study.options import StudyOptions
 from heterokd.study.plan.counts import count
 from heterokd.study.priors import expected_ranks
 from heterokd.study.read_summary import read_summary
+from heterokd.study.similar_studies import SimilarStudy
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
 from heterokd.study.warm_start import warm_starts
@@ -215,9 +216,10 @@ def test_studies_go_on_with_the_same_samples_after_a_restart(tmp_path: Path) -> 
 def test_what_led_with_another_teacher_is_tried_with_that_teacher() -> None:
     experiment = asked(["scratch", "kd", "dkd"])
     summary = fabricated.summary(fabricated.ranked(1, "dkd"), teacher=fabricated.card(CNN))
-    (sample,) = warm_starts(experiment, [summary]).samples
+    (sample,) = warm_starts(experiment, [SimilarStudy(summary, 1.0)]).samples
     assert sample["teacher.network"] == CNN
-    (other,) = warm_starts(experiment, [replace(summary, teacher=fabricated.card("resnet50"))]).samples
+    other_teacher = replace(summary, teacher=fabricated.card("resnet50"))
+    (other,) = warm_starts(experiment, [SimilarStudy(other_teacher, 1.0)]).samples
     assert other["teacher.network"] == VIT
 
 
