@@ -91,6 +91,7 @@ CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = (
     ChangedDefault("methods.heteroakd.teacher_grid", 5, "student", "native"),
     ChangedDefault("data.scene_views", 6, 2, 3),
     ChangedDefault("search.confirm_references", 6, False, True),
+    ChangedDefault("search.evaluate", 7, "every", "auto"),
 )
 """All changed defaults, by ascending schema number."""
 

@@ -215,6 +215,11 @@ class SearchSettings(CostLimits):
         "auto", description="no trial is stopped at an earlier epoch; auto: 3, or the end of a longer warm-up"
     )
     reduction_factor: int = Field(4, ge=2, description="1 of this many trials passes a rung; ratio of successive rungs")
+    evaluate: Literal["auto", "every"] = Field(
+        "auto",
+        description="epochs after which trials are evaluated on val; auto: every epoch where that is cheap, otherwise "
+        "those that rungs compare, the last, and some between them for the curve",
+    )
     pruner: ClassSettings | None = Field(
         None, description="an Optuna pruner, called at every epoch: package.module:Name, or {name: ..., options: ...}"
     )

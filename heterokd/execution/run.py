@@ -17,6 +17,7 @@ from heterokd.storage.workspace import Workspace
 from heterokd.teachers.cache_policy import CacheUse, training_teacher
 from heterokd.teachers.prepare import open_prepared
 from heterokd.training.data import open_splits, recipe_loaders, training_splits
+from heterokd.training.evaluation import is_cheap
 from heterokd.training.setup import measured_precision
 from heterokd.training.student import save_student
 from heterokd.training.train import Metrics, Report, TrainOptions, TrainResult, train
@@ -36,6 +37,8 @@ class RunContext:
         cache_use: whether the teacher's cache is built, shared or only read, see `CacheUse`.
         cache_signals: what other trainings of the search read from the same cache.
         checkpoint_epochs: epochs after which a checkpoint is written.
+        evaluated_epochs: epochs whose metrics on val are needed; the others are evaluated where that is cheap. None:
+            all are needed.
         save_now: called after each epoch; True writes a checkpoint, since the node is about to be preempted.
         check: what the nodes of workers are compared with; None on a local Ray.
         avoid: ids of nodes on which workers do not run.
@@ -49,6 +52,7 @@ class RunContext:
     cache_use: CacheUse = "found"
     cache_signals: Signal = Signal.NONE
     checkpoint_epochs: tuple[int, ...] = ()
+    evaluated_epochs: frozenset[int] | None = None
     save_now: Callable[[], bool] = lambda: False
     check: NodeCheck | None = None
     avoid: tuple[str, ...] = ()
@@ -91,6 +95,7 @@ def run_recipe(recipe: Recipe, folder: TrialFolder, context: RunContext, on_epoc
     options = TrainOptions(
         checkpoint=folder.checkpoint,
         checkpoint_epochs=context.checkpoint_epochs,
+        evaluated_epochs=None if is_cheap(loaders) else context.evaluated_epochs,
         save_now=context.save_now,
         device=device,
         precision=precision,

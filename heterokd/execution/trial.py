@@ -99,6 +99,7 @@ class TrialJob:
             cache_use=cache_use,
             cache_signals=Signal.NONE if shared is None else shared.signals,
             checkpoint_epochs=assignment.rungs,
+            evaluated_epochs=assignment.evaluated,
             save_now=is_preempted,
             check=self.check,
             avoid=tuple(avoid),

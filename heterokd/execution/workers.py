@@ -87,6 +87,7 @@ class OnWorkers:
             is_apart=mirror is not None,
             weights=weights.resolve() if weights else None,
             checkpoint_epochs=context.checkpoint_epochs,
+            evaluated_epochs=context.evaluated_epochs,
             cache_use="built" if context.cache_use == "shared" else context.cache_use,
             cache_signals=context.cache_signals,
             threads=max(1, int(self.place.cpus)),
@@ -195,6 +196,7 @@ class Work:
         threads: number of torch's threads.
         check: what a worker's node is compared with; None on a local Ray.
         checkpoint_epochs: epochs after which a checkpoint is written.
+        evaluated_epochs: see `RunContext`.
         cache_use: see `RunContext`.
         cache_signals: see `RunContext`.
         run: function that trains the recipe on each rank.
@@ -209,6 +211,7 @@ class Work:
     threads: int
     check: NodeCheck | None
     checkpoint_epochs: tuple[int, ...] = ()
+    evaluated_epochs: frozenset[int] | None = None
     cache_use: CacheUse = "found"
     cache_signals: Signal = Signal.NONE
     run: RunRank = run_rank
@@ -269,6 +272,7 @@ def _worker_context(work: Work) -> RunContext:
         cache_use=work.cache_use,
         cache_signals=work.cache_signals,
         checkpoint_epochs=work.checkpoint_epochs,
+        evaluated_epochs=work.evaluated_epochs,
         save_now=lambda: is_preempted(anywhere=True),
     )
 

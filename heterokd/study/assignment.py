@@ -45,6 +45,7 @@ class Assignment:
         is_timed: whether `Study.report` is called after every epoch, because of a budget of time or because the pruner
             reads every epoch.
         costs: known costs of the student, by the keys of `STUDENT_COSTS`.
+        evaluated: see `evaluated_epochs`.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Assignment:
     seed: int | None = None
     is_timed: bool = False
     costs: Mapping[str, float] = field(default_factory=dict)
+    evaluated: frozenset[int] | None = None
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -43,6 +43,9 @@ random weights, so some methods are behind at first and lead later."""
 TWIN_DEVIATIONS = 3.0
 """Standard errors from which a difference between two single trainings is significant."""
 
+CURVE_EPOCHS = 10
+"""Minimum number of evaluated epochs of a complete training, evenly spaced, so that its curve is seen to its end."""
+
 FEWEST_SPREAD = 5
 """Minimum number of values for an estimate of a standard deviation."""
 
@@ -65,6 +68,19 @@ def _least_epochs(experiment: Experiment) -> int:
 def compared(epochs: int) -> int:
     """Return the number of epochs whose mean a rung compares."""
     return max(1, round(COMPARED * epochs))
+
+
+def evaluated_epochs(experiment: Experiment, epochs: int) -> frozenset[int] | None:
+    """Return the finished epochs after which a training of `epochs` is evaluated; None: all.
+
+    Decisions read the epochs that a rung compares, and the last, which is the result; the others are for its curve.
+    """
+    if experiment.search.evaluate == "every" or experiment.search.pruner is not None:
+        return None
+    newest = compared(epochs)
+    read = {epoch for rung in checkpoint_epochs(experiment, epochs) for epoch in range(rung - newest + 1, rung + 1)}
+    curve = {math.ceil(part * epochs / CURVE_EPOCHS) for part in range(1, CURVE_EPOCHS + 1)}
+    return frozenset(epoch for epoch in read | curve if epoch > 0)
 
 
 class Pruner(Protocol):

@@ -29,6 +29,7 @@ FREE_KEYS = {
     "confirm_leaders",
     "confirm_seeds",
     "confirm_references",
+    "evaluate",
     "prior_weight",
 }
 SPACE = "search.space."

@@ -24,7 +24,7 @@ from heterokd.study.options import StudyOptions
 from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
-from heterokd.study.pruner import checkpoint_epochs, compared
+from heterokd.study.pruner import checkpoint_epochs, compared, evaluated_epochs
 from heterokd.study.ranked_config import RankedConfig, pareto_front
 from heterokd.study.recovery import recover, requeue
 from heterokd.study.schedule import Schedule
@@ -81,9 +81,8 @@ class Study:
         options = options or StudyOptions()
         is_kept = options.storage == "disk"
         # The space was made after comparing the experiment with the study, which needs the methods' classes.
-        database = open_database(
-            experiment, folder, options.facts, is_kept=is_kept, is_compared=options.space is not None
-        )
+        is_compared = options.space is not None
+        database = open_database(experiment, folder, options.facts, is_kept=is_kept, is_compared=is_compared)
         study = cls(experiment, folder, database, options)
         if is_kept:
             recover(study._trials, folder, study._schedule, study.spending, study.finish)
@@ -334,6 +333,7 @@ class Study:
             seed=None if record.confirms is None else record.seed,
             is_timed=self.experiment.search.budget.is_timed or self._pruner.every_epoch,
             costs=self.facts.costs.get(record.student, {}),
+            evaluated=evaluated_epochs(self.experiment, record.epochs),
         )
 
     def _stop_reason(self, record: TrialRecord, epoch: int, value: float) -> str | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from heterokd.datasets.io.loaders import EvalLoader
+from heterokd.datasets.io.loaders import EvalLoader, Loaders
 from heterokd.outputs import Batch
 from heterokd.training.meters import upsample
 from heterokd.training.paired_tests import ImageResults
@@ -16,6 +16,19 @@ from heterokd.training.task_modules import Logits, Task
 
 CLASSES_BYTES = 2**30
 """Maximum size of a teacher's stored predictions on a split, at a byte per pixel."""
+
+
+CHEAP = 0.15
+"""Maximum share of a training's computation for evaluations after every epoch, if fewer are enough."""
+
+UPDATE_PASSES = 3
+"""Forward passes that take the time of an update's forward and backward pass; the teacher's is not counted."""
+
+
+def is_cheap(loaders: Loaders) -> bool:
+    """Whether evaluations after every epoch are a small share of a training; counted: the same on all machines."""
+    val, train = len(loaders.val.split), UPDATE_PASSES * loaders.train.images_per_epoch
+    return val <= CHEAP * (val + train)
 
 
 @contextmanager

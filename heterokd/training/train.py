@@ -61,6 +61,7 @@ class TrainOptions:
     Attributes:
         checkpoint: file to resume from if it exists, and to write; another number of workers may have written it.
         checkpoint_epochs: epochs after which a checkpoint is written.
+        evaluated_epochs: epochs after which the network is evaluated, besides the last; None: all.
         save_now: called after each epoch; returns whether to write a checkpoint because the machine may be preempted.
         device: device to train on.
         precision: number format and memory format of the forward pass.
@@ -71,6 +72,7 @@ class TrainOptions:
 
     checkpoint: Path | None = None
     checkpoint_epochs: Collection[int] = ()
+    evaluated_epochs: Collection[int] | None = None
     save_now: Callable[[], bool] = lambda: False
     device: torch.device | str = "cpu"
     precision: Precision = FP32
@@ -149,8 +151,10 @@ def train(
         metrics: Metrics = loop.evaluate() if epoch == recipe.training.epochs else {}
         stopped, saved = False, time.monotonic()
         while epoch < recipe.training.epochs and not stopped:
-            metrics = loop.train_epoch(epoch) | loop.evaluate()
+            metrics = loop.train_epoch(epoch)
             epoch += 1
+            if epoch == recipe.training.epochs or options.evaluated_epochs is None or epoch in options.evaluated_epochs:
+                metrics |= loop.evaluate()
             metrics["epoch"] = epoch
             go_on = distributed.broadcast(distributed.rank() != 0 or loop.report(metrics, report))
             stopped = not go_on and epoch < recipe.training.epochs
@@ -170,13 +174,12 @@ def _explained_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[N
     try:
         yield
     except torch.OutOfMemoryError:
-        settings = recipe.training
+        images = recipe.training.batch_size // recipe.training.accumulate
         total = f" ({torch.cuda.mem_get_info(device)[1] / 2**30:.1f} GiB in total)" if device.type == "cuda" else ""
         raise ConfigError(
-            f"training.batch_size: out of memory: method {recipe.method!r} with "
-            f"{settings.batch_size // settings.accumulate} images at a time does not fit into the free memory of "
-            f"{device}{total}; raise training.accumulate, give each "
-            "trial more of the GPU (search.gpus_per_trial), or lower training.batch_size"
+            f"training.batch_size: out of memory: method {recipe.method!r} with {images} images at a time does not "
+            f"fit into the free memory of {device}{total}; raise training.accumulate, give each trial more of the GPU "
+            "(search.gpus_per_trial), or lower training.batch_size"
         ) from None
 
 
@@ -213,11 +216,10 @@ class _Loop:
         if self.recipe.training.trainable == "head":
             # The frozen encoder keeps its running statistics and has no dropout: its features are the published ones.
             self.distiller.student.eval().head.train()
-        started, images = time.perf_counter(), 0
+        started = time.perf_counter()
         totals: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loaders.train.epoch(epoch)):
-            of_all_ranks = self.loaders.train.images(number)
-            share = len(batch) * distributed.size() / of_all_ranks
+            share = len(batch) * distributed.size() / self.loaders.train.images(number)
             losses = self.updates.apply(self._to_device(batch), epoch * steps + number, share)
             for name, value in losses.items():
                 value = value if share == 1.0 else share * value
@@ -225,14 +227,14 @@ class _Loop:
                     totals[name] += value
                 else:
                     totals[name] = value.float().clone()
-            images += of_all_ranks
         means = (torch.stack(list(totals.values())) / (steps * distributed.size())).tolist()
         # Every rank gets the means of all ranks, so that all raise if a loss is not finite.
         sums = distributed.all_reduce_sum(dict(zip(totals, means, strict=True)))
         metrics = {f"train/{name}": mean for name, mean in sums.items()}
         self._check_finite(metrics, epoch)
         metrics["train/learning_rate"] = max(float(group["lr"]) for group in self.updates.optimizer.param_groups)
-        metrics["time/images_per_second"] = images / max(time.perf_counter() - started, 1e-9)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        metrics["time/images_per_second"] = self.loaders.train.images_per_epoch / seconds
         return metrics
 
     def _to_device(self, batch: Batch) -> Batch:

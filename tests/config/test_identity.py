@@ -302,6 +302,7 @@ def test_files_say_their_schema(recipe: Recipe, tiny_file: Write, tmp_path: Path
         "data.evaluation_size=canvas",
         "teacher.fit=all",
         "search.confirm_references=false",
+        "search.evaluate=every",
     ]  # the keys without a method whose defaults have changed
     assert load_experiment(tiny_file(), ["schema=1"]) == load_experiment(tiny_file(), first)
     for number in (SCHEMA.number + 1, 0, "new"):

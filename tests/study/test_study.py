@@ -178,6 +178,50 @@ def test_nothing_is_stopped_before_learning_has_begun(folder, epochs, warmup, as
     assert checkpoint_epochs(experiment.model_copy(update={"training": training}), epochs) == rungs
 
 
+@pytest.mark.parametrize("first_rung", [0.1, 0.5])
+@pytest.mark.parametrize("epochs", [1, 2, 9, 27, 40, 300])
+def test_the_epochs_that_decisions_read_are_evaluated(folder, epochs, first_rung):
+    first = Study.open(make_experiment(epochs=epochs, first_rung=first_rung, min_epochs=1), folder).next()
+    assert isinstance(first, Assignment)
+    evaluated = first.evaluated
+    assert evaluated is not None
+    newest = max(1, round(epochs / 3))
+    read = {epoch for rung in first.rungs for epoch in range(max(1, rung - newest + 1), rung + 1)}
+    assert read | {epochs} <= evaluated <= set(range(1, epochs + 1))
+    ends = sorted(evaluated)
+    assert max(after - before for before, after in zip([0, *ends], ends, strict=False)) <= math.ceil(epochs / 10)
+
+
+def test_epochs_without_evaluation_decide_as_all_epochs_do(folder, tmp_path):
+    """The value of a rung, which the sampler learns from, and whether a trial is stopped are the same."""
+
+    def searched(evaluate, where):
+        study, done = Study.open(make_experiment(epochs=30, evaluate=evaluate), StudyFolder(where)), []
+        while isinstance(assignment := study.next(), Assignment):
+            curve, reached = [], 0
+            for epoch in range(1, 31):
+                metrics = {"epoch": float(epoch)}
+                if assignment.evaluated is None or epoch in assignment.evaluated:
+                    metrics["val/top1"] = top1(assignment, epoch)
+                curve.append(metrics)
+                reached = epoch
+                if epoch in assignment.rungs and not study.report(assignment.number, epoch, metrics, curve):
+                    break
+            study.finish(assignment.number, "complete" if reached == 30 else "pruned", curve[-1])
+            done.append((assignment.sample, reached))
+        return done, [trial.intermediate_values for trial in database(study.folder)]
+
+    every, auto = searched("every", tmp_path / "every"), searched("auto", tmp_path / "auto")
+    assert auto == every
+    assert {reached for _, reached in auto[0]} > {30}
+
+
+def test_a_pruner_of_optuna_reads_every_epoch(folder):
+    first = Study.open(make_experiment(pruner="optuna.pruners:MedianPruner"), folder).next()
+    assert isinstance(first, Assignment)
+    assert first.evaluated is None
+
+
 def test_behind_at_a_rung_is_pruned_and_recorded_as_pruned(folder):
     study = Study.open(make_experiment(trials=20), folder)
     done = run(study)

@@ -22,6 +22,7 @@ from heterokd.datasets.views.policy import POLICIES, ViewSpec
 from heterokd.errors import PairError, TrainingDiverged
 from heterokd.networks.network import build_network
 from heterokd.networks.weights import weights_hash
+from heterokd.training.evaluation import is_cheap
 from heterokd.training.precision import Precision
 from heterokd.training.teacher import LiveTeacher
 from heterokd.training.train import Metrics, TrainOptions, TrainResult, build_distiller, train
@@ -103,6 +104,38 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_gives_others(
     assert first == second
     other = experiment.recipe({"method": method}, seed=1)
     assert weights_hash(run(other, teacher).student) != first
+
+
+def test_epochs_without_evaluation_change_no_other_value(experiment: Experiment, teacher: LiveTeacher) -> None:
+    recipe = experiment.recipe({"method": "kd"})
+
+    def trained(evaluated: frozenset[int] | None) -> tuple[str, list[Metrics]]:
+        reports: list[Metrics] = []
+
+        def report(metrics: Metrics) -> bool:
+            reports.append({key: value for key, value in metrics.items() if not key.startswith("time/")})
+            return True
+
+        return weights_hash(run(recipe, teacher, report, evaluated_epochs=evaluated).student), reports
+
+    weights, every = trained(None)
+    for evaluated in (frozenset({2}), frozenset[int]()):
+        kept = [
+            {key: value for key, value in metrics.items() if metrics["epoch"] in {*evaluated, 3} or "val/" not in key}
+            for metrics in every
+        ]
+        assert trained(evaluated) == (weights, kept), "the last epoch is evaluated in any case"
+
+
+@pytest.mark.parametrize(("images", "cheap"), [(100, False), (None, True)])
+def test_an_evaluation_is_cheap_by_the_numbers_of_images(
+    images: int | None, cheap: bool, experiment: Experiment
+) -> None:
+    splits = load_dataset("digits", image_size=32, labels_per_class=None if images is None else images // 10)
+    loaders = make_loaders(splits, ViewSpec(POLICIES["digits"], 0), 32)
+    val, train = len(splits.val), 32 * (len(splits.train) // 32)
+    assert is_cheap(loaders) is cheap
+    assert (val / (val + 3 * train) <= 0.15) is cheap
 
 
 @pytest.mark.parametrize("method", ["kd", "hcd", "fbt", "crd"])

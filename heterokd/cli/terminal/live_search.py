@@ -197,8 +197,9 @@ class SearchTerminal(Terminal):
         else:
             what = f"rung at {ahead[0]}" if ahead and self.experiment.search.prune else "to the end"
         score = ""
-        if reports and self.metric in reports[-1]:
-            score = f"{self.metric} {format_score(reports[-1][self.metric])}{classes_in_mean(self.metric, reports[-1])}"
+        evaluated = next((report for report in reversed(reports) if self.metric in report), None)
+        if evaluated is not None:
+            score = f"{self.metric} {format_score(evaluated[self.metric])}{classes_in_mean(self.metric, evaluated)}"
         return f"{trial.number:04d} {recipe.method:<10} epoch {epoch:>3} of {epochs}, {what:<12} {score}".rstrip()
 
 

@@ -106,6 +106,11 @@ class TrainLoader:
     def __len__(self) -> int:
         return max(1, len(self.split) // self.batch_size)
 
+    @property
+    def images_per_epoch(self) -> int:
+        """Number of images of an epoch, over all workers."""
+        return len(self) * self.images(0)
+
     def images(self, step: int) -> int:
         """Return the number of images of a step, over all workers."""
         return min(self.batch_size, len(self.split) - step * self.batch_size)

@@ -29,6 +29,7 @@ from heterokd.outputs import Signal
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import teachers_of
 from heterokd.study.plan.costs import Costs, MethodCost
+from heterokd.study.pruner import evaluated_epochs
 from heterokd.teachers.cache_policy import stored_signals
 from heterokd.teachers.fit import fine_tuning, planned_fit
 from heterokd.teachers.folders import missing_folds, teacher_recipe
@@ -185,7 +186,8 @@ def _measure(described: str, root: Workspace, work: list[Work], threads: int) ->
         live.network.to(device)
         if teacher not in views:
             views[teacher] = time_view(recipe, splits, live, device)
-        found[method, network, teacher] = time_method(recipe, splits, live, here, device, views[teacher])
+        evaluated = evaluated_epochs(experiment, recipe.training.epochs)
+        found[method, network, teacher] = time_method(recipe, splits, live, here, device, views[teacher], evaluated)
     return found, views
 
 

@@ -24,7 +24,7 @@ from heterokd.study.plan.costs import MethodCost
 from heterokd.teachers.cache.compute import view_outputs
 from heterokd.teachers.cache_policy import is_served, stored_signals
 from heterokd.training.data import recipe_loaders
-from heterokd.training.evaluation import evaluate
+from heterokd.training.evaluation import evaluate, is_cheap
 from heterokd.training.folds import folds_of
 from heterokd.training.precision import time_step
 from heterokd.training.setup import measured_precision
@@ -49,7 +49,7 @@ class Timed:
 
     Attributes:
         begin: seconds until the end of the first update.
-        epoch: seconds of an epoch with its evaluation.
+        epoch: seconds of an epoch with evaluation, in the mean over epochs.
         spread: standard deviation of the rounds divided by their mean.
         disk: bytes of a checkpoint and of the student.
     """
@@ -83,8 +83,15 @@ class _Replayed:
         return None
 
 
+# What is trained, where, and what a search does besides the updates.
 def time_method(
-    recipe: Recipe, splits: Splits, live: LiveTeacher, root: Workspace, device: str, view: float
+    recipe: Recipe,
+    splits: Splits,
+    live: LiveTeacher,
+    root: Workspace,
+    device: str,
+    view: float,
+    evaluated: frozenset[int] | None = None,
 ) -> MethodCost:
     """Measure the cost of a training with a method.
 
@@ -95,12 +102,13 @@ def time_method(
         root: holds measured precisions.
         device: device of the training.
         view: seconds of the teacher per view.
+        evaluated: see `heterokd.study.pruner.evaluated_epochs`.
 
     Raises:
         PairError: the method does not exist for the pair.
     """
     stored = recipe.cache.enabled and is_served(recipe, splits, live)
-    timed = time_training(recipe, splits, _Replayed(live) if stored else live, root, device)
+    timed = time_training(recipe, splits, _Replayed(live) if stored else live, root, device, evaluated)
     images = len(recipe_loaders(recipe, splits, device).train) * recipe.training.batch_size
     return MethodCost(
         begin=timed.begin,
@@ -112,8 +120,15 @@ def time_method(
     )
 
 
-def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root: Workspace, device: str) -> Timed:
-    """Time some of a training's updates."""
+def time_training(
+    recipe: Recipe,
+    splits: Splits,
+    teacher: Teacher | None,
+    root: Workspace,
+    device: str,
+    evaluated: frozenset[int] | None = None,
+) -> Timed:
+    """Time some of a training's updates; `evaluated`: see `heterokd.study.pruner.evaluated_epochs`."""
     loaders = recipe_loaders(recipe, splits, device)
     precision = measured_precision(recipe, teacher, loaders, device, root)
     began = time.perf_counter()
@@ -132,6 +147,8 @@ def time_training(recipe: Recipe, splits: Splits, teacher: Teacher | None, root:
     steps = [_round(update, device) for _ in range(ROUNDS)]
     mean = statistics.fmean(steps)
     pass_of_val = time_evaluation(updates.eval_network, loaders.val, distiller.task, device)
+    if evaluated is not None and not is_cheap(loaders):
+        pass_of_val *= len(evaluated) / recipe.training.epochs
     tensors = [*distiller.state_dict().values(), *_tensors(updates.optimizer.state)]
     student = sum(tensor.nbytes for tensor in distiller.student.state_dict().values())
     return Timed(
