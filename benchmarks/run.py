@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 NO_BENCHMARKS = (
     *("run.py", "reference.py", "nothing.py", "hurting.py", "bad_input_cases.py", "teacher.py", "counted_store.py"),
     "commands.py",  # needs a finished study
-    "evaluated.py",  # prints ratios, see benchmarks/RESULTS.md
+    *("evaluated.py", "busy_threads.py"),  # print ratios, see benchmarks/RESULTS.md
     "growth.py",  # a module, see below
 )
 

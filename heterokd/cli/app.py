@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None, commands: typer.Typer = app) ->
         commands: at least two commands.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Torch's threads would wait in a busy loop; beside other work, an update then takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     shown = Shown()
     try:
         with interrupt_on_sigterm():

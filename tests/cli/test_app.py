@@ -70,6 +70,17 @@ def test_every_command_is_explained(cli: Run) -> None:
     assert "Exit codes: 0 success" in done.out
 
 
+def test_threads_of_torch_do_not_wait_in_a_busy_loop() -> None:
+    """OpenMP reads its settings when torch is imported, after the command line has set them; a user's setting stays."""
+    code = "from heterokd.cli.app import main\ntry: main(['--version'])\nexcept SystemExit: import torch"
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"}
+    for asked, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment.pop("OMP_WAIT_POLICY", None)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment | asked, capture_output=True, text=True, check=True)
+        assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_commands_are_completed(shell: str) -> None:
     typed = {"COMP_WORDS": "heterokd re", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "heterokd re"}
