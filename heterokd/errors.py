@@ -5,6 +5,7 @@ HeterokdError
 │   ├── ConfigError        a wrong key or value in an experiment, search space or override
 │   ├── DataError          a missing, damaged or empty data set
 │   ├── NetworkError       a network that does not exist or does not give logits
+│   ├── CostError          a cost of a student that cannot be measured
 │   ├── PairError          a method (or its layout) that does not support this teacher and student
 │   ├── CheckpointError    missing or damaged weights, or weights of a different network
 │   ├── CacheError         teacher outputs that are missing, damaged, of a different key, or too large
@@ -42,6 +43,10 @@ class DataError(UserError):
 
 class NetworkError(UserError):
     """A network does not exist, cannot be built, or does not give logits for images of this size."""
+
+
+class CostError(UserError):
+    """A cost of a student cannot be measured, such as the latency of a network that cannot be quantized."""
 
 
 class PairError(UserError):

@@ -59,10 +59,10 @@ DOORS = {
     "optuna": {"study"},
     "mlflow": {"tracking", "students"},
     "matplotlib": {"report"},
-    "onnx": {"students"},
-    "onnxruntime": {"students"},
-    "onnxscript": {"students"},
-    "torch.onnx": {"students"},
+    "onnx": {"networks"},
+    "onnxruntime": {"networks"},
+    "onnxscript": {"networks"},
+    "torch.onnx": {"networks"},
     "ray": {"execution"},
 }
 WITHOUT_SERVICES = "teachers"  # up to this room, everything also runs where ray, optuna and mlflow are not installed

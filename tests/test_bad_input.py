@@ -57,7 +57,9 @@ teacher.options={depth:6} | teacher.options=[1] | teacher.pretrained=1 | teacher
 teacher.training.epochs=0 | teacher.training=fast | teacher.training.optimizer=adamx
 student=null | student.network= | student.network=[] | student.network=[a, a] | student.network={a: b}
 name= | name=. | name=.. | name=.hidden | name=a b | name=h\u00e9h\u00e9 | name=true | name=-x | name=a/b | name=3
-search.trials=0 | search.trials=-1 | search.trials=1e9x | search.metric=test/top1 | search.metric=loss
+search.trials=0 | search.trials=-1 | search.trials=1e9x | search.metric=test/top1 | search.latency.threads=0
+search.latency.runtime=tensorrt | search.latency.device=npu | search.metric=loss
+search.costs={student/latency: {a: 1}} | search.costs=3
 search.seed=-1 | search.parallel=0 | search.gpus_per_trial=0 | search.gpus_per_trial=all | search.prior_weight=2
 search.prune=maybe | search.first_rung=2 | search.first_rung=0 | search.reduction_factor=1
 search.confirm_seeds=-1 | search.max_failures=-1 | search.trails=3 | search.budget=lots

@@ -93,7 +93,7 @@ def search(  # its parameters are the command's options
                 raise typer.Exit(1)
             return
         terminal.live.stop()
-        print_summary(terminal, found, asked.search.costs, _registered(found.model, summary, asked.name))
+        print_summary(terminal, found, asked.search.cost_objectives, _registered(found.model, summary, asked.name))
         if found.failed:
             raise typer.Exit(1)
 

@@ -152,9 +152,17 @@ class Experiment(Settings):
         return self.metric != "val/loss"
 
     @property
+    def cost_conditions(self) -> dict[str, str]:
+        """Where the values of costs with a limit or among the objectives come from, by cost; none if that is clear."""
+        search, size = self.search, self.data.view_size
+        names = dict.fromkeys((*search.cost_objectives, *search.cost_limits))
+        texts = {name: search.cost_conditions(name, size) for name in names}
+        return {name: text for name, text in texts.items() if text}
+
+    @property
     def by_student(self) -> bool:
         """Whether trials are compared within each student only, because costs are objectives, too."""
-        return len(self.student.networks) > 1 and bool(self.search.costs)
+        return len(self.student.networks) > 1 and bool(self.search.cost_objectives)
 
     def without(self, networks: Collection[str]) -> Experiment:
         """Return the experiment without some of its students."""

@@ -13,14 +13,16 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from heterokd.config.costs import table_faults
 from heterokd.config.experiment import Experiment
+from heterokd.config.inlined import inline_files
 from heterokd.config.recipe import Recipe
 from heterokd.config.schema import FIRST_SCHEMA, SCHEMA, Schema
 from heterokd.config.sentences import SPACE, Source, faults, given, sentences
 from heterokd.config.space_faults import method_faults, name_faults
 from heterokd.config.yaml_files import AmbiguousYaml, dump_yaml, plain_yaml, read_yaml
 from heterokd.domains import Scalar, domains
-from heterokd.errors import ConfigError, did_you_mean
+from heterokd.errors import ConfigError
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -76,10 +78,10 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
     overrides = [*outside, *inside]  # as they are applied
     for text in outside:
         _override(content, text)
-    space_file = _inline_space(content, file, Source(str(path), overrides=overrides))
+    files = inline_files(content, file, Source(str(path), overrides=overrides))
     for text in inside:
         _override(content, text)
-    source = Source(str(path), space_file, overrides)
+    source = Source(str(path), files, overrides)
     schema = _schema_number(content.pop("schema", schema), source.place("schema"))
     try:
         experiment = Experiment.model_validate(SCHEMA.complete(Experiment, content, schema))
@@ -87,6 +89,7 @@ def _read(path: str | Path, overrides: Sequence[str], schema: int) -> tuple[Expe
         _refuse(faults(error, Experiment), source)
         raise
     _refuse(((f"{SPACE}.{key}", text) for key, text in name_faults(experiment)), source)
+    _refuse(table_faults(experiment.search, experiment.student.networks), source)
     return _with_parameters(experiment, schema, SCHEMA), source
 
 
@@ -200,24 +203,3 @@ def _override(content: dict[str, object], text: str) -> None:
         raise ConfigError(f"--set {text}: the value is not valid YAML ({error.problem}); quote it") from None
     except yaml.YAMLError:
         raise ConfigError(f"--set {text}: the value contains control characters; remove them") from None
-
-
-def _inline_space(content: dict[str, object], file: Path, source: Source) -> str | None:
-    """Replace the path of a search space by the content of its file; return the path of the file."""
-    search = content.get("search")
-    space = search.get("space") if isinstance(search, dict) else None
-    if not isinstance(search, dict) or not isinstance(space, str):
-        return None
-    # As written, then in the experiment's folder, then in the folder above: `search_spaces/x.yaml` works from anywhere.
-    places = [Path(space), *(folder / space for folder in file.resolve().parents[:2])]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        near = {path.name for place in places if place.parent.is_dir() for path in place.parent.glob("*.y*ml")}
-        near -= {file.name}
-        hint = did_you_mean(Path(space).name, near) if near else "check the path"
-        raise ConfigError(
-            f"{source.place(SPACE)}: there is no file {space!r} in the current folder, next to {file} or in the folder "
-            f"above; {hint}"
-        )
-    search["space"] = read_yaml(found)
-    return str(found)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from heterokd.config.costs import STUDENT, CostLimits, check_cost
+from heterokd.config.costs import STUDENT, CostSettings, check_cost
 from heterokd.config.extension import Extension, is_reference, read_extension
 from heterokd.config.quantities import PERIODS, parse_quantity
 from heterokd.config.settings import LARGEST_SEED, MOST, Names, PathName, Settings
@@ -176,7 +176,7 @@ def _seconds(value: object) -> object:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
-class SearchSettings(CostLimits):
+class SearchSettings(CostSettings):
     """Settings of the study: sampling, pruning and confirmation."""
 
     space: PathName | SpaceSettings = Field(SpaceSettings(), description="a YAML file, or the search space itself")
@@ -188,7 +188,7 @@ class SearchSettings(CostLimits):
         None, description="metric to maximise (val/loss: to minimise); default: val/top1, in segmentation val/miou"
     )
     objectives: Names = Field(
-        (), description="the metric, then costs: student/params_m, student/latency_ms, student/flops_g"
+        (), description="the metric, then costs: student/params_m, latency_ms, int8_ms, flops_g, each with student/"
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="of the sampler")
     warm_start_from: Literal["auto"] | Names = Field(
@@ -272,7 +272,7 @@ class SearchSettings(CostLimits):
         return self.budget.limits() if self.trials == MOST_TRIALS else f"{self.trials} trials"
 
     @property
-    def costs(self) -> tuple[str, ...]:
+    def cost_objectives(self) -> tuple[str, ...]:
         """Costs of the student among the objectives, without their prefix: `params_m`."""
         return tuple(objective.removeprefix(STUDENT) for objective in self.objectives[1:])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -43,25 +43,25 @@ class Source:
 
     Attributes:
         file: the experiment's file.
-        space: the file of its search space, if it is a separate file.
+        files: by section, its file if it is a separate file, such as that of `search.space`.
         overrides: `a.b=value` texts; a later text replaces an earlier one.
     """
 
     file: str
-    space: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     overrides: Sequence[str] = ()
 
     def place(self, key: str) -> str:
         """Return `FILE: key`, or the `--set` text that set the key or a section that contains it."""
-        in_space = self.space is not None and _is_in(key, SPACE)
+        section = next((section for section in self.files if _is_in(key, section)), None)
         for text in reversed(self.overrides):
             name = text.partition("=")[0]
-            if _is_in(key, name) and not (in_space and _is_in(SPACE, name)):
+            if _is_in(key, name) and not (section is not None and _is_in(section, name)):
                 inner = key[len(name) :].lstrip(".")
                 return f"--set {without_password(text)}" + (f": {inner}" if inner else "")
-        if in_space:
-            inner = key[len(SPACE) + 1 :]
-            return f"{self.space}" + (f": {inner}" if inner else "")
+        if section is not None:
+            inner = key[len(section) + 1 :]
+            return self.files[section] + (f": {inner}" if inner else "")
         return f"{self.file}: {key}" if key else self.file
 
 

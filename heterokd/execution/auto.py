@@ -30,7 +30,7 @@ from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher
-from heterokd.training.student_costs import parameters_m, student_cost
+from heterokd.training.student_costs import CostMeter, parameters_m
 from heterokd.training.train import Report
 
 TEACHER_PARTS = 4
@@ -308,7 +308,7 @@ def _excess(name: str, limits: Mapping[str, float], data: ImageRules, root: Work
         if key == PARAMETERS:
             value = parameters_m(settings, data.classes, data.size)
         else:
-            value = student_cost(key, settings, data.classes, size, data.size, root)
+            value = CostMeter(root, data.classes, size, data.size).cost(key, settings)
         figures.append(STUDENT_COSTS[key].figure(value))
         if value > limits.get(key, math.inf):
             return f"{figures[-1]}, {_option(key)} allows {limits[key]:g}", ""

@@ -43,7 +43,7 @@ def draw_study(
     networks: dict[str, MeasuredNetwork] | None = None
     with suppress(Exception):  # the task then measures them, and says why it cannot
         recipe = folder.trial(summary.winner.number).recipe
-        networks = measure_networks(recipe, open_splits(experiment.data).num_classes, root)
+        networks = measure_networks(recipe, experiment.search, open_splits(experiment.data).num_classes, root)
     where, files = root if root.url else root.on_node(), _resolved(weights)
     what = f"drawing the figures of {folder.name}"
     tasks.run(what, None, draw_here, experiment.model_dump_json(), where, files, networks)

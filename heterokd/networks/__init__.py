@@ -6,5 +6,5 @@ describes and `classifier` runs; others run as they are: `dataflow` records thei
 stages, `entry` runs them from a stage on, `taps` describes and `tapped` runs them. `tail` runs both from a stage on.
 `families` lists a small network of each of timm's modules. Segmentation: `segmentation_names` parses names,
 `segmentation_bodies` builds smp's module, `segmentation` runs it. `weights` saves and loads weights, `student_costs`
-measures networks.
+measures networks, `onnx_graph` writes, quantizes and times their ONNX graphs.
 """

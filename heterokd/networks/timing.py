@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-RUNS = 30
+from heterokd.networks.student_cost import RUNS
+
 WARM_UPS = 5
 THREADS = 1
-"""Number of torch's threads: one core, for comparable latencies on all machines."""
+"""Default number of torch's threads: one core, for comparable latencies on all machines."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Timing:
     threads: int = THREADS
 
 
-def time_call(call: Callable[[], object]) -> Timing:
-    """Time a call `RUNS` times after `WARM_UPS` calls, with `THREADS` threads and in inference mode."""
-    with _threads(THREADS), torch.inference_mode():
+def time_call(call: Callable[[], object], threads: int = THREADS) -> Timing:
+    """Time a call `RUNS` times after `WARM_UPS` calls, with this number of torch's threads and in inference mode."""
+    with _threads(threads), torch.inference_mode():
         for _ in range(WARM_UPS):
             call()
         times = []
@@ -43,7 +44,7 @@ def time_call(call: Callable[[], object]) -> Timing:
             started = time.perf_counter()
             call()
             times.append(1000 * (time.perf_counter() - started))
-    return Timing(median_ms=float(np.median(times)), p95_ms=float(np.percentile(times, 95)))
+    return Timing(float(np.median(times)), float(np.percentile(times, 95)), threads=threads)
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def _student_costs(report: StudyReport) -> list[str]:
     if measured is None or "student" not in measured.networks:
         return []
     known = report.summary.students.get(measured.networks["student"].network, {})
-    keys = dict.fromkeys((*report.experiment.search.costs, *known, *measured.networks["student"].costs))
+    keys = dict.fromkeys((*report.experiment.search.cost_objectives, *known, *measured.networks["student"].costs))
     return [key for key in keys if key in STUDENT_COSTS and measured.cost("student", key)]
 
 

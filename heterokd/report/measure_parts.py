@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from heterokd.config.recipe import Recipe
+from heterokd.config.search import SearchSettings
 from heterokd.datasets.io.loaders import EvalLoader, open_split
-from heterokd.errors import CheckpointError
+from heterokd.errors import CheckpointError, CostError
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.outputs import Signal, TaskName, labels_at
@@ -31,7 +33,7 @@ from heterokd.training.meters import iou_per_class
 from heterokd.training.paired_tests import ImageConfusions
 from heterokd.training.precision import time_step
 from heterokd.training.student import build_configured
-from heterokd.training.student_costs import student_cost
+from heterokd.training.student_costs import CostMeter, asked_costs
 from heterokd.training.task_modules import Task, build_task
 from heterokd.training.train import build_distiller
 
@@ -62,24 +64,32 @@ def measure_costs(
     study: StudyNetworks, made: Measured, root: Workspace, known: Mapping[str, MeasuredNetwork] | None = None
 ) -> Captions:
     """Measure the costs of teacher and student, unless they are known."""
-    recipe = study.winner.recipe
-    made.networks.update(measure_networks(recipe, study.num_classes, root) if known is None else known)
+    recipe, search = study.winner.recipe, study.experiment.search
+    made.networks.update(measure_networks(recipe, search, study.num_classes, root) if known is None else known)
     return {}
 
 
-def measure_networks(recipe: Recipe, classes: int, root: Workspace) -> dict[str, MeasuredNetwork]:
-    """Measure the costs of `student` and `teacher` on this machine; a slow network is not timed."""
+def measure_networks(
+    recipe: Recipe, search: SearchSettings, classes: int, root: Workspace
+) -> dict[str, MeasuredNetwork]:
+    """Measure the costs of `student` and `teacher` on this machine, or read them from the search's table.
+
+    A slow network is not timed, and an optional cost is measured only where the search asks for it.
+    """
     data, measured = recipe.data, dict[str, MeasuredNetwork]()
+    meter, asked = CostMeter(root, classes, data.view_size, data.image_size, search), asked_costs(search)
     for name, settings in (("student", recipe.student), ("teacher", recipe.teacher)):
         network = build_configured(settings, classes, data.image_size).eval()
         with torch.inference_mode():
             is_slow = time_step(partial(network, torch.rand(1, 3, *data.view_size)), "cpu") >= SLOW
-        costs = {
-            key: None
-            if cost.is_timed and is_slow
-            else student_cost(key, settings, classes, data.view_size, data.image_size, root)
-            for key, cost in STUDENT_COSTS.items()
-        }
+        costs: dict[str, float | None] = {}
+        for key, cost in STUDENT_COSTS.items():
+            if cost.is_optional and key not in asked:
+                continue
+            costs[key] = None
+            if not (cost.is_timed and is_slow) or search.listed_costs(key):
+                with suppress(CostError):
+                    costs[key] = meter.cost(key, settings)
         measured[name] = MeasuredNetwork(settings.network, costs)
     return measured
 

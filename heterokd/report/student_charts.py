@@ -20,8 +20,8 @@ from heterokd.study.ranked_config import RankedConfig
 def front_charts(report: StudyReport) -> list[Chart]:
     """Draw accuracy against each cost that is an objective, with the teacher if its cost was measured."""
     return [
-        draw_chart(f"front-{name.lower()}", f"Accuracy and {name}", partial(_front, report, key))
-        for key in report.experiment.search.costs
+        draw_chart(f"front-{name.lower().replace(' ', '-')}", f"Accuracy and {name}", partial(_front, report, key))
+        for key in report.experiment.search.cost_objectives
         for name in (STUDENT_COSTS[key].name,)
     ]
 

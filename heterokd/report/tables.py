@@ -14,6 +14,7 @@ from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.report.figures.matrices import student_of
 from heterokd.report.measured import Measured
 from heterokd.report.study_data import StudyReport
+from heterokd.report.wording import cost_sources
 from heterokd.storage.files import read_derived
 from heterokd.storage.trial_status import TrialStatus
 from heterokd.study.method_outcome import method_outcomes
@@ -166,7 +167,7 @@ def failure_rows(report: StudyReport) -> list[Row]:
 
 def front_rows(report: StudyReport) -> list[Row]:
     """List the Pareto front: each student with the costs that are objectives."""
-    costs = report.experiment.search.costs
+    costs = report.experiment.search.cost_objectives
     return [
         {**vars(member), "costs": _cost_texts(report.summary.students.get(member.student, {}), costs)}
         for member in report.summary.front
@@ -184,6 +185,16 @@ def network_rows(measured: Measured | None) -> tuple[list[str], list[Row]]:
         for name, each in networks.items()
     ]
     return [STUDENT_COSTS[key].label() for key in costs], rows
+
+
+def network_sources(report: StudyReport) -> list[str]:
+    """Say how the measured costs of teacher and student were measured."""
+    if report.measured is None:
+        return []
+    search, size = report.experiment.search, report.experiment.data.view_size
+    known = {key for each in report.measured.networks.values() for key, cost in each.costs.items() if cost is not None}
+    texts = {key: search.cost_conditions(key, size) for key in STUDENT_COSTS if key in known}
+    return cost_sources({key: text for key, text in texts.items() if text})
 
 
 def _cost_texts(known: Mapping[str, float | None], costs: Sequence[str]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from heterokd.formatting import format_score, metric_name
+from heterokd.config.costs import FROM_TABLE
+from heterokd.formatting import format_score, join_words, metric_name
 from heterokd.methods import BASELINE
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.storage.teacher_card import TeacherCard
@@ -56,6 +57,18 @@ def student_costs(summary: StudySummary, student: str, costs: Sequence[str]) -> 
     """Format costs of a student: `0.36 M parameters, 1.2 ms latency`."""
     measured = summary.students.get(student, {})
     return ", ".join(STUDENT_COSTS[key].figure(measured[key]) for key in costs)
+
+
+def listed_costs(summary: StudySummary, costs: Sequence[str]) -> str:
+    """Name those of some costs that are from the user's table: `latency from a table of yours`; empty without any."""
+    listed = [STUDENT_COSTS[key].name for key in costs if summary.cost_conditions.get(key) == FROM_TABLE]
+    return f"{join_words(listed)} {FROM_TABLE}" if listed else ""
+
+
+def cost_sources(conditions: Mapping[str, str]) -> list[str]:
+    """Say where costs come from: `Latency: median of 30, batch 1, ...`; `conditions` are texts by cost."""
+    names = {key: STUDENT_COSTS[key].name for key in conditions}
+    return [f"{name[0].upper()}{name[1:]}: {conditions[key]}." for key, name in names.items()]
 
 
 def _teachers(summary: StudySummary) -> tuple[TeacherCard, ...]:

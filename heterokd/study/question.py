@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from heterokd.config.costs import COSTS
 from heterokd.config.experiment import Experiment
 from heterokd.config.extension import UNIDENTIFIED
 from heterokd.config.methods import methods_of
@@ -37,6 +38,7 @@ LISTED = f"{SPACE}methods"
 FILES = f"{SPACE}extensions."
 STUDENT = "student."
 COMBINE = "search.combine"
+LISTED_COSTS = f"{COSTS}."
 UNCHANGEABLE = f"{SPACE}training.epochs"
 """Domain that may not change: rungs and budgets count in trainings of the study's epochs."""
 ABSENT = "absent"
@@ -79,6 +81,11 @@ def question(experiment: Experiment, methods: Sequence[str], without: Collection
     files = {name: file.model_dump(exclude=UNIDENTIFIED) for name, file in experiment.space.extensions.items()}
     if files:
         content["search"]["space"]["extensions"] = files
+    if experiment.search.costs:  # rows of other students do not count
+        content["search"]["costs"] = {
+            key: {network: value for network, value in listed.items() if network in experiment.student.networks}
+            for key, listed in experiment.search.costs.items()
+        }
     plain: dict[str, object] = json.loads(json.dumps(content))
     return plain
 
@@ -166,10 +173,11 @@ def _differences(stored: StoredQuestion, experiment: Experiment, folder: StudyFo
     added = _added(experiment, stored, before, now)
     removed = {f"{SPACE}{key}" for key in _domains(experiment, _without(stored.methods, kept))}
     may_change = _same_students(stored, experiment)
+    common = tuple(f".{name}" for name in set(stored.student.networks) & set(experiment.student.networks))
     found: dict[str, tuple[str, str]] = {}
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = (json.dumps(values[key]) if key in values else ABSENT for values in (before, now))
-        if old == new or key in added:
+        if old == new or key in added or (key.startswith(LISTED_COSTS) and not key.endswith(common)):
             continue
         if not _is_of_space(key, in_both=key in before and key in now, students=may_change):
             raise StudyError(

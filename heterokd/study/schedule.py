@@ -230,4 +230,4 @@ class Schedule:
         if not self._experiment.by_student:
             return []
         leaders = self.leaderboard.leaders(1)
-        return [config.student for config in pareto_front(leaders, self._facts.costs, self._settings.costs)]
+        return [config.student for config in pareto_front(leaders, self._facts.costs, self._settings.cost_objectives)]

@@ -247,9 +247,8 @@ class Study:
         self._ledger.pass_time()
         expired = list(self._deadlines.expired(is_spent=self.spending.is_exhausted()))
         for trial in expired:
-            record = self._trials[trial.number]
             if trial.reason == TIMED_OUT:
-                self._trials.stop(trial.number, record.reached, TIMED_OUT)
+                self._trials.stop(trial.number, self._trials[trial.number].reached, TIMED_OUT)
                 self.finish(trial.number, TrialStatus.FAILED, {}, trial.sentence)
             else:
                 self._halted.add(trial.number)
@@ -291,7 +290,7 @@ class Study:
 
     def summary(self) -> StudySummary:
         """Summarise the results so far."""
-        experiment, facts, costs = self.experiment, self.facts, self.experiment.search.costs
+        experiment, facts, costs = self.experiment, self.facts, self.experiment.search.cost_objectives
         ranked = self._schedule.leaderboard.leaders(SUMMARY_LEADERS)
         harmful = [record for record in self._trials.search if record.stopped == NEGATIVE_TRANSFER]
         return StudySummary(
@@ -302,6 +301,7 @@ class Study:
             excluded=facts.excluded,
             left_out=facts.left_out,
             students=facts.costs,
+            cost_conditions=experiment.cost_conditions,
             val_images=facts.prior.val_images,
             objectives=tuple(experiment.search.objectives),
             progress=self.progress(),

@@ -40,6 +40,7 @@ class StudySummary:
         excluded: methods that cannot be built for the pair, with the reason.
         left_out: students that exceed a limit, with the reason.
         students: costs of each student.
+        cost_conditions: how costs with a limit or among the objectives were measured, or that they are from a table.
         val_images: number of validation images; 0 in studies of older versions.
         objectives: metric and costs; empty if the metric is the only objective.
         progress: number of trials in each state.
@@ -66,6 +67,7 @@ class StudySummary:
     excluded: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     students: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    cost_conditions: Mapping[str, str] = field(default_factory=dict)
     val_images: int = 0
     objectives: tuple[str, ...] = ()
     progress: StudyProgress = field(default_factory=StudyProgress)
@@ -155,7 +157,7 @@ class StudySummary:
 
 
 _UNLESS_EMPTY = (
-    *("changes", "warm_studies", "failing", "failing_nodes", "distillation_failure"),
+    *("changes", "warm_studies", "cost_conditions", "failing", "failing_nodes", "distillation_failure"),
     *("val_images", "iou_classes"),
 )
 """Keys of summary.json that are left out if they are empty."""

@@ -1,30 +1,33 @@
 """Costs of students, measured before training, and the students of an experiment that exceed a limit.
 
-Costs that depend on the machine are timed in torch, once per architecture, image size and processor, and stored in
-`ROOT/students.json`.
+Costs that depend on the machine are timed once per architecture, image size, processor and runtime, and stored in
+`ROOT/students.json`, or are read from the experiment's table.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import torch
 from filelock import FileLock
 
+from heterokd.config.costs import COSTS, LATENCY, STUDENT, CostSettings, table_faults
 from heterokd.config.experiment import Experiment
 from heterokd.config.networks import NetworkSettings
-from heterokd.errors import ConfigError
+from heterokd.config.search import SearchSettings
+from heterokd.errors import ConfigError, CostError
 from heterokd.networks.combined_options import member_networks
 from heterokd.networks.modules import TAPS
 from heterokd.networks.network import deployable
+from heterokd.networks.onnx_graph import runtime_fault
 from heterokd.networks.segmentation_names import is_segmentation
 from heterokd.networks.splits import meta_body
-from heterokd.networks.student_cost import StudentCost
+from heterokd.networks.student_cost import Runtime, StudentCost
 from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.networks.timing import THREADS
 from heterokd.storage.files import read_derived, write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.training.precision import device_name
@@ -37,11 +40,60 @@ class Candidates:
 
     Attributes:
         costs: costs by network: `params_m`, and every cost that has a limit or is an objective.
-        left_out: networks that exceed a limit, with the reason.
+        left_out: networks that exceed a limit, or whose cost cannot be measured, with the reason.
     """
 
     costs: Mapping[str, Mapping[str, float]]
     left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CostMeter:
+    """Measures costs of networks with random weights, on which they do not depend, or reads them from a table.
+
+    Attributes:
+        root: workspace that stores timed costs in `students.json`.
+        num_classes: number of classes of the data set.
+        size: height and width of an image, in pixels.
+        image_size: size that networks are built for.
+        settings: what is timed, and the table.
+    """
+
+    root: Workspace
+    num_classes: int
+    size: tuple[int, int]
+    image_size: int
+    settings: CostSettings = field(default_factory=CostSettings)
+
+    def cost(self, name: str, settings: NetworkSettings) -> float:
+        """Return a cost, key of `STUDENT_COSTS`, of a network.
+
+        Raises:
+            NetworkError: the network cannot be built.
+            CostError: the cost cannot be measured for it, or the table does not have it.
+        """
+        if listed := self.settings.listed_costs(name):
+            if settings.network not in listed:
+                raise CostError(f"{COSTS}.{STUDENT}{name} has no value for it")
+            return listed[settings.network]
+        cost = STUDENT_COSTS[name](self.settings.runtime)
+        if not cost.is_timed:
+            return _measured(cost, settings, self.num_classes, self.size, self.image_size)
+        runtime, file = cost.timed_in, self.root.path / "students.json"
+        if fault := runtime_fault(runtime):
+            raise CostError(f"it cannot be timed here: {LATENCY}.{fault[0]} {fault[1]}")
+        build = [settings.network, sorted(settings.options.items()), self.num_classes, self.size]
+        # Older files hold only latencies in torch, without the name of the cost.
+        named = [] if name == "latency_ms" and runtime.name == "torch" else [name, *_onnx_versions(runtime)]
+        conditions = [device_name(runtime.device), *build, runtime.threads, torch.__version__, *named]
+        key = json.dumps(conditions, default=str)
+        self.root.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root.path / ".students.lock"):
+            known = {cost: value for cost, value in read_derived(file).items() if isinstance(value, float)}
+            if key not in known:
+                known[key] = _measured(cost, settings, self.num_classes, self.size, self.image_size)
+                write_text(file, json.dumps(known, indent=1))
+        return known[key]
 
 
 def measure_students(experiment: Experiment, root: Workspace, num_classes: int) -> Candidates:
@@ -49,18 +101,23 @@ def measure_students(experiment: Experiment, root: Workspace, num_classes: int) 
 
     Raises:
         NetworkError: a student cannot be built.
-        ConfigError: every student exceeds a limit.
+        ConfigError: every student is left out, the table lacks a student, or this machine cannot time students.
     """
     search, data = experiment.search, experiment.data
     limits = search.cost_limits
-    # Timed costs come last, so that a network that is too large is not timed.
-    names = sorted(dict.fromkeys(["params_m", *limits, *search.costs]), key=lambda name: STUDENT_COSTS[name].is_timed)
+    for key, text in (*table_faults(search, experiment.student.networks), *_runtime_faults(search)):
+        raise ConfigError(f"{key}: {text}")
+    meter = CostMeter(root, num_classes, data.view_size, data.image_size, search)
     costs: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
     for network in experiment.student.networks:
         settings, costs[network] = experiment.student.settings_of(network), {}
-        for name in names:
-            value = student_cost(name, settings, num_classes, data.view_size, data.image_size, root)
+        for name in asked_costs(search):
+            try:
+                value = meter.cost(name, settings)
+            except CostError as error:
+                left_out[network] = f"{network}: its {STUDENT_COSTS[name].name} is unknown, since {error}"
+                break
             costs[network][name] = value
             key, limit = limits.get(name, ("", value))
             if value > limit:
@@ -70,39 +127,30 @@ def measure_students(experiment: Experiment, root: Workspace, num_classes: int) 
     if len(left_out) == len(experiment.student.networks):
         reasons = "; ".join(left_out.values())
         raise ConfigError(
-            f"student.network: no student is within the limits ({reasons}); raise a limit, or name smaller students"
+            f"student.network: no student is within the limits ({reasons}); raise a limit, or name other students"
         )
     return Candidates(costs, left_out)
 
 
-def student_cost(
-    name: str, settings: NetworkSettings, num_classes: int, size: tuple[int, int], image_size: int, root: Workspace
-) -> float:
-    """Measure a cost of a network with random weights, on which it does not depend.
+def asked_costs(search: SearchSettings) -> list[str]:
+    """Return `params_m` and the costs with a limit or among the objectives; timed costs last, optional ones at the end.
 
-    Args:
-        name: key of `STUDENT_COSTS`.
-        settings: configuration of the network.
-        num_classes: number of classes of the data set.
-        size: height and width of an image, in pixels.
-        image_size: size that the network is built for.
-        root: workspace that stores timed costs in `students.json`.
+    So a network that is too large is not timed.
     """
-    cost = STUDENT_COSTS[name]()
-    if not cost.is_timed:
-        return _measured(cost, settings, num_classes, size, image_size)
-    file = root.path / "students.json"
-    build = [settings.network, sorted(settings.options.items()), num_classes, size, THREADS, torch.__version__]
-    # Older files hold only latencies, without the name of the cost.
-    named = [] if name == "latency_ms" else [name]
-    key = json.dumps([device_name("cpu"), *build, *named], default=str)
-    root.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.path / ".students.lock"):
-        known = {cost: value for cost, value in read_derived(file).items() if isinstance(value, float)}
-        if key not in known:
-            known[key] = _measured(cost, settings, num_classes, size, image_size)
-            write_text(file, json.dumps(known, indent=1))
-    return known[key]
+    names = dict.fromkeys(["params_m", *search.cost_limits, *search.cost_objectives])
+    return sorted(names, key=lambda name: (STUDENT_COSTS[name].is_timed, STUDENT_COSTS[name].is_optional))
+
+
+def _runtime_faults(search: SearchSettings) -> Iterator[tuple[str, str]]:
+    """Yield key and sentence of what this machine lacks to time the costs that are asked for."""
+    costs = [STUDENT_COSTS[name](search.runtime) for name in asked_costs(search) if not search.listed_costs(name)]
+    for runtime in {cost.timed_in for cost in costs if cost.is_timed}:
+        if fault := runtime_fault(runtime):
+            yield f"{LATENCY}.{fault[0]}", f"{fault[1]}; change it, or list what you measured on a device in {COSTS}"
+
+
+def _onnx_versions(runtime: Runtime) -> list[str]:
+    return [f"onnxruntime {version('onnxruntime')}"] if runtime.name == "onnx" else []
 
 
 def parameters_m(settings: NetworkSettings, num_classes: int, image_size: int) -> float:

@@ -239,6 +239,60 @@ def test_faults_of_a_space_name_its_own_file(tmp_path: Path, with_space_file: Ca
     assert message.endswith("did you mean 'space.yaml'?")
 
 
+TABLE = {
+    "device.csv": "student,student/latency_ms\ntest_efficientnet,3.2\ntest_resnet,\n",
+    "device.yaml": "student/latency_ms: {test_efficientnet: 3.2}\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_table_of_costs_may_be_a_file_which_faults_name(name: str, tmp_path: Path, tiny_file: Write) -> None:
+    table = tmp_path / name
+    table.write_text(TABLE[name])
+    file = tiny_file(search={"objectives": ["val/top1", "student/latency_ms"], "costs": name})
+    assert load_experiment(file).search.costs == {"student/latency_ms": {"test_efficientnet": 3.2}}
+    assert refusal(file, "student.network=[test_resnet, test_efficientnet]") == (
+        f"{table}: student/latency_ms: has no value for student test_resnet; add it, or remove the student"
+    )
+    text = "search.costs={student/latency_ms: {resnet18: 1}}"
+    assert refusal(file, text).startswith(f"--set {text}: student/latency_ms: has no value for student test_eff")
+    assert refusal(file, "search.costs=devices.csv").startswith("--set search.costs=devices.csv: there is no file")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("student,note\ntest_efficientnet,a\n", "note: there is no such cost of a student"),
+        (
+            "student,student/latency_ms\ntest_efficientnet,3 ms\n",
+            "student/latency_ms.test_efficientnet: expected a number above 0, got '3 ms'",
+        ),
+        ("student,student/latency_ms\ntest_efficientnet,3,4\n", "the row of test_efficientnet has more cells"),
+        ("student,student/latency_ms\na,3\na,4\n", "student/latency_ms: names a twice"),
+        ("network,student/latency_ms\ntest_efficientnet,3\n", "has no rows with a column 'student'"),
+        ("", "has no rows with a column 'student'"),
+    ],
+)
+def test_faults_of_a_csv_file_name_it(text: str, says: str, tmp_path: Path, tiny_file: Write) -> None:
+    (tmp_path / "device.csv").write_text(text)
+    message = refusal(tiny_file(search={"costs": "device.csv"}))
+    assert message.startswith(f"{tmp_path / 'device.csv'}: ")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("costs", "says"),
+    [
+        ("{student/params_m: {test_resnet: 3}}", "student/params_m: does not depend on a device"),
+        ("{latency_ms: {test_resnet: 3}}", "latency_ms: there is no such cost of a student; did you mean"),
+        ("{student/latency_ms: {test_resnet: 0}}", "student/latency_ms.test_resnet: expected a number above 0, got 0"),
+        ("{student/latency_ms: 3}", "expected keys and values, got 3"),
+    ],
+)
+def test_faults_of_a_table(costs: str, says: str, tiny_file: Write) -> None:
+    assert says in refusal(tiny_file(), f"search.costs={costs}")
+
+
 def test_set_reaches_into_a_space_file(with_space_file: Callable[[str], Path]) -> None:
     file = with_space_file("methods: all\noverrides: {kd.temperature: 2.0}")
     texts = ["search.space.methods=[kd, hcd]", "search.space.overrides.kd.temperature=4.0"]

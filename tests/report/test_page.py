@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -42,25 +42,28 @@ return [...drawn.querySelectorAll("text")].filter(one => { const own = one.getBo
 return own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1; })
 .map(one => one.textContent); }"""
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
+Costs = Mapping[str, Mapping[str, float]]
 TEACHER = {"network": "vit_tiny_patch16_224", "val_score": 0.9, "metric": "val/top1"}
 
 
-def searched(root: Workspace, question: Experiment, quality: Any, **teacher: Any) -> StudyFolder:
+PARAMETERS: Costs = {"test_resnet": {"params_m": 0.37}, "resnet18": {"params_m": 11.2}}
+
+
+def searched(
+    root: Workspace, question: Experiment, quality: Any, costs: Costs = PARAMETERS, **teacher: Any
+) -> StudyFolder:
     """A study as a search leaves it: every decision by the real `Study`, every value made up instead of trained.
 
     Args:
         root: where it lies.
         question: the experiment.
         quality: from an assignment to the value that its training reaches; None: it fails.
+        costs: of the students.
         teacher: of the summary, beside its network.
     """
     folder = fabricated.study(root, question)
     study, epochs = (
-        Study.open(
-            question,
-            folder,
-            StudyOptions(StudyFacts(costs={"test_resnet": {"params_m": 0.37}, "resnet18": {"params_m": 11.2}})),
-        ),
+        Study.open(question, folder, StudyOptions(StudyFacts(costs=costs))),
         question.training.epochs,
     )
     while isinstance(assignment := study.next(), Assignment):
@@ -291,6 +294,34 @@ def test_a_study_that_runs_is_shown_as_far_as_it_is(whole: tuple[StudyFolder, Ex
     check(page)
     assert "This search has not finished." in page
     assert "the study&#39;s database is not here" in page
+
+
+def test_the_page_says_where_costs_come_from(tmp_path: Path) -> None:
+    students, objectives = (
+        {"network": ["test_resnet", "resnet18"]},
+        ["val/top1", "student/int8_ms", "student/latency_ms"],
+    )
+    table = {"student/latency_ms": {"test_resnet": 3.25, "resnet18": 9}}
+    question = changed(ask(student=students), objectives=objectives, costs=table, latency={"threads": 2})
+    costs = {"test_resnet": {"latency_ms": 3.25, "int8_ms": 0.5}, "resnet18": {"latency_ms": 9.0, "int8_ms": 2.0}}
+    folder = searched(Workspace(tmp_path), question, by_method, costs)
+    measure(folder, summary_of(folder).winner.number)
+    page = page_of(folder, question)
+    check(page)
+    assert page.count('<p class="soft">Latency: from a table of yours (search.costs).</p>') == 2  # front, and networks
+    int8 = "Int8 latency: median of 30, batch 1, 32 x 32 pixels, ONNX Runtime, CPU, 2 threads, static quantization."
+    assert page.count(int8) == 1
+    assert '<td class="number">0.5</td><td class="number">3.25</td>' in page
+    assert "Latency: median of 30, batch 1, 32 x 32 pixels, torch, CPU, 1 thread." in page_of(
+        *measured_study(tmp_path / "torch")
+    )
+
+
+def measured_study(place: Path) -> tuple[StudyFolder, Experiment]:
+    question = ask()
+    folder = searched(Workspace(place), question, by_method)
+    measure(folder, summary_of(folder).winner.number)
+    return folder, question
 
 
 def test_a_chart_that_fails_costs_itself_alone() -> None:

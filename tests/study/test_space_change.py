@@ -280,6 +280,24 @@ def test_what_finished_trials_mean_may_not_change(changes: dict[str, Any], key: 
         as_stored(asked(**{"student": "resnet10t", **changes}), folder)
 
 
+def test_a_table_of_costs_grows_with_the_students_and_keeps_its_values(folder: StudyFolder) -> None:
+    objectives, key = ["val/top1", "student/latency_ms"], "student/latency_ms"
+
+    def listed(student: Any, **costs: float) -> Experiment:
+        return asked(student=student, objectives=objectives, costs={key: costs})
+
+    train(opened(listed("resnet10t", resnet10t=3), folder), 2)
+    assert space_change(read_attributes(folder), listed("resnet10t", resnet10t=3, resnet50=9), folder) is None
+    more = listed(["resnet10t", "resnet26t"], resnet10t=3, resnet26t=5)
+    assert space_change(read_attributes(folder), more, folder) == SpaceChange(added_students=("resnet26t",))
+    with pytest.raises(StudyError, match=r"search\.costs\.student/latency_ms\.resnet10t was 3\.0 .* and is 4\.0 now"):
+        as_stored(listed(["resnet10t", "resnet26t"], resnet10t=4, resnet26t=5), folder)
+    with pytest.raises(StudyError, match=r"search\.costs\.student/latency_ms\.resnet10t was 3\.0 .* and is absent now"):
+        as_stored(asked(objectives=objectives), folder)
+    with pytest.raises(StudyError, match=r"search\.latency\.threads was 1"):
+        as_stored(asked(objectives=objectives, costs={key: {"resnet10t": 3}}, latency={"threads": 4}), folder)
+
+
 def test_a_student_keeps_its_options(folder: StudyFolder) -> None:
     vit = {"network": "vit_tiny_patch16_224", "options": {"img_size": 32, "depth": 2}}
     train(opened(asked(student=vit), folder), 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from heterokd.cli.terminal.console import Terminal
 from heterokd.cli.terminal.tables import leader_table
 from heterokd.errors import without_password
-from heterokd.report.wording import notes, student_costs, verdict
+from heterokd.report.wording import listed_costs, notes, student_costs, verdict
 from heterokd.study.search_result import SearchResult
 
 MOST_NOTES = 2
@@ -22,16 +22,19 @@ def print_summary(terminal: Terminal, found: SearchResult, costs: Sequence[str],
     summary, teacher = found.summary, found.teacher
     front, notices = summary.front, notes(summary)
     failed = summary.progress.failed
+    listed = listed_costs(summary, costs)
     if failed:
         notices.insert(0, f"{failed} trial(s) failed; their tracebacks are in MLflow and in {found.folder.path}")
     terminal.print_line("")
-    terminal.print_table(leader_table(summary, 6 if not front else 4))
+    terminal.print_table(leader_table(summary, 6 if not front else 3 if listed else 4))
     terminal.print_line(f"teacher  {teacher.network}: {teacher.score} on val")
     for member in front[:MOST_FRONT]:
         spent = student_costs(summary, member.student, costs)
         terminal.print_line(f"front    {member.student}: {member.method} {member.score} ({member.bounds}), {spent}")
     if len(front) > MOST_FRONT:
         terminal.print_line(f"         and {len(front) - MOST_FRONT} more in the report")
+    if listed:
+        terminal.print_line(f"cost     {listed}")
     terminal.print_sentence(verdict(summary))
     for notice in notices[:MOST_NOTES]:
         terminal.print_sentence(notice)

@@ -21,15 +21,16 @@ from heterokd.config.recipe import Recipe
 from heterokd.datasets.io.split import Splits
 from heterokd.errors import ConfigError, ExportError, NetworkError, StudyError
 from heterokd.networks.network import AnyNetwork, deployable
+from heterokd.networks.onnx_graph import INPUT, OUTPUT
+from heterokd.networks.silence import export_reason, silenced_exporters
 from heterokd.networks.timing import Timing, time_call
 from heterokd.storage.files import read_json, write_text
 from heterokd.storage.typed_json import parse
 from heterokd.students.export.accuracy import Accuracy, accuracy_on_val, calibration_images
 from heterokd.students.export.find import Student
-from heterokd.students.export.format import INPUT, OUTPUT, ExportFormat, ToWrite
+from heterokd.students.export.format import ExportFormat, ToWrite
 from heterokd.students.export.formats import FORMATS, format_named
 from heterokd.students.export.parity import Parity, Written, compare_with_student, parity_images
-from heterokd.students.export.silence import silenced_exporters
 from heterokd.students.network_card import network_card
 from heterokd.tasks import TASKS, task_of
 
@@ -256,7 +257,7 @@ def _write(  # the parts of a student, of which only `export_student` has a `Stu
     folder: Path,
 ) -> tuple[Written, Parity]:
     """Write, open and compare: for images of any size if that works, else of one size; return the last attempt."""
-    failed: Exception | None = None
+    failed: Exception = RuntimeError("no size was tried")
     compared: tuple[Written, Parity] | None = None
     images = parity_images(splits.val)
     for size in _sizes(kind, network, view):
@@ -277,9 +278,8 @@ def _write(  # the parts of a student, of which only `export_student` has a `Stu
             break
     if compared is not None:
         return compared
-    reason = (str(failed).strip().splitlines() or [type(failed).__name__])[0][:200].rstrip(".")
     raise NetworkError(
-        f"network {network.name!r}: cannot be written as {', '.join(kind.files)} ({reason}); "
+        f"network {network.name!r}: cannot be written as {', '.join(kind.files)} ({export_reason(failed)}); "
         "use --format safetensors, which holds every network, or choose another student"
     ) from failed
 

@@ -12,11 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from heterokd.networks.network import AnyNetwork
-
-INPUT, OUTPUT = "images", "logits"
-"""Names of the input and the output of an exported graph."""
-AXES = {0: "batch", 2: "height", 3: "width"}
-"""Dynamic axes of the images, by number."""
+from heterokd.networks.onnx_graph import AXES
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
+from heterokd.config.costs import COSTS, LATENCY
+from heterokd.config.experiment import Experiment
 from heterokd.config.recipe import Recipe
 from heterokd.config.services import PromotionSettings
 from heterokd.datasets.io.draws import check_class_names
 from heterokd.datasets.io.loaders import open_test
 from heterokd.datasets.io.split import Splits
-from heterokd.errors import NetworkError
-from heterokd.networks.network import AnyNetwork
+from heterokd.errors import CostError, NetworkError
+from heterokd.networks.network import AnyNetwork, deployable
+from heterokd.networks.onnx_graph import runtime_fault
+from heterokd.networks.student_cost import StudentCost
 from heterokd.networks.student_costs import STUDENT_COSTS
 from heterokd.students.export.accuracy import Accuracy
 from heterokd.students.export.export import try_export, try_int8
@@ -39,16 +44,43 @@ Export = Callable[[AnyNetwork, Splits, tuple[int, int], str], Parity]
 """Function that exports a student to a format and compares the file with it; see `try_export`."""
 
 
-def cost_gates(candidate: Candidate, settings: PromotionSettings) -> Iterator[Gate]:
-    """Measure the candidate's costs and compare them with the limits."""
+def cost_gates(candidate: Candidate, experiment: Experiment, num_classes: int) -> Iterator[Gate]:
+    """Compare the candidate's costs with the limits: measured here as by the search, or from the search's table."""
+    search, settings = experiment.search, experiment.promotion
     limits = {name: limit for name, (_, limit) in settings.cost_limits.items()}
     size = candidate.recipe.data.view_size
     for name in dict.fromkeys(("params_m", "latency_ms", *limits)):
-        cost = STUDENT_COSTS[name]()
-        yield _limited(cost.label(), limits.get(name), cost.measure(candidate.model, size), cost.conditions(size))
+        cost, limit = STUDENT_COSTS[name](search.runtime), limits.get(name)
+        try:
+            value = _cost(cost, candidate, search.listed_costs(name), num_classes)
+        except CostError as error:
+            yield replace(_limited(cost.label(), limit, math.inf, str(error)), measured=None)
+            continue
+        yield _limited(cost.label(), limit, value, search.cost_conditions(name, size))
     state = [*candidate.model.parameters(), *candidate.model.buffers()]
     size_mb = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
     yield _limited("weights in MB", settings.max_size_mb, size_mb)
+
+
+def _cost(cost: StudentCost, candidate: Candidate, listed: Mapping[str, float], num_classes: int) -> float:
+    """Return a cost of the model that would be served, or, in other runtimes than torch on the CPU, of the network.
+
+    Raises:
+        CostError: it cannot be measured, or the table does not list the student.
+    """
+    size, network, runtime = candidate.recipe.data.view_size, candidate.recipe.student.network, cost.timed_in
+    if listed:
+        if network not in listed:
+            raise CostError(f"{COSTS} has no value for {network}")
+        return listed[network]
+    if not cost.is_timed or (runtime.name, runtime.device) == ("torch", "cpu"):
+        return cost.measure(candidate.model, size)
+    if fault := runtime_fault(runtime):
+        raise CostError(f"{LATENCY}.{fault[0]} {fault[1]}")
+    if not candidate.trial.weights.exists():
+        raise CostError("the trial's weights are missing")
+    student = open_student(candidate.recipe, candidate.trial.weights, num_classes)
+    return cost.measure(deployable(student), size)
 
 
 def _limited(name: str, limit: float | None, measured: float, note: str = "") -> Gate:

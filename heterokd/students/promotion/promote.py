@@ -145,7 +145,7 @@ def _decide(
         gain,
         *recall_gates(results, splits.class_names, settings),
         *iou_gates(results, splits.class_names, settings),
-        *cost_gates(candidate, settings),
+        *cost_gates(candidate, experiment, splits.num_classes),
         parity_gate(candidate, splits),
         export_gate(candidate, settings, splits),
         *int8_gates(candidate, settings, splits),

@@ -184,6 +184,7 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
     told = summary(
         front=tuple(leader(number, student=f"resnet{number}") for number in range(front)),
         students={f"resnet{number}": {"params_m": 1.5, "latency_ms": 3.25} for number in range(front)},
+        cost_conditions={"latency_ms": "from a table of yours (search.costs)"} if front else {},
         left_out={name: f"{name} has 30.1 M parameters, more than search.max_params_m allows" for name in ("a", "b")},
         negative_transfer=(HarmfulTrial(3, "fitnet", 20),),
     )
@@ -196,6 +197,7 @@ def test_the_summary_fits_a_small_screen(front: int) -> None:
     assert len(lines) < LINES
     assert "The gain is significant: +0.0414 over scratch" in file.getvalue()
     assert "more remarks are in the report" in file.getvalue()
+    assert ("cost     latency from a table of yours (search.costs)" in lines) == bool(front)
     assert ("and 4 more in the report" in file.getvalue()) == bool(front)
 
 

@@ -23,6 +23,7 @@ from heterokd.report.figures.palette import PALETTE, class_colours, paint, rgb
 from heterokd.report.figures.samples import AGREEMENT, agreement, draw_method, draw_samples
 from heterokd.report.figures.svg import Vector
 from heterokd.report.measure import draw_pictures
+from heterokd.report.measure_parts import measure_networks
 from heterokd.report.measured import Measured
 from heterokd.storage.workspace import Workspace
 from heterokd.training.data import open_splits
@@ -188,4 +189,19 @@ def test_a_classification_study_is_drawn_from_its_files(tmp_path: Path) -> None:
         assert (folder.pictures / failure.file).stat().st_size > 50
     assert found.cost("student", "params_m") == pytest.approx(0.37, abs=0.01)
     assert found.cost("teacher", "latency_ms") > 0
+    assert "int8_ms" not in found.networks["student"].costs, "it takes seconds, and nobody asked for it"
     assert "the teacher's weights are missing" in found.missing["cka"]
+
+
+def test_costs_on_the_page_are_those_of_the_search(tmp_path: Path) -> None:
+    search = {
+        "space": {"methods": ["scratch", "kd"]},
+        "limits": {"student/int8_ms": 1e3},
+        "costs": {"student/latency_ms": {"test_resnet": 3.5}},
+    }
+    question = fabricated.experiment(search=search)
+    recipe = question.recipe({"method": "kd"})
+    found = measure_networks(recipe, question.search, 10, Workspace(tmp_path))
+    assert found["student"].costs["latency_ms"] == 3.5
+    assert found["teacher"].costs["latency_ms"] is None, "the table does not have it"
+    assert all(network.costs["int8_ms"] > 0 for network in found.values())

@@ -29,7 +29,7 @@ from heterokd.students.export.accuracy import Accuracy
 from heterokd.students.export.parity import Parity
 from heterokd.students.promotion.challenger import Candidate, task_of
 from heterokd.students.promotion.decision import Decision, PairedComparison, reason
-from heterokd.students.promotion.gates import export_gate, int8_gates, recall_gates
+from heterokd.students.promotion.gates import cost_gates, export_gate, int8_gates, recall_gates
 from heterokd.students.promotion.promote import promote
 from heterokd.students.promotion.rollback import rollback
 from heterokd.students.registry import log_student, register, remove_pending
@@ -378,6 +378,38 @@ def test_limits_are_gates(root: Workspace, students: dict[str, Network]) -> None
     }
     assert not decision.promoted
     assert "1 thread" in decision.table()[2][0]
+
+
+def test_limits_are_compared_with_what_the_search_counts(root: Workspace, students: dict[str, Network]) -> None:
+    limits = {"max_latency_ms": 4.0, "limits": {"student/int8_ms": 1e3}}
+    search = fabricated.experiment().search.model_dump(mode="json", exclude_unset=True)
+    table = {"student/latency_ms": {"test_resnet": 3.5}}
+    studied(root, fabricated.experiment(promotion=limits, search={**search, "costs": table}), students["good"])
+    decided = {row[0]: row[1:] for row in promote(root, "tiny", dry_run=True).table()}
+    assert decided["latency in ms (from a table of yours (search.costs))"] == ("<= 4", "3.5", "yes")
+    (int8,) = (name for name in decided if name.startswith("int8 latency in ms"))
+    assert "ONNX Runtime, CPU, 1 thread, static quantization" in int8
+    assert decided[int8][0] == "<= 1000"
+    assert decided[int8][2] == "yes"
+
+
+def test_a_cost_that_is_unknown_passes_no_limit(root: Workspace, students: dict[str, Network]) -> None:
+    limits = {"max_latency_ms": 4.0, "limits": {"student/int8_ms": 1.0}}
+    search = fabricated.experiment().search.model_dump(mode="json", exclude_unset=True)
+    search |= {"costs": {"student/latency_ms": {"resnet10t": 3.5}}, "latency": {"threads": 1024}}
+    question = fabricated.experiment(promotion=limits, search=search)
+    candidate = Candidate(studied(root, question, students["good"]).trial(1), None, students["good"])
+    found = {gate.name: gate for gate in cost_gates(candidate, question, 10)}
+    latency, int8 = found["latency in ms"], found["int8 latency in ms"]
+    assert (latency.measured, latency.passed, latency.note) == (
+        None,
+        False,
+        "search.costs has no value for test_resnet",
+    )
+    assert (int8.measured, int8.passed) == (None, False)
+    assert int8.note.startswith("search.latency.threads is 1024, but this machine has")
+    without = fabricated.experiment(search=search)
+    assert [gate.passed for gate in cost_gates(candidate, without, 10)] == [None, None, None]
 
 
 def test_the_recall_of_a_class_is_a_gate(root: Workspace, splits: Splits, students: dict[str, Network]) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from heterokd.networks.network import deployable
-from heterokd.students.export.format import AXES, INPUT, OUTPUT, ExportFormat, Opened, ToWrite
+from heterokd.networks.onnx_graph import INPUT, open_graph, write_graph
+from heterokd.students.export.format import ExportFormat, Opened, ToWrite
 
 
 class ONNX(ExportFormat):
@@ -21,39 +19,15 @@ class ONNX(ExportFormat):
 
     def write(self, student: ToWrite, folder: Path) -> None:
         """Write the graph, with the card as its metadata."""
-        import onnx
-
-        program = torch.onnx.export(
-            deployable(student.network),
-            (student.example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=[{axis: AXES[axis] for axis in student.open_axes}],
-            dynamo=True,
-            verbose=False,
-        )
-        if program is None:
-            raise RuntimeError("torch's exporter returned no program")
-        program.model.metadata_props.update({key: json.dumps(value) for key, value in student.card.items()})
+        metadata = {key: json.dumps(value) for key, value in student.card.items()}
         file = folder / self.files[0]
-        program.save(file, external_data=False)
-        onnx.checker.check_model(file, full_check=False)
+        write_graph(deployable(student.network), student.example, file, student.open_axes, metadata)
 
     def open(self, folder: Path) -> Opened:
         """Open the graph in ONNX Runtime with one thread."""
-        return open_graph(folder / self.files[0])
+        return opened(folder / self.files[0])
 
 
-def open_graph(file: Path) -> Opened:
+def opened(file: Path) -> Opened:
     """Open a graph in ONNX Runtime with one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-    return Opened(run, f'onnxruntime.InferenceSession("{file.name}").run(None, {{"{INPUT}": images}})')
+    return Opened(open_graph(file), f'onnxruntime.InferenceSession("{file.name}").run(None, {{"{INPUT}": images}})')

@@ -1,10 +1,11 @@
-"""Suppress what exporters print."""
+"""Suppress what exporters print, and find the reason in what they raise."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,11 @@ def silenced_exporters() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def export_reason(error: BaseException) -> str:
+    """Return the first line of the first cause of an exporter's exception, without colours, shortened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:200].rstrip(".")
