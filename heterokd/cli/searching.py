@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -229,7 +230,8 @@ def auto(  # its parameters are the command's options
     from heterokd.cli.terminal.console import Terminal
     from heterokd.cli.terminal.tables import plan_lines
     from heterokd.execution.auto import AutoRequest
-    from heterokd.execution.planning.plan import plan_experiment
+    from heterokd.execution.auto_budget import within_budget
+    from heterokd.execution.planning.plan import measure_experiment, plan_at
     from heterokd.storage.workspace import open_workspace
 
     hours = None if budget is None else _hours(budget)
@@ -248,7 +250,13 @@ def auto(  # its parameters are the command's options
             f"{study.path}: the study {made.experiment.name!r} exists already; continue it "
             f"(heterokd search {made.file} --resume), or rename the folder of images"
         )
-    plan = plan_experiment(made.experiment, state, began=began, say=terminal.print_line)
+    costs = measure_experiment(made.experiment, state, began=began, say=terminal.print_line)
+    if hours is not None:
+        fitted, costs = within_budget(made, state, costs, 3600 * hours - (time.time() - began))
+        for sentence in fitted.reasons[len(made.reasons) :]:
+            terminal.print_line(sentence)
+        made = fitted
+    plan = plan_at(made.experiment, state, costs)
     for line in plan_lines(plan):
         terminal.print_line(line)
     if not dry_run:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import yaml
+from typing import cast
 
 from heterokd.config.costs import limit_settings
 from heterokd.config.experiment import Experiment
@@ -21,13 +20,13 @@ from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.inspect import FolderInspection
 from heterokd.datasets.masks.inspect import MaskInspection
 from heterokd.errors import ConfigError, HeterokdError, NetworkError, did_you_mean
+from heterokd.execution.auto_file import Section, write_experiment
 from heterokd.execution.auto_rules import ImageRules, rules_for
 from heterokd.execution.prepare import prepare_teacher
 from heterokd.networks.bodies import network_names, no_weights, published_classes
 from heterokd.networks.network import predict_spec
 from heterokd.networks.segmentation_names import is_segmentation, split_name
 from heterokd.networks.student_costs import STUDENT_COSTS
-from heterokd.storage.files import write_text
 from heterokd.storage.workspace import Workspace
 from heterokd.teachers.prepare import PreparedTeacher
 from heterokd.training.student_costs import CostMeter, parameters_m
@@ -50,19 +49,6 @@ PARAMETERS = "params_m"
 COMMAND_LIMITS = (PARAMETERS, "latency_ms")
 """Limits that `heterokd auto` has options for."""
 """Cost that is limited by default."""
-
-COMMENTS = {
-    "data": "where the images lie and how they are read",
-    "teacher": "network and weights; or start_from: FILE, pretrained: true, fit: auto | head | head_then_all | all",
-    "student": "a name, or a list from which the search chooses; timm, torchvision:NAME, ./nets.py:make_student",
-    "training": "of each trial; keys that are searched are in search.space.shared",
-    "search": "methods and domains; trials or budget: {hours, gpu_hours, trainings, money}; combine: 2 adds pairs",
-    "promotion": "limits that `heterokd promote` checks; also min_gain, min_recall",
-}
-"""A line above each section of the file, as a start for changes."""
-
-Section = dict[str, object]
-"""Part of the experiment's YAML."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +84,26 @@ class Proposal:
         experiment: content of the file.
         reasons: one sentence per choice.
         found: sentences on the images.
+        content: sections of the file.
     """
 
     file: Path
     experiment: Experiment
     reasons: tuple[str, ...]
     found: tuple[str, ...] = ()
+    content: Section = field(default_factory=dict)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What was found, then the reasons."""
         return (*self.found, *self.reasons)
+
+    def changed(self, sections: Mapping[str, Section], reasons: Sequence[str]) -> Proposal:
+        """Write the file again with other keys in some sections, and the reasons."""
+        merged = {key: {**cast(Section, self.content[key]), **section} for key, section in sections.items()}
+        made = replace(self, content={**self.content, **merged}, reasons=(*self.reasons, *reasons))
+        write_experiment(self.file, made.content, made.sentences)
+        return replace(made, experiment=load_experiment(self.file))
 
 
 def propose(
@@ -155,8 +150,8 @@ def propose(
     elif len(teachers) > 1:
         reasons.append(f"teacher {best}: the first of {len(teachers)}; without --dry-run they are fitted and compared")
     content["teacher"] = teachers[best]
-    _write(target, content, [*seen.sentences(), *reasons])
-    return Proposal(target, load_experiment(target), tuple(reasons), tuple(seen.sentences()))
+    write_experiment(target, content, [*seen.sentences(), *reasons])
+    return Proposal(target, load_experiment(target), tuple(reasons), tuple(seen.sentences()), content)
 
 
 def _check_names(request: AutoRequest, *, is_scene: bool) -> None:
@@ -322,22 +317,12 @@ def _option(key: str) -> str:
 
 
 def _fit(content: Section, target: Path, root: Workspace, progress: Report | None) -> PreparedTeacher:
-    _write(target, content, [])
+    write_experiment(target, content, [])
     try:
         return prepare_teacher(load_experiment(target), root, progress=progress)
     except HeterokdError:
         target.unlink(missing_ok=True)
         raise
-
-
-def _write(target: Path, content: Mapping[str, object], reasons: Sequence[str]) -> None:
-    lines = [f"Written by heterokd; run it with `heterokd search {target.name}`.", *reasons]
-    text = "".join(f"# {line}\n" for line in lines)
-    for key, value in content.items():
-        if value != {}:
-            comment = f"\n# {COMMENTS[key]}\n" if key in COMMENTS else "\n"
-            text += comment + yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=110)
-    write_text(target, text)
 
 
 def _clamp(value: int, low: int, high: int) -> int:

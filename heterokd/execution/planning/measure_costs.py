@@ -74,7 +74,7 @@ def measure(
     device = default_device()
     store = 0.0 if experiment.tracking.uri or root.mlflow_database.exists() else _store_seconds()
     say("timing the teacher")
-    each = [_teacher_seconds(experiment.for_teacher(network), root, device) for network in experiment.teacher.networks]
+    each = [teacher_seconds(experiment.for_teacher(network), root, device) for network in experiment.teacher.networks]
     say("starting Ray, and the processes of trials")
     before = time.perf_counter()
     with connected(address):
@@ -202,13 +202,13 @@ def _recipe(experiment: Experiment, method: str, network: str, teacher: str) -> 
     return asked.recipe({**asked.published(method), **chosen})
 
 
-def _teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> float:
-    """Return the seconds to fit the teacher, or to verify an existing teacher."""
+def teacher_seconds(experiment: Experiment, root: Workspace, device: str) -> float:
+    """Return the seconds to fit the teacher of an experiment with a single one, or to verify an existing teacher."""
     teacher = experiment.teacher.settings_of()
     if teacher.is_combined and ready_teacher(experiment, root)[0]:
         return 0.0
     if teacher.ensemble:
-        return sum(_teacher_seconds(member, root, device) for member in experiment.member_experiments)
+        return sum(teacher_seconds(member, root, device) for member in experiment.member_experiments)
     if teacher.cross_fit is not None:
         recipe = teacher_recipe(experiment.member_experiments[0])
         splits = measured_splits(open_splits(recipe.data), root).without_fold(0, teacher.cross_fit)

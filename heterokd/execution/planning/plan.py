@@ -50,13 +50,32 @@ def plan_experiment(
     Raises:
         UserError: the input is wrong, as in a search.
     """
+    costs = measure_experiment(experiment, root, address=address, began=began, say=say)
+    return plan_at(experiment, root, costs)
+
+
+def measure_experiment(
+    experiment: Experiment,
+    root: Workspace,
+    *,
+    address: str | None = None,
+    began: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Costs:
+    """Measure the costs of the search of an experiment; see `plan_experiment` for the arguments."""
     from heterokd.execution.planning.measure_costs import measure
 
-    experiment, candidates = within_limits(with_given_weights(experiment, root), root)
+    experiment, _ = within_limits(with_given_weights(experiment, root), root)
     excluded = check_experiment(experiment)
     check_plugins(experiment, excluded)
+    return measure(experiment, root, excluded, address=address, began=began, say=say)
+
+
+def plan_at(experiment: Experiment, root: Workspace, costs: Costs) -> Plan:
+    """Plan the search of an experiment at measured costs; see `plan_experiment`."""
+    experiment, candidates = within_limits(with_given_weights(experiment, root), root)
+    excluded = check_experiment(experiment)
     folder = root.study(experiment.name)
-    costs = measure(experiment, root, excluded, address=address, began=began, say=say)
     found = replace(plan_with(experiment, root, excluded, costs, folder), left_out={**excluded, **candidates.left_out})
     if not folder.experiment_file.exists():
         # A search that has started keeps its plan.
