@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from heterokd.config.experiment import Experiment
@@ -29,7 +30,17 @@ FEWEST_TRAININGS = 2.0
 """Full trainings of the shortest length that a search needs: scratch and a student with a teacher."""
 
 
-def within_budget(made: Proposal, root: Workspace, costs: Costs, seconds: float) -> tuple[Proposal, Costs]:
+def _timed(experiment: Experiment, root: Workspace) -> float:
+    return teacher_seconds(experiment, root, default_device())
+
+
+def within_budget(
+    made: Proposal,
+    root: Workspace,
+    costs: Costs,
+    seconds: float,
+    fit_seconds: Callable[[Experiment, Workspace], float] = _timed,
+) -> tuple[Proposal, Costs]:
     """Shorten what a proposal trains until a search of its time can compare students; its file is written again.
 
     If the teacher's fit takes more than `TEACHER_SHARE` of the time, only the classifier of a pretrained network is
@@ -41,6 +52,7 @@ def within_budget(made: Proposal, root: Workspace, costs: Costs, seconds: float)
         root: workspace, which keeps fitted teachers.
         costs: measured costs of its search.
         seconds: time that is left, without what the planning took; it becomes the budget.
+        fit_seconds: times the shorter fit of the teacher.
 
     Returns:
         The proposal with a sentence for each change, and its costs.
@@ -51,7 +63,9 @@ def within_budget(made: Proposal, root: Workspace, costs: Costs, seconds: float)
     search = made.experiment.search.model_dump(include={"budget"}, exclude_none=True)["budget"]
     # A minimum, so that the file is valid if planning has taken all the time; nothing fits then.
     made = made.changed({"search": {"budget": {**search, "hours": max(0.0001, round(seconds / 3600, 4))}}}, [])
-    made, costs = _with_shorter_fit(made, root, costs, seconds)
+    shorter = _with_shorter_fit(made, root, costs, seconds)
+    if shorter is not made:
+        made, costs = shorter, replace(costs, teacher=fit_seconds(shorter.experiment, root))
     made = _with_shorter_trainings(made, costs)
     found = affordable(made.experiment, costs) or 0.0
     if seconds <= 0 or found < FEWEST_TRAININGS:
@@ -67,10 +81,10 @@ def within_budget(made: Proposal, root: Workspace, costs: Costs, seconds: float)
     return made, costs
 
 
-def _with_shorter_fit(made: Proposal, root: Workspace, costs: Costs, seconds: float) -> tuple[Proposal, Costs]:
+def _with_shorter_fit(made: Proposal, root: Workspace, costs: Costs, seconds: float) -> Proposal:
     most = TEACHER_SHARE * seconds
     if costs.teacher <= most:
-        return made, costs
+        return made
     experiment = made.experiment
     recipe, _ = with_local_weights(teacher_recipe(experiment), open_splits(experiment.data), root)
     how, epochs = planned_fit(recipe), recipe.teacher.training.epochs
@@ -83,10 +97,9 @@ def _with_shorter_fit(made: Proposal, root: Workspace, costs: Costs, seconds: fl
         changes = {"training": {**training, "warmup_epochs": min(5.0, fewer // 5)}}
         what = f"{fewer} instead of {epochs} epochs"
     else:
-        return made, costs
+        return made
     reason = f"the teacher's fit would take {format_duration(costs.teacher)} of {format_duration(seconds)}: {what}"
-    made = made.changed({"teacher": changes}, [reason])
-    return made, replace(costs, teacher=teacher_seconds(made.experiment, root, default_device()))
+    return made.changed({"teacher": changes}, [reason])
 
 
 def _with_shorter_trainings(made: Proposal, costs: Costs) -> Proposal:
