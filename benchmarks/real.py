@@ -88,7 +88,7 @@ class Trainings:
         self.begun += 1
         self.spent += len(curve) / recipe.training.epochs
         if len(curve) == recipe.training.epochs:
-            self.students[number] = curve[-1][self.experiment.metric], result.network
+            self.students[number] = curve[-1][self.experiment.metric], result.student
         return curve[-1]
 
     def best(self) -> int:
