@@ -100,7 +100,7 @@ class Proposal:
 
     def changed(self, sections: Mapping[str, Section], reasons: Sequence[str]) -> Proposal:
         """Write the file again with other keys in some sections, and the reasons."""
-        merged = {key: {**cast(Section, self.content[key]), **section} for key, section in sections.items()}
+        merged = {key: {**cast(Section, self.content.get(key, {})), **section} for key, section in sections.items()}
         made = replace(self, content={**self.content, **merged}, reasons=(*self.reasons, *reasons))
         write_experiment(self.file, made.content, made.sentences)
         return replace(made, experiment=load_experiment(self.file))

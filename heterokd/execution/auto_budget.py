@@ -1,4 +1,4 @@
-"""Fit the experiment of `heterokd auto` into its time: a shorter fit of the teacher, shorter trainings."""
+"""Fit the experiment of `heterokd auto` into its time: a shorter fit of the teacher, a smaller cache, fewer epochs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heterokd.errors import ConfigError
 from heterokd.execution.auto import EPOCHS, TEACHER_EPOCHS, Proposal
 from heterokd.execution.auto_file import Section
 from heterokd.execution.planning.measure_costs import teacher_seconds
-from heterokd.execution.planning.plan import affordable
+from heterokd.execution.planning.plan import affordable, existing_stock
 from heterokd.formatting import format_duration
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs
@@ -22,6 +22,12 @@ from heterokd.training.precision import default_device
 
 TEACHER_SHARE = 1 / 3
 """Maximum share of the time that the teacher's fit gets, if it can be shorter."""
+
+CACHE_SHARE = 1 / 4
+"""Maximum share of the trials' time that the teacher's cache gets, if it can have fewer views."""
+
+FEWEST_VIEWS = 4
+"""Views of each image below which the cache is not reduced: students would see the same few views all the time."""
 
 ENOUGH_TRAININGS = 12
 """Full trainings below which trainings are shortened: a smaller search repeats no leader on fresh seeds."""
@@ -44,8 +50,8 @@ def within_budget(
     """Shorten what a proposal trains until a search of its time can compare students; its file is written again.
 
     If the teacher's fit takes more than `TEACHER_SHARE` of the time, only the classifier of a pretrained network is
-    fitted, and any other network has fewer epochs. Then the epochs of students are reduced until `ENOUGH_TRAININGS` are
-    possible.
+    fitted, and any other network has fewer epochs. If the cache takes more than `CACHE_SHARE` of the rest, it has fewer
+    views. Then the epochs of students are reduced until `ENOUGH_TRAININGS` are possible.
 
     Args:
         made: the proposal, whose budget is in hours.
@@ -66,11 +72,14 @@ def within_budget(
     shorter = _with_shorter_fit(made, root, costs, seconds)
     if shorter is not made:
         made, costs = shorter, replace(costs, teacher=fit_seconds(shorter.experiment, root))
-    made = _with_shorter_trainings(made, costs)
-    found = affordable(made.experiment, costs) or 0.0
+    made = _with_fewer_views(made, root, costs, seconds)
+    made = _with_shorter_trainings(made, root, costs)
+    found = _affordable(made, root, costs)
     if seconds <= 0 or found < FEWEST_TRAININGS:
         each = _training_seconds(made.experiment, costs)
-        needed = costs.teacher + costs.process + ENOUGH_TRAININGS * each / costs.parallel
+        stock = existing_stock(made.experiment, root, {})
+        cache = stock.views * (1 - stock.cache_ready) * costs.view
+        needed = costs.teacher + costs.process + (cache + ENOUGH_TRAININGS * each) / costs.parallel
         made.file.unlink(missing_ok=True)
         raise ConfigError(
             f"--budget: {format_duration(max(0.0, seconds))} are left after planning; the teacher's fit takes about "
@@ -102,8 +111,23 @@ def _with_shorter_fit(made: Proposal, root: Workspace, costs: Costs, seconds: fl
     return made.changed({"teacher": changes}, [reason])
 
 
-def _with_shorter_trainings(made: Proposal, costs: Costs) -> Proposal:
-    found, epochs = affordable(made.experiment, costs) or 0.0, made.experiment.training.epochs
+def _with_fewer_views(made: Proposal, root: Workspace, costs: Costs, seconds: float) -> Proposal:
+    stock, experiment = existing_stock(made.experiment, root, {}), made.experiment
+    cache = stock.views * (1 - stock.cache_ready) * costs.view / costs.parallel
+    trials = max(0.0, seconds - costs.teacher - costs.process)
+    views = min(experiment.training.epochs, experiment.cache.views)
+    if cache <= CACHE_SHARE * trials or views <= FEWEST_VIEWS:
+        return made
+    fewer = max(FEWEST_VIEWS, int(views * CACHE_SHARE * trials / cache))
+    reason = (
+        f"the teacher's cache has {fewer} instead of {views} views of each image: {views} would take "
+        f"{format_duration(cache)} of {format_duration(trials)}"
+    )
+    return made.changed({"cache": {"views": fewer}}, [reason])
+
+
+def _with_shorter_trainings(made: Proposal, root: Workspace, costs: Costs) -> Proposal:
+    found, epochs = _affordable(made, root, costs), made.experiment.training.epochs
     if found >= ENOUGH_TRAININGS or epochs <= EPOCHS[0]:
         return made
     begin = sum(cost.begin for cost in costs.methods.values()) / len(costs.methods)
@@ -116,6 +140,10 @@ def _with_shorter_trainings(made: Proposal, costs: Costs) -> Proposal:
         f"trainings have {fewer} instead of {epochs} epochs: the time allows {found:.1f} full trainings of {epochs}"
     )
     return made.changed({"training": {"epochs": fewer}}, [reason])
+
+
+def _affordable(made: Proposal, root: Workspace, costs: Costs) -> float:
+    return affordable(made.experiment, costs, existing_stock(made.experiment, root, {})) or 0.0
 
 
 def _training_seconds(experiment: Experiment, costs: Costs) -> float:

@@ -14,8 +14,8 @@ from heterokd.config.reading import load_experiment
 from heterokd.datasets.io.inspect import inspect_folder
 from heterokd.errors import ConfigError
 from heterokd.execution.auto import EPOCHS, TEACHER_EPOCHS, AutoRequest, Proposal, propose
-from heterokd.execution.auto_budget import ENOUGH_TRAININGS, TEACHER_SHARE, within_budget
-from heterokd.execution.planning.plan import affordable
+from heterokd.execution.auto_budget import CACHE_SHARE, ENOUGH_TRAININGS, FEWEST_VIEWS, TEACHER_SHARE, within_budget
+from heterokd.execution.planning.plan import affordable, existing_stock
 from heterokd.storage.workspace import Workspace
 from heterokd.study.plan.costs import Costs, MethodCost
 
@@ -23,9 +23,9 @@ LONG = 80
 """Epochs of students that `auto` proposes for a small folder."""
 
 
-def costs(teacher: float, epoch: float, parallel: int = 2) -> Costs:
+def costs(teacher: float, epoch: float, view: float = 1e-6) -> Costs:
     method = MethodCost(begin=1.0, epoch=epoch, live=epoch, stored=True)
-    return Costs("a processor", parallel, 1.0, 0.0, 10.0, 5.0, 4.0, teacher, 0.001, {"scratch": method, "kd": method})
+    return Costs("a processor", 2, 1.0, 0.0, 10.0, 5.0, 4.0, teacher, view, {"scratch": method, "kd": method})
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_trainings_are_shortened_until_there_are_enough(proposed: Callable[..., 
     fitted, _ = within_budget(proposed(), root, known, 1000.0)
     epochs = fitted.experiment.training.epochs
     assert EPOCHS[0] < epochs < LONG
-    found = affordable(fitted.experiment, known)
+    found = affordable(fitted.experiment, known, existing_stock(fitted.experiment, root, {}))
     assert found is not None
     assert ENOUGH_TRAININGS <= found < 1.1 * ENOUGH_TRAININGS
     assert (
@@ -111,6 +111,22 @@ def test_only_the_classifier_of_a_pretrained_teacher_is_fitted(
     assert shorter.teacher < 60, "the fit of the classifier was timed"
     assert "only its classifier is fitted" in fitted.reasons[-1]
     assert load_experiment(made.file).teacher.fit == "head"
+
+
+def test_a_cache_that_takes_too_long_has_fewer_views(proposed: Callable[..., Proposal], root: Workspace) -> None:
+    made = proposed()
+    images = existing_stock(made.experiment, root, {}).views / made.experiment.cache.views
+    known = costs(teacher=100, epoch=0.1, view=1.0)
+    fitted, _ = within_budget(made, root, known, 1000.0)
+    views = fitted.experiment.cache.views
+    assert FEWEST_VIEWS < views < made.experiment.cache.views
+    assert images * views / 2 <= CACHE_SHARE * (1000 - 100 - 5) < images * (views + 1) / 2
+    assert f"has {views} instead of 50 views" in fitted.reasons[-1]
+    assert load_experiment(made.file).cache.views == views
+    # What the cache takes is missing for trainings.
+    stock = existing_stock(fitted.experiment, root, {})
+    known_trainings = affordable(fitted.experiment, known, stock)
+    assert known_trainings == pytest.approx((2 * 895 - images * views) / 9, rel=0.01)
 
 
 def test_too_short_a_time_is_refused_with_what_suffices(proposed: Callable[..., Proposal], root: Workspace) -> None:

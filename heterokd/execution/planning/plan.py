@@ -94,21 +94,26 @@ def plan_with(
         size = sum(stored.total_bytes if costs.nodes > 1 else stored.missing_bytes for stored in stores)
         fetch = DataFetch(size, costs.nodes, cluster.store_gbit)
         costs = replace(costs, start=costs.start + fetch.seconds)
-    counts = count(experiment, excluded, folder, affordable(experiment, costs))
     stock = existing_stock(experiment, root, excluded)
+    counts = count(experiment, excluded, folder, affordable(experiment, costs, stock))
     prices = Prices(cluster.price_per_hour, experiment.search.budget.price, cluster.currency)
     found = estimate(experiment.name, counts, costs, stock, prices, partial(make_pruner, experiment))
     images = {} if experiment.data.unlabelled is None else training_images(open_splits(experiment.data))
     return replace(found, fetch=fetch, images=images)
 
 
-def affordable(experiment: Experiment, costs: Costs) -> float | None:
-    """Return the number of trainings that the budgets of time and money allow; None without such a budget."""
+def affordable(experiment: Experiment, costs: Costs, stock: Stock) -> float | None:
+    """Return the number of trainings that the budgets of time and money allow; None without such a budget.
+
+    What the teacher's cache lacks is computed in the time of the trials, and leaves less for trainings.
+    """
     budget = experiment.search.budget
     each = fmean(cost.begin + experiment.training.epochs * cost.epoch for cost in costs.methods.values())
     devices, found = costs.gpus or 1.0, []
+    cache = stock.views * (1 - stock.cache_ready) * costs.view
     if budget.hours is not None:
-        found.append(max(0.0, 3600 * budget.hours - costs.teacher - costs.process) * costs.parallel / each)
+        trials = (3600 * budget.hours - costs.teacher - costs.process) * costs.parallel
+        found.append(max(0.0, trials - cache) / each)
     if budget.gpu_hours is not None:
         found.append(3600 * budget.gpu_hours / (each * devices))
     if budget.money is not None and budget.price is not None:
