@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from heterokd.cli import data, listing, models, planning, results, searching, training
-from heterokd.cli.collection import rare_collections
+from heterokd.cli.collection import no_collection_at_exit, rare_collections
 from heterokd.cli.options import FULL
 from heterokd.execution.signals import interrupt_on_sigterm
 from heterokd.formatting import package_version
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None, commands: typer.Typer = app) ->
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Torch's threads would wait in a busy loop; beside other work, an update then takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    no_collection_at_exit()
     shown = Shown()
     try:
         with interrupt_on_sigterm():

@@ -70,6 +70,14 @@ def test_every_command_is_explained(cli: Run) -> None:
     assert "Exit codes: 0 success" in done.out
 
 
+def test_nothing_is_collected_at_the_end_of_a_command() -> None:
+    """What was registered before the command runs after it; the libraries' objects are exempt then."""
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))\n"
+    code += "from heterokd.cli.app import main; main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) > 10_000
+
+
 def test_threads_of_torch_do_not_wait_in_a_busy_loop() -> None:
     """OpenMP reads its settings when torch is imported, after the command line has set them; a user's setting stays."""
     code = "from heterokd.cli.app import main\ntry: main(['--version'])\nexcept SystemExit: import torch"
