@@ -44,10 +44,8 @@ def _front(report: StudyReport, key: str, made: Vector) -> str:
     if teacher and "teacher" in report.levels:
         shown.append(Member("teacher", teacher, report.levels["teacher"], is_front=False, is_teacher=True))
     draw_front(made, shown, STUDENT_COSTS[key].label(), f"{metric_name(report.summary.metric)} on val")
-    return (
-        f"Pareto front (filled), each of which can be promoted with --trial N: {join_words(names)}. The other students "
-        "are dominated: they cost more and reach less."
-    )
+    dominated = " The other students are dominated: they cost more and reach less." if others else ""
+    return f"Pareto front (filled), each of which can be promoted with --trial N: {join_words(names)}.{dominated}"
 
 
 def winner_charts(report: StudyReport) -> list[Chart]:

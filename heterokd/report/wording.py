@@ -166,8 +166,11 @@ def _without_gain(summary: StudySummary, scratch: RankedConfig) -> str:
 
 
 def best_distilled(summary: StudySummary) -> RankedConfig | None:
-    """Return the first leader that was trained with a teacher."""
-    return next((leader for leader in summary.leaders if leader.method != BASELINE), None)
+    """Return the first leader that was trained with a teacher; with costs as objectives, of the winner's student."""
+    distilled = [leader for leader in summary.leaders if leader.method != BASELINE]
+    if len(summary.objectives) > 1 and summary.winner is not None:
+        distilled = [leader for leader in distilled if leader.student == summary.winner.student]
+    return next(iter(distilled), None)
 
 
 def _sureness(found: Gain) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from heterokd.domains import Scalar
 from heterokd.formatting import format_classes, format_interval, format_score
+from heterokd.methods import BASELINE
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,19 @@ class RankedConfig:
         The page, MLflow, the registry and the model card contain this text; the terminal has no place for its words.
         """
         return f"{self.score} ({'95 % interval ' if self.interval else ''}{self.bounds})"
+
+
+def scratch_of(ranked: Sequence[RankedConfig], *, by_student: bool) -> RankedConfig | None:
+    """Return the best configuration without a teacher.
+
+    Args:
+        ranked: configurations, best first.
+        by_student: costs are objectives, so students are not compared with each other: it is that of the winner's
+            student, if there is one.
+    """
+    found = [config for config in ranked if config.method == BASELINE]
+    same = [config for config in found if by_student and config.student == ranked[0].student]
+    return next(iter([*same, *found]), None)
 
 
 def pareto_front(

@@ -10,7 +10,6 @@ from typing import Literal
 import optuna
 
 from heterokd.config.experiment import Experiment
-from heterokd.methods import BASELINE
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.trial_status import NOT_FINITE, TIMED_OUT, TrialStatus, read_status
 from heterokd.study.assignment import BUDGET, NEGATIVE_TRANSFER, Assignment
@@ -25,7 +24,7 @@ from heterokd.study.plugins import make_pruner, make_sampler
 from heterokd.study.progress import StudyProgress
 from heterokd.study.proposer import Proposer
 from heterokd.study.pruner import checkpoint_epochs, compared, evaluated_epochs
-from heterokd.study.ranked_config import RankedConfig, pareto_front
+from heterokd.study.ranked_config import RankedConfig, pareto_front, scratch_of
 from heterokd.study.recovery import recover, requeue
 from heterokd.study.schedule import Schedule
 from heterokd.study.search_space import SearchSpace
@@ -313,7 +312,7 @@ class Study:
             distillation_failure=distillation_failure(self._trials),
             negative_transfer=tuple(HarmfulTrial(each.number, each.method, each.reached) for each in harmful),
             winner=ranked[0] if ranked else None,
-            scratch=next((config for config in ranked if config.method == BASELINE), None),
+            scratch=scratch_of(ranked, by_student=experiment.by_student),
             front=tuple(pareto_front(ranked, facts.costs, costs)) if costs else (),
             leaders=tuple(ranked[:SUMMARY_LEADERS]),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from heterokd.config.experiment import Experiment
 from heterokd.errors import StudyError
 from heterokd.methods import BASELINE
-from heterokd.report.wording import notes
+from heterokd.report.wording import notes, verdict
 from heterokd.storage.study_dir import StudyFolder
 from heterokd.storage.workspace import Workspace
 from heterokd.study.assignment import Assignment
 from heterokd.study.options import StudyOptions
 from heterokd.study.priors import expected_ranks, method_prior
 from heterokd.study.progress import StudyProgress
+from heterokd.study.ranked_config import scratch_of
 from heterokd.study.storage import StudyFacts
 from heterokd.study.study import Study
 from heterokd.study.warm_start import finished_summaries, warm_start
@@ -96,6 +98,24 @@ def test_the_front_holds_the_best_of_each_student_that_nothing_beats() -> None:
     assert {"large", "middle", "small"} <= repeated
     assert all(member.confirmed for member in summary.front)
     assert {one.recipe.student.network for one in done if one.recipe.method == BASELINE} == set(STUDENTS)
+
+
+def test_a_student_is_compared_with_scratch_of_its_own_network() -> None:
+    found = [
+        fabricated.ranked(0, BASELINE, 0.9, 0.01, student="large"),
+        fabricated.ranked(1, "kd", 0.8, 0.01, student="small"),
+        fabricated.ranked(2, "dkd", 0.7, 0.01, student="large"),
+        fabricated.ranked(3, BASELINE, 0.6, 0.01, student="small"),
+    ]
+    objectives = ("val/top1", "student/params_m")
+    of_large = fabricated.summary(*found, scratch=found[0], objectives=objectives)
+    assert "dkd (trial 2), the best distilled student" in verdict(of_large)
+    assert "kd (trial 1), the best distilled student" in verdict(replace(of_large, objectives=()))
+    ranked = [found[1], found[0], *found[2:]]
+    assert scratch_of(ranked, by_student=True) == found[3]
+    assert scratch_of(ranked, by_student=False) == found[0]
+    assert scratch_of(ranked[:2], by_student=True) == found[0], "the only one there is"
+    assert scratch_of([], by_student=True) is None
 
 
 def test_small_students_are_not_pruned_for_being_small() -> None:
