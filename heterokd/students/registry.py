@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 
 import mlflow
-import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow.entities import LoggedModel
@@ -30,6 +29,7 @@ from heterokd.study.ranked_config import RankedConfig
 from heterokd.study.read_summary import read_summary
 from heterokd.tasks import TASKS, TaskName
 from heterokd.tracking.labels import estimate_tags, run_link, trial_params
+from heterokd.tracking.pytorch_flavor import mlflow_pytorch
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import answering, current, first_line, pages, quiet, sent_once
 from heterokd.training.student import open_student
@@ -147,7 +147,7 @@ def _log_model(
     recipe = trial.recipe
     # Two images, because torch.export turns a batch size of 1 into a constant.
     images = np.random.default_rng(0).random((2, 3, *(size or recipe.data.view_size)), dtype=np.float32)
-    logged = mlflow.pytorch.log_model(
+    logged = mlflow_pytorch.log_model(
         module,
         name="student",
         serialization_format="pt2",  # not pickle

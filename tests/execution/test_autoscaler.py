@@ -50,10 +50,10 @@ with connected(None, cores=4):
 """
 
 
-def outcomes(root: Workspace, name: str) -> dict[str, list[tuple[float, float, float]]]:
-    """By recipe, what was reported after each epoch: equal only if sampling and training are."""
+def outcomes(root: Workspace, name: str) -> dict[str, list[tuple[float, float, float | None]]]:
+    """By recipe, what was reported after each epoch (some are not evaluated): equal if sampling and training are."""
     return {
-        trial.recipe.hash: [(one["epoch"], one["train/loss"], one["val/loss"]) for one in trial.metrics()]
+        trial.recipe.hash: [(one["epoch"], one["train/loss"], one.get("val/loss")) for one in trial.metrics()]
         for trial in root.study(name).trials()
     }
 

@@ -46,7 +46,11 @@ class Outcome:
         """Read the epochs, scores and losses of all trials, and the winner that `--json` names."""
         trials = {trial.number: trial.metrics() for trial in study.trials()}
         points = {
-            number: [(metrics["epoch"], metrics["val/top1"], metrics["val/loss"]) for metrics in reports]
+            number: [
+                (metrics["epoch"], metrics["val/top1"], metrics["val/loss"])
+                for metrics in reports
+                if "val/top1" in metrics
+            ]
             for number, reports in trials.items()
         }
         return cls(json.loads(line)["winner"]["number"], points)

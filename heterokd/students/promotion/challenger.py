@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlflow.pytorch
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from torch import nn
@@ -20,6 +20,7 @@ from heterokd.students.promotion.evaluation import EvaluatedStudent, task_of
 from heterokd.students.promotion.served import ServingModel
 from heterokd.students.registry import CHALLENGER, log_student, register, taken_size
 from heterokd.study.read_summary import read_summary
+from heterokd.tracking.pytorch_flavor import mlflow_pytorch
 from heterokd.tracking.runs import StudyRuns
 from heterokd.tracking.store import first_line, pages
 from heterokd.training.student import open_student
@@ -145,7 +146,8 @@ def load_version(experiment: Experiment, version: str, splits: Splits) -> nn.Mod
     """
     name, uri = experiment.registered_model, model_uri(experiment, version)
     try:
-        graph, size = mlflow.pytorch.load_model(uri), taken_size(uri)
+        graph = mlflow_pytorch.load_model(uri)  # type: ignore[no-untyped-call]
+        size = taken_size(uri)
     except (MlflowException, OSError, RuntimeError) as error:
         raise PromotionError(
             f"version {version} of {name!r} cannot be loaded ({first_line(error)}); restore its files in {_place(uri)}"
@@ -162,6 +164,6 @@ def _place(uri: str) -> str:
     """Return the recorded location of a registered version's files, in MLflow's current store."""
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     try:
-        return str(mlflow.MlflowClient().get_model_version_download_uri(name, version))
+        return str(MlflowClient().get_model_version_download_uri(name, version))
     except MlflowException:
         return "the store's artifacts"
